@@ -1,0 +1,163 @@
+"""Every error the service can raise, with the HTTP status and the code a client sees.
+
+    ServiceError
+    ├── RequestError                    the caller's fault, 4xx
+    │   ├── InvalidRequest        400   invalid_request
+    │   ├── Unauthorized          401   unauthorized
+    │   ├── DeadlineExceeded      408   deadline_exceeded
+    │   ├── LimitExceeded         413   body_too_large, image_too_large, too_many_pixels, too_many_images
+    │   ├── UnsupportedMediaType  415   unsupported_media_type
+    │   ├── ImageError            422   image_not_decodable, invalid_base64, unsupported_image_format
+    │   │   └── FetchError        422   url_refused, fetch_failed, fetch_timeout
+    │   └── HeaderTooLarge        431   header_too_large
+    ├── Overloaded                503   overloaded (429 where the operator prefers it), with Retry-After
+    ├── StageFailed               500   internal_error: a replica died or raised something unforeseen
+    └── SetupError                      refuses to start; never reaches a client
+        ├── ConfigurationError
+        ├── CheckpointError
+        ├── DownloadError
+        └── EngineUnavailable
+
+    ShapeError (ValueError)             an array of the wrong shape or dtype: a bug of ours
+
+Foreign exceptions are mapped where they enter (`raise ... from`). All of these survive pickling, because they
+cross process borders with Ray. Messages are written for the client: no paths, no addresses, no tracebacks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ServiceError(Exception):
+    """Base of all errors of this project: a message for people, a `code` for programs, an HTTP `status`."""
+
+    status: int = 500
+    code: str = "internal_error"
+
+    def __init__(self, message: str, *, code: str | None = None, status: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        if code is not None:
+            self.code = code
+        if status is not None:
+            self.status = status
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.message, dict(self.__dict__))
+
+
+def _rebuild(cls: type[ServiceError], message: str, state: dict[str, Any]) -> ServiceError:
+    error = cls.__new__(cls)
+    Exception.__init__(error, message)
+    error.__dict__.update(state)
+    return error
+
+
+class RequestError(ServiceError):
+    """What the caller sent cannot be scored."""
+
+    status = 400
+    code = "invalid_request"
+
+
+class InvalidRequest(RequestError):
+    """The body breaks the contract; the message names the place."""
+
+
+class Unauthorized(RequestError):
+    """Keys are set and the bearer key is missing or wrong."""
+
+    status = 401
+    code = "unauthorized"
+
+
+class DeadlineExceeded(RequestError):
+    """The request's own deadline passed before its work was done."""
+
+    status = 408
+    code = "deadline_exceeded"
+
+
+class LimitExceeded(RequestError):
+    """A size limit was passed; the message names the limit and its value.
+
+    Args:
+        message: what was too large, the limit's setting name and its value.
+        code: `body_too_large`, `image_too_large`, `too_many_pixels` or `too_many_images`.
+    """
+
+    status = 413
+    code = "too_large"
+
+
+class UnsupportedMediaType(RequestError):
+    """The content type is not JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class ImageError(RequestError):
+    """One image cannot be read: `image_not_decodable`, `invalid_base64` or `unsupported_image_format`."""
+
+    status = 422
+    code = "image_not_decodable"
+
+
+class FetchError(ImageError):
+    """One URL gives no image: `url_refused` (by policy), `fetch_timeout` or `fetch_failed`."""
+
+    code = "fetch_failed"
+
+
+class HeaderTooLarge(RequestError):
+    """A request header is longer than allowed."""
+
+    status = 431
+    code = "header_too_large"
+
+
+class Overloaded(ServiceError):
+    """A queue is full: refused at once, no work was done.
+
+    Args:
+        retry_after_s: seconds after which a retry is sensible; becomes the Retry-After header.
+    """
+
+    status = 503
+    code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after_s: int = 1, status: int = 503) -> None:
+        super().__init__(message, status=status)
+        self.retry_after_s = retry_after_s
+
+
+class StageFailed(ServiceError):
+    """A stage died or raised something nobody foresaw. The cause is in the log, never in the answer."""
+
+
+class SetupError(ServiceError):
+    """The service cannot start as it was told to; the message says what to change."""
+
+    code = "setup_error"
+
+
+class ConfigurationError(SetupError):
+    """Settings contradict each other or name something unknown."""
+
+
+class CheckpointError(SetupError):
+    """A model file is damaged, unsafe, or does not fit the model."""
+
+
+class DownloadError(SetupError):
+    """A model file could not be fetched; the message names the URL and where to put the file by hand."""
+
+
+class EngineUnavailable(SetupError):
+    """The chosen engine cannot run on this machine; the message says what is missing."""
+
+
+class ShapeError(ValueError):
+    """An array has the wrong shape or dtype; the message prints what was expected and what came."""
