@@ -1,0 +1,282 @@
+"""Greedy dynamic batching: a batch is what waits at the moment the model comes free.
+
+    submit() ──▶ queue ──▶ batch ──▶ run_batch, on one thread of its own ──▶ each caller's own result
+                   │                      │ raises: halves are retried until the bad item stands alone
+                   ▼                      ▼ out of memory: the same, and batches stay smaller for a while
+           deadline passed or      the next batch gathers meanwhile
+           caller gone: dropped
+
+An idle model waits a little for company; a busy one never does, because the queue filled while it was busy.
+Nothing here knows what an item is. Nothing here bounds the queue: admission is the caller's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Generic, Literal, ParamSpec, Protocol, TypeVar
+
+from pipeline.errors import ConfigurationError, DeadlineExceeded, Overloaded, StageFailed
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Args = ParamSpec("Args")
+
+logger = logging.getLogger(__name__)
+
+DropReason = Literal["deadline", "cancelled", "closed"]
+
+
+class BatchObserver(Protocol):
+    """Told what happens, on the event loop: be quick. What an observer raises is logged and goes no further."""
+
+    def batch_ran(self, waits_s: Sequence[float], run_s: float) -> None:
+        """The model ran len(waits_s) items in `run_s` seconds; each had waited so many seconds since `submit`."""
+
+    def batch_split(self, size: int, out_of_memory: bool) -> None:
+        """A batch of `size` items failed as a whole; its halves are tried next."""
+
+    def item_dropped(self, reason: DropReason) -> None:
+        """An item left the queue before the model saw it."""
+
+
+class _Silent:
+    """The observer nobody asked for."""
+
+    def batch_ran(self, waits_s: Sequence[float], run_s: float) -> None: ...
+
+    def batch_split(self, size: int, out_of_memory: bool) -> None: ...
+
+    def item_dropped(self, reason: DropReason) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Served(Generic[Result]):
+    """One item's result and what it took.
+
+    Args:
+        result: what `run_batch` returned in this item's place.
+        wait_s: seconds from `submit` until the model started on it (failed tries included).
+        run_s: seconds the model ran the batch that held it.
+        batch_size: items in that batch.
+    """
+
+    result: Result
+    wait_s: float
+    run_s: float
+    batch_size: int
+
+
+@dataclass(slots=True, eq=False)
+class _Entry(Generic[Item, Result]):
+    """One waiting item. Its future never holds an exception, only a `Served` or the error to raise."""
+
+    item: Item
+    deadline: float | None
+    future: asyncio.Future[Served[Result] | BaseException]
+    submitted_at: float = field(default_factory=time.perf_counter)
+    started: bool = False
+
+    @property
+    def wanted(self) -> bool:
+        """Whether its caller still waits and its deadline lies ahead (past it, the timer in `submit` tells the caller)."""
+        return not self.future.done() and (self.deadline is None or time.time() < self.deadline)
+
+    def resolve(self, outcome: Served[Result] | BaseException) -> None:
+        if not self.future.done():
+            self.future.set_result(outcome)
+
+
+class _BatchLimit:
+    """The largest batch allowed now: lowered when memory runs out, doubled every `recover_s` seconds up to `highest`."""
+
+    def __init__(self, highest: int, recover_s: float) -> None:
+        self._highest = self._value = highest
+        self._recover_s = recover_s
+        self._raise_at = 0.0
+
+    def now(self) -> int:
+        while self._value < self._highest and time.monotonic() >= self._raise_at:
+            self._value = min(2 * self._value, self._highest)
+            self._raise_at += self._recover_s
+        return self._value
+
+    def lower(self, value: int) -> None:
+        self._value = max(1, min(value, self._value))
+        self._raise_at = time.monotonic() + self._recover_s
+
+
+class GreedyBatcher(Generic[Item, Result]):
+    """Groups single items into batches for one blocking model.
+
+    Args:
+        run_batch: blocking; takes 1..max_batch items, returns one result for each in order. An exception returned in an
+            item's place fails that item alone. An exception raised fails the batch, which is then tried in halves.
+        max_batch: largest number of items in a batch.
+        max_wait_s: longest time an idle model waits for company after the first item came, seconds.
+        observer: told of batches, splits and drops; None for nobody.
+        out_of_memory: exceptions of `run_batch` that mean the batch was too large for the memory.
+        oom_recover_s: seconds after running out of memory until the batch limit doubles again.
+    Raises:
+        ConfigurationError: max_batch is below 1 or a time is negative.
+
+    Belongs to one event loop. Call `aclose` in the end: it ends the thread.
+    """
+
+    def __init__(
+        self,
+        run_batch: Callable[[list[Item]], Sequence[Result | Exception]],
+        *,
+        max_batch: int,
+        max_wait_s: float,
+        observer: BatchObserver | None = None,
+        out_of_memory: tuple[type[Exception], ...] = (MemoryError,),
+        oom_recover_s: float = 30.0,
+    ) -> None:
+        if max_batch < 1 or max_wait_s < 0 or oom_recover_s <= 0:
+            raise ConfigurationError(
+                f"batching: max_batch must be at least 1 and the times not negative; "
+                f"got max_batch {max_batch}, max_wait_s {max_wait_s}, oom_recover_s {oom_recover_s}"
+            )
+        self._run_batch = run_batch
+        self._limit = _BatchLimit(max_batch, oom_recover_s)
+        self._max_wait_s = max_wait_s
+        self._observer = observer or _Silent()
+        self._out_of_memory = out_of_memory
+        self._queue: deque[_Entry[Item, Result]] = deque()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self._work: asyncio.Task[None] | None = None
+        self._stop_waiting = asyncio.Event()
+        self._closed = False
+
+    @property
+    def queue_length(self) -> int:
+        """Items that wait; those in the running batch are not counted."""
+        return len(self._queue)
+
+    async def submit(self, item: Item, *, deadline: float | None = None) -> Served[Result]:
+        """Run one item with whatever else waits, and return its own result.
+
+        Cancelling this call takes the item out of the queue; once the model has it, only the result is thrown away.
+
+        Args:
+            item: handed to `run_batch` as it is.
+            deadline: wall-clock time (`time.time()`) after which nobody wants the result; None for never.
+        Raises:
+            DeadlineExceeded: the deadline passed, before or while the model ran.
+            Overloaded: the batcher is closed.
+            Exception: what `run_batch` raised or returned for this item.
+        """
+        if self._closed:
+            raise Overloaded("the model is shutting down")
+        entry: _Entry[Item, Result] = _Entry(item, deadline, asyncio.get_running_loop().create_future())
+        self._enqueue(entry)
+        try:
+            async with asyncio.timeout(None if deadline is None else deadline - time.time()):
+                outcome = await entry.future
+        except TimeoutError:
+            self._leave(entry, "deadline")
+            raise DeadlineExceeded("the deadline passed before the image was scored") from None
+        except asyncio.CancelledError:
+            self._leave(entry, "cancelled")
+            raise
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    async def aclose(self, *, drain: bool = True) -> None:
+        """Accept nothing more, finish, and end the thread; a second call is harmless.
+
+        Args:
+            drain: True runs what waits; False fails it with Overloaded. A running batch is finished in both cases.
+        """
+        self._closed = True
+        while self._queue and not drain:
+            entry = self._queue.popleft()
+            entry.resolve(Overloaded("the model is shutting down"))
+            self._report(self._observer.item_dropped, "closed")
+        self._stop_waiting.set()
+        if self._work is not None:
+            await asyncio.wait([self._work])
+        self._thread.shutdown()
+
+    def _enqueue(self, entry: _Entry[Item, Result]) -> None:
+        self._queue.append(entry)
+        if len(self._queue) >= self._limit.now():
+            self._stop_waiting.set()
+        if self._work is None or self._work.done():
+            self._work = asyncio.create_task(self._work_until_idle())
+
+    def _leave(self, entry: _Entry[Item, Result], reason: DropReason) -> None:
+        with suppress(ValueError):
+            self._queue.remove(entry)
+        if not entry.started:
+            self._report(self._observer.item_dropped, reason)
+
+    async def _work_until_idle(self) -> None:
+        await self._wait_for_company()
+        while self._queue:
+            size = min(len(self._queue), self._limit.now())
+            await self._run([self._queue.popleft() for _ in range(size)])
+
+    async def _wait_for_company(self) -> None:
+        if len(self._queue) < self._limit.now() and not self._closed:
+            self._stop_waiting.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._max_wait_s):
+                    await self._stop_waiting.wait()
+
+    async def _run(self, entries: list[_Entry[Item, Result]]) -> None:
+        """Run those still wanted; where the batch fails as a whole, its halves, down to single items."""
+        batch = [entry for entry in entries if entry.wanted]
+        if not batch:
+            return
+        started_at = time.perf_counter()
+        for entry in batch:
+            entry.started = True
+        loop = asyncio.get_running_loop()
+        outcomes, run_s = await loop.run_in_executor(self._thread, self._timed_run, [entry.item for entry in batch])
+        if isinstance(outcomes, Exception) and len(batch) > 1:
+            half = len(batch) // 2
+            self._note_failure(outcomes, len(batch), half)
+            await self._run(batch[:half])
+            await self._run(batch[half:])
+            return
+        waits_s = [started_at - entry.submitted_at for entry in batch]
+        for index, (entry, wait_s) in enumerate(zip(batch, waits_s, strict=True)):
+            outcome = outcomes if isinstance(outcomes, Exception) else outcomes[index]
+            entry.resolve(outcome if isinstance(outcome, Exception) else Served(outcome, wait_s, run_s, len(batch)))
+        self._report(self._observer.batch_ran, waits_s, run_s)
+
+    def _timed_run(self, items: list[Item]) -> tuple[Sequence[Result | Exception] | Exception, float]:
+        """On the model's thread: the results, or what was raised instead; and the seconds it took."""
+        started_at = time.perf_counter()
+        outcomes: Sequence[Result | Exception] | Exception
+        try:
+            outcomes = self._run_batch(items)
+            if len(outcomes) != len(items):
+                outcomes = StageFailed(f"the model returned {len(outcomes)} results for {len(items)} items")
+        except Exception as error:
+            outcomes = error
+        except BaseException as error:  # SystemExit in the model must not end the event loop
+            outcomes = StageFailed(f"the model's thread was told to stop: {type(error).__name__}")
+        return outcomes, time.perf_counter() - started_at
+
+    def _note_failure(self, error: Exception, size: int, half: int) -> None:
+        out_of_memory = isinstance(error, self._out_of_memory)
+        if out_of_memory:
+            self._limit.lower(half)
+        logger.warning("a batch of %d failed, trying its halves: %s: %s", size, type(error).__name__, error)
+        self._report(self._observer.batch_split, size, out_of_memory)
+
+    def _report(self, tell: Callable[Args, None], *args: Args.args, **kwargs: Args.kwargs) -> None:
+        try:
+            tell(*args, **kwargs)
+        except Exception:
+            logger.exception("the batch observer failed")
