@@ -1,0 +1,107 @@
+"""Scale an image into the network's square input exactly as mmdet's Resize(keep_ratio) + Pad does.
+
+    (H, W) --fit--> Letterbox      pixels --scale_to_fit--> LoadedImage      LoadedImages --pad_batch--> (B, S, S, 3)
+
+Scaling happens where the image is decoded; padding happens once, where the batch is assembled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ShapeError
+from pipeline.types import Letterbox, LoadedImage, check_array
+
+PAD_VALUE = 114
+"""Grey of the padding, the same in all channels (RTMDet's test config, mmdet 3.3.0)."""
+
+
+def fit(original_hw: tuple[int, int], size: int) -> Letterbox:
+    """Scale (height, width) to the largest size that fits a square of `size` pixels, keeping the ratio.
+
+    Rounds as mmcv does, `int(x * scale + 0.5)`, but never to zero: mmcv fails on an image 1,300 times wider than high.
+    Source: mmcv 2.1.0 `mmcv/image/geometric.py`, `rescale_size`.
+    """
+    height, width = original_hw
+    scale = min(size / max(height, width), size / min(height, width))
+    scaled_hw = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+    return Letterbox(original_hw=(height, width), scaled_hw=scaled_hw, size=size)
+
+
+def scale_to_fit(
+    bgr: NDArray[np.uint8], original_hw: tuple[int, int], size: int, timings_ms: Mapping[str, float] | None = None
+) -> LoadedImage:
+    """Resize decoded pixels (bilinear, no antialiasing, as mmdet) to the scaled size of the full image.
+
+    Args:
+        bgr: (h, w, 3) uint8, either the full image or the image decoded at 1/2, 1/4 or 1/8.
+        original_hw: height and width of the full image, pixels, after EXIF orientation.
+        size: side of the square network input, pixels.
+        timings_ms: carried into the result.
+    Returns:
+        The image at `fit(original_hw, size).scaled_hw`, not padded.
+    Raises:
+        ShapeError: bgr is not uint8 (h, w, 3).
+    """
+    check_array("bgr", bgr, (None, None, 3), np.uint8)
+    letterbox = fit(original_hw, size)
+    if bgr.shape[:2] == letterbox.scaled_hw:
+        pixels = bgr
+    elif _is_whole_reduction(bgr.shape[:2], original_hw):
+        pixels = cv2.resize(bgr, letterbox.scaled_hw[::-1], interpolation=cv2.INTER_LINEAR)
+    else:
+        pixels = _resize_partial_reduction(bgr, letterbox)
+    return LoadedImage(pixels=pixels, letterbox=letterbox, timings_ms=dict(timings_ms or {}))
+
+
+def _is_whole_reduction(decoded_hw: tuple[int, ...], original_hw: tuple[int, int]) -> bool:
+    return all(original % decoded == 0 for original, decoded in zip(original_hw, decoded_hw, strict=True))
+
+
+def _resize_partial_reduction(bgr: NDArray[np.uint8], letterbox: Letterbox) -> NDArray[np.uint8]:
+    """Resize a JPEG decoded at 1/s whose true size is no multiple of s.
+
+    Its last row and column stand for fewer than s pixels, so stretching the whole of it would shift the right edge by up
+    to one network pixel. Here each network pixel looks up the place that it has in the full image.
+    """
+    original_h, original_w = letterbox.original_hw
+    reduction = 2 ** round(math.log2(max(original_h, original_w) / max(bgr.shape[:2])))
+    to_original_x, to_original_y = letterbox.to_original_xy
+    scale_x, scale_y = to_original_x / reduction, to_original_y / reduction
+    to_decoded = np.array([[scale_x, 0.0, (scale_x - 1) / 2], [0.0, scale_y, (scale_y - 1) / 2]])
+    scaled_wh = letterbox.scaled_hw[::-1]
+    return cv2.warpAffine(
+        bgr, to_decoded, scaled_wh, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
+    )
+
+
+def pad_batch(images: Sequence[LoadedImage], size: int, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """Put images at the top left of squares filled with grey 114.
+
+    Args:
+        images: B images made for the same `size`.
+        size: side S of the square network input, pixels.
+        out: (B or more, S, S, 3) uint8 buffer to write into; made when None.
+    Returns:
+        (B, S, S, 3) uint8 BGR: the first B squares of `out`.
+    Raises:
+        ShapeError: an image was made for another size, or `out` does not fit.
+    """
+    if out is None:
+        out = np.empty((len(images), size, size, 3), np.uint8)
+    check_array("out", out, (None, size, size, 3), np.uint8)
+    if len(out) < len(images):
+        raise ShapeError(f"out: expected room for {len(images)} images, got {len(out)}")
+    for square, image in zip(out, images, strict=False):
+        if image.letterbox.size != size:
+            raise ShapeError(f"images: expected letterbox size {size}, got {image.letterbox.size}")
+        height, width = image.letterbox.scaled_hw
+        square[:height, :width] = image.pixels
+        square[height:] = PAD_VALUE
+        square[:height, width:] = PAD_VALUE
+    return out[: len(images)]
