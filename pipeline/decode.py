@@ -63,9 +63,7 @@ class DecodeLimits:
             raise ConfigurationError("max_pixels and max_bytes must be at least 1")
 
 
-def decode_image(
-    data: bytes, limits: DecodeLimits, target_size: int | None = None
-) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+def decode_image(data: bytes, limits: DecodeLimits, target_size: int | None = None) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Decode the first frame, in the right colours, turned upright.
 
     Args:

@@ -26,14 +26,28 @@ cross process borders with Ray. Messages are written for the client: no paths, n
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 
+@dataclass(frozen=True, slots=True)
+class ImageFault:
+    """What was wrong with one image of a request: its position, the error's code and message."""
+
+    index: int
+    code: str
+    message: str
+
+
 class ServiceError(Exception):
-    """Base of all errors of this project: a message for people, a `code` for programs, an HTTP `status`."""
+    """Base of all errors of this project: a message for people, a `code` for programs, an HTTP `status`.
+
+    `faults` names the images that failed, where the error is about images of a request.
+    """
 
     status: int = 500
     code: str = "internal_error"
+    faults: tuple[ImageFault, ...] = ()
 
     def __init__(self, message: str, *, code: str | None = None, status: int | None = None) -> None:
         super().__init__(message)

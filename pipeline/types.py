@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ShapeError
+from pipeline.errors import ImageFault, ShapeError
 
 MASK_STRIDE_PX = 8
 """Network pixels between neighbouring mask logits (RTMDet-Ins predicts masks at stride 8)."""
@@ -173,7 +173,24 @@ class ScoredImage:
     Args:
         objects: highest score first.
         timings_ms: milliseconds by stage (`fetch`, `decode`, `queue`, `detect`, `polygonize`).
+        fault: why this image could not be scored (only with `on_error="isolate"`); then `objects` is empty.
     """
 
     objects: list[SegmentedObject]
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+    fault: ImageFault | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """The answer for one image as it goes onto the wire, encoded once, where the polygons are made.
+
+    Args:
+        json: UTF-8 `{"boxes": [...]}`.
+        object_count: number of objects in it.
+        timings_ms: as in ScoredImage.
+    """
+
+    json: bytes
+    object_count: int
     timings_ms: Mapping[str, float] = field(default_factory=dict)

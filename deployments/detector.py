@@ -1,0 +1,86 @@
+"""Detector: pixels in, instances out. One engine, one greedy batcher; GPU where there is one.
+
+    LoadedImage ─▶ GreedyBatcher ─▶ Engine.detect, on one thread of its own ─▶ Instances
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ray import serve
+
+from deployments.context import RequestContext
+from deployments.metrics import BatchMetrics
+from deployments.stage import Stage
+from pipeline.batching import GreedyBatcher
+from pipeline.engines import EngineOptions, ModelInfo, load_engine
+from pipeline.errors import ConfigurationError, EngineOutOfMemory
+from pipeline.types import DetectOptions, Instances, LoadedImage
+
+Item = tuple[LoadedImage, DetectOptions]
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorOptions:
+    """What a Detector needs to know.
+
+    Args:
+        model: embedded or official name, or a path.
+        engine: which engine and how.
+        max_batch: most images in one pass.
+        max_wait_s: an idle detector waits this long for company, seconds.
+    """
+
+    model: str
+    engine: EngineOptions
+    max_batch: int
+    max_wait_s: float
+
+
+@serve.deployment(max_ongoing_requests=64, max_queued_requests=512)
+class Detector:
+    """Runs the network on batches that it forms across requests."""
+
+    def __init__(self, options: DetectorOptions) -> None:
+        _check_ongoing(options.max_batch)
+        self._stage = Stage("detector")
+        self._engine = load_engine(options.model, options.engine)
+        self._engine.warm_up()
+        self._batcher: GreedyBatcher[Item, Instances] = GreedyBatcher(
+            self._run,
+            max_batch=options.max_batch,
+            max_wait_s=options.max_wait_s,
+            observer=BatchMetrics(),
+            out_of_memory=(EngineOutOfMemory, MemoryError),
+        )
+
+    def _run(self, items: list[Item]) -> Sequence[Instances]:
+        images, options = zip(*items, strict=True)
+        return self._engine.detect(images, options)
+
+    async def detect(self, image: LoadedImage, options: DetectOptions, context: RequestContext) -> Instances:
+        """Find the instances of one image; it shares its pass with whatever waits beside it.
+
+        Raises:
+            DeadlineExceeded: the deadline passed before the network ran.
+            StageFailed: the network failed on this image.
+        """
+        with self._stage.guard(context):
+            served = await self._batcher.submit((image, options), deadline=context.deadline)
+            timings = {**image.timings_ms, "queue": served.wait_s * 1e3, "detect": served.run_s * 1e3}
+            return replace(served.result, timings_ms=timings)
+
+    async def info(self) -> ModelInfo:
+        """What runs here: model, classes, input size, engine, precision, device."""
+        return self._engine.info
+
+
+def _check_ongoing(max_batch: int) -> None:
+    """Refuse a concurrency that could never fill a batch: Ray Serve hands a replica at most max_ongoing_requests at once."""
+    ongoing = serve.get_replica_context()._deployment_config.max_ongoing_requests
+    if ongoing < 2 * max_batch:
+        raise ConfigurationError(
+            f"Detector: max_ongoing_requests is {ongoing}, but batches of {max_batch} need at least {2 * max_batch} "
+            f"(one batch running, the next gathering). Raise it under `deployments` or lower detector.max_batch."
+        )

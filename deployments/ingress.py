@@ -1,0 +1,220 @@
+"""Ingress: the one deployment that callers talk to, over HTTP or by handle. It never touches pixels.
+
+    HTTP ─▶ the front (serve_app.http) ─┐
+                                        ├─▶ admission ─▶ ScoringGraph ─▶ gather
+    handle.score.remote(images, params) ┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from deployments.context import RequestContext
+from deployments.image_loader import ImageInput
+from deployments.metrics import StageMetrics
+from deployments.params import ScoreParams, parse_params
+from deployments.probe import PROBE_IMAGE
+from deployments.scoring import Answer, ScoreOptions, ScoringGraph
+from pipeline.engines import ModelInfo
+from pipeline.errors import ImageFault, InvalidRequest, LimitExceeded, Overloaded, ServiceError
+from pipeline.types import DetectOptions, OutlineOptions, ScoredImage
+
+
+@dataclass(frozen=True, slots=True)
+class IngressOptions:
+    """What an Ingress needs to know.
+
+    Args:
+        classes: class names, in the order of the network's labels.
+        detect: defaults of the detection parameters; `max_detections` is also their upper bound.
+        outline: defaults of the outline parameters.
+        timeout_s: deadline of a request that names none, seconds.
+        max_images_per_request, max_images_in_flight: admission; the second is per ingress replica.
+        overload_status, retry_after_s: how a refusal looks.
+        ready_cache_s: how long a readiness answer stays valid, seconds.
+    """
+
+    classes: tuple[str, ...]
+    detect: DetectOptions
+    outline: OutlineOptions
+    timeout_s: float
+    max_images_per_request: int
+    max_images_in_flight: int
+    overload_status: int
+    retry_after_s: int
+    ready_cache_s: float
+
+
+@serve.deployment(max_ongoing_requests=1000)
+@serve.ingress()
+class Ingress:
+    """Admits requests, scores their images through the stages, gathers the answers.
+
+    Args:
+        image_loader, detector, polygonizer: handles of the stages.
+        options: limits and defaults.
+        front: makes the ASGI application that speaks HTTP for this ingress.
+    """
+
+    def __init__(
+        self,
+        image_loader: DeploymentHandle,
+        detector: DeploymentHandle,
+        polygonizer: DeploymentHandle,
+        options: IngressOptions,
+        front: Callable[[Ingress], Any],
+    ) -> None:
+        self.options = options
+        self._front = front
+        self._detector = detector
+        self._graph = ScoringGraph(image_loader, detector, polygonizer, options.retry_after_s, options.overload_status)
+        self._metrics = StageMetrics("ingress")
+        self._in_flight = 0
+        self._readiness: tuple[float, ServiceError | None] | None = None
+        self._probe_lock = asyncio.Lock()
+
+    def __serve_build_asgi_app__(self) -> Any:  # noqa: PLW3201 (Ray Serve's hook)
+        return self._front(self)
+
+    async def score(
+        self,
+        images: Sequence[ImageInput],
+        params: ScoreParams | Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+    ) -> list[ScoredImage]:
+        """Score images; the typed method for Python callers: `serve.get_app_handle(name).score.remote(images)`.
+
+        Args:
+            images: each base64 text or a URL (str), an encoded file (bytes), or (H, W, 3) uint8 RGB or (H, W) uint8 grey pixels.
+            params: as in the HTTP contract.
+            timeout_s: deadline from now, seconds; None takes the server's.
+            request_id: for the logs; made when None.
+        Returns:
+            One ScoredImage for each image, in order; with `on_error="isolate"` a bad one holds its `fault`.
+        Raises:
+            ServiceError: the same codes as over HTTP.
+        """
+        checked = parse_params(params)
+        answers = await self.score_images(images, checked, self.context(timeout_s, request_id), encoded=False)
+        return [ScoredImage([], fault=answer) if isinstance(answer, ImageFault) else answer for answer in answers]
+
+    async def score_images(
+        self, images: Sequence[ImageInput], params: ScoreParams, context: RequestContext, *, encoded: bool
+    ) -> list[Answer | ImageFault]:
+        """Admit and score; what both doors share.
+
+        Raises:
+            Overloaded: too many images are in flight; nothing was done.
+            ServiceError: see ScoringGraph.score.
+        """
+        options = self.score_options(params, encoded)
+        began = time.perf_counter()
+        self.admit(len(images))
+        try:
+            answers = await self._graph.score(images, options, context)
+        except ServiceError as error:
+            self._metrics.failed(error.code, len(images))
+            raise
+        finally:
+            self._in_flight -= len(images)
+        self._metrics.done((time.perf_counter() - began) * 1e3, len(images))
+        return answers
+
+    def admit(self, count: int) -> None:
+        """Take `count` images in, or raise Overloaded at once."""
+        if count > self.options.max_images_per_request:
+            raise LimitExceeded(
+                f"The request has {count} images; the limit is {self.options.max_images_per_request} "
+                f"(ingress.max_images_per_request).",
+                code="too_many_images",
+            )
+        self.check_room(count)
+        self._in_flight += count
+
+    def check_room(self, count: int = 1) -> None:
+        """Raise Overloaded when `count` more images do not fit (asked before a body is read)."""
+        if self._in_flight + count > self.options.max_images_in_flight:
+            self._metrics.failed(Overloaded.code, count)
+            raise Overloaded(
+                "The service is at its limit; try again later.",
+                retry_after_s=self.options.retry_after_s,
+                status=self.options.overload_status,
+            )
+
+    def context(self, timeout_s: float | None = None, request_id: str | None = None) -> RequestContext:
+        """A request's context; the deadline is the shorter of the caller's and the server's."""
+        timeout_s = self.options.timeout_s if timeout_s is None else min(timeout_s, self.options.timeout_s)
+        return RequestContext(request_id or str(uuid.uuid4()), time.time() + timeout_s)
+
+    def score_options(self, params: ScoreParams, encoded: bool) -> ScoreOptions:
+        """Fill the server's defaults into a request's params.
+
+        Raises:
+            InvalidRequest: a label that the model does not know.
+        """
+        detect, outline = self.options.detect, self.options.outline
+        return ScoreOptions(
+            DetectOptions(
+                score_threshold=_either(params.score_threshold, detect.score_threshold),
+                max_detections=min(_either(params.max_detections, detect.max_detections), detect.max_detections),
+                labels=detect.labels if params.labels is None else self._label_indices(params.labels),
+            ),
+            OutlineOptions(
+                tolerance_px=_either(params.polygon_tolerance_px, outline.tolerance_px),
+                max_points=_either(params.polygon_max_points, outline.max_points),
+                decimals=_either(params.decimals, outline.decimals),
+                holes=_either(params.holes, outline.holes),
+                mask_format=params.mask_format,
+            ),
+            isolate=params.on_error == "isolate",
+            encoded=encoded,
+        )
+
+    def _label_indices(self, labels: Sequence[str]) -> frozenset[int]:
+        unknown = sorted(set(labels) - set(self.options.classes))
+        if unknown:
+            raise InvalidRequest(
+                f"'params.labels' names unknown label(s) {', '.join(map(repr, unknown))}; this model knows: "
+                f"{', '.join(self.options.classes)}."
+            )
+        return frozenset(index for index, name in enumerate(self.options.classes) if name in labels)
+
+    async def check_ready(self, timeout_s: float = 5.0) -> None:
+        """Send a tiny image through every stage; the answer is kept for `ready_cache_s`, and one probe runs at a time.
+
+        Raises:
+            ServiceError: some stage did not answer.
+        """
+        async with self._probe_lock:
+            if self._readiness is None or time.monotonic() > self._readiness[0]:
+                error = await self._probe(timeout_s)
+                self._readiness = (time.monotonic() + self.options.ready_cache_s, error)
+            error = self._readiness[1]
+        if error is not None:
+            raise error
+
+    async def _probe(self, timeout_s: float) -> ServiceError | None:
+        options = self.score_options(ScoreParams(), encoded=True)
+        try:
+            await self._graph.score([PROBE_IMAGE], options, self.context(timeout_s, "readiness-probe"))
+        except ServiceError as error:
+            return error
+        return None
+
+    async def model_info(self) -> ModelInfo:
+        """What the detector runs."""
+        return await self._detector.info.remote()
+
+
+def _either(asked: Any, default: Any) -> Any:
+    return default if asked is None else asked

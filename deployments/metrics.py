@@ -1,0 +1,66 @@
+"""Prometheus metrics of the stages, through Ray's exporter (prefix `ray_`, tags deployment, replica, application).
+
+One set for every stage; the dashboard in loadtest/observability asks for exactly these names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ray.serve import metrics
+
+_LATENCY_MS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 30000]
+_BATCH = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256]
+
+
+class StageMetrics:
+    """Latency, images and errors of one stage.
+
+    Args:
+        stage: `ingress`, `image_loader`, `detector` or `polygonizer`.
+    """
+
+    def __init__(self, stage: str) -> None:
+        tags = {"stage": stage}
+        self._latency = metrics.Histogram(
+            "rtmdet_stage_latency_ms", "Time an image spends in a stage, milliseconds.", _LATENCY_MS, tag_keys=("stage",)
+        )
+        self._images = metrics.Counter("rtmdet_stage_images", "Images that a stage finished.", tag_keys=("stage",))
+        self._errors = metrics.Counter("rtmdet_stage_errors", "Images that a stage refused or failed.", tag_keys=("stage", "code"))
+        for metric in (self._latency, self._images, self._errors):
+            metric.set_default_tags(tags)
+
+    def done(self, latency_ms: float, images: int = 1) -> None:
+        """Count finished images and the time they took, milliseconds."""
+        self._latency.observe(latency_ms)
+        self._images.inc(images)
+
+    def failed(self, code: str, images: int = 1) -> None:
+        """Count images that ended in the error `code`."""
+        self._errors.inc(images, tags={"code": code})
+
+
+class BatchMetrics:
+    """How well the detector's batches fill; a `pipeline.batching.BatchObserver`."""
+
+    def __init__(self) -> None:
+        self._size = metrics.Histogram("rtmdet_batch_size", "Images in one pass of the network.", _BATCH)
+        self._wait = metrics.Histogram("rtmdet_batch_wait_ms", "Time an image waited for its batch, milliseconds.", _LATENCY_MS)
+        self._run = metrics.Histogram("rtmdet_batch_run_ms", "Time of one pass of the network, milliseconds.", _LATENCY_MS)
+        self._splits = metrics.Counter("rtmdet_batch_splits", "Batches that failed as a whole and were tried in halves.", tag_keys=("cause",))
+        self._dropped = metrics.Counter("rtmdet_batch_dropped", "Images dropped before the network ran.", tag_keys=("reason",))
+
+    def batch_ran(self, waits_s: Sequence[float], run_s: float) -> None:
+        """Record one pass: each image's wait and the pass's time, seconds."""
+        self._size.observe(len(waits_s))
+        self._run.observe(run_s * 1e3)
+        for wait_s in waits_s:
+            self._wait.observe(wait_s * 1e3)
+
+    def batch_split(self, size: int, out_of_memory: bool) -> None:  # noqa: ARG002 (the observer's interface)
+        """Record a batch that is tried again in halves."""
+        self._splits.inc(tags={"cause": "out_of_memory" if out_of_memory else "error"})
+
+    def item_dropped(self, reason: str) -> None:
+        """Record an image that left before the network ran (`deadline`, `cancelled` or `closed`)."""
+        self._dropped.inc(tags={"reason": reason})

@@ -1,0 +1,95 @@
+"""Fine-tune an RTMDet-Ins model on your photos.
+
+    python -m jobs.finetune --train train.json --train-images photos/ --val val.json --val-images photos/ \
+        --model rtmdet-ins_nano --init-weights start.pth --epochs 20 --batch-size 8 --lr 5e-4 --work-dir runs/mine
+
+mmdet's transforms, losses and mmengine's Runner do the training; this file only puts them together. The result is
+`<work-dir>/final.safetensors` (and mmengine's own `iter_*.pth`): averaged weights, classes and configuration in one file.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import find_latest_checkpoint
+from torch import nn
+
+from jobs import augment, hooks, precision  # noqa: F401  (their transforms, hooks and wrappers register themselves)
+from jobs.datasets import read_annotations
+from jobs.runner_config import runner_config
+from jobs.settings import FinetuneSettings, settings_from_args
+from pipeline.checkpoints import load_checkpoint, load_weights, save_safetensors
+from pipeline.model import OFFICIAL_NAMES, ModelSpec, nano_spec, official_spec
+
+FINAL_NAME = "final.safetensors"
+
+
+def finetune(settings: FinetuneSettings) -> Path:
+    """Train, and return the path of the finished model file."""
+    train = read_annotations(settings.train, settings.train_images, settings.work_dir)
+    val = read_annotations(settings.val, settings.val_images, settings.work_dir) if settings.val else None
+    spec = spec_for(settings, train.classes)
+    runner = Runner.from_cfg(runner_config(settings, spec, train, val))
+    network = runner.model
+    network.init_weights()
+    if settings.init_weights:
+        print(load_what_fits(network, settings.init_weights))
+    trained = hooks.freeze(network, settings.freeze)
+    print(f"{spec.name}: {trained:,} of {sum(p.numel() for p in network.parameters()):,} parameters train.", flush=True)
+    precision.keep_losses_in_fp32(network)
+    network.to(memory_format=torch.channels_last)
+    runner.train()
+    return export(settings.work_dir)
+
+
+def spec_for(settings: FinetuneSettings, classes: tuple[str, ...]) -> ModelSpec:
+    """The network of the asked size, with the class channels of the training data."""
+    if settings.model == "rtmdet-ins_nano":
+        spec = nano_spec(classes, settings.image_size)
+        name = settings.name or spec.name
+    else:
+        name = next(name for name in OFFICIAL_NAMES if name.startswith(settings.model + "_"))
+        spec, name = official_spec(name).with_classes(classes), settings.name or settings.model
+    return ModelSpec(name, spec.classes, settings.image_size, spec.config)
+
+
+def load_what_fits(network: nn.Module, path: Path) -> str:
+    """Copy every weight of the file whose name and shape the network has.
+
+    Returns: one line that says how many were loaded and which parts start fresh.
+    Raises: ValueError where nothing fits.
+    """
+    weights, own = load_weights(path), network.state_dict()
+    fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    if not fitting:
+        raise ValueError(f"{path}: none of its {len(weights)} tensors fits this network. Is --model right?")
+    network.load_state_dict(fitting, strict=False)
+    fresh = sorted({".".join(name.split(".")[:2]) for name in own if name not in fitting and "num_batches" not in name})
+    return f"{path.name}: {len(fitting)} of {len(own)} tensors loaded; fresh: {', '.join(fresh) or 'none'}."
+
+
+def export(work_dir: Path) -> Path:
+    """Write the newest checkpoint of a run as `final.safetensors` beside it. Works while the run still goes on."""
+    newest = find_latest_checkpoint(str(work_dir))
+    if newest is None:
+        raise FileNotFoundError(f"{work_dir}: no checkpoint yet.")
+    path = work_dir / FINAL_NAME
+    save_safetensors(load_checkpoint(Path(newest)), path)
+    steps = re.search(r"iter_(\d+)", newest)
+    print(f"{path}: written{f' after {steps[1]} steps' if steps else ''}.")
+    return path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry."""
+    finetune(settings_from_args(argv))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""Which hosts and addresses a URL from a stranger may lead to: the public internet, and what the operator has listed.
+
+Judging names is not enough (a name can resolve to anything, and to something else a moment later), so addresses are judged,
+where the connection is made (`guarded_backend.py`). Names are only checked for their form.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, IPv4Network, IPv6Network
+
+from pipeline.errors import ConfigurationError
+
+FORBIDDEN_IPV4 = tuple(
+    IPv4Network(network)
+    for network in (
+        "0.0.0.0/8",  # this host on this network
+        "10.0.0.0/8",  # private
+        "100.64.0.0/10",  # carrier-grade NAT; Alibaba Cloud's metadata
+        "127.0.0.0/8",  # loopback
+        "168.63.129.16/32",  # Azure's host agent, on a public address
+        "169.254.0.0/16",  # link-local; the clouds' metadata
+        "172.16.0.0/12",  # private
+        "192.0.0.0/24",  # protocol assignments; Oracle Cloud's metadata
+        "192.0.2.0/24",  # documentation
+        "192.88.99.0/24",  # 6to4 relays
+        "192.168.0.0/16",  # private
+        "198.18.0.0/15",  # benchmarks
+        "198.51.100.0/24",  # documentation
+        "203.0.113.0/24",  # documentation
+        "224.0.0.0/4",  # multicast
+        "240.0.0.0/4",  # reserved, broadcast
+    )
+)
+"""IANA IPv4 Special-Purpose Address Registry, multicast, and cloud agents on public addresses."""
+
+PUBLIC_IPV6 = IPv6Network("2000::/3")
+"""All that IANA has allocated as global unicast. Loopback, mapped, NAT64, unique-local, link-local, multicast lie outside."""
+
+FORBIDDEN_IPV6 = tuple(
+    IPv6Network(network)
+    for network in (
+        "2001::/23",  # protocol assignments: Teredo, ORCHID, benchmarks
+        "2001:db8::/32",  # documentation
+        "2002::/16",  # 6to4, carries any IPv4 address
+        "3fff::/20",  # documentation
+    )
+)
+"""IANA IPv6 Special-Purpose Address Registry, the part inside PUBLIC_IPV6."""
+
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+
+
+@dataclass(frozen=True, slots=True)
+class AddressPolicy:
+    """The public internet, plus the operator's exceptions.
+
+    Args:
+        allowed_networks: networks in CIDR form that are allowed though not public.
+        allowed_hosts: host names or addresses that may resolve to anything; ".example.net" means all names below it.
+    """
+
+    allowed_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+
+    @classmethod
+    def from_text(cls, allowed_networks: tuple[str, ...], allowed_hosts: tuple[str, ...]) -> AddressPolicy:
+        """Read the operator's lists; raises ConfigurationError for a network that is none."""
+        try:
+            networks = tuple(ipaddress.ip_network(network) for network in allowed_networks)
+        except ValueError as error:
+            raise ConfigurationError(f"allowed_networks: {error}") from error
+        return cls(networks, tuple(host.lower().rstrip(".") for host in allowed_hosts))
+
+    def permits(self, host: str, address: str) -> bool:
+        """Tell whether a connection to `address`, reached by the name `host`, may be made."""
+        return self._lists_host(host) or self._permits_address(address)
+
+    def _lists_host(self, host: str) -> bool:
+        name = host.lower().rstrip(".")
+        return any(name.endswith(entry) if entry.startswith(".") else name == entry for entry in self.allowed_hosts)
+
+    def _permits_address(self, text: str) -> bool:
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError:
+            return False
+        return is_public(address) or any(address in network for network in self.allowed_networks)
+
+
+def is_public(address: IPv4Address | IPv6Address) -> bool:
+    """Tell whether an address belongs to the public internet; addresses that embed IPv4 ones do not."""
+    if isinstance(address, IPv4Address):
+        return not any(address in network for network in FORBIDDEN_IPV4)
+    if address.scope_id is not None:
+        return False
+    return address in PUBLIC_IPV6 and not any(address in network for network in FORBIDDEN_IPV6)
+
+
+def is_well_formed_host(host: str) -> bool:
+    """Tell whether a host is a plain name or an address in its one usual form.
+
+    Refused are names with odd characters and every other spelling of IPv4 addresses: 127.1, 0x7f000001, 0177.0.0.1,
+    2130706433. Source: WHATWG URL, "ends in a number".
+    """
+    if ":" in host:
+        return _is_address(host) and "%" not in host
+    labels = host.removesuffix(".").split(".")
+    if _NUMBER.fullmatch(labels[-1]):
+        return _is_address(host)
+    return len(host) <= 253 and all(_LABEL.fullmatch(label) for label in labels)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,57 @@
+"""Answers as bytes: images' JSON joined without encoding it again, errors in the contract's one form, timing headers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+import orjson
+from starlette.responses import Response
+
+from pipeline.errors import ImageFault, Overloaded, ServiceError, Unauthorized
+from pipeline.types import EncodedImage
+
+STAGES = ("fetch", "decode", "queue", "detect", "polygonize", "encode")
+"""Names of the `server-timing` entries, in the order an image passes them."""
+
+
+def score_response(answers: Sequence[EncodedImage | ImageFault]) -> Response:
+    """The 200 answer: one object for each image, in order, and the time of each stage."""
+    began = time.perf_counter()
+    body = b"[" + b",".join(_image_json(answer) for answer in answers) + b"]"
+    timings_ms = slowest_ms(answers) | {"encode": (time.perf_counter() - began) * 1e3}
+    return Response(body, media_type="application/json", headers={"server-timing": server_timing(timings_ms)})
+
+
+def slowest_ms(answers: Iterable[EncodedImage | ImageFault]) -> dict[str, float]:
+    """Milliseconds of each stage, of the image that was slowest in it (images of one request run side by side)."""
+    slowest: dict[str, float] = {}
+    for answer in answers:
+        if isinstance(answer, EncodedImage):
+            for stage, ms in answer.timings_ms.items():
+                slowest[stage] = max(ms, slowest.get(stage, 0.0))
+    return slowest
+
+
+def server_timing(timings_ms: Mapping[str, float]) -> str:
+    """The Server-Timing header (W3C Server Timing), durations in milliseconds."""
+    return ", ".join(f"{stage};dur={timings_ms.get(stage, 0.0):.2f}" for stage in STAGES)
+
+
+def error_response(error: ServiceError) -> Response:
+    """An error as the contract writes it: {"message", "code"} and the images' own errors where there are any."""
+    document: dict[str, object] = {"message": error.message, "code": error.code}
+    if error.faults:
+        document["errors"] = [{"index": fault.index, "code": fault.code, "message": fault.message} for fault in error.faults]
+    headers = {}
+    if isinstance(error, Overloaded):
+        headers["retry-after"] = str(error.retry_after_s)
+    if isinstance(error, Unauthorized):
+        headers["www-authenticate"] = "Bearer"
+    return Response(orjson.dumps(document), status_code=error.status, media_type="application/json", headers=headers)
+
+
+def _image_json(answer: EncodedImage | ImageFault) -> bytes:
+    if isinstance(answer, EncodedImage):
+        return answer.json
+    return orjson.dumps({"boxes": [], "error": {"code": answer.code, "message": answer.message}})

@@ -1,0 +1,88 @@
+"""Binds the graph: settings in, Ray Serve application out. The `import_path` of serve_config.yaml.
+
+    Ingress ─▶ ImageLoader ─▶ Detector ─▶ Polygonizer
+"""
+
+# No `from __future__ import annotations`: Ray Serve reads the annotation of build_app to validate `args`.
+from functools import partial
+
+from ray.serve import Application
+
+from deployments.detector import Detector, DetectorOptions
+from deployments.image_loader import ImageLoader, ImageLoaderOptions
+from deployments.ingress import Ingress, IngressOptions
+from deployments.polygonizer import Polygonizer, PolygonizerOptions
+from pipeline.decode import DecodeLimits
+from pipeline.engines import EngineOptions
+from pipeline.fetch import FetchPolicy
+from pipeline.types import DetectOptions, OutlineOptions
+from pipeline.zoo import ModelHeader, read_header
+from serve_app.http import http_app
+from serve_app.settings import Settings
+
+
+def build_app(settings: Settings) -> Application:
+    """The application for these settings.
+
+    Args:
+        settings: the `args` of the application in serve_config.yaml, already checked by Ray Serve against the type.
+    Returns:
+        The ingress, bound to its three stages. Replicas, queue bounds, CPUs and GPUs are Ray Serve's
+        (`deployments` in serve_config.yaml).
+    Raises:
+        SetupError: the model or the settings cannot be used; the message says what to change.
+    """
+    header = read_header(settings.model.name, settings.model.cache_dir.expanduser())
+    return Ingress.bind(
+        ImageLoader.bind(_image_loader_options(settings, header)),
+        Detector.bind(_detector_options(settings)),
+        Polygonizer.bind(PolygonizerOptions(header.classes, settings.polygonizer.threads)),
+        _ingress_options(settings, header),
+        partial(http_app, settings=settings),
+    )
+
+
+def _image_loader_options(settings: Settings, header: ModelHeader) -> ImageLoaderOptions:
+    loader, fetch = settings.image_loader, settings.image_loader.fetch
+    max_bytes = int(loader.max_image_mb * 1e6)
+    policy = FetchPolicy(
+        connect_timeout_s=fetch.connect_timeout_s,
+        read_timeout_s=fetch.read_timeout_s,
+        total_timeout_s=fetch.total_timeout_s,
+        max_bytes=max_bytes,
+        max_redirects=fetch.max_redirects,
+        retries=fetch.retries,
+        allowed_ports=tuple(fetch.allowed_ports),
+        allowed_hosts=tuple(fetch.allowed_hosts),
+        allowed_networks=tuple(fetch.allowed_networks),
+    )
+    limits = DecodeLimits(max_pixels=int(loader.max_megapixels * 1e6), max_bytes=max_bytes)
+    return ImageLoaderOptions(policy, limits, header.input_size, loader.threads)
+
+
+def _detector_options(settings: Settings) -> DetectorOptions:
+    detector = settings.detector
+    engine = EngineOptions(
+        kind=detector.engine,
+        precision=detector.precision,
+        device=detector.device,
+        threads=detector.threads,
+        max_batch=detector.max_batch,
+        cache_dir=settings.model.cache_dir.expanduser(),
+    )
+    return DetectorOptions(settings.model.name, engine, detector.max_batch, detector.max_wait_ms / 1e3)
+
+
+def _ingress_options(settings: Settings, header: ModelHeader) -> IngressOptions:
+    ingress, detector, polygonizer = settings.ingress, settings.detector, settings.polygonizer
+    return IngressOptions(
+        classes=header.classes,
+        detect=DetectOptions(detector.score_threshold, detector.max_detections),
+        outline=OutlineOptions(polygonizer.tolerance_px, polygonizer.max_points, polygonizer.decimals, polygonizer.holes),
+        timeout_s=ingress.timeout_s,
+        max_images_per_request=ingress.max_images_per_request,
+        max_images_in_flight=ingress.max_images_in_flight,
+        overload_status=ingress.overload_status,
+        retry_after_s=ingress.retry_after_s,
+        ready_cache_s=ingress.ready_cache_s,
+    )

@@ -1,0 +1,115 @@
+"""The request body of `POST /score`: parsed once, checked fully, every fault named with its place.
+
+    bytes ─▶ parse_score_request ─▶ ScoreRequest(images, params)
+
+Nothing is decoded here: an image is still its base64 text or URL. Facts: AzureML's scorer for
+mmd-3x-rtmdet-ins_x_8xb16-300e_coco; `params` are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field
+
+from deployments.params import ScoreParams, parse_params
+from pipeline.errors import InvalidRequest, LimitExceeded
+
+INPUT_DATA_MISSING = "A value is not provided for the 'input_data' parameter."
+
+
+class InputData(BaseModel):
+    """The table of images: `columns`, optional `index`, and `data` flat or in rows of one cell. (Documents the body.)"""
+
+    model_config = ConfigDict(extra="forbid")
+
+    columns: list[Literal["image"]] = Field(min_length=1, max_length=1)
+    index: list[int | str] | None = None
+    data: list[str] | list[Annotated[list[str], Field(min_length=1, max_length=1)]] = Field(
+        description="Images as base64 text, data: URL, or http(s) URL."
+    )
+
+
+class ScoreBody(BaseModel):
+    """Body of POST /score; unknown top-level keys are ignored. (Documents the body.)"""
+
+    input_data: InputData
+    params: ScoreParams = ScoreParams()
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """A checked request: `images` in order, as base64 text or URL, and its `params`."""
+
+    images: list[str]
+    params: ScoreParams
+
+
+def parse_score_request(body: bytes, max_images: int) -> ScoreRequest:
+    """Read a `POST /score` body.
+
+    Args:
+        body: the JSON as received.
+        max_images: most images in one request (setting ingress.max_images_per_request).
+    Raises:
+        InvalidRequest: the contract is broken; the message names the place.
+        LimitExceeded: too many images.
+    """
+    if not body:
+        raise InvalidRequest("The request body is empty; expected a JSON object with 'input_data'.")
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"The request body is not valid JSON: {error}.") from error
+    if not isinstance(document, dict):
+        raise InvalidRequest(f"The request body must be a JSON object, got {_json_type(document)}.")
+    if document.get("input_data") is None:
+        raise InvalidRequest(INPUT_DATA_MISSING)
+    images = _parse_images(document["input_data"], max_images)
+    return ScoreRequest(images, parse_params(document.get("params")))
+
+
+def _parse_images(table: Any, max_images: int) -> list[str]:
+    if not isinstance(table, dict):
+        raise InvalidRequest(f"'input_data' must be an object with 'columns' and 'data', got {_json_type(table)}.")
+    unknown = sorted(set(table) - {"columns", "index", "data"})
+    if unknown:
+        raise InvalidRequest(f"'input_data' has unknown key(s) {', '.join(map(repr, unknown))}; known keys: columns, index, data.")
+    if table.get("columns") != ["image"]:
+        raise InvalidRequest("'input_data.columns' must be [\"image\"].")
+    data = table.get("data")
+    if not isinstance(data, list):
+        raise InvalidRequest(f"'input_data.data' must be a list of images, got {_json_type(data)}.")
+    if len(data) > max_images:
+        raise LimitExceeded(
+            f"The request has {len(data)} images; the limit is {max_images} (ingress.max_images_per_request).", code="too_many_images"
+        )
+    _check_index(table.get("index"), len(data))
+    return [_parse_cell(row, position) for position, row in enumerate(data)]
+
+
+def _check_index(index: Any, length: int) -> None:
+    if index is None:
+        return
+    if not isinstance(index, list):
+        raise InvalidRequest(f"'input_data.index' must be a list, got {_json_type(index)}.")
+    if len(index) != length:
+        raise InvalidRequest(f"'input_data.index' has {len(index)} entries but 'input_data.data' has {length}.")
+
+
+def _parse_cell(row: Any, position: int) -> str:
+    place = f"'input_data.data[{position}]'"
+    if isinstance(row, list):
+        if len(row) != 1:
+            raise InvalidRequest(f"{place} must hold one cell, got {len(row)}.")
+        row, place = row[0], f"'input_data.data[{position}][0]'"
+    if not isinstance(row, str):
+        raise InvalidRequest(f"{place} must be a string (base64 or URL), got {_json_type(row)}.")
+    return row
+
+
+def _json_type(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)

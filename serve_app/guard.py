@@ -1,0 +1,82 @@
+"""What surrounds every route: request ids, keys, answer headers, and the last net under our own bugs.
+
+A plain ASGI layer around the routes, so that it costs microseconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipeline.errors import HeaderTooLarge, ServiceError, StageFailed
+from serve_app.answers import error_response
+from serve_app.keys import KeyRing
+
+logger = logging.getLogger("ray.serve")
+
+MAX_REQUEST_ID_CHARS = 100
+OPEN_PATHS = frozenset({"/", "/ready"})
+"""Health probes carry no keys."""
+
+
+class RequestGuard:
+    """ASGI layer: checks id and key before a route sees the request, and answers for a route that failed unforeseen.
+
+    Args:
+        app: the routes.
+        keys: who may enter.
+    """
+
+    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        request_id = headers.get("x-request-id") or str(uuid.uuid4())
+        answer = _Answer(send, request_id)
+        try:
+            self._admit(scope["path"], headers, request_id)
+            scope.setdefault("state", {})["request_id"] = request_id
+            await self._app(scope, receive, answer.send)
+        except ServiceError as error:
+            await error_response(error)(scope, receive, answer.send)
+        except Exception:
+            logger.exception("request %s failed on a bug", request_id[:MAX_REQUEST_ID_CHARS])
+            if answer.started:
+                raise
+            await error_response(StageFailed("The service failed on this request."))(scope, receive, answer.send)
+
+    def _admit(self, path: str, headers: Headers, request_id: str) -> None:
+        if len(request_id) > MAX_REQUEST_ID_CHARS:
+            raise HeaderTooLarge(f"Header x-request-id is longer than {MAX_REQUEST_ID_CHARS} characters.")
+        if path not in OPEN_PATHS:
+            self._keys.check(headers.get("authorization"))
+
+
+class _Answer:
+    """Adds the id and timing headers to an answer on its way out."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._request_id = request_id[:MAX_REQUEST_ID_CHARS]
+        self._began = time.perf_counter()
+        self.started = False
+
+    async def send(self, message: Message | dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            headers = MutableHeaders(raw=message.setdefault("headers", []))
+            headers["x-request-id"] = self._request_id
+            headers["x-ms-request-id"] = self._request_id
+            headers["x-ms-run-fn-exec-ms"] = f"{(time.perf_counter() - self._began) * 1e3:.2f}"
+            message["headers"] = headers.raw
+        await self._send(message)

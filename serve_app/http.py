@@ -1,0 +1,122 @@
+"""The HTTP routes, as AzureML's inference server has them, in front of one Ingress.
+
+    POST /score         the contract (serve_app.contract)
+    GET  /              Healthy: this process answers
+    GET  /ready         200 only after a real tiny image went through every stage
+    GET  /info          model, classes, engine, limits
+    GET  /swagger.json  /openapi.json  /docs
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp
+
+from deployments.ingress import Ingress
+from pipeline.errors import InvalidRequest, RequestError, ServiceError
+from serve_app.answers import error_response, score_response
+from serve_app.body import read_json_body, requested_timeout_s
+from serve_app.contract import parse_score_request
+from serve_app.guard import RequestGuard
+from serve_app.keys import KeyRing
+from serve_app.openapi import SCORE_ROUTE_DOCS
+from serve_app.settings import IngressSettings, Settings
+
+
+def http_app(ingress: Ingress, settings: Settings) -> ASGIApp:
+    """The ASGI application of one ingress replica."""
+    app = FastAPI(title="RTMDet-Ins scoring service", version=service_version(), description=__doc__, redoc_url=None)
+    auth = settings.ingress.auth
+    keys = KeyRing(auth.keys_env, auth.keys_file)
+    _add_probes(app, ingress)
+    _add_info(app, ingress, settings)
+    _add_score(app, ingress, settings.ingress)
+    _add_error_answers(app)
+    return RequestGuard(app, keys)
+
+
+def service_version() -> str:
+    """The installed version of this project, or `dev` in a bare checkout."""
+    try:
+        return version("rtmdet-ins-serve")
+    except PackageNotFoundError:
+        return "dev"
+
+
+def _add_score(app: FastAPI, ingress: Ingress, limits: IngressSettings) -> None:
+    @app.post("/score", **SCORE_ROUTE_DOCS)
+    async def score(request: Request) -> Response:
+        """Segment the images of a request."""
+        ingress.check_room()
+        context = ingress.context(requested_timeout_s(request), request.state.request_id)
+        body = await read_json_body(request, int(limits.max_body_mb * 1e6))
+        scoring = parse_score_request(body, limits.max_images_per_request)
+        answers = await ingress.score_images(scoring.images, scoring.params, context, encoded=True)
+        return score_response(answers)
+
+
+def _add_probes(app: FastAPI, ingress: Ingress) -> None:
+    @app.get("/", response_class=PlainTextResponse, tags=["health"])
+    async def liveness() -> PlainTextResponse:
+        """This process answers."""
+        return PlainTextResponse("Healthy")
+
+    @app.get("/ready", tags=["health"])
+    async def readiness() -> Response:
+        """Every stage scored a real tiny image just now; else 503 with the reason."""
+        try:
+            await ingress.check_ready()
+        except ServiceError as error:
+            return _json({"status": "not ready", "code": error.code, "message": error.message}, 503)
+        return _json({"status": "ready"})
+
+
+def _add_info(app: FastAPI, ingress: Ingress, settings: Settings) -> None:
+    @app.get("/info", tags=["model"])
+    async def info() -> Response:
+        """What is served and within which limits."""
+        model = await ingress.model_info()
+        return _json({"version": service_version(), **model.as_dict(), "limits": _limits(settings)})
+
+    @app.get("/swagger.json", include_in_schema=False)
+    async def swagger() -> Response:
+        return _json(app.openapi())
+
+
+def _limits(settings: Settings) -> dict[str, Any]:
+    ingress, loader, detector = settings.ingress, settings.image_loader, settings.detector
+    return {
+        "timeout_s": ingress.timeout_s,
+        "max_body_mb": ingress.max_body_mb,
+        "max_images_per_request": ingress.max_images_per_request,
+        "max_image_mb": loader.max_image_mb,
+        "max_megapixels": loader.max_megapixels,
+        "max_detections": detector.max_detections,
+        "default_score_threshold": detector.score_threshold,
+    }
+
+
+def _add_error_answers(app: FastAPI) -> None:
+    async def known(_: Request, error: Exception) -> Response:
+        return error_response(error if isinstance(error, ServiceError) else ServiceError("The service failed on this request."))
+
+    async def routing(_: Request, error: Exception) -> Response:
+        status = getattr(error, "status_code", 500)
+        if status == 404:
+            return error_response(RequestError("There is no such route; see /docs.", code="not_found", status=404))
+        if status == 405:
+            return error_response(RequestError("The route does not know this method; see /docs.", code="method_not_allowed", status=405))
+        return error_response(InvalidRequest("The request could not be read.", status=status))
+
+    app.add_exception_handler(ServiceError, known)
+    app.add_exception_handler(HTTPException, routing)
+
+
+def _json(document: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(document), status_code=status, media_type="application/json")

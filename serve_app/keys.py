@@ -1,0 +1,70 @@
+"""Bearer keys: from environment variables or a file, compared in constant time, rotated without a restart, never logged."""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.errors import ConfigurationError, Unauthorized
+
+
+class KeyRing:
+    """The keys that open the endpoint; with no source configured it is open.
+
+    Args:
+        keys_env: names of environment variables that each hold one key (a primary and a secondary, say).
+        keys_file: file with one key a line; blank lines and lines that begin with # are skipped. Read again when it changes.
+    Raises:
+        ConfigurationError: a source is configured but holds no key: that would lock everybody out, or nobody.
+    """
+
+    def __init__(self, keys_env: Sequence[str] = (), keys_file: Path | None = None) -> None:
+        missing = [name for name in keys_env if not os.environ.get(name)]
+        if missing:
+            raise ConfigurationError(f"ingress.auth.keys_env: environment variable(s) not set or empty: {', '.join(missing)}.")
+        self._from_env = tuple(os.environ[name].strip().encode() for name in keys_env)
+        self._file = keys_file
+        self._file_stamp: tuple[int, int, int] | None = None
+        self._from_file: tuple[bytes, ...] = ()
+        if keys_file is not None and not self._read_file():
+            raise ConfigurationError(f"ingress.auth.keys_file: {keys_file} cannot be read or holds no key.")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether no keys are configured at all."""
+        return not self._from_env and self._file is None
+
+    def check(self, authorization: str | None) -> None:
+        """Accept an Authorization header or raise Unauthorized.
+
+        Every known key is compared, each in constant time, so the answer's timing tells nothing about them.
+        """
+        if self.is_open:
+            return
+        if self._file is not None:
+            self._read_file()
+        scheme, _, key = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            raise Unauthorized("An Authorization header with a bearer key is required.")
+        given = key.strip().encode()
+        matches = [hmac.compare_digest(given, known) for known in (*self._from_env, *self._from_file)]
+        if not any(matches):
+            raise Unauthorized("The bearer key is not valid.")
+
+    def _read_file(self) -> bool:
+        """Read the file if it changed; on a fault keep the keys that were. True when there are keys."""
+        if self._file is None:
+            return False
+        try:
+            stat = self._file.stat()
+            stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            if stamp != self._file_stamp:
+                lines = (line.strip() for line in self._file.read_text(encoding="utf-8").splitlines())
+                keys = tuple(line.encode() for line in lines if line and not line.startswith("#"))
+                if keys:
+                    self._from_file, self._file_stamp = keys, stamp
+        except OSError:
+            return bool(self._from_file)
+        return bool(self._from_file)

@@ -1,0 +1,120 @@
+"""What the OpenAPI document says about POST /score. The body is read by hand (limits first), so it is described here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from serve_app.body import TIMEOUT_HEADER
+from serve_app.contract import ScoreBody
+
+
+class Box(BaseModel):
+    """A box in fractions of the image's width and height."""
+
+    topX: float = Field(ge=0, le=1)  # noqa: N815 (AzureML's names)
+    topY: float = Field(ge=0, le=1)  # noqa: N815
+    bottomX: float = Field(ge=0, le=1)  # noqa: N815
+    bottomY: float = Field(ge=0, le=1)  # noqa: N815
+
+
+class Rle(BaseModel):
+    """COCO run-length encoding at original size, readable by pycocotools."""
+
+    size: list[int] = Field(description="[height, width]")
+    counts: str
+
+
+class DetectedObject(BaseModel):
+    """One object; `holes` and `rle` only where asked for."""
+
+    box: Box
+    label: str
+    score: float
+    polygon: list[list[float]] = Field(description="Outer rings x1 y1 x2 y2 …, fractions, largest first.")
+    holes: list[list[float]] | None = None
+    rle: Rle | None = None
+
+
+class Fault(BaseModel):
+    """Why one image could not be scored."""
+
+    code: str
+    message: str
+
+
+class ImageAnswer(BaseModel):
+    """The answer for one image; `error` only with on_error = isolate."""
+
+    boxes: list[DetectedObject]
+    error: Fault | None = None
+
+
+class IndexedFault(Fault):
+    """A fault with the position of its image in the request."""
+
+    index: int
+
+
+class ErrorAnswer(BaseModel):
+    """Every answer that is not 200."""
+
+    message: str
+    code: str
+    errors: list[IndexedFault] | None = None
+
+
+_ERRORS = {
+    400: "The body breaks the contract; the message names the place.",
+    401: "The bearer key is missing or wrong.",
+    408: "The request's deadline passed.",
+    413: "Body, image bytes, pixels or image count over a limit.",
+    415: "The content type is not JSON.",
+    422: "An image cannot be decoded, or its URL is refused or could not be fetched.",
+    429: "The service is at its limit (or 503, as configured); see Retry-After.",
+    431: "A header is too long.",
+    500: "A fault of the service.",
+    503: "The service is at its limit; see Retry-After.",
+}
+
+_EXAMPLE = {
+    "input_data": {"columns": ["image"], "index": [0], "data": ["https://example.com/photo.jpg"]},
+    "params": {"score_threshold": 0.5},
+}
+
+
+def _body_schema() -> dict[str, Any]:
+    """The body's schema with its definitions inlined where they are used (OpenAPI has no `$defs` in a request body)."""
+    schema = ScoreBody.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def resolve(node: Any) -> Any:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                return resolve(definitions[node["$ref"].rsplit("/", 1)[-1]])
+            return {key: resolve(value) for key, value in node.items()}
+        return [resolve(item) for item in node] if isinstance(node, list) else node
+
+    return resolve(schema)
+
+
+SCORE_ROUTE_DOCS: dict[str, Any] = {
+    "tags": ["score"],
+    "response_model": list[ImageAnswer],
+    "responses": {status: {"model": ErrorAnswer, "description": text} for status, text in _ERRORS.items()},
+    "openapi_extra": {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _body_schema(), "example": _EXAMPLE}}},
+        "parameters": [
+            {
+                "name": TIMEOUT_HEADER,
+                "in": "header",
+                "required": False,
+                "schema": {"type": "number", "exclusiveMinimum": 0},
+                "description": "Deadline of this request, seconds.",
+            }
+        ],
+        "security": [{"bearer": []}, {}],
+    },
+}
+"""Arguments of the route decorator."""

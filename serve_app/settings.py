@@ -1,0 +1,119 @@
+"""The service's own settings: the `args` of the application in serve_config.yaml.
+
+One section per stage, named as the stage. Unknown keys are refused (Ray Serve itself would drop some silently).
+Units stand in the names. What Ray Serve decides (replicas, queue bounds, CPUs, GPUs) stands in the same file
+under `deployments`; `serve_app.config_file` checks both.
+"""
+
+# No `from __future__ import annotations` here or in app.py: Ray Serve would then hand the builder a plain dict.
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+EMBEDDED_MODEL = "rtmdet-ins_nano_person"
+
+
+class StrictModel(BaseModel):
+    """Refuses unknown keys, so that a typing error in the YAML is an error and not a default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelSettings(StrictModel):
+    """Which network is served."""
+
+    name: str = Field(
+        EMBEDDED_MODEL,
+        description="Embedded model, an official OpenMMLab config name (downloaded on first use), or a path to .pth/.safetensors.",
+    )
+    cache_dir: Path = Field(
+        Path("~/.cache/rtmdet-ins-serve"), description="Folder for downloaded checkpoints and compiled models; `~` is the home folder."
+    )
+
+
+class AuthSettings(StrictModel):
+    """Bearer keys. With neither source set the endpoint is open."""
+
+    keys_env: list[str] = Field(default=[], description="Names of environment variables that each hold one key.")
+    keys_file: Path | None = Field(None, description="File with one key a line; read again when it changes, so keys rotate live.")
+    allow_anonymous: bool = Field(False, description="Serve without keys even when listening beyond loopback.")
+
+
+class IngressSettings(StrictModel):
+    """The front door: limits of a request, admission, deadlines, keys."""
+
+    timeout_s: float = Field(30.0, gt=0, le=3600, description="Deadline of a request, unless x-request-timeout-seconds is shorter.")
+    max_body_mb: float = Field(32.0, gt=0, description="Largest request body, MB (1e6 bytes).")
+    max_images_per_request: int = Field(64, ge=1, description="Most images in one request.")
+    max_images_in_flight: int = Field(
+        256, ge=1, description="Most images inside the service per ingress replica; above it requests are refused at once."
+    )
+    overload_status: Literal[429, 503] = Field(503, description="HTTP status of a refusal for load.")
+    retry_after_s: int = Field(1, ge=1, description="Retry-After header of a refusal, seconds.")
+    ready_cache_s: float = Field(1.0, ge=0, description="How long an answer of /ready stays valid, seconds.")
+    auth: AuthSettings = AuthSettings()
+
+
+class FetchSettings(StrictModel):
+    """How image URLs are fetched. Private and special addresses are refused unless listed."""
+
+    connect_timeout_s: float = Field(3.0, gt=0)
+    read_timeout_s: float = Field(5.0, gt=0, description="Longest silence while reading, seconds.")
+    total_timeout_s: float = Field(10.0, gt=0, description="Everything together, redirects and retries too, seconds.")
+    max_redirects: int = Field(3, ge=0)
+    retries: int = Field(1, ge=0, description="Extra tries after errors that a retry can help.")
+    allowed_ports: list[int] = Field([80, 443, 8080, 8443])
+    allowed_hosts: list[str] = Field([], description="Host names whose private addresses may be fetched.")
+    allowed_networks: list[str] = Field([], description="CIDR networks that may be fetched although private, e.g. 10.2.0.0/16.")
+
+
+class ImageLoaderSettings(StrictModel):
+    """Fetch, decode, scale: on CPU replicas."""
+
+    max_image_mb: float = Field(20.0, gt=0, description="Largest encoded image, MB (1e6 bytes).")
+    max_megapixels: float = Field(64.0, gt=0, description="Largest decoded image, megapixels, checked before decoding.")
+    threads: int = Field(2, ge=1, description="Decoding threads of a replica.")
+    fetch: FetchSettings = FetchSettings()
+
+
+class DetectorSettings(StrictModel):
+    """The network: engine, precision and dynamic batching."""
+
+    engine: Literal["auto", "openvino", "torch"] = Field("auto", description="auto: torch where CUDA is, else openvino.")
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field("auto", description="auto: the fastest that keeps accuracy.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    threads: int | None = Field(None, ge=1, description="CPU threads of the engine; None: the cores this replica owns.")
+    max_batch: int = Field(8, ge=1, le=256, description="Most images in one pass of the network.")
+    max_wait_ms: float = Field(2.0, ge=0, description="An idle detector waits this long for company, milliseconds.")
+    score_threshold: float = Field(0.3, ge=0, le=1, description="Default of the request parameter.")
+    max_detections: int = Field(100, ge=1, le=100, description="Default and upper bound of the request parameter.")
+
+
+class PolygonizerSettings(StrictModel):
+    """How masks become outlines: the defaults of the request parameters."""
+
+    tolerance_px: float = Field(1.0, ge=0, description="Largest distance of the outline from the mask edge, original pixels.")
+    max_points: int | None = Field(None, ge=3, description="Most vertices of one object.")
+    decimals: int | None = Field(6, ge=1, le=17, description="Digits of the normalised coordinates.")
+    holes: Literal["drop", "rings"] = "drop"
+    threads: int = Field(1, ge=1, description="Worker threads of a replica.")
+
+
+class Settings(StrictModel):
+    """Everything the application takes; the `args` section of serve_config.yaml."""
+
+    model: ModelSettings = ModelSettings()
+    ingress: IngressSettings = IngressSettings()
+    image_loader: ImageLoaderSettings = ImageLoaderSettings()
+    detector: DetectorSettings = DetectorSettings()
+    polygonizer: PolygonizerSettings = PolygonizerSettings()
+
+    @model_validator(mode="after")
+    def _one_request_fits(self) -> "Settings":
+        if self.ingress.max_images_in_flight < self.ingress.max_images_per_request:
+            raise ValueError(
+                f"ingress.max_images_in_flight ({self.ingress.max_images_in_flight}) must be at least "
+                f"ingress.max_images_per_request ({self.ingress.max_images_per_request}): the largest request could never be served"
+            )
+        return self
