@@ -15,12 +15,14 @@ from pipeline.compiled_ops import ensure_mmcv_ops
 
 ensure_mmcv_ops()
 
+import torch  # noqa: E402
 from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule  # noqa: E402  (after the stand-in)
 from mmdet.models.dense_heads import RTMDetInsSepBNHead  # noqa: E402
 from mmdet.registry import MODELS  # noqa: E402
-from torch import nn  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 
 CHANNELS = 64
+COORDINATE_REACH_STRIDES = 8  # relative coordinates are in units of 8 strides of the instance's level (mmdet)
 NORM = {"type": "BN"}
 ACTIVATION = {"type": "SiLU", "inplace": True}
 
@@ -39,6 +41,40 @@ class RTMDetInsDepthwiseHead(RTMDetInsSepBNHead):
         self.cls_convs = nn.ModuleList(self._branch(DepthwiseSeparableConvModule) for _ in levels)
         self.reg_convs = nn.ModuleList(self._branch(DepthwiseSeparableConvModule) for _ in levels)
         self.kernel_convs = nn.ModuleList(self._branch(ConvModule) for _ in levels)
+
+    def _mask_predict_by_feat_single(self, mask_feat: Tensor, kernels: Tensor, priors: Tensor) -> Tensor:
+        """Mask logits of one photo's instances: three matrix products in the place of mmdet's grouped convolutions.
+
+        The first layer is linear in the features and in the distance to the instance's point, so it needs no copy of
+        the features an instance: one product serves all. On a CPU a training step is several times faster.
+
+        Args:
+            mask_feat: (8, H, W) prototypes.
+            kernels: (N, 169) dynamic parameters: weights of the three layers, then their biases.
+            priors: (N, 4) x, y of the instance's point and its level's stride twice, pixels of the network input.
+        Returns:
+            (N, H, W) logits, inside is > 0.
+        """
+        height, width = mask_feat.shape[-2:]
+        if len(priors) == 0:
+            return mask_feat.new_empty((0, height, width))
+        (w1, w2, w3), (b1, b2, b3) = self._dynamic_layers(kernels)
+        grid = self.prior_generator.single_level_grid_priors((height, width), level_idx=0, device=mask_feat.device)
+        reach = priors[:, 2].reshape(-1, 1, 1) * COORDINATE_REACH_STRIDES
+        by_distance = w1[:, :, :2] / reach
+        shift = (by_distance * priors[:, None, :2]).sum(dim=2) + b1
+        weight = torch.cat([-by_distance, w1[:, :, 2:]], dim=2).flatten(0, 1)
+        inputs = torch.cat([grid.T, mask_feat.reshape(len(mask_feat), -1)])
+        x = torch.addmm(shift.reshape(-1, 1), weight, inputs).relu_().reshape(len(priors), -1, height * width)
+        x = torch.baddbmm(b2[:, :, None], w2, x).relu_()
+        return torch.baddbmm(b3[:, :, None], w3, x).reshape(len(priors), height, width)
+
+    def _dynamic_layers(self, kernels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Cut (N, 169) parameters into three weights (N, out, in) and three biases (N, out)."""
+        parts = kernels.split(self.weight_nums + self.bias_nums, dim=1)
+        outs = [self.dyconv_channels] * (self.num_dyconvs - 1) + [1]
+        weights = [part.reshape(len(kernels), out, -1) for part, out in zip(parts, outs, strict=False)]
+        return weights, list(parts[self.num_dyconvs :])
 
     def _branch(self, block: type[nn.Module]) -> nn.ModuleList:
         style: dict[str, Any] = {"norm_cfg": self.norm_cfg, "act_cfg": self.act_cfg}
