@@ -1,0 +1,51 @@
+# make serve   install if needed, then serve on http://127.0.0.1:8000 (Ctrl-C ends it)
+# make demo    score a photo against the running server: JSON and a picture in demo_output/
+# make test    install if needed, then run the tests        make check   format, lint, types
+# make bench   speed against mmdet on this machine
+
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+# A local cluster of one's own needs no token; a second terminal (serve status) then needs none either.
+export RAY_AUTH_MODE ?= disabled
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.PHONY: serve demo test check format bench clean
+.DEFAULT_GOAL := serve
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "Python 3.11 is needed; name it: make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+serve: $(VENV)/.installed
+	$(BIN)/python -m serve_app.config_file serve_config.yaml
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/serve run serve_config.yaml
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m serve_app.demo
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m loadtest.bench
+
+clean:
+	rm -rf $(VENV) demo_output

@@ -1,0 +1,117 @@
+"""Checks a serve_config.yaml before Ray Serve sees it: unknown keys, contradictions, an open door.
+
+    python -m serve_app.config_file serve_config.yaml
+
+Ray Serve 2.60 drops unknown keys under `deployments` and `http_options` without a word; here they are errors.
+"""
+
+import argparse
+import ipaddress
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from ray.serve.config import HTTPOptions
+from ray.serve.schema import DeploymentSchema, RayActorOptionsSchema, ServeDeploySchema
+
+from pipeline.errors import ConfigurationError
+from serve_app.settings import Settings
+
+BUILDER = "serve_app.app:build_app"
+BATCHING_DEPLOYMENT = "Detector"
+STAGES = ("Ingress", "ImageLoader", "Detector", "Polygonizer")
+
+
+def check_config(path: Path) -> list[Settings]:
+    """Read and check a configuration file.
+
+    Returns:
+        The settings of each of our applications in it.
+    Raises:
+        ConfigurationError: what is wrong and where.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigurationError(f"{path}: expected a mapping at the top level")
+    _known_keys(document.get("http_options") or {}, HTTPOptions.model_fields, "http_options")
+    try:
+        ServeDeploySchema.model_validate(document)
+    except ValidationError as error:
+        raise ConfigurationError(f"{path}: {_first_fault(error)}") from error
+    ours = [app for app in document["applications"] if app.get("import_path") == BUILDER]
+    return [_check_application(app, document) for app in ours]
+
+
+def _check_application(app: dict[str, Any], document: dict[str, Any]) -> Settings:
+    try:
+        settings = Settings.model_validate(app.get("args") or {})
+    except ValidationError as error:
+        raise ConfigurationError(f"args: {_first_fault(error)}") from error
+    for deployment in app.get("deployments") or []:
+        _check_deployment(deployment, settings)
+    host = (document.get("http_options") or {}).get("host", "127.0.0.1")
+    auth = settings.ingress.auth
+    if not _is_loopback(host) and not (auth.keys_env or auth.keys_file or auth.allow_anonymous):
+        raise ConfigurationError(
+            f"http_options.host is {host}, beyond loopback, but no keys are set: set args.ingress.auth.keys_env or keys_file, "
+            f"or args.ingress.auth.allow_anonymous: true if something in front of it checks callers."
+        )
+    return settings
+
+
+def _check_deployment(deployment: dict[str, Any], settings: Settings) -> None:
+    name = deployment.get("name")
+    place = f"deployments[{name}]"
+    if name not in STAGES:
+        raise ConfigurationError(f"{place}: there is no such deployment; known: {', '.join(STAGES)}")
+    _known_keys(deployment, DeploymentSchema.model_fields, place)
+    _known_keys(deployment.get("ray_actor_options") or {}, RayActorOptionsSchema.model_fields, f"{place}.ray_actor_options")
+    ongoing = deployment.get("max_ongoing_requests")
+    needed = 2 * settings.detector.max_batch
+    if name == BATCHING_DEPLOYMENT and ongoing is not None and ongoing < needed:
+        raise ConfigurationError(
+            f"{place}: max_ongoing_requests {ongoing} cannot fill batches of {settings.detector.max_batch}; at least {needed} is needed"
+        )
+
+
+def _known_keys(section: dict[str, Any], known: Any, place: str) -> None:
+    unknown = sorted(set(section) - set(known))
+    if unknown:
+        raise ConfigurationError(f"{place}: unknown key(s) {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, fault['loc'])) or 'settings'}: {fault['msg']}"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def main() -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m serve_app.config_file", description=__doc__.splitlines()[0])
+    parser.add_argument("path", type=Path)
+    path = parser.parse_args().path
+    try:
+        applications = check_config(path)
+    except ConfigurationError as error:
+        print(f"{path}: {error.message}", file=sys.stderr)
+        return 1
+    print(f"{path}: good; model {', '.join(settings.model.name for settings in applications)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
