@@ -85,7 +85,7 @@ def _lab_converter() -> StripConverter:
 
 
 def _grey_to_rgb(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
+    return np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
 
 
 def _sixteen_bit_to_rgb(strip: Image.Image) -> NDArray[np.uint8]:

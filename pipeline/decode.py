@@ -11,11 +11,13 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
 import cv2
 import numpy as np
+from cv2.typing import MatLike
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
@@ -39,6 +41,18 @@ MAX_JPEG_SCANS = 100
 how a small file can keep a decoder busy for minutes (libjpeg-turbo, "Two Issues with the JPEG Standard")."""
 
 _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
+
+_TURNS_UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], MatLike]] = {
+    1: lambda bgr: bgr,
+    2: lambda bgr: cv2.flip(bgr, 1),
+    3: lambda bgr: cv2.rotate(bgr, cv2.ROTATE_180),
+    4: lambda bgr: cv2.flip(bgr, 0),
+    5: cv2.transpose,
+    6: lambda bgr: cv2.rotate(bgr, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda bgr: cv2.flip(cv2.transpose(bgr), -1),
+    8: lambda bgr: cv2.rotate(bgr, cv2.ROTATE_90_COUNTERCLOCKWISE),
+}
+"""What undoes each EXIF orientation (Exif 2.32, tag 0x0112)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +166,8 @@ def _decode(image: Image.Image, target_size: int | None) -> tuple[NDArray[np.uin
         return bgr, bgr.shape[:2]
     orientation = _read_orientation(image)
     full_w, full_h = full_wh
-    return _turn_upright(bgr, orientation), (full_w, full_h) if orientation >= 5 else (full_h, full_w)
+    upright = np.asarray(_TURNS_UPRIGHT[orientation](bgr), np.uint8)
+    return upright, (full_w, full_h) if orientation >= 5 else (full_h, full_w)
 
 
 def _read_orientation(image: Image.Image) -> int:
@@ -160,28 +175,7 @@ def _read_orientation(image: Image.Image) -> int:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged metadata of a good picture
         return 1
-    return orientation if orientation in range(2, 9) else 1
-
-
-def _turn_upright(bgr: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Undo an EXIF orientation 1..8 (Exif 2.32, tag 0x0112)."""
-    match orientation:
-        case 2:
-            return cv2.flip(bgr, 1)
-        case 3:
-            return cv2.rotate(bgr, cv2.ROTATE_180)
-        case 4:
-            return cv2.flip(bgr, 0)
-        case 5:
-            return cv2.transpose(bgr)
-        case 6:
-            return cv2.rotate(bgr, cv2.ROTATE_90_CLOCKWISE)
-        case 7:
-            return cv2.flip(cv2.transpose(bgr), -1)
-        case 8:
-            return cv2.rotate(bgr, cv2.ROTATE_90_COUNTERCLOCKWISE)
-        case _:
-            return bgr
+    return orientation if orientation in _TURNS_UPRIGHT else 1
 
 
 def _silence_pillow() -> None:

@@ -11,6 +11,7 @@ the network. Everything is cut by one total timeout; nothing is ever decompresse
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import time
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ KEEPALIVE_CONNECTIONS = 32
 KEEPALIVE_S = 15.0
 FIRST_RETRY_DELAY_S = 0.1
 
+_AUTHORITY = re.compile(r"[^/]*//([^/?#]*).*", re.DOTALL)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 _TRANSIENT_STATUSES = frozenset({502, 503, 504})
@@ -83,18 +85,21 @@ class Fetcher:
     Args:
         policy: limits and permissions.
         resolve: gives the addresses of a host; the system's resolver when None.
+        connector: makes the connections to judged addresses; httpcore's own when None.
     """
 
-    def __init__(self, policy: FetchPolicy, resolve: Resolver | None = None) -> None:
+    def __init__(
+        self, policy: FetchPolicy, resolve: Resolver | None = None, connector: httpcore.AsyncNetworkBackend | None = None
+    ) -> None:
         self._policy = policy
-        self._own_resolver = SystemResolver() if resolve is None else None
+        self._resolver = resolve or SystemResolver()
         addresses = AddressPolicy.from_text(policy.allowed_networks, policy.allowed_hosts)
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=_make_ssl_context(policy.ca_file),
             max_connections=None,
             max_keepalive_connections=KEEPALIVE_CONNECTIONS,
             keepalive_expiry=KEEPALIVE_S,
-            network_backend=GuardedBackend(addresses, resolve or self._own_resolver),
+            network_backend=GuardedBackend(addresses, self._resolver, connector),
         )
 
     async def fetch(self, url: str, deadline: float | None = None) -> bytes:
@@ -123,8 +128,8 @@ class Fetcher:
     async def aclose(self) -> None:
         """Close all connections."""
         await self._pool.aclose()
-        if self._own_resolver is not None:
-            self._own_resolver.close()
+        if isinstance(self._resolver, SystemResolver):
+            self._resolver.close()
 
     async def _follow(self, target: httpx.URL) -> bytes:
         for _ in range(self._policy.max_redirects + 1):
@@ -202,7 +207,7 @@ def check_url(url: str, policy: FetchPolicy) -> httpx.URL:
         raise _refused("it is malformed") from error
     if parsed.scheme not in _DEFAULT_PORTS:
         raise _refused("only http and https are fetched")
-    if "@" in url.split("://", 1)[-1].split("/", 1)[0]:
+    if "@" in _AUTHORITY.sub(r"\1", url, count=1):
         raise _refused("it carries credentials")
     if not is_well_formed_host(host):
         raise _refused("its host is not a plain name or address")

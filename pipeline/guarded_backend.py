@@ -81,12 +81,6 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         except TimeoutError as error:
             raise httpcore.ConnectTimeout from error
 
-    async def connect_unix_socket(
-        self, path: str, timeout: float | None = None, socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None
-    ) -> httpcore.AsyncNetworkStream:
-        """Refuse: no URL leads to a socket file."""
-        raise FetchError(REFUSED_HOST_MESSAGE, code="url_refused")
-
     async def sleep(self, seconds: float) -> None:
         """Wait, as httpcore asks."""
         await asyncio.sleep(seconds)

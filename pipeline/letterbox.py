@@ -53,7 +53,7 @@ def scale_to_fit(
     if bgr.shape[:2] == letterbox.scaled_hw:
         pixels = bgr
     elif _is_whole_reduction(bgr.shape[:2], original_hw):
-        pixels = cv2.resize(bgr, letterbox.scaled_hw[::-1], interpolation=cv2.INTER_LINEAR)
+        pixels = np.asarray(cv2.resize(bgr, letterbox.scaled_hw[::-1], interpolation=cv2.INTER_LINEAR), np.uint8)
     else:
         pixels = _resize_partial_reduction(bgr, letterbox)
     return LoadedImage(pixels=pixels, letterbox=letterbox, timings_ms=dict(timings_ms or {}))
@@ -75,9 +75,8 @@ def _resize_partial_reduction(bgr: NDArray[np.uint8], letterbox: Letterbox) -> N
     scale_x, scale_y = to_original_x / reduction, to_original_y / reduction
     to_decoded = np.array([[scale_x, 0.0, (scale_x - 1) / 2], [0.0, scale_y, (scale_y - 1) / 2]])
     scaled_wh = letterbox.scaled_hw[::-1]
-    return cv2.warpAffine(
-        bgr, to_decoded, scaled_wh, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
-    )
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return np.asarray(cv2.warpAffine(bgr, to_decoded, scaled_wh, flags=flags, borderMode=cv2.BORDER_REPLICATE), np.uint8)
 
 
 def pad_batch(images: Sequence[LoadedImage], size: int, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:

@@ -30,7 +30,7 @@ def load_image(data: bytes | NDArray[np.uint8], limits: DecodeLimits, size: int)
     started = time.perf_counter()
     if isinstance(data, np.ndarray):
         bgr = pixels_to_bgr(data, limits)
-        original_hw = bgr.shape[:2]
+        original_hw = (bgr.shape[0], bgr.shape[1])
     else:
         bgr, original_hw = decode_image(data, limits, size)
     pixels = scale_to_fit(bgr, original_hw, size)
@@ -55,4 +55,5 @@ def pixels_to_bgr(pixels: NDArray, limits: DecodeLimits) -> NDArray[np.uint8]:
         got = f"{pixels.dtype} {pixels.shape}"
         raise ImageError(f"Expected pixels as uint8 (H, W, 3) RGB or (H, W) grey, got {got}.", code="unsupported_image_format")
     check_pixel_count((pixels.shape[1], pixels.shape[0]), limits.max_pixels)
-    return cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2BGR if is_rgb else cv2.COLOR_GRAY2BGR)
+    to_bgr = cv2.COLOR_RGB2BGR if is_rgb else cv2.COLOR_GRAY2BGR
+    return np.asarray(cv2.cvtColor(np.ascontiguousarray(pixels), to_bgr), np.uint8)

@@ -16,7 +16,7 @@ MAX_IMAGE_BYTES = 20 * 2**20
 
 _SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]*):", re.IGNORECASE)
 _DATA_URL = re.compile(r"\s*data:image/[a-z0-9.+-]+(?:;[a-z0-9-]+=[^;,\s]*)*;base64,", re.IGNORECASE)
-_LINE_BREAKS = str.maketrans("", "", " \t\r\n")
+_WHITE = " \t\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def decode_base64(text: str, max_bytes: int) -> bytes:
 
 
 def _check_length_without_line_breaks(text: str, max_bytes: int) -> None:
-    white = sum(map(text.count, " \t\r\n"))
+    white = sum(map(text.count, _WHITE))
     check_byte_count((len(text) - white) * 3 // 4 - 2, max_bytes)
 
 
@@ -89,4 +89,4 @@ def _decode_strictly(text: str) -> bytes:
     try:
         return pybase64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        return pybase64.b64decode(text.translate(_LINE_BREAKS), validate=True)
+        return pybase64.b64decode(text.encode("ascii").translate(None, _WHITE.encode()), validate=True)
