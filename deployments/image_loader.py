@@ -64,11 +64,13 @@ class ImageLoader:
         """
         with self._stage.guard(context):
             began = time.perf_counter()
-            source = parse_source(image, self._options.limits.max_bytes) if isinstance(image, str) else image
-            if isinstance(source, Url):
-                source = await self._fetcher.fetch(source.text, context.deadline)
+            data = await self._fetch(image, context.deadline) if isinstance(image, str) else image
             fetch_ms = (time.perf_counter() - began) * 1e3
             loaded = await asyncio.get_running_loop().run_in_executor(
-                self._threads, load_image, source, self._options.limits, self._options.input_size
+                self._threads, load_image, data, self._options.limits, self._options.input_size
             )
             return replace(loaded, timings_ms={"fetch": fetch_ms, **loaded.timings_ms})
+
+    async def _fetch(self, text: str, deadline: float) -> bytes:
+        source = parse_source(text, self._options.limits.max_bytes)
+        return await self._fetcher.fetch(source.url, deadline) if isinstance(source, Url) else source.data

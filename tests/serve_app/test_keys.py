@@ -1,0 +1,59 @@
+"""Bearer keys: sources, rotation, refusals."""
+
+import os
+
+import pytest
+
+from pipeline.errors import ConfigurationError, Unauthorized
+from serve_app.keys import KeyRing
+
+
+def test_open_without_sources():
+    """No source, no check."""
+    KeyRing().check(None)
+
+
+def test_keys_from_the_environment(monkeypatch):
+    """A primary and a secondary key both open; the scheme's letter case does not matter."""
+    monkeypatch.setenv("FIRST", "one")
+    monkeypatch.setenv("SECOND", "two")
+    ring = KeyRing(["FIRST", "SECOND"])
+    ring.check("Bearer one")
+    ring.check("bearer two")
+
+
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic one", "Bearer three", "Bearer onetwo", "one", "Bearer ünë"])
+def test_wrong_or_missing_key(monkeypatch, header):
+    """Anything else is a 401 that does not repeat the key."""
+    monkeypatch.setenv("FIRST", "one")
+    with pytest.raises(Unauthorized) as caught:
+        KeyRing(["FIRST"]).check(header)
+    assert caught.value.status == 401
+    assert "three" not in caught.value.message
+
+
+def test_file_rotates_without_restart(tmp_path):
+    """A changed file is read again; an emptied or removed one keeps the keys that were."""
+    file = tmp_path / "keys"
+    file.write_text("# primary\nold\n\nsecond\n")
+    ring = KeyRing(keys_file=file)
+    ring.check("Bearer old")
+    file.write_text("brand-new\n")
+    ring.check("Bearer brand-new")
+    with pytest.raises(Unauthorized):
+        ring.check("Bearer old")
+    os.truncate(file, 0)
+    ring.check("Bearer brand-new")
+    file.unlink()
+    ring.check("Bearer brand-new")
+
+
+def test_a_source_without_keys_refuses_to_start(tmp_path, monkeypatch):
+    """A configured source that holds nothing would lock everybody out, or nobody: refused."""
+    monkeypatch.delenv("NOWHERE", raising=False)
+    with pytest.raises(ConfigurationError, match="NOWHERE"):
+        KeyRing(["NOWHERE"])
+    empty = tmp_path / "keys"
+    empty.write_text("# nothing\n")
+    with pytest.raises(ConfigurationError, match="keys_file"):
+        KeyRing(keys_file=empty)
