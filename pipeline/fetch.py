@@ -171,7 +171,7 @@ class Fetcher:
         except httpcore.TimeoutException as error:
             raise _timed_out() from error
         except (httpcore.NetworkError, httpcore.ProtocolError) as error:
-            if isinstance(error.__cause__, ssl.SSLError):
+            if isinstance(error.__context__, ssl.SSLError):
                 raise FetchError("The URL's host could not be verified over TLS.") from error
             raise TransientFetchError("The connection to the URL's host failed.") from error
 
@@ -211,7 +211,8 @@ def check_url(url: str, policy: FetchPolicy) -> httpx.URL:
         raise _refused("it carries credentials")
     if not is_well_formed_host(host):
         raise _refused("its host is not a plain name or address")
-    if (parsed.port or _DEFAULT_PORTS[parsed.scheme]) not in policy.allowed_ports:
+    port = _DEFAULT_PORTS[parsed.scheme] if parsed.port is None else parsed.port
+    if port not in policy.allowed_ports:
         raise _refused("its port is not allowed")
     return parsed
 

@@ -32,7 +32,9 @@ def test_not_public(address: str) -> None:
     assert not is_public(ipaddress.ip_address(address))
 
 
-@pytest.mark.parametrize("host", ["example.com", "a-b.c_d.example", "localhost", "1.2.3.4", "::1", "xn--bcher-kva.de", "h.", "1a"])
+@pytest.mark.parametrize(
+    "host", ["example.com", "a-b.c_d.example", "localhost", "1.2.3.4", "::1", "xn--bcher-kva.de", "h.", "1a"]
+)
 def test_well_formed(host: str) -> None:
     """Plain names and usual addresses; whether they may be reached is judged by address."""
     assert is_well_formed_host(host)
