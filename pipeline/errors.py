@@ -151,6 +151,10 @@ class StageFailed(ServiceError):
     """A stage died or raised something nobody foresaw. The cause is in the log, never in the answer."""
 
 
+class EngineOutOfMemory(StageFailed):
+    """The batch was too large for the device's memory; a smaller one may fit."""
+
+
 class SetupError(ServiceError):
     """The service cannot start as it was told to; the message says what to change."""
 

@@ -1,0 +1,135 @@
+"""What runs the network. Importing this package is cheap: torch and OpenVINO load when an engine is made.
+
+    load_engine(name, options) ─▶ Checkpoint ─▶ create_engine ─▶ OpenVinoEngine | TorchEngine
+                                                                 .detect(images, options) ─▶ Instances
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from pipeline.errors import ConfigurationError
+from pipeline.types import DetectOptions, Instances, LoadedImage
+
+if TYPE_CHECKING:
+    from pipeline.checkpoints import Checkpoint
+
+Kind = Literal["auto", "openvino", "torch"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Which engine, and how it runs.
+
+    Args:
+        kind: `auto` is torch where CUDA is, else OpenVINO.
+        precision: `auto` is the fastest that keeps accuracy on the device: bf16 or fp32 on a CPU, fp16 on CUDA.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        threads: CPU threads; None takes the cores this process may use.
+        max_batch: most images in one pass of the network.
+        batch_buckets: batch sizes that CUDA graphs are recorded for; None is 1, 2, 4 ... max_batch. Smaller batches are
+            padded up to the next one. Engines on a CPU take any size as it is.
+        cache_dir: folder for compiled models, so that the next start is quick; None keeps none.
+    """
+
+    kind: Kind = "auto"
+    precision: Precision = "auto"
+    device: str = "auto"
+    threads: int | None = None
+    max_batch: int = 8
+    batch_buckets: tuple[int, ...] | None = None
+    cache_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_batch < 1 or (self.threads is not None and self.threads < 1):
+            raise ConfigurationError(f"engine: max_batch ({self.max_batch}) and threads ({self.threads}) must be at least 1")
+        if self.batch_buckets is not None and max(self.batch_buckets, default=0) < self.max_batch:
+            raise ConfigurationError(f"engine: the largest of batch_buckets {self.batch_buckets} is below max_batch {self.max_batch}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What runs here, as decided when the engine was made.
+
+    Args:
+        model: name of the model.
+        classes: label names, in the order of `Instances.labels`.
+        input_size: side of the square network input, pixels.
+        engine: `openvino` or `torch`.
+        precision: `fp32`, `bf16`, `fp16` or `int8`.
+        device: the device's name.
+        threads: CPU threads of the engine.
+        max_batch: most images in one pass.
+    """
+
+    model: str
+    classes: tuple[str, ...]
+    input_size: int
+    engine: str
+    precision: str
+    device: str
+    threads: int
+    max_batch: int
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+class Engine(Protocol):
+    """A uint8 batch in, instances out. `detect` may be called from several threads."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """What runs here."""
+        ...
+
+    def detect(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
+        """Find the instances of each image; more than `max_batch` images go in several passes.
+
+        Args:
+            images: made for this model's input size.
+            options: what to keep, one for each image.
+        Raises:
+            EngineOutOfMemory: the batch was too large for the device's memory; a smaller one may fit.
+            ShapeError: an image was made for another input size.
+        """
+        ...
+
+    def warm_up(self) -> None:
+        """Run every batch size that is prepared in advance once, so that the first request is no slower than the rest."""
+        ...
+
+    def close(self) -> None:
+        """Free the device. The engine cannot be used afterwards; closing twice is allowed."""
+        ...
+
+
+def create_engine(checkpoint: Checkpoint, options: EngineOptions) -> Engine:
+    """Make the engine that `options` ask for.
+
+    Raises:
+        EngineUnavailable: the machine lacks what the engine needs; the message names it.
+        CheckpointError: the weights do not fit an RTMDet-Ins network.
+    """
+    from pipeline.engines.devices import choose_kind
+
+    if choose_kind(options) == "torch":
+        from pipeline.engines.torch_engine import TorchEngine
+
+        return TorchEngine(checkpoint, options)
+    from pipeline.engines.openvino_engine import OpenVinoEngine
+
+    return OpenVinoEngine(checkpoint, options)
+
+
+def load_engine(model: str | Path, options: EngineOptions) -> Engine:
+    """Make an engine for a model by its name (embedded or official, downloaded on first use) or by its path."""
+    from pipeline.checkpoints import load_checkpoint
+    from pipeline.zoo import DEFAULT_CACHE, locate
+
+    return create_engine(load_checkpoint(locate(str(model), options.cache_dir or DEFAULT_CACHE)), options)

@@ -1,0 +1,64 @@
+"""Choosing engine, device, precision and threads on the machine at hand, and saying so in the log."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from pathlib import Path
+
+import torch
+
+from pipeline.engines import EngineOptions
+from pipeline.errors import ConfigurationError, EngineUnavailable
+
+log = logging.getLogger(__name__)
+_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def choose_kind(options: EngineOptions) -> str:
+    """`torch` where CUDA is wanted or, with everything on auto, present; else `openvino`."""
+    wants_cuda = options.device.startswith("cuda") or (options.device == "auto" and torch.cuda.is_available())
+    if options.kind != "auto":
+        return options.kind
+    return "torch" if wants_cuda else "openvino"
+
+
+def choose_torch_device(name: str) -> torch.device:
+    """The device that was asked for; `auto` is the first CUDA card, or the CPU.
+
+    Raises:
+        EngineUnavailable: CUDA is asked for and not there.
+        ConfigurationError: no such kind of device.
+    """
+    if name == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigurationError(f"detector.device: {name!r} is not auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise ConfigurationError(f"detector.device: {name!r} is not auto, cpu, cuda or cuda:N.")
+    index = device.index or 0
+    if index >= torch.cuda.device_count():
+        why = "this PyTorch is a CPU build" if torch.version.cuda is None else f"PyTorch sees {torch.cuda.device_count()} cards"
+        raise EngineUnavailable(f"detector.device is {name!r}, but {why}. Set it to `auto` or `cpu`, or install the CUDA build.")
+    return torch.device("cuda", index)
+
+
+def owned_cores() -> int:
+    """Cores this process may use: Ray gives a replica OMP_NUM_THREADS = its num_cpus; else affinity and cgroup quota."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if told.isdigit() and int(told) > 0:
+        return int(told)
+    return min(len(os.sched_getaffinity(0)), _cgroup_cores())
+
+
+def _cgroup_cores() -> int:
+    try:
+        quota, period = _CGROUP_QUOTA.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return os.cpu_count() or 1
+    return (os.cpu_count() or 1) if quota == "max" else max(1, math.floor(int(quota) / int(period)))

@@ -1,0 +1,108 @@
+"""The default engine on a CPU: OpenVINO, bf16 where the CPU computes in it.
+
+One compiled model with a dynamic batch dimension serves all batch sizes: measured as fast as one compiled for each size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import torch
+
+from pipeline.checkpoints import Checkpoint
+from pipeline.engines import EngineOptions, ModelInfo
+from pipeline.engines.base import BatchEngine
+from pipeline.engines.devices import owned_cores
+from pipeline.errors import EngineUnavailable
+from pipeline.letterbox import pad_batch
+from pipeline.network import RawNetwork, RawOutputs
+from pipeline.postprocess import PostProcessor
+from pipeline.types import DetectOptions, Instances, LoadedImage
+
+log = logging.getLogger(__name__)
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "bf16"}
+
+
+class OpenVinoEngine(BatchEngine):
+    """Runs on CPU cores; see `EngineOptions` for what can be chosen.
+
+    Raises:
+        EngineUnavailable: another device, or a precision the CPU has no instructions for, is asked for.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, options: EngineOptions) -> None:
+        if options.device not in ("auto", "cpu"):
+            raise EngineUnavailable(f"the openvino engine runs on `cpu`, not on {options.device!r}; use the torch engine there.")
+        core = ov.Core()
+        spec, precision, threads = checkpoint.spec, _choose_precision(options.precision, core), options.threads or owned_cores()
+        super().__init__(
+            ModelInfo(
+                model=spec.name,
+                classes=spec.classes,
+                input_size=spec.input_size,
+                engine="openvino",
+                precision=precision,
+                device=core.get_property("CPU", "FULL_DEVICE_NAME").strip(),
+                threads=threads,
+                max_batch=options.max_batch,
+            )
+        )
+        torch.set_num_threads(threads)
+        network = RawNetwork(checkpoint.network(), spec.input_size)
+        compiled = core.compile_model(openvino_model(network), "CPU", _properties(precision, threads, options.cache_dir))
+        self._request = compiled.create_infer_request()
+        self._postprocess = PostProcessor(network)
+        self._pixels = np.empty((options.max_batch, spec.input_size, spec.input_size, 3), np.uint8)
+        self._lock = threading.Lock()
+
+    def _run(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
+        with self._lock:
+            pixels = pad_batch(images, self._info.input_size, out=self._pixels)
+            self._request.infer([ov.Tensor(pixels, shared_memory=True)])
+            outputs = RawOutputs(*(torch.from_numpy(tensor.data) for tensor in self._request.output_tensors))
+            return self._postprocess(outputs, [image.letterbox for image in images], options)
+
+
+def openvino_model(network: RawNetwork) -> ov.Model:
+    """Convert, leaving the batch dimension open. Input (B, S, S, 3) uint8; outputs in the order of RawOutputs."""
+    size = network.input_size
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # tracing announces its deprecation and every shape it bakes in
+        model = ov.convert_model(network, example_input=torch.zeros(1, size, size, 3, dtype=torch.uint8))
+    model.reshape({model.input(0): ov.PartialShape([-1, size, size, 3])})
+    return model
+
+
+def _choose_precision(asked: str, core: ov.Core) -> str:
+    """The precision to compute in; `auto` is bf16 on CPUs that have it.
+
+    Raises:
+        EngineUnavailable: the CPU cannot compute in the precision that was asked for.
+    """
+    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if asked == "auto":
+        if "BF16" in able:
+            return "bf16"
+        log.warning("this CPU has no bf16 instructions: the openvino engine computes in fp32, at about half the speed")
+        return "fp32"
+    if asked != "fp32" and asked.upper() not in able:
+        raise EngineUnavailable(f"detector.precision: this CPU has no {asked} instructions ({', '.join(able)}); use auto or fp32.")
+    return asked
+
+
+def _properties(precision: str, threads: int, cache_dir: Path | None) -> dict[str, object]:
+    properties: dict[str, object] = {
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,
+    }
+    return properties | ({"CACHE_DIR": str(cache_dir / "openvino")} if cache_dir else {})

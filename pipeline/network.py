@@ -1,0 +1,138 @@
+"""mmdet's RTMDet-Ins as one plain function from pixels to flat outputs, the same for every engine.
+
+    uint8 (B, S, S, 3) ─▶ normalise ─▶ backbone, neck ─▶ head ─▶ RawOutputs ─▶ pipeline.postprocess
+
+No control flow depends on the data, so OpenVINO, CUDA graphs and `torch.export` all take it as it is. Three things differ
+from mmdet's own forward pass; none of them changes a result:
+
+- Batch norm is folded into the convolutions.
+- In the official models the box branch *is* the class branch (mmdet appends the same layers twice): it runs once.
+- The last 1x1 convolution of the kernel branch (K channels to 169 mask parameters) runs after NMS, on the kept positions
+  only (`KernelProjection`), instead of on all 8,400 positions of a 640 px image.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from mmcv.cnn import ConvModule
+from mmdet.models.dense_heads.rtmdet_ins_head import RTMDetInsSepBNHead
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from pipeline.errors import CheckpointError
+
+
+class RawOutputs(NamedTuple):
+    """What the network says about every position, levels one after the other (fine to coarse), rows before columns.
+
+    Attributes:
+        class_logits: (B, P, C) float.
+        distances: (B, P, 4) float32, left top right bottom of the position's point, network pixels, >= 0.
+        kernel_features: (B, P, K) float, input of `KernelProjection`.
+        mask_features: (B, 8, S/8, S/8) float, the prototypes that the dynamic convolutions combine.
+    """
+
+    class_logits: Tensor
+    distances: Tensor
+    kernel_features: Tensor
+    mask_features: Tensor
+
+
+class RawNetwork(nn.Module):
+    """Takes a detector over (it is changed in place) and runs everything up to the post-processing.
+
+    Args:
+        detector: mmdet RTMDet with an `RTMDetInsSepBNHead`, in eval mode, with its weights.
+        input_size: side S of the square input, pixels, a multiple of 32.
+    Raises:
+        CheckpointError: the head is another one, or predicts with something else than 1x1 convolutions.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, detector: nn.Module, input_size: int) -> None:
+        super().__init__()
+        head = detector.bbox_head
+        if not isinstance(head, RTMDetInsSepBNHead) or head.with_objectness or head.pred_kernel_size != 1:
+            raise CheckpointError(f"expected an RTMDet-Ins head with 1x1 predictions and no objectness, got {type(head).__name__}")
+        fold_batch_norms(detector)
+        self.input_size = input_size
+        self.strides = tuple(int(stride) for stride, _ in head.prior_generator.strides)
+        self.backbone, self.neck, self.head = detector.backbone, detector.neck, head
+        self.register_buffer("mean", detector.data_preprocessor.mean.detach().clone().float())
+        self.register_buffer("std", detector.data_preprocessor.std.detach().clone().float())
+        self.compute_dtype = torch.float32
+        self.eval().requires_grad_(False)
+
+    def forward(self, pixels: Tensor) -> RawOutputs:
+        """Run the network on letterboxed pixels, (B, S, S, 3) uint8 BGR."""
+        image = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        levels = self.neck(self.backbone(image.to(self.compute_dtype)))
+        outputs = [self._predict_level(index, level) for index, level in enumerate(levels)]
+        logits, distances, kernels = (torch.cat([_positions_first(out) for out in outs], 1) for outs in zip(*outputs, strict=True))
+        return RawOutputs(logits, distances, kernels, self.head.mask_head(levels))
+
+    def _predict_level(self, index: int, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        head = self.head
+        class_features = _run(head.cls_convs[index], level)
+        shared = head.reg_convs[index] is head.cls_convs[index]
+        box_features = class_features if shared else _run(head.reg_convs[index], level)
+        distances = functional.relu(head.rtm_reg[index](box_features)).float() * self.strides[index]
+        return head.rtm_cls[index](class_features), distances, _run(head.kernel_convs[index], level)
+
+    def convert(self, dtype: torch.dtype) -> RawNetwork:
+        """Hold weights and compute in another precision; normalisation and box distances stay float32."""
+        for part in (self.backbone, self.neck, self.head):
+            part.to(dtype)
+        self.compute_dtype = dtype
+        return self
+
+
+class KernelProjection(nn.Module):
+    """The last layer of the kernel branch, run on kept positions only.
+
+    Args:
+        head: the head whose `rtm_kernel` convolutions (one a level) are taken, in float32.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        layers = list(head.rtm_kernel)
+        self.register_buffer("weight", torch.cat([layer.weight.detach().flatten(1) for layer in layers]).float().clone())
+        self.register_buffer("bias", torch.cat([layer.bias.detach() for layer in layers]).float().clone())
+        self.levels = len(layers)
+
+    def forward(self, features: Tensor, level: Tensor) -> Tensor:
+        """(n, K) float features of positions on pyramid levels (n,) int64 to (n, 169) float32 mask parameters."""
+        of_all_levels = functional.linear(features.float(), self.weight, self.bias).view(len(features), self.levels, -1)
+        return of_all_levels[torch.arange(len(features), device=features.device), level]
+
+
+def fold_batch_norms(module: nn.Module) -> None:
+    """Fold every batch norm of mmcv's ConvModules into its convolution, in place.
+
+    Convolutions shared by several batch norms (one a level) become one convolution each, as mmengine's own fusion does not.
+    """
+    for part in module.modules():
+        if isinstance(part, ConvModule) and part.with_norm:
+            part.conv = fuse_conv_bn_eval(part.conv, part.norm)
+            part.with_norm = False
+            setattr(part, part.norm_name, nn.Identity())
+
+
+def _run(layers: nn.ModuleList, features: Tensor) -> Tensor:
+    for layer in layers:
+        features = layer(features)
+    return features
+
+
+def _positions_first(features: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, H*W, C)."""
+    return features.permute(0, 2, 3, 1).flatten(1, 2)

@@ -1,0 +1,183 @@
+"""From the network's raw outputs to kept instances, for a whole batch at once, on the device where the outputs are.
+
+    RawOutputs ─▶ candidates ─▶ best 1000 a level ─▶ boxes ─▶ NMS ─▶ kernels, masks ─▶ one copy to the host ─▶ Instances
+
+Rules and order are mmdet's (`base_dense_head.py`, `rtmdet_ins_head.py`, mmdet 3.3.0) with its mistakes left out: boxes are
+clipped to the image instead of the padded square, boxes that lie wholly in the padding are dropped, and x is scaled
+by the width's factor. Every image has its own options, and its result is the same in any batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.mask_head import mask_logits
+from pipeline.network import KernelProjection, RawNetwork, RawOutputs
+from pipeline.nms import greedy_nms
+from pipeline.types import DetectOptions, Instances, Letterbox
+
+CANDIDATES_PER_LEVEL = 1000
+"""nms_pre of RTMDet's test config."""
+NMS_IOU = 0.6
+"""nms.iou_threshold of RTMDet's test config."""
+LOGIT_SLACK = 1e-3
+"""The first, cheap comparison of logits lets this much more through; the exact one compares scores."""
+
+
+class Candidates(NamedTuple):
+    """Positions and classes above their image's threshold, (m,) each: image after image, highest score first."""
+
+    image: Tensor
+    position: Tensor
+    label: Tensor
+    score: Tensor
+
+
+class PostProcessor:
+    """Everything after the network.
+
+    Args:
+        network: gives the geometry of the positions and the last layer of the kernel branch.
+        device: where `RawOutputs` will be.
+    """
+
+    def __init__(self, network: RawNetwork, device: torch.device | str = "cpu") -> None:
+        self._size = network.input_size
+        self._kernels = KernelProjection(network.head).to(device)
+        self._points, self._strides, self._levels = (t.to(device) for t in _positions(network.input_size, network.strides))
+
+    @torch.inference_mode()
+    def __call__(self, outputs: RawOutputs, letterboxes: Sequence[Letterbox], options: Sequence[DetectOptions]) -> list[Instances]:
+        """Find the instances of B images.
+
+        Args:
+            outputs: of the network for these images; rows beyond B are ignored.
+            letterboxes: how each image lies in the network's input.
+            options: what to keep of each image.
+        """
+        batch = len(letterboxes)
+        outputs = RawOutputs(*(part[:batch] for part in outputs))
+        device = outputs.class_logits.device
+        limits = torch.tensor([one.max_detections for one in options], device=device)
+        found = _best_per_level(_candidates(outputs.class_logits, options), self._levels)
+        boxes = self._boxes(outputs.distances, found)
+        inside = _clip_to_images(boxes, found.image, letterboxes)
+        nonempty = (inside[:, 2:] > inside[:, :2]).all(1)
+        found, boxes, inside = Candidates(*(part[nonempty] for part in found)), boxes[nonempty], inside[nonempty]
+        kept = _suppress(boxes, found, limits)
+        found, inside = Candidates(*(part[kept] for part in found)), inside[kept]
+        counts = torch.bincount(found.image, minlength=batch)
+        masks = self._masks(outputs, found, counts, letterboxes)
+        return _to_instances(found, _to_original(inside, found.image, letterboxes), masks, counts, letterboxes)
+
+    def _boxes(self, distances: Tensor, found: Candidates) -> Tensor:
+        """(m, 4) network pixels, clamped to the padded square as mmdet does before its NMS."""
+        reach = distances[found.image, found.position].float()
+        points = self._points[found.position]
+        return torch.cat([points - reach[:, :2], points + reach[:, 2:]], dim=1).clamp_(0, self._size)
+
+    def _masks(self, outputs: RawOutputs, found: Candidates, counts: Tensor, letterboxes: Sequence[Letterbox]) -> Tensor:
+        """(n, h, w) float16 on the part of the grid that covers every image of the batch."""
+        height, width = map(max, zip(*(letterbox.mask_grid_hw for letterbox in letterboxes), strict=True))
+        features = outputs.kernel_features[found.image, found.position]
+        kernels = self._kernels(features, self._levels[found.position])
+        points, strides = self._points[found.position], self._strides[found.position]
+        return mask_logits(outputs.mask_features[..., :height, :width], counts, kernels, points, strides)
+
+
+def _positions(size: int, strides: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Points (P, 2) x y, strides (P,) and level indices (P,) of all positions, in the order of RawOutputs.
+
+    mmdet's MlvlPointGenerator with offset 0: the point is the top left corner of the position's cell.
+    """
+    points, steps, levels = [], [], []
+    for level, stride in enumerate(strides):
+        along = torch.arange(-(-size // stride)) * float(stride)
+        y, x = torch.meshgrid(along, along, indexing="ij")
+        points.append(torch.stack([x.flatten(), y.flatten()], dim=1))
+        steps.append(torch.full((x.numel(),), float(stride)))
+        levels.append(torch.full((x.numel(),), level))
+    return torch.cat(points), torch.cat(steps), torch.cat(levels)
+
+
+def _candidates(logits: Tensor, options: Sequence[DetectOptions]) -> Candidates:
+    """Scores above their image's threshold, of wanted labels; in order of image, position, label."""
+    thresholds = _thresholds(options, logits.shape[-1]).to(logits.device)
+    cutoff = torch.logit(thresholds) - LOGIT_SLACK
+    image, position, label = (logits > cutoff[:, None]).nonzero(as_tuple=True)
+    score = logits[image, position, label].float().sigmoid()
+    exact = score > thresholds[image, label]
+    return Candidates(image[exact], position[exact], label[exact], score[exact])
+
+
+def _thresholds(options: Sequence[DetectOptions], classes: int) -> Tensor:
+    """(B, C) float32; 1, which no score exceeds, for labels that are not wanted."""
+    thresholds = torch.tensor([one.score_threshold for one in options], dtype=torch.float32)[:, None].repeat(1, classes)
+    for row, one in enumerate(options):
+        if one.labels is not None:
+            wanted = torch.zeros(classes, dtype=torch.bool)
+            wanted[[label for label in one.labels if 0 <= label < classes]] = True
+            thresholds[row, ~wanted] = 1.0
+    return thresholds
+
+
+def _best_per_level(found: Candidates, levels: Tensor) -> Candidates:
+    """Sort by image and score (ties: by level, position, label) and keep the best of each image's levels."""
+    order = found.score.argsort(descending=True, stable=True)
+    group = (found.image * (int(levels[-1]) + 1) + levels[found.position])[order]
+    by_group = group.argsort(stable=True)
+    kept = by_group[_ranks(group[by_group]) < CANDIDATES_PER_LEVEL].sort()[0]
+    order = order[kept]
+    order = order[found.image[order].argsort(stable=True)]
+    return Candidates(*(part[order] for part in found))
+
+
+def _ranks(groups: Tensor) -> Tensor:
+    """Place of each element within its run of equal values, for sorted `groups` (m,)."""
+    starts = torch.searchsorted(groups, groups)
+    return torch.arange(len(groups), device=groups.device) - starts
+
+
+def _suppress(boxes: Tensor, found: Candidates, limits: Tensor) -> Tensor:
+    """NMS of all images side by side; (m,) bool."""
+    slot = _ranks(found.image)
+    shape = len(limits), int(slot.max()) + 1 if len(slot) else 0
+    side_by_side = boxes.new_zeros(*shape, 4)
+    side_by_side[found.image, slot] = boxes
+    labels = found.label.new_zeros(shape)
+    labels[found.image, slot] = found.label
+    valid = torch.zeros(shape, dtype=torch.bool, device=boxes.device)
+    valid[found.image, slot] = True
+    return greedy_nms(side_by_side, labels, valid, NMS_IOU, limits)[found.image, slot]
+
+
+def _clip_to_images(boxes: Tensor, image: Tensor, letterboxes: Sequence[Letterbox]) -> Tensor:
+    scaled = torch.tensor([letterbox.scaled_hw[::-1] * 2 for letterbox in letterboxes], dtype=boxes.dtype)
+    return torch.minimum(boxes, scaled.to(boxes.device)[image])
+
+
+def _to_original(boxes: Tensor, image: Tensor, letterboxes: Sequence[Letterbox]) -> Tensor:
+    """Network pixels to original pixels, clipped once more against rounding."""
+    factors = torch.tensor([letterbox.to_original_xy * 2 for letterbox in letterboxes], dtype=boxes.dtype)
+    bounds = torch.tensor([letterbox.original_hw[::-1] * 2 for letterbox in letterboxes], dtype=boxes.dtype)
+    return torch.minimum(boxes * factors.to(boxes.device)[image], bounds.to(boxes.device)[image])
+
+
+def _to_instances(
+    found: Candidates, boxes: Tensor, masks: Tensor, counts: Tensor, letterboxes: Sequence[Letterbox]
+) -> list[Instances]:
+    """Copy to the host and split by image."""
+    host_masks = masks.cpu().numpy()
+    rows = torch.cat([boxes, found.score[:, None], found.label[:, None].to(boxes.dtype)], dim=1).cpu().numpy()
+    results, end = [], 0
+    for letterbox, count in zip(letterboxes, counts.tolist(), strict=True):
+        part, end = slice(end, end + count), end + count
+        height, width = letterbox.mask_grid_hw
+        own_masks = host_masks[part, :height, :width].copy()
+        own = rows[part]
+        results.append(Instances(own[:, :4].copy(), own[:, 4].copy(), own[:, 5].astype("int64"), own_masks, letterbox))
+    return results
