@@ -1,4 +1,4 @@
-"""What surrounds every route: request ids, keys, answer headers, and the last net under our own bugs.
+"""What surrounds every route: request ids, keys, answer headers, and the log of our own bugs.
 
 A plain ASGI layer around the routes, so that it costs microseconds.
 """
@@ -13,7 +13,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipeline.errors import HeaderTooLarge, ServiceError, StageFailed
+from pipeline.errors import HeaderTooLarge, ServiceError
 from serve_app.answers import error_response
 from serve_app.keys import KeyRing
 
@@ -25,7 +25,7 @@ OPEN_PATHS = frozenset({"/", "/ready"})
 
 
 class RequestGuard:
-    """ASGI layer: checks id and key before a route sees the request, and answers for a route that failed unforeseen.
+    """ASGI layer: checks id and key before a route sees the request; logs a route that failed unforeseen (it has answered 500).
 
     Args:
         app: the routes.
@@ -50,10 +50,7 @@ class RequestGuard:
         except ServiceError as error:
             await error_response(error)(scope, receive, answer.send)
         except Exception:
-            logger.exception("request %s failed on a bug", request_id[:MAX_REQUEST_ID_CHARS])
-            if answer.started:
-                raise
-            await error_response(StageFailed("The service failed on this request."))(scope, receive, answer.send)
+            logger.exception("request %s failed on a bug", request_id)
 
     def _admit(self, path: str, headers: Headers, request_id: str) -> None:
         if len(request_id) > MAX_REQUEST_ID_CHARS:
@@ -69,11 +66,9 @@ class _Answer:
         self._send = send
         self._request_id = request_id[:MAX_REQUEST_ID_CHARS]
         self._began = time.perf_counter()
-        self.started = False
 
     async def send(self, message: Message | dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            self.started = True
             headers = MutableHeaders(raw=message.setdefault("headers", []))
             headers["x-request-id"] = self._request_id
             headers["x-ms-request-id"] = self._request_id

@@ -19,7 +19,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from deployments.ingress import Ingress
-from pipeline.errors import InvalidRequest, RequestError, ServiceError
+from pipeline.errors import InvalidRequest, RequestError, ServiceError, StageFailed
 from serve_app.answers import error_response, score_response
 from serve_app.body import read_json_body, requested_timeout_s
 from serve_app.contract import parse_score_request
@@ -104,7 +104,7 @@ def _limits(settings: Settings) -> dict[str, Any]:
 
 def _add_error_answers(app: FastAPI) -> None:
     async def known(_: Request, error: Exception) -> Response:
-        return error_response(error if isinstance(error, ServiceError) else ServiceError("The service failed on this request."))
+        return error_response(error if isinstance(error, ServiceError) else StageFailed("The service failed on this request."))
 
     async def routing(_: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 500)
@@ -115,6 +115,7 @@ def _add_error_answers(app: FastAPI) -> None:
         return error_response(InvalidRequest("The request could not be read.", status=status))
 
     app.add_exception_handler(ServiceError, known)
+    app.add_exception_handler(Exception, known)  # a bug: answered here, then logged by the guard
     app.add_exception_handler(HTTPException, routing)
 
 

@@ -1,0 +1,236 @@
+"""The HTTP front over a fake ingress: routes, headers, the error table, limits while reading. No Ray, no network."""
+
+import json
+from types import SimpleNamespace
+
+import httpx
+import pytest
+
+from deployments.context import RequestContext
+from pipeline.errors import DeadlineExceeded, FetchError, ImageError, ImageFault, LimitExceeded, Overloaded, StageFailed
+from pipeline.types import EncodedImage
+from serve_app.http import http_app
+from serve_app.settings import Settings
+
+GOOD = {"input_data": {"columns": ["image"], "data": ["aGk=", "aGk="]}}
+ANSWER = EncodedImage(b'{"boxes":[]}', 0, {"fetch": 1.0, "decode": 2.0, "queue": 3.0, "detect": 4.0, "polygonize": 5.0})
+
+
+class FakeIngress:
+    """Answers like an Ingress; `error` makes it fail, `answers` replaces what it found."""
+
+    def __init__(self):
+        self.error = None
+        self.room_error = None
+        self.ready_error = None
+        self.answers = None
+        self.seen = []
+
+    def context(self, timeout_s=None, request_id=None):
+        return RequestContext(request_id, timeout_s)
+
+    def check_room(self):
+        if self.room_error:
+            raise self.room_error
+
+    async def score_images(self, images, params, context, *, encoded):
+        self.seen.append((images, params, context, encoded))
+        if self.error:
+            raise self.error
+        return self.answers or [ANSWER] * len(images)
+
+    async def check_ready(self):
+        if self.ready_error:
+            raise self.ready_error
+
+    async def model_info(self):
+        return SimpleNamespace(as_dict=lambda: {"model": "m", "classes": ["person"]})
+
+
+@pytest.fixture
+def ingress():
+    return FakeIngress()
+
+
+def client_for(ingress, settings=None):
+    transport = httpx.ASGITransport(http_app(ingress, settings or Settings()))
+    return httpx.AsyncClient(transport=transport, base_url="http://service")
+
+
+@pytest.fixture
+async def client(ingress):
+    async with client_for(ingress) as client:
+        yield client
+
+
+async def test_score(client, ingress):
+    """Images in, one object each out; every header of the contract is there."""
+    response = await client.post("/score", json=GOOD, headers={"x-request-id": "abc"})
+    assert response.status_code == 200
+    assert response.json() == [{"boxes": []}, {"boxes": []}]
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-request-id"] == response.headers["x-ms-request-id"] == "abc"
+    assert float(response.headers["x-ms-run-fn-exec-ms"]) > 0
+    stages = [entry.split(";dur=") for entry in response.headers["server-timing"].split(", ")]
+    assert [name for name, _ in stages] == ["fetch", "decode", "queue", "detect", "polygonize", "encode"]
+    assert [float(ms) for _, ms in stages][:5] == [1, 2, 3, 4, 5]
+    assert ingress.seen[0][0] == ["aGk=", "aGk="]
+
+
+async def test_timeout_header_becomes_the_deadline(client, ingress):
+    """The client's own timeout reaches the ingress, seconds."""
+    await client.post("/score", json=GOOD, headers={"x-request-timeout-seconds": "2.5"})
+    assert ingress.seen[0][2].deadline == 2.5
+
+
+async def test_request_id_is_made_when_missing(client):
+    """Without an id one is made, and differs between requests."""
+    ids = {(await client.get("/")).headers["x-request-id"] for _ in range(2)}
+    assert len(ids) == 2
+    assert all(ids)
+
+
+async def test_isolated_fault_is_in_its_place(client, ingress):
+    """An ImageFault among the answers becomes that image's error."""
+    ingress.answers = [ANSWER, ImageFault(1, "image_not_decodable", "no image")]
+    response = await client.post("/score", json=GOOD)
+    assert response.json()[1] == {"boxes": [], "error": {"code": "image_not_decodable", "message": "no image"}}
+
+
+def failure(error, *faults):
+    error.faults = faults
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        pytest.param(DeadlineExceeded("late"), 408, "deadline_exceeded", id="408"),
+        pytest.param(LimitExceeded("big", code="too_many_pixels"), 413, "too_many_pixels", id="413"),
+        pytest.param(ImageError("bad"), 422, "image_not_decodable", id="422 decode"),
+        pytest.param(FetchError("no", code="url_refused"), 422, "url_refused", id="422 url"),
+        pytest.param(Overloaded("full", retry_after_s=7), 503, "overloaded", id="503"),
+        pytest.param(Overloaded("full", retry_after_s=7, status=429), 429, "overloaded", id="429"),
+        pytest.param(StageFailed("oops"), 500, "internal_error", id="500"),
+    ],
+)
+async def test_scoring_errors(client, ingress, error, status, code):
+    """Errors of scoring arrive with status, code, message and the images' own errors."""
+    ingress.error = failure(error, ImageFault(1, code, "why"))
+    response = await client.post("/score", json=GOOD)
+    assert response.status_code == status
+    assert response.json() == {
+        "message": error.message,
+        "code": code,
+        "errors": [{"index": 1, "code": code, "message": "why"}],
+    }
+    assert response.headers.get("retry-after") == ("7" if status in (429, 503) else None)
+
+
+async def test_a_bug_is_a_500_that_tells_nothing(client, ingress):
+    """An unforeseen exception gives JSON without its text."""
+    ingress.error = RuntimeError("/secret/path")
+    response = await client.post("/score", json=GOOD)
+    assert response.status_code == 500
+    assert response.json() == {"message": "The service failed on this request.", "code": "internal_error"}
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status", "code"),
+    [
+        pytest.param(b"", {"content-type": "application/json"}, 400, "invalid_request", id="empty body"),
+        pytest.param(b"{}", {"content-type": "application/json"}, 400, "invalid_request", id="no input_data"),
+        pytest.param(b"{}", {"content-type": "text/plain"}, 415, "unsupported_media_type", id="not JSON type"),
+        pytest.param(b"{}", {}, 415, "unsupported_media_type", id="no type"),
+        pytest.param(b"{}", {"content-type": "application/json", "x-request-id": "x" * 101}, 431, "header_too_large", id="long id"),
+        pytest.param(b"{}", {"content-type": "application/json", "x-request-timeout-seconds": "-1"}, 400, "invalid_request", id="timeout"),
+        pytest.param(b"{}", {"content-type": "application/json", "x-request-timeout-seconds": "nan"}, 400, "invalid_request", id="nan"),
+    ],
+)
+async def test_refused_requests(client, content, headers, status, code):
+    """What the front refuses itself."""
+    response = await client.post("/score", content=content, headers=headers)
+    assert (response.status_code, response.json()["code"]) == (status, code)
+
+
+async def test_missing_input_data_says_azures_sentence(client):
+    """AzureML's own message for a body without input_data."""
+    response = await client.post("/score", json={})
+    assert response.json()["message"] == "A value is not provided for the 'input_data' parameter."
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/score", 405), ("POST", "/ready", 405)])
+async def test_unknown_route_and_method(client, method, path, status):
+    """JSON also where the router answers."""
+    response = await client.request(method, path)
+    assert response.status_code == status
+    assert response.json()["code"] in ("not_found", "method_not_allowed")
+
+
+async def test_body_over_the_limit_by_header(ingress):
+    """A Content-Length over the limit is refused before a byte is read."""
+    async with client_for(ingress, Settings(ingress={"max_body_mb": 0.001})) as client:
+        response = await client.post("/score", content=b"x" * 2000, headers={"content-type": "application/json"})
+    assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
+    assert "0.001 MB (ingress.max_body_mb)" in response.json()["message"]
+
+
+async def test_chunked_body_over_the_limit_is_cut(ingress):
+    """A chunked body is refused as soon as it passes the limit, not when it ends."""
+    sent = []
+
+    async def endless():
+        for part in range(10_000):
+            sent.append(part)
+            yield b"x" * 100
+
+    async with client_for(ingress, Settings(ingress={"max_body_mb": 0.001})) as client:
+        response = await client.post("/score", content=endless(), headers={"content-type": "application/json"})
+    assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
+    assert len(sent) < 100
+
+
+async def test_full_service_refuses_before_reading(client, ingress):
+    """With no room the body is not even looked at."""
+    ingress.room_error = Overloaded("full")
+    response = await client.post("/score", content=b"not json", headers={"content-type": "application/json"})
+    assert response.status_code == 503
+
+
+async def test_probes_and_info(client, ingress):
+    """Liveness is plain text, readiness follows the stages, info names the model and the limits."""
+    live = await client.get("/")
+    assert (live.status_code, live.text) == (200, "Healthy")
+    assert (await client.get("/ready")).json() == {"status": "ready"}
+    ingress.ready_error = DeadlineExceeded("no answer")
+    ready = await client.get("/ready")
+    assert ready.status_code == 503
+    assert ready.json()["status"] == "not ready"
+    info = (await client.get("/info")).json()
+    assert info["classes"] == ["person"]
+    assert info["limits"]["max_images_per_request"] == 64
+
+
+async def test_openapi_describes_score(client):
+    """Both names give the document, with the body, its example and every error of the table."""
+    document = (await client.get("/openapi.json")).json()
+    assert document == (await client.get("/swagger.json")).json()
+    score = document["paths"]["/score"]["post"]
+    assert "input_data" in score["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert set(score["responses"]) >= {"200", "400", "401", "408", "413", "415", "422", "429", "500", "503"}
+    assert "$defs" not in json.dumps(document)
+    assert (await client.get("/docs")).status_code == 200
+
+
+async def test_keys_guard_everything_but_health(ingress, monkeypatch):
+    """With keys set, scoring, info and documents want one; the probes do not."""
+    monkeypatch.setenv("PRIMARY", "sesame")
+    async with client_for(ingress, Settings(ingress={"auth": {"keys_env": ["PRIMARY"]}})) as client:
+        for path in ("/info", "/docs", "/swagger.json", "/openapi.json"):
+            assert (await client.get(path)).status_code == 401
+        refused = await client.post("/score", json=GOOD)
+        assert (refused.status_code, refused.json()["code"]) == (401, "unauthorized")
+        assert refused.headers["www-authenticate"] == "Bearer"
+        assert (await client.post("/score", json=GOOD, headers={"authorization": "Bearer sesame"})).status_code == 200
+        assert (await client.get("/")).status_code == 200
+        assert (await client.get("/ready")).status_code == 200
