@@ -18,18 +18,13 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 
 import ray
-from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from pipeline.batching import GreedyBatcher
-
-ACTOR = {"max_ongoing_requests": 1024, "ray_actor_options": {"num_cpus": 0}}
-"""Admission is not what is raced: nothing may queue in front of the replica."""
+from loadtest.batching_contestants import deploy, local_serve
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,95 +71,23 @@ class Outcome:
     errors: int
 
 
-class SleepingModel:
-    """A blocking model: one step for a batch of any size. Keeps the sizes it saw."""
-
-    def __init__(self, step_s: float) -> None:
-        self._step_s = step_s
-        self._sizes: list[int] = []
-
-    def __call__(self, items: list[int]) -> list[int]:
-        self._sizes.append(len(items))
-        time.sleep(self._step_s)
-        return items
-
-    def take_sizes(self) -> list[int]:
-        """Batch sizes since the last call."""
-        sizes, self._sizes = self._sizes, []
-        return sizes
-
-
-@serve.deployment(**ACTOR)
-class ServeBatch:
-    """`@serve.batch`; `wait_s` None keeps its default wait."""
-
-    def __init__(self, step_s: float, max_batch: int, wait_s: float | None = None) -> None:
-        self._model = SleepingModel(step_s)
-        self._score.set_max_batch_size(max_batch)
-        if wait_s is not None:
-            self._score.set_batch_wait_timeout_s(wait_s)
-
-    @serve.batch
-    async def _score(self, items: list[int]) -> list[int]:
-        return await asyncio.to_thread(self._model, items)
-
-    async def __call__(self, item: int) -> int:
-        return await self._score(item)
-
-    def take_sizes(self) -> list[int]:
-        return self._model.take_sizes()
-
-
-@serve.deployment(**ACTOR)
-class Greedy:
-    """The project's own batcher, with the wait that is `serve.batch`'s default."""
-
-    def __init__(self, step_s: float, max_batch: int) -> None:
-        self._model = SleepingModel(step_s)
-        self._batcher: GreedyBatcher[int, int] = GreedyBatcher(self._model, max_batch=max_batch, max_wait_s=0.01)
-
-    async def __call__(self, item: int) -> int:
-        return (await self._batcher.submit(item)).result
-
-    def take_sizes(self) -> list[int]:
-        return self._model.take_sizes()
-
-
-@contextmanager
-def local_serve() -> Iterator[None]:
-    """A Ray Serve of this process's own, without HTTP and dashboard, gone at the end."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
-        yield
-        serve.shutdown()
-    finally:
-        ray.shutdown()
-
-
-def deploy(load: Load) -> dict[str, DeploymentHandle]:
-    """Start the contestants and return their handles by name."""
-    apps = {
-        "serve.batch": ServeBatch.bind(load.step_s, load.max_batch),
-        "serve.batch tuned": ServeBatch.bind(load.step_s, load.max_batch, load.step_s),
-        "greedy": Greedy.bind(load.step_s, load.max_batch),
-    }
-    return {name: serve.run(app, name=name.replace(" ", "_"), route_prefix=None) for name, app in apps.items()}
-
-
 Call = Callable[[int], Awaitable[int]]
 Samples = list[tuple[float, float] | Exception]
-"""(seconds from the start of the measurement to the answer, latency in seconds) of each call, or what it raised."""
+"""(when the answer came, seconds from the start of the measurement; latency, seconds) of each call, or what it raised."""
 
 
 async def closed_loop(call: Call, load: Load) -> Samples:
-    """`load.callers` callers, each sending its next item when the last was answered, for `load.seconds`."""
+    """`load.callers` callers, each sending its next item when the last was answered, for `load.seconds` after a short ramp.
+
+    They start spread over two steps, as strangers do: `serve.batch` keeps the batches that its callers start with, so
+    that 32 callers who start in one instant would hand it two full batches for good.
+    """
     samples: Samples = []
-    start = time.perf_counter()
+    ramp_s = 2 * load.step_s
+    start = time.perf_counter() + ramp_s
 
     async def caller(number: int) -> None:
+        await asyncio.sleep(number / load.callers * ramp_s)
         while time.perf_counter() < start + load.seconds:
             await _timed(call, number, start, time.perf_counter(), samples)
 
@@ -175,7 +98,8 @@ async def closed_loop(call: Call, load: Load) -> Samples:
 async def poisson(call: Call, load: Load) -> Samples:
     """Arrivals at `load.rate_per_s` for `load.seconds`, sent whether or not earlier ones were answered; all are awaited."""
     samples: Samples = []
-    gaps, calls = random.Random(load.seed), []
+    gaps = random.Random(load.seed)
+    calls: list[asyncio.Task[None]] = []
     start = scheduled = time.perf_counter()
     while (scheduled := scheduled + gaps.expovariate(load.rate_per_s)) < start + load.seconds:
         await asyncio.sleep(max(0.0, scheduled - time.perf_counter()))
@@ -206,7 +130,7 @@ async def measure(handle: DeploymentHandle, kind: str, load: Load) -> Outcome:
     answered = [sample for sample in samples if not isinstance(sample, Exception)]
     latencies_ms = sorted(1000 * latency_s for _, latency_s in answered)
     return Outcome(
-        per_s=sum(at_s <= load.seconds for at_s, _ in answered) / load.seconds,
+        per_s=sum(0 <= at_s <= load.seconds for at_s, _ in answered) / load.seconds,
         mean_batch=statistics.fmean(sizes) if sizes else None,
         p50_ms=_percentile(latencies_ms, 0.50),
         p99_ms=_percentile(latencies_ms, 0.99),
@@ -248,9 +172,8 @@ def print_table(results: dict[str, dict[str, list[Outcome]]]) -> None:
             spread = f"({min(rates):.0f}-{max(rates):.0f})"
             cells = [f"{'-' if middle[key] is None else format(middle[key], '.1f'):>8}" for key in ("p50_ms", "p99_ms")]
             batch = "-" if middle["mean_batch"] is None else format(middle["mean_batch"], ".1f")
-            print(
-                f"{kind:<12} {name:<18} {middle['per_s']:>8.1f} {spread:>12} {batch:>6} {' '.join(cells)} {middle['errors']:>6.0f}"
-            )
+            row = f"{kind:<12} {name:<18} {middle['per_s']:>8.1f} {spread:>12} {batch:>6}"
+            print(row, *cells, f"{middle['errors']:>6.0f}")
 
 
 def _arguments() -> argparse.Namespace:
@@ -271,17 +194,12 @@ def main() -> None:
     load = Load(args.step_ms / 1000, args.max_batch, args.callers, args.rate, args.seconds, args.seed)
     print(f"ceiling: {load.ceiling_per_s:.0f} items/s (batches of {load.max_batch}, {args.step_ms:.0f} ms each)", flush=True)
     with local_serve():
-        results = asyncio.run(race(deploy(load), load, args.rounds))
+        results = asyncio.run(race(deploy(load.step_s, load.max_batch), load, args.rounds))
     print_table(results)
     medians = {kind: {name: median(outcomes) for name, outcomes in rows.items()} for kind, rows in results.items()}
-    setting = {
-        **asdict(load),
-        "rounds": args.rounds,
-        "cpus": os.cpu_count(),
-        "machine": platform.machine(),
-        "ray": ray.__version__,
-    }
-    print(json.dumps({"benchmark": "batching_race", "ceiling_per_s": load.ceiling_per_s, **setting, "medians": medians}))
+    machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "ray": ray.__version__}
+    setting = {**asdict(load), "ceiling_per_s": load.ceiling_per_s, "rounds": args.rounds, **machine}
+    print(json.dumps({"benchmark": "batching_race", **setting, "medians": medians}))
 
 
 if __name__ == "__main__":

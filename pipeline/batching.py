@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, Literal, ParamSpec, Protocol, TypeVar
 
-from pipeline.errors import ConfigurationError, DeadlineExceeded, Overloaded, StageFailed
+from pipeline.errors import ConfigurationError, DeadlineExceeded, EngineOutOfMemory, Overloaded, StageFailed
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -136,7 +136,7 @@ class GreedyBatcher(Generic[Item, Result]):
         max_batch: int,
         max_wait_s: float,
         observer: BatchObserver | None = None,
-        out_of_memory: tuple[type[Exception], ...] = (MemoryError,),
+        out_of_memory: tuple[type[Exception], ...] = (EngineOutOfMemory, MemoryError),
         oom_recover_s: float = 30.0,
     ) -> None:
         if max_batch < 1 or max_wait_s < 0 or oom_recover_s <= 0:

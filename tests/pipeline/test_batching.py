@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.batching import DropReason, GreedyBatcher, Served, _BatchLimit
-from pipeline.errors import ConfigurationError, DeadlineExceeded, Overloaded, StageFailed
+from pipeline.errors import ConfigurationError, DeadlineExceeded, EngineOutOfMemory, Overloaded, StageFailed
 
 SLACK_S = 0.15
 """How late a loaded two-core machine may wake a thread or a timer."""
@@ -350,16 +350,13 @@ class TestFailing:
         """A batch of 8 does not fit: all items are served in fours, later batches hold 4, and after a while 8 again."""
         calls, notes, fits = [], Notes(), 4
 
-        class CardFullError(RuntimeError):
-            """What an engine says."""
-
         def model(items: list[int]) -> list[int]:
             calls.append(len(items))
             if len(items) > fits:
-                raise CardFullError(f"{len(items)} items")
+                raise EngineOutOfMemory(f"{len(items)} items")
             return items
 
-        async with running(model, max_batch=8, observer=notes, out_of_memory=(CardFullError,), oom_recover_s=0.2) as batcher:
+        async with running(model, max_batch=8, observer=notes, oom_recover_s=0.2) as batcher:
             assert await outcomes(submit_all(batcher, range(8))) == list(range(8))
             assert await outcomes(submit_all(batcher, range(8))) == list(range(8))
             assert calls == [8, 4, 4, 4, 4]
