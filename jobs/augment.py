@@ -101,14 +101,13 @@ def train_transforms(size_px: int, mosaic_probability: float, mosaic_samples: in
     ]
 
 
-def test_transforms(size_px: int) -> list[Any]:
-    """mmdet's test pipeline: keep-ratio resize, then pad right and bottom to the square."""
+def image_transforms(size_px: int) -> list[Any]:
+    """mmdet's test pipeline: keep-ratio resize, then pad right and bottom to the square. Needs no annotations."""
     square = (size_px, size_px)
     return [
         {"type": "LoadImageFromFile", "backend_args": None},
         {"type": "Resize", "scale": square, "keep_ratio": True},
         {"type": "Pad", "size": square, "pad_val": {"img": (GREY, GREY, GREY)}},
-        {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True},
         {"type": "PackDetInputs", "meta_keys": ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")},
     ]
 

@@ -23,6 +23,7 @@ from jobs import augment, hooks, precision  # noqa: F401  (their transforms, hoo
 from jobs.datasets import read_annotations
 from jobs.runner_config import runner_config
 from jobs.settings import FinetuneSettings, settings_from_args
+from pipeline.allocator import keep_freed_memory
 from pipeline.checkpoints import load_checkpoint, load_weights, save_safetensors
 from pipeline.model import OFFICIAL_NAMES, ModelSpec, nano_spec, official_spec
 
@@ -87,7 +88,9 @@ def export(work_dir: Path) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry."""
-    finetune(settings_from_args(argv))
+    settings = settings_from_args(argv)
+    keep_freed_memory()
+    finetune(settings)
     return 0
 
 

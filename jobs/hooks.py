@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,14 +55,15 @@ class DescribeModelHook(Hook):
     """Writes the model's name, classes, input size and configuration into every checkpoint, as plain JSON types.
 
     Args:
-        description: what `pipeline.checkpoints.load_checkpoint` needs to build the network again.
+        description: JSON of what `pipeline.checkpoints.load_checkpoint` needs to build the network again. As text, because
+            mmengine turns the dicts of its configuration into a class of its own, which our loader rightly refuses.
     """
 
-    def __init__(self, description: dict[str, Any]) -> None:
+    def __init__(self, description: str) -> None:
         self._description = description
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
-        checkpoint["meta"]["model_spec"] = self._description
+        checkpoint["meta"]["model_spec"] = json.loads(self._description)
 
 
 def _layers(names: Sequence[str]) -> str:

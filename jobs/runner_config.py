@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
-from jobs.augment import test_transforms, train_transforms
+from jobs.augment import image_transforms, train_transforms
 from jobs.datasets import Annotations
 from jobs.precision import optim_wrapper_type
 from jobs.settings import FinetuneSettings
@@ -53,7 +54,7 @@ def validation_config(val: Annotations, spec: ModelSpec) -> dict[str, Any]:
             "batch_size": 1,
             "num_workers": 0,
             "sampler": {"type": "DefaultSampler", "shuffle": False},
-            "dataset": _dataset(val, spec) | {"test_mode": True, "pipeline": test_transforms(spec.input_size)},
+            "dataset": _dataset(val, spec) | {"test_mode": True, "pipeline": image_transforms(spec.input_size)},
         },
         "val_cfg": {"type": "ValLoop"},
         "val_evaluator": {"type": "CocoMetric", "ann_file": str(val.coco_json), "metric": ["bbox", "segm"]},
@@ -121,7 +122,7 @@ def _custom_hooks(settings: FinetuneSettings, spec: ModelSpec, steps: int) -> li
     description = {"name": spec.name, "classes": list(spec.classes), "input_size": spec.input_size, "config": spec.config}
     hooks: list[dict[str, Any]] = [
         {"type": "FreezeHook", "frozen": settings.freeze, "fixed_statistics": settings.fix_batch_norm},
-        {"type": "DescribeModelHook", "description": description},
+        {"type": "DescribeModelHook", "description": json.dumps(description)},
     ]
     if settings.ema:
         average = {"type": "EMAHook", "ema_type": "ExpMomentumEMA", "momentum": settings.ema, "gamma": max(steps // 20, 1)}

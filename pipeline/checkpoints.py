@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,8 +125,9 @@ def _unpickle_tensors(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(_harmless_types()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path.name}: refused, it is damaged or asks for more than tensors: {reason}") from error
+        refused = re.search(r"Unsupported (?:global|class|operand)[^.]*\S+", str(error))
+        reason = refused[0] if refused else "its pickle is damaged"
+        raise CheckpointError(f"{path.name}: refused, a checkpoint may hold tensors and log history only: {reason}") from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path.name}: not a readable PyTorch checkpoint ({error}).") from error
     if not isinstance(content, dict):

@@ -1,0 +1,98 @@
+"""Measure a model: COCO box and mask AP, and AzureML's VOC-style metrics, on the same predictions.
+
+    python -m jobs.evaluate --annotations val.json --images photos/ --checkpoint model.safetensors
+    python -m jobs.evaluate --annotations val.json --images photos/ --results results.json
+
+Predictions come from `jobs.predictions`, numbers from `jobs.metrics_coco` and `jobs.metrics_voc`; neither knows the other.
+Prints a table and, last, one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from jobs.datasets import Annotations, AnnotationsError, read_annotations
+from jobs.metrics_coco import STATISTICS, coco_metrics
+from jobs.metrics_voc import voc_metrics
+from jobs.predictions import CocoResults, predict_with_mmdet, read_results
+from pipeline.allocator import keep_freed_memory
+from pipeline.checkpoints import load_checkpoint
+from pipeline.errors import ServiceError
+
+
+def measure(truth: dict[str, Any], predictions: CocoResults) -> dict[str, Any]:
+    """All metrics of one set of predictions: `{"images", "predictions", "coco": {...}, "voc50": {...}}`."""
+    return {
+        "images": len(truth["images"]),
+        "predictions": len(predictions),
+        "coco": coco_metrics(truth, predictions),
+        "voc50": {"box": voc_metrics(truth, predictions, over="box"), "mask": voc_metrics(truth, predictions, over="mask")},
+    }
+
+
+def as_table(metrics: dict[str, Any]) -> str:
+    """The numbers for people: one row for boxes, one for masks, in per cent."""
+    azure = ("mean_average_precision", "precision", "recall")
+    heads = ["", *STATISTICS, "voc50 mAP", "precision", "recall"]
+    rows = [heads]
+    for kind in ("box", "mask"):
+        numbers = [metrics["coco"][kind][name] for name in STATISTICS] + [metrics["voc50"][kind][name] for name in azure]
+        rows.append([kind, *("-" if number is None else f"{100 * number:.1f}" for number in numbers)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry."""
+    options = _parser().parse_args(argv)
+    keep_freed_memory()
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            annotations = read_annotations(options.annotations, options.images, Path(scratch))
+            truth = json.loads(annotations.coco_json.read_text())
+            predictions = _predict(options, annotations)
+    except (AnnotationsError, ServiceError) as error:
+        print(f"jobs.evaluate: {error}", file=sys.stderr)
+        return 2
+    metrics = measure(truth, predictions)
+    if options.save_results:
+        options.save_results.write_text(json.dumps(predictions))
+    if options.output:
+        options.output.write_text(json.dumps(metrics, indent=1))
+    print(as_table(metrics))
+    print(json.dumps(metrics))
+    return 0
+
+
+def _predict(options: argparse.Namespace, annotations: Annotations) -> CocoResults:
+    if options.results:
+        return read_results(options.results)
+    bar = functools.partial(tqdm, unit="photo", disable=not sys.stderr.isatty())
+    return predict_with_mmdet(load_checkpoint(options.checkpoint), annotations, options.image_size, bar)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.evaluate", description="Measure box and mask accuracy.")
+    add = parser.add_argument
+    add("--annotations", type=Path, required=True, help="COCO JSON, or AzureML annotations JSONL (*.jsonl)")
+    add("--images", type=Path, required=True, help="folder of the photos")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", type=Path, help="model to run by mmdet's own test path (.pth or .safetensors)")
+    source.add_argument("--results", type=Path, help="predictions made elsewhere, COCO results JSON")
+    add("--image-size", type=int, help="side of the square input, px (default: the model's own)")
+    add("--save-results", type=Path, help="write the predictions as COCO results JSON")
+    add("--output", type=Path, help="write the metrics as JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Where predictions come from. Every source gives the same thing, a list of COCO results, so that all are measured alike.
+
+    a checkpoint by mmdet's own test path ─┐
+    a COCO results file                    ├─▶ [{"image_id", "category_id", "bbox", "score", "segmentation"}, …]
+    (our engine, a running service) ───────┘
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.transforms import Compose
+from pycocotools import mask as rle_masks
+
+from jobs import augment
+from jobs.datasets import Annotations, AnnotationsError
+from pipeline.checkpoints import Checkpoint
+
+CocoResults = list[dict[str, Any]]
+
+
+def predict_with_mmdet(
+    checkpoint: Checkpoint,
+    annotations: Annotations,
+    input_size_px: int | None = None,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> CocoResults:
+    """Run mmdet's own test path (its transforms, network, NMS and masks) photo by photo.
+
+    Args:
+        checkpoint: the model; its classes are matched to the annotations' categories by name.
+        annotations: whose photos to score.
+        input_size_px: side of the square input, when another than the model's own is wanted.
+        progress: wraps the photos to show how far it is, such as `tqdm`.
+    Raises:
+        AnnotationsError: model and annotations share no label.
+    """
+    truth = json.loads(annotations.coco_json.read_text())
+    category_ids = category_ids_of(checkpoint.spec.classes, truth)
+    network = checkpoint.network()
+    load = Compose(augment.image_transforms(input_size_px or checkpoint.spec.input_size))
+    results: CocoResults = []
+    for image in progress(truth["images"]):
+        sample = load({"img_path": str(annotations.images / image["file_name"]), "img_id": image["id"]})
+        batch = {"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]}
+        with torch.inference_mode():
+            found = network.test_step(batch)[0].pred_instances.cpu().numpy()
+        results += _results_of_image(image["id"], found, category_ids)
+    return results
+
+
+def read_results(path: Path) -> CocoResults:
+    """A COCO results file, as pycocotools, mmdet or Detectron2 write it.
+
+    Raises:
+        AnnotationsError: not a list of results with the five keys.
+    """
+    results = json.loads(path.read_text())
+    needed = {"image_id", "category_id", "bbox", "score", "segmentation"}
+    if not isinstance(results, list) or any(needed - set(result) for result in results):
+        raise AnnotationsError(f"{path}: not COCO results, a list of objects with {', '.join(sorted(needed))}.")
+    return results
+
+
+def category_ids_of(classes: tuple[str, ...], truth: dict[str, Any]) -> dict[int, int]:
+    """Class channel → COCO category id, by name; channels whose label the annotations do not know are left out."""
+    known = {category["name"]: category["id"] for category in truth["categories"]}
+    matched = {channel: known[name] for channel, name in enumerate(classes) if name in known}
+    if not matched:
+        raise AnnotationsError(f"the model knows {', '.join(classes)}; the annotations know {', '.join(known)}: nothing in common.")
+    return matched
+
+
+def _results_of_image(image_id: int, found: Any, category_ids: dict[int, int]) -> CocoResults:
+    results = []
+    for box, score, label, mask in zip(found.bboxes, found.scores, found.labels, found.masks, strict=True):
+        if int(label) not in category_ids:
+            continue
+        rle = rle_masks.encode(np.asfortranarray(mask, dtype=np.uint8))
+        results.append(
+            {
+                "image_id": image_id,
+                "category_id": category_ids[int(label)],
+                "bbox": [float(box[0]), float(box[1]), float(box[2] - box[0]), float(box[3] - box[1])],
+                "score": float(score),
+                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+            }
+        )
+    return results
