@@ -94,9 +94,11 @@ def local_serve() -> Iterator[None]:
 
 def deploy(step_s: float, max_batch: int, names: Collection[str] = NAMES) -> dict[str, DeploymentHandle]:
     """Start the named contestants on a model of `step_s` seconds a batch and return their handles by name."""
+    serve_batch: Any = ServeBatch  # Ray's decorators are typed as if they left the class as it was, without `bind`
+    greedy: Any = Greedy
     apps = {
-        "serve.batch": ServeBatch.bind(step_s, max_batch),
-        "serve.batch tuned": ServeBatch.bind(step_s, max_batch, step_s),
-        "greedy": Greedy.bind(step_s, max_batch),
+        "serve.batch": serve_batch.bind(step_s, max_batch),
+        "serve.batch tuned": serve_batch.bind(step_s, max_batch, step_s),
+        "greedy": greedy.bind(step_s, max_batch),
     }
     return {name: serve.run(apps[name], name=name.replace(" ", "_"), route_prefix=None) for name in names}
