@@ -5,7 +5,7 @@
 No control flow depends on the data, so OpenVINO, CUDA graphs and `torch.export` all take it as it is. Three things differ
 from mmdet's own forward pass; none of them changes a result:
 
-- Batch norm is folded into the convolutions.
+- Batch norms are folded and pools chained (`pipeline.simplify`).
 - In the official models the box branch *is* the class branch (mmdet appends the same layers twice): it runs once.
 - The last 1x1 convolution of the kernel branch (K channels to 169 mask parameters) runs after NMS, on the kept positions
   only (`KernelProjection`), instead of on all 8,400 positions of a 640 px image.
@@ -16,13 +16,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from mmcv.cnn import ConvModule
 from mmdet.models.dense_heads.rtmdet_ins_head import RTMDetInsSepBNHead
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipeline.errors import CheckpointError
+from pipeline.streamline import simplify
 
 
 class RawOutputs(NamedTuple):
@@ -59,7 +58,7 @@ class RawNetwork(nn.Module):
         head = detector.bbox_head
         if not isinstance(head, RTMDetInsSepBNHead) or head.with_objectness or head.pred_kernel_size != 1:
             raise CheckpointError(f"expected an RTMDet-Ins head with 1x1 predictions and no objectness, got {type(head).__name__}")
-        fold_batch_norms(detector)
+        simplify(detector)
         self.input_size = input_size
         self.strides = tuple(int(stride) for stride, _ in head.prior_generator.strides)
         self.backbone, self.neck, self.head = detector.backbone, detector.neck, head
@@ -113,18 +112,6 @@ class KernelProjection(nn.Module):
         """(n, K) float features of positions on pyramid levels (n,) int64 to (n, 169) float32 mask parameters."""
         of_all_levels = functional.linear(features.float(), self.weight, self.bias).view(len(features), self.levels, -1)
         return of_all_levels[torch.arange(len(features), device=features.device), level]
-
-
-def fold_batch_norms(module: nn.Module) -> None:
-    """Fold every batch norm of mmcv's ConvModules into its convolution, in place.
-
-    Convolutions shared by several batch norms (one a level) become one convolution each, as mmengine's own fusion does not.
-    """
-    for part in module.modules():
-        if isinstance(part, ConvModule) and part.with_norm:
-            part.conv = fuse_conv_bn_eval(part.conv, part.norm)
-            part.with_norm = False
-            setattr(part, part.norm_name, nn.Identity())
 
 
 def _run(layers: nn.ModuleList, features: Tensor) -> Tensor:
