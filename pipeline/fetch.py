@@ -11,6 +11,7 @@ the network. Everything is cut by one total timeout; nothing is ever decompresse
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import ssl
 import time
@@ -240,6 +241,7 @@ def _header(response: httpcore.Response, name: bytes) -> bytes | None:
     return next((value for key, value in response.headers if key.lower() == name), None)
 
 
+@functools.cache
 def _make_ssl_context(ca_file: str | None) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=ca_file or certifi.where())

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from pipeline.decode import DecodeLimits, decode_image
-from pipeline.errors import ServiceError
+from pipeline.errors import RequestError
 
 MUTANTS_A_SEED = 150
+EXTREMES = (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\1\0")
 LIMITS = DecodeLimits(max_pixels=300_000, max_bytes=1_000_000)
 
 
@@ -71,26 +72,28 @@ def mutate(data: bytes, chance: random.Random) -> bytes:
             mutant[start:start] = mutant[start : start + chance.randrange(1, 500)] * chance.randrange(1, 20)
         case _:
             start = chance.randrange(min(len(mutant) - 4, 300))
-            mutant[start : start + 4] = chance.choice((b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\1\0"))
+            mutant[start : start + 4] = chance.choice(
+                (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\1\0")
+            )
     return bytes(mutant)
 
 
 @pytest.mark.parametrize("kind", SEEDS)
 def test_mutants(kind: str) -> None:
-    """A mutant decodes or raises a ServiceError, quickly, and never yields more pixels than allowed."""
+    """A mutant decodes or raises a RequestError (4xx), quickly, and never yields more pixels than allowed."""
     chance = random.Random(kind)
     for _ in range(MUTANTS_A_SEED):
         data = mutate(SEEDS[kind], chance)
-        started = time.perf_counter()
+        started = time.thread_time()
         try:
             bgr, hw = decode_image(data, LIMITS, chance.choice((None, 32)))
-        except ServiceError as error:
-            assert 400 <= error.status < 500
+        except RequestError:
+            pass
         else:
             assert bgr.dtype == np.uint8
             assert bgr.shape[2] == 3
             assert hw[0] * hw[1] <= LIMITS.max_pixels
-        assert time.perf_counter() - started < 1.0
+        assert time.thread_time() - started < 1.0
 
 
 def test_memory_stays_bounded() -> None:
@@ -101,6 +104,6 @@ def test_memory_stays_bounded() -> None:
         for data in SEEDS.values():
             try:
                 decode_image(mutate(data, chance), LIMITS, None)
-            except ServiceError:
+            except RequestError:
                 continue
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 50_000

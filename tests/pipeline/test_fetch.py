@@ -20,11 +20,13 @@ import pytest
 
 from pipeline.errors import ConfigurationError, DeadlineExceeded, FetchError, LimitExceeded
 from pipeline.fetch import Fetcher, FetchPolicy, check_url
+from tests.pipeline.hostile_urls import FORBIDDEN_NAMES, HOSTILE_URLS
 
 PUBLIC_ADDRESS = "93.184.216.34"
 DEAD_ADDRESS = "93.184.216.35"
 MAX_BYTES = 100_000
-POLICY = FetchPolicy(connect_timeout_s=0.5, read_timeout_s=0.4, total_timeout_s=0.8, max_bytes=MAX_BYTES)
+POLICY = FetchPolicy(connect_timeout_s=10, read_timeout_s=10, total_timeout_s=20, max_bytes=MAX_BYTES)
+IMPATIENT = FetchPolicy(connect_timeout_s=0.5, read_timeout_s=0.4, total_timeout_s=0.8, max_bytes=MAX_BYTES)
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -66,7 +68,7 @@ class FakeResolver:
         self.table = table
         self.lookups: list[str] = []
 
-    async def __call__(self, host: str, port: int) -> list[str]:
+    async def __call__(self, host: str, _port: int) -> list[str]:
         self.lookups.append(host)
         found = self.table.get(host, [])
         if found and isinstance(found[0], list):
@@ -224,19 +226,19 @@ async def test_slow_servers_are_cut(world: World, kind: str) -> None:
     world.answers["/x"] = TOO_SLOW[kind]
     started = time.monotonic()
     with pytest.raises(FetchError) as caught:
-        await world.fetcher().fetch("http://good.test/x")
+        await world.fetcher(IMPATIENT).fetch("http://good.test/x")
     assert caught.value.code == "fetch_timeout"
-    assert time.monotonic() - started < 1.2
+    assert time.monotonic() - started < 3
 
 
-async def test_slow_name_server_is_cut(world: World) -> None:
+async def test_slow_name_server_is_cut() -> None:
     """The connect timeout covers the look-up."""
 
     async def never(_host: str, _port: int) -> list[str]:
         await asyncio.sleep(60)
         return []
 
-    fetcher = Fetcher(POLICY, never, LoopbackConnector())
+    fetcher = Fetcher(IMPATIENT, never, LoopbackConnector())
     with pytest.raises(FetchError) as caught:
         await fetcher.fetch("http://good.test/x")
     assert caught.value.code == "fetch_timeout"
@@ -250,7 +252,7 @@ async def test_deadline_of_the_request(world: World, time_left_s: float) -> None
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded):
         await world.fetcher().fetch("http://good.test/x", deadline=time.time() + time_left_s)
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < 3
 
 
 async def test_retries_cure_what_they_can(world: World) -> None:
@@ -355,140 +357,6 @@ async def test_broken_answers(world: World, kind: str) -> None:
 
 # ---- where a URL may lead -------------------------------------------------------------------------------------------
 
-LOOPBACK_FORMS = ["127.0.0.1", "127.1", "127.0.1", "127.255.255.254", "127.0.0.1.", "2130706433", "0x7f000001", "0x7f.1"]
-LOOPBACK_FORMS += [
-    "0x7f.0x0.0x0.0x1",
-    "0177.0.0.1",
-    "017700000001",
-    "0",
-    "0.0.0.0",
-    "00000000",
-    "%31%32%37.0.0.1",
-    "127。0。0。1",
-]
-LOOPBACK_FORMS += [
-    "１２７.0.0.1",
-    "①②⑦.0.0.1",
-    "127.000.000.001",
-    "0:80",
-    "[::1]",
-    "[::]",
-    "[0:0:0:0:0:0:0:1]",
-    "[::ffff:127.0.0.1]",
-]
-LOOPBACK_FORMS += ["[::ffff:7f00:1]", "[::127.0.0.1]", "[::ffff:0:127.0.0.1]", "[64:ff9b::127.0.0.1]", "[64:ff9b:1::7f00:1]"]
-LOOPBACK_FORMS += [
-    "[2002:7f00:1::]",
-    "[2001:0:7f00:1::]",
-    "[fe80::1%25lo]",
-    "[::1%25lo]",
-    "[fe80::1]",
-    "[fc00::1]",
-    "[fd00:ec2::254]",
-]
-LOOPBACK_FORMS += ["[ff02::1]", "[2001:db8::1]", "[100::1]", "[fec0::1]", "[::1", "::1", "[127.0.0.1]"]
-
-FORBIDDEN_ADDRESSES = ["10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.0.1", "169.254.169.254", "100.64.0.1"]
-FORBIDDEN_ADDRESSES += [
-    "100.100.100.200",
-    "168.63.129.16",
-    "192.0.0.192",
-    "192.0.2.1",
-    "192.88.99.1",
-    "198.18.0.1",
-    "198.51.100.7",
-]
-FORBIDDEN_ADDRESSES += ["203.0.113.9", "224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255", "0.1.2.3"]
-
-FORBIDDEN_NAMES: dict[str, list] = {
-    "localhost": ["127.0.0.1"],
-    "localhost.": ["127.0.0.1"],
-    "to-loopback.test": ["127.0.0.1"],
-    "to-loopback6.test": ["::1"],
-    "to-private.test": ["10.1.2.3"],
-    "to-metadata.test": ["169.254.169.254"],
-    "to-mapped.test": ["::ffff:127.0.0.1"],
-    "to-nat64.test": ["64:ff9b::7f00:1"],
-    "to-6to4.test": ["2002:7f00:1::1"],
-    "to-teredo.test": ["2001:0:7f00:1::1"],
-    "to-ula.test": ["fd12::1"],
-    "to-scoped.test": ["fe80::1%lo"],
-    "to-nothing.test": [],
-    "to-nonsense.test": ["what is this"],
-    "first-public.test": [PUBLIC_ADDRESS, "127.0.0.1"],
-    "last-public.test": ["127.0.0.1", PUBLIC_ADDRESS],
-    "xn--e1afmkfd.test": ["127.0.0.1"],
-}
-
-ODD_URLS = [
-    "http://user:secret@good.test:{port}/",
-    "http://good.test@127.0.0.1:{port}/",
-    "http://@good.test:{port}/",
-    "http://:@good.test/",
-]
-ODD_URLS += ["http://good.test:{port}@127.0.0.1/", "http://good.test\\@127.0.0.1:{port}/", "http://127.0.0.1:{port}\\@good.test/"]
-ODD_URLS += [
-    "http://127.0.0.1:{port}#@good.test/",
-    "http://127.0.0.1:{port}?@good.test/",
-    "http://good.test:22/",
-    "http://good.test:6379/",
-]
-ODD_URLS += [
-    "http://good.test:0/",
-    "http://good.test:65536/",
-    "http://good.test:-1/",
-    "http://good.test:8o/",
-    "https://good.test:25/",
-]
-ODD_URLS += [
-    "ftp://127.0.0.1:{port}/",
-    "file:///etc/passwd",
-    "file://127.0.0.1:{port}/x",
-    "gopher://127.0.0.1:{port}/_x",
-    "dict://127.0.0.1:{port}/",
-]
-ODD_URLS += [
-    "ws://127.0.0.1:{port}/",
-    "http+unix://%2Fvar%2Frun%2Fdocker.sock/x",
-    "data:image/png;base64,AAAA",
-    "javascript:alert(1)",
-]
-ODD_URLS += [
-    "http://",
-    "http:///x",
-    "http:127.0.0.1:{port}",
-    "http:/127.0.0.1:{port}/",
-    "//127.0.0.1:{port}/",
-    "http://?x",
-    "http://#",
-]
-ODD_URLS += [
-    "http://good.test\r\nHost: x/",
-    "http://good.test\t:{port}/",
-    "http://go od.test/",
-    "http://\0.test/",
-    "http://good..test/",
-]
-ODD_URLS += [
-    "http://good.test/" + "a" * 9000,
-    "http://" + "a" * 300 + ".test/",
-    "http://ex%61mple.test/",
-    "http://-x.test/",
-    "http://[v1.x]/",
-]
-ODD_URLS += [
-    "http://to-loopback.test:{port}/",
-    "https://to-loopback.test:{port}/",
-    "http://ｌocalhost:{port}/",
-    "http://пример.test:{port}/",
-]
-
-HOSTILE = [f"http://{form}:{{port}}/" for form in LOOPBACK_FORMS]
-HOSTILE += [f"http://{address}:{{port}}/" for address in FORBIDDEN_ADDRESSES]
-HOSTILE += [f"https://{address}/latest/meta-data/" for address in FORBIDDEN_ADDRESSES[:5]]
-HOSTILE += [f"http://{name}:{{port}}/" for name in FORBIDDEN_NAMES]
-HOSTILE += ODD_URLS
-
 
 class Forbidden:
     """A listener that nobody may reach, on IPv4 and where there is one on IPv6 loopback; counts whoever does."""
@@ -505,17 +373,16 @@ class Forbidden:
 @pytest.fixture
 async def forbidden() -> AsyncIterator[tuple[Forbidden, int]]:
     listener = Forbidden()
-    async with listening(listener.hit) as port:
-        async with contextlib.AsyncExitStack() as stack:
-            with contextlib.suppress(OSError):
-                server = await asyncio.start_server(listener.hit, "::1", port)
-                stack.callback(server.close)
-            yield listener, port
+    async with listening(listener.hit) as port, contextlib.AsyncExitStack() as stack:
+        with contextlib.suppress(OSError):
+            server = await asyncio.start_server(listener.hit, "::1", port)
+            stack.callback(server.close)
+        yield listener, port
 
 
 def hostile_fetcher(world: World, port: int, connector: httpcore.AsyncNetworkBackend) -> Fetcher:
     world.resolver.table |= FORBIDDEN_NAMES
-    policy = FetchPolicy(connect_timeout_s=0.5, total_timeout_s=1.0, allowed_ports=(80, 443, 8080, port), retries=0)
+    policy = FetchPolicy(allowed_ports=(80, 443, 8080, port), retries=0)
     world.fetchers.append(Fetcher(policy, world.resolver, connector))
     return world.fetchers[-1]
 
@@ -529,7 +396,7 @@ def check_refusal(error: FetchError) -> None:
 
 def test_the_table_is_long_enough() -> None:
     """At least 80 hostile URLs, all different."""
-    assert len(set(HOSTILE)) >= 80
+    assert len(set(HOSTILE_URLS)) >= 80
 
 
 async def test_hostile_urls_make_no_connection(world: World, forbidden) -> None:
@@ -537,7 +404,7 @@ async def test_hostile_urls_make_no_connection(world: World, forbidden) -> None:
     listener, port = forbidden
     connector = LoopbackConnector()
     fetcher = hostile_fetcher(world, port, connector)
-    for url in HOSTILE:
+    for url in HOSTILE_URLS:
         with pytest.raises(FetchError) as caught:
             await fetcher.fetch(url.format(port=port))
         check_refusal(caught.value)
@@ -568,7 +435,7 @@ async def test_hostile_redirects_make_no_connection(world: World, forbidden) -> 
     """The same URLs as targets of a redirect: only the redirecting server is ever connected to."""
     listener, port = forbidden
     fetcher = hostile_fetcher(world, port, world.connector)
-    for url in HOSTILE:
+    for url in HOSTILE_URLS:
         target = url.format(port=port)
         if "\r" in target or "\0" in target:
             continue
