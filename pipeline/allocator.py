@@ -12,7 +12,7 @@ import ctypes
 import sys
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # /usr/include/malloc.h
-NEVER_TRIM_BYTES = 2**31 - 1  # mallopt takes a C int
+NEVER_TRIM_BYTES = -1  # mallopt takes an int and uses it as a size: the largest there is
 TOP_PAD_BYTES = 256 * 2**20
 
 

@@ -9,6 +9,7 @@ Weights come from `pipeline.checkpoints`; nothing is downloaded here.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ ensure_mmcv_ops()
 
 import mmdet  # noqa: E402  (after the stand-in)
 from mmdet.registry import MODELS  # noqa: E402
-from mmengine.config import Config  # noqa: E402
+from mmengine.config import Config, ConfigDict  # noqa: E402
 from mmengine.registry import init_default_scope  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -102,7 +103,7 @@ def build_network(spec: ModelSpec) -> nn.Module:
     """
     check_types(spec.config, spec.name)
     init_default_scope("mmdet")
-    network = MODELS.build(spec.config)
+    network = MODELS.build(ConfigDict(copy.deepcopy(spec.config)))
     network.dataset_meta = {"classes": spec.classes}
     return network.eval()
 
