@@ -1,0 +1,161 @@
+"""Start this service on this machine as `serve run` does, on a free loopback port, and stop it without a trace.
+
+Used by the end-to-end tests and by every load test that compares.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import requests
+import yaml
+
+REPOSITORY = Path(__file__).parents[1]
+SHIPPED_CONFIG = REPOSITORY / "serve_config.yaml"
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 45.0
+
+Change = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalService:
+    """A running service.
+
+    Args:
+        url: base URL on loopback.
+        process: the `serve run` process; Ray's processes are below it.
+        folder: Ray's temporary folder of this run, with all logs; removed at the end.
+    """
+
+    url: str
+    process: subprocess.Popen[bytes]
+    folder: Path
+
+    @property
+    def ray_address(self) -> str:
+        """Address for `ray.init(address=…)` of another process on this machine."""
+        return (self.folder / "ray" / "ray_current_cluster").read_text().strip()
+
+    def replica_pids(self, deployment: str) -> list[int]:
+        """Process ids of a deployment's replicas (Ray names its processes after what they run)."""
+        return [child.pid for child in self.processes() if f":{deployment}" in _title(child)]
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process of this service, Ray's own included."""
+        with suppress(psutil.NoSuchProcess):
+            parent = psutil.Process(self.process.pid)
+            return [parent, *parent.children(recursive=True)]
+        return []
+
+    def log_tail(self, lines: int = 40) -> str:
+        """The last lines that `serve run` printed."""
+        return "\n".join((self.folder / "serve.log").read_text(errors="replace").splitlines()[-lines:])
+
+
+@contextmanager
+def local_service(config: Path = SHIPPED_CONFIG, change: Change | None = None, env: dict[str, str] | None = None) -> Iterator[LocalService]:
+    """Run a configuration until the block ends.
+
+    Args:
+        config: a serve_config.yaml; only its port is replaced.
+        change: edits the parsed file in place, for other settings.
+        env: further environment variables.
+    Raises:
+        RuntimeError: it was not ready in time; the message holds the end of its log.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="rt", dir="/tmp"))  # short: Ray's socket names hang below it, 107 characters at most
+    port = free_port()
+    service = _start(_write_config(config, change, port, folder), folder, port, env or {})
+    try:
+        wait_until_ready(service)
+        yield service
+    finally:
+        _stop(service)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_port() -> int:
+    """A loopback TCP port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_ready(service: LocalService, timeout_s: float = START_TIMEOUT_S) -> float:
+    """Wait until /ready is 200; returns the seconds it took.
+
+    Raises:
+        RuntimeError: not in time, or the process ended.
+    """
+    began = time.monotonic()
+    while time.monotonic() - began < timeout_s:
+        with suppress(requests.RequestException):
+            if requests.get(f"{service.url}/ready", timeout=10).ok:
+                return time.monotonic() - began
+        if service.process.poll() is not None:
+            break
+        time.sleep(0.1)
+    raise RuntimeError(f"the service was not ready within {timeout_s:.0f} s; its log ends:\n{service.log_tail()}")
+
+
+def _write_config(config: Path, change: Change | None, port: int, folder: Path) -> Path:
+    document = yaml.safe_load(config.read_text(encoding="utf-8"))
+    document.setdefault("http_options", {}).update(host="127.0.0.1", port=port)
+    if change is not None:
+        change(document)
+    path = folder / "serve_config.yaml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    return path
+
+
+def _start(config: Path, folder: Path, port: int, env: dict[str, str]) -> LocalService:
+    environment = os.environ | {
+        "RAY_TMPDIR": str(folder),
+        "RAY_ADDRESS": "local",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONPATH": str(REPOSITORY),
+        **env,
+    }
+    command = [sys.executable, "-m", "ray.serve.scripts", "run", "--app-dir", str(REPOSITORY), str(config)]
+    with (folder / "serve.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    return LocalService(f"http://127.0.0.1:{port}", process, folder)
+
+
+def _stop(service: LocalService) -> None:
+    """Ask `serve run` to end as Ctrl-C does, then end what is left of its processes."""
+    family = service.processes()
+    with suppress(ProcessLookupError):
+        service.process.send_signal(signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        service.process.wait(STOP_TIMEOUT_S)
+    _, alive = psutil.wait_procs(family, timeout=5)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=5)
+    service.process.wait(5)
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""

@@ -1,0 +1,80 @@
+"""One real service for all end-to-end tests: `serve run` on the shipped YAML, a free port, loopback only."""
+
+import base64
+import functools
+import http.server
+import io
+import threading
+from pathlib import Path
+
+import pytest
+from matplotlib import cbook
+from PIL import Image
+
+from loadtest.local_service import local_service
+
+
+@pytest.fixture(scope="session")
+def photo() -> bytes:
+    """A real photograph of one person that every installation has, JPEG."""
+    return Path(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)).read_bytes()
+
+
+@pytest.fixture(scope="session")
+def photos(photo) -> list[bytes]:
+    """Eight different photographs: the one, mirrored and cropped."""
+    image = Image.open(io.BytesIO(photo)).convert("RGB")
+    width, height = image.size
+    variants = []
+    for step in range(8):
+        crop = image.crop((step * 8, step * 6, width - step * 4, height - step * 10))
+        variants.append(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if step % 2 else crop)
+    return [encode(variant) for variant in variants]
+
+
+def encode(image: Image.Image, kind: str = "JPEG") -> bytes:
+    """An image as file bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def as_body(images, **params) -> dict:
+    """A request body for encoded images (bytes), URLs or base64 (str)."""
+    data = [base64.b64encode(image).decode() if isinstance(image, bytes) else image for image in images]
+    return {"input_data": {"columns": ["image"], "index": list(range(len(data))), "data": data}, "params": params}
+
+
+@pytest.fixture(scope="session")
+def image_server(tmp_path_factory, photo):
+    """A web server on loopback with the photo; yields its base URL."""
+    folder = tmp_path_factory.mktemp("images")
+    (folder / "photo.jpg").write_bytes(photo)
+    (folder / "text.jpg").write_bytes(b"not an image at all")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def service(image_server):
+    """The running service. Changed from the shipped file: the port, and that the test's image server may be fetched."""
+    port = int(image_server.rsplit(":", 1)[1])
+
+    def allow_image_server(document):
+        loader = document["applications"][0]["args"]["image_loader"]
+        loader["fetch"] = {"allowed_networks": ["127.0.0.1/32"], "allowed_ports": [80, 443, port]}
+
+    with local_service(change=allow_image_server, env={"RAY_metrics_report_interval_ms": "500"}) as running:
+        yield running
+        family = running.processes()
+    assert not [process for process in family if process.is_running()], "the service left processes behind"
+    assert not running.folder.exists()

@@ -1,0 +1,56 @@
+"""A replica is killed with SIGKILL while requests run: who notices, for how long, and what readiness says."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+import requests
+
+from loadtest.local_service import wait_until_ready
+from tests.e2e.conftest import as_body
+
+ANSWER_AGAIN_S = 15.0
+"""A loaded CI machine is slow; what a quiet one takes is measured by `python -m loadtest.chaos` and stands in the README."""
+
+
+@pytest.mark.parametrize("deployment", ["ImageLoader", "Detector", "Polygonizer", "Ingress"])
+def test_killed_replica(service, photo, deployment):
+    """Requests keep coming while one replica dies: the service answers again, and /ready says so."""
+    wait_until_ready(service)
+    statuses, stop = [], threading.Event()
+
+    def keep_asking():
+        while not stop.is_set():
+            try:
+                statuses.append(requests.post(f"{service.url}/score", json=as_body([photo]), timeout=30).status_code)
+            except requests.RequestException:
+                statuses.append(0)
+
+    callers = [threading.Thread(target=keep_asking) for _ in range(2)]
+    for caller in callers:
+        caller.start()
+    time.sleep(0.5)
+    victim = service.replica_pids(deployment)[0]
+    os.kill(victim, signal.SIGKILL)
+    took_s = wait_until_ready(service, ANSWER_AGAIN_S)
+    time.sleep(0.5)
+    stop.set()
+    for caller in callers:
+        caller.join()
+    print(f"\n{deployment}: ready again after {took_s:.2f} s, answers {sorted(set(statuses))}, failed {sum(s != 200 for s in statuses)}")
+    assert statuses[-1] == 200
+    assert requests.post(f"{service.url}/score", json=as_body([photo]), timeout=30).status_code == 200
+    wait_for_replacement(service, deployment, victim)
+
+
+def wait_for_replacement(service, deployment, victim):
+    """Until a new process runs in the dead one's place."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        pids = service.replica_pids(deployment)
+        if victim not in pids and len(pids) >= 1:
+            return
+        time.sleep(0.2)
+    pytest.fail(f"{deployment} was not replaced")

@@ -1,0 +1,63 @@
+"""Handle calls from a Ray job: its own process, connected to the service's cluster."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import sys, ray, numpy as np, io
+from PIL import Image
+from jobs.score_by_handle import score
+from deployments.params import ScoreParams
+from pipeline.errors import ImageError, Overloaded, InvalidRequest, ServiceError
+ray.init(address="auto", log_to_driver=False)
+encoded = open(sys.argv[1], "rb").read()
+pixels = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+by_bytes, by_pixels, grey = score([encoded, pixels, pixels[..., 1]])
+assert by_bytes.objects[0].label == "person" and by_bytes.objects[0].score > 0.5
+assert by_bytes.objects == by_pixels.objects, (by_bytes.objects, by_pixels.objects)
+assert grey.objects[0].label == "person"
+assert set(by_bytes.timings_ms) == {"fetch", "decode", "queue", "detect", "polygonize"}
+for bad, code in ((b"no image", 422), ("http://10.0.0.1/x.jpg", 422), (pixels[:0], 422)):
+    try:
+        score([encoded, bad])
+    except ServiceError as error:
+        assert error.status == code and [fault.index for fault in error.faults] == [1], (error.code, error.faults)
+    else:
+        raise SystemExit(f"{bad!r} was not refused")
+try:
+    score([encoded], ScoreParams(labels=["zebra"]))
+except InvalidRequest as error:
+    assert "person" in error.message
+isolated = score([encoded, b"no image"], ScoreParams(on_error="isolate"))
+assert isolated[1].fault.index == 1 and not isolated[1].objects
+print("all as expected")
+"""
+
+
+def run(service, *command):
+    environment = os.environ | {"RAY_ADDRESS": service.ray_address, "RAY_TMPDIR": str(service.folder)}
+    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def photo_file(tmp_path, photo):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(photo)
+    return str(path)
+
+
+def test_typed_results_and_errors(service, photo_file):
+    """Bytes, RGB and grey pixels in, typed objects out; the same error codes as over HTTP."""
+    done = run(service, "-c", PROGRAM, photo_file)
+    assert done.returncode == 0, done.stderr
+    assert "all as expected" in done.stdout
+
+
+def test_the_example_job(service, photo_file):
+    """The example of the README prints what it found."""
+    done = run(service, "-m", "jobs.score_by_handle", photo_file, "--pixels")
+    assert done.returncode == 0, done.stderr
+    assert "person" in done.stdout

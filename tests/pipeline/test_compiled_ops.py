@@ -1,0 +1,89 @@
+"""mmcv's compiled operators, or the stand-in where there are none."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.compiled_ops import CompiledOpMissing, StandInOps, ensure_mmcv_ops, greedy_nms
+
+
+def slow_nms(boxes, scores, iou_threshold, offset):
+    """The definition, box by box in plain Python."""
+    kept = []
+    for candidate in sorted(range(len(boxes)), key=lambda place: -scores[place]):
+        if all(iou(boxes[candidate], boxes[better], offset) <= iou_threshold for better in kept):
+            kept.append(candidate)
+    return kept
+
+
+def iou(one, other, offset):
+    def area(box):
+        return max(box[2] - box[0] + offset, 0) * max(box[3] - box[1] + offset, 0)
+
+    shared = area([max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3])])
+    return shared / (area(one) + area(other) - shared)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("iou_threshold", [0.3, 0.6])
+@pytest.mark.parametrize("seed", range(5))
+def test_nms_is_its_definition(seed, iou_threshold, offset):
+    """Random overlapping boxes: the same boxes are kept in the same order as by the definition."""
+    random = np.random.default_rng(seed)
+    corners = random.uniform(0, 60, (40, 2))
+    boxes = np.concatenate([corners, corners + random.uniform(5, 40, (40, 2))], axis=1)
+    scores = random.permutation(40) / 40
+    kept = greedy_nms(torch.tensor(boxes), torch.tensor(scores), iou_threshold, offset)
+    assert kept.tolist() == slow_nms(boxes, scores, iou_threshold, offset)
+
+
+def test_nms_of_nothing_is_nothing():
+    """No boxes in, no indices out, and they are still indices."""
+    kept = greedy_nms(torch.zeros(0, 4), torch.zeros(0), 0.5)
+    assert kept.shape == (0,)
+    assert kept.dtype == torch.int64
+
+
+def test_other_ops_refuse_by_name():
+    """An operator that RTMDet-Ins does not need exists, and says what to install when it is called."""
+    ops = StandInOps()
+    assert hasattr(ops, "roi_align_forward")
+    with pytest.raises(CompiledOpMissing, match=r"roi_align_forward.*pip install mmcv"):
+        ops.roi_align_forward()
+
+
+def test_stand_in_has_no_invented_dunders():
+    """Python's own machinery asks modules for names such as __path__; those must not become operators."""
+    assert not hasattr(StandInOps(), "__path__")
+
+
+def test_second_call_changes_nothing():
+    """Whatever answers `mmcv._ext` keeps answering."""
+    first = ensure_mmcv_ops()
+    module = sys.modules["mmcv._ext"]
+    assert ensure_mmcv_ops() == first
+    assert sys.modules["mmcv._ext"] is module
+
+
+def test_real_extension_is_used_when_it_is_there():
+    """A compiled `mmcv._ext` on the path wins, and stays untouched."""
+    program = (
+        "import sys, types, mmcv\n"
+        "real = types.ModuleType('mmcv._ext')\n"
+        "real.__getattr__ = lambda name: print\n"
+        "sys.modules['mmcv._ext'] = real\n"
+        "from pipeline.compiled_ops import ensure_mmcv_ops\n"
+        "assert ensure_mmcv_ops() is True\n"
+        "assert sys.modules['mmcv._ext'] is real\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_import_is_silent():
+    """Building the model zoo in a fresh interpreter prints no warning."""
+    program = "from pipeline.model import nano_spec, build_network; build_network(nano_spec())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stderr == ""
