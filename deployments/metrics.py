@@ -21,14 +21,13 @@ class StageMetrics:
     """
 
     def __init__(self, stage: str) -> None:
-        tags = {"stage": stage}
         self._latency = metrics.Histogram(
             "rtmdet_stage_latency_ms", "Time an image spends in a stage, milliseconds.", _LATENCY_MS, tag_keys=("stage",)
         )
         self._images = metrics.Counter("rtmdet_stage_images", "Images that a stage finished.", tag_keys=("stage",))
         self._errors = metrics.Counter("rtmdet_stage_errors", "Images that a stage refused or failed.", tag_keys=("stage", "code"))
         for metric in (self._latency, self._images, self._errors):
-            metric.set_default_tags(tags)
+            metric.set_default_tags({"stage": stage})  # a dict of its own for each: Ray adds its tags to it in place
 
     def done(self, latency_ms: float, images: int = 1) -> None:
         """Count finished images and the time they took, milliseconds."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,8 +113,7 @@ class ScoringGraph:
         try:
             return await asyncio.wait_for(_result(answer), timeout=context.remaining_s)
         except BaseException as error:
-            for response in (answer, instances, loaded):
-                response.cancel()
+            _cancel(answer, instances, loaded)
             raise self._known(error) from error
 
     def _known(self, error: BaseException) -> BaseException:
@@ -143,6 +143,13 @@ async def _result(response: DeploymentResponse) -> Any:
         if isinstance(error.cause, ServiceError):
             raise error.cause from error
         raise
+
+
+def _cancel(*responses: DeploymentResponse) -> None:
+    """Give up work that nobody waits for any more; a response that failed before it was sent raises its own error here."""
+    for response in responses:
+        with suppress(Exception):
+            response.cancel()
 
 
 def _collect(tasks: list[asyncio.Task[Answer]], isolate: bool) -> list[Answer | ImageFault]:
