@@ -40,6 +40,10 @@ MAX_JPEG_SCANS = 100
 """Scans of one JPEG. Encoders write about 10; each costs a pass over the whole picture however few bytes it has, which is
 how a small file can keep a decoder busy for minutes (libjpeg-turbo, "Two Issues with the JPEG Standard")."""
 
+TIFF_COMPRESSIONS = frozenset({"raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "jpeg", "tiff_jpeg"})
+"""TIFF compressions that photos come in. The rest is only risk: libtiff's fax decoder, for one, writes a line to stderr for
+every damaged row, so that one small file could fill a disk with log."""
+
 _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
 
 _TURNS_UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], MatLike]] = {
@@ -60,7 +64,7 @@ class DecodeLimits:
     """What is decoded at all.
 
     Args:
-        max_pixels: width times height of one image, pixels. A decoded photo takes 7 bytes a pixel at its peak.
+        max_pixels: width times height of one image, pixels. Decoding takes 7 bytes a pixel at its peak.
         max_bytes: size of one encoded image, bytes.
         formats: Pillow format names, a subset of FORMAT_MAGIC.
     """
@@ -150,10 +154,18 @@ def _check_structure(image: Image.Image, data: bytes, limits: DecodeLimits) -> N
     if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
         raise ImageError(f"The JPEG has more than {MAX_JPEG_SCANS} scans.")
     if image.format == "TIFF":
-        tags = image.tag_v2  # type: ignore[attr-defined]
-        check_pixel_count((tags.get(_TIFF_TILE_WIDTH, 1), tags.get(_TIFF_TILE_LENGTH, 1)), limits.max_pixels)
-        if "jpeg" in str(image.info.get("compression")) and b"\xff\xc2" in data:
-            raise ImageError("The TIFF holds a progressive JPEG, which is not accepted.")
+        _check_tiff_structure(image, data, limits)
+
+
+def _check_tiff_structure(image: Image.Image, data: bytes, limits: DecodeLimits) -> None:
+    compression = image.info.get("compression", "raw")
+    if compression not in TIFF_COMPRESSIONS:
+        message = f"The TIFF's compression is not accepted. Accepted: {', '.join(sorted(TIFF_COMPRESSIONS))}."
+        raise ImageError(message, code="unsupported_image_format")
+    if "jpeg" in compression and b"\xff\xc2" in data:
+        raise ImageError("The TIFF holds a progressive JPEG, which is not accepted.")
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    check_pixel_count((tags.get(_TIFF_TILE_WIDTH, 1), tags.get(_TIFF_TILE_LENGTH, 1)), limits.max_pixels)
 
 
 def _decode(image: Image.Image, target_size: int | None) -> tuple[NDArray[np.uint8], tuple[int, int]]:

@@ -274,6 +274,17 @@ def test_allow_list_can_be_narrowed() -> None:
             DecodeLimits(**fields)
 
 
+@pytest.mark.parametrize("compression", ["group3", "group4", "tiff_ccitt"])
+def test_fax_is_no_photo(compression: str, capfd) -> None:
+    """Fax-compressed TIFFs are refused before libtiff can write a line of log for each damaged row."""
+    data = bytearray(encode(grey().convert("1"), "TIFF", compression=compression))
+    data[8:60] = b"\x55" * 52
+    with pytest.raises(ImageError, match="compression") as caught:
+        decode_image(bytes(data), LIMITS)
+    assert caught.value.code == "unsupported_image_format"
+    assert capfd.readouterr().err == ""
+
+
 def png_of(width: int, height: int, data: bytes = b"") -> bytes:
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))

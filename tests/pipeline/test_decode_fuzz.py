@@ -44,7 +44,7 @@ SEEDS = {
     "TIFF LZW": encode("RGB", "TIFF", compression="tiff_lzw"),
     "TIFF deflate": encode("RGBA", "TIFF", compression="tiff_adobe_deflate"),
     "TIFF JPEG": encode("RGB", "TIFF", compression="jpeg"),
-    "TIFF group 4": encode("1", "TIFF", compression="group4"),
+    "TIFF 1 bit": encode("1", "TIFF", compression="packbits"),
     "GIF": encode("P", "GIF"),
     "GIF animated": encode("P", "GIF", save_all=True, append_images=[picture("P").rotate(90)]),
     "BMP": encode("RGB", "BMP"),
