@@ -106,8 +106,8 @@ MODES = {
     "grey PNG": (encode(grey(), "PNG"), GREY_RGB, 0),
     "grey JPEG": (encode(grey(), "JPEG", quality=95), GREY_RGB, 1),
     "1-bit PNG": (encode(grey().convert("1"), "PNG"), BLACK_WHITE_RGB, 0),
-    "1-bit TIFF, group 4": (
-        encode(grey().convert("1"), "TIFF", compression="group4"),
+    "1-bit TIFF": (
+        encode(grey().convert("1"), "TIFF"),
         np.asarray(grey().convert("1").convert("RGB")),
         0,
     ),
