@@ -25,7 +25,7 @@ import yaml
 
 REPOSITORY = Path(__file__).parents[1]
 SHIPPED_CONFIG = REPOSITORY / "serve_config.yaml"
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 45.0
 
 Change = Callable[[dict[str, Any]], None]

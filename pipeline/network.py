@@ -110,7 +110,7 @@ class KernelProjection(nn.Module):
 
     def forward(self, features: Tensor, level: Tensor) -> Tensor:
         """(n, K) float features of positions on pyramid levels (n,) int64 to (n, 169) float32 mask parameters."""
-        of_all_levels = functional.linear(features.float(), self.weight, self.bias).view(len(features), self.levels, -1)
+        of_all_levels = functional.linear(features.float(), self.weight, self.bias).unflatten(1, (self.levels, -1))
         return of_all_levels[torch.arange(len(features), device=features.device), level]
 
 
