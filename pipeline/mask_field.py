@@ -20,11 +20,14 @@ from pipeline.types import Letterbox
 
 _LARGEST_LOGIT = float(np.finfo(np.float16).max)
 _NAN_LOGIT = -1.0
+_MARGIN_CELLS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class MaskWindow:
-    """The part of a mask that matters: all positive cells and one more on each side, where there is one.
+    """The part of a mask that matters: all positive cells and two more on each side, where there are.
+
+    One would do for the upsampled logits; sampled between network pixels, the zero line can feel the cell after it.
 
     Args:
         logits: (h, w) float32, finite, inside is > 0.
@@ -96,6 +99,6 @@ def _cut(logits: NDArray[np.float16], rows: NDArray[np.bool_], columns: NDArray[
 
 
 def _extent(positive: NDArray[np.bool_]) -> tuple[int, int]:
-    """First and one-past-last index to cut, one cell beyond the positive ones."""
+    """First and one-past-last index to cut."""
     first, last = int(positive.argmax()), len(positive) - int(positive[::-1].argmax())
-    return max(first - 1, 0), min(last + 1, len(positive))
+    return max(first - _MARGIN_CELLS, 0), min(last + _MARGIN_CELLS, len(positive))

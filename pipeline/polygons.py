@@ -28,6 +28,8 @@ _FINE_WINDOW_CELLS = 400
 """Windows up to 20 x 20 cells are contoured at every network pixel, larger ones at every second. Measured on coco_person/val:
 IoU with the full-size mask 0.999 at 0.21 ms, against 0.999 at 0.36 ms (all fine) and 0.969 at 0.17 ms (all coarse)."""
 
+_BORDER_HAIR_PX = 1e-9
+
 _JUST_OUTSIDE = np.float32(-1e-6)
 """In place of logits that are exactly 0 (outside): no level line then passes through a grid point, so rings never touch."""
 
@@ -85,7 +87,7 @@ def trace_outlines(mask_logits: NDArray[np.float16], letterbox: Letterbox) -> ND
             part_ends.append(len(ring_ends) - 1)
             owners.append(owner)
     offsets = np.asarray(ring_ends), np.asarray(part_ends)
-    parts = shapely.from_ragged_array(shapely.GeometryType.POLYGON, np.concatenate(points), offsets)
+    parts = shapely.from_ragged_array(shapely.GeometryType.POLYGON, _onto_border(np.concatenate(points), letterbox), offsets)
     large = shapely.area(parts) >= SMALLEST_PART_PX2
     outlines = np.full(len(mask_logits), shapely.MultiPolygon(), dtype=object)
     shapely.multipolygons(parts[large], indices=np.asarray(owners, dtype=np.int64)[large], out=outlines)
@@ -120,6 +122,12 @@ def ring_area(points: NDArray[np.float64]) -> float:
     """Area inside an open ring (K, 2), by the shoelace formula, in squared units of the points."""
     x, y = points[:, 0] - points[0, 0], points[:, 1] - points[0, 1]
     return abs(float(np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1]))) / 2
+
+
+def _onto_border(points: NDArray[np.float64], letterbox: Letterbox) -> NDArray[np.float64]:
+    """Put points that rounding left a hair beside the right or bottom border exactly onto it."""
+    border = np.asarray(letterbox.original_hw[::-1], dtype=np.float64)
+    return np.where(points > border - _BORDER_HAIR_PX, border, points)
 
 
 def _open_rings(points: NDArray[np.float64], ring_ends: NDArray[np.int64]) -> list[NDArray[np.float64]]:

@@ -3,7 +3,7 @@
     outlines ──▶ Douglas-Peucker on all at once ──▶ valid, with every ring? ──yes──▶ done
                                                      └──no──▶ the slower way that keeps topology, for these alone
 
-The tolerance is a bound, and small objects get a smaller one: at most 0.5 % of the square root of their area. An error of one pixel
+The tolerance is a bound, and small objects get a smaller one: at most 0.5 % of the square root of their area. One pixel of error
 costs a face in the crowd far more of its shape than a portrait. Measured on 140 masks of coco_person/val turned into logits (mean
 IoU with the full-size mask, points an object): 1 px for all 0.947, 22; 0.25 px for all 0.990, 43; at most 1 px 0.994, 35.
 Time an instance: Douglas-Peucker 0.02 ms, the check 0.004; keeping topology 0.26.
@@ -43,11 +43,33 @@ def simplify_outlines(
 
 def _simplify(outlines: NDArray[np.object_], tolerances: NDArray[np.float64]) -> NDArray[np.object_]:
     """Simplify all outlines the fast way, and those that it breaks the slow way."""
-    simple = shapely.simplify(outlines, tolerances, preserve_topology=False)
-    broken = ~shapely.is_valid(simple) | (_ring_counts(simple) != _ring_counts(outlines))
+    parts, owners = shapely.get_parts(outlines, return_index=True)
+    rings, part_of_ring = shapely.get_rings(parts, return_index=True)
+    lines = _simplify_rings(rings, tolerances[owners[part_of_ring]])
+    collapsed = shapely.get_num_coordinates(lines) < _FEWEST_POINTS + 1
+    lines[collapsed] = rings[collapsed]
+    ring_ends = np.concatenate([[0], np.cumsum(shapely.get_num_coordinates(lines))])
+    part_ends = np.concatenate([[0], np.cumsum(np.bincount(part_of_ring, minlength=len(parts)))])
+    parts = shapely.from_ragged_array(shapely.GeometryType.POLYGON, shapely.get_coordinates(lines), (ring_ends, part_ends))
+    simple = np.full(len(outlines), shapely.MultiPolygon(), dtype=object)
+    shapely.multipolygons(parts, indices=owners, out=simple)
+    broken = ~shapely.is_valid(simple)
+    broken[owners[part_of_ring[collapsed]]] = True
     if broken.any():
-        simple[broken] = shapely.simplify(outlines[broken], tolerances[broken], preserve_topology=True)
+        simple[broken] = shapely.simplify(outlines[broken], tolerances[broken] / 2, preserve_topology=True)
     return simple
+
+
+def _simplify_rings(rings: NDArray[np.object_], tolerances: NDArray[np.float64]) -> NDArray[np.object_]:
+    """Douglas-Peucker on rings as lines that end where they begin.
+
+    As rings, GEOS drops the first point too when it lies near its neighbours' chord, measured after the others have gone: the
+    outline then strays by up to twice the tolerance. (Its way that keeps topology does the same; hence the half above.) As
+    polygons, it repairs what crosses and loses rings in silence.
+    """
+    owners = np.repeat(np.arange(len(rings)), shapely.get_num_coordinates(rings))
+    lines = shapely.linestrings(shapely.get_coordinates(rings), indices=owners) if len(rings) else rings
+    return shapely.simplify(lines, tolerances, preserve_topology=False)
 
 
 def _fit(

@@ -1,0 +1,79 @@
+"""Fewer points, the same outline."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.polygons import trace_outlines
+from pipeline.simplify import simplify_outlines
+from tests.pipeline.mask_examples import ellipse_logits, letterbox_of, rough_masks
+
+VGA = letterbox_of(480, 640)
+
+
+def _points(outline: shapely.Geometry) -> int:
+    return sum(len(ring.coords) - 1 for part in shapely.get_parts(outline) for ring in (part.exterior, *part.interiors))
+
+
+@settings(max_examples=25, deadline=None)
+@given(rough_masks(), st.floats(0.1, 10))
+def test_stays_within_the_tolerance(example, tolerance_px):
+    """No vertex is farther from the new outline than the tolerance, none is invented, no part is lost."""
+    outlines = trace_outlines(example[0][None], example[1])
+    simple = simplify_outlines(outlines, tolerance_px)
+    if outlines[0].is_empty:
+        assert simple[0].is_empty
+        return
+    assert simple[0].is_valid
+    stride = 1 + shapely.get_num_coordinates(outlines[0]) // 300
+    strays = shapely.distance(shapely.points(shapely.get_coordinates(outlines[0])[::stride]), simple[0].boundary)
+    assert strays.max() <= tolerance_px + 1e-6
+    assert {*map(tuple, shapely.get_coordinates(simple[0]))} <= {*map(tuple, shapely.get_coordinates(outlines[0]))}
+    assert shapely.get_num_geometries(simple[0]) == shapely.get_num_geometries(outlines[0])
+
+
+@settings(max_examples=25, deadline=None)
+@given(rough_masks(), st.integers(3, 60), st.sampled_from([0.0, 1.0]))
+def test_budget_is_kept(example, max_points, tolerance_px):
+    """However rough the mask, its rings together have at most `max_points` vertices, and are valid."""
+    (outline,) = trace_outlines(example[0][None], example[1])
+    (simple,) = simplify_outlines(np.array([outline], dtype=object), tolerance_px, max_points)
+    assert _points(simple) <= max_points
+    assert simple.is_valid
+    assert simple.is_empty == outline.is_empty
+
+
+def test_zero_keeps_every_vertex():
+    """A tolerance of 0 changes nothing."""
+    outlines = trace_outlines(ellipse_logits(VGA, (40, 30, 20, 20))[None], VGA)
+    assert simplify_outlines(outlines, 0)[0].equals_exact(outlines[0])
+
+
+def test_small_objects_keep_their_shape():
+    """A large tolerance does not turn a small blob into a triangle: its share of the object's size is bounded."""
+    outlines = trace_outlines(ellipse_logits(VGA, (40, 30, 1.5, 1.5))[None], VGA)
+    simple = simplify_outlines(outlines, 50.0)
+    assert simple[0].area == pytest.approx(outlines[0].area, rel=0.02)
+
+
+def test_one_greedy_instance_leaves_its_neighbours_alone():
+    """Only outlines over the budget get coarser."""
+    masks = np.stack([ellipse_logits(VGA, (40, 30, 2, 2)), ellipse_logits(VGA, (40, 30, 30, 6), (40, 30, 6, 28), (15, 10, 9, 4))])
+    outlines = trace_outlines(masks, VGA)
+    free = simplify_outlines(outlines, 1.0)
+    budget = _points(free[0])
+    bounded = simplify_outlines(outlines, 1.0, budget)
+    assert bounded[0].equals_exact(free[0])
+    assert _points(bounded[1]) <= budget < _points(free[1])
+
+
+def test_uncounted_holes_do_not_use_the_budget():
+    """When holes are not sent, they are not paid for."""
+    outlines = trace_outlines(ellipse_logits(VGA, (40, 30, 20, 20), (40, 30, -8, 8))[None], VGA)
+    counted, free = simplify_outlines(outlines, 0.2, 40), simplify_outlines(outlines, 0.2, 40, count_holes=False)
+    assert len(free[0].geoms[0].exterior.coords if free[0].geom_type == "MultiPolygon" else free[0].exterior.coords) - 1 <= 40
+    assert _points(free[0]) > _points(counted[0])
