@@ -10,6 +10,8 @@ BIN    := $(VENV)/bin
 # A local cluster of one's own needs no token; a second terminal (serve status) then needs none either.
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
+# Ray Serve's proxy answers some requests itself; with this it does so in the contract's JSON.
+export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH ?= serve_app.proxy:middlewares
 
 .PHONY: serve demo test check format bench clean
 .DEFAULT_GOAL := serve

@@ -128,6 +128,7 @@ def _start(config: Path, folder: Path, port: int, env: dict[str, str]) -> LocalS
         "RAY_ADDRESS": "local",
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.proxy:middlewares",
         "PYTHONPATH": str(REPOSITORY),
         **env,
     }

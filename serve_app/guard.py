@@ -60,7 +60,7 @@ class RequestGuard:
 
 
 class _Answer:
-    """Adds the id and timing headers to an answer on its way out."""
+    """Adds the id and timing headers to an answer on its way out (x-request-id is added by Ray Serve's proxy)."""
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
@@ -70,7 +70,6 @@ class _Answer:
     async def send(self, message: Message | dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(raw=message.setdefault("headers", []))
-            headers["x-request-id"] = self._request_id
             headers["x-ms-request-id"] = self._request_id
             headers["x-ms-run-fn-exec-ms"] = f"{(time.perf_counter() - self._began) * 1e3:.2f}"
             message["headers"] = headers.raw

@@ -69,7 +69,7 @@ async def test_score(client, ingress):
     assert response.status_code == 200
     assert response.json() == [{"boxes": []}, {"boxes": []}]
     assert response.headers["content-type"] == "application/json"
-    assert response.headers["x-request-id"] == response.headers["x-ms-request-id"] == "abc"
+    assert response.headers["x-ms-request-id"] == "abc"
     assert float(response.headers["x-ms-run-fn-exec-ms"]) > 0
     stages = [entry.split(";dur=") for entry in response.headers["server-timing"].split(", ")]
     assert [name for name, _ in stages] == ["fetch", "decode", "queue", "detect", "polygonize", "encode"]
@@ -85,7 +85,7 @@ async def test_timeout_header_becomes_the_deadline(client, ingress):
 
 async def test_request_id_is_made_when_missing(client):
     """Without an id one is made, and differs between requests."""
-    ids = {(await client.get("/")).headers["x-request-id"] for _ in range(2)}
+    ids = {(await client.get("/")).headers["x-ms-request-id"] for _ in range(2)}
     assert len(ids) == 2
     assert all(ids)
 
