@@ -9,6 +9,8 @@ mmdet's transforms, losses and mmengine's Runner do the training; this file only
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -20,11 +22,14 @@ from mmengine.runner.checkpoint import find_latest_checkpoint
 from torch import nn
 
 from jobs import augment, hooks, precision  # noqa: F401  (their transforms, hooks and wrappers register themselves)
-from jobs.datasets import read_annotations
+from jobs.batch_norm import restore_batch_norms
+from jobs.datasets import AnnotationsError, read_annotations
 from jobs.runner_config import runner_config
 from jobs.settings import FinetuneSettings, settings_from_args
+from jobs.third_party import known_warnings_ignored
 from pipeline.allocator import keep_freed_memory
-from pipeline.checkpoints import load_checkpoint, load_weights, save_safetensors
+from pipeline.checkpoints import harmless_types_only, load_checkpoint, load_weights, save_safetensors
+from pipeline.errors import ServiceError
 from pipeline.model import OFFICIAL_NAMES, ModelSpec, nano_spec, official_spec
 
 FINAL_NAME = "final.safetensors"
@@ -40,11 +45,17 @@ def finetune(settings: FinetuneSettings) -> Path:
     network.init_weights()
     if settings.init_weights:
         print(load_what_fits(network, settings.init_weights))
+    if settings.restore_batch_norm:
+        batches = math.ceil(settings.restore_batch_norm / settings.batch_size)
+        here = runner.cfg.train_dataloader | {"num_workers": 0, "persistent_workers": False}
+        loader = runner.build_dataloader(here, seed=settings.seed)
+        print(f"{restore_batch_norms(network, itertools.islice(loader, batches))} batch norms restored.")
     trained = hooks.freeze(network, settings.freeze)
     print(f"{spec.name}: {trained:,} of {sum(p.numel() for p in network.parameters()):,} parameters train.", flush=True)
     precision.keep_losses_in_fp32(network)
     network.to(memory_format=torch.channels_last)
-    runner.train()
+    with harmless_types_only():
+        runner.train()
     return export(settings.work_dir)
 
 
@@ -90,7 +101,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry."""
     settings = settings_from_args(argv)
     keep_freed_memory()
-    finetune(settings)
+    try:
+        with known_warnings_ignored():
+            finetune(settings)
+    except (AnnotationsError, ServiceError, ValueError) as error:
+        print(f"jobs.finetune: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

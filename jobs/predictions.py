@@ -19,6 +19,7 @@ from pycocotools import mask as rle_masks
 
 from jobs import augment
 from jobs.datasets import Annotations, AnnotationsError
+from jobs.third_party import known_warnings_ignored
 from pipeline.checkpoints import Checkpoint
 
 CocoResults = list[dict[str, Any]]
@@ -48,7 +49,7 @@ def predict_with_mmdet(
     for image in progress(truth["images"]):
         sample = load({"img_path": str(annotations.images / image["file_name"]), "img_id": image["id"]})
         batch = {"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]}
-        with torch.inference_mode():
+        with torch.inference_mode(), known_warnings_ignored():
             found = network.test_step(batch)[0].pred_instances.cpu().numpy()
         results += _results_of_image(image["id"], found, category_ids)
     return results

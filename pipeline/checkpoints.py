@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,10 +123,11 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
 
 def _unpickle_tensors(path: Path) -> dict[str, Any]:
     try:
-        with torch.serialization.safe_globals(_harmless_types()):
+        with harmless_types_only(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols that we refuse or read anyway
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        refused = re.search(r"Unsupported (?:global|class|operand)[^.]*\S+", str(error))
+        refused = re.search(r"unsupported [^\n]*?(?= was not| whose|$)", str(error), re.IGNORECASE | re.MULTILINE)
         reason = refused[0] if refused else "its pickle is damaged"
         raise CheckpointError(f"{path.name}: refused, a checkpoint may hold tensors and log history only: {reason}") from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
@@ -135,12 +137,23 @@ def _unpickle_tensors(path: Path) -> dict[str, Any]:
     return content
 
 
-def _harmless_types() -> list[Any]:
-    """What mmengine's log history adds to a checkpoint, and numpy's way to pickle arrays and scalars."""
+def harmless_types_only() -> torch.serialization.safe_globals:
+    """Inside this context torch's restricted unpickler also accepts what mmengine's log history adds to a checkpoint, and
+    numpy's way to pickle arrays and scalars.
+    """
     dtypes = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u1", "?")]
     scalar, reconstruct = np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]
     old_names = [(scalar, "numpy.core.multiarray.scalar"), (reconstruct, "numpy.core.multiarray._reconstruct")]
-    return [HistoryBuffer, np.ndarray, np.dtype, *dtypes, scalar, reconstruct, *old_names]
+    methods = [(_history_method, "__builtin__.getattr"), (_history_method, "builtins.getattr")]
+    types = [HistoryBuffer, np.ndarray, np.dtype, *dtypes, scalar, reconstruct]
+    return torch.serialization.safe_globals([*types, *old_names, *methods])
+
+
+def _history_method(owner: Any, name: str) -> Any:
+    """Stands in for the `getattr` that a log history is pickled with: `getattr` itself would open every door."""
+    if owner is HistoryBuffer and name in ("min", "max", "current", "mean"):
+        return getattr(HistoryBuffer, name)
+    raise pickle.UnpicklingError(f"Unsupported attribute {name}")
 
 
 def _from_mmengine(content: dict[str, Any], path: Path) -> Checkpoint:

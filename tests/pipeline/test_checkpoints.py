@@ -139,6 +139,20 @@ def test_hostile_pickle_is_refused(nano, tmp_path, place, legacy):
     assert not marker.exists()
 
 
+class Attribute:
+    """Unpickling this looks an attribute up, as a log history does, but of something else."""
+
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, "__init__")
+
+
+def test_attribute_access_is_no_way_out(nano, tmp_path):
+    """`getattr` is in every log history; only the four methods of a history can be reached with it."""
+    content = released(nano.state_dict) | {"x": Attribute()}
+    with pytest.raises(CheckpointError, match="refused.*__init__"):
+        load_checkpoint(saved(content, tmp_path / "hostile.pth"))
+
+
 def test_plain_pickle_is_refused(tmp_path):
     """A bare pickle under the name of a checkpoint is refused as well."""
     marker = tmp_path / "owned"

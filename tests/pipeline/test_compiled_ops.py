@@ -71,9 +71,12 @@ def test_second_call_changes_nothing():
 def test_real_extension_is_used_when_it_is_there():
     """A compiled `mmcv._ext` on the path wins, and stays untouched."""
     program = (
-        "import sys, types, mmcv\n"
-        "real = types.ModuleType('mmcv._ext')\n"
-        "real.__getattr__ = lambda name: print\n"
+        "import sys, types\n"
+        "class Compiled(types.ModuleType):\n"
+        "    def __getattr__(self, name):\n"
+        "        if name.startswith('__'): raise AttributeError(name)\n"
+        "        return print\n"
+        "real = Compiled('mmcv._ext')\n"
         "sys.modules['mmcv._ext'] = real\n"
         "from pipeline.compiled_ops import ensure_mmcv_ops\n"
         "assert ensure_mmcv_ops() is True\n"

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from mmdet.models.dense_heads import RTMDetInsSepBNHead
 
 from pipeline.errors import CheckpointError
 from pipeline.model import OFFICIAL_NAMES, ModelSpec, build_network, mmdet_config, nano_spec, official_spec
@@ -47,8 +46,11 @@ def test_nano_has_its_class_channels():
     assert nano_spec().name == "rtmdet-ins_nano_person"
 
 
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")  # mmdet's grid of points
 def test_mask_logits_equal_mmdets():
     """The three matrix products give what mmdet's grouped convolutions give."""
+    from mmdet.models.dense_heads import RTMDetInsSepBNHead
+
     torch.manual_seed(0)
     head = build_network(nano_spec()).bbox_head
     features, kernels = torch.randn(8, 20, 30), torch.randn(12, 169) * 0.3

@@ -1,0 +1,70 @@
+"""Give a network its batch norms back after an export folded them into the convolutions.
+
+An ONNX export multiplies each batch norm into the convolution before it. Read back, such a network has batch norms that do
+nothing (mean 0, variance 1), and it cannot be fine-tuned: with its statistics fixed it is a deep network without any
+normalisation, and with statistics of the batch it is another network altogether. Measured with the initial weights of
+rtmdet-ins_nano_person: loss 0.90, after 200 steps at lr 2e-4 with fixed statistics 1.25; with batch statistics 3.67 at once.
+
+The cure: measure mean and variance of what really arrives at each batch norm, make them its statistics, and choose its
+weight and bias so that the output stays what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class _Moments:
+    """Running sum and sum of squares, a channel, of all that a layer is given."""
+
+    def __init__(self, channels: int) -> None:
+        self.count, self.total, self.squares = 0, torch.zeros(channels).double(), torch.zeros(channels).double()
+
+    def __call__(self, _layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0].detach().float().transpose(0, 1).flatten(1).cpu()
+        self.count += values.shape[1]
+        self.total += values.sum(dim=1).double()
+        self.squares += values.square().sum(dim=1).double()
+
+
+def restore_batch_norms(network: nn.Module, batches: Iterable[Any]) -> int:
+    """Measure the statistics of every batch norm and keep the network's output in eval mode as it is.
+
+    Args:
+        network: mmdet detector.
+        batches: samples as its data loader gives them; a hundred photos are enough.
+    Returns:
+        Number of batch norms whose statistics were replaced.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
+    moments = [_Moments(layer.num_features) for layer in layers]
+    handles = [layer.register_forward_pre_hook(moment) for layer, moment in zip(layers, moments, strict=True)]
+    was_training = network.training
+    network.eval()
+    with torch.inference_mode():
+        for batch in batches:
+            inputs = network.data_preprocessor(batch, training=False)["inputs"]
+            network.bbox_head(network.extract_feat(inputs))
+    for handle in handles:
+        handle.remove()
+    network.train(was_training)
+    for layer, moment in zip(layers, moments, strict=True):
+        _move_statistics(layer, moment)
+    return len(layers)
+
+
+@torch.no_grad()
+def _move_statistics(layer: _BatchNorm, moment: _Moments) -> None:
+    """From y = w (x - m) / s + b to the measured mean and variance, with the same y."""
+    mean = moment.total / moment.count
+    variance = (moment.squares / moment.count - mean.square()).clamp(min=0)
+    slope = layer.weight.double() / (layer.running_var.double() + layer.eps).sqrt()
+    layer.bias.copy_(layer.bias.double() + slope * (mean - layer.running_mean.double()))
+    layer.weight.copy_(slope * (variance + layer.eps).sqrt())
+    layer.running_mean.copy_(mean)
+    layer.running_var.copy_(variance)

@@ -1,0 +1,91 @@
+"""COCO JSON and AzureML JSONL come out as the same annotations."""
+
+import json
+
+import pytest
+
+from jobs.datasets import AnnotationsError, azureml_to_coco, read_annotations
+
+
+def test_coco_is_taken_as_it_is(tiny_coco, tmp_path):
+    found = read_annotations(tiny_coco / "coco.json", tiny_coco / "photos", tmp_path)
+    assert found.coco_json == tiny_coco / "coco.json"
+    assert found.classes == ("ball", "egg")
+    assert found.photo_count == 6
+
+
+def test_azureml_equals_coco(tiny_coco, tmp_path):
+    """The same objects written in AzureML's format give the same pixels, boxes, areas and labels."""
+    found = read_annotations(tiny_coco / "azureml.jsonl", tiny_coco / "photos", tmp_path)
+    converted, original = json.loads(found.coco_json.read_text()), json.loads((tiny_coco / "coco.json").read_text())
+    assert converted["images"] == original["images"]
+    assert converted["categories"] == original["categories"]
+    for mine, theirs in zip(converted["annotations"], original["annotations"], strict=True):
+        assert mine["category_id"] == theirs["category_id"]
+        assert mine["bbox"] == pytest.approx(theirs["bbox"])
+        assert mine["area"] == pytest.approx(theirs["area"])
+        assert mine["segmentation"][0] == pytest.approx(theirs["segmentation"][0])
+
+
+def row(**label):
+    polygon = [[0.1, 0.1, 0.5, 0.1, 0.5, 0.5]]
+    details = {"format": "jpg", "width": 100, "height": 50}
+    return {"image_url": "a.jpg", "image_details": details, "label": [{"label": "cat", "polygon": polygon} | label]}
+
+
+@pytest.mark.parametrize(
+    ("flag", "crowd"), [("true", 1), ("false", 0), (True, 1), (0, 0), ("1", 1)], ids=["true", "false", "bool", "zero", "one"]
+)
+def test_crowd_flag_in_any_spelling(flag, crowd):
+    assert azureml_to_coco([row(isCrowd=flag)], "x")["annotations"][0]["iscrowd"] == crowd
+
+
+@pytest.mark.parametrize(
+    ("url", "file_name"),
+    [
+        ("azureml://subscriptions/1/resourcegroups/2/workspaces/3/datastores/4/paths/a/b.jpg", "a/b.jpg"),
+        ("AmlDatastore://images/a/b.jpg", "a/b.jpg"),
+        ("https://host/a/b.jpg", "b.jpg"),
+        ("a/b.jpg", "a/b.jpg"),
+    ],
+)
+def test_file_name_of_url(url, file_name):
+    assert azureml_to_coco([row() | {"image_url": url}], "x")["images"][0]["file_name"] == file_name
+
+
+def test_two_rings_are_one_object():
+    """Areas add up, and the box goes around both."""
+    rings = [[0.0, 0.0, 0.1, 0.0, 0.1, 0.1, 0.0, 0.1], [0.5, 0.5, 0.6, 0.5, 0.6, 0.6, 0.5, 0.6]]
+    found = azureml_to_coco([row(polygon=rings)], "x")["annotations"][0]
+    assert found["area"] == pytest.approx(2 * 10 * 5)
+    assert found["bbox"] == pytest.approx([0, 0, 60, 30])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"image_url": "a.jpg"}', "label"),
+        ("{broken", "line 1: not JSON"),
+        (json.dumps(row(polygon=[[0.1, 0.2]])), "3 points or more"),
+        ('["a"]', "not AzureML annotations"),
+    ],
+    ids=["no labels", "not JSON", "two numbers", "a list"],
+)
+def test_bad_jsonl_names_the_fault(tmp_path, content, message):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(content)
+    with pytest.raises(AnnotationsError, match=message):
+        read_annotations(path, tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"images": []}', "nothing"])
+def test_bad_coco_is_refused(tmp_path, content):
+    path = tmp_path / "bad.json"
+    path.write_text(content)
+    with pytest.raises(AnnotationsError, match=r"bad\.json"):
+        read_annotations(path, tmp_path, tmp_path)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(AnnotationsError, match=r"none\.json: no such file"):
+        read_annotations(tmp_path / "none.json", tmp_path, tmp_path)

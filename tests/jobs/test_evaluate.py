@@ -1,0 +1,160 @@
+"""Metrics on predictions whose right answer is known."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as rle_masks
+
+from jobs import evaluate
+from jobs.datasets import AnnotationsError, read_annotations
+from jobs.metrics_coco import coco_metrics
+from jobs.metrics_voc import voc_metrics
+from jobs.predictions import category_ids_of, predict_with_mmdet, read_results
+from pipeline.checkpoints import Checkpoint, save_safetensors
+from pipeline.model import build_network, nano_spec
+
+SIZE = 100
+
+
+def thing(x, y, width, height, image_id=1, category_id=1, **more):
+    """A rectangle as an annotation or, with a score, as a prediction."""
+    mask = np.zeros((SIZE, SIZE), np.uint8, order="F")
+    mask[y : y + height, x : x + width] = 1
+    rle = rle_masks.encode(mask)
+    segmentation = {"size": [SIZE, SIZE], "counts": rle["counts"].decode()}
+    common = {"image_id": image_id, "category_id": category_id, "bbox": [x, y, width, height], "segmentation": segmentation}
+    return common | {"area": width * height, "iscrowd": 0} | more
+
+
+def document(*things, images=1, names=("cat",)):
+    annotations = [entry | {"id": number} for number, entry in enumerate(things, start=1)]
+    return {
+        "images": [{"id": number, "width": SIZE, "height": SIZE, "file_name": "x"} for number in range(1, images + 1)],
+        "annotations": annotations,
+        "categories": [{"id": number, "name": name} for number, name in enumerate(names, start=1)],
+    }
+
+
+PAIR = document(thing(0, 0, 40, 40), thing(50, 50, 40, 40))
+
+
+def test_perfect_predictions_score_one():
+    found = [entry | {"score": 0.9} for entry in PAIR["annotations"]]
+    metrics = evaluate.measure(PAIR, found)
+    assert metrics["coco"]["mask"]["ap"] == metrics["coco"]["box"]["ap"] == 1.0
+    assert metrics["voc50"]["mask"]["mean_average_precision"] == 1.0
+    assert metrics["voc50"]["mask"]["precision"] == metrics["voc50"]["box"]["recall"] == 1.0
+
+
+def test_nothing_found_scores_zero():
+    metrics = evaluate.measure(PAIR, [])
+    assert metrics["coco"]["box"]["ap"] == 0.0
+    label = metrics["voc50"]["mask"]["per_label"]["cat"]
+    assert label == {"average_precision": 0.0, "precision": None, "recall": 0.0}
+
+
+def test_voc_by_hand():
+    """Hit, miss, hit by falling score: precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1; area 1/2 + 1/2 x 2/3."""
+    found = [thing(0, 0, 40, 40, score=0.9), thing(0, 60, 20, 20, score=0.8), thing(50, 50, 40, 40, score=0.7)]
+    label = voc_metrics(PAIR, found)["per_label"]["cat"]
+    assert label == {"average_precision": pytest.approx(5 / 6, abs=1e-4), "precision": 0.6667, "recall": 1.0}
+
+
+def test_second_hit_on_an_object_is_false():
+    found = [thing(0, 0, 40, 40, score=0.9), thing(0, 0, 40, 40, score=0.8)]
+    assert voc_metrics(PAIR, found)["precision"] == 0.5
+
+
+def test_crowds_do_not_count():
+    """A prediction on a crowd is neither right nor wrong, and a crowd is nothing to find."""
+    truth = document(thing(0, 0, 40, 40), thing(50, 50, 40, 40, iscrowd=1))
+    found = [thing(0, 0, 40, 40, score=0.9), thing(55, 55, 10, 10, score=0.8)]
+    metrics = voc_metrics(truth, found)
+    assert (metrics["precision"], metrics["recall"]) == (1.0, 1.0)
+
+
+def test_undefined_is_none_not_zero():
+    """A label that is nowhere in the truth has no recall and stays out of the means."""
+    truth = document(thing(0, 0, 40, 40), names=("cat", "dog"))
+    metrics = voc_metrics(truth, [thing(0, 0, 40, 40, score=0.9)])
+    assert metrics["per_label"]["dog"] == {"average_precision": None, "precision": None, "recall": None}
+    assert metrics["mean_average_precision"] == 1.0
+    assert coco_metrics(truth, [thing(0, 0, 40, 40, score=0.9)])["mask"]["per_label"]["dog"] is None
+
+
+def test_masks_and_boxes_are_told_apart():
+    """The right box around the wrong mask counts as a box only."""
+    found = thing(0, 0, 40, 40, score=0.9) | {"segmentation": thing(0, 0, 40, 15)["segmentation"]}
+    truth = document(thing(0, 0, 40, 40))
+    metrics = evaluate.measure(truth, [found])
+    assert metrics["coco"]["box"]["ap50"] == 1.0
+    assert metrics["coco"]["mask"]["ap50"] == 0.0
+    assert metrics["voc50"]["mask"]["recall"] == 0.0
+
+
+def test_measuring_changes_nothing():
+    """Both metrics see the same predictions: the first leaves them as they were."""
+    found = [entry | {"score": 0.9} for entry in PAIR["annotations"]]
+    before = copy.deepcopy((PAIR, found))
+    evaluate.measure(PAIR, found)
+    assert (PAIR, found) == before
+
+
+def test_categories_are_matched_by_name():
+    truth = document(names=("dog", "cat"))
+    assert category_ids_of(("cat", "bird"), truth) == {0: 2}
+    with pytest.raises(AnnotationsError, match="nothing in common"):
+        category_ids_of(("bird",), truth)
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory):
+    """A nano model for the tiny data set, with fresh weights and an eager class branch."""
+    torch.manual_seed(0)
+    spec = nano_spec(("ball", "egg"), input_size=96)
+    state = build_network(spec).state_dict()
+    for name in state:
+        if "rtm_cls" in name and name.endswith("bias"):
+            state[name] = state[name] + 3
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    save_safetensors(Checkpoint(spec, state), path)
+    return path
+
+
+def test_command_line(tiny_coco, model_file, tmp_path, capsys):
+    """mmdet's path end to end: table, JSON on the last line, results file that measures the same again."""
+    common = ["--annotations", str(tiny_coco / "coco.json"), "--images", str(tiny_coco / "photos")]
+    results = tmp_path / "results.json"
+    assert evaluate.main([*common, "--checkpoint", str(model_file), "--save-results", str(results)]) == 0
+    first = capsys.readouterr().out.splitlines()
+    assert "ap50" in first[0]
+    assert json.loads(first[-1])["predictions"] > 0
+    assert evaluate.main([*common, "--results", str(results)]) == 0
+    assert capsys.readouterr().out.splitlines() == first
+
+
+def test_command_line_says_what_is_wrong(tiny_coco, tmp_path, capsys):
+    broken = tmp_path / "broken.json"
+    broken.write_text('[{"image_id": 1}]')
+    common = ["--annotations", str(tiny_coco / "coco.json"), "--images", str(tiny_coco / "photos")]
+    assert evaluate.main([*common, "--results", str(broken)]) == 2
+    assert "not COCO results" in capsys.readouterr().err
+
+
+def test_input_size_can_be_another(tiny_coco, model_file, tmp_path):
+    from pipeline.checkpoints import load_checkpoint
+
+    annotations = read_annotations(tiny_coco / "coco.json", tiny_coco / "photos", tmp_path)
+    results = predict_with_mmdet(load_checkpoint(model_file), annotations, input_size_px=64)
+    assert {result["image_id"] for result in results} <= set(range(1, 7))
+    assert all(result["segmentation"]["size"] == [96, 128] for result in results)
+
+
+def test_results_file_is_checked(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text('{"boxes": []}')
+    with pytest.raises(AnnotationsError, match="not COCO results"):
+        read_results(path)

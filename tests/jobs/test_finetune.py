@@ -1,0 +1,140 @@
+"""A real training of a few steps on generated pictures."""
+
+import re
+
+import pytest
+import torch
+
+from jobs import finetune
+from jobs.batch_norm import restore_batch_norms
+from jobs.hooks import freeze
+from jobs.settings import settings_from_args
+from pipeline.checkpoints import Checkpoint, load_checkpoint, save_safetensors
+from pipeline.model import build_network, nano_spec
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:torch.meshgrid")
+
+
+def arguments(tiny_coco, work_dir, *more):
+    common = ["--train", str(tiny_coco / "coco.json"), "--train-images", str(tiny_coco / "photos"), "--work-dir", str(work_dir)]
+    small = ["--image-size", "64", "--batch-size", "2", "--workers", "0", "--warmup", "1", "--lr", "1e-3", "--log-every", "1"]
+    return [*common, *small, *more]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_coco, tmp_path_factory):
+    """Work folder of four steps with validation, bf16, averaging, mosaic and a frozen backbone."""
+    work_dir = tmp_path_factory.mktemp("run")
+    start = work_dir / "start.safetensors"
+    torch.manual_seed(1)
+    save_safetensors(Checkpoint(nano_spec(), build_network(nano_spec()).state_dict()), start)
+    more = ["--steps", "4", "--save-every", "2", "--val-every", "4", "--init-weights", str(start), "--freeze", "backbone"]
+    val = ["--val", str(tiny_coco / "azureml.jsonl"), "--val-images", str(tiny_coco / "photos")]
+    assert finetune.main(arguments(tiny_coco, work_dir, *more, *val)) == 0
+    return work_dir
+
+
+def test_result_knows_what_it_is(trained):
+    """The finished file holds classes, input size and configuration, and its network runs."""
+    checkpoint = load_checkpoint(trained / "final.safetensors")
+    assert checkpoint.spec.classes == ("ball", "egg")
+    assert checkpoint.spec.input_size == 64
+    with torch.inference_mode():
+        scores = checkpoint.network().bbox_head(checkpoint.network().extract_feat(torch.zeros(1, 3, 64, 64)))[0]
+    assert scores[0].shape == (1, 2, 8, 8)
+
+
+def test_training_checkpoint_is_read_too(trained):
+    """mmengine's own file, with its log history and optimizer, passes the restricted loader."""
+    assert load_checkpoint(trained / "iter_4.pth").spec.classes == ("ball", "egg")
+
+
+def test_frozen_layers_stay(trained):
+    """The backbone is as it was, batch-norm statistics included; the mask branch is not."""
+    start, end = load_checkpoint(trained / "start.safetensors"), load_checkpoint(trained / "final.safetensors")
+    changed = {
+        ".".join(name.split(".")[:2])
+        for name, value in end.state_dict.items()
+        if value.shape == start.state_dict[name].shape and not torch.equal(value, start.state_dict[name])
+    }
+    assert not any(name.startswith("backbone") for name in changed)
+    assert "bbox_head.mask_head" in changed
+
+
+def test_progress_and_ap_are_logged(trained):
+    log = next(trained.rglob("*.log")).read_text()
+    assert re.search(r"Iter\(train\) \[4/4\].*eta:.*loss_mask:", log)
+    assert "coco/segm_mAP" in log
+
+
+def test_resume_goes_on(tiny_coco, trained, capsys):
+    """A run resumed from step 4 with 6 steps makes two more."""
+    assert finetune.main(arguments(tiny_coco, trained, "--steps", "6", "--resume")) == 0
+    capsys.readouterr()
+    assert (trained / "iter_6.pth").is_file()
+    assert finetune.export(trained).is_file()
+    assert "after 6 steps" in capsys.readouterr().out
+
+
+def test_same_seed_same_weights(tiny_coco, tmp_path):
+    """Two runs with one seed give one result."""
+    weights = []
+    for number in (1, 2):
+        work_dir = tmp_path / str(number)
+        assert finetune.main(arguments(tiny_coco, work_dir, "--steps", "2", "--seed", "3", "--precision", "fp32")) == 0
+        weights.append(load_checkpoint(work_dir / "final.safetensors").state_dict)
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_restored_batch_norms_change_no_output():
+    """Statistics become what the layer really sees; what the network answers stays."""
+    torch.manual_seed(0)
+    network = build_network(nano_spec())
+    image = torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8)
+
+    def answer():
+        with torch.inference_mode():
+            inputs = network.data_preprocessor({"inputs": [image]}, training=False)["inputs"]
+            return network.bbox_head(network.extract_feat(inputs))
+
+    before = answer()
+    assert restore_batch_norms(network, [{"inputs": [image]}]) > 100
+    assert network.backbone.stem[0].bn.running_mean.abs().max() > 0
+    for old, new in zip([*before[0], *before[1], before[3]], [*(after := answer())[0], *after[1], after[3]], strict=True):
+        torch.testing.assert_close(new, old, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--image-size", "100"], "multiple of 32"),
+        (["--val", "x.json"], "go together"),
+        (["--early-stopping", "3"], "needs --val"),
+        (["--lr-mult", "backbone"], "LAYER=FACTOR"),
+    ],
+)
+def test_contradictions_are_refused(tiny_coco, tmp_path, capsys, more, message):
+    with pytest.raises(SystemExit) as stop:
+        settings_from_args(arguments(tiny_coco, tmp_path, *more))
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_unknown_layer_is_named():
+    with pytest.raises(ValueError, match=r"no such layer.*bbox_head\.mask_head"):
+        freeze(build_network(nano_spec()), ["head"])
+
+
+def test_wrong_weights_are_named(tiny_coco, tmp_path, capsys):
+    """Weights of another network stop the run with one line."""
+    torch.save({"state_dict": {"fc.weight": torch.zeros(2, 2)}}, tmp_path / "resnet.pth")
+    more = ["--steps", "1", "--init-weights", str(tmp_path / "resnet.pth")]
+    assert finetune.main(arguments(tiny_coco, tmp_path / "run", *more)) == 2
+    assert "none of its 1 tensors fits" in capsys.readouterr().err
+
+
+def test_fp16_needs_a_gpu(tiny_coco, tmp_path, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU, where fp16 trains")
+    assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "1", "--precision", "fp16")) == 2
+    assert "use bf16 or fp32" in capsys.readouterr().err
