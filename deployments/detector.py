@@ -1,6 +1,6 @@
 """Detector: pixels in, instances out. One engine, one greedy batcher; GPU where there is one.
 
-    LoadedImage ─▶ GreedyBatcher ─▶ Engine.detect, on one thread of its own ─▶ Instances
+LoadedImage ─▶ GreedyBatcher ─▶ Engine.detect, on one thread of its own ─▶ Instances
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """ImageLoader: text, bytes or array in, pixels ready for the network out. CPU; scales on its own.
 
-    "https://…" ─▶ fetch ─┐
-    base64 ───────────────┼─▶ decode ─▶ scale ─▶ LoadedImage
-    bytes, ndarray ───────┘   (a thread)
+"https://…" ─▶ fetch ─┐
+base64 ───────────────┼─▶ decode ─▶ scale ─▶ LoadedImage
+bytes, ndarray ───────┘   (a thread)
 """
 
 from __future__ import annotations

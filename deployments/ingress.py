@@ -1,8 +1,8 @@
 """Ingress: the one deployment that callers talk to, over HTTP or by handle. It never touches pixels.
 
-    HTTP ─▶ the front (serve_app.http) ─┐
-                                        ├─▶ admission ─▶ ScoringGraph ─▶ gather
-    handle.score.remote(images, params) ┘
+HTTP ─▶ the front (serve_app.http) ─┐
+                                    ├─▶ admission ─▶ ScoringGraph ─▶ gather
+handle.score.remote(images, params) ┘
 """
 
 from __future__ import annotations

@@ -25,7 +25,9 @@ class StageMetrics:
             "rtmdet_stage_latency_ms", "Time an image spends in a stage, milliseconds.", _LATENCY_MS, tag_keys=("stage",)
         )
         self._images = metrics.Counter("rtmdet_stage_images", "Images that a stage finished.", tag_keys=("stage",))
-        self._errors = metrics.Counter("rtmdet_stage_errors", "Images that a stage refused or failed.", tag_keys=("stage", "code"))
+        self._errors = metrics.Counter(
+            "rtmdet_stage_errors", "Images that a stage refused or failed.", tag_keys=("stage", "code")
+        )
         for metric in (self._latency, self._images, self._errors):
             metric.set_default_tags({"stage": stage})  # a dict of its own for each: Ray adds its tags to it in place
 
@@ -46,7 +48,9 @@ class BatchMetrics:
         self._size = metrics.Histogram("rtmdet_batch_size", "Images in one pass of the network.", _BATCH)
         self._wait = metrics.Histogram("rtmdet_batch_wait_ms", "Time an image waited for its batch, milliseconds.", _LATENCY_MS)
         self._run = metrics.Histogram("rtmdet_batch_run_ms", "Time of one pass of the network, milliseconds.", _LATENCY_MS)
-        self._splits = metrics.Counter("rtmdet_batch_splits", "Batches that failed as a whole and were tried in halves.", tag_keys=("cause",))
+        self._splits = metrics.Counter(
+            "rtmdet_batch_splits", "Batches that failed as a whole and were tried in halves.", tag_keys=("cause",)
+        )
         self._dropped = metrics.Counter("rtmdet_batch_dropped", "Images dropped before the network ran.", tag_keys=("reason",))
 
     def batch_ran(self, waits_s: Sequence[float], run_s: float) -> None:

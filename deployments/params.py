@@ -24,7 +24,9 @@ class ScoreParams(BaseModel):
     decimals: Annotated[int, Field(ge=1, le=17)] | None = Field(None, description="Digits of the normalised coordinates.")
     holes: Literal["drop", "rings"] | None = Field(None, description="rings: give holes beside the polygon.")
     mask_format: Literal["polygon", "rle"] = Field("polygon", description="rle: COCO RLE of the exact mask at original size.")
-    on_error: Literal["fail", "isolate"] = Field("fail", description="isolate: a bad image gives its own error, the rest is scored.")
+    on_error: Literal["fail", "isolate"] = Field(
+        "fail", description="isolate: a bad image gives its own error, the rest is scored."
+    )
 
 
 def parse_params(params: Any) -> ScoreParams:

@@ -79,7 +79,9 @@ class ScoringGraph:
         self._retry_after_s = retry_after_s
         self._overload_status = overload_status
 
-    async def score(self, images: Sequence[ImageInput], options: ScoreOptions, context: RequestContext) -> list[Answer | ImageFault]:
+    async def score(
+        self, images: Sequence[ImageInput], options: ScoreOptions, context: RequestContext
+    ) -> list[Answer | ImageFault]:
         """Score images, all at once; answers in the order of the images.
 
         Returns:

@@ -1,6 +1,8 @@
 """Measure a model: COCO box and mask AP, and AzureML's VOC-style metrics, on the same predictions.
 
     python -m jobs.evaluate --annotations val.json --images photos/ --checkpoint model.safetensors
+    python -m jobs.evaluate --annotations val.json --images photos/ --checkpoint model.safetensors --engine openvino
+    python -m jobs.evaluate --annotations val.json --images photos/ --url http://127.0.0.1:8000
     python -m jobs.evaluate --annotations val.json --images photos/ --results results.json
 
 Predictions come from `jobs.predictions`, numbers from `jobs.metrics_coco` and `jobs.metrics_voc`; neither knows the other.
@@ -24,8 +26,10 @@ from jobs.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.metrics_coco import STATISTICS, coco_metrics
 from jobs.metrics_voc import voc_metrics
 from jobs.predictions import CocoResults, predict_with_mmdet, read_results
+from jobs.predictions_served import predict_with_engine, predict_with_service
 from pipeline.allocator import keep_freed_memory
 from pipeline.checkpoints import load_checkpoint
+from pipeline.engines import EngineOptions
 from pipeline.errors import ServiceError
 
 
@@ -77,6 +81,10 @@ def _predict(options: argparse.Namespace, annotations: Annotations) -> CocoResul
     if options.results:
         return read_results(options.results)
     bar = functools.partial(tqdm, unit="photo", disable=not sys.stderr.isatty())
+    if options.url:
+        return predict_with_service(options.url.rstrip("/"), annotations, bar)
+    if options.engine != "mmdet":
+        return predict_with_engine(str(options.checkpoint), EngineOptions(options.engine, options.precision), annotations, bar)
     return predict_with_mmdet(load_checkpoint(options.checkpoint), annotations, options.image_size, bar)
 
 
@@ -86,9 +94,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--annotations", type=Path, required=True, help="COCO JSON, or AzureML annotations JSONL (*.jsonl)")
     add("--images", type=Path, required=True, help="folder of the photos")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", type=Path, help="model to run by mmdet's own test path (.pth or .safetensors)")
+    source.add_argument("--checkpoint", type=Path, help="model to run (.pth or .safetensors)")
+    source.add_argument("--url", help="a running service, e.g. http://127.0.0.1:8000")
     source.add_argument("--results", type=Path, help="predictions made elsewhere, COCO results JSON")
-    add("--image-size", type=int, help="side of the square input, px (default: the model's own)")
+    add(
+        "--engine", choices=["mmdet", "openvino", "torch"], default="mmdet", help="what runs --checkpoint (default: mmdet itself)"
+    )
+    add("--precision", choices=["auto", "fp32", "bf16", "fp16", "int8"], default="auto", help="of openvino and torch")
+    add("--image-size", type=int, help="side of the square input, px, for mmdet (default: the model's own)")
     add("--save-results", type=Path, help="write the predictions as COCO results JSON")
     add("--output", type=Path, help="write the metrics as JSON")
     return parser

@@ -67,7 +67,9 @@ class LocalService:
 
 
 @contextmanager
-def local_service(config: Path = SHIPPED_CONFIG, change: Change | None = None, env: dict[str, str] | None = None) -> Iterator[LocalService]:
+def local_service(
+    config: Path = SHIPPED_CONFIG, change: Change | None = None, env: dict[str, str] | None = None
+) -> Iterator[LocalService]:
     """Run a configuration until the block ends.
 
     Args:

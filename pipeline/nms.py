@@ -15,36 +15,44 @@ BLOCK = 256
 """Boxes compared with one another at a time; a 256x256 matrix an image."""
 
 
-def greedy_nms(boxes_xyxy: Tensor, labels: Tensor, valid: Tensor, iou_threshold: float, max_kept: Tensor) -> Tensor:
+def greedy_nms(
+    boxes_xyxy: Tensor, labels: Tensor, valid: Tensor, wanted: Tensor, iou_threshold: float, max_kept: Tensor
+) -> Tensor:
     """Class-wise greedy NMS of B images.
 
     Args:
         boxes_xyxy: (B, M, 4) float, highest score first, any unit.
         labels: (B, M) int; boxes of different labels never suppress each other.
         valid: (B, M) bool; False marks padding.
+        wanted: (B, M) bool; the others take part, but are not returned and do not count.
         iou_threshold: a box is dropped when its IoU with a better kept box is larger.
-        max_kept: (B,) int64, keep at most this many an image, the best.
+        max_kept: (B,) int64, return at most this many an image, the best.
     Returns:
-        (B, M) bool, True for kept boxes.
+        (B, M) bool, True for wanted boxes that were kept.
     Source: mmcv 2.1.0 `csrc/pytorch/cpu/nms.cpp` (strict comparison, no + 1) and `ops/nms.py::batched_nms`, whose coordinate
         offset by class is replaced by comparing labels, which loses no precision.
     """
     kept = torch.zeros_like(valid)
-    most = int(max_kept.max()) if len(max_kept) else 0
     for start in range(0, boxes_xyxy.shape[1], BLOCK):
         block = slice(start, start + BLOCK)
         block_boxes, block_labels, alive = boxes_xyxy[:, block], labels[:, block], valid[:, block]
         if start:
-            # An image that kept `most` already is done, so the first `most` kept boxes are all that can matter.
-            first = kept[:, :start].to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
-            better = boxes_xyxy.gather(1, first[..., None].expand(-1, -1, 4))
-            suppress = _overlaps(better, labels.gather(1, first), block_boxes, block_labels, iou_threshold)
-            alive = alive & ~(suppress & kept.gather(1, first)[..., None]).any(1)
+            before = _places_of(kept[:, :start])
+            better = boxes_xyxy.gather(1, before[..., None].expand(-1, -1, 4))
+            suppress = _overlaps(better, labels.gather(1, before), block_boxes, block_labels, iou_threshold)
+            alive = alive & ~(suppress & kept.gather(1, before)[..., None]).any(1)
         suppress = _overlaps(block_boxes, block_labels, block_boxes, block_labels, iou_threshold).triu(1)
         kept[:, block] = _settle(suppress, alive)
-        if bool((kept.sum(1) >= max_kept).all()):
+        if bool(((kept & wanted).sum(1) >= max_kept).all()):
             break
+    kept &= wanted
     return kept & (kept.cumsum(1) <= max_kept[:, None])
+
+
+def _places_of(marks: Tensor) -> Tensor:
+    """(B, k) int64: columns of the True cells of each row first; k is the largest number of them in a row."""
+    most = int(marks.sum(1).max())
+    return marks.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
 
 
 def _settle(suppress: Tensor, alive: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
     RawOutputs ─▶ candidates ─▶ best 1000 a level ─▶ boxes ─▶ NMS ─▶ kernels, masks ─▶ one copy to the host ─▶ Instances
 
 Rules and order are mmdet's (`base_dense_head.py`, `rtmdet_ins_head.py`, mmdet 3.3.0) with its mistakes left out: boxes are
-clipped to the image instead of the padded square, boxes that lie wholly in the padding are dropped, and x is scaled
-by the width's factor. Every image has its own options, and its result is the same in any batch.
+clipped to the image instead of the padded square (after NMS, which sees them as mmdet's does), those that lie wholly in
+the padding are dropped, and x is scaled by the width's factor. Every image has its own options, and its result is the same in any batch.
 """
 
 from __future__ import annotations
@@ -66,9 +66,7 @@ class PostProcessor:
         found = _best_per_level(_candidates(outputs.class_logits, options), self._levels)
         boxes = self._boxes(outputs.distances, found)
         inside = _clip_to_images(boxes, found.image, letterboxes)
-        nonempty = (inside[:, 2:] > inside[:, :2]).all(1)
-        found, boxes, inside = Candidates(*(part[nonempty] for part in found)), boxes[nonempty], inside[nonempty]
-        kept = _suppress(boxes, found, limits)
+        kept = _suppress(boxes, _has_area(inside), found, limits)
         found, inside = Candidates(*(part[kept] for part in found)), inside[kept]
         counts = torch.bincount(found.image, minlength=batch)
         masks = self._masks(outputs, found, counts, letterboxes)
@@ -142,17 +140,23 @@ def _ranks(groups: Tensor) -> Tensor:
     return torch.arange(len(groups), device=groups.device) - starts
 
 
-def _suppress(boxes: Tensor, found: Candidates, limits: Tensor) -> Tensor:
+def _suppress(boxes: Tensor, wanted: Tensor, found: Candidates, limits: Tensor) -> Tensor:
     """NMS of all images side by side; (m,) bool."""
     slot = _ranks(found.image)
-    shape = len(limits), int(slot.max()) + 1 if len(slot) else 0
-    side_by_side = boxes.new_zeros(*shape, 4)
-    side_by_side[found.image, slot] = boxes
-    labels = found.label.new_zeros(shape)
-    labels[found.image, slot] = found.label
-    valid = torch.zeros(shape, dtype=torch.bool, device=boxes.device)
-    valid[found.image, slot] = True
-    return greedy_nms(side_by_side, labels, valid, NMS_IOU, limits)[found.image, slot]
+    width = int(slot.max()) + 1 if len(slot) else 0
+
+    def side_by_side(values: Tensor) -> Tensor:
+        table = values.new_zeros(len(limits), width, *values.shape[1:])
+        table[found.image, slot] = values
+        return table
+
+    table = (side_by_side(part) for part in (boxes, found.label, _has_area(boxes), wanted))
+    return greedy_nms(*table, NMS_IOU, limits)[found.image, slot]
+
+
+def _has_area(boxes: Tensor) -> Tensor:
+    """mmdet's min_bbox_size 0: width and height above 0."""
+    return (boxes[:, 2:] > boxes[:, :2]).all(1)
 
 
 def _clip_to_images(boxes: Tensor, image: Tensor, letterboxes: Sequence[Letterbox]) -> Tensor:

@@ -1,6 +1,6 @@
 """Binds the graph: settings in, Ray Serve application out. The `import_path` of serve_config.yaml.
 
-    Ingress ─▶ ImageLoader ─▶ Detector ─▶ Polygonizer
+Ingress ─▶ ImageLoader ─▶ Detector ─▶ Polygonizer
 """
 
 # No `from __future__ import annotations`: Ray Serve reads the annotation of build_app to validate `args`.

@@ -76,7 +76,9 @@ def _parse_images(table: Any, max_images: int) -> list[str]:
         raise InvalidRequest(f"'input_data' must be an object with 'columns' and 'data', got {_json_type(table)}.")
     unknown = sorted(set(table) - {"columns", "index", "data"})
     if unknown:
-        raise InvalidRequest(f"'input_data' has unknown key(s) {', '.join(map(repr, unknown))}; known keys: columns, index, data.")
+        raise InvalidRequest(
+            f"'input_data' has unknown key(s) {', '.join(map(repr, unknown))}; known keys: columns, index, data."
+        )
     if table.get("columns") != ["image"]:
         raise InvalidRequest("'input_data.columns' must be [\"image\"].")
     data = table.get("data")
@@ -84,7 +86,8 @@ def _parse_images(table: Any, max_images: int) -> list[str]:
         raise InvalidRequest(f"'input_data.data' must be a list of images, got {_json_type(data)}.")
     if len(data) > max_images:
         raise LimitExceeded(
-            f"The request has {len(data)} images; the limit is {max_images} (ingress.max_images_per_request).", code="too_many_images"
+            f"The request has {len(data)} images; the limit is {max_images} (ingress.max_images_per_request).",
+            code="too_many_images",
         )
     _check_index(table.get("index"), len(data))
     return [_parse_cell(row, position) for position, row in enumerate(data)]

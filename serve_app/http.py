@@ -1,10 +1,10 @@
 """The HTTP routes, as AzureML's inference server has them, in front of one Ingress.
 
-    POST /score         the contract (serve_app.contract)
-    GET  /              Healthy: this process answers
-    GET  /ready         200 only after a real tiny image went through every stage
-    GET  /info          model, classes, engine, limits
-    GET  /swagger.json  /openapi.json  /docs
+POST /score         the contract (serve_app.contract)
+GET  /              Healthy: this process answers
+GET  /ready         200 only after a real tiny image went through every stage
+GET  /info          model, classes, engine, limits
+GET  /swagger.json  /openapi.json  /docs
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ def _add_error_answers(app: FastAPI) -> None:
         if status == 404:
             return error_response(RequestError("There is no such route; see /docs.", code="not_found", status=404))
         if status == 405:
-            return error_response(RequestError("The route does not know this method; see /docs.", code="method_not_allowed", status=405))
+            return error_response(
+                RequestError("The route does not know this method; see /docs.", code="method_not_allowed", status=405)
+            )
         return error_response(InvalidRequest("The request could not be read.", status=status))
 
     app.add_exception_handler(ServiceError, known)

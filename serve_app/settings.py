@@ -28,7 +28,8 @@ class ModelSettings(StrictModel):
         description="Embedded model, an official OpenMMLab config name (downloaded on first use), or a path to .pth/.safetensors.",
     )
     cache_dir: Path = Field(
-        Path("~/.cache/rtmdet-ins-serve"), description="Folder for downloaded checkpoints and compiled models; `~` is the home folder."
+        Path("~/.cache/rtmdet-ins-serve"),
+        description="Folder for downloaded checkpoints and compiled models; `~` is the home folder.",
     )
 
 
@@ -43,7 +44,9 @@ class AuthSettings(StrictModel):
 class IngressSettings(StrictModel):
     """The front door: limits of a request, admission, deadlines, keys."""
 
-    timeout_s: float = Field(30.0, gt=0, le=3600, description="Deadline of a request, unless x-request-timeout-seconds is shorter.")
+    timeout_s: float = Field(
+        30.0, gt=0, le=3600, description="Deadline of a request, unless x-request-timeout-seconds is shorter."
+    )
     max_body_mb: float = Field(32.0, gt=0, description="Largest request body, MB (1e6 bytes).")
     max_images_per_request: int = Field(64, ge=1, description="Most images in one request.")
     max_images_in_flight: int = Field(
@@ -81,7 +84,9 @@ class DetectorSettings(StrictModel):
     """The network: engine, precision and dynamic batching."""
 
     engine: Literal["auto", "openvino", "torch"] = Field("auto", description="auto: torch where CUDA is, else openvino.")
-    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field("auto", description="auto: the fastest that keeps accuracy.")
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
+        "auto", description="auto: the fastest that keeps accuracy."
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     threads: int | None = Field(None, ge=1, description="CPU threads of the engine; None: the cores this replica owns.")
     max_batch: int = Field(8, ge=1, le=256, description="Most images in one pass of the network.")

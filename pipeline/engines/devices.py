@@ -62,3 +62,9 @@ def _cgroup_cores() -> int:
     except (OSError, ValueError):
         return os.cpu_count() or 1
     return (os.cpu_count() or 1) if quota == "max" else max(1, math.floor(int(quota) / int(period)))
+
+
+def cpu_computes_bf16() -> bool:
+    """Whether the CPU has bf16 instructions (AVX-512 BF16 or AMX); without them torch's bf16 is slower than fp32."""
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))

@@ -39,7 +39,9 @@ def test_killed_replica(service, photo, deployment):
     stop.set()
     for caller in callers:
         caller.join()
-    print(f"\n{deployment}: ready again after {took_s:.2f} s, answers {sorted(set(statuses))}, failed {sum(s != 200 for s in statuses)}")
+    print(
+        f"\n{deployment}: ready again after {took_s:.2f} s, answers {sorted(set(statuses))}, failed {sum(s != 200 for s in statuses)}"
+    )
     assert statuses[-1] == 200
     assert requests.post(f"{service.url}/score", json=as_body([photo]), timeout=30).status_code == 200
     wait_for_replacement(service, deployment, victim)

@@ -32,13 +32,27 @@ def test_shipped_file_is_good():
     ("place", "key", "value", "message"),
     [
         pytest.param(["http_options"], "prot", 80, r"http_options: unknown key\(s\) prot", id="http option"),
-        pytest.param(["applications", 0, "deployments", 2], "num_replica", 2, r"Detector.*unknown key\(s\) num_replica", id="deployment option"),
+        pytest.param(
+            ["applications", 0, "deployments", 2],
+            "num_replica",
+            2,
+            r"Detector.*unknown key\(s\) num_replica",
+            id="deployment option",
+        ),
         pytest.param(["applications", 0, "deployments", 2, "ray_actor_options"], "gpus", 1, "gpus", id="actor option"),
         pytest.param(["applications", 0, "deployments", 2], "name", "Detecter", "no such deployment", id="deployment name"),
-        pytest.param(["applications", 0, "deployments", 2], "max_ongoing_requests", 9, "cannot fill batches of 8", id="too little concurrency"),
+        pytest.param(
+            ["applications", 0, "deployments", 2],
+            "max_ongoing_requests",
+            9,
+            "cannot fill batches of 8",
+            id="too little concurrency",
+        ),
         pytest.param(["applications", 0, "args", "detector"], "max_bach", 8, "detector.max_bach", id="our setting"),
         pytest.param(["applications", 0, "args", "detector"], "max_batch", 0, "detector.max_batch", id="value out of range"),
-        pytest.param(["applications", 0, "args", "ingress"], "max_images_in_flight", 5, "max_images_in_flight", id="limits that contradict"),
+        pytest.param(
+            ["applications", 0, "args", "ingress"], "max_images_in_flight", 5, "max_images_in_flight", id="limits that contradict"
+        ),
         pytest.param(["http_options"], "host", "0.0.0.0", "no keys are set", id="open to the world"),
     ],
 )

@@ -107,7 +107,10 @@ def test_deep_nesting_is_a_plain_400():
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["columns", "data", "index", "image", "x"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["columns", "data", "index", "image", "x"]), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 

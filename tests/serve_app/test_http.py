@@ -142,9 +142,15 @@ async def test_a_bug_is_a_500_that_tells_nothing(client, ingress):
         pytest.param(b"{}", {"content-type": "application/json"}, 400, "invalid_request", id="no input_data"),
         pytest.param(b"{}", {"content-type": "text/plain"}, 415, "unsupported_media_type", id="not JSON type"),
         pytest.param(b"{}", {}, 415, "unsupported_media_type", id="no type"),
-        pytest.param(b"{}", {"content-type": "application/json", "x-request-id": "x" * 101}, 431, "header_too_large", id="long id"),
-        pytest.param(b"{}", {"content-type": "application/json", "x-request-timeout-seconds": "-1"}, 400, "invalid_request", id="timeout"),
-        pytest.param(b"{}", {"content-type": "application/json", "x-request-timeout-seconds": "nan"}, 400, "invalid_request", id="nan"),
+        pytest.param(
+            b"{}", {"content-type": "application/json", "x-request-id": "x" * 101}, 431, "header_too_large", id="long id"
+        ),
+        pytest.param(
+            b"{}", {"content-type": "application/json", "x-request-timeout-seconds": "-1"}, 400, "invalid_request", id="timeout"
+        ),
+        pytest.param(
+            b"{}", {"content-type": "application/json", "x-request-timeout-seconds": "nan"}, 400, "invalid_request", id="nan"
+        ),
     ],
 )
 async def test_refused_requests(client, content, headers, status, code):
@@ -159,7 +165,9 @@ async def test_missing_input_data_says_azures_sentence(client):
     assert response.json()["message"] == "A value is not provided for the 'input_data' parameter."
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/score", 405), ("POST", "/ready", 405)])
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/score", 405), ("POST", "/ready", 405)]
+)
 async def test_unknown_route_and_method(client, method, path, status):
     """JSON also where the router answers."""
     response = await client.request(method, path)

@@ -22,7 +22,9 @@ def test_keys_from_the_environment(monkeypatch):
     ring.check("bearer two")
 
 
-@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic one", "Bearer three", "Bearer onetwo", "one", "Bearer ünë"])
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer ", "Basic one", "Bearer three", "Bearer onetwo", "one", "Bearer ünë"]
+)
 def test_wrong_or_missing_key(monkeypatch, header):
     """Anything else is a 401 that does not repeat the key."""
     monkeypatch.setenv("FIRST", "one")
