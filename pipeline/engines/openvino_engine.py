@@ -5,7 +5,6 @@ One compiled model with a dynamic batch dimension serves all batch sizes: measur
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import warnings

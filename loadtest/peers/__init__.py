@@ -1,0 +1,1 @@
+"""What others do, measured beside ours. Never imported by the service."""
