@@ -81,7 +81,7 @@ class Ingress:
         self._readiness: tuple[float, ServiceError | None] | None = None
         self._probe_lock = asyncio.Lock()
 
-    def __serve_build_asgi_app__(self) -> Any:  # noqa: PLW3201 (Ray Serve's hook)
+    def __serve_build_asgi_app__(self) -> Any:
         return self._front(self)
 
     async def score(
