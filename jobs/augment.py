@@ -8,6 +8,8 @@ Scale jitter goes far up on purpose: a person who fills the photo must stay one 
 
 from __future__ import annotations
 
+import jobs.third_party  # isort: skip  # noqa: F401  (before mmdet)
+
 from typing import Any
 
 import numpy as np
@@ -70,7 +72,9 @@ class MosaicForAWhile(BaseTransform):
         return (self._mosaic if wants_mosaic else self._single)(results)
 
 
-def train_transforms(size_px: int, mosaic_probability: float, mosaic_samples: int, jitter: tuple[float, float] = JITTER) -> list[Any]:
+def train_transforms(
+    size_px: int, mosaic_probability: float, mosaic_samples: int, jitter: tuple[float, float] = JITTER
+) -> list[Any]:
     """Transforms from an annotated photo to a (size_px, size_px) training sample.
 
     Args:

@@ -32,7 +32,7 @@ class _Moments:
         self.squares += values.square().sum(dim=1).double()
 
 
-def restore_batch_norms(network: nn.Module, batches: Iterable[Any]) -> int:
+def restore_batch_norms(network: Any, batches: Iterable[Any]) -> int:
     """Measure the statistics of every batch norm and keep the network's output in eval mode as it is.
 
     Args:
@@ -59,7 +59,7 @@ def restore_batch_norms(network: nn.Module, batches: Iterable[Any]) -> int:
 
 
 @torch.no_grad()
-def _move_statistics(layer: _BatchNorm, moment: _Moments) -> None:
+def _move_statistics(layer: Any, moment: _Moments) -> None:
     """From y = w (x - m) / s + b to the measured mean and variance, with the same y."""
     mean = moment.total / moment.count
     variance = (moment.squares / moment.count - mean.square()).clamp(min=0)

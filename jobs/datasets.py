@@ -1,7 +1,7 @@
 """Annotations in, COCO JSON out: mmdet and pycocotools read nothing else.
 
-    COCO JSON ───────────────────────────────▶ as it is ─┐
-    AzureML annotations JSONL ─▶ azureml_to_coco ─▶ file ─┴▶ Annotations(coco_json, images, classes, photo_count)
+COCO JSON ───────────────────────────────▶ as it is ─┐
+AzureML annotations JSONL ─▶ azureml_to_coco ─▶ file ─┴▶ Annotations(coco_json, images, classes, photo_count)
 """
 
 from __future__ import annotations
@@ -71,16 +71,22 @@ def azureml_to_coco(rows: Iterator[dict[str, Any]] | list[dict[str, Any]], sourc
     try:
         names = sorted({label["label"] for row in rows for label in row["label"]})
         ids = {name: number for number, name in enumerate(names, start=1)}
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for image_id, row in enumerate(rows, start=1):
             size = row["image_details"]
             width, height = int(size["width"]), int(size["height"])
             images.append({"id": image_id, "file_name": _file_name(row["image_url"]), "width": width, "height": height})
             for label in row["label"]:
                 number = len(annotations) + 1
-                annotations.append(_annotation(label, width, height) | {
-                    "id": number, "image_id": image_id, "category_id": ids[label["label"]],
-                })
+                annotations.append(
+                    _annotation(label, width, height)
+                    | {
+                        "id": number,
+                        "image_id": image_id,
+                        "category_id": ids[label["label"]],
+                    }
+                )
     except (KeyError, TypeError) as error:
         raise AnnotationsError(f"{source}: not AzureML annotations, missing or wrong: {error}.") from error
     categories = [{"id": ids[name], "name": name} for name in names]

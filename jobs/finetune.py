@@ -9,6 +9,8 @@ mmdet's transforms, losses and mmengine's Runner do the training; this file only
 
 from __future__ import annotations
 
+from jobs.third_party import known_warnings_ignored  # isort: skip  (before mmdet)
+
 import itertools
 import math
 import re
@@ -26,7 +28,6 @@ from jobs.batch_norm import restore_batch_norms
 from jobs.datasets import AnnotationsError, read_annotations
 from jobs.runner_config import runner_config
 from jobs.settings import FinetuneSettings, settings_from_args
-from jobs.third_party import known_warnings_ignored
 from pipeline.allocator import keep_freed_memory
 from pipeline.checkpoints import harmless_types_only, load_checkpoint, load_weights, save_safetensors
 from pipeline.errors import ServiceError
@@ -38,7 +39,9 @@ FINAL_NAME = "final.safetensors"
 def finetune(settings: FinetuneSettings) -> Path:
     """Train, and return the path of the finished model file."""
     train = read_annotations(settings.train, settings.train_images, settings.work_dir)
-    val = read_annotations(settings.val, settings.val_images, settings.work_dir) if settings.val else None
+    val = None
+    if settings.val and settings.val_images:
+        val = read_annotations(settings.val, settings.val_images, settings.work_dir)
     spec = spec_for(settings, train.classes)
     runner = Runner.from_cfg(runner_config(settings, spec, train, val))
     network = runner.model

@@ -117,7 +117,7 @@ def _scores(objects: Objects) -> NDArray[np.float64]:
 
 
 def _mean(per_label: dict[str, dict[str, float | None]], name: str) -> float | None:
-    numbers = [label[name] for label in per_label.values() if label[name] is not None]
+    numbers = [number for label in per_label.values() if (number := label[name]) is not None]
     return round(float(np.mean(numbers)), 4) if numbers else None
 
 

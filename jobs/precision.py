@@ -6,6 +6,8 @@ AVX-512 with bf16) autocast alone is enough. Losses are computed in float32: Dic
 
 from __future__ import annotations
 
+import jobs.third_party  # isort: skip  # noqa: F401  (before mmdet)
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -42,7 +44,7 @@ def optim_wrapper_type(precision: str) -> dict[str, Any]:
     raise ValueError(f"--precision {precision} needs a CUDA device; on a CPU use bf16 or fp32.")
 
 
-def keep_losses_in_fp32(network: nn.Module) -> None:
+def keep_losses_in_fp32(network: Any) -> None:
     """Make the head compute its losses in float32, whatever precision its layers ran in."""
     head = network.bbox_head
     loss_by_feat, device = head.loss_by_feat, next(network.parameters()).device.type

@@ -1,11 +1,13 @@
 """Where predictions come from. Every source gives the same thing, a list of COCO results, so that all are measured alike.
 
-    a checkpoint by mmdet's own test path ─┐
-    a COCO results file                    ├─▶ [{"image_id", "category_id", "bbox", "score", "segmentation"}, …]
-    (our engine, a running service) ───────┘
+a checkpoint by mmdet's own test path ─┐
+a COCO results file                    ├─▶ [{"image_id", "category_id", "bbox", "score", "segmentation"}, …]
+(our engine, a running service) ───────┘
 """
 
 from __future__ import annotations
+
+from jobs.third_party import known_warnings_ignored  # isort: skip  (before mmdet)
 
 import json
 from collections.abc import Callable, Iterable
@@ -19,7 +21,6 @@ from pycocotools import mask as rle_masks
 
 from jobs import augment
 from jobs.datasets import Annotations, AnnotationsError
-from jobs.third_party import known_warnings_ignored
 from pipeline.checkpoints import Checkpoint
 
 CocoResults = list[dict[str, Any]]
@@ -73,7 +74,9 @@ def category_ids_of(classes: tuple[str, ...], truth: dict[str, Any]) -> dict[int
     known = {category["name"]: category["id"] for category in truth["categories"]}
     matched = {channel: known[name] for channel, name in enumerate(classes) if name in known}
     if not matched:
-        raise AnnotationsError(f"the model knows {', '.join(classes)}; the annotations know {', '.join(known)}: nothing in common.")
+        raise AnnotationsError(
+            f"the model knows {', '.join(classes)}; the annotations know {', '.join(known)}: nothing in common."
+        )
     return matched
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import jobs.third_party  # isort: skip  # noqa: F401  (before mmdet)
+
 import json
 import math
 from pathlib import Path

@@ -93,7 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--lr-mult", type=_prefix_and_factor, nargs="*", default=[], metavar="LAYER=FACTOR", help="learning rate of a part")
     add("--freeze", nargs="*", default=[], metavar="LAYER", help="name prefixes of layers that do not train")
     add("--fix-batch-norm", nargs="*", default=[], metavar="LAYER", help="layers that keep their batch-norm statistics")
-    add("--restore-batch-norm", type=int, default=0, metavar="PHOTOS", help="first measure batch-norm statistics on so many photos: for initial weights that an export folded (jobs/batch_norm.py)")
+    restore = "measure batch-norm statistics on so many photos first: for weights that an export folded (jobs/batch_norm.py)"
+    add("--restore-batch-norm", type=int, default=0, metavar="PHOTOS", help=restore)
     add("--image-size", type=int, default=640, help="side of the square network input, px")
     add("--mosaic", type=float, default=0.5, help="share of samples that are mosaics of four photos, 0..1")
     add("--mosaic-until", type=float, default=0.7, help="part of the run after which mosaics stop, 0..1")

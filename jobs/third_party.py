@@ -1,10 +1,18 @@
-"""Quiet the warnings that mmdet 3.3.0 gives under torch 2.13, which a user of the jobs can do nothing about."""
+"""Everything needed around mmdet, mmcv and mmengine: import this module before any of them.
+
+It puts the stand-in for mmcv's compiled operators in place, and quiets the warnings that mmdet 3.3.0 gives under torch 2.13,
+which a user of the jobs can do nothing about.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from pipeline.compiled_ops import ensure_mmcv_ops
+
+ensure_mmcv_ops()
 
 KNOWN = (
     "torch.meshgrid: in an upcoming release",  # mmdet's grid of points

@@ -31,4 +31,5 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError):
         return False
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER_TRIM_BYTES), (M_TOP_PAD, TOP_PAD_BYTES), (M_ARENA_MAX, 1))
-    return all([mallopt(option, value) == 1 for option, value in settings])
+    taken = [mallopt(option, value) == 1 for option, value in settings]
+    return all(taken)

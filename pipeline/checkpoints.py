@@ -24,7 +24,6 @@ import torch
 from mmengine.logging.history_buffer import HistoryBuffer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
 
 from pipeline.errors import CheckpointError
 from pipeline.model import OFFICIAL_NAMES, ModelSpec, build_network, check_types, nano_spec, official_spec
@@ -45,7 +44,7 @@ class Checkpoint:
     spec: ModelSpec
     state_dict: dict[str, torch.Tensor]
 
-    def network(self) -> nn.Module:
+    def network(self) -> Any:
         """mmdet's RTMDet with these weights, in eval mode.
 
         Raises: CheckpointError where names or shapes do not fit the network.
@@ -143,9 +142,9 @@ def harmless_types_only() -> torch.serialization.safe_globals:
     """
     dtypes = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u1", "?")]
     scalar, reconstruct = np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]
-    old_names = [(scalar, "numpy.core.multiarray.scalar"), (reconstruct, "numpy.core.multiarray._reconstruct")]
-    methods = [(_history_method, "__builtin__.getattr"), (_history_method, "builtins.getattr")]
-    types = [HistoryBuffer, np.ndarray, np.dtype, *dtypes, scalar, reconstruct]
+    old_names: list[Any] = [(scalar, "numpy.core.multiarray.scalar"), (reconstruct, "numpy.core.multiarray._reconstruct")]
+    methods: list[Any] = [(_history_method, "__builtin__.getattr"), (_history_method, "builtins.getattr")]
+    types: list[Any] = [HistoryBuffer, np.ndarray, np.dtype, *dtypes, scalar, reconstruct]
     return torch.serialization.safe_globals([*types, *old_names, *methods])
 
 

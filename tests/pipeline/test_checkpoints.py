@@ -45,7 +45,8 @@ def released(state_dict, **more):
             "resumed_keys": {"train/loss": True},
         },
         "state_dict": state_dict,
-        "ema_state_dict": {"steps": torch.tensor(9)} | {f"module.{k}": v * 0 for k, v in state_dict.items() if v.is_floating_point()},
+        "ema_state_dict": {"steps": torch.tensor(9)}
+        | {f"module.{k}": v * 0 for k, v in state_dict.items() if v.is_floating_point()},
         **more,
     }
 
@@ -149,7 +150,7 @@ class Attribute:
 def test_attribute_access_is_no_way_out(nano, tmp_path):
     """`getattr` is in every log history; only the four methods of a history can be reached with it."""
     content = released(nano.state_dict) | {"x": Attribute()}
-    with pytest.raises(CheckpointError, match="refused.*__init__"):
+    with pytest.raises(CheckpointError, match=r"refused.*__init__"):
         load_checkpoint(saved(content, tmp_path / "hostile.pth"))
 
 
@@ -174,7 +175,9 @@ def test_hostile_configuration_is_refused(nano, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("content", [b"", b"not a model", b"PK\x03\x04broken", b"\x80\x02}q\x00."], ids=["empty", "text", "zip", "dict"])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a model", b"PK\x03\x04broken", b"\x80\x02}q\x00."], ids=["empty", "text", "zip", "dict"]
+)
 def test_damaged_files_are_clear(tmp_path, suffix, content):
     path = tmp_path / f"model{suffix}"
     path.write_bytes(content)
