@@ -3,7 +3,7 @@
     image ─▶ image_loader.load ─▶ detector.detect ─▶ polygonizer.outline ─▶ answer
                         (each response goes to the next stage by reference; nobody in between fetches it)
 
-Every image is an item of its own: it batches with whoever is there, fails alone, and is tried once more when the
+Every image is an item of its own: it batches with whoever is there, fails alone, and is tried again when the
 replica that worked on it died (scoring is idempotent).
 """
 
@@ -34,7 +34,11 @@ LOST_REPLICA = (
     ray_exceptions.LocalRayletDiedError,
     ReplicaUnavailableError,
 )
-"""What a caller sees when a replica died with its work: worth one more try."""
+"""What a caller sees when a replica died with its work: worth another try."""
+
+RETRY_DELAYS_S = (0.05, 0.5, 2.0)
+"""Waits before an image that lost its replica is tried again, within its deadline. More than one: for a moment Ray's
+router still sends to the dead replica."""
 
 Answer = ScoredImage | EncodedImage
 
@@ -100,11 +104,13 @@ class ScoringGraph:
                 task.cancel()
 
     async def _score_one(self, image: ImageInput, options: ScoreOptions, context: RequestContext) -> Answer:
-        try:
-            return await self._chain(image, options, context)
-        except StageLost as error:
-            logger.warning("retrying an image of request %s: %s", context.request_id, error)
-            return await self._chain(image, options, context)
+        for delay_s in RETRY_DELAYS_S:
+            try:
+                return await self._chain(image, options, context)
+            except StageLost as error:
+                logger.warning("request %s: %s Trying again in %s s.", context.request_id, error, delay_s)
+                await asyncio.sleep(min(delay_s, max(context.remaining_s, 0)))
+        return await self._chain(image, options, context)
 
     async def _chain(self, image: ImageInput, options: ScoreOptions, context: RequestContext) -> Answer:
         context.check("ingress")

@@ -6,6 +6,7 @@ Used by the end-to-end tests and by every load test that compares.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -28,6 +29,8 @@ SHIPPED_CONFIG = REPOSITORY / "serve_config.yaml"
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 45.0
 
+_RAYLET_GCS = re.compile(r"--gcs-address=(\S+)")
+
 Change = Callable[[dict[str, Any]], None]
 
 
@@ -48,7 +51,8 @@ class LocalService:
     @property
     def ray_address(self) -> str:
         """Address for `ray.init(address=…)` of another process on this machine."""
-        return (self.folder / "ray" / "ray_current_cluster").read_text().strip()
+        found = (_RAYLET_GCS.search(_title(process)) for process in self.processes())
+        return next(match.group(1) for match in found if match)
 
     def replica_pids(self, deployment: str) -> list[int]:
         """Process ids of a deployment's replicas (Ray names its processes after what they run)."""
