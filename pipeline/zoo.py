@@ -1,10 +1,10 @@
 """From a model's name to its file on disk: embedded, downloaded, or the user's own.
 
-    "rtmdet-ins_nano_person"              ─▶ pipeline/models/….safetensors, comes with the code
-    "rtmdet-ins_x_8xb16-300e_coco"        ─▶ cache folder, downloaded on first use (pipeline.download)
-    "/models/mine.pth", "mine.safetensors" ─▶ itself
+"rtmdet-ins_nano_person"              ─▶ pipeline/models/….safetensors, comes with the code
+"rtmdet-ins_x_8xb16-300e_coco"        ─▶ cache folder, downloaded on first use (pipeline.download)
+"/models/mine.pth", "mine.safetensors" ─▶ itself
 
-    python -m pipeline.zoo list | download NAME … | verify [NAME …]
+python -m pipeline.zoo list | download NAME … | verify [NAME …]
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def locate(name: str, cache_dir: Path = DEFAULT_CACHE) -> Path:
             return path
         raise ConfigurationError(f"model.name: there is no file {path}.")
     known = ", ".join([*embedded_models(), *official_urls()])
-    raise ConfigurationError(f"model.name: {name!r} is neither a known model ({known}) nor a path to a .pth or .safetensors file.")
+    raise ConfigurationError(
+        f"model.name: {name!r} is neither a known model ({known}) nor a path to a .pth or .safetensors file."
+    )
 
 
 def read_header(name: str, cache_dir: Path = DEFAULT_CACHE) -> ModelHeader:
