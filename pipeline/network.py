@@ -5,39 +5,27 @@
 No control flow depends on the data, so OpenVINO, CUDA graphs and `torch.export` all take it as it is. Three things differ
 from mmdet's own forward pass; none of them changes a result:
 
-- Batch norms are folded and pools chained (`pipeline.simplify`).
+- Batch norms are folded and pools chained (`pipeline.streamline`).
 - In the official models the box branch *is* the class branch (mmdet appends the same layers twice): it runs once.
 - The last 1x1 convolution of the kernel branch (K channels to 169 mask parameters) runs after NMS, on the kept positions
-  only (`KernelProjection`), instead of on all 8,400 positions of a 640 px image.
+  only (`pipeline.head_outputs.KernelProjection`), instead of on all 8,400 positions of a 640 px image.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-from mmdet.models.dense_heads.rtmdet_ins_head import RTMDetInsSepBNHead
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.errors import CheckpointError
-from pipeline.streamline import simplify
+from pipeline.compiled_ops import ensure_mmcv_ops
 
+ensure_mmcv_ops()
 
-class RawOutputs(NamedTuple):
-    """What the network says about every position, levels one after the other (fine to coarse), rows before columns.
+from mmdet.models.dense_heads.rtmdet_ins_head import RTMDetInsSepBNHead  # noqa: E402  (after the stand-in)
 
-    Attributes:
-        class_logits: (B, P, C) float.
-        distances: (B, P, 4) float32, left top right bottom of the position's point, network pixels, >= 0.
-        kernel_features: (B, P, K) float, input of `KernelProjection`.
-        mask_features: (B, 8, S/8, S/8) float, the prototypes that the dynamic convolutions combine.
-    """
-
-    class_logits: Tensor
-    distances: Tensor
-    kernel_features: Tensor
-    mask_features: Tensor
+from pipeline.errors import CheckpointError  # noqa: E402
+from pipeline.head_outputs import KernelProjection, RawOutputs  # noqa: E402
+from pipeline.streamline import simplify  # noqa: E402
 
 
 class RawNetwork(nn.Module):
@@ -83,35 +71,19 @@ class RawNetwork(nn.Module):
         distances = functional.relu(head.rtm_reg[index](box_features)).float() * self.strides[index]
         return head.rtm_cls[index](class_features), distances, _run(head.kernel_convs[index], level)
 
+    def kernel_projection(self) -> KernelProjection:
+        """The head's `rtm_kernel` convolutions, in float32, for the post-processing."""
+        layers = list(self.head.rtm_kernel)
+        weight = torch.cat([layer.weight.detach().flatten(1) for layer in layers]).float().clone()
+        bias = torch.cat([layer.bias.detach() for layer in layers]).float().clone()
+        return KernelProjection(weight, bias, self.strides)
+
     def convert(self, dtype: torch.dtype) -> RawNetwork:
         """Hold weights and compute in another precision; normalisation and box distances stay float32."""
         for part in (self.backbone, self.neck, self.head):
             part.to(dtype)
         self.compute_dtype = dtype
         return self
-
-
-class KernelProjection(nn.Module):
-    """The last layer of the kernel branch, run on kept positions only.
-
-    Args:
-        head: the head whose `rtm_kernel` convolutions (one a level) are taken, in float32.
-    """
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, head: nn.Module) -> None:
-        super().__init__()
-        layers = list(head.rtm_kernel)
-        self.register_buffer("weight", torch.cat([layer.weight.detach().flatten(1) for layer in layers]).float().clone())
-        self.register_buffer("bias", torch.cat([layer.bias.detach() for layer in layers]).float().clone())
-        self.levels = len(layers)
-
-    def forward(self, features: Tensor, level: Tensor) -> Tensor:
-        """(n, K) float features of positions on pyramid levels (n,) int64 to (n, 169) float32 mask parameters."""
-        of_all_levels = functional.linear(features.float(), self.weight, self.bias).unflatten(1, (self.levels, -1))
-        return of_all_levels[torch.arange(len(features), device=features.device), level]
 
 
 def _run(layers: nn.ModuleList, features: Tensor) -> Tensor:

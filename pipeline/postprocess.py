@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline.head_outputs import KernelProjection, RawOutputs
 from pipeline.mask_head import mask_logits
-from pipeline.network import KernelProjection, RawNetwork, RawOutputs
 from pipeline.nms import greedy_nms
 from pipeline.types import DetectOptions, Instances, Letterbox
 
@@ -41,14 +41,15 @@ class PostProcessor:
     """Everything after the network.
 
     Args:
-        network: gives the geometry of the positions and the last layer of the kernel branch.
+        input_size: side of the square network input, pixels.
+        kernels: the last layer of the kernel branch, which also knows the strides of the levels.
         device: where `RawOutputs` will be.
     """
 
-    def __init__(self, network: RawNetwork, device: torch.device | str = "cpu") -> None:
-        self._size = network.input_size
-        self._kernels = KernelProjection(network.head).to(device)
-        self._points, self._strides, self._levels = (t.to(device) for t in _positions(network.input_size, network.strides))
+    def __init__(self, input_size: int, kernels: KernelProjection, device: torch.device | str = "cpu") -> None:
+        self._size = input_size
+        self._kernels = kernels.to(device)
+        self._points, self._strides, self._levels = (t.to(device) for t in _positions(input_size, kernels.strides))
 
     @torch.inference_mode()
     def __call__(self, outputs: RawOutputs, letterboxes: Sequence[Letterbox], options: Sequence[DetectOptions]) -> list[Instances]:

@@ -8,11 +8,16 @@
 from __future__ import annotations
 
 import torch
-from mmcv.cnn import ConvModule
-from mmdet.models.backbones.csp_darknet import SPPBottleneck
-from mmdet.models.layers.se_layer import ChannelAttention
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from pipeline.compiled_ops import ensure_mmcv_ops
+
+ensure_mmcv_ops()
+
+from mmcv.cnn import ConvModule  # noqa: E402  (after the stand-in)
+from mmdet.models.backbones.csp_darknet import SPPBottleneck  # noqa: E402
+from mmdet.models.layers.se_layer import ChannelAttention  # noqa: E402
 
 CHAINED_KERNELS = [5, 9, 13]
 """Two chained 5x5 windows reach as far as one of 9x9, three as far as 13x13."""

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.network import RawNetwork, RawOutputs
+from pipeline.head_outputs import RawOutputs
+from pipeline.network import RawNetwork
 
 WARM_UP_RUNS = 3
 """Runs before recording: cuDNN picks its algorithms and libraries allocate their work space (PyTorch's CUDA graph notes)."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,13 +14,13 @@ import numpy as np
 import openvino as ov
 import torch
 
-from pipeline.checkpoints import Checkpoint
 from pipeline.engines import EngineOptions, ModelInfo
 from pipeline.engines.base import BatchEngine
 from pipeline.engines.devices import owned_cores
+from pipeline.engines.openvino_model import ConvertedNetwork
 from pipeline.errors import EngineUnavailable
+from pipeline.head_outputs import RawOutputs
 from pipeline.letterbox import pad_batch
-from pipeline.network import RawNetwork, RawOutputs
 from pipeline.postprocess import PostProcessor
 from pipeline.types import DetectOptions, Instances, LoadedImage
 
@@ -36,16 +35,16 @@ class OpenVinoEngine(BatchEngine):
         EngineUnavailable: another device, or a precision the CPU has no instructions for, is asked for.
     """
 
-    def __init__(self, checkpoint: Checkpoint, options: EngineOptions) -> None:
+    def __init__(self, converted: ConvertedNetwork, options: EngineOptions) -> None:
         if options.device not in ("auto", "cpu"):
             raise EngineUnavailable(f"the openvino engine runs on `cpu`, not on {options.device!r}; use the torch engine there.")
         core = ov.Core()
-        spec, precision, threads = checkpoint.spec, _choose_precision(options.precision, core), options.threads or owned_cores()
+        precision, threads = _choose_precision(options.precision, core), options.threads or owned_cores()
         super().__init__(
             ModelInfo(
-                model=spec.name,
-                classes=spec.classes,
-                input_size=spec.input_size,
+                model=converted.name,
+                classes=converted.classes,
+                input_size=converted.input_size,
                 engine="openvino",
                 precision=precision,
                 device=core.get_property("CPU", "FULL_DEVICE_NAME").strip(),
@@ -54,11 +53,10 @@ class OpenVinoEngine(BatchEngine):
             )
         )
         torch.set_num_threads(threads)
-        network = RawNetwork(checkpoint.network(), spec.input_size)
-        compiled = core.compile_model(openvino_model(network), "CPU", _properties(precision, threads, options.cache_dir))
+        compiled = core.compile_model(converted.model, "CPU", _properties(precision, threads, options.cache_dir))
         self._request = compiled.create_infer_request()
-        self._postprocess = PostProcessor(network)
-        self._pixels = np.empty((options.max_batch, spec.input_size, spec.input_size, 3), np.uint8)
+        self._postprocess = PostProcessor(converted.input_size, converted.kernels)
+        self._pixels = np.empty((options.max_batch, converted.input_size, converted.input_size, 3), np.uint8)
         self._lock = threading.Lock()
 
     def _run(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
@@ -67,16 +65,6 @@ class OpenVinoEngine(BatchEngine):
             self._request.infer([ov.Tensor(pixels, shared_memory=True)])
             outputs = RawOutputs(*(torch.from_numpy(tensor.data) for tensor in self._request.output_tensors))
             return self._postprocess(outputs, [image.letterbox for image in images], options)
-
-
-def openvino_model(network: RawNetwork) -> ov.Model:
-    """Convert, leaving the batch dimension open. Input (B, S, S, 3) uint8; outputs in the order of RawOutputs."""
-    size = network.input_size
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # tracing announces its deprecation and every shape it bakes in
-        model = ov.convert_model(network, example_input=torch.zeros(1, size, size, 3, dtype=torch.uint8))
-    model.reshape({model.input(0): ov.PartialShape([-1, size, size, 3])})
-    return model
 
 
 def _choose_precision(asked: str, core: ov.Core) -> str:

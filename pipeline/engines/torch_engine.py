@@ -54,7 +54,7 @@ class TorchEngine(BatchEngine):
         )
         torch.set_num_threads(threads)
         network = RawNetwork(checkpoint.network(), spec.input_size)
-        self._postprocess = PostProcessor(network, device)
+        self._postprocess = PostProcessor(spec.input_size, network.kernel_projection(), device)
         network = network.convert(_DTYPES[precision]).to(device, memory_format=torch.channels_last)
         buckets = options.batch_buckets or default_buckets(options.max_batch)
         self._runner = BatchRunner(network, device, buckets)

@@ -26,7 +26,7 @@ def file_server(content: bytes, name: str = "model-00000000.pth"):
     server = FileServer(content)
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802 (http.server's name)
+        def do_GET(self):
             wanted = self.headers.get("Range")
             server.requests.append(wanted)
             if server.status:

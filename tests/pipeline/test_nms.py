@@ -37,7 +37,8 @@ def test_every_image_keeps_what_the_sequential_algorithm_keeps(counts, labels, s
     """Blocks, padding, limits and neighbours in the batch change nothing."""
     images = [make_image(count, labels, seed + n, spread) for n, count in enumerate(counts)]
     width = max(counts)
-    boxes, classes, valid = torch.zeros(len(counts), width, 4), torch.zeros(len(counts), width).long(), torch.zeros(len(counts), width).bool()
+    boxes = torch.zeros(len(counts), width, 4)
+    classes, valid = boxes[..., 0].long(), boxes[..., 0].bool()
     for row, (own_boxes, own_labels) in enumerate(images):
         boxes[row, : len(own_boxes)], classes[row, : len(own_boxes)], valid[row, : len(own_boxes)] = own_boxes, own_labels, True
     original, nms.BLOCK = nms.BLOCK, block

@@ -1,0 +1,115 @@
+"""From a checkpoint to an OpenVINO model, and the folder that keeps the result for the next start.
+
+    model file ─▶ mmdet network ─▶ RawNetwork ─▶ OpenVINO IR   (seconds: mmdet's import and the tracing)
+         └──────────▶ <cache>/openvino/<key>/{network.xml, network.bin, head.safetensors}   (a fraction of a second)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import openvino as ov
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from pipeline.head_outputs import KernelProjection
+
+if TYPE_CHECKING:
+    from pipeline.checkpoints import Checkpoint
+
+_SOURCES = ("../network.py", "../streamline.py", "../rtmdet_nano.py", "openvino_model.py")
+"""What shapes the converted network: when one of these changes, so does the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedNetwork:
+    """A network ready to compile, and what the post-processing needs beside it.
+
+    Args:
+        name, classes, input_size: of the model; pixels.
+        kernels: the last layer of the kernel branch.
+        model: input (B, S, S, 3) uint8 with B open, outputs in the order of RawOutputs.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    input_size: int
+    kernels: KernelProjection
+    model: ov.Model
+
+
+def convert(checkpoint: Checkpoint) -> ConvertedNetwork:
+    """Build mmdet's network and convert it."""
+    from pipeline.network import RawNetwork  # mmdet takes seconds to import: only where it is needed
+
+    spec = checkpoint.spec
+    network = RawNetwork(checkpoint.network(), spec.input_size)
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # tracing announces its deprecation and every shape it bakes in
+        pixels = torch.zeros(1, spec.input_size, spec.input_size, 3, dtype=torch.uint8)
+        model = ov.convert_model(network, example_input=pixels)
+    model.reshape({model.input(0): ov.PartialShape([-1, spec.input_size, spec.input_size, 3])})
+    return ConvertedNetwork(spec.name, spec.classes, spec.input_size, network.kernel_projection(), model)
+
+
+def convert_cached(path: Path, cache_dir: Path) -> ConvertedNetwork:
+    """The converted network of a model file, from the cache where it is there.
+
+    Args:
+        path: `.pth` or `.safetensors`.
+        cache_dir: folder for downloads and compiled models; several processes may share it.
+    """
+    folder = cache_dir / "openvino" / _key(path)
+    if not folder.is_dir():
+        from pipeline.checkpoints import load_checkpoint
+
+        _store(convert(load_checkpoint(path)), folder)
+    return _read(folder)
+
+
+def _key(path: Path) -> str:
+    digest = hashlib.sha256(path.read_bytes())
+    for source in _SOURCES:
+        digest.update((Path(__file__).parent / source).read_bytes())
+    digest.update(f"{ov.__version__} {torch.__version__}".encode())
+    return f"{path.stem}-{digest.hexdigest()[:16]}"
+
+
+def _store(converted: ConvertedNetwork, folder: Path) -> None:
+    """Write beside the final place, then rename: a reader sees all of it or nothing."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
+    ov.save_model(converted.model, str(draft / "network.xml"), compress_to_fp16=False)
+    description = {
+        "name": converted.name,
+        "classes": converted.classes,
+        "input_size": converted.input_size,
+        "strides": converted.kernels.strides,
+    }
+    tensors = {"weight": converted.kernels.weight, "bias": converted.kernels.bias}
+    save_file(tensors, str(draft / "head.safetensors"), metadata={"model": json.dumps(description)})
+    try:
+        draft.rename(folder)
+    except OSError:  # another process was first
+        shutil.rmtree(draft)
+
+
+def _read(folder: Path) -> ConvertedNetwork:
+    with safe_open(str(folder / "head.safetensors"), framework="pt") as file:
+        description = json.loads(file.metadata()["model"])
+        kernels = KernelProjection(file.get_tensor("weight"), file.get_tensor("bias"), tuple(description["strides"]))
+    return ConvertedNetwork(
+        description["name"],
+        tuple(description["classes"]),
+        description["input_size"],
+        kernels,
+        ov.Core().read_model(str(folder / "network.xml")),
+    )

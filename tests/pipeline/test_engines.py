@@ -1,0 +1,183 @@
+"""The engines: the same results from each, the right refusals, and how they fail."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.engines import EngineOptions, create_engine
+from pipeline.engines.base import naming_out_of_memory
+from pipeline.engines.cuda_graphs import default_buckets
+from pipeline.engines.devices import choose_kind, owned_cores
+from pipeline.errors import CheckpointError, ConfigurationError, EngineOutOfMemory, EngineUnavailable, ShapeError
+from pipeline.letterbox import scale_to_fit
+from pipeline.network import RawNetwork
+from pipeline.types import DetectOptions, LoadedImage
+from tests.pipeline.seeded import SIZE_PX, photo, seeded_checkpoint
+
+KINDS = ["openvino", "torch"]
+LOW = DetectOptions(0.05)
+
+
+@pytest.fixture(scope="module")
+def engines():
+    """Both engines in float32, at most four images a pass."""
+    made = {kind: create_engine(seeded_checkpoint("nano"), EngineOptions(kind, "fp32", "cpu", 1, max_batch=4)) for kind in KINDS}
+    yield made
+    for engine in made.values():
+        engine.close()
+
+
+def load(hw: tuple[int, int], seed: int = 0, size: int = SIZE_PX) -> LoadedImage:
+    return scale_to_fit(photo(hw, seed), hw, size, {"decode": 1.0})
+
+
+def test_both_engines_agree(engines):
+    """OpenVINO and torch in float32, a batch of three shapes."""
+    images = [load((480, 640), 1), load((100, 1000), 2), load((300, 200), 3)]
+    for one, other in zip(*(engines[kind].detect(images, [LOW] * 3) for kind in KINDS), strict=True):
+        np.testing.assert_array_equal(one.labels, other.labels)
+        np.testing.assert_allclose(one.scores, other.scores, atol=0.001)
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=0.5)
+        assert np.mean((one.mask_logits > 0) == (other.mask_logits > 0)) > 0.999
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_images_than_fit_go_in_several_passes(engines, kind):
+    """Nine images with max_batch 4 give what nine calls give."""
+    images = [load((480, 640), seed) for seed in range(9)]
+    together = engines[kind].detect(images, [LOW] * 9)
+    for image, found in zip(images, together, strict=True):
+        alone = engines[kind].detect([image], [LOW])[0]
+        np.testing.assert_allclose(found.scores, alone.scores, atol=1e-4)
+        np.testing.assert_allclose(found.boxes, alone.boxes, atol=0.05)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_results_outlive_the_next_batch(engines, kind):
+    """Nothing that is returned points into a buffer that the engine uses again."""
+    first = engines[kind].detect([load((480, 640), 1)], [LOW])[0]
+    before = first.mask_logits.copy(), first.boxes.copy()
+    engines[kind].detect([load((480, 640), 2)] * 4, [LOW] * 4)
+    np.testing.assert_array_equal(first.mask_logits, before[0])
+    np.testing.assert_array_equal(first.boxes, before[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_stays_near(engines, kind):
+    """bf16 moves scores by a little, on the best instances."""
+    precise = engines[kind].detect([load((480, 640))], [LOW])[0]
+    engine = create_engine(seeded_checkpoint("nano"), EngineOptions(kind, "bf16", "cpu", 1)) if bf16_here() else pytest.skip("no bf16")
+    engine.warm_up()
+    rough = engine.detect([load((480, 640))], [LOW])[0]
+    np.testing.assert_allclose(rough.scores[:5], precise.scores[:5], atol=0.05)
+    assert engine.info.precision == "bf16"
+
+
+def bf16_here() -> bool:
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
+def test_info_says_what_runs(engines):
+    """Everything `GET /info` shows, JSON-ready."""
+    info = engines["openvino"].info.as_dict()
+    assert info["engine"] == "openvino"
+    assert (info["precision"], info["threads"], info["max_batch"]) == ("fp32", 1, 4)
+    assert (info["input_size"], info["classes"]) == (SIZE_PX, ("person",))
+
+
+def test_timings_are_carried_and_added_to(engines):
+    """`decode` came with the image, `detect` is new."""
+    found = engines["torch"].detect([load((64, 64))], [LOW])[0]
+    assert found.timings_ms["decode"] == 1.0
+    assert found.timings_ms["detect"] > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_wrong_input_is_refused(engines, kind):
+    """Images made for another size, and one option too few."""
+    with pytest.raises(ShapeError, match="letterbox size"):
+        engines[kind].detect([load((64, 64), size=128)], [LOW])
+    with pytest.raises(ShapeError, match="expected one for each of 2"):
+        engines[kind].detect([load((64, 64))] * 2, [LOW])
+    assert len(engines[kind].detect([load((64, 64))], [LOW])) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA card here")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (EngineOptions("torch", device="cuda"), "CPU build"),
+        (EngineOptions("auto", device="cuda:1"), "CPU build"),
+        (EngineOptions("openvino", device="cuda"), "runs on `cpu`"),
+        (EngineOptions("torch", "int8", "cpu"), "no int8"),
+        (EngineOptions("torch", "fp16", "cpu"), "fp16 is for CUDA"),
+    ],
+    ids=["torch on cuda", "auto on cuda", "openvino on cuda", "torch int8", "torch fp16 on cpu"],
+)
+def test_what_is_missing_is_named(options, message):
+    """EngineUnavailable, before any weights are read."""
+    with pytest.raises(EngineUnavailable, match=message):
+        create_engine(seeded_checkpoint("nano"), options)
+
+
+def test_devices_that_do_not_exist_are_a_configuration_error():
+    """Neither a word torch does not know nor one this project does not."""
+    for device in ("tpu-pod", "mps"):
+        with pytest.raises(ConfigurationError, match="auto, cpu, cuda"):
+            create_engine(seeded_checkpoint("nano"), EngineOptions("torch", device=device))
+
+
+def test_auto_is_openvino_without_cuda(monkeypatch):
+    """And torch with it, unless the CPU is asked for."""
+    assert choose_kind(EngineOptions(device="cpu")) == "openvino"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_kind(EngineOptions()) == "torch"
+    assert choose_kind(EngineOptions(device="cpu")) == "openvino"
+
+
+def test_threads_are_the_cores_a_replica_owns(monkeypatch):
+    """Ray tells a replica its share in OMP_NUM_THREADS."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert owned_cores() == 3
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert owned_cores() >= 1
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_every_kind_of_running_out_of_memory_has_one_name(error):
+    """The batcher recognises it and splits the batch."""
+    with pytest.raises(EngineOutOfMemory, match="batch of 8"), naming_out_of_memory(8):
+        raise error
+
+
+def test_other_failures_keep_their_name():
+    """Only memory is renamed."""
+    with pytest.raises(RuntimeError, match="shape"), naming_out_of_memory(8):
+        raise RuntimeError("shape mismatch")
+
+
+def test_other_heads_are_refused():
+    """RawNetwork knows RTMDet-Ins heads only."""
+    detector = seeded_checkpoint("nano").network()
+    detector.bbox_head = torch.nn.Identity()
+    with pytest.raises(CheckpointError, match="RTMDet-Ins head"):
+        RawNetwork(detector, SIZE_PX)
+
+
+@pytest.mark.parametrize(("most", "buckets"), [(1, (1,)), (8, (1, 2, 4, 8)), (12, (1, 2, 4, 8, 12))])
+def test_default_buckets(most, buckets):
+    """Powers of two and the largest batch."""
+    assert default_buckets(most) == buckets
+
+
+def test_importing_the_package_is_cheap():
+    """The ingress imports its types; it must not pay for torch, and nothing here may import Ray."""
+    code = "import sys, pipeline.engines; print([m for m in ('torch', 'openvino', 'mmdet', 'ray') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
