@@ -29,6 +29,7 @@ SHIPPED_CONFIG = REPOSITORY / "serve_config.yaml"
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 45.0
 
+_DEPLOY_FAILED = re.compile(r"Deploying app .* failed|Failed to update the deployments")
 _RAYLET_GCS = re.compile(r"--gcs-address=(\S+)")
 
 Change = Callable[[dict[str, Any]], None]
@@ -105,14 +106,14 @@ def wait_until_ready(service: LocalService, timeout_s: float = START_TIMEOUT_S) 
     """Wait until /ready is 200; returns the seconds it took.
 
     Raises:
-        RuntimeError: not in time, or the process ended.
+        RuntimeError: not in time, or the deployment failed, or the process ended.
     """
     began = time.monotonic()
     while time.monotonic() - began < timeout_s:
         with suppress(requests.RequestException):
             if requests.get(f"{service.url}/ready", timeout=10).ok:
                 return time.monotonic() - began
-        if service.process.poll() is not None:
+        if service.process.poll() is not None or _DEPLOY_FAILED.search(service.log_tail(400)):
             break
         time.sleep(0.1)
     raise RuntimeError(f"the service was not ready within {timeout_s:.0f} s; its log ends:\n{service.log_tail()}")
