@@ -140,7 +140,7 @@ class OutlineOptions:
 
     tolerance_px: float = 1.0
     max_points: int | None = None
-    decimals: int | None = 6
+    decimals: int | None = 5
     holes: str = "drop"
     mask_format: str = "polygon"
 

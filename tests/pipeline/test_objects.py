@@ -45,7 +45,7 @@ def test_full_image_rectangle():
     full = np.full(VGA.mask_grid_hw, 3, np.float16)
     (item,) = instances_to_objects(_instances(full), ["cat"], OutlineOptions())
     assert sorted(zip(item.polygon[0][::2], item.polygon[0][1::2], strict=True)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert (item.box, item.label, item.score) == ((0.25, 0.166667, 0.75, 0.833333), "cat", 0.98)
+    assert (item.box, item.label, item.score) == ((0.25, 0.16667, 0.75, 0.83333), "cat", 0.98)
 
 
 @pytest.mark.parametrize("mask_format", ["polygon", "rle"])

@@ -54,10 +54,17 @@ def test_zero_keeps_every_vertex():
 
 
 def test_small_objects_keep_their_shape():
-    """A large tolerance does not turn a small blob into a triangle: its share of the object's size is bounded."""
+    """One pixel is a lot to a small blob: its tolerance shrinks with it."""
     outlines = trace_outlines(ellipse_logits(VGA, (40, 30, 1.5, 1.5))[None], VGA)
-    simple = simplify_outlines(outlines, 50.0)
+    simple = simplify_outlines(outlines, 1.0)
     assert simple[0].area == pytest.approx(outlines[0].area, rel=0.02)
+
+
+def test_a_larger_tolerance_gives_fewer_points():
+    """The setting keeps its effect at every size."""
+    outlines = trace_outlines(np.stack([ellipse_logits(VGA, (40, 30, radius, radius)) for radius in (2, 25)]), VGA)
+    fine, coarse = simplify_outlines(outlines, 1.0), simplify_outlines(outlines, 8.0)
+    assert [_points(a) > _points(b) for a, b in zip(fine, coarse, strict=True)] == [True, True]
 
 
 def test_one_greedy_instance_leaves_its_neighbours_alone():

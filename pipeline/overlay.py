@@ -1,0 +1,118 @@
+"""A picture of the result: translucent fills with their holes, crisp outlines, a tag with label and score on each object."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from pipeline.types import SegmentedObject
+
+_GOLDEN_SHARE = 0.618034
+_FIRST_HUE = 0.57
+_FILL_OPACITY = 0.38
+_SUBPIXEL_BITS = 4
+_Colour = tuple[int, int, int]
+
+
+def draw_overlay(image: Image.Image, objects: Sequence[SegmentedObject]) -> Image.Image:
+    """Draw objects onto a copy of their image.
+
+    Args:
+        image: the photo, in the orientation that was scored; any mode.
+        objects: what was found, highest score first; RLE-only objects show their box.
+    Returns:
+        RGB image of the same size. Lines and text grow with the image; the n-th object has the same colour in every picture.
+    """
+    canvas = np.array(image.convert("RGB"))
+    size_px = max(min(canvas.shape[:2]) / 480, 0.5)
+    colours = [_colour(i) for i in range(len(objects))]
+    for item, colour in reversed(list(zip(objects, colours, strict=True))):
+        _draw_object(canvas, item, colour, size_px)
+    picture = Image.fromarray(canvas)
+    _draw_tags(picture, objects, colours, size_px)
+    return picture
+
+
+def _colour(index: int) -> _Colour:
+    """Well separated hues, alternating a little in lightness."""
+    hue = (_FIRST_HUE + index * _GOLDEN_SHARE) % 1
+    red, green, blue = colorsys.hls_to_rgb(hue, (0.55, 0.62, 0.48)[index % 3], 0.9)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def _draw_object(canvas: NDArray[np.uint8], item: SegmentedObject, colour: _Colour, size_px: float) -> None:
+    """Fill and outline one object in place."""
+    height, width = canvas.shape[:2]
+    rings = [*item.polygon, *(item.holes or [])] or [_box_ring(item)]
+    points = [_fixed_point(np.reshape(ring, (-1, 2)) * (width, height)) for ring in rings]
+    if item.polygon:
+        left, top = np.floor(np.min([p.min(axis=0) for p in points], axis=0) / 2**_SUBPIXEL_BITS).astype(int).clip(0)
+        right, bottom = np.max([p.max(axis=0) for p in points], axis=0) // 2**_SUBPIXEL_BITS + 2
+        part = canvas[top:bottom, left:right]
+        coverage = np.zeros(part.shape[:2], np.uint8)
+        shifted = [p - np.int32([left, top]) * 2**_SUBPIXEL_BITS for p in points]
+        cv2.fillPoly(coverage, shifted, 255, lineType=cv2.LINE_AA, shift=_SUBPIXEL_BITS)
+        opacity = coverage[..., None].astype(np.float32) * (_FILL_OPACITY / 255)
+        part[:] = np.round(part + (np.float32(colour) - part) * opacity).astype(np.uint8)
+    for line_colour, line_width in (((255, 255, 255), 3.2), (colour, 1.8)):
+        thickness = max(round(line_width * size_px), 1)
+        cv2.polylines(canvas, points, True, line_colour, thickness, cv2.LINE_AA, _SUBPIXEL_BITS)
+
+
+def _fixed_point(points: NDArray[np.float64]) -> NDArray[np.int32]:
+    """Continuous pixel coordinates to cv2's fixed point, whose integers are pixel centres."""
+    return np.round((points - 0.5) * 2**_SUBPIXEL_BITS).astype(np.int32)
+
+
+def _box_ring(item: SegmentedObject) -> list[float]:
+    left, top, right, bottom = item.box
+    return [left, top, right, top, right, bottom, left, bottom]
+
+
+def _draw_tags(picture: Image.Image, objects: Sequence[SegmentedObject], colours: Sequence[_Colour], size_px: float) -> None:
+    """Write "label 98%" above each object, moved down where a better object's tag already stands."""
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(size=max(round(12 * size_px), 9))
+    taken: list[tuple[float, float, float, float]] = []
+    for item, colour in zip(objects, colours, strict=True):
+        text, pad = f"{item.label} {item.score:.0%}", round(3 * size_px)
+        left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+        width, height = right - left + 3 * pad, bottom - top + 2 * pad
+        tag = _place((width, height), (item.box[0] * picture.width, item.box[1] * picture.height), picture.size, taken)
+        taken.append(tag)
+        draw.rounded_rectangle(tag, radius=1.2 * pad, fill=colour, outline=(255, 255, 255), width=max(round(size_px), 1))
+        draw.text((tag[0] + 1.5 * pad - left, tag[1] + pad - top), text, font=font, fill=_readable_on(colour))
+
+
+def _place(
+    size: tuple[float, float],
+    corner: tuple[float, float],
+    picture_size: tuple[int, int],
+    taken: Sequence[tuple[float, float, float, float]],
+) -> tuple[float, float, float, float]:
+    """Find room for a tag at an object's top left corner: inside the picture, below tags that are there."""
+    width, height = size
+    left = min(max(corner[0], 0), max(picture_size[0] - width, 0))
+    top = min(max(corner[1] - height, 0), max(picture_size[1] - height, 0))
+    for _ in taken:
+        tag = (left, top, left + width, top + height)
+        hit = next((other for other in taken if _overlap(tag, other)), None)
+        if hit is None or hit[3] + 1 + height > picture_size[1]:
+            break
+        top = hit[3] + 1
+    return left, top, left + width, top + height
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _readable_on(colour: _Colour) -> _Colour:
+    """Black or white, whichever stands out. Source: relative luminance, ITU-R BT.709."""
+    luminance = np.dot(colour, (0.2126, 0.7152, 0.0722))
+    return (0, 0, 0) if luminance > 125 else (255, 255, 255)
