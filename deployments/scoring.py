@@ -145,12 +145,14 @@ class StageLost(StageFailed):
 
 
 async def _result(response: DeploymentResponse) -> Any:
+    """The stage's answer, or the first cause of its failure without the wrapping that each hop adds."""
     try:
         return await response
     except ray_exceptions.RayTaskError as error:
-        if isinstance(error.cause, ServiceError):
-            raise error.cause from error
-        raise
+        cause: BaseException = error
+        while isinstance(cause, ray_exceptions.RayTaskError) and isinstance(cause.cause, Exception):
+            cause = cause.cause
+        raise cause from None
 
 
 def _cancel(*responses: DeploymentResponse) -> None:
