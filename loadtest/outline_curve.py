@@ -47,8 +47,8 @@ def read_npz(path: Path) -> Iterator[tuple[NDArray[np.float16], Letterbox]]:
     """Mask logits (N, h, w) and geometry of each image in a saved file."""
     with np.load(path) as data:
         for i in itertools.takewhile(lambda i: f"mask_logits_{i}" in data, itertools.count()):
-            original, scaled = (tuple(int(n) for n in data[f"{name}_{i}"]) for name in ("original_hw", "scaled_hw"))
-            yield data[f"mask_logits_{i}"], Letterbox(original, scaled, int(data["size"]))
+            (height, width), (rows, columns) = data[f"original_hw_{i}"].tolist(), data[f"scaled_hw_{i}"].tolist()
+            yield data[f"mask_logits_{i}"], Letterbox((height, width), (rows, columns), int(data["size"]))
 
 
 def read_coco(path: Path, size: int = 640, scale: float = 1.0) -> Iterator[tuple[NDArray[np.float16], Letterbox]]:
@@ -92,7 +92,8 @@ def measure(images: Sequence[tuple[NDArray[np.float16], Letterbox]], options: Ou
 
 def _instance(logits: NDArray[np.float16], letterbox: Letterbox) -> Instances:
     height, width = letterbox.original_hw
-    return Instances(np.float32([[0, 0, width, height]]), np.float32([0.9]), np.zeros(1, np.int64), logits[None], letterbox)
+    box, score = np.array([[0, 0, width, height]], np.float32), np.array([0.9], np.float32)
+    return Instances(box, score, np.zeros(1, np.int64), logits[None], letterbox)
 
 
 def _rasterise(annotation: dict, height: int, width: int) -> NDArray[np.uint8]:
@@ -101,7 +102,9 @@ def _rasterise(annotation: dict, height: int, width: int) -> NDArray[np.uint8]:
         runs = coco_mask.frPyObjects(annotation["segmentation"], height, width)
         return np.asarray(coco_mask.decode([runs]))[..., 0]
     rings = [np.round(np.reshape(ring, (-1, 2)) * 16 - 8).astype(np.int32) for ring in annotation["segmentation"]]
-    return cv2.fillPoly(np.zeros((height, width), np.uint8), rings, 1, shift=4)
+    mask = np.zeros((height, width), np.uint8)
+    cv2.fillPoly(mask, rings, (1,), shift=4)
+    return mask
 
 
 def _to_logits(mask: NDArray[np.uint8], letterbox: Letterbox) -> NDArray[np.float16]:

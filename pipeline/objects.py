@@ -39,7 +39,9 @@ def instances_to_objects(instances: Instances, classes: Sequence[str], options: 
     boxes = _to_fractions(instances.boxes.reshape(-1, 2), instances.letterbox, options.decimals).reshape(-1, 4).tolist()
     labels, scores = instances.labels.tolist(), [float(str(score)) for score in instances.scores]
     return [
-        SegmentedObject(box=tuple(boxes[i]), label=classes[labels[i]], score=scores[i], **mask)
+        SegmentedObject(
+            box=(boxes[i][0], boxes[i][1], boxes[i][2], boxes[i][3]), label=classes[labels[i]], score=scores[i], **mask
+        )
         for i, mask in zip(kept, masks, strict=True)
     ]
 

@@ -55,10 +55,10 @@ def _draw_object(canvas: NDArray[np.uint8], item: SegmentedObject, colour: _Colo
         right, bottom = np.max([p.max(axis=0) for p in points], axis=0) // 2**_SUBPIXEL_BITS + 2
         part = canvas[top:bottom, left:right]
         coverage = np.zeros(part.shape[:2], np.uint8)
-        shifted = [p - np.int32([left, top]) * 2**_SUBPIXEL_BITS for p in points]
+        shifted = [p - np.array([left, top], np.int32) * 2**_SUBPIXEL_BITS for p in points]
         cv2.fillPoly(coverage, shifted, 255, lineType=cv2.LINE_AA, shift=_SUBPIXEL_BITS)
         opacity = coverage[..., None].astype(np.float32) * (_FILL_OPACITY / 255)
-        part[:] = np.round(part + (np.float32(colour) - part) * opacity).astype(np.uint8)
+        part[:] = np.asarray(np.round(part + (np.array(colour, np.float32) - part) * opacity), dtype=np.uint8)
     for line_colour, line_width in (((255, 255, 255), 3.2), (colour, 1.8)):
         thickness = max(round(line_width * size_px), 1)
         cv2.polylines(canvas, points, True, line_colour, thickness, cv2.LINE_AA, _SUBPIXEL_BITS)

@@ -68,7 +68,7 @@ def _toggles(window: MaskWindow, letterbox: Letterbox) -> NDArray[np.int64]:
     )
 
 
-def _sample_columns(columns: NDArray[np.float32], at: NDArray[np.float64]) -> NDArray[np.float32]:
+def _sample_columns(columns: NDArray[np.float32], at: NDArray[np.floating]) -> NDArray[np.float32]:
     """Interpolate (w, h) columns linearly at positions `at` (n,), the edge columns repeated: (n, h)."""
     at = np.clip(at, 0, len(columns) - 1)
     left = np.minimum(at.astype(np.int64), len(columns) - 2)
