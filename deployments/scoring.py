@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray import exceptions as ray_exceptions
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError, RequestCancelledError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException, RequestCancelledError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from deployments.context import RequestContext
@@ -32,7 +32,7 @@ LOST_REPLICA = (
     ray_exceptions.ObjectLostError,
     ray_exceptions.WorkerCrashedError,
     ray_exceptions.LocalRayletDiedError,
-    ReplicaUnavailableError,
+    RayServeException,  # the router's word for "an earlier stage's replica died while it made this call's argument"
 )
 """What a caller sees when a replica died with its work: worth another try."""
 
