@@ -2,12 +2,16 @@
 
 "https://…" ─▶ fetch ─┐
 base64 ───────────────┼─▶ decode ─▶ scale ─▶ LoadedImage
-bytes, ndarray ───────┘   (a thread)
+bytes, ndarray ───────┘   (a process)
+
+Files are decoded in processes of their own (pipeline.decoder_process), so that the one that kills or blocks its decoder
+costs nobody else anything. Arrays from Python callers need no decoder.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,11 +22,14 @@ from ray import serve
 
 from deployments.context import RequestContext
 from deployments.stage import Stage
-from pipeline.decode import DecodeLimits
+from pipeline.decoder_options import DecoderOptions
+from pipeline.decoder_process import DecoderLost, DecoderPool
 from pipeline.fetch import Fetcher, FetchPolicy
 from pipeline.load import load_image
 from pipeline.source import Url, parse_source
 from pipeline.types import LoadedImage
+
+logger = logging.getLogger("ray.serve")
 
 ImageInput = str | bytes | NDArray[np.uint8]
 """An image as callers give it: base64 text or URL, encoded bytes, or (H, W, 3) uint8 RGB / (H, W) grey pixels."""
@@ -34,14 +41,12 @@ class ImageLoaderOptions:
 
     Args:
         fetch: policy for URLs.
-        limits: caps on bytes and pixels.
-        input_size: side of the network input, pixels.
-        threads: decoding threads.
+        decoder: caps on bytes, pixels and time, and the side of the network's input.
+        threads: images decoded at a time, each in a process of its own.
     """
 
     fetch: FetchPolicy
-    limits: DecodeLimits
-    input_size: int
+    decoder: DecoderOptions
     threads: int
 
 
@@ -53,6 +58,7 @@ class ImageLoader:
         self._options = options
         self._stage = Stage("image_loader")
         self._fetcher = Fetcher(options.fetch)
+        self._decoders = DecoderPool(options.decoder, options.threads)
         self._threads = ThreadPoolExecutor(options.threads, thread_name_prefix="decode")
 
     async def load(self, image: ImageInput, context: RequestContext) -> LoadedImage:
@@ -66,11 +72,22 @@ class ImageLoader:
             began = time.perf_counter()
             data = await self._fetch(image, context.deadline) if isinstance(image, str) else image
             fetch_ms = (time.perf_counter() - began) * 1e3
-            loaded = await asyncio.get_running_loop().run_in_executor(
-                self._threads, load_image, data, self._options.limits, self._options.input_size
-            )
+            loaded = await asyncio.get_running_loop().run_in_executor(self._threads, self._load, data, context.request_id)
             return replace(loaded, timings_ms={"fetch": fetch_ms, **loaded.timings_ms})
 
+    def _load(self, data: bytes | NDArray[np.uint8], request_id: str) -> LoadedImage:
+        if isinstance(data, np.ndarray):
+            return load_image(data, self._options.decoder.limits, self._options.decoder.size)
+        try:
+            return self._decoders.load(data)
+        except DecoderLost as error:
+            logger.warning("request %s: %s A new decoder takes its place.", request_id, error.message)
+            raise
+
     async def _fetch(self, text: str, deadline: float) -> bytes:
-        source = parse_source(text, self._options.limits.max_bytes)
+        source = parse_source(text, self._options.decoder.limits.max_bytes)
         return await self._fetcher.fetch(source.url, deadline) if isinstance(source, Url) else source.data
+
+    def __del__(self) -> None:
+        if hasattr(self, "_decoders"):
+            self._decoders.close()

@@ -13,11 +13,12 @@ from deployments.image_loader import ImageLoader, ImageLoaderOptions
 from deployments.ingress import Ingress, IngressOptions
 from deployments.polygonizer import Polygonizer, PolygonizerOptions
 from pipeline.decode import DecodeLimits
+from pipeline.decoder_options import DecoderOptions
 from pipeline.engines import EngineOptions
 from pipeline.fetch import FetchPolicy
 from pipeline.types import DetectOptions, OutlineOptions
 from pipeline.zoo import ModelHeader, read_header
-from serve_app.http import http_app
+from serve_app.exposure import http_app_unless_exposed
 from serve_app.settings import Settings
 
 
@@ -38,7 +39,7 @@ def build_app(settings: Settings) -> Application:
         Detector.bind(_detector_options(settings)),
         Polygonizer.bind(PolygonizerOptions(header.classes, settings.polygonizer.threads)),
         _ingress_options(settings, header),
-        partial(http_app, settings=settings),
+        partial(http_app_unless_exposed, settings=settings),
     )
 
 
@@ -57,7 +58,7 @@ def _image_loader_options(settings: Settings, header: ModelHeader) -> ImageLoade
         allowed_networks=tuple(fetch.allowed_networks),
     )
     limits = DecodeLimits(max_pixels=int(loader.max_megapixels * 1e6), max_bytes=max_bytes)
-    return ImageLoaderOptions(policy, limits, header.input_size, loader.threads)
+    return ImageLoaderOptions(policy, DecoderOptions(limits, header.input_size, loader.decode_timeout_s), loader.threads)
 
 
 def _detector_options(settings: Settings) -> DetectorOptions:

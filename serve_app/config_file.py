@@ -6,7 +6,6 @@ Ray Serve 2.60 drops unknown keys under `deployments` and `http_options` without
 """
 
 import argparse
-import ipaddress
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import DeploymentSchema, RayActorOptionsSchema, ServeDeploySchema
 
 from pipeline.errors import ConfigurationError
+from serve_app.exposure import check_exposure
 from serve_app.settings import Settings
 
 BUILDER = "serve_app.app:build_app"
@@ -54,13 +54,7 @@ def _check_application(app: dict[str, Any], document: dict[str, Any]) -> Setting
         raise ConfigurationError(f"args: {_first_fault(error)}") from error
     for deployment in app.get("deployments") or []:
         _check_deployment(deployment, settings)
-    host = (document.get("http_options") or {}).get("host", "127.0.0.1")
-    auth = settings.ingress.auth
-    if not _is_loopback(host) and not (auth.keys_env or auth.keys_file or auth.allow_anonymous):
-        raise ConfigurationError(
-            f"http_options.host is {host}, beyond loopback, but no keys are set: set args.ingress.auth.keys_env or keys_file, "
-            f"or args.ingress.auth.allow_anonymous: true if something in front of it checks callers."
-        )
+    check_exposure((document.get("http_options") or {}).get("host", HTTPOptions().host), settings.ingress.auth)
     return settings
 
 
@@ -88,15 +82,6 @@ def _known_keys(section: dict[str, Any], known: Any, place: str) -> None:
 def _first_fault(error: ValidationError) -> str:
     fault = error.errors(include_url=False)[0]
     return f"{'.'.join(map(str, fault['loc'])) or 'settings'}: {fault['msg']}"
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def main() -> int:

@@ -76,7 +76,10 @@ class ImageLoaderSettings(StrictModel):
 
     max_image_mb: float = Field(20.0, gt=0, description="Largest encoded image, MB (1e6 bytes).")
     max_megapixels: float = Field(64.0, gt=0, description="Largest decoded image, megapixels, checked before decoding.")
-    threads: int = Field(2, ge=1, description="Decoding threads of a replica.")
+    decode_timeout_s: float = Field(
+        10.0, gt=0, description="Longest time to decode one image, seconds; its decoder is then killed."
+    )
+    threads: int = Field(2, ge=1, description="Images that a replica decodes at a time, each in a process of its own.")
     fetch: FetchSettings = FetchSettings()
 
 
@@ -100,7 +103,7 @@ class PolygonizerSettings(StrictModel):
 
     tolerance_px: float = Field(1.0, ge=0, description="Largest distance of the outline from the mask edge, original pixels.")
     max_points: int | None = Field(None, ge=3, description="Most vertices of one object.")
-    decimals: int | None = Field(6, ge=1, le=17, description="Digits of the normalised coordinates.")
+    decimals: int | None = Field(5, ge=1, le=17, description="Digits of the normalised coordinates.")
     holes: Literal["drop", "rings"] = "drop"
     threads: int = Field(1, ge=1, description="Worker threads of a replica.")
 

@@ -1,0 +1,61 @@
+"""Refuses an open door: a server that listens beyond loopback wants keys, or to be told that none are wanted.
+
+Asked twice. Of the file, before anything starts (serve_app.config_file). And of the running cluster, by every ingress
+replica before it answers anybody: `serve run`, `serve deploy`, `serve start --http-host` and RAY_SERVE_DEFAULT_HTTP_HOST
+all decide where Ray Serve listens, and only the cluster knows who won.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from ray.serve.context import _get_global_client  # private; Ray Serve 2.60 offers the host nowhere else
+from starlette.types import ASGIApp
+
+from deployments.ingress import Ingress
+from pipeline.errors import ConfigurationError
+from serve_app.http import http_app
+from serve_app.settings import AuthSettings, Settings
+
+
+def http_app_unless_exposed(ingress: Ingress, settings: Settings) -> ASGIApp:
+    """The HTTP front of an ingress replica; it does not start where it would be an open door.
+
+    Raises:
+        ConfigurationError: see `check_exposure`.
+    """
+    check_exposure(listening_host(), settings.ingress.auth)
+    return http_app(ingress, settings)
+
+
+def check_exposure(host: str | None, auth: AuthSettings) -> None:
+    """Refuse to listen beyond loopback without keys.
+
+    Args:
+        host: where Ray Serve listens for HTTP; None where it does not.
+        auth: the keys that are set.
+    Raises:
+        ConfigurationError: the open door; the message says how to close it, or to leave it open on purpose.
+    """
+    if host is None or is_loopback(host) or auth.keys_env or auth.keys_file or auth.allow_anonymous:
+        return
+    raise ConfigurationError(
+        f"http_options.host is {host}, beyond loopback, but no keys are set: set args.ingress.auth.keys_env or keys_file, "
+        f"or args.ingress.auth.allow_anonymous: true if something in front of it checks callers."
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`; any name but localhost counts as reachable."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def listening_host() -> str | None:
+    """Where the Ray Serve instance that this process belongs to listens for HTTP; None where it does not."""
+    client = _get_global_client()
+    return client.http_config.host if client is not None else None

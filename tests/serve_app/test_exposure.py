@@ -1,0 +1,51 @@
+"""The open door: what counts as one, and that the ingress replica asks the cluster, not the file."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline.errors import ConfigurationError
+from serve_app import exposure
+from serve_app.exposure import check_exposure, http_app_unless_exposed, is_loopback
+from serve_app.settings import AuthSettings, Settings
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.1.2.3", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.7", False),
+        ("::ffff:10.0.0.7", False),
+        ("my-host", False),
+        ("", False),
+    ],
+)
+def test_what_is_loopback(host, loopback):
+    """Addresses that only this machine reaches; an empty host means all of them."""
+    assert is_loopback(host) is loopback
+
+
+def test_open_door():
+    """Beyond loopback without keys it does not start; with keys, or told to, or unreachable, it does."""
+    with pytest.raises(ConfigurationError, match="allow_anonymous"):
+        check_exposure("0.0.0.0", AuthSettings())
+    check_exposure("0.0.0.0", AuthSettings(keys_env=["KEY"]))
+    check_exposure("0.0.0.0", AuthSettings(allow_anonymous=True))
+    check_exposure("127.0.0.1", AuthSettings())
+    check_exposure(None, AuthSettings())
+
+
+def test_replica_asks_the_cluster(monkeypatch):
+    """The host is the one Ray Serve was started with, whatever the file says."""
+    cluster = SimpleNamespace(http_config=SimpleNamespace(host="0.0.0.0"))
+    monkeypatch.setattr(exposure, "_get_global_client", lambda: cluster)
+    with pytest.raises(ConfigurationError, match=r"0\.0\.0\.0, beyond loopback"):
+        http_app_unless_exposed(SimpleNamespace(), Settings())
+    cluster.http_config.host = "127.0.0.1"
+    assert http_app_unless_exposed(SimpleNamespace(), Settings())
