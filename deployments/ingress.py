@@ -22,10 +22,10 @@ from deployments.image_loader import ImageInput
 from deployments.metrics import StageMetrics
 from deployments.params import ScoreParams, parse_params
 from deployments.probe import PROBE_IMAGE
-from deployments.scoring import Answer, ScoreOptions, ScoringGraph
+from deployments.scoring import ScoreOptions, ScoringGraph
 from pipeline.engines import ModelInfo
 from pipeline.errors import ImageFault, InvalidRequest, LimitExceeded, Overloaded, ServiceError
-from pipeline.types import DetectOptions, OutlineOptions, ScoredImage
+from pipeline.types import Answer, DetectOptions, OutlineOptions, ScoredImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class Ingress:
         """
         checked = parse_params(params)
         answers = await self.score_images(images, checked, self.context(timeout_s, request_id), encoded=False)
-        return [ScoredImage([], fault=answer) if isinstance(answer, ImageFault) else answer for answer in answers]
+        return [answer if isinstance(answer, ScoredImage) else _faulty(answer) for answer in answers]
 
     async def score_images(
         self, images: Sequence[ImageInput], params: ScoreParams, context: RequestContext, *, encoded: bool
@@ -214,6 +214,12 @@ class Ingress:
     async def model_info(self) -> ModelInfo:
         """What the detector runs."""
         return await self._detector.info.remote()
+
+
+def _faulty(answer: Answer | ImageFault) -> ScoredImage:
+    if isinstance(answer, ImageFault):
+        return ScoredImage([], fault=answer)
+    raise TypeError(f"a typed answer was asked for, got {type(answer).__name__}")
 
 
 def _either(asked: Any, default: Any) -> Any:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from ray.serve import metrics
 
-_LATENCY_MS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 30000]
-_BATCH = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256]
+_LATENCY_MS: list[float] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 30000]
+_BATCH: list[float] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256]
 
 
 class StageMetrics:
@@ -26,7 +26,9 @@ class StageMetrics:
         )
         self._images = metrics.Counter("rtmdet_stage_images", "Images that a stage finished.", tag_keys=("stage",))
         self._errors = metrics.Counter(
-            "rtmdet_stage_errors", "Images that a stage refused or failed.", tag_keys=("stage", "code")
+            "rtmdet_stage_errors",
+            "Images that a stage refused or failed.",
+            tag_keys=("stage", "code"),  # type: ignore[arg-type]  # Ray says tuple[str] and means any length
         )
         for metric in (self._latency, self._images, self._errors):
             metric.set_default_tags({"stage": stage})  # a dict of its own for each: Ray adds its tags to it in place

@@ -23,7 +23,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from deployments.context import RequestContext
 from deployments.image_loader import ImageInput
 from pipeline.errors import DeadlineExceeded, ImageFault, Overloaded, ServiceError, StageFailed
-from pipeline.types import DetectOptions, EncodedImage, OutlineOptions, ScoredImage
+from pipeline.types import Answer, DetectOptions, OutlineOptions
 
 logger = logging.getLogger("ray.serve")
 
@@ -39,8 +39,6 @@ LOST_REPLICA = (
 RETRY_DELAYS_S = (0.05, 0.5, 2.0)
 """Waits before an image that lost its replica is tried again, within its deadline. More than one: for a moment Ray's
 router still sends to the dead replica."""
-
-Answer = ScoredImage | EncodedImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +112,10 @@ class ScoringGraph:
 
     async def _chain(self, image: ImageInput, options: ScoreOptions, context: RequestContext) -> Answer:
         context.check("ingress")
-        loaded = self._image_loader.load.remote(image, context)
-        instances = self._detector.detect.remote(loaded, options.detect, context)
+        loaded: Any = self._image_loader.load.remote(image, context)
+        instances: Any = self._detector.detect.remote(loaded, options.detect, context)
         last = self._polygonizer.outline_json if options.encoded else self._polygonizer.outline
-        answer = last.remote(instances, options.outline, context)
+        answer: Any = last.remote(instances, options.outline, context)
         try:
             return await asyncio.wait_for(_result(answer), timeout=context.remaining_s)
         except BaseException as error:

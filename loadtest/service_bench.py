@@ -66,7 +66,7 @@ def measure_service(url: str, photos: Sequence[bytes], images: int, clients: int
     began = time.perf_counter()
 
     def client(first: int) -> list[tuple[int, float]]:
-        answers = []
+        answers: list[tuple[int, float]] = []
         with requests.Session() as session:
             for number in itertools.count(first):
                 sent = time.perf_counter()

@@ -58,7 +58,9 @@ def mask_logits(features: Tensor, counts: Tensor, kernels: Tensor, points_xy: Te
 def _with_coordinates(features: Tensor) -> Tensor:
     """(B, 8, h, w) to (B, 11, h*w) float32: features, x and y of the cell in network pixels, ones."""
     count, _, height, width = features.shape
-    y, x = torch.meshgrid(*(torch.arange(n, device=features.device) * float(MASK_STRIDE_PX) for n in (height, width)), indexing="ij")
+    y, x = torch.meshgrid(
+        *(torch.arange(n, device=features.device) * float(MASK_STRIDE_PX) for n in (height, width)), indexing="ij"
+    )
     extra = torch.stack([x, y, torch.ones_like(x)]).expand(count, -1, -1, -1)
     return torch.cat([features.float(), extra], dim=1).flatten(2)
 

@@ -13,6 +13,8 @@ from mmdet's own forward pass; none of them changes a result:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -40,18 +42,24 @@ class RawNetwork(nn.Module):
 
     mean: Tensor
     std: Tensor
+    backbone: Any  # mmdet's, without type information, as are the next two
+    neck: Any
+    head: Any
 
     def __init__(self, detector: nn.Module, input_size: int) -> None:
         super().__init__()
-        head = detector.bbox_head
+        head: Any = detector.bbox_head
         if not isinstance(head, RTMDetInsSepBNHead) or head.with_objectness or head.pred_kernel_size != 1:
-            raise CheckpointError(f"expected an RTMDet-Ins head with 1x1 predictions and no objectness, got {type(head).__name__}")
+            raise CheckpointError(
+                f"expected an RTMDet-Ins head with 1x1 predictions and no objectness, got {type(head).__name__}"
+            )
         simplify(detector)
         self.input_size = input_size
         self.strides = tuple(int(stride) for stride, _ in head.prior_generator.strides)
         self.backbone, self.neck, self.head = detector.backbone, detector.neck, head
-        self.register_buffer("mean", detector.data_preprocessor.mean.detach().clone().float())
-        self.register_buffer("std", detector.data_preprocessor.std.detach().clone().float())
+        preprocessor: Any = detector.data_preprocessor
+        self.register_buffer("mean", preprocessor.mean.detach().clone().float())
+        self.register_buffer("std", preprocessor.std.detach().clone().float())
         self.compute_dtype = torch.float32
         self.eval().requires_grad_(False)
 
@@ -60,7 +68,9 @@ class RawNetwork(nn.Module):
         image = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
         levels = self.neck(self.backbone(image.to(self.compute_dtype)))
         outputs = [self._predict_level(index, level) for index, level in enumerate(levels)]
-        logits, distances, kernels = (torch.cat([_positions_first(out) for out in outs], 1) for outs in zip(*outputs, strict=True))
+        logits, distances, kernels = (
+            torch.cat([_positions_first(out) for out in outs], 1) for outs in zip(*outputs, strict=True)
+        )
         return RawOutputs(logits, distances, kernels, self.head.mask_head(levels))
 
     def _predict_level(self, index: int, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:

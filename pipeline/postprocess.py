@@ -52,7 +52,9 @@ class PostProcessor:
         self._points, self._strides, self._levels = (t.to(device) for t in _positions(input_size, kernels.strides))
 
     @torch.inference_mode()
-    def __call__(self, outputs: RawOutputs, letterboxes: Sequence[Letterbox], options: Sequence[DetectOptions]) -> list[Instances]:
+    def __call__(
+        self, outputs: RawOutputs, letterboxes: Sequence[Letterbox], options: Sequence[DetectOptions]
+    ) -> list[Instances]:
         """Find the instances of B images.
 
         Args:
@@ -151,8 +153,8 @@ def _suppress(boxes: Tensor, wanted: Tensor, found: Candidates, limits: Tensor) 
         table[found.image, slot] = values
         return table
 
-    table = (side_by_side(part) for part in (boxes, found.label, _has_area(boxes), wanted))
-    return greedy_nms(*table, NMS_IOU, limits)[found.image, slot]
+    tables = side_by_side(boxes), side_by_side(found.label), side_by_side(_has_area(boxes)), side_by_side(wanted)
+    return greedy_nms(*tables, NMS_IOU, limits)[found.image, slot]
 
 
 def _has_area(boxes: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Rewrite a trained detector into a cheaper one with the same outputs: for inference only.
 
-    convolution, batch norm                   ─▶ convolution
-    max pools 5, 9, 13 side by side           ─▶ 5 after 5 after 5: the same windows, a quarter of the comparisons
-    `torch.cuda.amp.autocast(enabled=False)`  ─▶ gone: it guards training, warns when run, and stops exporters
+convolution, batch norm                   ─▶ convolution
+max pools 5, 9, 13 side by side           ─▶ 5 after 5 after 5: the same windows, a quarter of the comparisons
+`torch.cuda.amp.autocast(enabled=False)`  ─▶ gone: it guards training, warns when run, and stops exporters
 """
 
 from __future__ import annotations

@@ -194,3 +194,7 @@ class EncodedImage:
     json: bytes
     object_count: int
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+Answer = ScoredImage | EncodedImage
+"""One image's answer: objects for Python callers, bytes for HTTP."""

@@ -9,13 +9,13 @@ import orjson
 from starlette.responses import Response
 
 from pipeline.errors import ImageFault, Overloaded, ServiceError, Unauthorized
-from pipeline.types import EncodedImage
+from pipeline.types import Answer, EncodedImage
 
 STAGES = ("fetch", "decode", "queue", "detect", "polygonize", "encode")
 """Names of the `server-timing` entries, in the order an image passes them."""
 
 
-def score_response(answers: Sequence[EncodedImage | ImageFault]) -> Response:
+def score_response(answers: Sequence[Answer | ImageFault]) -> Response:
     """The 200 answer: one object for each image, in order, and the time of each stage."""
     began = time.perf_counter()
     body = b"[" + b",".join(_image_json(answer) for answer in answers) + b"]"
@@ -23,7 +23,7 @@ def score_response(answers: Sequence[EncodedImage | ImageFault]) -> Response:
     return Response(body, media_type="application/json", headers={"server-timing": server_timing(timings_ms)})
 
 
-def slowest_ms(answers: Iterable[EncodedImage | ImageFault]) -> dict[str, float]:
+def slowest_ms(answers: Iterable[Answer | ImageFault]) -> dict[str, float]:
     """Milliseconds of each stage, of the image that was slowest in it (images of one request run side by side)."""
     slowest: dict[str, float] = {}
     for answer in answers:
@@ -51,7 +51,9 @@ def error_response(error: ServiceError) -> Response:
     return Response(orjson.dumps(document), status_code=error.status, media_type="application/json", headers=headers)
 
 
-def _image_json(answer: EncodedImage | ImageFault) -> bytes:
+def _image_json(answer: Answer | ImageFault) -> bytes:
     if isinstance(answer, EncodedImage):
         return answer.json
+    if not isinstance(answer, ImageFault):
+        raise TypeError(f"an encoded answer was asked for, got {type(answer).__name__}")
     return orjson.dumps({"boxes": [], "error": {"code": answer.code, "message": answer.message}})

@@ -34,10 +34,11 @@ def build_app(settings: Settings) -> Application:
         SetupError: the model or the settings cannot be used; the message says what to change.
     """
     header = read_header(settings.model.name, settings.model.cache_dir.expanduser())
-    return Ingress.bind(
-        ImageLoader.bind(_image_loader_options(settings, header)),
-        Detector.bind(_detector_options(settings)),
-        Polygonizer.bind(PolygonizerOptions(header.classes, settings.polygonizer.threads)),
+    # Ray types a decorated class as the class itself, without `bind`.
+    return Ingress.bind(  # type: ignore[attr-defined]
+        ImageLoader.bind(_image_loader_options(settings, header)),  # type: ignore[attr-defined]
+        Detector.bind(_detector_options(settings)),  # type: ignore[attr-defined]
+        Polygonizer.bind(PolygonizerOptions(header.classes, settings.polygonizer.threads)),  # type: ignore[attr-defined]
         _ingress_options(settings, header),
         partial(http_app_unless_exposed, settings=settings),
     )

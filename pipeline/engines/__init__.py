@@ -1,7 +1,7 @@
 """What runs the network. Importing this package is cheap: torch and OpenVINO load when an engine is made.
 
-    load_engine(name, options) ─▶ Checkpoint ─▶ create_engine ─▶ OpenVinoEngine | TorchEngine
-                                                                 .detect(images, options) ─▶ Instances
+load_engine(name, options) ─▶ Checkpoint ─▶ create_engine ─▶ OpenVinoEngine | TorchEngine
+                                                             .detect(images, options) ─▶ Instances
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class EngineOptions:
         if self.max_batch < 1 or (self.threads is not None and self.threads < 1):
             raise ConfigurationError(f"engine: max_batch ({self.max_batch}) and threads ({self.threads}) must be at least 1")
         if self.batch_buckets is not None and max(self.batch_buckets, default=0) < self.max_batch:
-            raise ConfigurationError(f"engine: the largest of batch_buckets {self.batch_buckets} is below max_batch {self.max_batch}")
+            raise ConfigurationError(
+                f"engine: the largest of batch_buckets {self.batch_buckets} is below max_batch {self.max_batch}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,9 @@ def _choose_precision(asked: str, core: ov.Core) -> str:
         log.warning("this CPU has no bf16 instructions: the openvino engine computes in fp32, at about half the speed")
         return "fp32"
     if asked != "fp32" and asked.upper() not in able:
-        raise EngineUnavailable(f"detector.precision: this CPU has no {asked} instructions ({', '.join(able)}); use auto or fp32.")
+        raise EngineUnavailable(
+            f"detector.precision: this CPU has no {asked} instructions ({', '.join(able)}); use auto or fp32."
+        )
     return asked
 
 

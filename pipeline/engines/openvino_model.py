@@ -1,7 +1,7 @@
 """From a checkpoint to an OpenVINO model, and the folder that keeps the result for the next start.
 
-    model file ─▶ mmdet network ─▶ RawNetwork ─▶ OpenVINO IR   (seconds: mmdet's import and the tracing)
-         └──────────▶ <cache>/openvino/<key>/{network.xml, network.bin, head.safetensors}   (a fraction of a second)
+model file ─▶ mmdet network ─▶ RawNetwork ─▶ OpenVINO IR   (seconds: mmdet's import and the tracing)
+     └──────────▶ <cache>/openvino/<key>/{network.xml, network.bin, head.safetensors}   (a fraction of a second)
 """
 
 from __future__ import annotations

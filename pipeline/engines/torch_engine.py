@@ -1,8 +1,8 @@
 """PyTorch engine: a CUDA card, or a CPU where OpenVINO is not wanted.
 
-    CPU    channels-last, bf16 where the CPU computes in it
-    CUDA   pinned memory ─copy stream─▶ slot ─▶ CUDA graph of the batch size (pipeline.engines.cuda_graphs) ─▶ post-processing
-           ╰──── the next batch's copy ────╯   overlaps this batch's computing when two threads call `detect`
+CPU    channels-last, bf16 where the CPU computes in it
+CUDA   pinned memory ─copy stream─▶ slot ─▶ CUDA graph of the batch size (pipeline.engines.cuda_graphs) ─▶ post-processing
+       ╰──── the next batch's copy ────╯   overlaps this batch's computing when two threads call `detect`
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class TorchEngine(BatchEngine):
         torch.set_num_threads(threads)
         network = RawNetwork(checkpoint.network(), spec.input_size)
         self._postprocess = PostProcessor(spec.input_size, network.kernel_projection(), device)
-        network = network.convert(_DTYPES[precision]).to(device, memory_format=torch.channels_last)
+        network = network.convert(_DTYPES[precision]).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out of its types
         buckets = options.batch_buckets or default_buckets(options.max_batch)
         self._runner = BatchRunner(network, device, buckets)
         self._slots = UploadSlots(device, (max(options.max_batch, max(buckets)), spec.input_size, spec.input_size, 3))

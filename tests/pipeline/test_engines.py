@@ -71,7 +71,9 @@ def test_results_outlive_the_next_batch(engines, kind):
 def test_half_precision_stays_near(engines, kind):
     """bf16 moves scores by a little, on the best instances."""
     precise = engines[kind].detect([load((480, 640))], [LOW])[0]
-    engine = create_engine(seeded_checkpoint("nano"), EngineOptions(kind, "bf16", "cpu", 1)) if bf16_here() else pytest.skip("no bf16")
+    engine = (
+        create_engine(seeded_checkpoint("nano"), EngineOptions(kind, "bf16", "cpu", 1)) if bf16_here() else pytest.skip("no bf16")
+    )
     engine.warm_up()
     rough = engine.detect([load((480, 640))], [LOW])[0]
     np.testing.assert_allclose(rough.scores[:5], precise.scores[:5], atol=0.05)
@@ -149,7 +151,8 @@ def test_threads_are_the_cores_a_replica_owns(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+    "error",
+    [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
 )
 def test_every_kind_of_running_out_of_memory_has_one_name(error):
     """The batcher recognises it and splits the batch."""

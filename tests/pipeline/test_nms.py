@@ -61,5 +61,7 @@ def test_a_chain_of_overlaps_alternates():
     """Each box overlaps only the next: the first, third, fifth ... stay."""
     left = torch.arange(9).float() * 2
     boxes = torch.stack([left, torch.zeros(9), left + 10, torch.full((9,), 10.0)], 1)[None]
-    kept = nms.greedy_nms(boxes, torch.zeros(1, 9).long(), torch.ones(1, 9).bool(), torch.ones(1, 9).bool(), 0.6, torch.tensor([100]))
+    kept = nms.greedy_nms(
+        boxes, torch.zeros(1, 9).long(), torch.ones(1, 9).bool(), torch.ones(1, 9).bool(), 0.6, torch.tensor([100])
+    )
     assert kept[0].tolist() == [n % 2 == 0 for n in range(9)]

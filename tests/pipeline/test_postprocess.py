@@ -128,7 +128,14 @@ def test_options_hold_for_their_own_image():
     """Thresholds, limits and labels differ within one batch; each image comes out as if it were alone."""
     image = load((480, 640))
     labels = frozenset({3, 17, 40, 999})
-    options = [LOW, DetectOptions(0.2), DetectOptions(0.05, 3), DetectOptions(0.05, 100, labels), DetectOptions(1.0), DetectOptions(0.0, 5)]
+    options = [
+        LOW,
+        DetectOptions(0.2),
+        DetectOptions(0.05, 3),
+        DetectOptions(0.05, 100, labels),
+        DetectOptions(1.0),
+        DetectOptions(0.0, 5),
+    ]
     together = pipeline("tiny").detect([image] * len(options), options)
     for own, found in zip(options, together, strict=True):
         assert_same(found, pipeline("tiny").detect([image], [own])[0])
@@ -136,7 +143,10 @@ def test_options_hold_for_their_own_image():
         assert len(found) <= own.max_detections
     assert set(together[3].labels) <= labels
     assert len(together[4]) == 0
-    assert_same(together[2], replace(together[0], **{f: getattr(together[0], f)[:3] for f in ("boxes", "scores", "labels", "mask_logits")}))
+    assert_same(
+        together[2],
+        replace(together[0], **{f: getattr(together[0], f)[:3] for f in ("boxes", "scores", "labels", "mask_logits")}),
+    )
 
 
 def test_no_instances_at_all():
