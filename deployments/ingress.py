@@ -24,7 +24,7 @@ from deployments.params import ScoreParams, parse_params
 from deployments.probe import PROBE_IMAGE
 from deployments.scoring import ScoreOptions, ScoringGraph
 from pipeline.engines import ModelInfo
-from pipeline.errors import ImageFault, InvalidRequest, LimitExceeded, Overloaded, ServiceError
+from pipeline.errors import ImageFault, InvalidRequest, LimitExceeded, Overloaded, ServiceError, quoted
 from pipeline.types import Answer, DetectOptions, OutlineOptions, ScoredImage
 
 
@@ -181,11 +181,10 @@ class Ingress:
         )
 
     def _label_indices(self, labels: Sequence[str]) -> frozenset[int]:
-        unknown = sorted(set(labels) - set(self.options.classes))
+        unknown = set(labels) - set(self.options.classes)
         if unknown:
             raise InvalidRequest(
-                f"'params.labels' names unknown label(s) {', '.join(map(repr, unknown))}; this model knows: "
-                f"{', '.join(self.options.classes)}."
+                f"'params.labels' names unknown label(s) {quoted(unknown)}; this model knows: {', '.join(self.options.classes)}."
             )
         return frozenset(index for index, name in enumerate(self.options.classes) if name in labels)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.errors import InvalidRequest
+from pipeline.errors import InvalidRequest, quoted
 
 
 class ScoreParams(BaseModel):
@@ -41,10 +41,10 @@ def parse_params(params: Any) -> ScoreParams:
         return params
     if not isinstance(params, dict):
         raise InvalidRequest(f"'params' must be an object, got {type(params).__name__}.")
-    unknown = sorted(set(params) - set(ScoreParams.model_fields))
+    unknown = set(params) - set(ScoreParams.model_fields)
     if unknown:
         known = ", ".join(ScoreParams.model_fields)
-        raise InvalidRequest(f"'params' has unknown key(s) {', '.join(map(repr, unknown))}; known keys: {known}.")
+        raise InvalidRequest(f"'params' has unknown key(s) {quoted(unknown)}; known keys: {known}.")
     try:
         return ScoreParams.model_validate(params)
     except ValidationError as error:

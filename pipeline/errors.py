@@ -26,6 +26,7 @@ cross process borders with Ray. Messages are written for the client: no paths, n
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,13 @@ class ImageFault:
     index: int
     code: str
     message: str
+
+
+def quoted(names: Iterable[object], most: int = 5, chars: int = 40) -> str:
+    """Names that a caller sent, fit for an error message: a few, and not the megabytes that they may be."""
+    listed = sorted(map(str, names))
+    shown = [repr(name if len(name) <= chars else name[:chars] + "…") for name in listed[:most]]
+    return ", ".join(shown) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
 class ServiceError(Exception):

@@ -1,22 +1,28 @@
-"""Reading a request's body without trusting it: size checked before and while reading, content type, timeout header."""
+"""Reading a request's body without trusting it: content type, size before and while reading, time while reading."""
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 from starlette.requests import Request
 
-from pipeline.errors import InvalidRequest, LimitExceeded, UnsupportedMediaType
+from pipeline.errors import DeadlineExceeded, InvalidRequest, LimitExceeded, UnsupportedMediaType
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 
 
-async def read_json_body(request: Request, max_bytes: int) -> bytes:
+async def read_json_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
     """The body's bytes.
 
+    Args:
+        request: not read yet.
+        max_bytes: largest body.
+        timeout_s: longest time for all of it, seconds; a body that drips does not hold its place for longer.
     Raises:
         UnsupportedMediaType: the content type is not JSON.
         LimitExceeded: larger than `max_bytes`; raised from Content-Length before reading, else as soon as it is passed.
+        DeadlineExceeded: not all there in time.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
@@ -24,6 +30,14 @@ async def read_json_body(request: Request, max_bytes: int) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > max_bytes:
         raise _too_large(max_bytes)
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _read(request, max_bytes)
+    except TimeoutError as error:
+        raise DeadlineExceeded("The request's deadline passed before its body was all there.") from error
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk

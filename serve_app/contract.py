@@ -15,7 +15,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.params import ScoreParams, parse_params
-from pipeline.errors import InvalidRequest, LimitExceeded
+from pipeline.errors import InvalidRequest, LimitExceeded, quoted
 
 INPUT_DATA_MISSING = "A value is not provided for the 'input_data' parameter."
 
@@ -39,6 +39,13 @@ class ScoreBody(BaseModel):
     params: ScoreParams = ScoreParams()
 
 
+MAX_JSON_VALUES = 100_000
+"""Most commas and opening brackets of a body. A full request has some hundreds, base64 none; but ten million empty lists
+fit into 32 MB of text and would take 700 MB of memory once they are read. Depth is bounded by orjson, at 1024."""
+
+_COUNTED_AT_ONCE = 2**20
+
+
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
     """A checked request: `images` in order, as base64 text or URL, and its `params`."""
@@ -59,6 +66,7 @@ def parse_score_request(body: bytes, max_images: int) -> ScoreRequest:
     """
     if not body:
         raise InvalidRequest("The request body is empty; expected a JSON object with 'input_data'.")
+    _check_structure(body)
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -71,14 +79,21 @@ def parse_score_request(body: bytes, max_images: int) -> ScoreRequest:
     return ScoreRequest(images, parse_params(document.get("params")))
 
 
+def _check_structure(body: bytes) -> None:
+    """Raise LimitExceeded when the JSON holds more values than any request needs; before it is read."""
+    count = 0
+    for start in range(0, len(body), _COUNTED_AT_ONCE):
+        count += sum(body.count(mark, start, start + _COUNTED_AT_ONCE) for mark in (b",", b"[", b"{"))
+        if count > MAX_JSON_VALUES:
+            raise LimitExceeded(f"The request body holds more than {MAX_JSON_VALUES} JSON values.", code="body_too_large")
+
+
 def _parse_images(table: Any, max_images: int) -> list[str]:
     if not isinstance(table, dict):
         raise InvalidRequest(f"'input_data' must be an object with 'columns' and 'data', got {_json_type(table)}.")
-    unknown = sorted(set(table) - {"columns", "index", "data"})
+    unknown = set(table) - {"columns", "index", "data"}
     if unknown:
-        raise InvalidRequest(
-            f"'input_data' has unknown key(s) {', '.join(map(repr, unknown))}; known keys: columns, index, data."
-        )
+        raise InvalidRequest(f"'input_data' has unknown key(s) {quoted(unknown)}; known keys: columns, index, data.")
     if table.get("columns") != ["image"]:
         raise InvalidRequest("'input_data.columns' must be [\"image\"].")
     data = table.get("data")

@@ -55,7 +55,7 @@ def _add_score(app: FastAPI, ingress: Ingress, limits: IngressSettings) -> None:
         """Segment the images of a request."""
         ingress.check_room()
         context = ingress.context(requested_timeout_s(request), request.state.request_id)
-        body = await read_json_body(request, int(limits.max_body_mb * 1e6))
+        body = await read_json_body(request, int(limits.max_body_mb * 1e6), context.remaining_s)
         scoring = parse_score_request(body, limits.max_images_per_request)
         answers = await ingress.score_images(scoring.images, scoring.params, context, encoded=True)
         return score_response(answers)

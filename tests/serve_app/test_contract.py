@@ -99,10 +99,40 @@ def test_too_many_images_names_the_limit():
     assert "4 images; the limit is 3" in caught.value.message
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b'{"a":[' + b"[]," * 1_000_000 + b"[]]}", id="a million lists"),
+        pytest.param(b'{"a":[' + b"0," * 1_000_000 + b"0]}", id="a million numbers"),
+        pytest.param(b'{"a":' * 100_001, id="objects in objects"),
+    ],
+)
+def test_small_text_of_many_values(body):
+    """Text that would grow tenfold in memory is refused before it is read."""
+    with pytest.raises(LimitExceeded, match="100000 JSON values"):
+        parse(body)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"input_data": {"k" * 1_000_000: 1}},
+        {"input_data": {f"k{n}": 1 for n in range(1000)}},
+        table() | {"params": {"p" * 1_000_000: 1}},
+        table() | {"params": {"mask_format": "m" * 1_000_000}},
+    ],
+)
+def test_messages_stay_short(document):
+    """What a caller sent is not sent back to it by the megabyte."""
+    with pytest.raises(InvalidRequest) as caught:
+        parse(document)
+    assert len(caught.value.message) < 600
+
+
 def test_deep_nesting_is_a_plain_400():
-    """A body of a million brackets neither crashes nor hangs the parser."""
-    with pytest.raises(InvalidRequest):
-        parse(b'{"input_data":' + b"[" * 1_000_000)
+    """A body of 50,000 brackets neither crashes nor hangs the parser."""
+    with pytest.raises(InvalidRequest, match="depth"):
+        parse(b'{"input_data":' + b"[" * 50_000)
 
 
 JSON = st.recursive(

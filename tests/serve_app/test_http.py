@@ -1,6 +1,8 @@
 """The HTTP front over a fake ingress: routes, headers, the error table, limits while reading. No Ray, no network."""
 
+import asyncio
 import json
+import time
 from types import SimpleNamespace
 
 import httpx
@@ -27,7 +29,7 @@ class FakeIngress:
         self.seen = []
 
     def context(self, timeout_s=None, request_id=None):
-        return RequestContext(request_id, timeout_s)
+        return RequestContext(request_id, time.time() + (timeout_s or 30))
 
     def check_room(self):
         if self.room_error:
@@ -80,7 +82,7 @@ async def test_score(client, ingress):
 async def test_timeout_header_becomes_the_deadline(client, ingress):
     """The client's own timeout reaches the ingress, seconds."""
     await client.post("/score", json=GOOD, headers={"x-request-timeout-seconds": "2.5"})
-    assert ingress.seen[0][2].deadline == 2.5
+    assert 2 < ingress.seen[0][2].remaining_s <= 2.5
 
 
 async def test_request_id_is_made_when_missing(client):
@@ -196,6 +198,21 @@ async def test_chunked_body_over_the_limit_is_cut(ingress):
         response = await client.post("/score", content=endless(), headers={"content-type": "application/json"})
     assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
     assert len(sent) < 100
+
+
+async def test_dripping_body_is_cut_at_the_deadline(client):
+    """A body that comes byte by byte holds its place until the request's own deadline, then 408."""
+
+    async def drip():
+        while True:
+            yield b" "
+            await asyncio.sleep(0.01)
+
+    began = time.monotonic()
+    headers = {"content-type": "application/json", "x-request-timeout-seconds": "0.3"}
+    response = await client.post("/score", content=drip(), headers=headers)
+    assert (response.status_code, response.json()["code"]) == (408, "deadline_exceeded")
+    assert time.monotonic() - began < 2
 
 
 async def test_full_service_refuses_before_reading(client, ingress):
