@@ -1,0 +1,194 @@
+"""The chain of stages with fake handles: order, retries, isolation, mapping of Ray's errors, cancelling."""
+
+import asyncio
+import time
+
+import pytest
+from ray import exceptions as ray_exceptions
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+
+from deployments import scoring
+from deployments.context import RequestContext
+from deployments.scoring import ScoreOptions, ScoringGraph
+from pipeline.errors import DeadlineExceeded, ImageError, ImageFault, Overloaded, StageFailed
+from pipeline.types import DetectOptions, OutlineOptions
+
+
+class FakeResponse:
+    """Awaitable like a DeploymentResponse; remembers whether it was cancelled."""
+
+    def __init__(self, work):
+        self._work = work
+        self.cancelled = False
+
+    def __await__(self):
+        return self._work().__await__()
+
+    def cancel(self):
+        self.cancelled = True
+
+
+class FakeStages:
+    """All three stages in one; `behave(image, attempt)` gives the last stage's answer, raises, or awaits."""
+
+    def __init__(self, behave):
+        self._behave = behave
+        self.attempts = {}
+        self.responses = []
+        self.calls = []
+        self.load = self.detect = self.outline = self.outline_json = None
+        for name in ("load", "detect", "outline", "outline_json"):
+            setattr(self, name, self)
+        self._pending = None
+
+    def remote(self, first, *rest):
+        self.calls.append(rest)
+        if not isinstance(first, FakeResponse):
+            self._pending = first
+        image = self._pending
+
+        async def work():
+            self.attempts[image] = self.attempts.get(image, 0) + 1
+            outcome = self._behave(image, self.attempts[image])
+            outcome = await outcome if asyncio.iscoroutine(outcome) else outcome
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+
+        response = FakeResponse(work)
+        self.responses.append(response)
+        return response
+
+
+def graph(stages):
+    return ScoringGraph(stages, stages, stages, retry_after_s=4, overload_status=429)
+
+
+def options(**changes):
+    return ScoreOptions(DetectOptions(), OutlineOptions(), **changes)
+
+
+def context(seconds=10.0):
+    return RequestContext("test", time.time() + seconds)
+
+
+def wrapped(cause):
+    return ray_exceptions.RayTaskError("stage", "traceback", cause).as_instanceof_cause()
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
+    monkeypatch.setattr(scoring, "RETRY_DELAYS_S", (0.0, 0.0, 0.0))
+
+
+async def test_answers_keep_the_order_of_the_images():
+    """Whoever is done first, answers stand where their images stood."""
+
+    async def slow(image):
+        await asyncio.sleep(0.05 if image == "a" else 0)
+        return image.upper()
+
+    assert await graph(FakeStages(lambda image, _: slow(image))).score(["a", "b"], options(), context()) == ["A", "B"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ray_exceptions.ActorDiedError(), ray_exceptions.ActorUnavailableError("x", b"a" * 16), RayServeException("upstream died")],
+    ids=["died", "unavailable", "upstream"],
+)
+async def test_a_lost_replica_is_tried_again(error):
+    """The image is scored again, and its caller never knows."""
+    stages = FakeStages(lambda image, attempt: error if attempt < 3 else image)
+    assert await graph(stages).score(["a"], options(), context()) == ["a"]
+    assert stages.attempts["a"] == 3
+
+
+async def test_a_wrapped_lost_replica_is_tried_again():
+    """Also when the death arrives inside a RayTaskError of a later stage."""
+    stages = FakeStages(lambda image, attempt: wrapped(ray_exceptions.ActorDiedError()) if attempt < 2 else image)
+    assert await graph(stages).score(["a"], options(), context()) == ["a"]
+
+
+async def test_a_replica_that_stays_lost_fails_in_our_words():
+    """After the last try it is a 500 that names no internals."""
+    stages = FakeStages(lambda *_: ray_exceptions.ActorDiedError())
+    with pytest.raises(StageFailed) as caught:
+        await graph(stages).score(["a"], options(), context())
+    assert stages.attempts["a"] == 4
+    assert "replica was lost" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "status"),
+    [
+        pytest.param(BackPressureError(5, 5), Overloaded, 429, id="queue full"),
+        pytest.param(wrapped(BackPressureError(5, 5)), Overloaded, 429, id="queue full downstream"),
+        pytest.param(DeploymentUnavailableError("x"), Overloaded, 429, id="stage not deployed"),
+        pytest.param(wrapped(ImageError("bad")), ImageError, 422, id="our error through Ray"),
+        pytest.param(ValueError("/secret"), StageFailed, 500, id="a bug"),
+    ],
+)
+async def test_foreign_errors_become_ours(raised, expected, status):
+    """Each with its status, the image named, nothing of the inside told."""
+    with pytest.raises(expected) as caught:
+        await graph(FakeStages(lambda *_: raised)).score(["a"], options(), context())
+    assert caught.value.status == status
+    assert [fault.index for fault in caught.value.faults] == [0]
+    assert "/secret" not in caught.value.message
+
+
+async def test_first_failure_cancels_the_rest():
+    """Without isolation the other images' work is given up."""
+
+    async def forever():
+        await asyncio.sleep(60)
+
+    stages = FakeStages(lambda image, _: forever() if image == "slow" else ImageError("bad"))
+    began = time.perf_counter()
+    with pytest.raises(ImageError) as caught:
+        await graph(stages).score(["slow", "bad"], options(), context())
+    await asyncio.sleep(0.05)
+    assert time.perf_counter() - began < 1
+    assert [fault.index for fault in caught.value.faults] == [1]
+    assert all(response.cancelled for response in stages.responses[:3])
+
+
+async def test_isolation_keeps_the_good_ones():
+    """A bad image leaves a fault in its place."""
+    stages = FakeStages(lambda image, _: ImageError("bad") if image == "bad" else image)
+    assert await graph(stages).score(["a", "bad", "b"], options(isolate=True), context()) == [
+        "a",
+        ImageFault(1, "image_not_decodable", "bad"),
+        "b",
+    ]
+
+
+async def test_isolation_does_not_hide_overload():
+    """A full service refuses the request, isolated or not."""
+    with pytest.raises(Overloaded):
+        await graph(FakeStages(lambda *_: BackPressureError(5, 5))).score(["a"], options(isolate=True), context())
+
+
+async def test_deadline_ends_the_wait_and_the_work():
+    """The caller hears in time, and every stage's call is cancelled."""
+
+    async def forever():
+        await asyncio.sleep(60)
+
+    stages = FakeStages(lambda *_: forever())
+    with pytest.raises(DeadlineExceeded):
+        await graph(stages).score(["a"], options(), context(0.05))
+    assert all(response.cancelled for response in stages.responses)
+
+
+async def test_a_deadline_that_has_passed_starts_nothing():
+    """Late requests cost no call."""
+    stages = FakeStages(lambda image, _: image)
+    with pytest.raises(DeadlineExceeded):
+        await graph(stages).score(["a"], options(), context(-1))
+    assert not stages.responses
+
+
+async def test_no_images():
+    """Nothing in, nothing out."""
+    assert await graph(FakeStages(lambda image, _: image)).score([], options(), context()) == []
