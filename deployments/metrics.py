@@ -36,10 +36,11 @@ class StageMetrics:
     def done(self, latency_ms: float, images: int = 1) -> None:
         """Count finished images and the time they took, milliseconds."""
         self._latency.observe(latency_ms)
-        self._images.inc(images)
+        if images:
+            self._images.inc(images)
 
     def failed(self, code: str, images: int = 1) -> None:
-        """Count images that ended in the error `code`."""
+        """Count images (one at least) that ended in the error `code`."""
         self._errors.inc(images, tags={"code": code})
 
 

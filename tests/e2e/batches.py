@@ -38,6 +38,17 @@ def batch_sizes(service) -> Batches:
     return Batches(int(count), int(total))
 
 
+def settled_batches(service, quiet_s: float = 1.5) -> Batches:
+    """The sum once it has stood still: what earlier requests did has arrived."""
+    last = batch_sizes(service)
+    while True:
+        time.sleep(quiet_s)
+        now = batch_sizes(service)
+        if now == last:
+            return now
+        last = now
+
+
 def wait_for_batches(service, before: Batches, images: int, timeout_s: float = 20) -> Batches:
     """What was added since `before`, once `images` more have been counted (metrics come twice a second)."""
     deadline = time.monotonic() + timeout_s

@@ -5,7 +5,6 @@ import functools
 import http.server
 import io
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -75,7 +74,6 @@ def service(image_server):
         loader["fetch"] = {"allowed_networks": ["127.0.0.1/32"], "allowed_ports": [80, 443, port]}
 
     with local_service(change=allow_image_server, env={"RAY_metrics_report_interval_ms": "500"}) as running:
-        time.sleep(2)  # the metrics of the readiness probes are on their way; the batch tests count from here
         yield running
         family = running.processes()
     assert not [process for process in family if process.is_running()], "the service left processes behind"
