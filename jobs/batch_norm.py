@@ -58,6 +58,28 @@ def restore_batch_norms(network: Any, batches: Iterable[Any]) -> int:
     return len(layers)
 
 
+def measure_batch_norms(network: Any, batches: Iterable[Any]) -> None:
+    """Replace the statistics of every batch norm by those of these photos, layer by layer as training does, and leave the
+    weights alone: what a network needs whose weights are the average of two.
+
+    Source: Izmailov et al. 2018, Averaging Weights Leads to Wider Optima, section 3.2.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
+    for layer in layers:
+        layer.reset_running_stats()
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = None  # a plain average over the batches
+    was_training = network.training
+    network.train()
+    with torch.no_grad():
+        for batch in batches:
+            network.bbox_head(network.extract_feat(network.data_preprocessor(batch, training=False)["inputs"]))
+    network.train(was_training)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+
+
 @torch.no_grad()
 def _move_statistics(layer: Any, moment: _Moments) -> None:
     """From y = w (x - m) / s + b to the measured mean and variance, with the same y."""

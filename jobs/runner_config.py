@@ -31,7 +31,7 @@ def runner_config(settings: FinetuneSettings, spec: ModelSpec, train: Annotation
         "default_scope": "mmdet",
         "work_dir": str(settings.work_dir),
         "model": spec.config,
-        "train_dataloader": _train_loader(settings, spec, train, steps),
+        "train_dataloader": train_loader(settings, spec, train, steps),
         "train_cfg": {"type": "IterBasedTrainLoop", "max_iters": steps, "val_interval": settings.val_every or steps + 1},
         "optim_wrapper": _optim_wrapper(settings),
         "param_scheduler": _schedule(settings, steps),
@@ -72,7 +72,7 @@ def _dataset(annotations: Annotations, spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def _train_loader(settings: FinetuneSettings, spec: ModelSpec, train: Annotations, steps: int) -> dict[str, Any]:
+def train_loader(settings: FinetuneSettings, spec: ModelSpec, train: Annotations, steps: int) -> dict[str, Any]:
     samples_a_process = steps * settings.batch_size // max(settings.workers, 1)
     mosaic_samples = int(samples_a_process * settings.mosaic_until)
     transforms = train_transforms(settings.image_size, settings.mosaic, mosaic_samples, settings.scale_jitter)

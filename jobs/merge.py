@@ -1,0 +1,121 @@
+"""Average the weights of a model before and after fine-tuning, to keep what it knew and what it learned.
+
+    python -m jobs.merge --base start.safetensors --tuned final.safetensors --share 0.5 \\
+        --train train.json --train-images photos/ --out merged.safetensors
+
+A model fine-tuned on a thousand photos forgets some of what tens of thousands had taught it. Between both sets of weights
+the accuracy is often above either end. Measured for rtmdet-ins_nano_person in `pipeline/models/rtmdet-ins_nano_person.md`.
+The averaged network's batch-norm statistics are measured anew on training photos.
+
+Source: Wortsman et al. 2022, Robust fine-tuning of zero-shot models (arXiv 2109.01903).
+"""
+
+from __future__ import annotations
+
+from jobs.third_party import known_warnings_ignored  # isort: skip  (before mmdet)
+
+import argparse
+import itertools
+import math
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+
+from jobs.batch_norm import measure_batch_norms, restore_batch_norms
+from jobs.datasets import AnnotationsError, read_annotations
+from jobs.runner_config import train_loader
+from jobs.settings import FinetuneSettings
+from pipeline.allocator import keep_freed_memory
+from pipeline.checkpoints import Checkpoint, load_checkpoint, save_safetensors
+from pipeline.errors import CheckpointError, ServiceError
+
+MOSAIC_SHARE = 0.2
+
+
+def merge(
+    base: Checkpoint,
+    tuned: Checkpoint,
+    tuned_share: float,
+    batches: list[Any],
+    only_tuned: Sequence[str] = (),
+    restore: bool = False,
+) -> Checkpoint:
+    """Weights between those of `base` and those of `tuned`, with batch-norm statistics of these photos.
+
+    Args:
+        base: the model that the fine-tuning started from; the same network.
+        tuned: the model it gave.
+        tuned_share: 0 gives base, 1 gives tuned.
+        batches: samples as mmdet's data loader gives them; a hundred photos are enough.
+        only_tuned: name prefixes of layers that are taken from `tuned` alone, such as those that started fresh.
+        restore: measure base's batch-norm statistics first, as the fine-tuning did (`jobs.batch_norm`).
+    Raises:
+        CheckpointError: the two are different networks.
+    """
+    network = base.network()
+    if restore:
+        restore_batch_norms(network, batches)
+    old, new = network.state_dict(), tuned.state_dict
+    if any(name not in old or old[name].shape != value.shape for name, value in new.items()):
+        raise CheckpointError(f"{base.spec.name} and {tuned.spec.name} are different networks: nothing to average.")
+    between = {name: old[name].lerp(value, tuned_share) for name, value in new.items() if value.is_floating_point()}
+    kept = {name: value for name, value in new.items() if only_tuned and name.startswith(tuple(only_tuned))}
+    network.load_state_dict(between | kept, strict=False)
+    measure_batch_norms(network, batches)
+    return Checkpoint(tuned.spec, network.state_dict())
+
+
+def training_batches(options: argparse.Namespace, scratch: Path, tuned: Checkpoint) -> Iterator[Any]:
+    """Augmented training photos, as the fine-tuning saw them."""
+    settings = FinetuneSettings(
+        options.train, options.train_images, scratch, batch_size=8, image_size=options.image_size, mosaic=MOSAIC_SHARE, workers=0
+    )
+    annotations = read_annotations(options.train, options.train_images, scratch)
+    init_default_scope("mmdet")
+    loader = Runner.build_dataloader(train_loader(settings, tuned.spec, annotations, steps=1000), seed=options.seed)
+    return itertools.islice(loader, math.ceil(options.photos / settings.batch_size))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry."""
+    options = _parser().parse_args(argv)
+    keep_freed_memory()
+    torch.manual_seed(options.seed)
+    try:
+        with tempfile.TemporaryDirectory() as scratch, known_warnings_ignored():
+            base, tuned = load_checkpoint(options.base), load_checkpoint(options.tuned)
+            batches = list(training_batches(options, Path(scratch), tuned))
+            merged = merge(base, tuned, options.share, batches, options.only_tuned, options.restore_batch_norm)
+            save_safetensors(merged, options.out)
+    except (AnnotationsError, ServiceError) as error:
+        print(f"jobs.merge: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.out}: {options.share:.0%} tuned, statistics of {options.photos} photos.")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.merge", description="Average a model before and after fine-tuning.")
+    add = parser.add_argument
+    add("--base", type=Path, required=True, help="model before fine-tuning (.pth or .safetensors)")
+    add("--tuned", type=Path, required=True, help="model after fine-tuning")
+    add("--share", type=float, default=0.5, help="share of the tuned weights, 0..1")
+    add("--only-tuned", nargs="*", default=[], metavar="LAYER", help="layers taken from the tuned model alone")
+    add("--restore-batch-norm", action="store_true", help="first measure base's statistics, if the fine-tuning did so")
+    add("--train", type=Path, required=True, help="annotations of training photos: COCO JSON or AzureML JSONL")
+    add("--train-images", type=Path, required=True, help="folder of their photos")
+    add("--photos", type=int, default=160, help="training photos to measure batch-norm statistics on")
+    add("--image-size", type=int, default=640, help="side of the square samples, px")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, required=True, help="merged model, .safetensors")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""Weights between two models, and batch-norm statistics that fit them."""
+
+import pytest
+import torch
+
+from jobs import merge
+from jobs.batch_norm import measure_batch_norms
+from pipeline.checkpoints import Checkpoint, load_checkpoint, save_safetensors
+from pipeline.errors import CheckpointError
+from pipeline.model import build_network, nano_spec
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Files of two nano models with different weights."""
+    folder, paths = tmp_path_factory.mktemp("pair"), []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        paths.append(folder / f"{seed}.safetensors")
+        spec = nano_spec(("ball", "egg"), input_size=64)
+        save_safetensors(Checkpoint(spec, build_network(spec).state_dict()), paths[-1])
+    return paths
+
+
+def test_command_line(tiny_coco, pair, tmp_path, capsys):
+    """A quarter of the way lies at a quarter; a layer kept for the tuned model is the tuned one."""
+    out = tmp_path / "merged.safetensors"
+    photos = ["--train", str(tiny_coco / "coco.json"), "--train-images", str(tiny_coco / "photos"), "--photos", "8"]
+    files = ["--base", str(pair[0]), "--tuned", str(pair[1]), "--out", str(out), "--only-tuned", "bbox_head.mask_head"]
+    assert merge.main([*photos, *files, "--share", "0.25", "--image-size", "64"]) == 0
+    assert "25% tuned" in capsys.readouterr().out
+    base, tuned, merged = (load_checkpoint(path).state_dict for path in (*pair, out))
+    name, kept = "backbone.stem.0.conv.weight", "bbox_head.mask_head.projection.weight"
+    torch.testing.assert_close(merged[name], 0.75 * base[name] + 0.25 * tuned[name], rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(merged[kept], tuned[kept])
+    assert not torch.equal(merged["backbone.stem.0.bn.running_mean"], tuned["backbone.stem.0.bn.running_mean"])
+
+
+def test_statistics_are_those_of_the_photos():
+    """After measuring, each layer's own output on the same photos has mean 0 and variance 1 before weight and bias."""
+    torch.manual_seed(0)
+    network = build_network(nano_spec())
+    image = torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8)
+    measure_batch_norms(network, [{"inputs": [image]}])
+    seen = []
+    network.backbone.stem[0].bn.register_forward_hook(lambda _layer, _inputs, output: seen.append(output.clone()))
+    with torch.inference_mode():
+        network.extract_feat(network.data_preprocessor({"inputs": [image]}, training=False)["inputs"])
+    assert seen[0].mean().item() == pytest.approx(0, abs=1e-2)
+    assert seen[0].var().item() == pytest.approx(1, abs=0.1)
+    assert not network.training
+
+
+def test_different_networks_are_refused(pair):
+    other = nano_spec()
+    with pytest.raises(CheckpointError, match="different networks"):
+        merge.merge(load_checkpoint(pair[0]), Checkpoint(other, build_network(other).state_dict()), 0.5, [])
