@@ -1,0 +1,169 @@
+"""The contestants in turn, photo by photo and round by round, and what came out: medians, spreads, ratios.
+
+A ratio is taken within a round, where both saw the same neighbours on the machine; its median and extremes are over rounds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from loadtest.bench_photos import LARGE_WH, SMALL_WH
+from loadtest.bench_ways import STAGES, Answered, MmdetWay, OurWay, Way
+from pipeline.checkpoints import Checkpoint, load_checkpoint
+from pipeline.engines import EngineOptions
+from pipeline.types import DetectOptions
+from pipeline.zoo import locate
+from serve_app.settings import EMBEDDED_MODEL
+
+Spread = tuple[float, float, float]
+OURS, OURS_FP32, MMDET = "ours", "ours fp32", "mmdet"
+MMDET_BYTES_A_MASK_PIXEL = 9
+"""Full-size logits, their sigmoid (float32 both) and the mask (bool) at once: mmdet 3.3.0 `_bbox_mask_post_process`."""
+SPARE_BYTES = 1_000_000_000
+"""Libraries, weights and everything else of a process, generously."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What one row of the table is measured on.
+
+    Args:
+        model: `tiny` (seeded weights, some 100 instances) or `embedded`.
+        threshold: of the score.
+        size_wh: width and height of the photos, pixels.
+        photos: how many, each answered once a round.
+        max_detections: most instances, for both contestants.
+    """
+
+    model: str
+    threshold: float
+    size_wh: tuple[int, int]
+    photos: int
+    max_detections: int = 100
+
+    @property
+    def title(self) -> str:
+        """For tables."""
+        return f"{self.model} at {self.threshold:g}, {self.size_wh[0]}x{self.size_wh[1]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One setting's result; every pair is (median, lowest, highest) over the rounds.
+
+    Args:
+        title: of the setting.
+        instances: mean rows an answer of `ours`; of mmdet: the same, up to rounding.
+        ms: milliseconds a photo by contestant.
+        stages_ms: median milliseconds by contestant and stage.
+        times_faster: mmdet's time over ours.
+        stages_times_faster: the same by stage, medians.
+        moved: mean bytes handed on by contestant.
+    """
+
+    title: str
+    instances: dict[str, float]
+    ms: dict[str, Spread]
+    stages_ms: dict[str, dict[str, float]]
+    times_faster: dict[str, Spread]
+    stages_times_faster: dict[str, float]
+    moved: dict[str, dict[str, int]]
+
+
+def settings(quick: bool, memory_bytes: float) -> list[Setting]:
+    """What is compared, as far as the memory lets mmdet go."""
+    few, many = (1, 2) if quick else (2, 8)
+    large = instances_that_fit(LARGE_WH, memory_bytes)
+    return [
+        Setting("tiny", 0.05, SMALL_WH, many),
+        Setting("tiny", 0.05, LARGE_WH, few, large),
+        Setting("embedded", 0.3, SMALL_WH, many),
+        Setting("embedded", 0.3, LARGE_WH, 2 * few, large),
+    ]
+
+
+def instances_that_fit(size_wh: tuple[int, int], memory_bytes: float) -> int:
+    """At most 100, and no more than mmdet's full-size masks leave room for."""
+    room = (memory_bytes - SPARE_BYTES) / (MMDET_BYTES_A_MASK_PIXEL * size_wh[0] * size_wh[1])
+    return max(1, min(100, int(room)))
+
+
+def load_model(name: str) -> Checkpoint:
+    """`embedded`, or a size (`nano`, `tiny` ... `x`) with seeded weights at 640 pixels."""
+    if name == "embedded":
+        return load_checkpoint(locate(EMBEDDED_MODEL))
+    seeded = importlib.import_module("tests.pipeline.seeded")  # the tests' weights: a checkout has them
+    checkpoint: Checkpoint = seeded.seeded_checkpoint(name, 640)
+    return checkpoint
+
+
+def compare(setting: Setting, photos: Sequence[bytes], rounds: int, between: Callable[[], None]) -> Compared:
+    """Measure one setting.
+
+    Args:
+        setting: what to measure.
+        photos: encoded, `setting.photos` of them.
+        rounds: how often everything is repeated.
+        between: called before each round (the ceiling is measured there).
+    """
+    checkpoint, detect = load_model(setting.model), DetectOptions(setting.threshold, setting.max_detections)
+    ways: dict[str, Way] = {
+        OURS: OurWay(checkpoint, EngineOptions(device="cpu", max_batch=1), detect),
+        OURS_FP32: OurWay(checkpoint, EngineOptions(device="cpu", precision="fp32", max_batch=1), detect),
+        MMDET: MmdetWay(checkpoint, detect),
+    }
+    for way in ways.values():
+        way.answer(photos[0])  # warm
+    measured: dict[str, list[list[Answered]]] = {name: [] for name in ways}
+    for round_ in range(rounds):
+        between()
+        answers: dict[str, list[Answered]] = {name: [] for name in ways}
+        for photo in photos:
+            for name, way in ways.items():
+                answers[name].append(way.answer(photo))
+        for name, list_ in answers.items():
+            measured[name].append(list_)
+        print(f"{setting.title}: round {round_ + 1} of {rounds} done", file=sys.stderr)
+    return summarise(setting.title, measured)
+
+
+def summarise(title: str, measured: Mapping[str, Sequence[Sequence[Answered]]]) -> Compared:
+    """Rounds of answers by contestant to one result."""
+    rounds_ms = {name: [_mean([a.total_s for a in answers]) * 1e3 for answers in rounds] for name, rounds in measured.items()}
+    stages_ms = {
+        name: {
+            stage: statistics.median(_mean([a.stages_s[stage] for a in answers]) * 1e3 for answers in rounds) for stage in STAGES
+        }
+        for name, rounds in measured.items()
+    }
+    faster = {
+        name: spread([theirs / ours for theirs, ours in zip(rounds_ms[MMDET], times, strict=True)])
+        for name, times in rounds_ms.items()
+        if name != MMDET
+    }
+    first = {name: rounds[0] for name, rounds in measured.items()}
+    return Compared(
+        title,
+        {name: _mean([a.instances for a in answers]) for name, answers in first.items()},
+        {name: spread(times) for name, times in rounds_ms.items()},
+        stages_ms,
+        faster,
+        {stage: stages_ms[MMDET][stage] / max(stages_ms[OURS][stage], 1e-6) for stage in STAGES},
+        {
+            name: {key: round(_mean([a.moved[key] for a in answers])) for key in answers[0].moved}
+            for name, answers in first.items()
+        },
+    )
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median, lowest, highest."""
+    return statistics.median(values), min(values), max(values)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
