@@ -1,6 +1,7 @@
 # make serve   install if needed, then serve on http://127.0.0.1:8000 (Ctrl-C ends it)
 # make demo    score a photo against the running server: JSON and a picture in demo_output/
 # make test    install if needed, then run the tests        make check   format, lint, types
+# make lock    pin dependencies with hashes     make locked  install exactly those (CI does)
 # make bench   speed against mmdet on this machine
 
 PYTHON ?= python3.11
@@ -13,7 +14,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Ray Serve's proxy answers some requests itself; with this it does so in the contract's JSON.
 export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH ?= serve_app.proxy:middlewares
 
-.PHONY: serve demo test check format bench clean
+.PHONY: lock locked serve demo test check format bench clean
 .DEFAULT_GOAL := serve
 
 $(VENV)/.installed: pyproject.toml
@@ -26,6 +27,13 @@ $(VENV)/.installed: pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
+
+lock: $(VENV)/.installed
+	$(BIN)/python .ci/lock.py
+
+locked: requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --requirement requirements.lock
 
 serve: $(VENV)/.installed
 	$(BIN)/python -m serve_app.config_file serve_config.yaml

@@ -9,9 +9,18 @@ from contextlib import contextmanager
 
 from deployments.context import RequestContext
 from deployments.metrics import StageMetrics
-from pipeline.errors import ServiceError, StageFailed
+from pipeline.errors import Overloaded, RequestError, ServiceError, StageFailed
 
 logger = logging.getLogger("ray.serve")
+
+
+def one_line_for_refusals(record: logging.LogRecord) -> bool:
+    """A logging filter: Ray Serve logs a traceback of some kilobytes for every exception; a bad image is worth a line."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, RequestError | Overloaded):
+        record.levelno, record.levelname = logging.INFO, "INFO"
+        record.msg, record.args, record.exc_info, record.exc_text = f"Refused: {error.code}", (), None, None
+    return True
 
 
 class Stage:
@@ -24,6 +33,7 @@ class Stage:
     def __init__(self, name: str) -> None:
         self.name = name
         self._metrics = StageMetrics(name)
+        logger.addFilter(one_line_for_refusals)
 
     @contextmanager
     def guard(self, context: RequestContext) -> Iterator[None]:

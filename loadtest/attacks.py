@@ -12,6 +12,7 @@ import io
 import itertools
 import random
 import re
+import select
 import socket
 import time
 from collections import Counter
@@ -224,16 +225,14 @@ def _raw(url: str, header: str, parts: Any) -> tuple[int, str, float]:
     with socket.create_connection((where.hostname, where.port), timeout=PATIENCE_S) as connection:
         head = f"POST /score HTTP/1.1\r\nHost: {where.netloc}\r\nContent-Type: application/json\r\n{header}\r\n\r\n"
         connection.sendall(head.encode())
-        connection.settimeout(0.01)
         answer = b""
         for part in parts:
             with suppress(ConnectionError):
-                with suppress(TimeoutError):
+                if select.select([connection], [], [], 0)[0]:
                     answer += connection.recv(65_536)
                 if b"}" in answer or time.monotonic() - began > PATIENCE_S:
                     break
-                with suppress(TimeoutError):
-                    connection.sendall(part)
+                connection.sendall(part)
     head_text, _, content = answer.partition(b"\r\n\r\n")
     status = int(head_text.split()[1]) if head_text else 0
     return status, _code_of(content), time.monotonic() - began

@@ -11,6 +11,7 @@ import pytest
 from matplotlib import cbook
 from PIL import Image
 
+from loadtest.hostile_servers import hostile_server
 from loadtest.local_service import local_service
 
 
@@ -65,15 +66,22 @@ def image_server(tmp_path_factory, photo):
 
 
 @pytest.fixture(scope="session")
-def service(image_server):
-    """The running service. Changed from the shipped file: the port, and that the test's image server may be fetched."""
-    port = int(image_server.rsplit(":", 1)[1])
+def hostile_url():
+    """Base URL of a web server that drips, never ends and lies."""
+    with hostile_server() as url:
+        yield url
 
-    def allow_image_server(document):
+
+@pytest.fixture(scope="session")
+def service(image_server, hostile_url):
+    """The running service. Changed from the shipped file: the port, and that the tests' servers may be fetched from."""
+    ports = [int(url.rsplit(":", 1)[1]) for url in (image_server, hostile_url)]
+
+    def allow_test_servers(document):
         loader = document["applications"][0]["args"]["image_loader"]
-        loader["fetch"] = {"allowed_networks": ["127.0.0.1/32"], "allowed_ports": [80, 443, port]}
+        loader["fetch"] = {"allowed_networks": ["127.0.0.1/32"], "allowed_ports": [80, 443, *ports]}
 
-    with local_service(change=allow_image_server, env={"RAY_metrics_report_interval_ms": "500"}) as running:
+    with local_service(change=allow_test_servers, env={"RAY_metrics_report_interval_ms": "500"}) as running:
         yield running
         family = running.processes()
     assert not [process for process in family if process.is_running()], "the service left processes behind"

@@ -1,0 +1,171 @@
+"""The real service in hostile hands, the quick version of `python -m loadtest.hostile`: it answers, leaks nothing, loses nothing."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+import requests
+
+from loadtest.attacks import SPECIALS, as_body, attack_with_bodies, attack_with_files
+from loadtest.local_service import local_service
+from loadtest.mutants import mutants
+from tests.e2e.batches import settled_batches
+
+JSON = {"content-type": "application/json"}
+ODD_IMAGES = Path(__file__).parents[3] / "shared" / "images"
+STAGES = ("Ingress", "ImageLoader", "Detector", "Polygonizer")
+
+
+@pytest.fixture
+def nothing_lost(service):
+    """The replicas from before still run after the test."""
+    before = [pid for stage in STAGES for pid in service.replica_pids(stage)]
+    yield
+    assert all(map(psutil.pid_exists, before))
+
+
+def post(service, body, **headers):
+    return requests.post(f"{service.url}/score", data=body, headers=JSON | headers, timeout=60)
+
+
+def decoders(service):
+    return [process for process in service.processes() if "pipeline.decoder_child" in " ".join(process.cmdline())]
+
+
+@pytest.mark.usefixtures("nothing_lost")
+def test_mutated_files(service):
+    """Damaged files of every format: scored or refused, each for itself."""
+    verdicts = attack_with_files(service.url, list(mutants(170, seed=2)))
+    assert (verdicts.server_errors, verdicts.leaks) == (0, [])
+    assert {"scored", "image_not_decodable"} <= set(verdicts.counts)
+
+
+@pytest.mark.skipif(not ODD_IMAGES.is_dir(), reason=f"{ODD_IMAGES} is not there")
+@pytest.mark.usefixtures("nothing_lost")
+def test_odd_images(service):
+    """Real files in odd modes, with odd EXIF."""
+    verdicts = attack_with_files(service.url, [path.read_bytes() for path in sorted(ODD_IMAGES.rglob("*.*"))])
+    assert (verdicts.server_errors, verdicts.leaks) == (0, [])
+
+
+@pytest.mark.usefixtures("nothing_lost")
+def test_random_bodies(service):
+    """Bytes, JSON and damaged requests: a 4xx that tells nothing."""
+    verdicts = attack_with_bodies(service.url, 200, seed=2)
+    assert (verdicts.server_errors, verdicts.leaks) == (0, [])
+    assert verdicts.answers >= 200
+
+
+@pytest.mark.usefixtures("nothing_lost")
+@pytest.mark.parametrize("name", [name for name in SPECIALS if name != "URL that drips"])  # it takes 10 s, see loadtest
+def test_large_attacks(service, hostile_url, name):
+    """Each is refused with a 4xx, long before it would have cost what it wants to cost."""
+    status, code, seconds = SPECIALS[name](service.url, hostile_url)
+    assert 400 <= status < 500
+    assert code != "-"
+    assert seconds < 30
+
+
+@pytest.mark.usefixtures("nothing_lost")
+@pytest.mark.parametrize(("deed", "message"), [(signal.SIGSEGV, "made its decoder fail"), (None, "decode_timeout_s")])
+def test_a_lost_decoder_costs_one_image(service, photo, deed, message):
+    """A decoder that crashes, or stands still until its time is up: a 422 for its image; no replica is lost, the next is scored."""
+    stopped = decoders(service)
+    for process in stopped:
+        process.suspend()
+    answers = []
+    client = threading.Thread(target=lambda: answers.append(post(service, as_body([photo]))))
+    client.start()
+    time.sleep(1)
+    if deed:
+        for process in stopped:
+            process.send_signal(deed)
+            process.resume()
+    client.join()
+    for process in stopped:
+        if process.is_running():
+            process.kill()
+    assert answers[0].status_code == 422
+    assert answers[0].json()["code"] == "image_not_decodable"
+    assert message in answers[0].json()["message"]
+    assert post(service, as_body([photo] * 4)).status_code == 200
+
+
+def test_work_past_its_deadline_never_reaches_the_model(service, photo, hostile_url):
+    """The answer is a 408, and the network ran no image of the request that waited for its URL."""
+    before = settled_batches(service)
+    response = post(service, as_body([f"{hostile_url}/silence"] * 8), **{"x-request-timeout-seconds": "0.5"})
+    assert (response.status_code, response.json()["code"]) == (408, "deadline_exceeded")
+    assert settled_batches(service) == before
+    response = post(service, as_body([photo] * 64), **{"x-request-timeout-seconds": "0.3"})
+    assert response.status_code == 408
+    assert (settled_batches(service) - before).images < 64
+
+
+def test_work_of_a_client_that_left_is_dropped(service, photo):
+    """64 images, and the client hangs up: the network does not run most of them."""
+    before = settled_batches(service)
+    where, body = urlsplit(service.url), as_body([photo] * 64)
+    with socket.create_connection((where.hostname, where.port), timeout=20) as connection:
+        head = f"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+    assert (settled_batches(service) - before).images < 40
+    assert post(service, as_body([photo])).status_code == 200
+
+
+def test_logs_know_requests_but_no_secrets(service, photo):
+    """After a request's work its id stands in the stages' logs; keys, query strings, bodies and images never do."""
+    secrets = ("QUERYSECRET", "URLSECRET", "PASSWORDSECRET", "KEYSECRET", "BODYSECRET", "IMAGESECRET", "/9j/4AAQ")
+    urls = ["http://169.254.169.254/x?token=URLSECRET", "http://user:PASSWORDSECRET@example.com/", "http://[::1/?x=URLSECRET"]
+    headers = {"authorization": "Bearer KEYSECRET", "x-request-id": "the-request-to-find"}
+    for body in (as_body([photo, b"IMAGESECRET" * 9, *urls], on_error="isolate"), as_body(urls[:1]), b"BODYSECRET"):
+        requests.post(f"{service.url}/score?key=QUERYSECRET", data=body, headers=JSON | headers, timeout=60)
+    time.sleep(1)
+    logs = {
+        path: path.read_text(errors="replace") for path in service.folder.rglob("*") if path.is_file() and "logs" in path.parts
+    }
+    logs[Path("serve.log")] = service.log_tail(10_000)
+    assert not [(path.name, secret) for path, text in logs.items() for secret in secrets if secret in text]
+    stages = {path.name.split("_")[2] for path, text in logs.items() if "the-request-to-find" in text and "replica" in path.name}
+    assert stages == set(STAGES)
+
+
+def test_a_refusal_is_one_line_of_log(service):
+    """A bad image does not fill the log with tracebacks."""
+    post(service, as_body([b"no image"]), **{"x-request-id": "refused-image"})
+    time.sleep(0.5)
+    text = "".join(path.read_text() for path in (service.folder / "ray").rglob("replica_*ImageLoader*.log"))
+    (line,) = [line for line in text.splitlines() if "refused-image" in line and "Refused" in line]
+    assert "unsupported_image_format" in line
+    assert len(line) < 1000
+    assert "UnidentifiedImageError" not in text
+
+
+@pytest.mark.slow
+def test_an_open_door_does_not_start():
+    """`serve run` beyond loopback without keys ends by itself, and says what to set."""
+    with (
+        pytest.raises(RuntimeError, match=r"0\.0\.0\.0, beyond loopback.*allow_anonymous"),
+        local_service(change=lambda document: document["http_options"].update(host="0.0.0.0")),
+    ):
+        pytest.fail("it started")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("schemathesis") is None, reason="schemathesis is not installed: pip install schemathesis")
+def test_schema_fuzzing(service):
+    """schemathesis, from the server's own OpenAPI document: no server error, every answer as documented."""
+    command = ["schemathesis", "run", f"{service.url}/openapi.json", "--max-examples", "200"]
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+    environment = {name: value for name, value in os.environ.items() if not re.search("proxy", name, re.IGNORECASE)}
+    done = subprocess.run([*command, "--checks", checks], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:]
