@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,7 +129,8 @@ def mmdet_batch(reference: Any, bgr: np.ndarray, batch: int) -> Callable[[], Seq
 
     def run() -> Sequence[Any]:
         inputs = {"inputs": [sample["inputs"]] * batch, "data_samples": [sample["data_samples"].clone() for _ in range(batch)]}
-        with torch.inference_mode():
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # mmdet's, about autocast
             data = reference._detector.data_preprocessor(inputs, False)
             found = reference._detector.predict(data["inputs"], data["data_samples"], rescale=False)
             return [one.pred_instances.cpu() for one in found]

@@ -1,0 +1,119 @@
+"""The benchmark itself, on settings of a second: both ways give the same objects, and figures are worked out right."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from loadtest import bench, bench_compare, bench_network
+from loadtest.bench_ceiling import Ceiling
+from loadtest.bench_compare import MMDET, OURS, OURS_FP32, Setting, compare, instances_that_fit, summarise
+from loadtest.bench_cuda import OURS as OURS_ON_CARD
+from loadtest.bench_cuda import CudaRow, mmdet_batch, passes_per_s
+from loadtest.bench_memory import Memory, _status_mb
+from loadtest.bench_photos import LARGE_WH, SMALL_WH, bench_photos
+from loadtest.bench_report import compared_lines, cuda_lines, memory_lines, throughput_lines, utilisation_lines
+from loadtest.bench_ways import STAGES, Answered
+from loadtest.peers.mmdet_reference import MmdetReference
+from pipeline.decode import DecodeLimits, decode_image
+from tests.pipeline.seeded import seeded_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model is a small seeded nano."""
+    for module in (bench_compare, bench_network):
+        monkeypatch.setattr(module, "load_model", lambda _name: seeded_checkpoint("nano"))
+
+
+@pytest.fixture
+def ceiling() -> Ceiling:
+    """Of tiny matrices."""
+    return Ceiling(sides=(64, 128))
+
+
+@pytest.mark.parametrize("size_wh", [SMALL_WH, (900, 600)])
+def test_photos_have_the_size_that_is_asked_for(size_wh):
+    """Not nearly: exactly."""
+    (photo,) = bench_photos(None, 1, size_wh)
+    with Image.open(io.BytesIO(photo)) as image:
+        assert image.size == size_wh
+
+
+def test_both_ways_answer_alike(ceiling, tmp_path):
+    """The same photo through all contestants: as many objects, all stages timed, a table and a plot of it."""
+    setting = Setting("tiny", 0.05, (320, 240), 1, max_detections=20)
+    result = compare(setting, bench_photos(None, 1, (320, 240)), 1, lambda: ceiling.measure(1))
+    assert result.instances[OURS_FP32] == pytest.approx(result.instances[MMDET], abs=2)
+    assert all(result.stages_ms[name][stage] > 0 for name in (OURS, MMDET) for stage in STAGES)
+    assert result.ms[MMDET][0] == pytest.approx(sum(result.stages_ms[MMDET].values()), rel=0.01)
+    assert result.moved[MMDET]["masks"] == result.instances[MMDET] * 320 * 240
+    assert "tiny at 0.05, 320x240" in "\n".join(compared_lines([result]))
+    bench.report.plot_compared([result], tmp_path / "bench.png")
+    assert (tmp_path / "bench.png").stat().st_size > 1000
+
+
+def test_ratios_are_taken_within_rounds():
+    """A slow round of the machine slows both: the ratio stays 4."""
+
+    def answered(total_s: float) -> list[Answered]:
+        return [Answered(b"{}", 3, dict.fromkeys(STAGES, total_s / 4), total_s, {"json": 2})]
+
+    ours, theirs = [answered(s) for s in (1.0, 2.0, 9.0)], [answered(s) for s in (4.0, 8.0, 36.0)]
+    result = summarise("x", {OURS: ours, OURS_FP32: ours, MMDET: theirs})
+    assert result.times_faster[OURS] == (4.0, 4.0, 4.0)
+    assert result.ms[OURS] == (2000.0, 1000.0, 9000.0)
+
+
+@pytest.mark.parametrize(("gigabytes", "instances"), [(6, 46), (12, 100), (0.5, 1)], ids=["some", "all", "at least one"])
+def test_instances_are_cut_to_what_mmdet_has_memory_for(gigabytes, instances):
+    """9 bytes a pixel of every mask at 12 megapixels."""
+    assert instances_that_fit(LARGE_WH, gigabytes * 1e9) == instances
+
+
+def test_utilisation_counts_what_runs_here(ceiling):
+    """Fewer operations than mmdet's network, shares between 0 and 1."""
+    (photo,) = bench_photos(None, 1, (320, 240))
+    result = bench_network.measure_utilisation("x", photo, ceiling, 1, 0.01)
+    assert 0 < result.gflop < result.mmdet_gflop
+    assert sum(result.time_by_kind.values()) <= 1.01
+    assert result.network_ms > 0
+    assert "matrix peak" in "\n".join(utilisation_lines(result))
+
+
+def test_throughput_of_two_batch_sizes():
+    """Batches of 1 and 8."""
+    (photo,) = bench_photos(None, 1, (320, 240))
+    rates = bench_network.measure_throughput(["nano"], photo, 1, 0.01)
+    assert set(rates["nano"]) == {"1", "8"}
+    assert "nano" in "\n".join(throughput_lines(rates))
+
+
+def test_mmdet_takes_whole_batches_for_the_card():
+    """What the CUDA part times, on a CPU: a batch in, a result for each image out."""
+    (photo,) = bench_photos(None, 1, (320, 240))
+    run = mmdet_batch(MmdetReference(seeded_checkpoint("nano")), decode_image(photo, DecodeLimits())[0], 2)
+    assert len(run()) == 2
+    assert passes_per_s(run, 0.01) > 0
+
+
+def test_tables_of_the_card_and_of_memory():
+    """They name what was measured."""
+    row = CudaRow("tiny", 8, "bf16", 100, {OURS_ON_CARD: (9, 8, 10), "mmdet": (3, 2, 4)}, (3.0, 3.0, 3.0), 0.25, 10)
+    assert "25.0%" in cuda_lines([row])[-1]
+    assert "1,234" in memory_lines([Memory("mmdet", 100, 1234, 2345)])[-1]
+    assert _status_mb("VmHWM") >= _status_mb("VmRSS") * 0.99 > 0
+
+
+def test_the_last_line_is_json(capsys, monkeypatch):
+    """The ceiling comes first, the JSON last, and what is not measured is null or empty."""
+    monkeypatch.setattr(bench, "Ceiling", lambda: Ceiling(sides=(64, 128)))
+    assert bench.main(["--only", "throughput", "--quick"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line for line in lines if line.strip() and "--memory-gb" not in line).startswith("ceiling (cpu)")
+    facts = json.loads(lines[-1])
+    assert facts["utilisation"] is None
+    assert facts["throughput"]["nano"]["8"][0] > 0
