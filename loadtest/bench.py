@@ -1,11 +1,11 @@
 """Speed and memory of the pipeline beside mmdet's own way, on the same photos, weights and cores, in one run.
 
-    python -m loadtest.bench [--quick] [--rounds 3] [--images folder] [--memory-gb 12] [--output folder] [--plot docs/bench.png]
+    python -m loadtest.bench [--quick] [--rounds 3] [--images folder] [--memory-gb 14] [--output folder] [--plot docs/bench.png]
 
     ceiling ─▶ encoded photo to JSON, stage by stage: ours │ ours in fp32 │ mmdet, in turns ─▶ peak memory, in child processes
             ─▶ RTMDet-Ins-x beside the matrix peak ─▶ images/s by batch ─▶ the same on a CUDA card, where there is one
 
-Prints tables and, last, one line of JSON. No Ray, no HTTP; `loadtest.service_bench` measures the service. mmdet takes 11 GB for
+Prints tables and, last, one line of JSON. No Ray, no HTTP; `loadtest.service_bench` measures the service. mmdet takes 13 GB for
 100 masks at 12 megapixels: `--memory-gb` says what it may have, and where that is less, both contestants keep fewer instances.
 """
 

@@ -21,8 +21,9 @@ from serve_app.settings import EMBEDDED_MODEL
 
 Spread = tuple[float, float, float]
 OURS, OURS_FP32, MMDET = "ours", "ours fp32", "mmdet"
-MMDET_BYTES_A_MASK_PIXEL = 9
-"""Full-size logits, their sigmoid (float32 both) and the mask (bool) at once: mmdet 3.3.0 `_bbox_mask_post_process`."""
+MMDET_BYTES_A_SQUARE_PIXEL, MMDET_BYTES_A_PIXEL = 4, 5
+"""Of every mask at once: float32 logits of the padded square at the photo's scale, then of the photo the sigmoid (float32) and
+the mask (bool). mmdet 3.3.0 `_bbox_mask_post_process`."""
 SPARE_BYTES = 1_000_000_000
 """Libraries, weights and everything else of a process, generously."""
 
@@ -88,8 +89,8 @@ def settings(quick: bool, memory_bytes: float) -> list[Setting]:
 
 def instances_that_fit(size_wh: tuple[int, int], memory_bytes: float) -> int:
     """At most 100, and no more than mmdet's full-size masks leave room for."""
-    room = (memory_bytes - SPARE_BYTES) / (MMDET_BYTES_A_MASK_PIXEL * size_wh[0] * size_wh[1])
-    return max(1, min(100, int(room)))
+    a_mask = MMDET_BYTES_A_SQUARE_PIXEL * max(size_wh) ** 2 + MMDET_BYTES_A_PIXEL * size_wh[0] * size_wh[1]
+    return max(1, min(100, int((memory_bytes - SPARE_BYTES) / a_mask)))
 
 
 def load_model(name: str) -> Checkpoint:
