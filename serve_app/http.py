@@ -38,7 +38,7 @@ def http_app(ingress: Ingress, settings: Settings) -> ASGIApp:
     _add_info(app, ingress, settings)
     _add_score(app, ingress, settings.ingress)
     _add_error_answers(app)
-    return RequestGuard(app, keys)
+    return RequestGuard(app, keys, max_rest_bytes=int(2e6 * settings.ingress.max_body_mb))
 
 
 def service_version() -> str:

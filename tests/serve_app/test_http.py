@@ -200,6 +200,28 @@ async def test_chunked_body_over_the_limit_is_cut(ingress):
     assert len(sent) < 100
 
 
+@pytest.mark.parametrize(
+    ("headers", "parts", "closes"),
+    [
+        pytest.param({"content-length": "10000000000"}, 1, True, id="declared far over the limit"),
+        pytest.param({"content-length": "1500"}, 1, False, id="declared a little over the limit"),
+        pytest.param({"transfer-encoding": "chunked"}, 50, True, id="chunked, over the limit"),
+        pytest.param({"transfer-encoding": "chunked"}, 1, False, id="chunked and read to its end"),
+    ],
+)
+async def test_refused_uploads_end(ingress, headers, parts, closes):
+    """A long body that was refused does not keep its connection; one that ended, or soon will, does."""
+
+    async def body():
+        for _ in range(parts):
+            yield b"x" * 100
+
+    async with client_for(ingress, Settings(ingress={"max_body_mb": 0.001})) as client:
+        response = await client.post("/score", content=body(), headers=headers | {"content-type": "application/json"})
+    assert response.status_code >= 400
+    assert (response.headers.get("connection") == "close") == closes
+
+
 async def test_dripping_body_is_cut_at_the_deadline(client):
     """A body that comes byte by byte holds its place until the request's own deadline, then 408."""
 
