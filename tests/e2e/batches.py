@@ -27,13 +27,13 @@ def metrics_text(service) -> str:
 
 
 def batch_sizes(service) -> Batches:
-    """The sum over all detectors since the start."""
+    """The sum over all detectors since the start. (Ray's exporter only estimates a histogram's sum, so images are the counter's.)"""
     count = total = 0.0
     for family in text_string_to_metric_families(metrics_text(service)):
         for sample in family.samples:
             if sample.name == "ray_rtmdet_batch_size_count":
                 count += sample.value
-            elif sample.name == "ray_rtmdet_batch_size_sum":
+            elif sample.name.startswith("ray_rtmdet_stage_images") and sample.labels.get("stage") == "detector":
                 total += sample.value
     return Batches(int(count), int(total))
 

@@ -43,6 +43,13 @@ def annotations(tmp_path):
     return read_annotations(tmp_path / "truth.json", tmp_path, tmp_path)
 
 
+def clipped(result):
+    """An x y w h box cut at its image; mmdet's reach to the edge of the padded square."""
+    height, width = result["segmentation"]["size"]
+    x, y, w, h = result["bbox"]
+    return [x, y, min(x + w, width) - x, min(y + h, height) - y]
+
+
 def test_engine_agrees_with_mmdet(annotations):
     """Same boxes, scores and masks for everything that scores above 0.3, in fp32."""
     ours = predict_with_engine(MODEL, EngineOptions("openvino", "fp32"), annotations)
@@ -52,7 +59,7 @@ def test_engine_agrees_with_mmdet(annotations):
     for mine, other in zip(ours, theirs, strict=True):
         assert mine["category_id"] == other["category_id"] == 3
         assert mine["score"] == pytest.approx(other["score"], abs=0.01)
-        np.testing.assert_allclose(mine["bbox"], other["bbox"], atol=1.0)
+        np.testing.assert_allclose(mine["bbox"], clipped(other), atol=1.0)
         a, b = (decode_rle(one["segmentation"]) > 0 for one in (mine, other))
         assert (a & b).sum() / (a | b).sum() > 0.98
 
