@@ -129,7 +129,9 @@ def compare(setting: Setting, photos: Sequence[bytes], rounds: int, between: Cal
         for name, list_ in answers.items():
             measured[name].append(list_)
         print(f"{setting.title}: round {round_ + 1} of {rounds} done", file=sys.stderr)
-    return summarise(setting.title, measured)
+    result = summarise(setting.title, measured)
+    print(f"{setting.title}: mmdet {result.ms[MMDET][0]:.0f} ms, ours {result.ms[OURS][0]:.0f} ms", file=sys.stderr)
+    return result
 
 
 def summarise(title: str, measured: Mapping[str, Sequence[Sequence[Answered]]]) -> Compared:
