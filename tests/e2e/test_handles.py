@@ -1,10 +1,12 @@
 """Handle calls from a Ray job: its own process, connected to the service's cluster."""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
+import requests
 
 PROGRAM = """
 import sys, ray, numpy as np, io
@@ -39,6 +41,38 @@ print("all as expected")
 """
 
 
+SAME_CODES = """
+import json, sys, ray
+from jobs.score_by_handle import score
+from pipeline.errors import ServiceError
+ray.init(address="auto", log_to_driver=False)
+def outcome(images, params):
+    try:
+        score(images, params)
+    except ServiceError as error:
+        return [error.status, error.code, [[fault.index, fault.code, fault.message] for fault in error.faults]]
+    return [200, None, []]
+print(json.dumps([outcome(*request) for request in json.loads(sys.argv[1])]))
+"""
+
+BAD_REQUESTS = [
+    (["bm8gaW1hZ2U="], {}),
+    (["/9j/4AAQSkZJRg=="], {}),
+    (["!!"], {}),
+    ([""], {}),
+    (["ftp://example.com/x"], {}),
+    (["http://10.0.0.1/x.jpg"], {}),
+    (["http://user:pass@example.com/"], {}),
+    (["http://127.0.0.1:9/x.jpg"], {}),
+    (["data:text/plain,x"], {}),
+    (["aGk="] * 65, {}),
+    (["aGk="], {"labels": ["zebra"]}),
+    (["aGk="], {"score_threshold": 2}),
+    (["aGk="], {"colour": "red"}),
+    ([], {}),
+]
+
+
 def run(service, *command):
     environment = os.environ | {"RAY_ADDRESS": service.ray_address, "RAY_TMPDIR": str(service.folder)}
     return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=120, check=False)
@@ -63,3 +97,17 @@ def test_the_example_job(service, photo_file):
     done = run(service, "-m", "jobs.score_by_handle", photo_file, "--pixels")
     assert done.returncode == 0, done.stderr
     assert "person" in done.stdout
+
+
+def test_same_codes_as_over_http(service):
+    """Status, code and the images' own errors of every kind of bad request, word for word."""
+    over_http = []
+    for images, params in BAD_REQUESTS:
+        body = {"input_data": {"columns": ["image"], "data": images}, "params": params}
+        response = requests.post(f"{service.url}/score", json=body, timeout=60)
+        answer = response.json() if response.status_code != 200 else {}
+        faults = [[fault["index"], fault["code"], fault["message"]] for fault in answer.get("errors", [])]
+        over_http.append([response.status_code, answer.get("code"), faults])
+    done = run(service, "-c", SAME_CODES, json.dumps(BAD_REQUESTS))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == over_http
