@@ -133,7 +133,7 @@ def _show(lines: Sequence[str]) -> None:
 def plan_from(args: argparse.Namespace) -> Plan:
     """What the command line asks for."""
     memory_bytes = args.memory_gb * 1e9 if args.memory_gb else SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available
-    chosen = tuple(settings(args.quick, memory_bytes))
+    chosen = tuple(settings(2 if args.quick else args.photos, memory_bytes))
     instances = instances_that_fit(LARGE_WH, memory_bytes)
     if instances < 100:
         print(f"at 12 megapixels both keep {instances} instances: mmdet may have {memory_bytes / 1e9:.1f} GB (--memory-gb)")
@@ -157,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="one round, VGA only, no memory, no x: a minute or two")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="parts to measure (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--photos", type=int, default=8, help="VGA photos; a quarter or half as many at 12 megapixels")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each engine measurement in each round")
     parser.add_argument("--images", type=Path, help="folder of photos to make the test photos of (default: matplotlib's photo)")
     parser.add_argument("--memory-gb", type=float, help="most memory for mmdet's masks, GB (default: 70 %% of what is free)")

@@ -62,6 +62,8 @@ class Compared:
         ms: milliseconds a photo by contestant.
         stages_ms: median milliseconds by contestant and stage.
         times_faster: mmdet's time over ours.
+        cpu_ms: processor milliseconds a photo, all threads.
+        times_less_cpu: mmdet's processor time over ours.
         stages_times_faster: the same by stage, medians.
         moved: mean bytes handed on by contestant.
     """
@@ -71,13 +73,15 @@ class Compared:
     ms: dict[str, Spread]
     stages_ms: dict[str, dict[str, float]]
     times_faster: dict[str, Spread]
+    cpu_ms: dict[str, Spread]
+    times_less_cpu: dict[str, Spread]
     stages_times_faster: dict[str, float]
     moved: dict[str, dict[str, int]]
 
 
-def settings(quick: bool, memory_bytes: float) -> list[Setting]:
-    """What is compared, as far as the memory lets mmdet go."""
-    few, many = (1, 2) if quick else (2, 8)
+def settings(photos: int, memory_bytes: float) -> list[Setting]:
+    """What is compared, on `photos` VGA photos and fewer large ones, as far as the memory lets mmdet go."""
+    few, many = max(1, photos // 4), photos
     large = instances_that_fit(LARGE_WH, memory_bytes)
     return [
         Setting("tiny", 0.05, SMALL_WH, many),
@@ -137,16 +141,12 @@ def compare(setting: Setting, photos: Sequence[bytes], rounds: int, between: Cal
 def summarise(title: str, measured: Mapping[str, Sequence[Sequence[Answered]]]) -> Compared:
     """Rounds of answers by contestant to one result."""
     rounds_ms = {name: [_mean([a.total_s for a in answers]) * 1e3 for answers in rounds] for name, rounds in measured.items()}
+    cpu_ms = {name: [_mean([a.cpu_s for a in answers]) * 1e3 for answers in rounds] for name, rounds in measured.items()}
     stages_ms = {
         name: {
             stage: statistics.median(_mean([a.stages_s[stage] for a in answers]) * 1e3 for answers in rounds) for stage in STAGES
         }
         for name, rounds in measured.items()
-    }
-    faster = {
-        name: spread([theirs / ours for theirs, ours in zip(rounds_ms[MMDET], times, strict=True)])
-        for name, times in rounds_ms.items()
-        if name != MMDET
     }
     first = {name: rounds[0] for name, rounds in measured.items()}
     return Compared(
@@ -154,13 +154,24 @@ def summarise(title: str, measured: Mapping[str, Sequence[Sequence[Answered]]]) 
         {name: _mean([a.instances for a in answers]) for name, answers in first.items()},
         {name: spread(times) for name, times in rounds_ms.items()},
         stages_ms,
-        faster,
+        _ratios(rounds_ms),
+        {name: spread(times) for name, times in cpu_ms.items()},
+        _ratios(cpu_ms),
         {stage: stages_ms[MMDET][stage] / max(stages_ms[OURS][stage], 1e-6) for stage in STAGES},
         {
             name: {key: round(_mean([a.moved[key] for a in answers])) for key in answers[0].moved}
             for name, answers in first.items()
         },
     )
+
+
+def _ratios(rounds: Mapping[str, Sequence[float]]) -> dict[str, Spread]:
+    """mmdet's time over each other contestant's, round by round."""
+    return {
+        name: spread([theirs / ours for theirs, ours in zip(rounds[MMDET], times, strict=True)])
+        for name, times in rounds.items()
+        if name != MMDET
+    }
 
 
 def spread(values: Sequence[float]) -> Spread:

@@ -2,9 +2,9 @@
 
     python -m loadtest.bench_memory ours|mmdet PHOTO.jpg VGA.jpg --model tiny --threshold 0.05 --instances 100
 
-The child loads its model, answers a VGA photo to be warm, gives freed memory back, resets the kernel's high-water mark, answers the photo, and prints
-what it grew by beyond what it held before, and its highest size in all. Resident pages only: what is reserved but never
-touched costs nothing.
+The child loads its model, answers a VGA photo to be warm, gives freed memory back, resets the kernel's high-water mark, answers
+the photo, and prints what it grew by beyond what it held before, and its highest size in all. Resident pages only: what is
+reserved but never touched costs nothing.
 """
 
 from __future__ import annotations
