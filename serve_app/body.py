@@ -12,7 +12,7 @@ from pipeline.errors import DeadlineExceeded, InvalidRequest, LimitExceeded, Uns
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 
 
-async def read_json_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
+async def read_json_body(request: Request, max_bytes: int, timeout_s: float) -> bytearray:
     """The body's bytes.
 
     Args:
@@ -37,13 +37,13 @@ async def read_json_body(request: Request, max_bytes: int, timeout_s: float) -> 
         raise DeadlineExceeded("The request's deadline passed before its body was all there.") from error
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
+async def _read(request: Request, max_bytes: int) -> bytearray:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > max_bytes:
             raise _too_large(max_bytes)
-    return bytes(body)
+    return body
 
 
 def requested_timeout_s(request: Request) -> float | None:

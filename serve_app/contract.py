@@ -54,7 +54,7 @@ class ScoreRequest:
     params: ScoreParams
 
 
-def parse_score_request(body: bytes, max_images: int) -> ScoreRequest:
+def parse_score_request(body: bytes | bytearray, max_images: int) -> ScoreRequest:
     """Read a `POST /score` body.
 
     Args:
@@ -79,7 +79,7 @@ def parse_score_request(body: bytes, max_images: int) -> ScoreRequest:
     return ScoreRequest(images, parse_params(document.get("params")))
 
 
-def _check_structure(body: bytes) -> None:
+def _check_structure(body: bytes | bytearray) -> None:
     """Raise LimitExceeded when the JSON holds more values than any request needs; before it is read."""
     count = 0
     for start in range(0, len(body), _COUNTED_AT_ONCE):
