@@ -60,7 +60,7 @@ def test_ratios_are_taken_within_rounds():
     """A slow round of the machine slows both: the ratio stays 4."""
 
     def answered(total_s: float) -> list[Answered]:
-        return [Answered(b"{}", 3, dict.fromkeys(STAGES, total_s / 4), total_s, {"json": 2})]
+        return [Answered(b"{}", 3, dict.fromkeys(STAGES, total_s / 4), total_s, total_s, {"json": 2})]
 
     ours, theirs = [answered(s) for s in (1.0, 2.0, 9.0)], [answered(s) for s in (4.0, 8.0, 36.0)]
     result = summarise("x", {OURS: ours, OURS_FP32: ours, MMDET: theirs})
