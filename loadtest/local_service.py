@@ -52,12 +52,12 @@ class LocalService:
     @property
     def ray_address(self) -> str:
         """Address for `ray.init(address=…)` of another process on this machine."""
-        found = (_RAYLET_GCS.search(_title(process)) for process in self.processes())
+        found = (_RAYLET_GCS.search(title_of(process)) for process in self.processes())
         return next(match.group(1) for match in found if match)
 
     def replica_pids(self, deployment: str) -> list[int]:
         """Process ids of a deployment's replicas (Ray names its processes after what they run)."""
-        return [child.pid for child in self.processes() if f":{deployment}" in _title(child)]
+        return [child.pid for child in self.processes() if f":{deployment}" in title_of(child)]
 
     def processes(self) -> list[psutil.Process]:
         """Every process of this service, Ray's own included."""
@@ -162,7 +162,8 @@ def _stop(service: LocalService) -> None:
     service.process.wait(5)
 
 
-def _title(process: psutil.Process) -> str:
+def title_of(process: psutil.Process) -> str:
+    """A process' command line, as Ray may have renamed it; empty for one that has ended."""
     try:
         return " ".join(process.cmdline())
     except psutil.Error:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import requests
@@ -23,7 +24,12 @@ def metrics_text(service) -> str:
     """All metrics of the service's node, in Prometheus' text format."""
     (targets_file,) = (service.folder / "ray").glob("prom_metrics_service_discovery.json")
     targets = [target for group in json.loads(targets_file.read_text()) for target in group["targets"]]
-    return "\n".join(requests.get(f"http://{target}/metrics", timeout=10).text for target in targets)
+    texts = []
+    for target in targets:
+        with suppress(requests.ConnectionError):  # Ray also lists exporters that have ended
+            texts.append(requests.get(f"http://{target}/metrics", timeout=10).text)
+    assert texts, "no exporter of the node answers"
+    return "\n".join(texts)
 
 
 def batch_sizes(service) -> Batches:

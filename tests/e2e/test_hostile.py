@@ -16,7 +16,7 @@ import pytest
 import requests
 
 from loadtest.attacks import SPECIALS, as_body, attack_with_bodies, attack_with_files
-from loadtest.local_service import local_service
+from loadtest.local_service import local_service, title_of
 from loadtest.mutants import mutants
 from tests.e2e.batches import settled_batches
 
@@ -38,7 +38,7 @@ def post(service, body, **headers):
 
 
 def decoders(service):
-    return [process for process in service.processes() if "pipeline.decoder_child" in " ".join(process.cmdline())]
+    return [process for process in service.processes() if "pipeline.decoder_child" in title_of(process)]
 
 
 @pytest.mark.usefixtures("nothing_lost")
