@@ -90,7 +90,7 @@ def compare(photo: bytes, engine: Engine, mmdet: MmdetReference) -> Agreement:
 
 def _clipped(found: Reference, hw: tuple[int, int]) -> Reference:
     """mmdet's boxes clipped to the image as ours are; its clamp is to the padded square."""
-    return found._replace(boxes=np.minimum(found.boxes, np.float32([hw[1], hw[0]] * 2)))
+    return found._replace(boxes=np.minimum(found.boxes, np.array([hw[1], hw[0]] * 2, np.float32)))
 
 
 def _masks(found: Instances) -> list[NDArray[np.bool_]]:
