@@ -1,0 +1,163 @@
+"""Load tests from the command line.
+
+    python -m loadtest run --scenario single-stream|server|offline [--p99-ms 250] [--url http://127.0.0.1:8000] [--output folder]
+    python -m loadtest report results.json [--output folder]
+    python -m loadtest locust MixedUser --headless -u 4 -t 30s --shape ramp      (everything after `locust` is Locust's)
+
+Without --url the service is started from serve_config.yaml on a free loopback port and stopped afterwards. Progress goes to
+stderr; a table and, last, one line of JSON to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from loadtest.local_service import free_port, local_service
+from loadtest.machine import describe_machine
+from loadtest.openloop import Client, run_single_stream
+from loadtest.photos import photos_from
+from loadtest.report import as_table, write_report
+from loadtest.scenarios import Result, Setup, find_server_rate, run_offline, run_stream
+from loadtest.traffic import RemoteHostError, refuse_remote, request_bodies
+
+SCENARIOS = {"single-stream": run_stream, "server": find_server_rate, "offline": run_offline}
+WARM_UP_S = 2.0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status: 0 measured, 1 nothing could be measured, 2 refused or wrong arguments."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["locust"]:
+        return run_locust(arguments[1:])
+    args = _parser().parse_args(arguments)
+    if args.command == "report":
+        write_report(json.loads(args.results.read_text()), args.output or args.results.parent)
+        return 0
+    try:
+        return run(args)
+    except RemoteHostError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure one scenario and print it."""
+    if args.url:
+        refuse_remote(args.url, args.allow_remote)
+    setup = Setup(args.p99_ms, args.seconds, args.seed, args.repeats, offline_images=args.offline_images)
+    bodies = request_bodies(photos_from(args.images, size_wh=args.size), args.images_per_request)
+    machine = describe_machine()
+    with _service(args.url) as url:
+        headers = {"authorization": f"Bearer {args.key}"} if args.key else {}
+        client = Client(url, bodies, args.images_per_request, headers=headers)
+        result = asyncio.run(_measure(client, args.scenario, setup))
+        results = {
+            "machine": machine,
+            "service": _info(url, headers),
+            "images": {
+                "per_request": args.images_per_request,
+                "source": str(args.images or f"generated {args.size[0]}x{args.size[1]}"),
+            },
+            "seed": args.seed,
+            "seconds_per_trial": args.seconds,
+            "result": result,
+        }
+    if args.output:
+        write_report(results, args.output)
+    print(as_table(results))
+    print(json.dumps(results))
+    return 0 if _measured(result) else 1
+
+
+async def _measure(client: Client, scenario: str, setup: Setup) -> Result:
+    async with client:
+        await run_single_stream(client, WARM_UP_S)
+        return await SCENARIOS[scenario](client, setup, _tell)
+
+
+def _measured(result: Result) -> bool:
+    return result["rate_per_s"] is not None if result["scenario"] == "server" else result["summary"]["ok"] > 0
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _service(url: str | None) -> Iterator[str]:
+    if url:
+        yield url
+        return
+    _tell("starting the service")
+    with local_service() as service:
+        yield service.url
+
+
+def _info(url: str, headers: dict[str, str]) -> Any:
+    """What the service says of itself; None where it does not."""
+    try:
+        answer = requests.get(f"{url}/info", headers=headers, timeout=10)
+        return answer.json() if answer.ok else None
+    except requests.RequestException:
+        return None
+
+
+def run_locust(arguments: list[str]) -> int:
+    """Run Locust with our locustfile; without a host of its own it gets a local service that may fetch from its image server."""
+    command = [sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("locustfile.py")), *arguments]
+    if any(re.match(r"(-H|--host)", argument) for argument in arguments):
+        return subprocess.run(command, check=False).returncode
+    port = free_port()
+
+    def allow_image_server(document: dict[str, Any]) -> None:
+        loader = document["applications"][0]["args"]["image_loader"]
+        loader["fetch"] = {"allowed_networks": ["127.0.0.1/32"], "allowed_ports": [port]}
+
+    with local_service(change=allow_image_server) as service:
+        environment = os.environ | {"LOADTEST_IMAGE_PORT": str(port)}
+        return subprocess.run([*command, "--host", service.url], env=environment, check=False).returncode
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    return int(width), int(height)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m loadtest", description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    run_ = commands.add_parser("run", help="measure one scenario")
+    run_.add_argument("--scenario", choices=SCENARIOS, required=True)
+    run_.add_argument("--p99-ms", type=float, default=250.0, help="latency bound (default: %(default)s)")
+    run_.add_argument("--url", help="a running service (default: start one here)")
+    run_.add_argument("--allow-remote", action="store_true", help="the URL may be another machine's")
+    run_.add_argument("--key", default=os.environ.get("LOADTEST_KEY"), help="API key (default: $LOADTEST_KEY)")
+    run_.add_argument("--seconds", type=float, default=10.0, help="of one trial, at least 100 queries (default: %(default)s)")
+    run_.add_argument("--seed", type=int, default=0)
+    run_.add_argument("--repeats", type=int, default=3, help="trials that confirm the found rate (default: %(default)s)")
+    run_.add_argument("--images", type=Path, help="folder of photos (default: generated ones)")
+    run_.add_argument("--size", type=_size, default=(640, 480), metavar="WxH", help="of generated photos (default: 640x480)")
+    run_.add_argument("--images-per-request", type=int, default=1)
+    run_.add_argument("--offline-images", type=int, default=256, help="(default: %(default)s)")
+    run_.add_argument("--output", type=Path, metavar="DIR", help="write results.json, report.html and report.png here")
+    report = commands.add_parser("report", help="draw results that were measured before")
+    report.add_argument("results", type=Path)
+    report.add_argument("--output", type=Path, metavar="DIR", help="(default: beside the results)")
+    commands.add_parser("locust", help="run Locust; everything after it is Locust's", add_help=False)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

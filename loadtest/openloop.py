@@ -1,0 +1,212 @@
+"""Open-loop load: queries leave when the schedule says, whether or not earlier ones were answered.
+
+schedule (Poisson, seeded) ─▶ Client.ask ─▶ Query ─▶ summarize ─▶ Summary
+                                                        └─ latency counts from the *scheduled* time
+
+A closed-loop client waits while the server stalls and so never measures the stall (coordinated omission). Here a query
+that is late, refused, wrong or never answered stays in the count: it is a query that missed the bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Self
+
+import aiohttp
+import numpy as np
+
+from loadtest.traffic import JSON_HEADERS, OK, outcome_of, stages_of
+
+MISSES_ALLOWED = 0.01
+"""Share of queries that may miss the bound: what p99 means, failures included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One query, all times in seconds from the start of its trial.
+
+    Args:
+        scheduled_s, sent_s, done_s: when it should have left, left, and was answered or given up.
+        outcome: `ok`, or the name of what went wrong (loadtest.traffic.outcome_of, `timeout`, `unanswered`, `connection`).
+        stages_ms: the server's own account.
+    """
+
+    scheduled_s: float
+    sent_s: float
+    done_s: float
+    outcome: str
+    stages_ms: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def latency_ms(self) -> float:
+        """From the scheduled time, milliseconds."""
+        return (self.done_s - self.scheduled_s) * 1e3
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One trial's result; None where there was nothing to measure.
+
+    Args:
+        offered_per_s: queries scheduled a second; None where nothing was scheduled by rate.
+        queries, ok: how many were scheduled, and answered rightly.
+        outcomes: every query by outcome.
+        p50_ms, p90_ms, p99_ms: latency of the `ok` ones.
+        missed: share of all queries that failed or were later than the bound.
+        goodput_per_s: `ok` queries within the bound a second, until the last answer.
+        images_per_s: images of `ok` queries a second, until the last answer.
+        refused_p99_ms: latency of refusals.
+        send_lag_p99_ms: how late this client itself was; where it is large, the client was the bottleneck.
+        stages_ms: mean of each stage over `ok` queries.
+        took_s: from the start until the last answer.
+    """
+
+    offered_per_s: float | None
+    queries: int
+    ok: int
+    outcomes: dict[str, int]
+    p50_ms: float | None
+    p90_ms: float | None
+    p99_ms: float | None
+    missed: float | None
+    goodput_per_s: float | None
+    images_per_s: float | None
+    refused_p99_ms: float | None
+    send_lag_p99_ms: float | None
+    stages_ms: dict[str, float]
+    took_s: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether at most one query in a hundred missed the bound."""
+        return self.missed is not None and self.missed <= MISSES_ALLOWED
+
+
+def percentile(values: Sequence[float], q: float) -> float | None:
+    """The q-th percentile as a value that occurred (the next higher one); None of nothing."""
+    return float(np.percentile(values, q, method="higher")) if values else None
+
+
+def poisson_schedule(rate_per_s: float, count: int, seed: int) -> list[float]:
+    """Seconds at which `count` queries leave, exponential gaps of mean 1 / rate, the same for the same seed."""
+    chance, at, times = random.Random(seed), 0.0, []
+    for _ in range(count):
+        at += chance.expovariate(rate_per_s)
+        times.append(at)
+    return times
+
+
+def summarize(
+    queries: Sequence[Query], bound_ms: float | None, offered_per_s: float | None = None, images_per_query: int = 1
+) -> Summary:
+    """Count and measure; without a bound only failures are misses."""
+    good = [query for query in queries if query.outcome == OK]
+    refused = [query.latency_ms for query in queries if query.outcome.startswith("refused")]
+    latencies = [query.latency_ms for query in good]
+    within = sum(bound_ms is None or latency <= bound_ms for latency in latencies)
+    took_s = max((query.done_s for query in queries), default=0.0)
+    return Summary(
+        offered_per_s=offered_per_s,
+        queries=len(queries),
+        ok=len(good),
+        outcomes=dict(Counter(query.outcome for query in queries)),
+        p50_ms=percentile(latencies, 50),
+        p90_ms=percentile(latencies, 90),
+        p99_ms=percentile(latencies, 99),
+        missed=(len(queries) - within) / len(queries) if queries else None,
+        goodput_per_s=within / took_s if took_s else None,
+        images_per_s=len(good) * images_per_query / took_s if took_s else None,
+        refused_p99_ms=percentile(refused, 99),
+        send_lag_p99_ms=percentile([(query.sent_s - query.scheduled_s) * 1e3 for query in queries], 99),
+        stages_ms=_mean_stages(good),
+        took_s=took_s,
+    )
+
+
+def _mean_stages(queries: Sequence[Query]) -> dict[str, float]:
+    names = dict.fromkeys(name for query in queries for name in query.stages_ms)
+    return {name: float(np.mean([q.stages_ms[name] for q in queries if name in q.stages_ms])) for name in names}
+
+
+class Client(AbstractAsyncContextManager["Client"]):
+    """Sends bodies to one service without a limit on connections of its own.
+
+    Args:
+        url: base URL.
+        bodies: encoded requests, taken in turn.
+        images: images in each.
+        timeout_s: of one query, from when it is sent.
+        headers: further request headers, an API key for instance.
+    """
+
+    def __init__(
+        self, url: str, bodies: Sequence[bytes], images: int = 1, timeout_s: float = 30.0, headers: dict[str, str] | None = None
+    ) -> None:
+        self._target, self._bodies, self.images = f"{url.rstrip('/')}/score", bodies, images
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._headers = JSON_HEADERS | (headers or {})
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        connector = aiohttp.TCPConnector(limit=0)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout, headers=self._headers)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def ask(self, number: int, began: float, scheduled_s: float) -> Query:
+        """Send one query now and wait for its end; never raises but when cancelled.
+
+        Args:
+            began: `time.perf_counter()` at the start of the trial.
+        """
+        if self._session is None:
+            raise RuntimeError("use the client within `async with`")
+        sent_s, stages = time.perf_counter() - began, {}
+        try:
+            async with self._session.post(self._target, data=self._bodies[number % len(self._bodies)]) as answer:
+                content = await answer.read()
+                done_s = time.perf_counter() - began  # before the answer is judged: that is our time, not the server's
+                outcome = outcome_of(answer.status, answer.headers, content, self.images)
+                stages = stages_of(answer.headers.get("server-timing"))
+        except TimeoutError:
+            outcome, done_s = "timeout", time.perf_counter() - began
+        except aiohttp.ClientError as error:
+            outcome, done_s = f"connection: {type(error).__name__}", time.perf_counter() - began
+        return Query(scheduled_s, sent_s, done_s, outcome, stages)
+
+
+async def run_open_loop(client: Client, schedule: Sequence[float], patience_s: float) -> list[Query]:
+    """Send every query at its time; give up on what is unanswered `patience_s` after the last was scheduled."""
+    began = time.perf_counter()
+    tasks: list[asyncio.Task[Query]] = []
+    for number, at in enumerate(schedule):
+        await asyncio.sleep(max(0.0, at - (time.perf_counter() - began)))
+        tasks.append(asyncio.create_task(client.ask(number, began, at)))
+    if tasks:
+        _, late = await asyncio.wait(tasks, timeout=patience_s)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+    ended = time.perf_counter() - began
+    return [
+        Query(at, at, ended, "unanswered") if task.cancelled() else task.result()
+        for at, task in zip(schedule, tasks, strict=True)
+    ]
+
+
+async def run_single_stream(client: Client, seconds: float) -> list[Query]:
+    """The next query when the last is done, for `seconds`; at least one."""
+    began = time.perf_counter()
+    queries: list[Query] = []
+    while not queries or time.perf_counter() - began < seconds:
+        queries.append(await client.ask(len(queries), began, time.perf_counter() - began))
+    return queries

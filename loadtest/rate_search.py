@@ -1,0 +1,63 @@
+"""The highest rate that holds a bound: bracket by doubling or halving, bisect, then confirm by repeats.
+
+start ─▶ ×2 while it holds / ÷2 while it does not ─▶ bisect to PRECISION ─▶ repeats ─▶ (step down until they hold)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+PRECISION = 1.08
+STEP_DOWN = 0.92
+LOWEST_PER_S = 0.1
+HIGHEST_PER_S = 20_000.0
+
+Trial = Callable[[float], Awaitable[bool]]
+"""Offers a rate, queries a second, and says whether the bound held."""
+
+
+async def highest_rate(trial: Trial, start_per_s: float, repeats: int = 3) -> float | None:
+    """Search; None when not even LOWEST_PER_S holds.
+
+    Args:
+        trial: called once for each rate that is tried; noisy.
+        start_per_s: a first guess.
+        repeats: trials at the found rate that must all hold; else the rate is lowered by STEP_DOWN and tried again.
+    """
+    low, high = await _bracket(trial, start_per_s)
+    if low is None:
+        return None
+    while high is not None and high / low > PRECISION:
+        middle = (low * high) ** 0.5
+        if await trial(middle):
+            low = middle
+        else:
+            high = middle
+    return await _confirmed(trial, low, repeats)
+
+
+async def _bracket(trial: Trial, start_per_s: float) -> tuple[float | None, float | None]:
+    """A rate that held and the next one that did not; None for a side that does not exist."""
+    rate = start_per_s
+    if await trial(rate):
+        while rate * 2 <= HIGHEST_PER_S:
+            rate *= 2
+            if not await trial(rate):
+                return rate / 2, rate
+        return rate, None
+    while rate / 2 >= LOWEST_PER_S:
+        rate /= 2
+        if await trial(rate):
+            return rate, rate * 2
+    return None, rate
+
+
+async def _confirmed(trial: Trial, rate: float, repeats: int) -> float | None:
+    while rate >= LOWEST_PER_S:
+        for _ in range(repeats):
+            if not await trial(rate):
+                break
+        else:
+            return rate
+        rate *= STEP_DOWN
+    return None

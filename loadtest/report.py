@@ -1,0 +1,149 @@
+"""Results as people read them: a table, a PNG and one self-contained HTML page (the picture is inside, nothing is loaded)."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+Results = dict[str, Any]
+Row = dict[str, Any]
+
+COLUMNS = (
+    "offered/s",
+    "queries",
+    "ok",
+    "p50 ms",
+    "p90 ms",
+    "p99 ms",
+    "missed",
+    "images/s",
+    "refused p99 ms",
+    "client lag p99 ms",
+)
+KEYS = (
+    "offered_per_s",
+    "queries",
+    "ok",
+    "p50_ms",
+    "p90_ms",
+    "p99_ms",
+    "missed",
+    "images_per_s",
+    "refused_p99_ms",
+    "send_lag_p99_ms",
+)
+STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
+    "table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.2rem .7rem;text-align:right;"
+    "border-bottom:1px solid #ddd}img{max-width:100%}pre{overflow:auto;background:#f5f5f5;padding:1rem}"
+)
+
+
+def write_report(results: Results, folder: Path) -> None:
+    """Write results.json, report.png and report.html into a folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    png = as_png(results)
+    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (folder / "report.png").write_bytes(png)
+    (folder / "report.html").write_text(as_html(results, png), encoding="utf-8")
+
+
+def headline(results: Results) -> str:
+    """The result in one sentence."""
+    result = results["result"]
+    if result["scenario"] != "server":
+        rate = result["summary"]["images_per_s"]
+        return f"{result['scenario']}: {_number(rate)} images/s, p50 {_number(result['summary']['p50_ms'])} ms"
+    bound = f"p99 under {result['bound_p99_ms']:g} ms"
+    if result["rate_per_s"] is None:
+        return f"server: no rate held {bound}"
+    return f"server: {_number(result['rate_per_s'])} requests/s ({_number(result['images_per_s'])} images/s) with {bound}"
+
+
+def rows_of(results: Results) -> list[Row]:
+    """Every trial, by rate; the one summary of the other scenarios."""
+    result = results["result"]
+    trials = result["trials"] if result["scenario"] == "server" else [result["summary"]]
+    return sorted(trials, key=lambda trial: trial["offered_per_s"] or 0.0)
+
+
+def as_table(results: Results) -> str:
+    """Headline and trials, for a terminal."""
+    lines = [headline(results), "  ".join(COLUMNS) + "  outcomes"]
+    for row in rows_of(results):
+        cells = (_number(row[key]).rjust(len(name)) for key, name in zip(KEYS, COLUMNS, strict=True))
+        lines.append("  ".join(cells) + "  " + ", ".join(f"{name} {count}" for name, count in row["outcomes"].items()))
+    return "\n".join(lines)
+
+
+def as_html(results: Results, png: bytes) -> str:
+    """One page; everything that came from elsewhere is escaped."""
+    head = "".join(f"<th>{name}</th>" for name in (*COLUMNS, "outcomes"))
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td>{_number(row[key])}</td>" for key in KEYS)
+        + f"<td>{escape(', '.join(f'{name} {count}' for name, count in row['outcomes'].items()))}</td></tr>"
+        for row in rows_of(results)
+    )
+    facts = {name: results.get(name) for name in ("machine", "service", "images", "seed", "seconds_per_trial")}
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Load test</title><style>{STYLE}</style>'
+        f"<h1>{escape(headline(results))}</h1>"
+        f'<img alt="Latency against rate, time by stage" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+        f"<p>Latency counts from the scheduled send time. <i>missed</i> is the share of queries that failed or were late.</p>"
+        f"<table><tr>{head}</tr>{body}</table><h2>Measured on</h2><pre>{escape(json.dumps(facts, indent=1))}</pre></html>"
+    )
+
+
+def as_png(results: Results) -> bytes:
+    """Latency against rate, and time by stage."""
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    rows = rows_of(results)
+    _draw_latency(left, rows, results["result"].get("bound_p99_ms"))
+    _draw_stages(right, rows)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _draw_latency(axes: Axes, rows: list[Row], bound_ms: float | None) -> None:
+    for key, marker in (("p50_ms", "o"), ("p90_ms", "s"), ("p99_ms", "^")):
+        points = [(row["offered_per_s"] or 0.0, row[key]) for row in rows if row[key] is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker=marker, label=key[:3])
+    if bound_ms is not None:
+        axes.axhline(bound_ms, color="grey", linestyle="--", label=f"bound {bound_ms:g} ms")
+    axes.set(title="Latency against rate (answered queries)", xlabel="offered, requests/s", ylabel="ms")
+    axes.set_ylim(bottom=0)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+
+
+def _draw_stages(axes: Axes, rows: list[Row]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row["stages_ms"]))
+    places = range(len(rows))
+    bottoms = [0.0] * len(rows)
+    for name in names:
+        heights = [row["stages_ms"].get(name, 0.0) for row in rows]
+        axes.bar(places, heights, bottom=bottoms, label=name)
+        bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
+    axes.set_xticks(places, [_number(row["offered_per_s"]) for row in rows], rotation=45)
+    axes.set(title="Time by stage (mean, server-timing)", xlabel="offered, requests/s", ylabel="ms")
+    if names:
+        axes.legend()
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.3f}" if abs(value) < 1 else f"{value:.1f}"

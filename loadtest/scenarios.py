@@ -1,0 +1,113 @@
+"""The three scenarios of BENCHMARKS.md on one client. Borrowed in shape from MLPerf Inference; these are not MLPerf results.
+
+single-stream  the next query when the last is done
+server         Poisson arrivals; the highest rate whose p99 holds the bound
+offline        everything queued at once
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from loadtest.openloop import Client, Summary, poisson_schedule, run_open_loop, run_single_stream, summarize
+from loadtest.rate_search import highest_rate
+
+LEAST_QUERIES = 100
+"""Fewer have no 99th percentile."""
+
+Tell = Callable[[str], object]
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """How a scenario is run.
+
+    Args:
+        p99_ms: the latency bound.
+        seconds: of one trial; longer where LEAST_QUERIES need it.
+        seed: of the arrivals; every trial has its own, derived from it.
+        repeats: confirming trials of the found rate.
+        pause_s: between trials, so that one's queue is not the next one's.
+        offline_images: images of the offline scenario.
+        start_per_s: first rate of the search; None asks a short single stream.
+    """
+
+    p99_ms: float = 250.0
+    seconds: float = 10.0
+    seed: int = 0
+    repeats: int = 3
+    pause_s: float = 1.0
+    offline_images: int = 256
+    start_per_s: float | None = None
+
+
+async def run_stream(client: Client, setup: Setup, tell: Tell) -> Result:
+    """SingleStream: latencies of one caller."""
+    summary = summarize(await run_single_stream(client, setup.seconds), setup.p99_ms, images_per_query=client.images)
+    tell(_line("single stream", summary))
+    return {"scenario": "single-stream", "summary": asdict(summary)}
+
+
+async def run_offline(client: Client, setup: Setup, tell: Tell) -> Result:
+    """Offline: all images are due at once; the time is that of the last answer."""
+    count = max(1, setup.offline_images // client.images)
+    queries = await run_open_loop(client, [0.0] * count, patience_s=600.0)
+    summary = summarize(queries, None, images_per_query=client.images)
+    tell(_line("offline", summary))
+    return {"scenario": "offline", "images": count * client.images, "summary": asdict(summary)}
+
+
+async def find_server_rate(client: Client, setup: Setup, tell: Tell) -> Result:
+    """Server: search, and the trials that confirmed what was found.
+
+    Returns:
+        `rate_per_s` (queries; None where none holds), `confirmed` (the median-p99 trial at that rate), `trials` (all, in order).
+    """
+    trials: list[Summary] = []
+
+    async def holds(rate_per_s: float) -> bool:
+        summary = await offer(client, setup, rate_per_s, setup.seed + len(trials))
+        trials.append(summary)
+        tell(_line(f"{rate_per_s:8.2f}/s {'holds' if summary.holds else 'does not hold'}", summary))
+        await asyncio.sleep(setup.pause_s)
+        return summary.holds
+
+    start = setup.start_per_s or await _first_guess(client)
+    rate = await highest_rate(holds, start, setup.repeats)
+    confirming = trials[-setup.repeats :] if rate is not None else []
+    return {
+        "scenario": "server",
+        "bound_p99_ms": setup.p99_ms,
+        "rate_per_s": rate,
+        "images_per_s": None if rate is None else rate * client.images,
+        "confirmed": asdict(_median_trial(confirming)) if confirming else None,
+        "trials": [asdict(trial) for trial in trials],
+    }
+
+
+async def offer(client: Client, setup: Setup, rate_per_s: float, seed: int) -> Summary:
+    """One trial at a rate; answers are waited for until well past the bound, then given up."""
+    count = max(LEAST_QUERIES, round(rate_per_s * setup.seconds))
+    queries = await run_open_loop(client, poisson_schedule(rate_per_s, count, seed), setup.p99_ms / 1e3 * 4 + 1)
+    return summarize(queries, setup.p99_ms, rate_per_s, client.images)
+
+
+async def _first_guess(client: Client) -> float:
+    """Half of what one caller alone gets."""
+    summary = summarize(await run_single_stream(client, 1.0), None)
+    return 500.0 / summary.p50_ms if summary.p50_ms else 1.0
+
+
+def _median_trial(trials: list[Summary]) -> Summary:
+    middle = statistics.median_low([trial.p99_ms or 0.0 for trial in trials])
+    return next(trial for trial in trials if (trial.p99_ms or 0.0) == middle)
+
+
+def _line(name: str, summary: Summary) -> str:
+    p50, p99 = (f"{ms:.0f}" if ms is not None else "-" for ms in (summary.p50_ms, summary.p99_ms))
+    return f"{name}: p50 {p50} ms, p99 {p99} ms, {summary.outcomes}"

@@ -1,0 +1,96 @@
+"""What load tests send and how they judge what comes back: request bodies, answers, server timings, and where load may go."""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
+
+import orjson
+
+JSON_HEADERS = {"content-type": "application/json"}
+OK = "ok"
+BOX_KEYS = {"box", "label", "score", "polygon"}
+
+
+class RemoteHostError(ValueError):
+    """Load was asked for against another machine without saying so."""
+
+
+def refuse_remote(url: str, allow_remote: bool) -> None:
+    """Raise unless the URL is this machine's loopback, or remote hosts were allowed.
+
+    Raises:
+        RemoteHostError: another host; no name but `localhost` is resolved, so that DNS decides nothing.
+    """
+    host = urlsplit(url).hostname or ""
+    if not allow_remote and not _is_loopback(host):
+        raise RemoteHostError(f"{host or url!r} is not this machine; say --allow-remote if you may load it")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def request_bodies(images: Sequence[bytes | str], images_per_request: int) -> list[bytes]:
+    """One body starting at each image, of the next `images_per_request` in a circle; bytes go as base64, text (URLs) as it is."""
+    texts = [image if isinstance(image, str) else base64.b64encode(image).decode() for image in images]
+    return [
+        orjson.dumps(
+            {"input_data": {"columns": ["image"], "data": [texts[(first + k) % len(texts)] for k in range(images_per_request)]}}
+        )
+        for first in range(len(texts))
+    ]
+
+
+def outcome_of(status: int, headers: Mapping[str, str], body: bytes, images: int) -> str:
+    """Name of what became of a request: `ok`, a refusal, a status, or a 200 that is not an answer.
+
+    Args:
+        headers: of the answer, keys in lower case or case-insensitive.
+        images: how many images were asked about.
+    """
+    if status == 200:
+        fault = answer_fault(body, images)
+        return OK if fault is None else f"wrong answer: {fault}"
+    if status in (429, 503):
+        return f"refused {status}" if headers.get("retry-after") else f"{status} without Retry-After"
+    return f"status {status}"
+
+
+def answer_fault(body: bytes, images: int) -> str | None:
+    """What is wrong with the body of a 200; None where it is an answer for `images` images."""
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return "not JSON"
+    if not isinstance(answer, list):
+        return "not a list"
+    if len(answer) != images:
+        return f"{len(answer)} results for {images} images"
+    for result in answer:
+        if not isinstance(result, dict) or not isinstance(result.get("boxes"), list):
+            return "a result without boxes"
+        if "error" in result:
+            return "an image was not scored"
+        if any(not isinstance(box, dict) or not box.keys() >= BOX_KEYS for box in result["boxes"]):
+            return "an object without " + ", ".join(sorted(BOX_KEYS))
+    return None
+
+
+def stages_of(server_timing: str | None) -> dict[str, float]:
+    """Milliseconds by stage from a Server-Timing header; entries without a duration are left out."""
+    stages: dict[str, float] = {}
+    for entry in (server_timing or "").split(","):
+        name, _, duration = entry.strip().partition(";dur=")
+        try:
+            stages[name] = float(duration)
+        except ValueError:
+            continue
+    return stages

@@ -1,0 +1,45 @@
+"""A service with known latency on loopback, to test the load tester."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import orjson
+from aiohttp import web
+
+ANSWER = {"boxes": [{"box": {}, "label": "person", "score": 0.9, "polygon": []}]}
+
+
+@asynccontextmanager
+async def fake_service(step_s=0.005, servers=1, max_waiting=10_000, stall=None, answer=None):
+    """Base URL of a service that takes `step_s` a request on `servers` servers and refuses beyond `max_waiting`.
+
+    Args:
+        stall: (number, seconds): from that request on everybody waits once for so long.
+        answer: body of every 200 instead of the right one.
+    """
+    seats, state = asyncio.Semaphore(servers), {"count": 0, "waiting": 0}
+
+    async def score(request):
+        images = len(orjson.loads(await request.read())["input_data"]["data"])
+        if state["waiting"] >= max_waiting:
+            return web.json_response({"message": "full", "code": "overloaded"}, status=503, headers={"Retry-After": "1"})
+        state["waiting"] += 1
+        state["count"] += 1
+        number = state["count"]
+        async with seats:
+            await asyncio.sleep(stall[1] if stall and number == stall[0] else step_s)
+        state["waiting"] -= 1
+        headers = {"server-timing": f"decode;dur=1.5, detect;dur={step_s * 1e3}"}
+        body = answer if answer is not None else orjson.dumps([ANSWER] * images)
+        return web.Response(body=body, content_type="application/json", headers=headers)
+
+    app = web.Application(client_max_size=2**26)
+    app.router.add_post("/score", score)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,181 @@
+"""Percentiles, the scheduled send time, refusals and the rate search, against servers whose latency is known."""
+
+import pytest
+
+from loadtest.openloop import Client, Query, percentile, poisson_schedule, run_open_loop, run_single_stream, summarize
+from loadtest.rate_search import PRECISION, STEP_DOWN, highest_rate
+from loadtest.scenarios import Setup, find_server_rate, run_offline
+from loadtest.traffic import OK, RemoteHostError, outcome_of, refuse_remote, request_bodies, stages_of
+from tests.loadtest.fake_service import fake_service
+
+BODIES = request_bodies([b"photo"], 1)
+
+
+def queries(latencies_ms, outcome=OK):
+    return [Query(number, number, number + ms / 1e3, outcome) for number, ms in enumerate(latencies_ms)]
+
+
+def test_percentiles():
+    """p99 of 1..100 ms is 100 ms: a value that occurred, never one in between."""
+    summary = summarize(queries(range(1, 101)), 250)
+    assert (summary.p50_ms, summary.p99_ms) == (pytest.approx(51), pytest.approx(100))
+
+
+def test_nothing_is_none():
+    """An empty sample has no percentile, no rate and does not hold a bound."""
+    assert percentile([], 99) is None
+    summary = summarize([], 250)
+    assert (summary.p99_ms, summary.missed, summary.goodput_per_s, summary.images_per_s) == (None, None, None, None)
+    assert not summary.holds
+
+
+def test_all_refused_has_no_latency():
+    """Refusals are counted by name, have a latency of their own, and all miss the bound."""
+    summary = summarize(queries([5] * 10, "refused 503"), 250)
+    assert summary.outcomes == {"refused 503": 10}
+    assert (summary.p50_ms, summary.missed) == (None, 1)
+    assert summary.refused_p99_ms == pytest.approx(5)
+
+
+@pytest.mark.parametrize(("failures", "holds"), [(1, True), (2, False)])
+def test_failures_miss_the_bound(failures, holds):
+    """Fast failures do not make p99 look good: two in a hundred break it."""
+    assert summarize(queries([1] * (100 - failures)) + queries([1] * failures, "status 500"), 250).holds is holds
+
+
+def test_schedule():
+    """Poisson arrivals have the asked mean, and a seed makes them again."""
+    times = poisson_schedule(100, 10_000, seed=1)
+    assert times[-1] == pytest.approx(100, rel=0.05)
+    assert times == poisson_schedule(100, 10_000, seed=1) != poisson_schedule(100, 10_000, seed=2)
+
+
+async def test_no_coordinated_omission():
+    """A stall of 0.5 s is seen by every query that was due in it; a closed loop sees it once."""
+    async with fake_service(stall=(20, 0.5)) as url, Client(url, BODIES) as client:
+        opened = summarize(await run_open_loop(client, [n * 0.01 for n in range(100)], 5), 100)
+    async with fake_service(stall=(20, 0.5)) as url, Client(url, BODIES) as client:
+        closed = summarize(await run_single_stream(client, 1.0), 100)
+    assert opened.ok == 100
+    assert opened.missed > 0.3  # 0.4 s of the stall at 100/s, and the queue after it
+    assert closed.ok * closed.missed == pytest.approx(1)
+
+
+async def test_latency_counts_from_schedule():
+    """A client that is late itself does not hide it."""
+    async with fake_service() as url, Client(url, BODIES) as client:
+        asked = await client.ask(0, began=-1e9, scheduled_s=0.0)
+    assert asked.latency_ms > 1e9
+
+
+async def test_refusals_and_stages():
+    """Under overload every query is answered or refused, none is dropped; stages come from server-timing."""
+    async with fake_service(step_s=0.02, max_waiting=4) as url, Client(url, BODIES) as client:
+        summary = summarize(await run_open_loop(client, [n * 0.002 for n in range(100)], 5), 250, 500)
+    assert set(summary.outcomes) == {OK, "refused 503"}
+    assert sum(summary.outcomes.values()) == summary.queries == 100
+    assert summary.stages_ms == {"decode": 1.5, "detect": 20.0}
+
+
+async def test_unanswered_are_counted():
+    """What is not answered in time is a miss of its own name."""
+    async with fake_service(step_s=3) as url, Client(url, BODIES) as client:
+        summary = summarize(await run_open_loop(client, [0.0, 0.01], 0.1), 250)
+    assert summary.outcomes == {"unanswered": 2}
+    assert summary.missed == 1
+
+
+async def test_nobody_listens():
+    """A refused connection is an outcome, not an exception."""
+    async with Client("http://127.0.0.1:9", BODIES) as client:
+        asked = await client.ask(0, 0.0, 0.0)
+    assert asked.outcome.startswith("connection")
+
+
+async def test_search_finds_known_limit():
+    """A noiseless limit of 37/s is found from both sides, to the search's precision."""
+
+    async def holds(rate):
+        return rate <= 37
+
+    for start in (1, 37, 1000):
+        assert 37 / PRECISION <= await highest_rate(holds, start) <= 37
+
+
+async def test_search_confirms_by_repeats():
+    """A rate that held once by luck is stepped down until it holds every time."""
+    lucky = iter([True, False])
+
+    async def holds(rate):
+        return next(lucky, rate <= 80)
+
+    assert await highest_rate(holds, 100) == pytest.approx(100 * STEP_DOWN**3)
+
+
+async def test_search_finds_nothing():
+    """Where no rate holds, the result is None and not 0."""
+
+    async def never(_rate):
+        return False
+
+    assert await highest_rate(never, 10) is None
+
+
+async def test_server_scenario():
+    """One server of 10 ms carries less than 100/s under a bound of 60 ms, and not much less than half of it."""
+    async with fake_service(step_s=0.01) as url, Client(url, BODIES) as client:
+        result = await find_server_rate(client, Setup(p99_ms=60, seconds=0.5, repeats=1, pause_s=0.05), print)
+    assert 30 < result["rate_per_s"] < 100
+    assert result["confirmed"]["missed"] <= 0.01
+
+
+async def test_offline_scenario():
+    """All at once: 40 images in requests of 2 on four servers of 10 ms take about 50 ms."""
+    bodies = request_bodies([b"a", b"b"], 2)
+    async with fake_service(step_s=0.01, servers=4) as url, Client(url, bodies, images=2) as client:
+        result = await run_offline(client, Setup(offline_images=40), print)
+    assert result["summary"]["ok"] == 20
+    assert 200 < result["summary"]["images_per_s"] < 801
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        (b"<html>", "wrong answer: not JSON"),
+        (b"{}", "wrong answer: not a list"),
+        (b"[]", "wrong answer: 0 results for 1 images"),
+        (b'[{"boxes": null}]', "wrong answer: a result without boxes"),
+        (b'[{"boxes": [], "error": {}}]', "wrong answer: an image was not scored"),
+        (b'[{"boxes": []}]', OK),
+    ],
+)
+def test_wrong_answers(answer, fault):
+    """A 200 whose body is no answer is a failure that says what is wrong."""
+    assert outcome_of(200, {}, answer, 1) == fault
+
+
+def test_refusal_names():
+    """A refusal says when to come back; a 503 that does not is another thing."""
+    assert outcome_of(503, {"retry-after": "1"}, b"", 1) == "refused 503"
+    assert outcome_of(503, {}, b"", 1) == "503 without Retry-After"
+    assert outcome_of(422, {}, b"", 1) == "status 422"
+
+
+@pytest.mark.parametrize("url", ["http://10.0.0.1:8000", "http://example.com", "http://127.0.0.1.example.com", "8000", ""])
+def test_remote_is_refused(url):
+    """Only this machine is loaded without a word."""
+    with pytest.raises(RemoteHostError):
+        refuse_remote(url, allow_remote=False)
+    refuse_remote(url, allow_remote=True)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8000", "http://localhost", "http://[::1]:8000"])
+def test_loopback_is_allowed(url):
+    """Loopback by number or name."""
+    refuse_remote(url, allow_remote=False)
+
+
+def test_stages():
+    """Server-Timing as the service writes it; other entries do not hurt."""
+    assert stages_of("decode;dur=1.5, detect;dur=20, cache;desc=x") == {"decode": 1.5, "detect": 20.0}
+    assert stages_of(None) == {}
