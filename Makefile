@@ -59,3 +59,8 @@ bench: $(VENV)/.installed-dev
 
 clean:
 	rm -rf $(VENV) demo_output
+
+.PHONY: loadtest
+loadtest: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[load]'
+	$(BIN)/python -m loadtest locust MixedUser --headless -u 4 --shape ramp --shape-seconds 30

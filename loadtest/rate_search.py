@@ -1,6 +1,6 @@
 """The highest rate that holds a bound: bracket by doubling or halving, bisect, then confirm by repeats.
 
-start ─▶ ×2 while it holds / ÷2 while it does not ─▶ bisect to PRECISION ─▶ repeats ─▶ (step down until they hold)
+start ─▶ double while it holds / halve while it does not ─▶ bisect to PRECISION ─▶ repeats ─▶ (step down until they hold)
 """
 
 from __future__ import annotations

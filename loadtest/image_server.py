@@ -1,0 +1,29 @@
+"""Images over HTTP on loopback, for load tests of the URL way."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+def start_image_server(images: Sequence[bytes], port: int = 0) -> tuple[ThreadingHTTPServer, list[str]]:
+    """Serve each image at /0.jpg, /1.jpg, … from a daemon thread; returns the server and the URLs."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            name = self.path.strip("/").removesuffix(".jpg")
+            found = name.isdecimal() and int(name) < len(images)
+            body = images[int(name)] if found else b""
+            self.send_response(200 if found else 404)
+            self.send_header("content-type", "image/jpeg")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server, [f"http://127.0.0.1:{server.server_port}/{number}.jpg" for number in range(len(images))]

@@ -1,0 +1,137 @@
+"""Locust users; start them with `python -m loadtest locust` (own service) or `locust -f loadtest/locustfile.py -H URL`.
+
+Name the users on the command line: Base64User, UrlUser, MultiImageUser, MixedUser. --shape steady|ramp|spike|soak uses -u (peak users)
+and --shape-seconds. The service must be allowed to fetch from this file's image server for UrlUser and MixedUser.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+from locust import FastHttpUser, LoadTestShape, between, events, task
+from locust.exception import StopUser
+
+from loadtest.image_server import start_image_server
+from loadtest.photos import photos_from
+from loadtest.shapes import SHAPES, users_at
+from loadtest.traffic import JSON_HEADERS, OK, RemoteHostError, outcome_of, refuse_remote, request_bodies
+
+MULTI_IMAGES = 8
+
+
+@events.init_command_line_parser.add_listener
+def add_options(parser: Any) -> None:
+    """Our options beside Locust's."""
+    parser.add_argument(
+        "--allow-remote", action="store_true", env_var="LOADTEST_ALLOW_REMOTE", help="host may be another machine"
+    )
+    parser.add_argument("--shape", choices=SHAPES, default="steady", help="users over time; peak is -u")
+    parser.add_argument("--shape-seconds", type=float, default=60.0, help="length of the shape")
+    parser.add_argument("--images", default="", help="folder of photos (default: generated)")
+    parser.add_argument("--size", default="640x480", help="WxH of generated photos")
+
+
+@events.init.add_listener
+def prepare(environment: Any, **_: object) -> None:
+    """Make the bodies once, and start the image server."""
+    options = environment.parsed_options
+    if environment.host:
+        refuse_remote(environment.host, options.allow_remote)
+    width, _, height = options.size.partition("x")
+    photos = photos_from(Path(options.images) if options.images else None, size_wh=(int(width), int(height)))
+    _, urls = start_image_server(photos, int(os.environ.get("LOADTEST_IMAGE_PORT", "0")))
+    environment.bodies = {
+        "base64": request_bodies(photos, 1),
+        "url": request_bodies(urls, 1),
+        "multi": request_bodies(photos, MULTI_IMAGES),
+    }
+
+
+class Shape(LoadTestShape):
+    """The chosen shape."""
+
+    use_common_options = True
+
+    def tick(self) -> tuple[int, float] | None:
+        """Users now and how fast to get there."""
+        options = self.runner.environment.parsed_options
+        peak = options.num_users or 1
+        users = users_at(options.shape, self.get_run_time(), peak, options.shape_seconds)
+        return None if users is None else (users, float(peak))
+
+
+class ScoringUser(FastHttpUser):
+    """What all users share: a request, judged by its body."""
+
+    abstract = True
+    wait_time = between(0.0, 0.1)
+
+    def on_start(self) -> None:
+        """Send nothing to another machine, also when the web page named it."""
+        try:
+            refuse_remote(self.host, self.environment.parsed_options.allow_remote)
+        except RemoteHostError as error:
+            raise StopUser(str(error)) from error
+
+    def score(self, kind: str, images: int, name: str) -> None:
+        """One request; refusals get a name of their own."""
+        body = random.choice(self.environment.bodies[kind])
+        with self.client.post("/score", data=body, headers=JSON_HEADERS, name=name, catch_response=True) as answer:
+            if answer.status_code == 0:
+                return  # no answer: Locust's own failure says why
+            outcome = outcome_of(answer.status_code, answer.headers, answer.content or b"", images)
+            if outcome == OK:
+                answer.success()
+                return
+            if outcome.startswith("refused"):
+                answer.request_meta["name"] = f"{name}: {outcome}, Retry-After"
+            answer.failure(outcome)
+
+
+class Base64User(ScoringUser):
+    """One photo in the body."""
+
+    @task
+    def base64(self) -> None:
+        """Score it."""
+        self.score("base64", 1, "1 image, base64")
+
+
+class UrlUser(ScoringUser):
+    """One photo by URL."""
+
+    @task
+    def url(self) -> None:
+        """Score it."""
+        self.score("url", 1, "1 image, URL")
+
+
+class MultiImageUser(ScoringUser):
+    """Several photos in one body."""
+
+    @task
+    def multi(self) -> None:
+        """Score them."""
+        self.score("multi", MULTI_IMAGES, f"{MULTI_IMAGES} images, base64")
+
+
+class MixedUser(ScoringUser):
+    """Mostly one photo, some by URL, few of many."""
+
+    @task(6)
+    def base64(self) -> None:
+        """One in the body."""
+        self.score("base64", 1, "1 image, base64")
+
+    @task(3)
+    def url(self) -> None:
+        """One by URL."""
+        self.score("url", 1, "1 image, URL")
+
+    @task(1)
+    def multi(self) -> None:
+        """Several."""
+        self.score("multi", MULTI_IMAGES, f"{MULTI_IMAGES} images, base64")
