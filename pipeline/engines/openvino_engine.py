@@ -52,7 +52,6 @@ class OpenVinoEngine(BatchEngine):
                 max_batch=options.max_batch,
             )
         )
-        torch.set_num_threads(threads)
         compiled = core.compile_model(converted.model, "CPU", _properties(precision, threads, options.cache_dir))
         self._request = compiled.create_infer_request()
         self._postprocess = PostProcessor(converted.input_size, converted.kernels)

@@ -173,6 +173,17 @@ def test_boxes_end_at_the_image():
     assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
 
 
+def test_torchs_threads_are_given_back():
+    """Post-processing runs on one thread of a CPU; whoever else uses torch keeps theirs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        pipeline("nano").detect([load((64, 64))], [LOW])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def assert_same(one: Instances, other: Instances) -> None:
     """Equal but for the last bits of a matrix product of another shape."""
     np.testing.assert_array_equal(one.labels, other.labels)
