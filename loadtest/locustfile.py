@@ -42,7 +42,7 @@ def prepare(environment: Any, **_: object) -> None:
         refuse_remote(environment.host, options.allow_remote)
     width, _, height = options.size.partition("x")
     photos = photos_from(Path(options.images) if options.images else None, size_wh=(int(width), int(height)))
-    _, urls = start_image_server(photos, int(os.environ.get("LOADTEST_IMAGE_PORT", "0")))
+    _server, urls = start_image_server(photos, int(os.environ.get("LOADTEST_IMAGE_PORT", "0")))
     environment.bodies = {
         "base64": request_bodies(photos, 1),
         "url": request_bodies(urls, 1),
@@ -57,7 +57,7 @@ class Shape(LoadTestShape):
 
     def tick(self) -> tuple[int, float] | None:
         """Users now and how fast to get there."""
-        options = self.runner.environment.parsed_options
+        options: Any = self.runner.environment.parsed_options if self.runner else None
         peak = options.num_users or 1
         users = users_at(options.shape, self.get_run_time(), peak, options.shape_seconds)
         return None if users is None else (users, float(peak))
@@ -72,7 +72,8 @@ class ScoringUser(FastHttpUser):
     def on_start(self) -> None:
         """Send nothing to another machine, also when the web page named it."""
         try:
-            refuse_remote(self.host, self.environment.parsed_options.allow_remote)
+            options: Any = self.environment.parsed_options
+            refuse_remote(self.host or "", options.allow_remote)
         except RemoteHostError as error:
             raise StopUser(str(error)) from error
 
