@@ -15,7 +15,7 @@ from deployments.metrics import BatchMetrics
 from deployments.stage import Stage
 from pipeline.batching import GreedyBatcher
 from pipeline.engines import EngineOptions, ModelInfo, load_engine
-from pipeline.errors import ConfigurationError, EngineOutOfMemory
+from pipeline.errors import ConfigurationError, EngineOutOfMemory, ServiceError
 from pipeline.types import DetectOptions, Instances, LoadedImage
 
 Item = tuple[LoadedImage, DetectOptions]
@@ -59,17 +59,24 @@ class Detector:
         images, options = zip(*items, strict=True)
         return self._engine.detect(images, options)
 
-    async def detect(self, image: LoadedImage, options: DetectOptions, context: RequestContext) -> Instances:
-        """Find the instances of one image; it shares its pass with whatever waits beside it.
+    async def detect(
+        self,
+        images: Sequence[LoadedImage | ServiceError],
+        options: Sequence[DetectOptions],
+        contexts: Sequence[RequestContext],
+    ) -> list[Instances | ServiceError]:
+        """Find the instances of a group's images; each shares its pass with whatever waits beside it.
 
-        Raises:
-            DeadlineExceeded: the deadline passed before the network ran.
-            StageFailed: the network failed on this image.
+        Returns:
+            For each image its instances, or its error: DeadlineExceeded where the deadline passed before the network ran,
+            StageFailed where the network failed on it, or the error that it came with.
         """
-        with self._stage.guard(context):
-            served = await self._batcher.submit((image, options), deadline=context.deadline)
-            timings = {**image.timings_ms, "queue": served.wait_s * 1e3, "detect": served.run_s * 1e3}
-            return replace(served.result, timings_ms=timings)
+        return await self._stage.each(self._detect, images, options, contexts)
+
+    async def _detect(self, image: LoadedImage, options: DetectOptions, context: RequestContext) -> Instances:
+        served = await self._batcher.submit((image, options), deadline=context.deadline)
+        timings = {**image.timings_ms, "queue": served.wait_s * 1e3, "detect": served.run_s * 1e3}
+        return replace(served.result, timings_ms=timings)
 
     async def info(self) -> ModelInfo:
         """What runs here: model, classes, input size, engine, precision, device."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,7 @@ from deployments.context import RequestContext
 from deployments.stage import Stage
 from pipeline.decoder_options import DecoderOptions
 from pipeline.decoder_process import DecoderLost, DecoderPool
+from pipeline.errors import ServiceError
 from pipeline.fetch import Fetcher, FetchPolicy
 from pipeline.load import load_image
 from pipeline.source import Url, parse_source
@@ -52,7 +54,7 @@ class ImageLoaderOptions:
 
 @serve.deployment(max_ongoing_requests=32, max_queued_requests=512)
 class ImageLoader:
-    """Fetches, decodes and scales single images."""
+    """Fetches, decodes and scales images."""
 
     def __init__(self, options: ImageLoaderOptions) -> None:
         self._options = options
@@ -61,19 +63,20 @@ class ImageLoader:
         self._decoders = DecoderPool(options.decoder, options.threads)
         self._threads = ThreadPoolExecutor(options.threads, thread_name_prefix="decode")
 
-    async def load(self, image: ImageInput, context: RequestContext) -> LoadedImage:
-        """Make one image ready for the network.
+    async def load(self, images: Sequence[ImageInput], contexts: Sequence[RequestContext]) -> list[LoadedImage | ServiceError]:
+        """Make a group's images ready for the network.
 
-        Raises:
-            FetchError, ImageError, LimitExceeded: this image cannot be had; the message says why.
-            DeadlineExceeded: too late to begin.
+        Returns:
+            For each its pixels, or why they cannot be had: FetchError, ImageError, LimitExceeded, DeadlineExceeded, StageFailed.
         """
-        with self._stage.guard(context):
-            began = time.perf_counter()
-            data = await self._fetch(image, context.deadline) if isinstance(image, str) else image
-            fetch_ms = (time.perf_counter() - began) * 1e3
-            loaded = await asyncio.get_running_loop().run_in_executor(self._threads, self._load, data, context.request_id)
-            return replace(loaded, timings_ms={"fetch": fetch_ms, **loaded.timings_ms})
+        return await self._stage.each(self._load_one, images, [None] * len(images), contexts)
+
+    async def _load_one(self, image: ImageInput, _: None, context: RequestContext) -> LoadedImage:
+        began = time.perf_counter()
+        data = await self._fetch(image, context.deadline) if isinstance(image, str) else image
+        fetch_ms = (time.perf_counter() - began) * 1e3
+        loaded = await asyncio.get_running_loop().run_in_executor(self._threads, self._load, data, context.request_id)
+        return replace(loaded, timings_ms={"fetch": fetch_ms, **loaded.timings_ms})
 
     def _load(self, data: bytes | NDArray[np.uint8], request_id: str) -> LoadedImage:
         if isinstance(data, np.ndarray):

@@ -18,6 +18,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.context import RequestContext
+from deployments.grouping import GroupLimits
 from deployments.image_loader import ImageInput
 from deployments.metrics import StageMetrics
 from deployments.params import ScoreParams, parse_params
@@ -40,6 +41,7 @@ class IngressOptions:
         max_images_per_request, max_images_in_flight: admission; the second is per ingress replica.
         overload_status, retry_after_s: how a refusal looks.
         ready_cache_s: how long a readiness answer stays valid, seconds.
+        groups: how images share the calls between the stages.
     """
 
     classes: tuple[str, ...]
@@ -51,6 +53,7 @@ class IngressOptions:
     overload_status: int
     retry_after_s: int
     ready_cache_s: float
+    groups: GroupLimits
 
 
 @serve.deployment(max_ongoing_requests=1000)
@@ -75,7 +78,9 @@ class Ingress:
         self.options = options
         self._front = front
         self._detector = detector
-        self._graph = ScoringGraph(image_loader, detector, polygonizer, options.retry_after_s, options.overload_status)
+        self._graph = ScoringGraph(
+            image_loader, detector, polygonizer, options.retry_after_s, options.overload_status, options.groups
+        )
         self._metrics = StageMetrics("ingress")
         self._in_flight = 0
         self._readiness: tuple[float, ServiceError | None] | None = None

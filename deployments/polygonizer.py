@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
 
 from ray import serve
 
 from deployments.context import RequestContext
 from deployments.stage import Stage
+from pipeline.errors import ServiceError
 from pipeline.objects import instances_to_objects, objects_to_json
-from pipeline.types import EncodedImage, Instances, OutlineOptions, ScoredImage, SegmentedObject
-
-T = TypeVar("T")
+from pipeline.types import Answer, EncodedImage, Instances, OutlineOptions, ScoredImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,29 +39,27 @@ class Polygonizer:
         self._stage = Stage("polygonizer")
         self._threads = ThreadPoolExecutor(options.threads, thread_name_prefix="polygonize")
 
-    async def outline(self, instances: Instances, options: OutlineOptions, context: RequestContext) -> ScoredImage:
-        """One image's objects, typed (for Python callers)."""
-        objects, timings = await self._work(instances, options, context, lambda objects: objects)
-        return ScoredImage(objects, timings)
-
-    async def outline_json(self, instances: Instances, options: OutlineOptions, context: RequestContext) -> EncodedImage:
-        """One image's objects, encoded (for HTTP callers)."""
-        (encoded, count), timings = await self._work(
-            instances, options, context, lambda objects: (objects_to_json(objects), len(objects))
-        )
-        return EncodedImage(encoded, count, timings)
-
-    async def _work(
+    async def outline(
         self,
-        instances: Instances,
-        options: OutlineOptions,
-        context: RequestContext,
-        finish: Callable[[list[SegmentedObject]], T],
-    ) -> tuple[T, Mapping[str, float]]:
-        def run() -> T:
-            return finish(instances_to_objects(instances, self._classes, options))
+        instances: Sequence[Instances | ServiceError],
+        options: Sequence[tuple[OutlineOptions, bool]],
+        contexts: Sequence[RequestContext],
+    ) -> list[Answer | ServiceError]:
+        """Outline the objects of a group's images.
 
-        with self._stage.guard(context):
-            began = time.perf_counter()
-            result = await asyncio.get_running_loop().run_in_executor(self._threads, run)
-            return result, {**instances.timings_ms, "polygonize": (time.perf_counter() - began) * 1e3}
+        Args:
+            options: for each image how, and whether as JSON bytes (EncodedImage, for HTTP) or typed (ScoredImage, for Python).
+        Returns:
+            For each image its answer, or its error.
+        """
+        return await self._stage.each(self._outline, instances, options, contexts)
+
+    async def _outline(self, instances: Instances, options: tuple[OutlineOptions, bool], _: RequestContext) -> Answer:
+        began = time.perf_counter()
+        answer = await asyncio.get_running_loop().run_in_executor(self._threads, self._answer, instances, *options)
+        timings = {**instances.timings_ms, "polygonize": (time.perf_counter() - began) * 1e3}
+        return replace(answer, timings_ms=timings)
+
+    def _answer(self, instances: Instances, outline: OutlineOptions, encoded: bool) -> Answer:
+        objects = instances_to_objects(instances, self._classes, outline)
+        return EncodedImage(objects_to_json(objects)) if encoded else ScoredImage(objects)

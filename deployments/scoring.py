@@ -1,10 +1,10 @@
-"""Scoring one image through the three stages, and many of them as one request.
+"""Scoring images through the three stages.
 
-    image ─▶ image_loader.load ─▶ detector.detect ─▶ polygonizer.outline ─▶ answer
-                        (each response goes to the next stage by reference; nobody in between fetches it)
+    images ─▶ Grouper ─▶ image_loader.load ─▶ detector.detect ─▶ polygonizer.outline ─▶ answers
+                              (each response goes to the next stage by reference; nobody in between fetches it)
 
-Every image is an item of its own: it batches with whoever is there, fails alone, and is tried again when the
-replica that worked on it died (scoring is idempotent).
+Every image is an item of its own: it batches with whoever is there, fails alone, and is tried again when the replica that
+worked on it died (scoring is idempotent). Images only share the calls between the stages, see deployments.grouping.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from ray import exceptions as ray_exceptions
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException, RequestCancelledError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from deployments.context import RequestContext
+from deployments.grouping import Grouper, GroupLimits
 from deployments.image_loader import ImageInput
 from pipeline.errors import DeadlineExceeded, ImageFault, Overloaded, ServiceError, StageFailed
+from pipeline.source import looks_like_url
 from pipeline.types import Answer, DetectOptions, OutlineOptions
 
 logger = logging.getLogger("ray.serve")
@@ -58,6 +62,15 @@ class ScoreOptions:
     encoded: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """One image on its way, and what it is asked for."""
+
+    image: ImageInput
+    options: ScoreOptions
+    context: RequestContext
+
+
 class ScoringGraph:
     """The three stages, chained.
 
@@ -65,6 +78,7 @@ class ScoringGraph:
         image_loader, detector, polygonizer: handles of the stages' deployments.
         retry_after_s: seconds told to callers who are refused because a queue is full.
         overload_status: 503 or 429, the status of such a refusal.
+        groups: how images share calls.
     """
 
     def __init__(
@@ -74,12 +88,14 @@ class ScoringGraph:
         polygonizer: DeploymentHandle,
         retry_after_s: int = 1,
         overload_status: int = 503,
+        groups: GroupLimits | None = None,
     ) -> None:
         self._image_loader = image_loader
         self._detector = detector
         self._polygonizer = polygonizer
         self._retry_after_s = retry_after_s
         self._overload_status = overload_status
+        self._grouper: Grouper[Parcel, Answer] = Grouper(self._chain, groups or GroupLimits())
 
     async def score(
         self, images: Sequence[ImageInput], options: ScoreOptions, context: RequestContext
@@ -102,30 +118,48 @@ class ScoringGraph:
                 task.cancel()
 
     async def _score_one(self, image: ImageInput, options: ScoreOptions, context: RequestContext) -> Answer:
-        for delay_s in RETRY_DELAYS_S:
-            try:
-                return await self._chain(image, options, context)
-            except StageLost as error:
-                logger.warning("request %s: %s Trying again in %s s.", context.request_id, error, delay_s)
-                await asyncio.sleep(min(delay_s, max(context.remaining_s, 0)))
-        return await self._chain(image, options, context)
-
-    async def _chain(self, image: ImageInput, options: ScoreOptions, context: RequestContext) -> Answer:
         context.check("ingress")
-        loaded: Any = self._image_loader.load.remote(image, context)
-        instances: Any = self._detector.detect.remote(loaded, options.detect, context)
-        last = self._polygonizer.outline_json if options.encoded else self._polygonizer.outline
-        answer: Any = last.remote(instances, options.outline, context)
+        parcel = Parcel(image, options, context)
         try:
-            return await asyncio.wait_for(_result(answer), timeout=context.remaining_s)
-        except BaseException as error:
-            _cancel(answer, instances, loaded)
+            async with asyncio.timeout(context.remaining_s):
+                return await self._send(parcel)
+        except TimeoutError as error:
             raise self._known(error) from error
 
-    def _known(self, error: BaseException) -> BaseException:
-        """The error of this project that a foreign exception stands for."""
-        if isinstance(error, ServiceError | asyncio.CancelledError):
-            return error
+    async def _send(self, parcel: Parcel) -> Answer:
+        """Carry one image through the stages; one that may take long to fetch, or was lost before, travels alone."""
+        image = parcel.image
+        alone = isinstance(image, str) and looks_like_url(image)
+        size_bytes = image.nbytes if isinstance(image, np.ndarray) else len(image)
+        for delay_s in RETRY_DELAYS_S:
+            try:
+                return await self._grouper.send(parcel, size_bytes, alone=alone)
+            except StageLost as error:
+                logger.warning("request %s: %s Trying again in %s s.", parcel.context.request_id, error, delay_s)
+                alone = True
+                await asyncio.sleep(delay_s)
+        return await self._grouper.send(parcel, size_bytes, alone=alone)
+
+    async def _chain(self, parcels: Sequence[Parcel]) -> list[Answer | ServiceError]:
+        """One group through the stages: an answer or an error for each image, never raises but for cancelling."""
+        contexts = [parcel.context for parcel in parcels]
+        options = [parcel.options for parcel in parcels]
+        loaded: Any = self._image_loader.load.remote([parcel.image for parcel in parcels], contexts)
+        instances: Any = self._detector.detect.remote(loaded, [option.detect for option in options], contexts)
+        outlines = [(option.outline, option.encoded) for option in options]
+        answers: Any = self._polygonizer.outline.remote(instances, outlines, contexts)
+        try:
+            return list(await _result(answers))
+        except BaseException as error:
+            _cancel(answers, instances, loaded)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            return [self._known(error) for _ in parcels]
+
+    def _known(self, error: BaseException) -> ServiceError:
+        """The error of this project that a foreign exception stands for; a new one for each image, as they are raised apart."""
+        if isinstance(error, ServiceError):
+            return copy(error)
         if isinstance(error, TimeoutError | RequestCancelledError):
             return DeadlineExceeded("The request's deadline passed before its images were scored.")
         if isinstance(error, BackPressureError | DeploymentUnavailableError):

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from deployments.context import RequestContext
 from deployments.metrics import StageMetrics
-from pipeline.errors import Overloaded, RequestError, ServiceError, StageFailed
+from pipeline.errors import ServiceError, StageFailed
+
+Image = TypeVar("Image")
+Result = TypeVar("Result")
 
 logger = logging.getLogger("ray.serve")
-
-
-def one_line_for_refusals(record: logging.LogRecord) -> bool:
-    """A logging filter: Ray Serve logs a traceback of some kilobytes for every exception; a bad image is worth a line."""
-    error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, RequestError | Overloaded):
-        record.levelno, record.levelname = logging.INFO, "INFO"
-        record.msg, record.args, record.exc_info, record.exc_text = f"Refused: {error.code}", (), None, None
-    return True
 
 
 class Stage:
@@ -33,11 +29,38 @@ class Stage:
     def __init__(self, name: str) -> None:
         self.name = name
         self._metrics = StageMetrics(name)
-        logger.addFilter(one_line_for_refusals)
+
+    async def each(
+        self,
+        work: Callable[..., Awaitable[Result]],
+        images: Sequence[Image | ServiceError],
+        options: Sequence[Any],
+        contexts: Sequence[RequestContext],
+    ) -> list[Result | ServiceError]:
+        """Run `work(image, options, context)` for every image of a group, side by side.
+
+        Returns:
+            For each image its result, its error, or the error that it came with: one image never fails another.
+        """
+
+        async def one(image: Image | ServiceError, option: Any, context: RequestContext) -> Result | ServiceError:
+            if isinstance(image, ServiceError):
+                return image
+            try:
+                with self._guard(context):
+                    return await work(image, option, context)
+            except ServiceError as error:
+                return error
+
+        began = time.perf_counter()
+        results = await asyncio.gather(*map(one, images, options, contexts))
+        ids = " ".join(dict.fromkeys(context.request_id for context in contexts))
+        logger.info("%s: %d image(s) in %.1f ms, request %s", self.name, len(images), (time.perf_counter() - began) * 1e3, ids)
+        return results
 
     @contextmanager
-    def guard(self, context: RequestContext) -> Iterator[None]:
-        """Run one image's work: refuse it late, time it, count it, and never let a foreign exception out.
+    def _guard(self, context: RequestContext) -> Iterator[None]:
+        """Run one image's work: refuse it late, time it, count it, log its failure, and never let a foreign exception out.
 
         Raises:
             DeadlineExceeded: the deadline passed before the work began.
@@ -50,9 +73,10 @@ class Stage:
             yield
         except ServiceError as error:
             self._metrics.failed(error.code)
+            logger.info("request %s: refused by %s: %s", context.request_id, self.name, error.code)
             raise
         except Exception as error:
             self._metrics.failed(StageFailed.code)
-            logger.exception("stage %s failed, request %s", self.name, context.request_id)
+            logger.exception("request %s: stage %s failed", context.request_id, self.name)
             raise StageFailed(f"The {self.name} stage failed on this image.") from error
         self._metrics.done((time.perf_counter() - began) * 1e3)

@@ -36,6 +36,12 @@ class EncodedBytes:
 ImageSource: TypeAlias = Url | EncodedBytes
 
 
+def looks_like_url(text: str) -> bool:
+    """Whether `text` names something to fetch; quick, without decoding or judging it."""
+    scheme = _SCHEME.match(text, 0, 64)
+    return scheme is not None and scheme[1].lower() != "data"
+
+
 def parse_source(text: str, max_bytes: int = MAX_IMAGE_BYTES) -> ImageSource:
     """Tell a URL from base64, and decode the base64.
 

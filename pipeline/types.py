@@ -187,12 +187,10 @@ class EncodedImage:
 
     Args:
         json: UTF-8 `{"boxes": [...]}`.
-        object_count: number of objects in it.
         timings_ms: as in ScoredImage.
     """
 
     json: bytes
-    object_count: int
     timings_ms: Mapping[str, float] = field(default_factory=dict)
 
 

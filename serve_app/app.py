@@ -9,6 +9,7 @@ from functools import partial
 from ray.serve import Application
 
 from deployments.detector import Detector, DetectorOptions
+from deployments.grouping import GroupLimits
 from deployments.image_loader import ImageLoader, ImageLoaderOptions
 from deployments.ingress import Ingress, IngressOptions
 from deployments.polygonizer import Polygonizer, PolygonizerOptions
@@ -87,4 +88,5 @@ def _ingress_options(settings: Settings, header: ModelHeader) -> IngressOptions:
         overload_status=ingress.overload_status,
         retry_after_s=ingress.retry_after_s,
         ready_cache_s=ingress.ready_cache_s,
+        groups=GroupLimits(ingress.groups.max_images, int(ingress.groups.max_mb * 1e6), ingress.groups.max_under_way),
     )

@@ -41,6 +41,20 @@ class AuthSettings(StrictModel):
     allow_anonymous: bool = Field(False, description="Serve without keys even when listening beyond loopback.")
 
 
+class GroupSettings(StrictModel):
+    """How images share the calls between the stages when there is load (deployments/grouping.py)."""
+
+    max_images: int = Field(8, ge=1, description="Most images in one call.")
+    max_mb: float = Field(
+        4.0, gt=0, description="Most MB (1e6 bytes, as sent) in a call of several images; a larger one goes alone."
+    )
+    max_under_way: int = Field(
+        4,
+        ge=1,
+        description="Most calls under way per ingress replica; what comes meanwhile makes up the next. URLs are not counted.",
+    )
+
+
 class IngressSettings(StrictModel):
     """The front door: limits of a request, admission, deadlines, keys."""
 
@@ -55,6 +69,7 @@ class IngressSettings(StrictModel):
     overload_status: Literal[429, 503] = Field(503, description="HTTP status of a refusal for load.")
     retry_after_s: int = Field(1, ge=1, description="Retry-After header of a refusal, seconds.")
     ready_cache_s: float = Field(1.0, ge=0, description="How long an answer of /ready stays valid, seconds.")
+    groups: GroupSettings = GroupSettings()
     auth: AuthSettings = AuthSettings()
 
 

@@ -10,7 +10,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from deployments import scoring
 from deployments.context import RequestContext
 from deployments.scoring import ScoreOptions, ScoringGraph
-from pipeline.errors import DeadlineExceeded, ImageError, ImageFault, Overloaded, StageFailed
+from pipeline.errors import DeadlineExceeded, ImageError, ImageFault, Overloaded, ServiceError, StageFailed
 from pipeline.types import DetectOptions, OutlineOptions
 
 
@@ -29,35 +29,38 @@ class FakeResponse:
 
 
 class FakeStages:
-    """All three stages in one; `behave(image, attempt)` gives the last stage's answer, raises, or awaits."""
+    """All three stages in one.
+
+    `behave(image, attempt)` gives an image's answer or error as the last stage would, or awaits; an error that is not ours
+    fails the whole call.
+    """
 
     def __init__(self, behave):
         self._behave = behave
         self.attempts = {}
         self.responses = []
-        self.calls = []
-        self.load = self.detect = self.outline = self.outline_json = None
-        for name in ("load", "detect", "outline", "outline_json"):
-            setattr(self, name, self)
-        self._pending = None
+        self.groups = []
+        self.load = self.detect = self.outline = self
 
-    def remote(self, first, *rest):
-        self.calls.append(rest)
+    def remote(self, first, *_):
         if not isinstance(first, FakeResponse):
-            self._pending = first
-        image = self._pending
+            self.groups.append(list(first))
+        images = self.groups[-1]
 
         async def work():
-            self.attempts[image] = self.attempts.get(image, 0) + 1
-            outcome = self._behave(image, self.attempts[image])
-            outcome = await outcome if asyncio.iscoroutine(outcome) else outcome
-            if isinstance(outcome, BaseException):
-                raise outcome
-            return outcome
+            return [await self._answer(image) for image in images]
 
         response = FakeResponse(work)
         self.responses.append(response)
         return response
+
+    async def _answer(self, image):
+        self.attempts[image] = self.attempts.get(image, 0) + 1
+        outcome = self._behave(image, self.attempts[image])
+        outcome = await outcome if asyncio.iscoroutine(outcome) else outcome
+        if isinstance(outcome, BaseException) and not isinstance(outcome, ServiceError):
+            raise outcome
+        return outcome
 
 
 def graph(stages):
@@ -124,6 +127,7 @@ async def test_a_replica_that_stays_lost_fails_in_our_words():
         pytest.param(BackPressureError(5, 5), Overloaded, 429, id="queue full"),
         pytest.param(wrapped(BackPressureError(5, 5)), Overloaded, 429, id="queue full downstream"),
         pytest.param(DeploymentUnavailableError("x"), Overloaded, 429, id="stage not deployed"),
+        pytest.param(ImageError("bad"), ImageError, 422, id="our error, in the image's place"),
         pytest.param(wrapped(ImageError("bad")), ImageError, 422, id="our error through Ray"),
         pytest.param(ValueError("/secret"), StageFailed, 500, id="a bug"),
     ],
@@ -143,13 +147,14 @@ async def test_first_failure_cancels_the_rest():
     async def forever():
         await asyncio.sleep(60)
 
-    stages = FakeStages(lambda image, _: forever() if image == "slow" else ImageError("bad"))
+    stages = FakeStages(lambda image, _: forever() if "slow" in image else ImageError("bad"))
     began = time.perf_counter()
     with pytest.raises(ImageError) as caught:
-        await graph(stages).score(["slow", "bad"], options(), context())
+        await graph(stages).score(["http://slow", "bad"], options(), context())
     await asyncio.sleep(0.05)
     assert time.perf_counter() - began < 1
     assert [fault.index for fault in caught.value.faults] == [1]
+    assert stages.groups[0] == ["http://slow"]
     assert all(response.cancelled for response in stages.responses[:3])
 
 
@@ -178,6 +183,8 @@ async def test_deadline_ends_the_wait_and_the_work():
     stages = FakeStages(lambda *_: forever())
     with pytest.raises(DeadlineExceeded):
         await graph(stages).score(["a"], options(), context(0.05))
+    await asyncio.sleep(0)
+    assert stages.responses
     assert all(response.cancelled for response in stages.responses)
 
 
@@ -192,3 +199,34 @@ async def test_a_deadline_that_has_passed_starts_nothing():
 async def test_no_images():
     """Nothing in, nothing out."""
     assert await graph(FakeStages(lambda image, _: image)).score([], options(), context()) == []
+
+
+async def test_images_of_a_request_share_calls():
+    """Twenty images: groups of eight, one call each between the stages; URLs travel alone, they may take long."""
+    stages = FakeStages(lambda image, _: image)
+    images = [f"image{number}" for number in range(18)] + ["https://example.com/1.jpg", "data:image/png;base64,AA=="]
+    assert await graph(stages).score(images, options(), context()) == images
+    assert sorted(map(len, stages.groups)) == [1, 3, 8, 8]
+    assert ["https://example.com/1.jpg"] in stages.groups
+
+
+async def test_a_lost_group_is_tried_again_image_by_image():
+    """So that the image that kills its replica takes nobody with it twice."""
+    stages = FakeStages(lambda image, _: ray_exceptions.ActorDiedError() if image == "c" else image)
+    answers = await graph(stages).score(["a", "b", "c"], options(isolate=True), context())
+    assert answers[:2] == ["a", "b"]
+    assert isinstance(answers[2], ImageFault)
+    assert stages.groups[0] == ["a", "b", "c"]
+    assert all(len(group) == 1 for group in stages.groups[1:])
+
+
+async def test_errors_are_never_shared():
+    """Two requests in one lost group: each error names its own request's images."""
+    stages = FakeStages(lambda *_: BackPressureError(5, 5))
+    both = graph(stages)
+    errors = await asyncio.gather(
+        both.score(["a"], options(), context()), both.score(["b", "c"], options(), context()), return_exceptions=True
+    )
+    assert stages.groups == [["a", "b", "c"]]
+    assert len(errors[0].faults) == 1
+    assert errors[0] is not errors[1]

@@ -15,7 +15,7 @@ from serve_app.http import http_app
 from serve_app.settings import Settings
 
 GOOD = {"input_data": {"columns": ["image"], "data": ["aGk=", "aGk="]}}
-ANSWER = EncodedImage(b'{"boxes":[]}', 0, {"fetch": 1.0, "decode": 2.0, "queue": 3.0, "detect": 4.0, "polygonize": 5.0})
+ANSWER = EncodedImage(b'{"boxes":[]}', {"fetch": 1.0, "decode": 2.0, "queue": 3.0, "detect": 4.0, "polygonize": 5.0})
 
 
 class FakeIngress:

@@ -1,0 +1,139 @@
+"""Sends images on in groups, so that the price of a call between stages is shared when there is load.
+
+    send(item) ──▶ waiting ──▶ group ──▶ carry(items), one call for all of them ──▶ each sender's own outcome
+    send(item, alone=True) ──▶ a group of its own, at once
+
+A few groups are under way at a time; what comes meanwhile waits and makes up the next ones. So an idle service carries each
+image at once, alone, and a busy one carries full groups: nobody chooses between latency and throughput. Who may take long
+for reasons of its own (a URL) or has lost its replica before travels alone, and holds up nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLimits:
+    """How large groups get, and how many are under way.
+
+    Args:
+        max_items: most items in a group.
+        max_bytes: most bytes in a group of several items; a larger item travels in a group of its own.
+        max_under_way: most groups under way at a time; those of items sent alone are not counted.
+    """
+
+    max_items: int = 8
+    max_bytes: int = 4_000_000
+    max_under_way: int = 4
+
+
+@dataclass(slots=True, eq=False)
+class _Entry(Generic[Item, Result]):
+    """One sent item. Its future never holds an exception, only the result or the error to raise."""
+
+    item: Item
+    size_bytes: int
+    future: asyncio.Future[Result | Exception] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    group: asyncio.Task[None] | None = None
+
+
+class Grouper(Generic[Item, Result]):
+    """Groups single items for a call that takes several.
+
+    Args:
+        carry: takes items, returns one outcome for each in order; an exception in an item's place is raised to its sender.
+            What it raises itself is a bug, and is raised to all. Cancelled when every sender of the group has gone.
+        limits: of the groups.
+
+    Belongs to one event loop.
+    """
+
+    def __init__(self, carry: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]], limits: GroupLimits) -> None:
+        self._carry = carry
+        self._limits = limits
+        self._waiting: deque[_Entry[Item, Result]] = deque()
+        self._under_way = 0
+        self._filling = False
+        self._groups: dict[asyncio.Task[None], list[_Entry[Item, Result]]] = {}
+
+    async def send(self, item: Item, size_bytes: int = 0, *, alone: bool = False) -> Result:
+        """Carry one item, with others where that saves calls. Cancelling gives up the item.
+
+        Args:
+            item: handed to `carry` as it is.
+            size_bytes: counted against `max_bytes`.
+            alone: in a group of its own and at once.
+        Raises:
+            Exception: what `carry` returned in the item's place.
+        """
+        entry: _Entry[Item, Result] = _Entry(item, size_bytes)
+        if alone:
+            self._start([entry], counted=False)
+        else:
+            self._waiting.append(entry)
+            self._fill_soon()
+        try:
+            outcome = await entry.future
+        except asyncio.CancelledError:
+            self._leave(entry)
+            raise
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def _fill_soon(self) -> None:
+        """Once all who send in this turn of the event loop have done so: the images of one request make full groups."""
+        if not self._filling:
+            self._filling = True
+            asyncio.get_running_loop().call_soon(self._fill)
+
+    def _fill(self) -> None:
+        self._filling = False
+        while self._waiting and self._under_way < self._limits.max_under_way:
+            self._start(self._next_group(), counted=True)
+
+    def _next_group(self) -> list[_Entry[Item, Result]]:
+        group = [self._waiting.popleft()]
+        room = self._limits.max_bytes - group[0].size_bytes
+        while self._waiting and len(group) < self._limits.max_items and self._waiting[0].size_bytes <= room:
+            group.append(self._waiting.popleft())
+            room -= group[-1].size_bytes
+        return group
+
+    def _start(self, entries: list[_Entry[Item, Result]], *, counted: bool) -> None:
+        """Carry a group. In a context of its own: in a request's, Ray would cancel the call when that one request ends."""
+        self._under_way += counted
+        task = asyncio.get_running_loop().create_task(self._run(entries, counted), context=contextvars.Context())
+        self._groups[task] = entries
+        task.add_done_callback(self._groups.pop)
+        for entry in entries:
+            entry.group = task
+
+    async def _run(self, entries: list[_Entry[Item, Result]], counted: bool) -> None:
+        outcomes: Sequence[Result | Exception]
+        try:
+            outcomes = await self._carry([entry.item for entry in entries])
+        except Exception as error:
+            outcomes = [error] * len(entries)
+        finally:
+            self._under_way -= counted
+            self._fill_soon()
+        for entry, outcome in zip(entries, outcomes, strict=True):
+            if not entry.future.done():
+                entry.future.set_result(outcome)
+
+    def _leave(self, entry: _Entry[Item, Result]) -> None:
+        """Its sender has gone: do not carry it, or give up a group that nobody waits for."""
+        if entry.group is None:
+            self._waiting.remove(entry)
+        elif all(other.future.cancelled() for other in self._groups.get(entry.group, ())):
+            entry.group.cancel()

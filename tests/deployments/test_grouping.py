@@ -1,0 +1,159 @@
+"""Grouping: alone when idle, full groups under load, limits, who leaves, who fails."""
+
+import asyncio
+import contextvars
+
+import pytest
+
+from deployments.grouping import Grouper, GroupLimits
+
+
+class Carrier:
+    """Carries groups as slowly as it is told to, and remembers them."""
+
+    def __init__(self, step_s=0.0):
+        self.groups = []
+        self.cancelled = []
+        self.under_way = self.most_under_way = 0
+        self._step_s = step_s
+
+    async def __call__(self, items):
+        self.groups.append(list(items))
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            await asyncio.sleep(self._step_s)
+        except asyncio.CancelledError:
+            self.cancelled.append(list(items))
+            raise
+        finally:
+            self.under_way -= 1
+        return [ValueError(item) if str(item).startswith("bad") else f"{item}!" for item in items]
+
+
+async def send_all(grouper, items, **how):
+    return await asyncio.gather(*(grouper.send(item, **how) for item in items))
+
+
+async def test_an_idle_service_carries_at_once():
+    """One after the other: nobody waits for company."""
+    carrier = Carrier()
+    grouper = Grouper(carrier, GroupLimits())
+    assert [await grouper.send(item) for item in "abc"] == ["a!", "b!", "c!"]
+    assert carrier.groups == [["a"], ["b"], ["c"]]
+
+
+async def test_a_busy_service_fills_groups():
+    """What comes while two groups are under way makes up the next ones; never more than two, never more than four in one."""
+    carrier = Carrier(0.02)
+    grouper = Grouper(carrier, GroupLimits(max_items=4, max_under_way=2))
+    senders = []
+    for number in range(14):
+        senders.append(asyncio.create_task(grouper.send(number)))
+        await asyncio.sleep(0.001)
+    assert await asyncio.gather(*senders) == [f"{number}!" for number in range(14)]
+    assert carrier.groups[:2] == [[0], [1]]
+    assert max(map(len, carrier.groups)) == 4
+    assert len(carrier.groups) <= 6
+    assert carrier.most_under_way == 2
+    assert [item for group in carrier.groups for item in group] == list(range(14))
+
+
+async def test_large_items_go_by_themselves():
+    """A group stays below its bytes, and one larger than that is still carried."""
+    carrier = Carrier()
+    grouper = Grouper(carrier, GroupLimits(max_bytes=100))
+    sizes = [60, 30, 20, 500, 10]
+    await asyncio.gather(*(grouper.send(size, size) for size in sizes))
+    assert carrier.groups == [[60, 30], [20], [500], [10]]
+
+
+async def test_alone_means_alone_and_at_once():
+    """Also while the groups that may be under way are."""
+    carrier = Carrier(0.05)
+    grouper = Grouper(carrier, GroupLimits(max_under_way=1))
+    first = asyncio.create_task(send_all(grouper, "ab"))
+    await asyncio.sleep(0.01)
+    await send_all(grouper, ["url 1", "url 2"], alone=True)
+    assert carrier.groups == [["a", "b"], ["url 1"], ["url 2"]]
+    await first
+
+
+async def test_each_gets_its_own_outcome():
+    """An error in an item's place is raised to its sender only."""
+    outcomes = await asyncio.gather(
+        *(Grouper(Carrier(), GroupLimits()).send(item) for item in ("a", "bad", "b")), return_exceptions=True
+    )
+    assert outcomes[0] == "a!"
+    assert isinstance(outcomes[1], ValueError)
+    assert outcomes[2] == "b!"
+
+
+async def test_a_carrier_that_raises_fails_its_group_and_no_other():
+    """A bug in the call reaches all its senders; the next group is carried."""
+    calls = []
+
+    async def carry(items):
+        calls.append(items)
+        if len(calls) == 1:
+            raise RuntimeError("bug")
+        return items
+
+    grouper = Grouper(carry, GroupLimits(max_under_way=1))
+    outcomes = await asyncio.gather(*(grouper.send(item) for item in "ab"), return_exceptions=True)
+    assert [str(outcome) for outcome in outcomes] == ["bug", "bug"]
+    assert await grouper.send("c") == "c"
+
+
+async def test_who_leaves_before_its_turn_is_not_carried():
+    """Nor does its leaving disturb the others."""
+    carrier = Carrier(0.02)
+    grouper = Grouper(carrier, GroupLimits(max_under_way=1))
+    first = asyncio.create_task(grouper.send("a"))
+    await asyncio.sleep(0.005)
+    waiting = [asyncio.create_task(grouper.send(item)) for item in "bc"]
+    await asyncio.sleep(0.005)
+    waiting[0].cancel()
+    assert await first == "a!"
+    assert await waiting[1] == "c!"
+    assert carrier.groups == [["a"], ["c"]]
+
+
+async def test_a_group_is_given_up_when_all_have_left():
+    """One that stays keeps it going; the last one to leave ends it."""
+    carrier = Carrier(0.05)
+    grouper = Grouper(carrier, GroupLimits())
+    stays, leaves = (asyncio.create_task(grouper.send(item)) for item in "ab")
+    await asyncio.sleep(0.01)
+    leaves.cancel()
+    assert await stays == "a!"
+    assert carrier.cancelled == []
+    both = [asyncio.create_task(grouper.send(item)) for item in "cd"]
+    await asyncio.sleep(0.01)
+    for sender in both:
+        sender.cancel()
+    await asyncio.sleep(0.01)
+    assert carrier.cancelled == [["c", "d"]]
+    assert await grouper.send("e") == "e!"
+
+
+async def test_a_group_belongs_to_no_request():
+    """The call runs outside the context of whoever sent first: Ray Serve would cancel it with that request."""
+    request = contextvars.ContextVar("request", default="none")
+    seen = []
+
+    async def carry(items):
+        seen.append(request.get())
+        return items
+
+    request.set("a request")
+    await Grouper(carry, GroupLimits()).send("a")
+    assert seen == ["none"]
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 64])
+async def test_one_request_makes_full_groups(count):
+    """All images of a request are there before the first group leaves."""
+    carrier = Carrier(0.001)
+    await send_all(Grouper(carrier, GroupLimits()), range(count))
+    assert len(carrier.groups) == -(-count // 8)
