@@ -9,6 +9,7 @@ splitting run over all instances of an image at once.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import contourpy
@@ -23,10 +24,10 @@ from pipeline.types import MASK_STRIDE_PX, Letterbox
 SMALLEST_PART_PX2 = 1.0
 """Parts below one original pixel are dropped: a pixel mask could not show them either."""
 
-_FINE_STEP_PX, _COARSE_STEP_PX = 1, 2
-_FINE_WINDOW_CELLS = 400
-"""Windows up to 20 x 20 cells are contoured at every network pixel, larger ones at every second. Measured on coco_person/val:
-IoU with the full-size mask 0.999 at 0.21 ms, against 0.999 at 0.36 ms (all fine) and 0.969 at 0.17 ms (all coarse)."""
+_STEPS_PX = ((400, 1), (900, 2), (np.inf, 4))
+"""Windows up to 20 x 20 cells are contoured at every network pixel, up to 30 x 30 at every second, larger ones at every fourth: two
+samples a cell, a quarter of the work of four. Measured on coco_person/val (lowest and mean IoU with the full-size mask): at every
+second 0.9989 and 0.9997 of large windows, at every fourth 0.9967 and 0.9987; all windows together 0.9996."""
 
 _BORDER_HAIR_PX = 1e-9
 
@@ -107,21 +108,31 @@ def outlines_to_rings(outlines: NDArray[np.object_]) -> list[list[Ring]]:
     if len(parts) == 0:
         return rings_of
     _, points, (ring_ends, part_ends) = shapely.to_ragged_array(parts)
-    rings = _open_rings(points, ring_ends)
-    part_ends = part_ends.tolist()
-    for owner, first, last in zip(owners.tolist(), part_ends, part_ends[1:], strict=False):
+    rings, areas = _open_rings(points, ring_ends), _ring_areas(points, ring_ends)
+    part_ends, owners = part_ends.tolist(), owners.tolist()
+    for part in np.argsort(-areas[part_ends[:-1]], kind="stable").tolist():
+        first, *inner = range(part_ends[part], part_ends[part + 1])
         if len(rings[first]) >= 3:
-            holes = sorted((r for r in rings[first + 1 : last] if len(r) >= 3), key=ring_area, reverse=True)
-            rings_of[owner].append(Ring(rings[first], tuple(holes)))
-    return [
-        sorted(rings, key=lambda ring: ring_area(ring.points), reverse=True) if len(rings) > 1 else rings for rings in rings_of
-    ]
+            holes = sorted((hole for hole in inner if len(rings[hole]) >= 3), key=areas.__getitem__, reverse=True)
+            rings_of[owners[part]].append(Ring(rings[first], tuple(rings[hole] for hole in holes)))
+    return rings_of
 
 
-def ring_area(points: NDArray[np.float64]) -> float:
-    """Area inside an open ring (K, 2), by the shoelace formula, in squared units of the points."""
-    x, y = points[:, 0] - points[0, 0], points[:, 1] - points[0, 1]
-    return abs(float(np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1]))) / 2
+def _ring_areas(points: NDArray[np.float64], ring_ends: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Areas inside closed rings by the shoelace formula, in squared units of the points.
+
+    Args:
+        points: (P, 2) x y of all rings, each closed.
+        ring_ends: (R + 1,) where the rings begin and end.
+    """
+    if len(ring_ends) < 2:
+        return np.empty(0)
+    counts = np.diff(ring_ends)
+    x, y = (points - np.repeat(points[ring_ends[:-1]], counts, axis=0)).T
+    cross = np.zeros(len(points))
+    cross[:-1] = x[:-1] * y[1:] - x[1:] * y[:-1]
+    cross[ring_ends[1:] - 1] = 0.0  # from one ring's end to the next one's beginning
+    return np.asarray(np.abs(np.add.reduceat(cross, ring_ends[:-1])) / 2)
 
 
 def _onto_border(points: NDArray[np.float64], letterbox: Letterbox) -> NDArray[np.float64]:
@@ -136,13 +147,14 @@ def _open_rings(points: NDArray[np.float64], ring_ends: NDArray[np.int64]) -> li
     fresh = np.empty(len(points), dtype=bool)
     fresh[1:] = (points[1:] != points[:-1]).any(axis=1)
     fresh[ring_ends[:-1]] = False
-    counts = np.concatenate([[0], np.cumsum(fresh)])[ring_ends]
-    return np.split(points[fresh], counts[1:-1])
+    ends = np.concatenate([[0], np.cumsum(fresh)])[ring_ends].tolist()
+    points = points[fresh]
+    return [points[first:end] for first, end in itertools.pairwise(ends)]
 
 
 def _contour(window: MaskWindow, letterbox: Letterbox) -> list[tuple[NDArray[np.float64], NDArray[np.uint32]]]:
     """Parts of one mask: closed points of the outer ring and its holes, with the offsets between them."""
-    step = _FINE_STEP_PX if window.logits.size <= _FINE_WINDOW_CELLS else _COARSE_STEP_PX
+    step = next(step for cells, step in _STEPS_PX if window.logits.size <= cells)
     samples: NDArray = window.upsample(MASK_STRIDE_PX // step)
     samples, y = crop_to_image(samples, step, window.top * MASK_STRIDE_PX, letterbox.scaled_hw[0])
     transposed, x = crop_to_image(samples.T, step, window.left * MASK_STRIDE_PX, letterbox.scaled_hw[1])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from loadtest.raster import rings_to_mask
 from pipeline.errors import ShapeError
-from pipeline.polygons import mask_logits_to_rings, outlines_to_rings, ring_area, trace_outlines
+from pipeline.polygons import mask_logits_to_rings, outlines_to_rings, trace_outlines
 from tests.pipeline.mask_examples import all_rings, ellipse_logits, full_size_mask, iou, letterbox_of, rough_masks
 
 VGA = letterbox_of(480, 640)
@@ -46,7 +46,7 @@ def test_blob_matches_the_full_size_mask(ellipse, hw):
         return
     rings = mask_logits_to_rings(logits, letterbox)
     assert iou(rings_to_mask(all_rings(rings), hw), mask) >= 0.99
-    area = sum(ring_area(ring.points) - sum(map(ring_area, ring.holes)) for ring in rings)
+    area = sum(shapely.Polygon(ring.points, ring.holes).area for ring in rings)
     assert area == pytest.approx(mask.sum(), abs=0.25 * sum(len(points) for points in all_rings(rings)) + 2)
 
 
@@ -81,7 +81,7 @@ def test_hole_is_a_hole():
 def test_parts_come_largest_first():
     """Several parts are ordered by the area of their outer ring."""
     logits = ellipse_logits(VGA, (8, 8, 3, 3), (50, 30, 12, 12), (20, 45, 6, 6))
-    areas = [ring_area(ring.points) for ring in mask_logits_to_rings(logits, VGA, 1.0)]
+    areas = [shapely.Polygon(ring.points).area for ring in mask_logits_to_rings(logits, VGA, 1.0)]
     assert len(areas) == 3
     assert areas == sorted(areas, reverse=True)
 
