@@ -15,7 +15,7 @@ from deployments.ingress import Ingress, IngressOptions
 from deployments.polygonizer import Polygonizer, PolygonizerOptions
 from pipeline.decode import DecodeLimits
 from pipeline.decoder_options import DecoderOptions
-from pipeline.engines import EngineOptions
+from pipeline.engines import EngineOptions, SimulatedStep
 from pipeline.fetch import FetchPolicy
 from pipeline.types import DetectOptions, OutlineOptions
 from pipeline.zoo import ModelHeader, read_header
@@ -72,6 +72,7 @@ def _detector_options(settings: Settings) -> DetectorOptions:
         threads=detector.threads,
         max_batch=detector.max_batch,
         cache_dir=settings.model.cache_dir.expanduser(),
+        simulated=SimulatedStep(**detector.simulated.model_dump()),
     )
     return DetectorOptions(settings.model.name, engine, detector.max_batch, detector.max_wait_ms / 1e3)
 

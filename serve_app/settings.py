@@ -98,10 +98,21 @@ class ImageLoaderSettings(StrictModel):
     fetch: FetchSettings = FetchSettings()
 
 
+class SimulatedSettings(StrictModel):
+    """Speed of `engine: simulated`, which is for load tests: a pass of B images takes base_ms + per_image_ms * B."""
+
+    base_ms: float = Field(5.0, ge=0, description="Time of a pass apart from its images, milliseconds.")
+    per_image_ms: float = Field(2.0, ge=0, description="Time of each image of a pass, milliseconds.")
+    instances: int = Field(5, ge=0, le=100, description="Made-up instances in every image.")
+
+
 class DetectorSettings(StrictModel):
     """The network: engine, precision and dynamic batching."""
 
-    engine: Literal["auto", "openvino", "torch"] = Field("auto", description="auto: torch where CUDA is, else openvino.")
+    engine: Literal["auto", "openvino", "torch", "simulated"] = Field(
+        "auto", description="auto: torch where CUDA is, else openvino. simulated: made-up answers, for load tests only."
+    )
+    simulated: SimulatedSettings = SimulatedSettings()
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
         "auto", description="auto: the fastest that keeps accuracy."
     )

@@ -22,8 +22,26 @@ if TYPE_CHECKING:
 # A server calls nobody. (None is the import system's way to say "not there".)
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
-Kind = Literal["auto", "openvino", "torch"]
+Kind = Literal["auto", "openvino", "torch", "simulated"]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedStep:
+    """What the simulated engine pretends: a pass of B images takes base_ms + per_image_ms * B.
+
+    Args:
+        base_ms, per_image_ms: milliseconds.
+        instances: found in every image.
+    """
+
+    base_ms: float = 5.0
+    per_image_ms: float = 2.0
+    instances: int = 5
+
+    def step_s(self, batch: int) -> float:
+        """Time of a pass of `batch` images, seconds."""
+        return (self.base_ms + self.per_image_ms * batch) / 1e3
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +49,7 @@ class EngineOptions:
     """Which engine, and how it runs.
 
     Args:
-        kind: `auto` is torch where CUDA is, else OpenVINO.
+        kind: `auto` is torch where CUDA is, else OpenVINO; never `simulated`.
         precision: `auto` is the fastest that keeps accuracy on the device: bf16 or fp32 on a CPU, fp16 on CUDA.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         threads: CPU threads; None takes the cores this process may use.
@@ -39,6 +57,7 @@ class EngineOptions:
         batch_buckets: batch sizes that CUDA graphs are recorded for; None is 1, 2, 4 ... max_batch. Smaller batches are
             padded up to the next one. Engines on a CPU take any size as it is.
         cache_dir: folder for compiled models, so that the next start is quick; None keeps none.
+        simulated: speed and answers of the simulated engine; the others do not look at it.
     """
 
     kind: Kind = "auto"
@@ -48,6 +67,7 @@ class EngineOptions:
     max_batch: int = 8
     batch_buckets: tuple[int, ...] | None = None
     cache_dir: Path | None = None
+    simulated: SimulatedStep = SimulatedStep()
 
     def __post_init__(self) -> None:
         if self.max_batch < 1 or (self.threads is not None and self.threads < 1):
@@ -66,8 +86,8 @@ class ModelInfo:
         model: name of the model.
         classes: label names, in the order of `Instances.labels`.
         input_size: side of the square network input, pixels.
-        engine: `openvino` or `torch`.
-        precision: `fp32`, `bf16`, `fp16` or `int8`.
+        engine: `openvino`, `torch` or `simulated`.
+        precision: `fp32`, `bf16`, `fp16` or `int8`; `none` of the simulated engine.
         device: the device's name.
         threads: CPU threads of the engine.
         max_batch: most images in one pass.
@@ -125,6 +145,8 @@ def create_engine(checkpoint: Checkpoint, options: EngineOptions) -> Engine:
     """
     from pipeline.engines.devices import choose_kind
 
+    if options.kind == "simulated":
+        raise ConfigurationError("engine: the simulated engine takes no checkpoint; make it with load_engine")
     if choose_kind(options) == "torch":
         from pipeline.engines.torch_engine import TorchEngine
 
@@ -142,7 +164,12 @@ def load_engine(model: str | Path, options: EngineOptions) -> Engine:
     which makes the difference between seconds and a fraction of one when a lost replica is replaced.
     """
     from pipeline.engines.devices import choose_kind
-    from pipeline.zoo import DEFAULT_CACHE, locate
+    from pipeline.zoo import DEFAULT_CACHE, locate, read_header
+
+    if options.kind == "simulated":
+        from pipeline.engines.simulated import SimulatedEngine
+
+        return SimulatedEngine(str(model), read_header(str(model), options.cache_dir or DEFAULT_CACHE), options)
 
     path = locate(str(model), options.cache_dir or DEFAULT_CACHE)
     if choose_kind(options) == "openvino" and options.cache_dir is not None:
