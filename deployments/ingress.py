@@ -20,7 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.context import RequestContext
 from deployments.grouping import GroupLimits
 from deployments.image_loader import ImageInput
-from deployments.metrics import StageMetrics
+from deployments.metrics import IngressMetrics
 from deployments.params import ScoreParams, parse_params
 from deployments.probe import PROBE_IMAGE
 from deployments.scoring import ScoreOptions, ScoringGraph
@@ -81,7 +81,7 @@ class Ingress:
         self._graph = ScoringGraph(
             image_loader, detector, polygonizer, options.retry_after_s, options.overload_status, options.groups
         )
-        self._metrics = StageMetrics("ingress")
+        self._metrics = IngressMetrics()
         self._in_flight = 0
         self._readiness: tuple[float, ServiceError | None] | None = None
         self._probe_lock = asyncio.Lock()
@@ -155,6 +155,10 @@ class Ingress:
                 retry_after_s=self.options.retry_after_s,
                 status=self.options.overload_status,
             )
+
+    async def check_health(self) -> None:
+        """Called by Ray every `health_check_period_s`: the beat that the gauge needs, see deployments.metrics."""
+        self._metrics.in_flight(self._in_flight)
 
     def context(self, timeout_s: float | None = None, request_id: str | None = None) -> RequestContext:
         """A request's context; the deadline is the shorter of the caller's and the server's."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from ray import serve
 
 from deployments.context import RequestContext
+from deployments.metrics import ObjectMetrics
 from deployments.stage import Stage
 from pipeline.errors import ServiceError
 from pipeline.objects import instances_to_objects, objects_to_json
@@ -37,6 +38,7 @@ class Polygonizer:
     def __init__(self, options: PolygonizerOptions) -> None:
         self._classes = options.classes
         self._stage = Stage("polygonizer")
+        self._metrics = ObjectMetrics()
         self._threads = ThreadPoolExecutor(options.threads, thread_name_prefix="polygonize")
 
     async def outline(
@@ -62,4 +64,5 @@ class Polygonizer:
 
     def _answer(self, instances: Instances, outline: OutlineOptions, encoded: bool) -> Answer:
         objects = instances_to_objects(instances, self._classes, outline)
+        self._metrics.image(len(objects))
         return EncodedImage(objects_to_json(objects)) if encoded else ScoredImage(objects)
