@@ -8,12 +8,6 @@ PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-# A local cluster of one's own needs no token; a second terminal (serve status) then needs none either.
-export RAY_AUTH_MODE ?= disabled
-export RAY_USAGE_STATS_ENABLED ?= 0
-# Ray Serve's proxy answers some requests itself; with this it does so in the contract's JSON.
-export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH ?= serve_app.proxy:middlewares
-
 .PHONY: lock locked serve demo test check format bench clean
 .DEFAULT_GOAL := serve
 
@@ -37,7 +31,7 @@ locked: requirements.lock
 
 serve: $(VENV)/.installed
 	$(BIN)/python -m serve_app.config_file serve_config.yaml
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/serve run serve_config.yaml
+	set -a && . ./ray.env && PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/serve run serve_config.yaml
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m serve_app.demo

@@ -33,7 +33,7 @@ class GroupLimits:
 
     max_items: int = 8
     max_bytes: int = 4_000_000
-    max_under_way: int = 4
+    max_under_way: int = 2
 
 
 @dataclass(slots=True, eq=False)

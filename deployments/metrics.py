@@ -17,7 +17,7 @@ from pipeline.errors import StageFailed
 
 _LATENCY_MS: list[float] = [1, 2, 5, 10, 20, 35, 50, 75, 100, 150, 200, 250, 350, 500, 750, 1000, 2000, 5000, 10000, 30000]
 _BATCH: list[float] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256]
-_OBJECTS: list[float] = [0.5, 1, 2, 3, 5, 10, 20, 50, 100]  # up to 0.5: none; Ray takes no 0
+_OBJECTS: list[float] = [0.5, 1.5, 2.5, 3.5, 5.5, 10.5, 20.5, 50.5, 100.5]  # between the whole numbers: up to 0.5 is none
 
 
 class StageMetrics:

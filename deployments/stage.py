@@ -73,7 +73,7 @@ class Stage:
             yield
         except ServiceError as error:
             self._metrics.failed(error.code)
-            logger.info("request %s: refused by %s: %s", context.request_id, self.name, error.code)
+            logger.info("Refused by %s, request %s: %s", self.name, context.request_id, error.code)
             raise
         except Exception as error:
             self._metrics.failed(StageFailed.code)

@@ -95,6 +95,21 @@ def local_service(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def ray_environment() -> dict[str, str]:
+    """The environment that Ray is started with: the lines NAME=value of ray.env."""
+    lines = (REPOSITORY / "ray.env").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def _haproxy_of_its_own(folder: Path) -> dict[str, str]:
+    """Files and ports of HAProxy that no other service on this machine uses."""
+    folder.mkdir()
+    files = {"CONFIG_FILE_LOC": "cfg", "SOCKET_PATH": "admin", "SERVER_STATE_FILE": "state", "METRICS_SOCKET_PATH": "metrics"}
+    settings = {name: str(folder / file) for name, file in files.items()} | {"SERVER_STATE_BASE": str(folder)}
+    settings |= {name: str(free_port()) for name in ("STATS_PORT", "METRICS_PORT")}
+    return {f"RAY_SERVE_HAPROXY_{name}": value for name, value in settings.items()}
+
+
 def free_port() -> int:
     """A loopback TCP port that nobody listens on."""
     with socket.socket() as probe:
@@ -130,15 +145,9 @@ def _write_config(config: Path, change: Change | None, port: int, folder: Path) 
 
 
 def _start(config: Path, folder: Path, port: int, env: dict[str, str]) -> LocalService:
-    environment = os.environ | {
-        "RAY_TMPDIR": str(folder),
-        "RAY_ADDRESS": "local",
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.proxy:middlewares",
-        "PYTHONPATH": str(REPOSITORY),
-        **env,
-    }
+    environment = os.environ | ray_environment()
+    environment |= {"RAY_TMPDIR": str(folder), "RAY_ADDRESS": "local", "PYTHONPATH": str(REPOSITORY)}
+    environment |= _haproxy_of_its_own(folder / "haproxy") | env
     command = [sys.executable, "-m", "ray.serve.scripts", "run", "--app-dir", str(REPOSITORY), str(config)]
     with (folder / "serve.log").open("wb") as log:
         process = subprocess.Popen(

@@ -19,9 +19,10 @@ LOAD = Load(step_s=0.1, max_batch=16, callers=32, rate_per_s=80.0, seconds=2.0)
 
 @pytest.fixture(scope="module")
 def handles() -> Iterator[dict[str, DeploymentHandle]]:
+    before = psutil.Process().children(recursive=True)
     with local_serve():
         yield deploy(LOAD.step_s, LOAD.max_batch, ["serve.batch", "greedy"])
-        started = psutil.Process().children(recursive=True)
+        started = [process for process in psutil.Process().children(recursive=True) if process not in before]
     assert started
     assert psutil.wait_procs(started, timeout=10)[1] == [], "processes of Ray were left behind"
 
