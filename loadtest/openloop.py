@@ -26,6 +26,12 @@ from loadtest.traffic import JSON_HEADERS, OK, outcome_of, stages_of
 MISSES_ALLOWED = 0.01
 """Share of queries that may miss the bound: what p99 means, failures included."""
 
+ABANDONED = "abandoned"
+"""Outcome of a query that was never sent, because its trial was lost already."""
+
+STALE_BOUNDS = 4.0
+"""A trial is lost when a query has been waiting for so many times the bound."""
+
 
 @dataclass(frozen=True, slots=True)
 class Query:
@@ -33,7 +39,8 @@ class Query:
 
     Args:
         scheduled_s, sent_s, done_s: when it should have left, left, and was answered or given up.
-        outcome: `ok`, or the name of what went wrong (loadtest.traffic.outcome_of, `timeout`, `unanswered`, `connection`).
+        outcome: `ok`, or the name of what went wrong (loadtest.traffic.outcome_of, `timeout`, `unanswered`, `abandoned`,
+            `connection`).
         stages_ms: the server's own account.
     """
 
@@ -65,6 +72,7 @@ class Summary:
         send_lag_p99_ms: how late this client itself was; where it is large, the client was the bottleneck.
         stages_ms: mean of each stage over `ok` queries.
         took_s: from the start until the last answer.
+        cut_short: whether sending ended early, because the bound could hold no more; rates are of what was sent.
     """
 
     offered_per_s: float | None
@@ -81,6 +89,7 @@ class Summary:
     send_lag_p99_ms: float | None
     stages_ms: dict[str, float]
     took_s: float
+    cut_short: bool = False
 
     @property
     def holds(self) -> bool:
@@ -110,7 +119,8 @@ def summarize(
     refused = [query.latency_ms for query in queries if query.outcome.startswith("refused")]
     latencies = [query.latency_ms for query in good]
     within = sum(bound_ms is None or latency <= bound_ms for latency in latencies)
-    took_s = max((query.done_s for query in queries), default=0.0)
+    sent = [query for query in queries if query.outcome != ABANDONED]
+    took_s = max((query.done_s for query in sent), default=0.0)
     return Summary(
         offered_per_s=offered_per_s,
         queries=len(queries),
@@ -123,9 +133,10 @@ def summarize(
         goodput_per_s=within / took_s if took_s else None,
         images_per_s=len(good) * images_per_query / took_s if took_s else None,
         refused_p99_ms=percentile(refused, 99),
-        send_lag_p99_ms=percentile([(query.sent_s - query.scheduled_s) * 1e3 for query in queries], 99),
+        send_lag_p99_ms=percentile([(query.sent_s - query.scheduled_s) * 1e3 for query in sent], 99),
         stages_ms=_mean_stages(good),
         took_s=took_s,
+        cut_short=len(sent) < len(queries),
     )
 
 
@@ -149,30 +160,33 @@ class Client(AbstractAsyncContextManager["Client"]):
         self, url: str, bodies: Sequence[bytes], images: int = 1, timeout_s: float = 30.0, headers: dict[str, str] | None = None
     ) -> None:
         self._target, self._bodies, self.images = f"{url.rstrip('/')}/score", bodies, images
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._timeout_s = timeout_s
         self._headers = JSON_HEADERS | (headers or {})
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(limit=0)
-        self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout, headers=self._headers)
+        self._session = aiohttp.ClientSession(connector=connector, headers=self._headers)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._session is not None:
             await self._session.close()
 
-    async def ask(self, number: int, began: float, scheduled_s: float) -> Query:
+    async def ask(self, number: int, began: float, scheduled_s: float, patience_s: float = 0.0) -> Query:
         """Send one query now and wait for its end; never raises but when cancelled.
 
         Args:
             began: `time.perf_counter()` at the start of the trial.
+            patience_s: wait at least so long, whatever the client's own timeout.
         """
         if self._session is None:
             raise RuntimeError("use the client within `async with`")
         sent_s, stages = time.perf_counter() - began, {}
+        timeout = aiohttp.ClientTimeout(total=max(self._timeout_s, patience_s))
+        body = self._bodies[number % len(self._bodies)]
         try:
-            async with self._session.post(self._target, data=self._bodies[number % len(self._bodies)]) as answer:
+            async with self._session.post(self._target, data=body, timeout=timeout) as answer:
                 content = await answer.read()
                 done_s = time.perf_counter() - began  # before the answer is judged: that is our time, not the server's
                 outcome = outcome_of(answer.status, answer.headers, content, self.images)
@@ -184,23 +198,58 @@ class Client(AbstractAsyncContextManager["Client"]):
         return Query(scheduled_s, sent_s, done_s, outcome, stages)
 
 
-async def run_open_loop(client: Client, schedule: Sequence[float], patience_s: float) -> list[Query]:
-    """Send every query at its time; give up on what is unanswered `patience_s` after the last was scheduled."""
+class _Watch:
+    """Knows when a trial is lost: more queries missed the bound than may, or one waits for STALE_BOUNDS times the bound."""
+
+    def __init__(self, queries: int, bound_ms: float) -> None:
+        self._misses_left, self._bound_ms = int(queries * MISSES_ALLOWED), bound_ms
+        self._waiting: dict[asyncio.Task[Query], float] = {}  # in the order in which they were due
+
+    def sent(self, task: asyncio.Task[Query], scheduled_s: float) -> None:
+        self._waiting[task] = scheduled_s
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Query]) -> None:
+        del self._waiting[task]
+        if not task.cancelled():
+            query = task.result()
+            self._misses_left -= query.outcome != OK or query.latency_ms > self._bound_ms
+
+    def lost(self, now_s: float) -> bool:
+        oldest_s = next(iter(self._waiting.values()), now_s)
+        return self._misses_left < 0 or (now_s - oldest_s) * 1e3 > STALE_BOUNDS * self._bound_ms
+
+
+async def run_open_loop(
+    client: Client, schedule: Sequence[float], patience_s: float, bound_ms: float | None = None
+) -> list[Query]:
+    """Send every query at its time; give up on what is unanswered `patience_s` after the last was sent.
+
+    Args:
+        bound_ms: stop sending as soon as the trial cannot hold this latency any more. The rest is `abandoned`; what was sent
+            is waited for all the same, so that its queue is gone before the next trial.
+    """
     began = time.perf_counter()
+    watch = _Watch(len(schedule), bound_ms or float("inf"))
     tasks: list[asyncio.Task[Query]] = []
     for number, at in enumerate(schedule):
         await asyncio.sleep(max(0.0, at - (time.perf_counter() - began)))
-        tasks.append(asyncio.create_task(client.ask(number, began, at)))
+        if bound_ms is not None and watch.lost(time.perf_counter() - began):
+            break
+        task = asyncio.create_task(client.ask(number, began, at, patience_s))
+        watch.sent(task, at)
+        tasks.append(task)
     if tasks:
         _, late = await asyncio.wait(tasks, timeout=patience_s)
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
     ended = time.perf_counter() - began
-    return [
+    answered = [
         Query(at, at, ended, "unanswered") if task.cancelled() else task.result()
-        for at, task in zip(schedule, tasks, strict=True)
+        for at, task in zip(schedule, tasks, strict=False)
     ]
+    return answered + [Query(at, at, at, ABANDONED) for at in schedule[len(tasks) :]]
 
 
 async def run_single_stream(client: Client, seconds: float) -> list[Query]:

@@ -1,6 +1,7 @@
 """The highest rate that holds a bound: bracket by doubling or halving, bisect, then confirm by repeats.
 
 start ─▶ double while it holds / halve while it does not ─▶ bisect to PRECISION ─▶ repeats ─▶ (step down until they hold)
+                    └──────────── NoMoreTrials, from a trial: the highest rate so far that never failed ────────────┘
 """
 
 from __future__ import annotations
@@ -13,17 +14,35 @@ LOWEST_PER_S = 0.1
 HIGHEST_PER_S = 20_000.0
 
 Trial = Callable[[float], Awaitable[bool]]
-"""Offers a rate, queries a second, and says whether the bound held."""
+"""Offers a rate, queries a second, and says whether the bound held; or raises NoMoreTrials."""
+
+
+class NoMoreTrials(Exception):
+    """A trial refuses to run: the search has used up its time or its trials."""
 
 
 async def highest_rate(trial: Trial, start_per_s: float, repeats: int = 3) -> float | None:
-    """Search; None when not even LOWEST_PER_S holds.
+    """Search; None when not even LOWEST_PER_S holds, or nothing held before the trials were used up.
 
     Args:
         trial: called once for each rate that is tried; noisy.
         start_per_s: a first guess.
         repeats: trials at the found rate that must all hold; else the rate is lowered by STEP_DOWN and tried again.
     """
+    held: dict[float, bool] = {}
+
+    async def remembered(rate_per_s: float) -> bool:
+        holds = await trial(rate_per_s)
+        held[rate_per_s] = holds and held.get(rate_per_s, True)
+        return holds
+
+    try:
+        return await _search(remembered, start_per_s, repeats)
+    except NoMoreTrials:
+        return max((rate for rate, holds in held.items() if holds), default=None)
+
+
+async def _search(trial: Trial, start_per_s: float, repeats: int) -> float | None:
     low, high = await _bracket(trial, start_per_s)
     if low is None:
         return None

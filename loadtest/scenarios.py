@@ -9,15 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from loadtest.openloop import Client, Summary, poisson_schedule, run_open_loop, run_single_stream, summarize
-from loadtest.rate_search import highest_rate
+from loadtest.openloop import (
+    STALE_BOUNDS,
+    Client,
+    Summary,
+    poisson_schedule,
+    run_open_loop,
+    run_single_stream,
+    summarize,
+)
+from loadtest.rate_search import NoMoreTrials, highest_rate
 
 LEAST_QUERIES = 100
 """Fewer have no 99th percentile."""
+
+OFFLINE_PATIENCE_S = 600.0
+"""What is not answered by then does not count as done, offline."""
 
 Tell = Callable[[str], object]
 Result = dict[str, Any]
@@ -33,8 +45,9 @@ class Setup:
         seed: of the arrivals; every trial has its own, derived from it.
         repeats: confirming trials of the found rate.
         pause_s: between trials, so that one's queue is not the next one's.
-        offline_images: images of the offline scenario.
-        start_per_s: first rate of the search; None asks a short single stream.
+        offline_images: images of the offline scenario; a slow service wants fewer, all are due within OFFLINE_PATIENCE_S.
+        start_per_s: first rate of the search; None starts at half of what one caller alone gets.
+        max_trials, max_search_s: the search ends there with what it has found; no trial begins later.
     """
 
     p99_ms: float = 250.0
@@ -44,6 +57,8 @@ class Setup:
     pause_s: float = 1.0
     offline_images: int = 256
     start_per_s: float | None = None
+    max_trials: int = 60
+    max_search_s: float = 1200.0
 
 
 async def run_stream(client: Client, setup: Setup, tell: Tell) -> Result:
@@ -56,7 +71,7 @@ async def run_stream(client: Client, setup: Setup, tell: Tell) -> Result:
 async def run_offline(client: Client, setup: Setup, tell: Tell) -> Result:
     """Offline: all images are due at once; the time is that of the last answer."""
     count = max(1, setup.offline_images // client.images)
-    queries = await run_open_loop(client, [0.0] * count, patience_s=600.0)
+    queries = await run_open_loop(client, [0.0] * count, OFFLINE_PATIENCE_S)
     summary = summarize(queries, None, images_per_query=client.images)
     tell(_line("offline", summary))
     return {"scenario": "offline", "images": count * client.images, "summary": asdict(summary)}
@@ -66,41 +81,49 @@ async def find_server_rate(client: Client, setup: Setup, tell: Tell) -> Result:
     """Server: search, and the trials that confirmed what was found.
 
     Returns:
-        `rate_per_s` (queries; None where none holds), `confirmed` (the median-p99 trial at that rate), `trials` (all, in order).
+        `rate_per_s` (queries; None where none holds), `alone_p50_ms` (of one caller; above the bound no rate is tried),
+        `confirmed` (the median-p99 trial at that rate), `trials` (all, in order), `finished` (False where the search ran out
+        of trials or time: the rate is then the highest that held so far).
     """
     trials: list[Summary] = []
+    began, finished = time.perf_counter(), True
 
     async def holds(rate_per_s: float) -> bool:
+        nonlocal finished
+        if len(trials) >= setup.max_trials or time.perf_counter() - began > setup.max_search_s:
+            finished = False
+            raise NoMoreTrials
         summary = await offer(client, setup, rate_per_s, setup.seed + len(trials))
         trials.append(summary)
         tell(_line(f"{rate_per_s:8.2f}/s {'holds' if summary.holds else 'does not hold'}", summary))
         await asyncio.sleep(setup.pause_s)
         return summary.holds
 
-    start = setup.start_per_s or await _first_guess(client)
-    rate = await highest_rate(holds, start, setup.repeats)
-    confirming = trials[-setup.repeats :] if rate is not None else []
+    alone_ms = summarize(await run_single_stream(client, 1.0), None).p50_ms
+    rate = None
+    if alone_ms is not None and alone_ms <= setup.p99_ms:
+        rate = await highest_rate(holds, setup.start_per_s or 500.0 / alone_ms, setup.repeats)
+    else:
+        tell(f"one caller alone waits {f'{alone_ms:.0f} ms' if alone_ms else 'in vain'}: no rate can hold {setup.p99_ms:g} ms")
+    confirming = [trial for trial in trials if trial.offered_per_s == rate][-setup.repeats :]
     return {
         "scenario": "server",
         "bound_p99_ms": setup.p99_ms,
         "rate_per_s": rate,
         "images_per_s": None if rate is None else rate * client.images,
+        "alone_p50_ms": alone_ms,
+        "finished": finished,
         "confirmed": asdict(_median_trial(confirming)) if confirming else None,
         "trials": [asdict(trial) for trial in trials],
     }
 
 
 async def offer(client: Client, setup: Setup, rate_per_s: float, seed: int) -> Summary:
-    """One trial at a rate; answers are waited for until well past the bound, then given up."""
+    """One trial at a rate, cut short when it is lost; answers are waited for until well past the bound, then given up."""
     count = max(LEAST_QUERIES, round(rate_per_s * setup.seconds))
-    queries = await run_open_loop(client, poisson_schedule(rate_per_s, count, seed), setup.p99_ms / 1e3 * 4 + 1)
+    schedule = poisson_schedule(rate_per_s, count, seed)
+    queries = await run_open_loop(client, schedule, setup.p99_ms / 1e3 * STALE_BOUNDS + 1, setup.p99_ms)
     return summarize(queries, setup.p99_ms, rate_per_s, client.images)
-
-
-async def _first_guess(client: Client) -> float:
-    """Half of what one caller alone gets."""
-    summary = summarize(await run_single_stream(client, 1.0), None)
-    return 500.0 / summary.p50_ms if summary.p50_ms else 1.0
 
 
 def _median_trial(trials: list[Summary]) -> Summary:
@@ -110,4 +133,4 @@ def _median_trial(trials: list[Summary]) -> Summary:
 
 def _line(name: str, summary: Summary) -> str:
     p50, p99 = (f"{ms:.0f}" if ms is not None else "-" for ms in (summary.p50_ms, summary.p99_ms))
-    return f"{name}: p50 {p50} ms, p99 {p99} ms, {summary.outcomes}"
+    return f"{name}: p50 {p50} ms, p99 {p99} ms, {summary.outcomes}{' (cut short)' if summary.cut_short else ''}"
