@@ -121,7 +121,8 @@ def samples(service, photos):
         query.unanswered(seen) for query in QUERIES if not query.metrics() <= ONLY_WITH_GPU
     ):
         time.sleep(1)
-        seen |= scrape(service)
+        for name, found in scrape(service).items():
+            seen.setdefault(name, []).extend(found)
     return seen
 
 
