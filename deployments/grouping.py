@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -36,12 +38,39 @@ class GroupLimits:
     max_under_way: int = 2
 
 
+class _Pace:
+    """Items a second while there is work, of the last seconds of work (exponentially weighted)."""
+
+    MEMORY_S = 2.0
+    FEWEST_ITEMS = 8.0
+
+    def __init__(self) -> None:
+        self._items = self._busy_s = self._counted_until = 0.0
+
+    def begin(self) -> None:
+        """Work begins after idleness: the time until now does not count."""
+        self._counted_until = time.monotonic()
+
+    def done(self, items: int) -> None:
+        """Items are done."""
+        now = time.monotonic()
+        passed = now - self._counted_until
+        kept = math.exp(-passed / self.MEMORY_S)
+        self._items, self._busy_s, self._counted_until = self._items * kept + items, self._busy_s * kept + passed, now
+
+    @property
+    def seconds_an_item(self) -> float:
+        """0 before enough is known."""
+        return self._busy_s / self._items if self._items >= self.FEWEST_ITEMS else 0.0
+
+
 @dataclass(slots=True, eq=False)
 class _Entry(Generic[Item, Result]):
-    """One sent item. Its future never holds an exception, only the result or the error to raise."""
+    """One sent item; not counted where it travels alone. Its future never holds an exception, only the result or the error to raise."""
 
     item: Item
     size_bytes: int
+    counted: bool = True
     future: asyncio.Future[Result | Exception] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     group: asyncio.Task[None] | None = None
 
@@ -63,6 +92,7 @@ class Grouper(Generic[Item, Result]):
         self._waiting: deque[_Entry[Item, Result]] = deque()
         self._under_way = 0
         self._filling = False
+        self._pace = _Pace()
         self._groups: dict[asyncio.Task[None], list[_Entry[Item, Result]]] = {}
 
     async def send(self, item: Item, size_bytes: int = 0, *, alone: bool = False) -> Result:
@@ -75,9 +105,9 @@ class Grouper(Generic[Item, Result]):
         Raises:
             Exception: what `carry` returned in the item's place.
         """
-        entry: _Entry[Item, Result] = _Entry(item, size_bytes)
+        entry: _Entry[Item, Result] = _Entry(item, size_bytes, counted=not alone)
         if alone:
-            self._start([entry], counted=False)
+            self._start([entry])
         else:
             self._waiting.append(entry)
             self._fill_soon()
@@ -90,6 +120,14 @@ class Grouper(Generic[Item, Result]):
             raise outcome
         return outcome
 
+    def expected_s(self, items: int) -> float:
+        """Seconds until so many more items would be done, at the pace of the last seconds; 0 where nothing is ahead of them.
+
+        Items sent alone are left out on both sides: how long they take says nothing about the others.
+        """
+        ahead = len(self._waiting) + sum(len(group) for group in self._groups.values() if group[0].counted)
+        return (ahead + items) * self._pace.seconds_an_item if ahead else 0.0
+
     def _fill_soon(self) -> None:
         """Once all who send in this turn of the event loop have done so: the images of one request make full groups."""
         if not self._filling:
@@ -99,7 +137,7 @@ class Grouper(Generic[Item, Result]):
     def _fill(self) -> None:
         self._filling = False
         while self._waiting and self._under_way < self._limits.max_under_way:
-            self._start(self._next_group(), counted=True)
+            self._start(self._next_group())
 
     def _next_group(self) -> list[_Entry[Item, Result]]:
         group = [self._waiting.popleft()]
@@ -109,8 +147,11 @@ class Grouper(Generic[Item, Result]):
             room -= group[-1].size_bytes
         return group
 
-    def _start(self, entries: list[_Entry[Item, Result]], *, counted: bool) -> None:
+    def _start(self, entries: list[_Entry[Item, Result]]) -> None:
         """Carry a group. In a context of its own: in a request's, Ray would cancel the call when that one request ends."""
+        counted = entries[0].counted
+        if counted and self._under_way == 0:
+            self._pace.begin()
         self._under_way += counted
         task = asyncio.get_running_loop().create_task(self._run(entries, counted), context=contextvars.Context())
         self._groups[task] = entries
@@ -125,7 +166,9 @@ class Grouper(Generic[Item, Result]):
         except Exception as error:
             outcomes = [error] * len(entries)
         finally:
-            self._under_way -= counted
+            if counted:
+                self._under_way -= 1
+                self._pace.done(len(entries))
             self._fill_soon()
         for entry, outcome in zip(entries, outcomes, strict=True):
             if not entry.future.done():

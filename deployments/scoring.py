@@ -105,8 +105,11 @@ class ScoringGraph:
         Returns:
             One answer for each image, or with `options.isolate` an ImageFault in the place of one that failed.
         Raises:
+            Overloaded: what is ahead would take longer than the deadline leaves: refused now, before it costs anything.
             ServiceError: without `isolate`, the first failure, its `faults` naming the images; the other images are cancelled.
         """
+        if self._grouper.expected_s(len(images)) > context.remaining_s > 0:
+            raise self._overloaded()
         tasks = [asyncio.create_task(self._score_one(image, options, context)) for image in images]
         try:
             mode = asyncio.ALL_COMPLETED if options.isolate else asyncio.FIRST_EXCEPTION
@@ -156,6 +159,11 @@ class ScoringGraph:
                 raise
             return [self._known(error) for _ in parcels]
 
+    def _overloaded(self) -> Overloaded:
+        return Overloaded(
+            "The service is at its limit; try again later.", retry_after_s=self._retry_after_s, status=self._overload_status
+        )
+
     def _known(self, error: BaseException) -> ServiceError:
         """The error of this project that a foreign exception stands for; a new one for each image, as they are raised apart."""
         if isinstance(error, ServiceError):
@@ -163,9 +171,7 @@ class ScoringGraph:
         if isinstance(error, TimeoutError | RequestCancelledError):
             return DeadlineExceeded("The request's deadline passed before its images were scored.")
         if isinstance(error, BackPressureError | DeploymentUnavailableError):
-            return Overloaded(
-                "The service is at its limit; try again later.", retry_after_s=self._retry_after_s, status=self._overload_status
-            )
+            return self._overloaded()
         if isinstance(error, LOST_REPLICA):
             return StageLost("A replica was lost while it worked on this image.")
         logger.error("an unforeseen error in the scoring graph", exc_info=error)

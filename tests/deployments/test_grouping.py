@@ -157,3 +157,26 @@ async def test_one_request_makes_full_groups(count):
     carrier = Carrier(0.001)
     await send_all(Grouper(carrier, GroupLimits()), range(count))
     assert len(carrier.groups) == -(-count // 8)
+
+
+async def test_expected_time_follows_the_pace():
+    """Groups of up to 4 take 20 ms, one at a time: 5 ms an item once that was seen; nothing is expected while idle."""
+    grouper = Grouper(Carrier(0.02), GroupLimits(max_items=4, max_under_way=1))
+    assert grouper.expected_s(100) == 0
+    await send_all(grouper, range(40))
+    assert grouper.expected_s(100) == 0
+    senders = asyncio.gather(*(grouper.send(number) for number in range(20)))
+    await asyncio.sleep(0.001)
+    assert 0.1 < grouper.expected_s(20) < 0.6
+    await senders
+
+
+async def test_items_sent_alone_say_nothing_about_the_pace():
+    """A URL that takes long does not make the service look slow or full."""
+    grouper = Grouper(Carrier(0.001), GroupLimits())
+    for _ in range(4):
+        await send_all(grouper, range(8))
+    slow = asyncio.create_task(grouper.send("url", alone=True))
+    await asyncio.sleep(0)
+    assert grouper.expected_s(1) == 0
+    await slow

@@ -230,3 +230,25 @@ async def test_errors_are_never_shared():
     assert stages.groups == [["a", "b", "c"]]
     assert len(errors[0].faults) == 1
     assert errors[0] is not errors[1]
+
+
+async def test_what_cannot_be_in_time_is_refused_at_once():
+    """Behind a queue of two seconds a deadline of 0.2 s is refused before it costs a call; a longer one is served."""
+
+    async def slow(image):
+        await asyncio.sleep(0.05)
+        return image
+
+    stages = FakeStages(lambda image, _: slow(image))
+    busy = graph(stages)
+    await busy.score([f"first{n}" for n in range(8)], options(), context())
+    queue = asyncio.create_task(busy.score([f"queued{n}" for n in range(40)], options(), context()))
+    await asyncio.sleep(0.01)
+    calls, began = len(stages.groups), time.perf_counter()
+    with pytest.raises(Overloaded) as caught:
+        await busy.score(["hasty"], options(), context(0.2))
+    assert time.perf_counter() - began < 0.1
+    assert caught.value.status == 429
+    assert len(stages.groups) == calls
+    assert await busy.score(["patient"], options(), context(20)) == ["patient"]
+    await queue
