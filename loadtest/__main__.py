@@ -1,6 +1,7 @@
 """Load tests from the command line.
 
     python -m loadtest run --scenario single-stream|server|offline [--p99-ms 250] [--url http://127.0.0.1:8000] [--output folder]
+    python -m loadtest peers [--peers litserve ...] [--model rtmdet-ins_s] [--rounds 3]      (see loadtest/peers_race.py)
     python -m loadtest report results.json [--output folder]
     python -m loadtest locust MixedUser --headless -u 4 -t 30s --shape ramp      (everything after `locust` is Locust's)
 
@@ -24,6 +25,7 @@ from typing import Any
 
 import requests
 
+from loadtest import peers_race
 from loadtest.local_service import free_port, local_service
 from loadtest.machine import describe_machine
 from loadtest.openloop import Client, run_single_stream
@@ -42,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments[:1] == ["locust"]:
         return run_locust(arguments[1:])
     args = _parser().parse_args(arguments)
+    if args.command == "peers":
+        return peers_race.run(args)
     if args.command == "report":
         write_report(json.loads(args.results.read_text()), args.output or args.results.parent)
         return 0
@@ -155,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="draw results that were measured before")
     report.add_argument("results", type=Path)
     report.add_argument("--output", type=Path, metavar="DIR", help="(default: beside the results)")
+    peers_race.add_arguments(commands.add_parser("peers", help="race this service against what people would use instead"))
     commands.add_parser("locust", help="run Locust; everything after it is Locust's", add_help=False)
     return parser
 
