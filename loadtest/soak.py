@@ -1,0 +1,90 @@
+"""A long run at half the limit: errors, and memory minute by minute.
+
+    python -m loadtest.soak [--rate 8] [--minutes 15] [--images folder] [--output results.json]
+
+Poisson arrivals, latency from the scheduled time. Starts the service from serve_config.yaml. Growth is the memory of the last
+third over that of the first third after the first minute (medians). Prints a line a minute and, last, one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from loadtest.local_service import LocalService, local_service
+from loadtest.machine import describe_machine
+from loadtest.openloop import Client, poisson_schedule, run_open_loop, run_single_stream, summarize
+from loadtest.overload import memory_mb
+from loadtest.photos import photos_from
+from loadtest.traffic import request_bodies
+
+
+@dataclass(frozen=True, slots=True)
+class Soak:
+    """One run.
+
+    Args:
+        rate_per_s: queries offered a second.
+        outcomes: all queries by outcome.
+        p50_ms, p99_ms, memory_mb: minute by minute; private memory of all processes of the service, MB.
+        growth: of the memory after the first minute, a share; None below four minutes.
+    """
+
+    rate_per_s: float
+    outcomes: dict[str, int]
+    p50_ms: list[float | None]
+    p99_ms: list[float | None]
+    memory_mb: list[float]
+    growth: float | None
+
+
+async def soak(service: LocalService, bodies: list[bytes], rate_per_s: float, minutes: int, minute_s: float = 60.0) -> Soak:
+    """Offer a rate for so many minutes (of `minute_s` seconds)."""
+    outcomes: Counter[str] = Counter()
+    p50s, p99s, memory = [], [], []
+    async with Client(service.url, bodies) as client:
+        await run_single_stream(client, min(3.0, minute_s))
+        for minute in range(minutes):
+            schedule = poisson_schedule(rate_per_s, max(1, round(rate_per_s * minute_s)), seed=minute)
+            summary = summarize(await run_open_loop(client, schedule, 30.0), None, rate_per_s)
+            outcomes.update(summary.outcomes)
+            p50s.append(summary.p50_ms)
+            p99s.append(summary.p99_ms)
+            memory.append(memory_mb(service))
+            line = f"minute {minute + 1}: p50 {summary.p50_ms or 0:.0f} ms, p99 {summary.p99_ms or 0:.0f} ms, {summary.outcomes}"
+            print(f"{line}, {memory[-1]:.0f} MB", file=sys.stderr, flush=True)
+    return Soak(rate_per_s, dict(outcomes), p50s, p99s, memory, growth_of(memory[1:]))
+
+
+def growth_of(memory: list[float]) -> float | None:
+    """Median of the last third over the median of the first third, less one."""
+    third = len(memory) // 3
+    return statistics.median(memory[-third:]) / statistics.median(memory[:third]) - 1 if third else None
+
+
+def main() -> None:
+    """Command line entry."""
+    parser = argparse.ArgumentParser(prog="python -m loadtest.soak", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rate", type=float, default=8.0, help="queries a second (default: %(default)s)")
+    parser.add_argument("--minutes", type=int, default=15)
+    parser.add_argument("--images", type=Path, help="folder of photos (default: generated 640x480 ones)")
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    machine, bodies = describe_machine(), request_bodies(photos_from(args.images, size_wh=(640, 480)), 1)
+    with local_service() as service:
+        result = asyncio.run(soak(service, bodies, args.rate, args.minutes))
+    line = json.dumps({"machine": machine, "soak": asdict(result)})
+    if args.output:
+        args.output.write_text(line + "\n", encoding="utf-8")
+    print(f"{sum(result.outcomes.values())} queries: {result.outcomes}; memory after the first minute: {result.growth or 0:+.1%}")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()

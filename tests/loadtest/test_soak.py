@@ -1,0 +1,24 @@
+"""Minutes of a tenth of a second against a fake server."""
+
+import pytest
+
+from loadtest.soak import growth_of, soak
+from tests.loadtest.fake_service import fake_service
+from tests.loadtest.test_openloop import BODIES
+from tests.loadtest.test_overload import service_at
+
+
+async def test_every_query_is_counted():
+    """Refusals stay in the count, minute by minute."""
+    async with fake_service(step_s=0.02, max_waiting=1) as url:
+        result = await soak(service_at(url), BODIES, rate_per_s=100, minutes=7, minute_s=0.1)
+    assert sum(result.outcomes.values()) == 70
+    assert result.outcomes["refused 503"] > 0
+    assert len(result.memory_mb) == len(result.p99_ms) == 7
+    assert result.growth == pytest.approx(0, abs=0.2)
+
+
+def test_growth():
+    """Of medians, so that one odd minute says nothing; unknown where the run was short."""
+    assert growth_of([100, 100, 100, 500, 110, 110, 110, 110, 110]) == pytest.approx(0.1)
+    assert growth_of([100, 100]) is None
