@@ -72,7 +72,7 @@ class Turn:
 
     Args:
         name, round: whose, and which, from 0.
-        server_per_s: highest rate that held the bound; 0.0 where not even one caller alone was within it.
+        server_per_s: highest rate that held the bound; 0.0 where none did.
         offline_per_s: images a second.
         errors: queries that failed, by outcome, in both scenarios.
         fault: why there are no results.
@@ -257,7 +257,7 @@ def run(args: argparse.Namespace) -> int:
 
     photos = photos_from(args.images)
     bodies = request_bodies(photos, 1)
-    setup = Setup(args.p99_ms, args.seconds, args.seed, offline_images=args.offline_images)
+    setup = Setup(args.p99_ms, args.seconds, args.seed, offline_images=args.offline_images, max_search_s=args.search_seconds)
     ceilings: list[dict[str, float]] = []
     with model_file(args.model) as model:
         engine = load_engine(model, EngineOptions(threads=THREADS, max_batch=MAX_BATCH))
@@ -299,6 +299,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--p99-ms", type=float, default=250.0, help="latency bound (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of one trial, at least 100 queries (default: %(default)s)")
+    parser.add_argument("--search-seconds", type=float, default=400.0, help="of one search at most (default: %(default)s)")
     parser.add_argument("--offline-images", type=int, default=128, help="fewer for who is slow (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=Path, help="folder of photos (default: generated ones)")

@@ -47,7 +47,7 @@ class Setup:
         pause_s: between trials, so that one's queue is not the next one's.
         offline_images: images of the offline scenario; a slow service wants fewer, all are due within OFFLINE_PATIENCE_S.
         start_per_s: first rate of the search; None starts at half of what one caller alone gets.
-        max_trials, max_search_s: the search ends there with what it has found; no trial begins later.
+        max_trials, max_search_s: the search ends with what it has found before a trial that would be beyond.
     """
 
     p99_ms: float = 250.0
@@ -90,7 +90,8 @@ async def find_server_rate(client: Client, setup: Setup, tell: Tell) -> Result:
 
     async def holds(rate_per_s: float) -> bool:
         nonlocal finished
-        if len(trials) >= setup.max_trials or time.perf_counter() - began > setup.max_search_s:
+        ends_s = time.perf_counter() - began + max(setup.seconds, LEAST_QUERIES / rate_per_s)
+        if len(trials) >= setup.max_trials or ends_s > setup.max_search_s:
             finished = False
             raise NoMoreTrials
         summary = await offer(client, setup, rate_per_s, setup.seed + len(trials))

@@ -191,6 +191,14 @@ async def test_server_scenario_out_of_trials():
     assert (result["rate_per_s"], result["finished"], len(result["trials"])) == (200, False, 1)
 
 
+async def test_server_scenario_out_of_time():
+    """A trial that would outlast the search is not begun: 100 queries at 1/s take 100 s."""
+    setup = Setup(p99_ms=100, start_per_s=1, max_search_s=50)
+    async with fake_service() as url, Client(url, BODIES) as client:
+        result = await find_server_rate(client, setup, print)
+    assert (result["rate_per_s"], result["finished"], result["trials"]) == (None, False, [])
+
+
 async def test_server_scenario():
     """One server of 10 ms carries about 100/s in a trial of 100 queries, and not much less than half of it on a busy machine."""
     async with fake_service(step_s=0.01) as url, Client(url, BODIES) as client:
