@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import importlib
 import json
+import signal
 import statistics
 import sys
 import tempfile
@@ -255,6 +256,7 @@ def run(args: argparse.Namespace) -> int:
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the contestant is stopped on the way out
     photos = photos_from(args.images)
     bodies = request_bodies(photos, 1)
     setup = Setup(args.p99_ms, args.seconds, args.seed, offline_images=args.offline_images, max_search_s=args.search_seconds)
