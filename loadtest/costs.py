@@ -1,0 +1,210 @@
+"""What an image costs, by process: CPU milliseconds of every stage and of Ray around them, and the bytes of every hop.
+
+    python -m loadtest.costs [--clients 16] [--images-per-request 1] [--count 320] [--images folder] [--output costs.json]
+
+Starts the service, watches it idle, loads it in a closed loop, and divides the CPU time of each process by the images. `net` leaves out
+what the idle service uses: health checks, metrics, Ray's controller. Prints a table and, last, one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import requests
+
+from loadtest.local_service import Change, LocalService, local_service, title_of
+from loadtest.machine import describe_machine
+from loadtest.photos import photos_from
+from loadtest.service_bench import measure_engine
+from loadtest.traffic import JSON_HEADERS, request_bodies
+from pipeline.decode import DecodeLimits
+from pipeline.engines import Engine, EngineOptions, load_engine
+from pipeline.load import load_image
+from pipeline.objects import instances_to_objects, objects_to_json
+from pipeline.types import DetectOptions, OutlineOptions
+from serve_app.settings import EMBEDDED_MODEL
+
+DETECTOR = "Detector"
+STAGES = ("Ingress", "ImageLoader", DETECTOR, "Polygonizer")
+DECODERS = "decoders"
+IDLE_S = 8.0
+_PARTS = {"haproxy": "HAProxy", "ProxyActor": "proxy", "ServeController": "controller", "raylet": "raylet", "gcs_server": "gcs"}
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What was measured.
+
+    Args:
+        cpu_ms: CPU milliseconds an image by part: the stages, their decoders, and Ray's own processes.
+        net_cpu_ms: the same, less what the idle service uses.
+        idle_cores: cores that each part uses while nothing is asked.
+        engine_ms: (batch, wall milliseconds a pass of the engine alone) for two batch sizes.
+        engine_cpu_ms: CPU milliseconds an image of the engine alone at the larger of these batches.
+        hop_bytes: bytes an image by hop.
+        images_per_s: of the loaded run.
+        images: answered in it.
+    """
+
+    cpu_ms: dict[str, float]
+    net_cpu_ms: dict[str, float]
+    idle_cores: dict[str, float]
+    engine_ms: list[tuple[int, float]]
+    engine_cpu_ms: float
+    hop_bytes: dict[str, int]
+    images_per_s: float
+    images: int
+
+    @property
+    def outside_engine_ms(self) -> float:
+        """Net CPU milliseconds an image of everything but the engine."""
+        return sum(self.net_cpu_ms.values()) - self.engine_cpu_ms
+
+
+def part_of(process: psutil.Process) -> str:
+    """Which part of the service a process belongs to."""
+    title = title_of(process)
+    if "pipeline.decoder_child" in title:
+        return DECODERS
+    if "ServeReplica" in title:
+        return next((stage for stage in STAGES if f":{stage}" in title), "other")
+    return next((part for sign, part in _PARTS.items() if sign in title), "other")
+
+
+def cpu_seconds(service: LocalService) -> dict[int, tuple[str, float]]:
+    """Part and CPU seconds so far, by process id."""
+    seconds = {}
+    for process in service.processes():
+        try:
+            times = process.cpu_times()
+        except psutil.Error:
+            continue
+        seconds[process.pid] = part_of(process), times.user + times.system
+    return seconds
+
+
+def spent(before: dict[int, tuple[str, float]], after: dict[int, tuple[str, float]]) -> dict[str, float]:
+    """CPU seconds by part between two looks; a process that is new counts from its start."""
+    total: dict[str, float] = defaultdict(float)
+    for pid, (part, seconds) in after.items():
+        total[part] += seconds - before.get(pid, (part, 0.0))[1]
+    return total
+
+
+def measure_costs(
+    photos: Sequence[bytes], clients: int, images_per_request: int, count: int, change: Change | None = None
+) -> Costs:
+    """Run the service and the engine alone.
+
+    Args:
+        photos: encoded images.
+        clients: of the closed loop.
+        images_per_request: in each request.
+        count: images to answer.
+        change: edits the configuration.
+    Raises:
+        RuntimeError: an answer was not 200; costs of refusals are no costs of images.
+    """
+    bodies = request_bodies(photos, images_per_request)
+    with local_service(change=change) as service, ThreadPoolExecutor(clients) as pool:
+        session = requests.Session()
+
+        def ask(number: int) -> None:
+            body = bodies[number % len(bodies)]
+            answer = session.post(f"{service.url}/score", data=body, headers=JSON_HEADERS, timeout=120)
+            if answer.status_code != 200:
+                raise RuntimeError(f"an answer with status {answer.status_code}: {answer.text[:200]}")
+
+        list(pool.map(ask, range(2 * clients)))
+        time.sleep(1)
+        idle_from = cpu_seconds(service)
+        time.sleep(IDLE_S)
+        began, before = time.perf_counter(), cpu_seconds(service)
+        list(pool.map(ask, range(max(1, count // images_per_request))))
+        took_s, after = time.perf_counter() - began, cpu_seconds(service)
+    images = max(1, count // images_per_request) * images_per_request
+    idle = {part: seconds / IDLE_S for part, seconds in spent(idle_from, before).items()}
+    loaded = spent(before, after)
+    engine_ms, engine_cpu_ms, hops = _engine_and_hops(photos)
+    return Costs(
+        cpu_ms={part: seconds / images * 1e3 for part, seconds in loaded.items()},
+        net_cpu_ms={part: max(0.0, seconds - idle.get(part, 0.0) * took_s) / images * 1e3 for part, seconds in loaded.items()},
+        idle_cores=idle,
+        engine_ms=engine_ms,
+        engine_cpu_ms=engine_cpu_ms,
+        hop_bytes=hops,
+        images_per_s=images / took_s,
+        images=images,
+    )
+
+
+def _engine_and_hops(photos: Sequence[bytes], largest: int = 8) -> tuple[list[tuple[int, float]], float, dict[str, int]]:
+    engine: Engine = load_engine(EMBEDDED_MODEL, EngineOptions(device="cpu", threads=2, max_batch=largest))
+    loaded = [load_image(photo, DecodeLimits(), engine.info.input_size) for photo in photos]
+    passes = [(batch, batch / measure_engine(engine, photos, batch, 3.0) * 1e3) for batch in (1, largest)]
+    began, images = time.process_time(), 0
+    while images < 8 * largest:
+        found = engine.detect([loaded[(images + n) % len(loaded)] for n in range(largest)], [DetectOptions()] * largest)
+        images += largest
+    engine_cpu_ms = (time.process_time() - began) / images * 1e3
+    answers = [objects_to_json(instances_to_objects(one, engine.info.classes, OutlineOptions())) for one in found]
+    hops = {
+        "client to Ingress": int(np.mean([len(body) for body in request_bodies(photos, 1)])),
+        "Ingress to ImageLoader": int(np.mean([len(photo) * 4 / 3 for photo in photos])),
+        "ImageLoader to Detector": int(np.mean([image.pixels.nbytes for image in loaded])),
+        "Detector to Polygonizer": int(np.mean([one.mask_logits.nbytes + one.boxes.nbytes for one in found])),
+        "Polygonizer to client": int(np.mean([len(answer) for answer in answers])),
+    }
+    return passes, engine_cpu_ms, hops
+
+
+def as_table(costs: Costs) -> str:
+    """For people."""
+    rows = [f"{'part':24} {'CPU ms an image':>15} {'net of idle':>12} {'idle, % of a core':>18}"]
+    for part, ms in sorted(costs.cpu_ms.items(), key=lambda item: -item[1]):
+        idle = costs.idle_cores.get(part, 0.0) * 100
+        rows.append(f"{part:24} {ms:15.2f} {costs.net_cpu_ms[part]:12.2f} {idle:18.1f}")
+    total, net, idle = sum(costs.cpu_ms.values()), sum(costs.net_cpu_ms.values()), 100 * sum(costs.idle_cores.values())
+    rows.append(f"{'together':24} {total:15.2f} {net:12.2f} {idle:18.1f}")
+    passes = ", ".join(f"{ms:.1f} ms at batch {batch}" for batch, ms in costs.engine_ms)
+    rows.append(
+        f"engine alone: {passes}, {costs.engine_cpu_ms:.1f} CPU ms an image; outside it: {costs.outside_engine_ms:.1f} ms net"
+    )
+    rows.append(
+        f"{costs.images_per_s:.1f} images/s; bytes: " + ", ".join(f"{hop} {size:,}" for hop, size in costs.hop_bytes.items())
+    )
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Command line entry."""
+    parser = argparse.ArgumentParser(prog="python -m loadtest.costs", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--images-per-request", type=int, default=1)
+    parser.add_argument("--count", type=int, default=320, help="images to answer (default: %(default)s)")
+    parser.add_argument("--images", type=Path, help="folder of photos (default: generated 640x480 ones)")
+    parser.add_argument("--output", type=Path, help="write the JSON here, for python -m loadtest.planner --costs")
+    args = parser.parse_args()
+    machine = describe_machine()
+    photos = photos_from(args.images, size_wh=(640, 480))
+    print("measuring for about a minute", file=sys.stderr, flush=True)
+    costs = measure_costs(photos, args.clients, args.images_per_request, args.count)
+    line = json.dumps({"machine": machine, "costs": asdict(costs)})
+    if args.output:
+        args.output.write_text(line + "\n", encoding="utf-8")
+    print(as_table(costs))
+    print(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""How many replicas, CPUs and GPUs a rate under a latency bound needs.
+
+    python -m loadtest.costs --output costs.json
+    python -m loadtest.planner --costs costs.json --rate 200 --p99-ms 250 --step-ms 12,4 --max-batch 32
+    python -m loadtest.planner --costs costs.json --check 1 2 4
+
+`--step-ms BASE,PER_IMAGE` is a pass of the network on your accelerator: BASE + PER_IMAGE x batch milliseconds (assumed; measure it
+with `make bench`); without it the engine of costs.json runs on CPUs. `--check` runs the service with simulated detectors of a stated step
+and compares its images/s with what is predicted here.
+
+The model, deliberately small:
+- A detector takes what waits: batch B every step(B). Of the batches that keep two steps and the rest within the bound, the largest.
+- An image waits for half a running step (p50) or a whole one (p99), then for its own.
+- CPU stages: Sakasegawa's approximation of the M/M/c wait (H. Sakasegawa 1977), halved for their nearly constant service times
+  (Allen-Cunneen); its tail taken as exponential, so p99 is 4.6 mean waits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from loadtest.costs import DECODERS, DETECTOR, Costs
+from loadtest.local_service import local_service
+from loadtest.openloop import Client, run_single_stream
+from loadtest.photos import photos_from
+from loadtest.scenarios import Setup, run_offline
+from loadtest.traffic import request_bodies
+
+P99_OF_EXPONENTIAL = math.log(100)
+CPU_STAGES = ("Ingress", "ImageLoader", "Polygonizer")
+GROUP_IMAGES = 8
+CHECK_STEP = (150.0, 30.0)
+"""Milliseconds of the simulated step in a check: 21 images/s a detector at batch 8, so that two of them leave two CPUs some room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A pass of the network: `base_ms` + `per_image_ms` x batch; both not negative, not both 0."""
+
+    base_ms: float
+    per_image_ms: float
+
+    def ms(self, batch: int) -> float:
+        """Milliseconds of a pass over `batch` images."""
+        return self.base_ms + self.per_image_ms * batch
+
+    def per_s(self, batch: int) -> float:
+        """Images a second of a detector that always runs `batch` images."""
+        return batch / self.ms(batch) * 1e3
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is asked for.
+
+    Args:
+        rate_per_s: images a second.
+        p99_ms: latency bound.
+        max_batch: most images in a pass.
+        utilisation: share of its capacity that a replica may be used for, 0..1: the rest carries bursts.
+    """
+
+    rate_per_s: float
+    p99_ms: float
+    max_batch: int = 32
+    utilisation: float = 0.7
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What it takes.
+
+    Args:
+        replicas: by deployment; those of CPU stages take one CPU each.
+        batch: images in a pass, at most.
+        cpus: CPUs for all stages and for Ray around them, detectors' host work included.
+        max_under_way: `ingress.groups.max_under_way`, so that two batches for every Detector fit.
+        p50_ms, p99_ms: expected latency.
+        mb_per_s: bytes moved a second by hop, MB.
+        limit: what the next images a second would have to be bought from.
+    """
+
+    replicas: dict[str, int]
+    batch: int
+    cpus: float
+    max_under_way: int
+    p50_ms: float
+    p99_ms: float
+    mb_per_s: dict[str, float]
+    limit: str
+
+
+class BoundTooTight(ValueError):
+    """No number of replicas keeps the bound; the message says what is too long."""
+
+
+def plan(costs: Costs, step: Step, wish: Wish) -> Plan:
+    """Size every stage.
+
+    Raises:
+        BoundTooTight: one image alone would take longer than the bound.
+    """
+    stage_ms = {stage: cpu_ms(costs, stage) for stage in CPU_STAGES}
+    needed = {stage: wish.rate_per_s * ms / 1e3 for stage, ms in stage_ms.items()}
+    replicas = {stage: max(1, math.ceil(cores / wish.utilisation)) for stage, cores in needed.items()}
+    waits = {stage: wait_ms(needed[stage], replicas[stage], stage_ms[stage]) for stage in CPU_STAGES}
+    outside_p50 = sum(stage_ms.values()) + cpu_ms(costs, DETECTOR) + sum(waits.values())
+    outside_p99 = outside_p50 + (P99_OF_EXPONENTIAL - 1) * sum(waits.values())
+    batch = _largest_batch(step, wish, outside_p99)
+    detectors = max(1, math.ceil(wish.rate_per_s / (wish.utilisation * step.per_s(batch))))
+    cores = wish.rate_per_s * host_cpu_ms(costs) / 1e3 + sum(costs.idle_cores.values())
+    used = {stage: needed[stage] / replicas[stage] for stage in CPU_STAGES}
+    used[DETECTOR] = wish.rate_per_s / (detectors * step.per_s(batch))
+    return Plan(
+        replicas=replicas | {DETECTOR: detectors},
+        batch=batch,
+        cpus=cores / wish.utilisation,
+        max_under_way=max(2, math.ceil(2 * batch * detectors / (GROUP_IMAGES * replicas["Ingress"]))),
+        p50_ms=outside_p50 + 0.5 * step.ms(batch) + step.ms(batch),
+        p99_ms=outside_p99 + 2 * step.ms(batch),
+        mb_per_s={hop: wish.rate_per_s * size / 1e6 for hop, size in costs.hop_bytes.items()},
+        limit=max(used, key=used.__getitem__),
+    )
+
+
+def cpu_ms(costs: Costs, stage: str) -> float:
+    """CPU milliseconds an image of a stage; decoders belong to the ImageLoader, the engine to nobody here."""
+    net = costs.net_cpu_ms.get(stage, 0.0)
+    if stage == "ImageLoader":
+        return net + costs.net_cpu_ms.get(DECODERS, 0.0)
+    return max(0.0, net - costs.engine_cpu_ms) if stage == DETECTOR else net
+
+
+def host_cpu_ms(costs: Costs) -> float:
+    """CPU milliseconds an image of everything but the engine, Ray's own processes included."""
+    return sum(costs.net_cpu_ms.values()) - costs.net_cpu_ms.get(DETECTOR, 0.0) + cpu_ms(costs, DETECTOR)
+
+
+def wait_ms(busy: float, replicas: int, service_ms: float) -> float:
+    """Mean wait before one of `replicas` is free, milliseconds.
+
+    Args:
+        busy: replicas that would be busy all the time; below `replicas`.
+    """
+    load = busy / replicas
+    return service_ms * load ** (math.sqrt(2 * (replicas + 1)) - 1) / (replicas * (1 - load)) / 2
+
+
+def predicted_per_s(costs: Costs, step: Step, detectors: int, batch: int, cores: int) -> tuple[float, str]:
+    """Images/s at most on one machine, and what limits: detectors that sleep, or the machine's CPUs."""
+    by_detectors = detectors * step.per_s(batch)
+    by_cpus = (cores - sum(costs.idle_cores.values())) / host_cpu_ms(costs) * 1e3
+    return (by_detectors, "detectors") if by_detectors <= by_cpus else (by_cpus, "CPUs")
+
+
+def _largest_batch(step: Step, wish: Wish, outside_ms: float) -> int:
+    fitting = [batch for batch in range(1, wish.max_batch + 1) if outside_ms + 2 * step.ms(batch) <= wish.p99_ms]
+    if not fitting:
+        raise BoundTooTight(
+            f"p99 {wish.p99_ms:g} ms cannot be kept: two steps of the network at batch 1 take {2 * step.ms(1):.0f} ms and the rest "
+            f"{outside_ms:.0f} ms. Take a quicker accelerator or a smaller model, or allow more."
+        )
+    return fitting[-1]
+
+
+def engine_step(costs: Costs) -> Step:
+    """The step of the engine that costs were measured with, from its two batch sizes."""
+    (one, one_ms), (many, many_ms) = costs.engine_ms
+    per_image = (many_ms - one_ms) / (many - one)
+    return Step(max(0.0, one_ms - per_image * one), per_image)
+
+
+def as_table(plan_: Plan, step: Step, assumed: bool) -> str:
+    """For people."""
+    rows = [f"{stage:12} {count:4} replicas" for stage, count in plan_.replicas.items()]
+    rows += [
+        f"CPUs together {plan_.cpus:.1f}, the network's own aside; batches of {plan_.batch}; "
+        f"ingress.groups.max_under_way {plan_.max_under_way}",
+        f"expected p50 {plan_.p50_ms:.0f} ms, p99 {plan_.p99_ms:.0f} ms; next to be short: {plan_.limit}",
+        "MB/s: " + ", ".join(f"{hop} {mb:.1f}" for hop, mb in plan_.mb_per_s.items()),
+        f"measured: CPU milliseconds and bytes an image. {'assumed' if assumed else 'measured (this CPU)'}: a step of "
+        f"{step.base_ms:g} + {step.per_image_ms:.1f} x batch ms. Modelled: waits.",
+    ]
+    return "\n".join(rows)
+
+
+def check(costs: Costs, detectors: int, cores: int) -> dict[str, Any]:
+    """Run the service with simulated detectors and measure offline images/s beside the prediction."""
+    step, batch = Step(*CHECK_STEP), 8
+
+    def simulate(document: dict[str, Any]) -> None:
+        (application,) = document["applications"]
+        application["args"]["detector"] |= {
+            "engine": "simulated",
+            "simulated": {"base_ms": step.base_ms, "per_image_ms": step.per_image_ms, "instances": 2},
+        }
+        application["args"]["ingress"]["groups"] |= {"max_under_way": max(2, 2 * detectors)}
+        for deployment in application["deployments"]:
+            if deployment["name"] == DETECTOR:
+                deployment |= {"num_replicas": detectors, "ray_actor_options": {"num_cpus": 0.1}}
+
+    async def measure(url: str) -> float:
+        async with Client(url, request_bodies(photos_from(None, size_wh=(640, 480)), 1)) as client:
+            await run_single_stream(client, 3.0)
+            result = await run_offline(client, Setup(offline_images=100 * detectors), lambda line: print(line, file=sys.stderr))
+            return float(result["summary"]["images_per_s"])
+
+    predicted, limit = predicted_per_s(costs, step, detectors, batch, cores)
+    with local_service(change=simulate) as service:
+        measured = asyncio.run(measure(service.url))
+    return {"detectors": detectors, "predicted_per_s": predicted, "limit": limit, "measured_per_s": measured}
+
+
+def read_costs(path: Path) -> tuple[Costs, dict[str, Any]]:
+    """What `python -m loadtest.costs --output` wrote, and the machine it was measured on."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    fields = document["costs"]
+    return Costs(**fields | {"engine_ms": [(batch, ms) for batch, ms in fields["engine_ms"]]}), document["machine"]
+
+
+def main() -> int:
+    """Command line entry; 0, or 1 where the bound cannot be kept."""
+    parser = argparse.ArgumentParser(prog="python -m loadtest.planner", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--costs", type=Path, required=True, help="JSON of python -m loadtest.costs --output")
+    parser.add_argument("--rate", type=float, default=100.0, help="images a second (default: %(default)s)")
+    parser.add_argument("--p99-ms", type=float, default=250.0)
+    parser.add_argument("--step-ms", help="BASE,PER_IMAGE of your accelerator (default: the engine of costs.json)")
+    parser.add_argument("--max-batch", type=int, default=32)
+    parser.add_argument("--utilisation", type=float, default=0.7, help="at most (default: %(default)s)")
+    parser.add_argument(
+        "--check", type=int, nargs="+", metavar="DETECTORS", help="compare with runs of so many simulated detectors"
+    )
+    args = parser.parse_args()
+    costs, machine = read_costs(args.costs)
+    if args.check:
+        rows = [check(costs, detectors, machine["cores"]) for detectors in args.check]
+        print("detectors  predicted/s  limited by  measured/s")
+        for row in rows:
+            print(f"{row['detectors']:9} {row['predicted_per_s']:12.1f}  {row['limit']:10} {row['measured_per_s']:11.1f}")
+        print(json.dumps({"machine": machine, "check": rows}))
+        return 0
+    step = Step(*map(float, args.step_ms.split(","))) if args.step_ms else engine_step(costs)
+    try:
+        result = plan(costs, step, Wish(args.rate, args.p99_ms, args.max_batch, args.utilisation))
+    except BoundTooTight as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(as_table(result, step, assumed=bool(args.step_ms)))
+    print(json.dumps(asdict(result)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

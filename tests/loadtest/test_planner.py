@@ -1,0 +1,79 @@
+"""The planner's promises, for any rate and step; and the arithmetic of costs."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadtest.costs import Costs, as_table, spent
+from loadtest.planner import CPU_STAGES, BoundTooTight, Step, Wish, cpu_ms, engine_step, plan, predicted_per_s, wait_ms
+
+NET = {"Ingress": 4.0, "ImageLoader": 2.0, "decoders": 3.0, "Detector": 33.0, "Polygonizer": 3.0, "raylet": 1.0}
+COSTS = Costs(
+    cpu_ms=NET,
+    net_cpu_ms=NET,
+    idle_cores={"controller": 0.05, "other": 0.15},
+    engine_ms=[(1, 22.0), (8, 134.0)],
+    engine_cpu_ms=30.0,
+    hop_bytes={"client to Ingress": 80_000},
+    images_per_s=25.0,
+    images=320,
+)
+STEPS = st.builds(Step, st.floats(1, 60), st.floats(0.1, 20))
+
+
+@given(STEPS, st.floats(1, 5000), st.floats(0.3, 0.95))
+def test_a_plan_keeps_its_promises(step, rate, utilisation):
+    """No stage above the utilisation, the bound kept, and one replica fewer would be too few."""
+    wish = Wish(rate, 1000, 32, utilisation)
+    made = plan(COSTS, step, wish)
+    assert made.p50_ms <= made.p99_ms <= wish.p99_ms
+    for stage in CPU_STAGES:
+        needed = rate * cpu_ms(COSTS, stage) / 1e3
+        assert needed / made.replicas[stage] <= utilisation * (1 + 1e-9)
+        assert made.replicas[stage] == 1 or needed / (made.replicas[stage] - 1) > utilisation
+    assert made.replicas["Detector"] * step.per_s(made.batch) * utilisation >= rate * (1 - 1e-9)
+    assert made.max_under_way * 8 * made.replicas["Ingress"] >= 2 * made.batch * made.replicas["Detector"]
+
+
+@given(STEPS, st.floats(1, 1000), st.floats(1, 1000))
+def test_more_images_never_need_less(step, rate, more):
+    """Replicas and CPUs grow with the rate."""
+    small, large = (plan(COSTS, step, Wish(images, 2000)) for images in (rate, rate + more))
+    assert all(large.replicas[stage] >= small.replicas[stage] for stage in CPU_STAGES)
+    assert large.cpus >= small.cpus
+
+
+def test_a_bound_below_two_steps_is_refused():
+    """With what is too long."""
+    with pytest.raises(BoundTooTight, match="two steps of the network at batch 1 take 440 ms"):
+        plan(COSTS, Step(200, 20), Wish(10, 250))
+
+
+def test_waits():
+    """M/D/1 at half load waits half a service time over (1 - load): 5 ms of 10; more replicas at the same load wait less."""
+    assert wait_ms(0.5, 1, 10) == pytest.approx(5, rel=0.01)
+    assert wait_ms(2, 4, 10) < wait_ms(0.5, 1, 10)
+    assert wait_ms(0, 1, 10) == 0
+
+
+def test_the_engine_is_not_counted_as_host_work():
+    """Of the Detector's 33 ms the engine has 30; decoders are the ImageLoader's."""
+    assert cpu_ms(COSTS, "Detector") == pytest.approx(3)
+    assert cpu_ms(COSTS, "ImageLoader") == pytest.approx(5)
+    assert COSTS.outside_engine_ms == pytest.approx(16)
+    assert engine_step(COSTS) == Step(6.0, 16.0)
+
+
+def test_what_limits_one_machine():
+    """Few detectors limit, many leave it to the CPUs: (2 - 0.2 idle) cores over 16 ms."""
+    step = Step(150, 30)
+    assert predicted_per_s(COSTS, step, 1, 8, cores=2) == (pytest.approx(20.5, rel=0.01), "detectors")
+    assert predicted_per_s(COSTS, step, 100, 8, cores=2) == (pytest.approx(112.5), "CPUs")
+
+
+def test_spent():
+    """Between two looks, by part; a process that came in between counts whole, one that went not at all."""
+    before = {1: ("Ingress", 5.0), 2: ("decoders", 1.0), 3: ("decoders", 9.0)}
+    after = {1: ("Ingress", 6.0), 2: ("decoders", 1.5), 4: ("decoders", 0.25)}
+    assert spent(before, after) == {"Ingress": 1.0, "decoders": 0.75}
+    assert "outside it: 16.0 ms net" in as_table(COSTS)
