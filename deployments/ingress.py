@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray import serve
-from ray.serve.handle import DeploymentHandle
 
 from deployments.context import RequestContext
 from deployments.grouping import GroupLimits
 from deployments.image_loader import ImageInput
+from deployments.in_process import StageHandle, StageInProcess, started
 from deployments.metrics import IngressMetrics
 from deployments.params import ScoreParams, parse_params
 from deployments.probe import PROBE_IMAGE
@@ -62,24 +62,29 @@ class Ingress:
     """Admits requests, scores their images through the stages, gathers the answers.
 
     Args:
-        image_loader, detector, polygonizer: handles of the stages.
+        image_loader, detector, polygonizer: handles of the stages, or the stages to start in this process.
         options: limits and defaults.
         front: makes the ASGI application that speaks HTTP for this ingress.
     """
 
     def __init__(
         self,
-        image_loader: DeploymentHandle,
-        detector: DeploymentHandle,
-        polygonizer: DeploymentHandle,
+        image_loader: StageHandle | StageInProcess,
+        detector: StageHandle | StageInProcess,
+        polygonizer: StageHandle | StageInProcess,
         options: IngressOptions,
         front: Callable[[Ingress], Any],
     ) -> None:
         self.options = options
         self._front = front
-        self._detector = detector
+        self._detector = started(detector)
         self._graph = ScoringGraph(
-            image_loader, detector, polygonizer, options.retry_after_s, options.overload_status, options.groups
+            started(image_loader),
+            self._detector,
+            started(polygonizer),
+            options.retry_after_s,
+            options.overload_status,
+            options.groups,
         )
         self._metrics = IngressMetrics()
         self._in_flight = 0

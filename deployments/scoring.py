@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 from ray import exceptions as ray_exceptions
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException, RequestCancelledError
-from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from ray.serve.handle import DeploymentResponse
 
 from deployments.context import RequestContext
 from deployments.grouping import Grouper, GroupLimits
 from deployments.image_loader import ImageInput
+from deployments.in_process import LocalResponse, StageHandle
 from pipeline.errors import DeadlineExceeded, ImageFault, Overloaded, ServiceError, StageFailed
 from pipeline.source import looks_like_url
 from pipeline.types import Answer, DetectOptions, OutlineOptions
@@ -83,9 +84,9 @@ class ScoringGraph:
 
     def __init__(
         self,
-        image_loader: DeploymentHandle,
-        detector: DeploymentHandle,
-        polygonizer: DeploymentHandle,
+        image_loader: StageHandle,
+        detector: StageHandle,
+        polygonizer: StageHandle,
         retry_after_s: int = 1,
         overload_status: int = 503,
         groups: GroupLimits | None = None,
@@ -182,7 +183,7 @@ class StageLost(StageFailed):
     """A replica died under an image; scoring it again may well work."""
 
 
-async def _result(response: DeploymentResponse) -> Any:
+async def _result(response: DeploymentResponse | LocalResponse) -> Any:
     """The stage's answer, or the first cause of its failure without the wrapping that each hop adds."""
     try:
         return await response
@@ -193,7 +194,7 @@ async def _result(response: DeploymentResponse) -> Any:
         raise cause from None
 
 
-def _cancel(*responses: DeploymentResponse) -> None:
+def _cancel(*responses: DeploymentResponse | LocalResponse) -> None:
     """Give up work that nobody waits for any more; a response that failed before it was sent raises its own error here."""
     for response in responses:
         with suppress(Exception):

@@ -78,7 +78,8 @@ def part_of(process: psutil.Process) -> str:
         return DECODERS
     if "ServeReplica" in title:
         return next((stage for stage in STAGES if f":{stage}" in title), "other")
-    return next((part for sign, part in _PARTS.items() if sign in title), "other")
+    program = title.split(" ", 1)[0]
+    return next((part for sign, part in _PARTS.items() if sign in program), "other")
 
 
 def cpu_seconds(service: LocalService) -> dict[int, tuple[str, float]]:

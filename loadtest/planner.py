@@ -72,6 +72,10 @@ class Wish:
     max_batch: int = 32
     utilisation: float = 0.7
 
+    def __post_init__(self) -> None:
+        if not (self.rate_per_s > 0 and self.p99_ms > 0 and self.max_batch >= 1 and 0 < self.utilisation < 1):
+            raise ValueError(f"rate, bound and batch must be positive and the utilisation between 0 and 1; got {self}")
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:

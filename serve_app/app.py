@@ -5,14 +5,17 @@ Ingress ─▶ ImageLoader ─▶ Detector ─▶ Polygonizer
 
 # No `from __future__ import annotations`: Ray Serve reads the annotation of build_app to validate `args`.
 from functools import partial
+from importlib import import_module
+from typing import Any
 
 from ray.serve import Application
 
-from deployments.detector import Detector, DetectorOptions
+from deployments.detector import DetectorOptions
 from deployments.grouping import GroupLimits
-from deployments.image_loader import ImageLoader, ImageLoaderOptions
+from deployments.image_loader import ImageLoaderOptions
+from deployments.in_process import StageInProcess
 from deployments.ingress import Ingress, IngressOptions
-from deployments.polygonizer import Polygonizer, PolygonizerOptions
+from deployments.polygonizer import PolygonizerOptions
 from pipeline.decode import DecodeLimits
 from pipeline.decoder_options import DecoderOptions
 from pipeline.engines import EngineOptions, SimulatedStep
@@ -29,20 +32,25 @@ def build_app(settings: Settings) -> Application:
     Args:
         settings: the `args` of the application in serve_config.yaml, already checked by Ray Serve against the type.
     Returns:
-        The ingress, bound to its three stages. Replicas, queue bounds, CPUs and GPUs are Ray Serve's
+        The ingress, bound to its three stages, or holding them (`layout: together`). Replicas, queue bounds, CPUs and GPUs are Ray Serve's
         (`deployments` in serve_config.yaml).
     Raises:
         SetupError: the model or the settings cannot be used; the message says what to change.
     """
     header = read_header(settings.model.name, settings.model.cache_dir.expanduser())
-    # Ray types a decorated class as the class itself, without `bind`.
-    return Ingress.bind(  # type: ignore[attr-defined]
-        ImageLoader.bind(_image_loader_options(settings, header)),  # type: ignore[attr-defined]
-        Detector.bind(_detector_options(settings)),  # type: ignore[attr-defined]
-        Polygonizer.bind(PolygonizerOptions(header.classes, settings.polygonizer.threads)),  # type: ignore[attr-defined]
+    bind = StageInProcess if settings.layout == "together" else _bind
+    return Ingress.bind(  # type: ignore[attr-defined]  # Ray types a decorated class as the class itself
+        bind("deployments.image_loader", "ImageLoader", _image_loader_options(settings, header)),
+        bind("deployments.detector", "Detector", _detector_options(settings)),
+        bind("deployments.polygonizer", "Polygonizer", PolygonizerOptions(header.classes, settings.polygonizer.threads)),
         _ingress_options(settings, header),
         partial(http_app_unless_exposed, settings=settings),
     )
+
+
+def _bind(module: str, name: str, options: Any) -> Application:
+    bound: Application = getattr(import_module(module), name).bind(options)
+    return bound
 
 
 def _image_loader_options(settings: Settings, header: ModelHeader) -> ImageLoaderOptions:

@@ -63,6 +63,10 @@ def _check_deployment(deployment: dict[str, Any], settings: Settings) -> None:
     place = f"deployments[{name}]"
     if name not in STAGES:
         raise ConfigurationError(f"{place}: there is no such deployment; known: {', '.join(STAGES)}")
+    if settings.layout == "together" and name != STAGES[0]:
+        raise ConfigurationError(
+            f"{place}: with layout: together there is only the deployment {STAGES[0]}, which holds all stages"
+        )
     _known_keys(deployment, DeploymentSchema.model_fields, place)
     _known_keys(deployment.get("ray_actor_options") or {}, RayActorOptionsSchema.model_fields, f"{place}.ray_actor_options")
     ongoing = deployment.get("max_ongoing_requests")

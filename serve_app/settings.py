@@ -137,6 +137,9 @@ class PolygonizerSettings(StrictModel):
 class Settings(StrictModel):
     """Everything the application takes; the `args` section of serve_config.yaml."""
 
+    layout: Literal["stages", "together"] = Field(
+        "stages", description="stages: each in replicas of its own. together: all in the Ingress replica, for one small machine."
+    )
     model: ModelSettings = ModelSettings()
     ingress: IngressSettings = IngressSettings()
     image_loader: ImageLoaderSettings = ImageLoaderSettings()

@@ -1,0 +1,62 @@
+"""Stages in this process behave to the scoring graph as handles do: chaining, errors in place, cancelling."""
+
+import asyncio
+import time
+
+import pytest
+
+from deployments.context import RequestContext
+from deployments.in_process import LocalHandle
+from deployments.scoring import ScoreOptions, ScoringGraph
+from pipeline.errors import DeadlineExceeded, ImageError, StageFailed
+from pipeline.types import DetectOptions, OutlineOptions
+
+
+class Stage:
+    """Adds its letter to every image, after a while."""
+
+    def __init__(self, letter, seconds=0.0, error=None):
+        self.letter, self.seconds, self.error, self.cancelled = letter, seconds, error, False
+
+    async def _work(self, images, *_):
+        if self.error:
+            raise self.error
+        try:
+            await asyncio.sleep(self.seconds)
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+        return [image if isinstance(image, ImageError) else image + self.letter for image in images]
+
+    load = detect = outline = _work
+
+
+def graph(*stages):
+    return ScoringGraph(*map(LocalHandle, stages))
+
+
+def score(scoring, images, seconds=5.0, **options):
+    return scoring.score(
+        images, ScoreOptions(DetectOptions(), OutlineOptions(), **options), RequestContext("r", time.time() + seconds)
+    )
+
+
+async def test_images_pass_the_stages_in_order():
+    """Each response is the next call's argument."""
+    assert await score(graph(Stage("l"), Stage("d"), Stage("p")), ["1", "2"]) == ["1ldp", "2ldp"]
+
+
+async def test_a_stage_that_raises_is_a_500():
+    """A bug in a stage names nothing of the inside."""
+    with pytest.raises(StageFailed) as caught:
+        await score(graph(Stage("l"), Stage("d", error=ValueError("/secret")), Stage("p")), ["1"])
+    assert "/secret" not in caught.value.message
+
+
+async def test_a_deadline_cancels_the_stage_that_works():
+    """And those before it have nothing left to do."""
+    slow = Stage("d", seconds=60)
+    with pytest.raises(DeadlineExceeded):
+        await score(graph(Stage("l"), slow, Stage("p")), ["1"], seconds=0.05)
+    await asyncio.sleep(0.01)
+    assert slow.cancelled
