@@ -44,7 +44,7 @@ def batch_sizes(service) -> Batches:
     return Batches(int(count), int(total))
 
 
-def settled_batches(service, quiet_s: float = 1.5) -> Batches:
+def settled_batches(service, quiet_s: float = 3.0) -> Batches:
     """The sum once it has stood still: what earlier requests did has arrived."""
     last = batch_sizes(service)
     while True:
