@@ -9,6 +9,9 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from ray import serve
+from ray.serve.exceptions import RayServeException
+
 from deployments.context import RequestContext
 from deployments.metrics import StageMetrics
 from pipeline.errors import ServiceError, StageFailed
@@ -29,6 +32,7 @@ class Stage:
     def __init__(self, name: str) -> None:
         self.name = name
         self._metrics = StageMetrics(name)
+        self._line_level = _line_level()
 
     async def each(
         self,
@@ -54,8 +58,10 @@ class Stage:
 
         began = time.perf_counter()
         results = await asyncio.gather(*map(one, images, options, contexts))
-        ids = " ".join(dict.fromkeys(context.request_id for context in contexts))
-        logger.info("%s: %d image(s) in %.1f ms, request %s", self.name, len(images), (time.perf_counter() - began) * 1e3, ids)
+        if logger.isEnabledFor(self._line_level):
+            ids = " ".join(dict.fromkeys(context.request_id for context in contexts))
+            took_ms = (time.perf_counter() - began) * 1e3
+            logger.log(self._line_level, "%s: %d image(s) in %.1f ms, request %s", self.name, len(images), took_ms, ids)
         return results
 
     @contextmanager
@@ -80,3 +86,14 @@ class Stage:
             logger.exception("request %s: stage %s failed", context.request_id, self.name)
             raise StageFailed(f"The {self.name} stage failed on this image.") from error
         self._metrics.done((time.perf_counter() - began) * 1e3)
+
+
+def _line_level() -> int:
+    """Level of the line that each call gets: DEBUG inside the Ingress replica, whose access log has one for every request.
+
+    Three lines more an image are 0.6 ms of CPU (measured, 36 images/s).
+    """
+    try:
+        return logging.DEBUG if serve.get_replica_context().deployment == "Ingress" else logging.INFO
+    except RayServeException:  # not in a replica
+        return logging.INFO

@@ -1,7 +1,7 @@
 """Load tests from the command line.
 
     python -m loadtest run --scenario single-stream|server|offline [--p99-ms 250] [--url http://127.0.0.1:8000] [--output folder]
-    python -m loadtest peers [--peers litserve ...] [--model rtmdet-ins_s] [--rounds 3]      (see loadtest/peers_race.py)
+    python -m loadtest peers|overload|spike|soak|costs|plan [--help]                         (see the module of that name)
     python -m loadtest report results.json [--output folder]
     python -m loadtest locust MixedUser --headless -u 4 -t 30s --shape ramp      (everything after `locust` is Locust's)
 
@@ -20,22 +20,36 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import requests
 
-from loadtest import peers_race
-from loadtest.local_service import free_port, local_service
+from loadtest import costs, overload, peers_race, planner, soak, spike
+from loadtest.local_service import SHIPPED_CONFIG, free_port, local_service
 from loadtest.machine import describe_machine
 from loadtest.openloop import Client, run_single_stream
 from loadtest.photos import photos_from
 from loadtest.report import as_table, write_report
 from loadtest.scenarios import Result, Setup, find_server_rate, run_offline, run_stream
+from loadtest.scrape import Snapshot, discovery_file, snapshot
 from loadtest.traffic import RemoteHostError, refuse_remote, request_bodies
+from loadtest.watch import Processes, Watch, processes_here, watched
 
 SCENARIOS = {"single-stream": run_stream, "server": find_server_rate, "offline": run_offline}
+MEASUREMENTS: dict[str, tuple[Any, str]] = {
+    "peers": (peers_race, "race this service against what people would use instead"),
+    "overload": (overload, "twice the limit: goodput, refusals, recovery"),
+    "spike": (spike, "from one client to ten: do replicas follow"),
+    "soak": (soak, "long: errors and memory, minute by minute"),
+    "costs": (costs, "CPU milliseconds an image by process, bytes by hop"),
+    "plan": (planner, "replicas, CPUs and GPUs for a rate and a bound, from costs"),
+}
+"""Modules with `add_arguments(parser)` and `run(args)`, which gives the exit status; and what they are for."""
 WARM_UP_S = 2.0
+METRICS_DELAY_S = 3.0
+"""Replicas hand on their counters every second, and Ray's agent passes them on."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,8 +58,9 @@ def main(argv: list[str] | None = None) -> int:
     if arguments[:1] == ["locust"]:
         return run_locust(arguments[1:])
     args = _parser().parse_args(arguments)
-    if args.command == "peers":
-        return peers_race.run(args)
+    if args.command in MEASUREMENTS:
+        status: int = MEASUREMENTS[args.command][0].run(args)
+        return status
     if args.command == "report":
         write_report(json.loads(args.results.read_text()), args.output or args.results.parent)
         return 0
@@ -63,13 +78,13 @@ def run(args: argparse.Namespace) -> int:
     setup = Setup(args.p99_ms, args.seconds, args.seed, args.repeats, offline_images=args.offline_images)
     bodies = request_bodies(photos_from(args.images, size_wh=args.size), args.images_per_request)
     machine = describe_machine()
-    with _service(args.url) as url:
+    with _target(args) as target:
         headers = {"authorization": f"Bearer {args.key}"} if args.key else {}
-        client = Client(url, bodies, args.images_per_request, headers=headers)
-        result = asyncio.run(_measure(client, args.scenario, setup))
+        client = Client(target.url, bodies, args.images_per_request, headers=headers)
+        result, watched_ = asyncio.run(_measure(client, args.scenario, setup, target))
         results = {
             "machine": machine,
-            "service": _info(url, headers),
+            "service": _info(target.url, headers),
             "images": {
                 "per_request": args.images_per_request,
                 "source": str(args.images or f"generated {args.size[0]}x{args.size[1]}"),
@@ -77,18 +92,51 @@ def run(args: argparse.Namespace) -> int:
             "seed": args.seed,
             "seconds_per_trial": args.seconds,
             "result": result,
+            "watched": watched_,
         }
     if args.output:
         write_report(results, args.output)
     print(as_table(results))
-    print(json.dumps(results))
+    print(json.dumps({key: value for key, value in results.items() if key != "watched"}))
     return 0 if _measured(result) else 1
 
 
-async def _measure(client: Client, scenario: str, setup: Setup) -> Result:
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The service under load.
+
+    Args:
+        url: its base URL.
+        processes: its processes on this machine; None where it runs elsewhere.
+        discovery: file that names its metrics exporters.
+    """
+
+    url: str
+    processes: Processes | None
+    discovery: Path
+
+
+async def _measure(client: Client, scenario: str, setup: Setup, target: Target) -> tuple[Result, dict[str, Any] | None]:
+    """Run a scenario; beside its result what the service did meanwhile, None where that cannot be seen."""
     async with client:
         await run_single_stream(client, WARM_UP_S)
-        return await SCENARIOS[scenario](client, setup, _tell)
+        if target.processes is None:
+            return await SCENARIOS[scenario](client, setup, _tell), None
+        before = await _settled(target.discovery)
+        with Watch(target.processes) as watch:
+            result = await SCENARIOS[scenario](client, setup, _tell)
+        after = await _settled(target.discovery)
+    return result, watched(watch.samples, after - before) if before and after else None
+
+
+async def _settled(discovery: Path) -> Snapshot | None:
+    """Metrics, once the replicas have handed on what they counted; None, said aloud, where there are none."""
+    await asyncio.sleep(METRICS_DELAY_S)
+    try:
+        return await asyncio.to_thread(snapshot, discovery)
+    except RuntimeError as error:
+        _tell(f"{error}: the report will not show batches, stages and replicas (--metrics names the file)")
+        return None
 
 
 def _measured(result: Result) -> bool:
@@ -100,13 +148,13 @@ def _tell(line: str) -> None:
 
 
 @contextmanager
-def _service(url: str | None) -> Iterator[str]:
-    if url:
-        yield url
+def _target(args: argparse.Namespace) -> Iterator[Target]:
+    if args.url:
+        yield Target(args.url, None if args.allow_remote else processes_here, args.metrics)
         return
     _tell("starting the service")
-    with local_service() as service:
-        yield service.url
+    with local_service(args.config) as service:
+        yield Target(service.url, service.processes, discovery_file(service.folder / "ray"))
 
 
 def _info(url: str, headers: dict[str, str]) -> Any:
@@ -146,6 +194,14 @@ def _parser() -> argparse.ArgumentParser:
     run_.add_argument("--scenario", choices=SCENARIOS, required=True)
     run_.add_argument("--p99-ms", type=float, default=250.0, help="latency bound (default: %(default)s)")
     run_.add_argument("--url", help="a running service (default: start one here)")
+    run_.add_argument(
+        "--metrics",
+        type=Path,
+        default=discovery_file(Path("/tmp/ray")),
+        metavar="FILE",
+        help="with --url: where Ray names its metrics exporters (default: %(default)s)",
+    )
+    run_.add_argument("--config", type=Path, default=SHIPPED_CONFIG, help="without --url: what to start (default: %(default)s)")
     run_.add_argument("--allow-remote", action="store_true", help="the URL may be another machine's")
     run_.add_argument("--key", default=os.environ.get("LOADTEST_KEY"), help="API key (default: $LOADTEST_KEY)")
     run_.add_argument("--seconds", type=float, default=10.0, help="of one trial, at least 100 queries (default: %(default)s)")
@@ -159,7 +215,8 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="draw results that were measured before")
     report.add_argument("results", type=Path)
     report.add_argument("--output", type=Path, metavar="DIR", help="(default: beside the results)")
-    peers_race.add_arguments(commands.add_parser("peers", help="race this service against what people would use instead"))
+    for name, (module, purpose) in MEASUREMENTS.items():
+        module.add_arguments(commands.add_parser(name, help=purpose, description=(module.__doc__ or "").splitlines()[0]))
     commands.add_parser("locust", help="run Locust; everything after it is Locust's", add_help=False)
     return parser
 

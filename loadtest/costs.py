@@ -1,6 +1,6 @@
 """What an image costs, by process: CPU milliseconds of every stage and of Ray around them, and the bytes of every hop.
 
-    python -m loadtest.costs [--clients 16] [--images-per-request 1] [--count 320] [--images folder] [--output costs.json]
+    python -m loadtest costs [--clients 16] [--images-per-request 1] [--count 320] [--config serve_config.yaml] [--images folder]
 
 Starts the service, watches it idle, loads it in a closed loop, and divides the CPU time of each process by the images. `net` leaves out
 what the idle service uses: health checks, metrics, Ray's controller. Prints a table and, last, one line of JSON.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ import numpy as np
 import psutil
 import requests
 
-from loadtest.local_service import Change, LocalService, local_service, title_of
+from loadtest.local_service import SHIPPED_CONFIG, Change, LocalService, local_service, title_of
 from loadtest.machine import describe_machine
 from loadtest.photos import photos_from
 from loadtest.service_bench import measure_engine
@@ -38,7 +39,22 @@ DETECTOR = "Detector"
 STAGES = ("Ingress", "ImageLoader", DETECTOR, "Polygonizer")
 DECODERS = "decoders"
 IDLE_S = 8.0
-_PARTS = {"haproxy": "HAProxy", "ProxyActor": "proxy", "ServeController": "controller", "raylet": "raylet", "gcs_server": "gcs"}
+_PARTS = {
+    "ray::HAProxyManager": "HAProxy's manager",
+    "haproxy": "HAProxy",
+    "ray::ProxyActor": "proxy",
+    "ray::ServeController": "controller",
+    "log_monitor": "log monitor",
+    "runtime_env": "runtime env agent",
+    "dashboard/agent": "node agent",
+    "ray::DashboardAgent": "node agent",
+    "ray-dashboard": "dashboard",
+    "dashboard/dashboard": "dashboard",
+    "autoscaler": "autoscaler",
+    "gcs_server": "gcs",
+    "raylet/raylet": "raylet",
+}
+"""What the command line of one of Ray's processes contains; the first that fits counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +94,7 @@ def part_of(process: psutil.Process) -> str:
         return DECODERS
     if "ServeReplica" in title:
         return next((stage for stage in STAGES if f":{stage}" in title), "other")
-    program = title.split(" ", 1)[0]
-    return next((part for sign, part in _PARTS.items() if sign in program), "other")
+    return next((part for sign, part in _PARTS.items() if sign in title), "other")
 
 
 def cpu_seconds(service: LocalService) -> dict[int, tuple[str, float]]:
@@ -103,7 +118,12 @@ def spent(before: dict[int, tuple[str, float]], after: dict[int, tuple[str, floa
 
 
 def measure_costs(
-    photos: Sequence[bytes], clients: int, images_per_request: int, count: int, change: Change | None = None
+    photos: Sequence[bytes],
+    clients: int,
+    images_per_request: int,
+    count: int,
+    config: Path = SHIPPED_CONFIG,
+    change: Change | None = None,
 ) -> Costs:
     """Run the service and the engine alone.
 
@@ -112,17 +132,22 @@ def measure_costs(
         clients: of the closed loop.
         images_per_request: in each request.
         count: images to answer.
+        config: a serve_config.yaml.
         change: edits the configuration.
     Raises:
         RuntimeError: an answer was not 200; costs of refusals are no costs of images.
     """
     bodies = request_bodies(photos, images_per_request)
-    with local_service(change=change) as service, ThreadPoolExecutor(clients) as pool:
-        session = requests.Session()
+    own = threading.local()
+
+    def open_session() -> None:
+        own.session = requests.Session()
+
+    with local_service(config, change) as service, ThreadPoolExecutor(clients, initializer=open_session) as pool:
 
         def ask(number: int) -> None:
             body = bodies[number % len(bodies)]
-            answer = session.post(f"{service.url}/score", data=body, headers=JSON_HEADERS, timeout=120)
+            answer = own.session.post(f"{service.url}/score", data=body, headers=JSON_HEADERS, timeout=120)
             if answer.status_code != 200:
                 raise RuntimeError(f"an answer with status {answer.status_code}: {answer.text[:200]}")
 
@@ -187,25 +212,25 @@ def as_table(costs: Costs) -> str:
     return "\n".join(rows)
 
 
-def main() -> None:
-    """Command line entry."""
-    parser = argparse.ArgumentParser(prog="python -m loadtest.costs", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--images-per-request", type=int, default=1)
-    parser.add_argument("--count", type=int, default=320, help="images to answer (default: %(default)s)")
-    parser.add_argument("--images", type=Path, help="folder of photos (default: generated 640x480 ones)")
-    parser.add_argument("--output", type=Path, help="write the JSON here, for python -m loadtest.planner --costs")
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> int:
+    """Measure and print; returns the exit status."""
     machine = describe_machine()
     photos = photos_from(args.images, size_wh=(640, 480))
     print("measuring for about a minute", file=sys.stderr, flush=True)
-    costs = measure_costs(photos, args.clients, args.images_per_request, args.count)
+    costs = measure_costs(photos, args.clients, args.images_per_request, args.count, args.config)
     line = json.dumps({"machine": machine, "costs": asdict(costs)})
     if args.output:
         args.output.write_text(line + "\n", encoding="utf-8")
     print(as_table(costs))
     print(line)
+    return 0
 
 
-if __name__ == "__main__":
-    main()
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m loadtest costs`."""
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--images-per-request", type=int, default=1)
+    parser.add_argument("--count", type=int, default=320, help="images to answer (default: %(default)s)")
+    parser.add_argument("--images", type=Path, help="folder of photos (default: generated 640x480 ones)")
+    parser.add_argument("--config", type=Path, default=SHIPPED_CONFIG, help="serve_config.yaml (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="write the JSON here, for python -m loadtest plan --costs")

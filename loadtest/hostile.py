@@ -110,7 +110,9 @@ def as_tables(results: dict[str, Any]) -> str:
     lines += ["", f"{'honest traffic':34}{'requests/s':>12}{'p50 ms':>9}{'p99 ms':>9}{'hostile/s':>11}"]
     for one in results["shares"]:
         p50, p99 = (f"{one[key]:.0f}" if one[key] is not None else "-" for key in ("p50_ms", "p99_ms"))
-        lines.append(f"{one['name']:34}{one['honest_per_s']:>12.2f}{p50:>9}{p99:>9}{one['hostile_per_s']:>11.2f}")
+        lines.append(
+            f"{one['load'] + ', ' + one['name']:34}{one['honest_per_s']:>12.2f}{p50:>9}{p99:>9}{one['hostile_per_s']:>11.2f}"
+        )
     return "\n".join(lines)
 
 

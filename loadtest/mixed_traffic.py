@@ -1,27 +1,29 @@
 """Honest traffic alone, and with a tenth of all requests hostile: what the honest clients feel.
 
-Honest clients in a closed loop; one more client adds a hostile request whenever fewer than one in nine were sent. The two
-settings take turns, round by round, and a second honest-only series shows what the machine's own noise is worth.
+Once in a closed loop, which shows the throughput, and once with Poisson arrivals well below the limit, which shows the latency: clients
+in a closed loop fall in step with the batches, so that whatever comes between, hostile or not, looks late. The settings take turns,
+round by round, and a second honest-only series shows what the machine's own noise is worth.
 """
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import requests
 
-from loadtest.attacks import JSON, PATIENCE_S, as_body, random_body
+from loadtest.attacks import PATIENCE_S, as_body, random_body
 from loadtest.mutants import mutants
+from loadtest.openloop import Client, Query, percentile, poisson_schedule, run_open_loop
 from loadtest.photos import photos_from
+from loadtest.traffic import OK
 
 HONEST_CLIENTS = 6
+HONEST_PER_S = 15.0
 HOSTILE_CLIENTS = 4
 SETTINGS = ("honest alone", "a tenth hostile", "honest alone, again")
 
@@ -31,6 +33,7 @@ class Share:
     """One setting over all its rounds.
 
     Args:
+        load: how the honest ask.
         name: the setting.
         honest_per_s: honest requests answered with 200, a second; median of the rounds.
         p50_ms, p99_ms: their latency over all rounds; None when none was answered.
@@ -38,6 +41,7 @@ class Share:
         honest_errors: honest requests that were not answered with 200.
     """
 
+    load: str
     name: str
     honest_per_s: float
     p50_ms: float | None
@@ -47,18 +51,19 @@ class Share:
 
 
 def measure_shares(url: str, server: str, rounds: int, seconds: float) -> list[Share]:
-    """Measure every setting in `rounds` rounds of `seconds` each, in turn.
+    """Measure every load with every setting in `rounds` rounds of `seconds` each, in turn.
 
     Args:
         url: of the service.
         server: URL of a `hostile_server` that the service may fetch from.
     """
-    seen: dict[str, list[tuple[list[float], int, int]]] = {name: [] for name in SETTINGS}
+    seen: dict[tuple[str, str], list[tuple[list[Query], int]]] = {(load, name): [] for load in LOADS for name in SETTINGS}
     attacks = list(itertools.islice(_attacks(server), 400))
-    for _ in range(rounds):
-        for name in SETTINGS:
-            seen[name].append(_round(url, attacks if "hostile" in name else [], seconds))
-    return [_share(name, measured, seconds) for name, measured in seen.items() if measured]
+    for number in range(rounds):
+        for load, name in seen:
+            measured = asyncio.run(_round(url, load, attacks if "hostile" in name else [], seconds, number))
+            seen[load, name].append(measured)
+    return [_share(load, name, measured, seconds) for (load, name), measured in seen.items() if measured]
 
 
 def _attacks(server: str) -> Iterator[bytes]:
@@ -72,54 +77,59 @@ def _attacks(server: str) -> Iterator[bytes]:
         yield as_body([b"GIF89a" + chance.randbytes(200_000)])
 
 
-def _round(url: str, attacks: list[bytes], seconds: float) -> tuple[list[float], int, int]:
-    """Latencies of the honest, ms; their errors; number of hostile requests."""
-    bodies = [as_body([photo]) for photo in photos_from(None, 8)]
-    latencies: list[float] = []
-    errors = itertools.count()
-    ends = time.monotonic() + seconds
-    sent_hostile, lock = 0, threading.Lock()
+async def _closed_loop(honest: Client, hostile: Client | None, seconds: float, _: int) -> tuple[list[Query], int]:
+    """HONEST_CLIENTS that ask again when they are answered: what the service can carry; one hostile request for nine answers."""
+    began = time.perf_counter()
+    asked: list[Query] = []
+    sent_hostile = 0
 
-    def honest(first: int) -> None:
-        with requests.Session() as session:
-            for number in itertools.count(first):
-                began = time.monotonic()
-                if began > ends:
-                    return
-                status = session.post(
-                    f"{url}/score", data=bodies[number % len(bodies)], headers=JSON, timeout=PATIENCE_S
-                ).status_code
-                latencies.append((time.monotonic() - began) * 1e3) if status == 200 else next(errors)
+    async def ask_on() -> None:
+        while (now_s := time.perf_counter() - began) < seconds:
+            asked.append(await honest.ask(len(asked), began, now_s))
 
-    def attacker() -> None:
+    async def attack(client: Client) -> None:
         nonlocal sent_hostile
-        with requests.Session() as session:
-            while time.monotonic() < ends:
-                with lock:
-                    due = sent_hostile < len(latencies) / 9
-                    number = sent_hostile
-                    sent_hostile += due
-                if not due:
-                    time.sleep(0.005)
-                    continue
-                session.post(f"{url}/score", data=attacks[number % len(attacks)], headers=JSON, timeout=PATIENCE_S)
+        while time.perf_counter() - began < seconds:
+            if sent_hostile >= len(asked) / 9:
+                await asyncio.sleep(0.005)
+                continue
+            sent_hostile += 1
+            await client.ask(sent_hostile, began, 0.0)
 
-    with ThreadPoolExecutor(HONEST_CLIENTS + HOSTILE_CLIENTS) as pool:
-        tasks = [pool.submit(honest, first) for first in range(HONEST_CLIENTS)]
-        tasks += [pool.submit(attacker) for _ in range(HOSTILE_CLIENTS if attacks else 0)]
-    for task in tasks:
-        task.result()
-    return latencies, next(errors), sent_hostile
+    attackers = [attack(hostile) for _ in range(HOSTILE_CLIENTS)] if hostile else []
+    await asyncio.gather(*(ask_on() for _ in range(HONEST_CLIENTS)), *attackers)
+    return asked, sent_hostile
 
 
-def _share(name: str, measured: list[tuple[list[float], int, int]], seconds: float) -> Share:
-    latencies = [ms for round_, _, _ in measured for ms in round_]
-    p50, p99 = (float(np.percentile(latencies, q)) for q in (50, 99)) if latencies else (None, None)
+async def _poisson(honest: Client, hostile: Client | None, seconds: float, seed: int) -> tuple[list[Query], int]:
+    """HONEST_PER_S arrivals, latency from the scheduled time; hostile ones come by themselves, a ninth as many."""
+    schedule = poisson_schedule(HONEST_PER_S, round(HONEST_PER_S * seconds), seed)
+    attacks = poisson_schedule(HONEST_PER_S / 9, round(HONEST_PER_S / 9 * seconds), seed + 1000) if hostile else []
+    asked, _ = await asyncio.gather(
+        run_open_loop(honest, schedule, PATIENCE_S), run_open_loop(hostile or honest, attacks, PATIENCE_S)
+    )
+    return asked, len(attacks)
+
+
+LOADS = {f"{HONEST_CLIENTS} clients": _closed_loop, f"Poisson {HONEST_PER_S:g}/s": _poisson}
+
+
+async def _round(url: str, load: str, attacks: list[bytes], seconds: float, seed: int) -> tuple[list[Query], int]:
+    """Honest queries and the number of hostile ones."""
+    bodies = [as_body([photo]) for photo in photos_from(None, 8)]
+    async with Client(url, bodies) as honest, Client(url, attacks or bodies) as hostile:
+        return await LOADS[load](honest, hostile if attacks else None, seconds, seed)
+
+
+def _share(load: str, name: str, rounds: list[tuple[list[Query], int]], seconds: float) -> Share:
+    good = [[query.latency_ms for query in asked if query.outcome == OK] for asked, _ in rounds]
+    latencies = [ms for round_ in good for ms in round_]
     return Share(
+        load=load,
         name=name,
-        honest_per_s=float(np.median([len(round_) for round_, _, _ in measured])) / seconds,
-        p50_ms=p50,
-        p99_ms=p99,
-        hostile_per_s=sum(count for _, _, count in measured) / len(measured) / seconds,
-        honest_errors=sum(errors for _, errors, _ in measured),
+        honest_per_s=float(np.median([len(round_) for round_ in good])) / seconds,
+        p50_ms=percentile(latencies, 50),
+        p99_ms=percentile(latencies, 99),
+        hostile_per_s=sum(count for _, count in rounds) / len(rounds) / seconds,
+        honest_errors=sum(len(asked) for asked, _ in rounds) - len(latencies),
     )

@@ -1,6 +1,6 @@
 """What happens at twice the limit, and how soon it is over.
 
-    python -m loadtest.overload [--rate R] [--p99-ms 250] [--seconds 20] [--images folder] [--output results.json]
+    python -m loadtest overload [--rate R] [--p99-ms 250] [--seconds 20] [--images folder] [--output results.json]
 
     the limit's rate ─▶ twice that rate ─▶ one query after the other until they are quick again
 
@@ -124,15 +124,8 @@ def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def main() -> None:
-    """Command line entry."""
-    parser = argparse.ArgumentParser(prog="python -m loadtest.overload", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rate", type=float, help="the limit, queries a second (default: searched)")
-    parser.add_argument("--p99-ms", type=float, default=250.0)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each rate (default: %(default)s)")
-    parser.add_argument("--images", type=Path, help="folder of photos (default: generated 640x480 ones)")
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> int:
+    """Measure and print; returns the exit status."""
     machine, bodies = describe_machine(), request_bodies(photos_from(args.images, size_wh=(640, 480)), 1)
     with local_service() as service:
         result = asyncio.run(overload(service, bodies, Setup(p99_ms=args.p99_ms, seconds=args.seconds), args.rate))
@@ -141,7 +134,13 @@ def main() -> None:
         args.output.write_text(line + "\n", encoding="utf-8")
     print(as_table(result))
     print(line)
+    return 0
 
 
-if __name__ == "__main__":
-    main()
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m loadtest overload`."""
+    parser.add_argument("--rate", type=float, help="the limit, queries a second (default: searched)")
+    parser.add_argument("--p99-ms", type=float, default=250.0)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each rate (default: %(default)s)")
+    parser.add_argument("--images", type=Path, help="folder of photos (default: generated 640x480 ones)")
+    parser.add_argument("--output", type=Path)

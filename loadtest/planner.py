@@ -1,8 +1,8 @@
 """How many replicas, CPUs and GPUs a rate under a latency bound needs.
 
-    python -m loadtest.costs --output costs.json
-    python -m loadtest.planner --costs costs.json --rate 200 --p99-ms 250 --step-ms 12,4 --max-batch 32
-    python -m loadtest.planner --costs costs.json --check 1 2 4
+    python -m loadtest costs --output costs.json
+    python -m loadtest plan --costs costs.json --rate 200 --p99-ms 250 --step-ms 12,4 --max-batch 32
+    python -m loadtest plan --costs costs.json --check 1 2 4
 
 `--step-ms BASE,PER_IMAGE` is a pass of the network on your accelerator: BASE + PER_IMAGE x batch milliseconds (assumed; measure it
 with `make bench`); without it the engine of costs.json runs on CPUs. `--check` runs the service with simulated detectors of a stated step
@@ -223,25 +223,14 @@ def check(costs: Costs, detectors: int, cores: int) -> dict[str, Any]:
 
 
 def read_costs(path: Path) -> tuple[Costs, dict[str, Any]]:
-    """What `python -m loadtest.costs --output` wrote, and the machine it was measured on."""
+    """What `python -m loadtest costs --output` wrote, and the machine it was measured on."""
     document = json.loads(path.read_text(encoding="utf-8"))
     fields = document["costs"]
     return Costs(**fields | {"engine_ms": [(batch, ms) for batch, ms in fields["engine_ms"]]}), document["machine"]
 
 
-def main() -> int:
-    """Command line entry; 0, or 1 where the bound cannot be kept."""
-    parser = argparse.ArgumentParser(prog="python -m loadtest.planner", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--costs", type=Path, required=True, help="JSON of python -m loadtest.costs --output")
-    parser.add_argument("--rate", type=float, default=100.0, help="images a second (default: %(default)s)")
-    parser.add_argument("--p99-ms", type=float, default=250.0)
-    parser.add_argument("--step-ms", help="BASE,PER_IMAGE of your accelerator (default: the engine of costs.json)")
-    parser.add_argument("--max-batch", type=int, default=32)
-    parser.add_argument("--utilisation", type=float, default=0.7, help="at most (default: %(default)s)")
-    parser.add_argument(
-        "--check", type=int, nargs="+", metavar="DETECTORS", help="compare with runs of so many simulated detectors"
-    )
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> int:
+    """Measure or plan, and print; 0, or 1 where the bound cannot be kept."""
     costs, machine = read_costs(args.costs)
     if args.check:
         rows = [check(costs, detectors, machine["cores"]) for detectors in args.check]
@@ -261,5 +250,14 @@ def main() -> int:
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m loadtest plan`."""
+    parser.add_argument("--costs", type=Path, required=True, help="JSON of python -m loadtest costs --output")
+    parser.add_argument("--rate", type=float, default=100.0, help="images a second (default: %(default)s)")
+    parser.add_argument("--p99-ms", type=float, default=250.0)
+    parser.add_argument("--step-ms", help="BASE,PER_IMAGE of your accelerator (default: the engine of costs.json)")
+    parser.add_argument("--max-batch", type=int, default=32)
+    parser.add_argument("--utilisation", type=float, default=0.7, help="at most (default: %(default)s)")
+    parser.add_argument(
+        "--check", type=int, nargs="+", metavar="DETECTORS", help="compare with runs of so many simulated detectors"
+    )

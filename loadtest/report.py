@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+
+from loadtest import plots
 
 Results = dict[str, Any]
 Row = dict[str, Any]
@@ -99,21 +98,56 @@ def as_html(results: Results, png: bytes) -> str:
         f"<h1>{escape(headline(results))}</h1>"
         f'<img alt="Latency against rate, time by stage" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
         f"<p>Latency counts from the scheduled send time. <i>missed</i> is the share of queries that failed or were late.</p>"
-        f"<table><tr>{head}</tr>{body}</table><h2>Measured on</h2><pre>{escape(json.dumps(facts, indent=1))}</pre></html>"
+        f"<table><tr>{head}</tr>{body}</table>{_watched_html(results)}"
+        f"<h2>Measured on</h2><pre>{escape(json.dumps(facts, indent=1))}</pre></html>"
+    )
+
+
+def _watched_html(results: Results) -> str:
+    """Stages as Prometheus counted them."""
+    watched = results.get("watched")
+    if not watched:
+        return ""
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td><td>{stage['images']}</td><td>{_number(stage['p50_ms'])}</td>"
+        f"<td>{_number(stage['p99_ms'])}</td></tr>"
+        for name, stage in watched["stages"].items()
+    )
+    return (
+        f"<h2>Stages, from the service's metrics over the whole run</h2>"
+        f"<table><tr><th>stage</th><th>images</th><th>p50 ms</th><th>p99 ms</th></tr>{rows}</table>"
+        f"<p>Images in a pass of the network: {_number(watched['batches']['mean'])} on average.</p>"
     )
 
 
 def as_png(results: Results) -> bytes:
-    """Latency against rate, and time by stage."""
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
+    """Latency against rate and time by stage; where the service was watched also its batches, replicas, CPU and memory."""
+    watched = results.get("watched")
+    figure = plots.figure(22, 9) if watched else plots.figure(12, 4.5)
+    axes = iter(figure.subplots(2, 4).flat if watched else figure.subplots(1, 2))
     rows = rows_of(results)
-    _draw_latency(left, rows, results["result"].get("bound_p99_ms"))
-    _draw_stages(right, rows)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    _draw_latency(next(axes), rows, results["result"].get("bound_p99_ms"))
+    _draw_stages(next(axes), rows)
+    if watched:
+        batches = watched["batches"]
+        mean = f", mean {batches['mean']:.1f}" if batches["mean"] else ""
+        plots.draw_histogram(next(axes), batches["sizes"], f"Passes of the network by size{mean}", "images")
+        plots.draw_histogram(next(axes), batches["waits_ms"], "Wait for a batch", "ms")
+        _draw_latencies(next(axes), watched["stages"])
+        plots.draw_replicas(next(axes), watched["samples"])
+        plots.draw_cores(next(axes), watched["samples"])
+        plots.draw_memory(next(axes), watched["samples"])
+    return plots.as_png(figure)
+
+
+def _draw_latencies(axes: Axes, stages: dict[str, Row]) -> None:
+    """Quantiles of the stages' own histograms: what Prometheus sees."""
+    places = range(len(stages))
+    for offset, key in ((-0.2, "p50_ms"), (0.2, "p99_ms")):
+        axes.bar([place + offset for place in places], [stage[key] or 0.0 for stage in stages.values()], 0.4, label=key[:3])
+    axes.set_xticks(places, list(stages))
+    axes.set(title="Latency by stage (Prometheus)", ylabel="ms")
+    axes.legend()
 
 
 def _draw_latency(axes: Axes, rows: list[Row], bound_ms: float | None) -> None:

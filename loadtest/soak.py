@@ -1,6 +1,6 @@
 """A long run at half the limit: errors, and memory minute by minute.
 
-    python -m loadtest.soak [--rate 8] [--minutes 15] [--images folder] [--output results.json]
+    python -m loadtest soak [--rate 8] [--minutes 15] [--images folder] [--output results.json]
 
 Poisson arrivals, latency from the scheduled time. Starts the service from serve_config.yaml. Growth is the memory of the last
 third over that of the first third after the first minute (medians). Prints a line a minute and, last, one line of JSON.
@@ -68,14 +68,8 @@ def growth_of(memory: list[float]) -> float | None:
     return statistics.median(memory[-third:]) / statistics.median(memory[:third]) - 1 if third else None
 
 
-def main() -> None:
-    """Command line entry."""
-    parser = argparse.ArgumentParser(prog="python -m loadtest.soak", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rate", type=float, default=8.0, help="queries a second (default: %(default)s)")
-    parser.add_argument("--minutes", type=int, default=15)
-    parser.add_argument("--images", type=Path, help="folder of photos (default: generated 640x480 ones)")
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> int:
+    """Measure and print; returns the exit status."""
     machine, bodies = describe_machine(), request_bodies(photos_from(args.images, size_wh=(640, 480)), 1)
     with local_service() as service:
         result = asyncio.run(soak(service, bodies, args.rate, args.minutes))
@@ -84,7 +78,12 @@ def main() -> None:
         args.output.write_text(line + "\n", encoding="utf-8")
     print(f"{sum(result.outcomes.values())} queries: {result.outcomes}; memory after the first minute: {result.growth or 0:+.1%}")
     print(line)
+    return 0
 
 
-if __name__ == "__main__":
-    main()
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m loadtest soak`."""
+    parser.add_argument("--rate", type=float, default=8.0, help="queries a second (default: %(default)s)")
+    parser.add_argument("--minutes", type=int, default=15)
+    parser.add_argument("--images", type=Path, help="folder of photos (default: generated 640x480 ones)")
+    parser.add_argument("--output", type=Path)

@@ -1,12 +1,9 @@
-"""Reads the detector's batch metrics from Ray's Prometheus exporter, as an operator's Prometheus would."""
+"""What the detectors' batch metrics say."""
 
-import json
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 
-import requests
-from prometheus_client.parser import text_string_to_metric_families
+from loadtest.scrape import discovery_file, snapshot
 
 
 @dataclass(frozen=True)
@@ -20,28 +17,10 @@ class Batches:
         return Batches(self.passes - other.passes, self.images - other.images)
 
 
-def metrics_text(service) -> str:
-    """All metrics of the service's node, in Prometheus' text format."""
-    (targets_file,) = (service.folder / "ray").glob("prom_metrics_service_discovery.json")
-    targets = [target for group in json.loads(targets_file.read_text()) for target in group["targets"]]
-    texts = []
-    for target in targets:
-        with suppress(requests.ConnectionError):  # Ray also lists exporters that have ended
-            texts.append(requests.get(f"http://{target}/metrics", timeout=10).text)
-    assert texts, "no exporter of the node answers"
-    return "\n".join(texts)
-
-
 def batch_sizes(service) -> Batches:
-    """The sum over all detectors since the start. (Ray's exporter only estimates a histogram's sum, so images are the counter's.)"""
-    count = total = 0.0
-    for family in text_string_to_metric_families(metrics_text(service)):
-        for sample in family.samples:
-            if sample.name == "ray_rtmdet_batch_size_count":
-                count += sample.value
-            elif sample.name.startswith("ray_rtmdet_stage_images") and sample.labels.get("stage") == "detector":
-                total += sample.value
-    return Batches(int(count), int(total))
+    """The sum over all detectors since the start."""
+    seen = snapshot(discovery_file(service.folder / "ray"))
+    return Batches(seen.sizes.total, seen.images.get("detector", 0))
 
 
 def settled_batches(service, quiet_s: float = 3.0) -> Batches:

@@ -86,3 +86,16 @@ def service(image_server, hostile_url):
         family = running.processes()
     assert not [process for process in family if process.is_running()], "the service left processes behind"
     assert not running.folder.exists()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """With a failure comes what the service and the proxies in front of it said last: its folder is gone afterwards."""
+    report = yield
+    running = getattr(item, "funcargs", {}).get("service")
+    if report.failed and running is not None and running.folder.exists():
+        report.sections.append(("end of the service's log", running.log_tail(60)))
+        for pattern in ("haproxy/**/*.stderr.log", "ray/session_latest/logs/serve/proxy_*.log"):
+            for file in sorted(running.folder.glob(pattern)):
+                report.sections.append((f"end of {file.name}", "\n".join(file.read_text(errors="replace").splitlines()[-30:])))
+    return report

@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
+from loadtest.scrape import discovery_file, metrics_text
 from pipeline.errors import StageFailed
-from tests.e2e.batches import metrics_text
 from tests.e2e.conftest import as_body
 
 REPOSITORY = Path(__file__).parents[2]
@@ -87,7 +87,7 @@ QUERIES = [
 def scrape(service) -> dict[str, list[Sample]]:
     """The samples of one scrape by name."""
     samples: dict[str, list[Sample]] = {}
-    for family in text_string_to_metric_families(metrics_text(service)):
+    for family in text_string_to_metric_families(metrics_text(discovery_file(service.folder / "ray"))):
         for sample in family.samples:
             samples.setdefault(sample.name, []).append(sample)
     return samples

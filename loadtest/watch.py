@@ -1,0 +1,123 @@
+"""What a service on this machine uses while it is loaded: replicas, CPU and memory by part, second by second.
+
+with Watch(service.processes) as watch: …load…        watch.samples
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+from loadtest.costs import STAGES, part_of
+from loadtest.scrape import STAGES as METRIC_STAGES
+from loadtest.scrape import Snapshot
+
+INTERVAL_S = 1.0
+
+Processes = Callable[[], Sequence[psutil.Process]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One look.
+
+    Args:
+        at_s: since the watch began.
+        replicas: processes of each stage.
+        cores: CPU seconds a second since the last look, by part (loadtest.costs.part_of).
+        memory_mb: resident memory that is not shared, by part, MB (1e6 bytes).
+    """
+
+    at_s: float
+    replicas: dict[str, int]
+    cores: dict[str, float]
+    memory_mb: dict[str, float]
+
+
+class Watch:
+    """Looks every `interval_s` while a block runs; `samples` are all looks, the first one at the beginning.
+
+    Args:
+        processes: the service's, asked anew for each look, as replicas come and go.
+    """
+
+    def __init__(self, processes: Processes, interval_s: float = INTERVAL_S) -> None:
+        self._processes, self._interval_s = processes, interval_s
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._cpu_s: dict[int, float] = {}
+        self.samples: list[Sample] = []
+
+    def __enter__(self) -> Self:
+        self._began = self._looked = time.perf_counter()
+        self._look()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._interval_s):
+            self._look()
+
+    def _look(self) -> None:
+        now = time.perf_counter()
+        passed_s, self._looked = now - self._looked, now
+        replicas: Counter[str] = Counter()
+        cores: dict[str, float] = defaultdict(float)
+        memory_mb: dict[str, float] = defaultdict(float)
+        seen: dict[int, float] = {}
+        for process in self._processes():
+            try:
+                with process.oneshot():
+                    part, memory, times = part_of(process), process.memory_info(), process.cpu_times()
+            except psutil.Error:  # it has just ended
+                continue
+            seen[process.pid] = times.user + times.system
+            replicas[part] += part in STAGES
+            memory_mb[part] += (memory.rss - memory.shared) / 1e6
+            if self.samples:
+                cores[part] += (seen[process.pid] - self._cpu_s.get(process.pid, 0.0)) / passed_s
+        self._cpu_s = seen
+        counts = {stage: replicas[stage] for stage in STAGES if replicas[stage]}
+        self.samples.append(Sample(now - self._began, counts, dict(cores), dict(memory_mb)))
+
+
+def watched(samples: Sequence[Sample], during: Snapshot) -> dict[str, Any]:
+    """A watched run for a report, JSON-ready: `samples`, `batches` and `stages`.
+
+    Args:
+        during: metrics after the run less those before it.
+    """
+    return {
+        "samples": [asdict(sample) for sample in samples],
+        "batches": {"mean": during.mean_batch, "sizes": during.sizes.counts, "waits_ms": during.waits.counts},
+        "stages": {
+            stage: {
+                "images": during.images.get(stage, 0),
+                "p50_ms": during.latencies[stage].quantile(0.5),
+                "p99_ms": during.latencies[stage].quantile(0.99),
+            }
+            for stage in METRIC_STAGES
+            if stage in during.latencies
+        },
+    }
+
+
+def processes_here() -> list[psutil.Process]:
+    """Ray's processes of this user on this machine, for a service that somebody else has started."""
+    signs = ("ray::", "raylet", "gcs_server", "haproxy", "pipeline.decoder_child", "ray/dashboard", "ray/_private")
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if any(sign in " ".join(process.info["cmdline"] or ()) for sign in signs)
+    ]
