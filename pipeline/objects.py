@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import orjson
-import shapely
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from pipeline.polygons import Ring, outlines_to_rings, trace_outlines
+from pipeline.polygons import split_outlines, trace_outlines
 from pipeline.rle import mask_logits_to_rle
 from pipeline.simplify import simplify_outlines
 from pipeline.types import Instances, Letterbox, OutlineOptions, SegmentedObject
@@ -75,15 +74,22 @@ def _polygons(instances: Instances, options: OutlineOptions) -> tuple[list[dict[
     with_holes, letterbox = options.holes == "rings", instances.letterbox
     outlines = trace_outlines(instances.mask_logits, letterbox)
     outlines = simplify_outlines(outlines, options.tolerance_px, options.max_points, count_holes=with_holes)
-    outlines = shapely.transform(outlines, lambda points: _to_fractions(points, letterbox, options.decimals))
-    found = [(i, rings) for i, rings in enumerate(outlines_to_rings(outlines)) if rings]
-    return [_rings_to_dict(rings, with_holes) for _, rings in found], [i for i, _ in found]
+    points, ends, outer, holes = split_outlines(outlines, lambda points: _to_fractions(points, letterbox, options.decimals))
+    flat = points.ravel().tolist()  # once for all rings: slices of a list cost less than lists of slices
 
+    def ring(k: int) -> list[float]:
+        coordinates: list[float] = flat[2 * ends[k] : 2 * ends[k + 1]]
+        return coordinates
 
-def _rings_to_dict(rings: list[Ring], with_holes: bool) -> dict[str, Any]:
-    polygon = [ring.points.ravel().tolist() for ring in rings]
-    holes = [hole.ravel().tolist() for ring in rings for hole in ring.holes] if with_holes else None
-    return {"polygon": polygon, "holes": holes}
+    kept = [i for i, own in enumerate(outer) if own]
+    masks = [
+        {
+            "polygon": [ring(k) for k in outer[i]],
+            "holes": [ring(hole) for k in outer[i] for hole in holes.get(k, ())] if with_holes else None,
+        }
+        for i in kept
+    ]
+    return masks, kept
 
 
 def _run_lengths(instances: Instances) -> tuple[list[dict[str, Any]], list[int]]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from loadtest.raster import rings_to_mask
 from pipeline.errors import ShapeError
-from pipeline.polygons import mask_logits_to_rings, outlines_to_rings, trace_outlines
+from pipeline.polygons import mask_logits_to_rings, outlines_to_rings, split_outlines, trace_outlines
 from tests.pipeline.mask_examples import all_rings, ellipse_logits, full_size_mask, iou, letterbox_of, rough_masks
 
 VGA = letterbox_of(480, 640)
@@ -116,13 +116,30 @@ def test_part_below_one_pixel_is_dropped():
     assert mask_logits_to_rings(logits, VGA) == []
 
 
+def test_large_and_small_masks_keep_their_places():
+    """Fine and coarse windows, holes and empty masks in one call; each outline belongs to its mask."""
+    grid = np.full((5, *VGA.mask_grid_hw), -4, np.float16)
+    grid[0, 5:50, 5:70] = 4
+    grid[0, 20:30, 20:40] = -4
+    grid[1, 2:5, 70:74] = 4
+    grid[3, 40:60, 30:79] = 4
+    grid[4, 0:1, 0:1] = 4
+    outlines = trace_outlines(grid, VGA)
+    areas = shapely.area(outlines) / 64
+    assert areas == pytest.approx([45 * 65 - 200, 12, 0, 20 * 49, 1], rel=0.05, abs=0.5)
+    assert [len(own) for own in split_outlines(outlines).outer] == [1, 1, 0, 1, 1]
+    assert [len(hole) for hole in split_outlines(outlines).holes.values()] == [1]
+
+
 def test_many_masks_equal_one_by_one():
     """Tracing an image's masks together gives what tracing them alone gives."""
     masks = np.stack([ellipse_logits(VGA, (x, 30, 9, 12)) for x in (5, 40, 75)] + [np.full(VGA.mask_grid_hw, -1, np.float16)])
     together = outlines_to_rings(trace_outlines(masks, VGA))
     for logits, rings in zip(masks, together, strict=True):
         alone = mask_logits_to_rings(logits, VGA)
-        assert [ring.points.tolist() for ring in rings] == [ring.points.tolist() for ring in alone]
+        assert len(rings) == len(alone)
+        for ring, expected in zip(rings, alone, strict=True):
+            np.testing.assert_allclose(ring.points, expected.points, atol=1e-9)
 
 
 @pytest.mark.parametrize("logits", [np.zeros((5, 5), np.float16), np.zeros(VGA.mask_grid_hw, np.float32)], ids=["shape", "dtype"])
