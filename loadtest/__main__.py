@@ -1,6 +1,6 @@
 """Load tests from the command line.
 
-    python -m loadtest run --scenario single-stream|server|offline [--p99-ms 250] [--url http://127.0.0.1:8000] [--output folder]
+    python -m loadtest run --scenario single-stream|server|steady|offline [--p99-ms 250] [--url http://127.0.0.1:8000] [--output folder]
     python -m loadtest peers|overload|spike|soak|costs|plan [--help]                         (see the module of that name)
     python -m loadtest report results.json [--output folder]
     python -m loadtest locust MixedUser --headless -u 4 -t 30s --shape ramp      (everything after `locust` is Locust's)
@@ -32,12 +32,12 @@ from loadtest.machine import describe_machine
 from loadtest.openloop import Client, run_single_stream
 from loadtest.photos import photos_from
 from loadtest.report import as_table, write_report
-from loadtest.scenarios import Result, Setup, find_server_rate, run_offline, run_stream
+from loadtest.scenarios import Result, Setup, find_server_rate, run_offline, run_steady, run_stream
 from loadtest.scrape import Snapshot, discovery_file, snapshot
 from loadtest.traffic import RemoteHostError, refuse_remote, request_bodies
 from loadtest.watch import Processes, Watch, processes_here, watched
 
-SCENARIOS = {"single-stream": run_stream, "server": find_server_rate, "offline": run_offline}
+SCENARIOS = {"single-stream": run_stream, "server": find_server_rate, "steady": run_steady, "offline": run_offline}
 MEASUREMENTS: dict[str, tuple[Any, str]] = {
     "peers": (peers_race, "race this service against what people would use instead"),
     "overload": (overload, "twice the limit: goodput, refusals, recovery"),
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure one scenario and print it."""
     if args.url:
         refuse_remote(args.url, args.allow_remote)
-    setup = Setup(args.p99_ms, args.seconds, args.seed, args.repeats, offline_images=args.offline_images)
+    setup = Setup(args.p99_ms, args.seconds, args.seed, args.repeats, offline_images=args.offline_images, rate_per_s=args.rate)
     bodies = request_bodies(photos_from(args.images, size_wh=args.size), args.images_per_request)
     machine = describe_machine()
     with _target(args) as target:
@@ -193,6 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     run_ = commands.add_parser("run", help="measure one scenario")
     run_.add_argument("--scenario", choices=SCENARIOS, required=True)
     run_.add_argument("--p99-ms", type=float, default=250.0, help="latency bound (default: %(default)s)")
+    run_.add_argument("--rate", type=float, default=5.0, help="requests a second of the steady scenario (default: %(default)s)")
     run_.add_argument("--url", help="a running service (default: start one here)")
     run_.add_argument(
         "--metrics",

@@ -160,7 +160,7 @@ class Client(AbstractAsyncContextManager["Client"]):
         self, url: str, bodies: Sequence[bytes], images: int = 1, timeout_s: float = 30.0, headers: dict[str, str] | None = None
     ) -> None:
         self._target, self._bodies, self.images = f"{url.rstrip('/')}/score", bodies, images
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._headers = JSON_HEADERS | (headers or {})
         self._session: aiohttp.ClientSession | None = None
 
@@ -183,7 +183,7 @@ class Client(AbstractAsyncContextManager["Client"]):
         if self._session is None:
             raise RuntimeError("use the client within `async with`")
         sent_s, stages = time.perf_counter() - began, {}
-        timeout = aiohttp.ClientTimeout(total=max(self._timeout_s, patience_s))
+        timeout = aiohttp.ClientTimeout(total=max(self.timeout_s, patience_s))
         body = self._bodies[number % len(self._bodies)]
         try:
             async with self._session.post(self._target, data=body, timeout=timeout) as answer:

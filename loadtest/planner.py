@@ -10,7 +10,8 @@ and compares its images/s with what is predicted here.
 
 The model, deliberately small:
 - A detector takes what waits: batch B every step(B). Of the batches that keep two steps and the rest within the bound, the largest.
-- An image waits for half a running step (p50) or a whole one (p99), then for its own.
+- An image waits for half a running step at the usual batch (p50) or a whole one at the largest (p99), then for its own. The usual batch
+  is what comes during one step.
 - CPU stages: Sakasegawa's approximation of the M/M/c wait (H. Sakasegawa 1977), halved for their nearly constant service times
   (Allen-Cunneen); its tail taken as exponential, so p99 is 4.6 mean waits.
 """
@@ -22,6 +23,7 @@ import asyncio
 import json
 import math
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -127,7 +129,7 @@ def plan(costs: Costs, step: Step, wish: Wish) -> Plan:
         batch=batch,
         cpus=cores / wish.utilisation,
         max_under_way=max(2, math.ceil(2 * batch * detectors / (GROUP_IMAGES * replicas["Ingress"]))),
-        p50_ms=outside_p50 + 0.5 * step.ms(batch) + step.ms(batch),
+        p50_ms=outside_p50 + 1.5 * step.ms(usual_batch(step, wish.rate_per_s / detectors, batch)),
         p99_ms=outside_p99 + 2 * step.ms(batch),
         mb_per_s={hop: wish.rate_per_s * size / 1e6 for hop, size in costs.hop_bytes.items()},
         limit=max(used, key=used.__getitem__),
@@ -157,10 +159,23 @@ def wait_ms(busy: float, replicas: int, service_ms: float) -> float:
     return service_ms * load ** (math.sqrt(2 * (replicas + 1)) - 1) / (replicas * (1 - load)) / 2
 
 
-def predicted_per_s(costs: Costs, step: Step, detectors: int, batch: int, cores: int) -> tuple[float, str]:
-    """Images/s at most on one machine, and what limits: detectors that sleep, or the machine's CPUs."""
+def usual_batch(step: Step, rate_per_s: float, most: int) -> int:
+    """The batch of a detector that takes what waits: as many images as come during its step, 1 to `most`."""
+    share = rate_per_s / 1e3
+    free = 1 - share * step.per_image_ms
+    return most if free <= 0 else min(most, max(1, round(share * step.base_ms / free)))
+
+
+def predicted_per_s(
+    costs: Costs, step: Step, detectors: int, batch: int, cores: int, client_ms: float = 0.0
+) -> tuple[float, str]:
+    """Images/s at most on one machine, and what limits: detectors that sleep, or the machine's CPUs.
+
+    Args:
+        client_ms: CPU milliseconds an image of whoever loads the service from the same machine.
+    """
     by_detectors = detectors * step.per_s(batch)
-    by_cpus = (cores - sum(costs.idle_cores.values())) / host_cpu_ms(costs) * 1e3
+    by_cpus = (cores - sum(costs.idle_cores.values())) / (host_cpu_ms(costs) + client_ms) * 1e3
     return (by_detectors, "detectors") if by_detectors <= by_cpus else (by_cpus, "CPUs")
 
 
@@ -196,7 +211,7 @@ def as_table(plan_: Plan, step: Step, assumed: bool) -> str:
 
 
 def check(costs: Costs, detectors: int, cores: int) -> dict[str, Any]:
-    """Run the service with simulated detectors and measure offline images/s beside the prediction."""
+    """Run the service with simulated detectors and measure offline images/s beside the prediction; the client's CPU is told apart."""
     step, batch = Step(*CHECK_STEP), 8
 
     def simulate(document: dict[str, Any]) -> None:
@@ -210,16 +225,23 @@ def check(costs: Costs, detectors: int, cores: int) -> dict[str, Any]:
             if deployment["name"] == DETECTOR:
                 deployment |= {"num_replicas": detectors, "ray_actor_options": {"num_cpus": 0.1}}
 
-    async def measure(url: str) -> float:
+    async def measure(url: str) -> tuple[float, float]:
         async with Client(url, request_bodies(photos_from(None, size_wh=(640, 480)), 1)) as client:
             await run_single_stream(client, 3.0)
-            result = await run_offline(client, Setup(offline_images=100 * detectors), lambda line: print(line, file=sys.stderr))
-            return float(result["summary"]["images_per_s"])
+            images, before_s = 100 * detectors, time.process_time()
+            result = await run_offline(client, Setup(offline_images=images), lambda line: print(line, file=sys.stderr))
+            return float(result["summary"]["images_per_s"]), (time.process_time() - before_s) / images * 1e3
 
-    predicted, limit = predicted_per_s(costs, step, detectors, batch, cores)
     with local_service(change=simulate) as service:
-        measured = asyncio.run(measure(service.url))
-    return {"detectors": detectors, "predicted_per_s": predicted, "limit": limit, "measured_per_s": measured}
+        measured, client_ms = asyncio.run(measure(service.url))
+    predicted, limit = predicted_per_s(costs, step, detectors, batch, cores, client_ms)
+    return {
+        "detectors": detectors,
+        "predicted_per_s": predicted,
+        "limit": limit,
+        "measured_per_s": measured,
+        "client_cpu_ms": client_ms,
+    }
 
 
 def read_costs(path: Path) -> tuple[Costs, dict[str, Any]]:

@@ -1,7 +1,8 @@
-"""The three scenarios of BENCHMARKS.md on one client. Borrowed in shape from MLPerf Inference; these are not MLPerf results.
+"""The scenarios of BENCHMARKS.md, and a steady rate, on one client. Borrowed in shape from MLPerf Inference; these are not MLPerf results.
 
 single-stream  the next query when the last is done
 server         Poisson arrivals; the highest rate whose p99 holds the bound
+steady         Poisson arrivals at one rate
 offline        everything queued at once
 """
 
@@ -46,6 +47,7 @@ class Setup:
         repeats: confirming trials of the found rate.
         pause_s: between trials, so that one's queue is not the next one's.
         offline_images: images of the offline scenario; a slow service wants fewer, all are due within OFFLINE_PATIENCE_S.
+        rate_per_s: of the steady scenario.
         start_per_s: first rate of the search; None starts at half of what one caller alone gets.
         max_trials, max_search_s: the search ends with what it has found before a trial that would be beyond.
     """
@@ -56,6 +58,7 @@ class Setup:
     repeats: int = 3
     pause_s: float = 1.0
     offline_images: int = 256
+    rate_per_s: float = 5.0
     start_per_s: float | None = None
     max_trials: int = 60
     max_search_s: float = 1200.0
@@ -75,6 +78,15 @@ async def run_offline(client: Client, setup: Setup, tell: Tell) -> Result:
     summary = summarize(queries, None, images_per_query=client.images)
     tell(_line("offline", summary))
     return {"scenario": "offline", "images": count * client.images, "summary": asdict(summary)}
+
+
+async def run_steady(client: Client, setup: Setup, tell: Tell) -> Result:
+    """Steady: what a rate does, whether it holds the bound or not."""
+    count = max(LEAST_QUERIES, round(setup.rate_per_s * setup.seconds))
+    queries = await run_open_loop(client, poisson_schedule(setup.rate_per_s, count, setup.seed), client.timeout_s)
+    summary = summarize(queries, setup.p99_ms, setup.rate_per_s, client.images)
+    tell(_line(f"{setup.rate_per_s:.2f}/s", summary))
+    return {"scenario": "steady", "bound_p99_ms": setup.p99_ms, "summary": asdict(summary)}
 
 
 async def find_server_rate(client: Client, setup: Setup, tell: Tell) -> Result:

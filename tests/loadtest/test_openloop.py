@@ -4,7 +4,7 @@ import pytest
 
 from loadtest.openloop import Client, Query, percentile, poisson_schedule, run_open_loop, run_single_stream, summarize
 from loadtest.rate_search import PRECISION, STEP_DOWN, NoMoreTrials, highest_rate
-from loadtest.scenarios import Setup, find_server_rate, run_offline
+from loadtest.scenarios import Setup, find_server_rate, run_offline, run_steady
 from loadtest.traffic import OK, RemoteHostError, outcome_of, refuse_remote, request_bodies, stages_of
 from tests.loadtest.fake_service import fake_service
 
@@ -205,6 +205,14 @@ async def test_server_scenario():
         result = await find_server_rate(client, Setup(p99_ms=150, seconds=0.5, repeats=1, pause_s=0.05), print)
     assert 30 < result["rate_per_s"] < 125
     assert result["confirmed"]["missed"] <= 0.01
+
+
+async def test_steady_scenario():
+    """One rate, held or not: 100 queries at 200/s against a server that carries 100/s are all answered, late."""
+    async with fake_service(step_s=0.01) as url, Client(url, BODIES) as client:
+        result = await run_steady(client, Setup(p99_ms=20, seconds=0.1, rate_per_s=200), print)
+    assert result["summary"]["ok"] == 100
+    assert result["summary"]["missed"] > 0.5
 
 
 async def test_offline_scenario():

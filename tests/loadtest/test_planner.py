@@ -5,7 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.costs import Costs, as_table, spent
-from loadtest.planner import CPU_STAGES, BoundTooTight, Step, Wish, cpu_ms, engine_step, plan, predicted_per_s, wait_ms
+from loadtest.planner import (
+    CPU_STAGES,
+    BoundTooTight,
+    Step,
+    Wish,
+    cpu_ms,
+    engine_step,
+    plan,
+    predicted_per_s,
+    usual_batch,
+    wait_ms,
+)
 
 NET = {"Ingress": 4.0, "ImageLoader": 2.0, "decoders": 3.0, "Detector": 33.0, "Polygonizer": 3.0, "raylet": 1.0}
 COSTS = Costs(
@@ -47,6 +58,20 @@ def test_a_bound_below_two_steps_is_refused():
     """With what is too long."""
     with pytest.raises(BoundTooTight, match="two steps of the network at batch 1 take 440 ms"):
         plan(COSTS, Step(200, 20), Wish(10, 250))
+
+
+@pytest.mark.parametrize(("rate_per_s", "batch"), [(1, 1), (50, 1), (200, 4), (400, 24), (450, 32), (1000, 32)])
+def test_the_usual_batch_is_what_comes_during_a_step(rate_per_s, batch):
+    """A step of 12 + 2 x batch ms: at 200/s, 4 images come in its 20 ms; above 500/s more come than it can ever take."""
+    assert usual_batch(Step(12.0, 2.0), rate_per_s, 32) == batch
+
+
+def test_the_client_on_the_same_machine_is_counted():
+    """Whoever loads it takes CPU from it."""
+    alone, _ = predicted_per_s(COSTS, Step(1.0, 0.1), 8, 8, 2)
+    loaded, limit = predicted_per_s(COSTS, Step(1.0, 0.1), 8, 8, 2, client_ms=5.0)
+    assert limit == "CPUs"
+    assert loaded < alone
 
 
 def test_waits():
