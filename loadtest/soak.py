@@ -3,7 +3,8 @@
     python -m loadtest soak [--rate 8] [--minutes 15] [--images folder] [--output results.json]
 
 Poisson arrivals, latency from the scheduled time. Starts the service from serve_config.yaml. Growth is the memory of the last
-third over that of the first third after the first minute (medians). Prints a line a minute and, last, one line of JSON.
+third over that of the first third after the first minute (medians), of the minutes with the usual number of replicas: one that
+autoscaling adds is 100 MB, and no leak. Prints a line a minute and, last, one line of JSON.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from loadtest.costs import STAGES
 from loadtest.local_service import LocalService, local_service
 from loadtest.machine import describe_machine
 from loadtest.openloop import Client, poisson_schedule, run_open_loop, run_single_stream, summarize
@@ -33,7 +35,8 @@ class Soak:
         rate_per_s: queries offered a second.
         outcomes: all queries by outcome.
         p50_ms, p99_ms, memory_mb: minute by minute; private memory of all processes of the service, MB.
-        growth: of the memory after the first minute, a share; None below four minutes.
+        replicas: processes of each stage, minute by minute.
+        growth: of the memory after the first minute, a share; None below four such minutes.
     """
 
     rate_per_s: float
@@ -41,13 +44,14 @@ class Soak:
     p50_ms: list[float | None]
     p99_ms: list[float | None]
     memory_mb: list[float]
+    replicas: list[dict[str, int]]
     growth: float | None
 
 
 async def soak(service: LocalService, bodies: list[bytes], rate_per_s: float, minutes: int, minute_s: float = 60.0) -> Soak:
     """Offer a rate for so many minutes (of `minute_s` seconds)."""
     outcomes: Counter[str] = Counter()
-    p50s, p99s, memory = [], [], []
+    p50s, p99s, memory, replicas = [], [], [], []
     async with Client(service.url, bodies) as client:
         await run_single_stream(client, min(3.0, minute_s))
         for minute in range(minutes):
@@ -57,13 +61,16 @@ async def soak(service: LocalService, bodies: list[bytes], rate_per_s: float, mi
             p50s.append(summary.p50_ms)
             p99s.append(summary.p99_ms)
             memory.append(memory_mb(service))
+            replicas.append({stage: len(service.replica_pids(stage)) for stage in STAGES})
             line = f"minute {minute + 1}: p50 {summary.p50_ms or 0:.0f} ms, p99 {summary.p99_ms or 0:.0f} ms, {summary.outcomes}"
-            print(f"{line}, {memory[-1]:.0f} MB", file=sys.stderr, flush=True)
-    return Soak(rate_per_s, dict(outcomes), p50s, p99s, memory, growth_of(memory[1:]))
+            print(f"{line}, {memory[-1]:.0f} MB, {sum(replicas[-1].values())} replicas", file=sys.stderr, flush=True)
+    return Soak(rate_per_s, dict(outcomes), p50s, p99s, memory, replicas, growth_of(memory[1:], replicas[1:]))
 
 
-def growth_of(memory: list[float]) -> float | None:
-    """Median of the last third over the median of the first third, less one."""
+def growth_of(memory: list[float], replicas: list[dict[str, int]]) -> float | None:
+    """Median of the last third over the median of the first third, less one, of the minutes with the usual replicas."""
+    usual = max(replicas, key=replicas.count, default={})
+    memory = [mb for mb, there in zip(memory, replicas, strict=True) if there == usual]
     third = len(memory) // 3
     return statistics.median(memory[-third:]) / statistics.median(memory[:third]) - 1 if third else None
 

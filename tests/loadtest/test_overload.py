@@ -14,7 +14,7 @@ SETUP = Setup(p99_ms=200, seconds=2)
 
 
 def service_at(url):
-    return SimpleNamespace(url=url, processes=lambda: [psutil.Process()])
+    return SimpleNamespace(url=url, processes=lambda: [psutil.Process()], replica_pids=lambda _: [])
 
 
 @pytest.mark.parametrize(("room", "keeps"), [(4, True), (10_000, False)])

@@ -7,6 +7,8 @@ from tests.loadtest.fake_service import fake_service
 from tests.loadtest.test_openloop import BODIES
 from tests.loadtest.test_overload import service_at
 
+USUAL = {"Polygonizer": 2}
+
 
 async def test_every_query_is_counted():
     """Refusals stay in the count, minute by minute."""
@@ -20,5 +22,12 @@ async def test_every_query_is_counted():
 
 def test_growth():
     """Of medians, so that one odd minute says nothing; unknown where the run was short."""
-    assert growth_of([100, 100, 100, 500, 110, 110, 110, 110, 110]) == pytest.approx(0.1)
-    assert growth_of([100, 100]) is None
+    assert growth_of([100, 100, 100, 500, 110, 110, 110, 110, 110], [USUAL] * 9) == pytest.approx(0.1)
+    assert growth_of([100, 100], [USUAL] * 2) is None
+
+
+def test_a_replica_more_is_no_growth():
+    """Minutes with another number of replicas are left out."""
+    assert growth_of([100, 100, 100, 200, 200, 102, 102, 102], [USUAL] * 3 + [{"Polygonizer": 3}] * 2 + [USUAL] * 3) == (
+        pytest.approx(0.02)
+    )
