@@ -1,14 +1,24 @@
 """The default engine on a CPU: OpenVINO, bf16 where the CPU computes in it.
 
-One compiled model with a dynamic batch dimension serves all batch sizes: measured as fast as one compiled for each size.
+    1 image       ─▶ all threads on it
+    a batch of B  ─▶ B // S images on each of S streams, each with its share of the threads, post-processing included
+                     └▶ what is left over: image by image as above
+
+Streams do not wait for each other. Threads that share an image do, at every layer, and when a neighbour (a decoder, the outlines of the
+last batch) takes one of two cores, the other one idles as well. Measured on 2 cores with the embedded model in batches of 8, images/s:
+quiet 68 with both threads on one image, 75 with two streams; beside a neighbour that uses 60 % of a core 43 and 58.
+
+Each compiled model has a dynamic batch dimension: measured as fast as one compiled for each size.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import openvino as ov
@@ -23,6 +33,8 @@ from pipeline.head_outputs import RawOutputs
 from pipeline.letterbox import pad_batch
 from pipeline.postprocess import PostProcessor
 from pipeline.types import DetectOptions, Instances, LoadedImage
+
+Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -52,18 +64,53 @@ class OpenVinoEngine(BatchEngine):
                 max_batch=options.max_batch,
             )
         )
-        compiled = core.compile_model(converted.model, "CPU", _properties(precision, threads, options.cache_dir))
-        self._request = compiled.create_infer_request()
+
+        def compile_model(streams: int) -> list[ov.InferRequest]:
+            properties = _properties(precision, threads, streams, options.cache_dir)
+            compiled = core.compile_model(converted.model, "CPU", properties)
+            return [compiled.create_infer_request() for _ in range(streams)]
+
+        (self._alone,) = compile_model(1)
+        self._stream_count = min(threads, options.max_batch)
+        self._threads = ThreadPoolExecutor(self._stream_count, thread_name_prefix="stream")
+        self._streams = self._threads.submit(compile_model, self._stream_count)  # meanwhile the first images are scored
         self._postprocess = PostProcessor(converted.input_size, converted.kernels)
         self._pixels = np.empty((options.max_batch, converted.input_size, converted.input_size, 3), np.uint8)
         self._lock = threading.Lock()
 
-    def _run(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
+    def close(self) -> None:
+        """End the streams' threads."""
+        self._threads.shutdown()
+
+    def run_network(self, batch: int) -> None:
+        """Run the network without its post-processing on the first `batch` images of the last pass; for benchmarks."""
         with self._lock:
-            pixels = pad_batch(images, self._info.input_size, out=self._pixels)
-            self._request.infer([ov.Tensor(pixels, shared_memory=True)])
-            outputs = RawOutputs(*(torch.from_numpy(tensor.data) for tensor in self._request.output_tensors))
-            return self._postprocess(outputs, [image.letterbox for image in images], options)
+            self._for_each_part(batch, self._infer)
+
+    def _run(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
+        def find(request: ov.InferRequest, part: slice) -> list[Instances]:
+            pad_batch(images[part], self._info.input_size, out=self._pixels[part])
+            outputs = self._infer(request, part)
+            return self._postprocess(outputs, [image.letterbox for image in images[part]], options[part])
+
+        with self._lock:
+            return [one for found in self._for_each_part(len(images), find) for one in found]
+
+    def _infer(self, request: ov.InferRequest, part: slice) -> RawOutputs:
+        request.infer([ov.Tensor(self._pixels[part], shared_memory=True)])
+        return RawOutputs(*(torch.from_numpy(tensor.data) for tensor in request.output_tensors))
+
+    def _for_each_part(self, batch: int, work: Callable[[ov.InferRequest, slice], Result]) -> list[Result]:
+        """Do a batch's work on all streams, then what is left over image by image; results in order."""
+        share = batch // self._stream_count if self._stream_count > 1 else 0
+        parts = [slice(share * stream, share * (stream + 1)) for stream in range(self._stream_count if share else 0)]
+        running = [
+            self._threads.submit(work, request, part)
+            for request, part in zip(self._streams.result() if parts else (), parts, strict=True)
+        ]
+        wait(running)  # all of them, also when one fails: the next batch takes their buffers
+        left = [slice(image, image + 1) for image in range(share * len(parts), batch)]
+        return [future.result() for future in running] + [work(self._alone, part) for part in left]
 
 
 def _choose_precision(asked: str, core: ov.Core) -> str:
@@ -88,11 +135,11 @@ def _choose_precision(asked: str, core: ov.Core) -> str:
     return asked
 
 
-def _properties(precision: str, threads: int, cache_dir: Path | None) -> dict[str, object]:
+def _properties(precision: str, threads: int, streams: int, cache_dir: Path | None) -> dict[str, object]:
     properties: dict[str, object] = {
         "INFERENCE_PRECISION_HINT": _HINTS[precision],
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
+        "NUM_STREAMS": streams,
         "INFERENCE_NUM_THREADS": threads,
         "ENABLE_CPU_PINNING": False,
     }
