@@ -191,7 +191,7 @@ def as_table(results: dict[str, Any]) -> str:
     lines = [
         f"{results['model']}, {results['objects_per_image']:.1f} objects an image; engine alone {alone}; "
         f"bound p99 {results['bound_p99_ms']:g} ms; {results['rounds']} rounds, median (least to most)",
-        f"{'':15}{'server/s':>22}{'ours / it':>11}{'offline images/s':>24}{'ours / it':>11}{'of engine':>11}  errors",
+        f"{'':22}{'server/s':>22}{'ours / it':>11}{'offline images/s':>24}{'ours / it':>11}{'of engine':>11}  errors",
     ]
     for row in results["standings"]:
         cells = (
@@ -200,7 +200,7 @@ def as_table(results: dict[str, Any]) -> str:
             f"{_median(row['of_engine_alone'], ''):>11}"
         )
         said = ", ".join(f"{name} {count}" for name, count in row["errors"].items()) or "none"
-        lines.append(f"{row['name']:15}{cells}  {said}{'; did not start' if row['faults'] else ''}")
+        lines.append(f"{row['name']:22}{cells}  {said}{'; did not start' if row['faults'] else ''}")
     return "\n".join(lines)
 
 
@@ -233,21 +233,24 @@ def model_file(model: str) -> Iterator[str]:
         yield str(path)
 
 
-def contestants_of(peers: Sequence[str], model: str, config: Path, body: bytes) -> list[Contestant]:
-    """Ours from a serve_config.yaml with its model replaced, and the named peers."""
+def contestants_of(peers: Sequence[str], model: str, config: Path, also: Sequence[Path], body: bytes) -> list[Contestant]:
+    """Ours from a serve_config.yaml with its model replaced, the same from other files (by their names), and the named peers."""
 
     def use_model(document: dict[str, Any]) -> None:
         document["applications"][0]["args"].setdefault("model", {})["name"] = model
 
     @contextmanager
-    def ours() -> Iterator[str]:
-        with local_service(config, change=use_model) as service:
+    def served(file: Path) -> Iterator[str]:
+        with local_service(file, change=use_model) as service:
             yield service.url
+
+    def own(name: str, file: Path) -> Contestant:
+        return Contestant(name, lambda: served(file))
 
     def peer(name: str) -> Contestant:
         return Contestant(name, lambda: peer_process(name, model, body))
 
-    return [Contestant(OURS, ours), *map(peer, peers)]
+    return [own(OURS, config), *(own(file.stem, file) for file in also), *map(peer, peers)]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -270,7 +273,7 @@ def run(args: argparse.Namespace) -> int:
             known = setup if round_ == 0 else replace(setup, start_per_s=start_per_s, repeats=1)
             return measure_contestant(contestant, round_, bodies, args.scenario, known, tell)
 
-        turns = race(contestants_of(args.peers, model, args.config, bodies[0]), args.rounds, measure)
+        turns = race(contestants_of(args.peers, model, args.config, args.also, bodies[0]), args.rounds, measure)
         results = {
             "machine": describe_machine(),
             "model": args.model,
@@ -306,4 +309,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=Path, help="folder of photos (default: generated ones)")
     parser.add_argument("--config", type=Path, default=SHIPPED_CONFIG, help="of ours (default: %(default)s)")
+    parser.add_argument(
+        "--also", type=Path, nargs="+", default=[], metavar="CONFIG", help="race these configurations of ours, too"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write everything here, every trial included")

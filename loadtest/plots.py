@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -69,7 +70,8 @@ def _stack(axes: Axes, samples: Sequence[Sample], key: str, small: float) -> Non
     rows = [[sample[key].get(name, 0.0) for sample in samples] for name in large]
     rest = [sum(sample[key].values()) - sum(row[i] for row in rows) for i, sample in enumerate(samples)]
     if samples:
-        axes.stackplot(_times(samples), *rows, rest, labels=[*large, "rest"])
+        colours = colormaps["tab20"].colors  # type: ignore[attr-defined]  # a ListedColormap
+        axes.stackplot(_times(samples), *rows, rest, labels=[*large, "rest"], colors=colours)
 
 
 def _names(samples: Sequence[Sample], key: str) -> list[str]:
@@ -82,4 +84,4 @@ def _times(samples: Sequence[Sample]) -> list[float]:
 
 def _legend(axes: Axes) -> None:
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
