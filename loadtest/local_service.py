@@ -149,11 +149,24 @@ def _start(config: Path, folder: Path, port: int, env: dict[str, str]) -> LocalS
     environment |= {"RAY_TMPDIR": str(folder), "RAY_ADDRESS": "local", "PYTHONPATH": str(REPOSITORY)}
     environment |= _haproxy_of_its_own(folder / "haproxy") | env
     command = [sys.executable, "-m", "ray.serve.scripts", "run", "--app-dir", str(REPOSITORY), str(config)]
-    with (folder / "serve.log").open("wb") as log:
+    with (folder / "serve.log").open("wb") as log, _interruptible():
         process = subprocess.Popen(
             command, cwd=REPOSITORY, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
     return LocalService(f"http://127.0.0.1:{port}", process, folder)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Children started meanwhile can be ended with SIGINT, also where this process ignores it, as a shell's background jobs do."""
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _stop(service: LocalService) -> None:
