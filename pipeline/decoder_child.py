@@ -1,10 +1,9 @@
-"""The program of one decoder process: encoded images in on a socket, pixels ready for the network out in shared memory.
+"""The program of one decoder process: encoded images in on a socket, pixels ready for the network out.
 
-    python -m pipeline.decoder_child <socket's file descriptor> <shared memory's> <JSON of DecoderOptions>
+    python -m pipeline.decoder_child <socket's file descriptor> <JSON of DecoderOptions>
 
-    in              8 bytes: length, big-endian │ the encoded image
-    shared memory   pixels (h, w, 3) uint8, where there is no error
-    out             4 bytes: length, big-endian │ JSON: letterbox, or error
+    in    8 bytes: length, big-endian │ the encoded image
+    out   4 bytes: length, big-endian │ JSON: letterbox, or error │ pixels (h, w, 3) uint8, where there is no error
 
 No pickle in either direction: whoever breaks a decoder gains a process that can only send numbers. It limits its own
 memory, writes no core files, and ends when its parent does.
@@ -12,7 +11,6 @@ memory, writes no core files, and ends when its parent does.
 
 from __future__ import annotations
 
-import mmap
 import os
 import resource
 import signal
@@ -40,12 +38,7 @@ SPARE_BYTES = 256 * 2**20
 Load = Callable[[bytes, DecodeLimits, int], LoadedImage]
 
 
-def pixel_bytes(size: int) -> int:
-    """Bytes of the largest image for a network input of `size` x `size` pixels."""
-    return size * size * 3
-
-
-def serve(connection: socket.socket, pixels: mmap.mmap, options: DecoderOptions, load: Load = load_image) -> None:
+def serve(connection: socket.socket, options: DecoderOptions, load: Load = load_image) -> None:
     """Answer image after image until the other side closes."""
     connection.sendall(READY)
     with connection.makefile("rb") as requests:
@@ -53,25 +46,24 @@ def serve(connection: socket.socket, pixels: mmap.mmap, options: DecoderOptions,
             (length,) = REQUEST_HEAD.unpack(head)
             # Its own end even when its parent is gone and cannot end it: SIGALRM's default is to kill.
             signal.setitimer(signal.ITIMER_REAL, 2 * options.timeout_s)
-            connection.sendall(_answer(requests.read(length), pixels, options, load))
+            for part in _answer(requests.read(length), options, load):
+                connection.sendall(part)
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _answer(data: bytes, pixels: mmap.mmap, options: DecoderOptions, load: Load) -> bytes:
-    """Decode into the shared memory, and give what to say about it."""
+def _answer(data: bytes, options: DecoderOptions, load: Load) -> tuple[bytes | memoryview, ...]:
     try:
         image = load(data, options.limits, options.size)
-        pixels[: image.pixels.nbytes] = image.pixels.reshape(-1).data
     except ServiceError as error:
         return _headed({"error": type(error).__name__, "code": error.code, "message": error.message})
     except Exception as error:
         return _headed({"error": "bug", "message": f"{type(error).__name__}: {error}"[:500]})
-    return _headed({"letterbox": asdict(image.letterbox)})
+    return *_headed({"letterbox": asdict(image.letterbox)}), image.pixels.reshape(-1).data
 
 
-def _headed(document: dict[str, object]) -> bytes:
+def _headed(document: dict[str, object]) -> tuple[bytes, ...]:
     text = orjson.dumps(document)
-    return ANSWER_HEAD.pack(len(text)) + text
+    return (ANSWER_HEAD.pack(len(text)) + text,)
 
 
 def confine(options: DecoderOptions) -> None:
@@ -91,10 +83,10 @@ def confine(options: DecoderOptions) -> None:
 
 def main(load: Load = load_image) -> None:
     """The program."""
-    options = DecoderOptions.from_json(sys.argv[3])
+    options = DecoderOptions.from_json(sys.argv[2])
     confine(options)
-    with socket.socket(fileno=int(sys.argv[1])) as connection, mmap.mmap(int(sys.argv[2]), pixel_bytes(options.size)) as pixels:
-        serve(connection, pixels, options, load)
+    with socket.socket(fileno=int(sys.argv[1])) as connection:
+        serve(connection, options, load)
 
 
 if __name__ == "__main__":
