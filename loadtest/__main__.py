@@ -48,8 +48,12 @@ MEASUREMENTS: dict[str, tuple[Any, str]] = {
 }
 """Modules with `add_arguments(parser)` and `run(args)`, which gives the exit status; and what they are for."""
 WARM_UP_S = 2.0
-METRICS_DELAY_S = 3.0
-"""Replicas hand on their counters every second, and Ray's agent passes them on."""
+METRICS_EVERY_MS = 1000
+"""How often a service started here hands its counters to the exporter; Ray's default is every ten seconds."""
+QUIET_S = 4.0, 13.0
+"""Counters that stand still for so long have all arrived: of a service started here, and of any other."""
+SETTLE_TRIES = 5
+"""Somebody else may be asking, too: then they never stand still."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -109,11 +113,13 @@ class Target:
         url: its base URL.
         processes: its processes on this machine; None where it runs elsewhere.
         discovery: file that names its metrics exporters.
+        quiet_s: counters that have stood still for so long are complete.
     """
 
     url: str
     processes: Processes | None
     discovery: Path
+    quiet_s: float
 
 
 async def _measure(client: Client, scenario: str, setup: Setup, target: Target) -> tuple[Result, dict[str, Any] | None]:
@@ -122,18 +128,24 @@ async def _measure(client: Client, scenario: str, setup: Setup, target: Target) 
         await run_single_stream(client, WARM_UP_S)
         if target.processes is None:
             return await SCENARIOS[scenario](client, setup, _tell), None
-        before = await _settled(target.discovery)
+        before = await _settled(target)
         with Watch(target.processes) as watch:
             result = await SCENARIOS[scenario](client, setup, _tell)
-        after = await _settled(target.discovery)
+        after = await _settled(target)
     return result, watched(watch.samples, after - before) if before and after else None
 
 
-async def _settled(discovery: Path) -> Snapshot | None:
-    """Metrics, once the replicas have handed on what they counted; None, said aloud, where there are none."""
-    await asyncio.sleep(METRICS_DELAY_S)
+async def _settled(target: Target) -> Snapshot | None:
+    """Metrics, once they stand still while nothing is asked; None, said aloud, where there are none."""
     try:
-        return await asyncio.to_thread(snapshot, discovery)
+        last = await asyncio.to_thread(snapshot, target.discovery)
+        for _ in range(SETTLE_TRIES):
+            await asyncio.sleep(target.quiet_s)
+            now = await asyncio.to_thread(snapshot, target.discovery)
+            if now.images == last.images:
+                break
+            last = now
+        return last
     except RuntimeError as error:
         _tell(f"{error}: the report will not show batches, stages and replicas (--metrics names the file)")
         return None
@@ -150,11 +162,11 @@ def _tell(line: str) -> None:
 @contextmanager
 def _target(args: argparse.Namespace) -> Iterator[Target]:
     if args.url:
-        yield Target(args.url, None if args.allow_remote else processes_here, args.metrics)
+        yield Target(args.url, None if args.allow_remote else processes_here, args.metrics, QUIET_S[1])
         return
     _tell("starting the service")
-    with local_service(args.config) as service:
-        yield Target(service.url, service.processes, discovery_file(service.folder / "ray"))
+    with local_service(args.config, env={"RAY_metrics_report_interval_ms": str(METRICS_EVERY_MS)}) as service:
+        yield Target(service.url, service.processes, discovery_file(service.folder / "ray"), QUIET_S[0])
 
 
 def _info(url: str, headers: dict[str, str]) -> Any:

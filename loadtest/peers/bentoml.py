@@ -30,8 +30,7 @@ class Detector:
     def __init__(self) -> None:
         self._scorer = Scorer(os.environ[MODEL], int(os.environ[MAX_BATCH]), int(os.environ[THREADS]))
 
-    # BentoML begins with a guess of 2 s a request and turns away what would take longer than this: 100 of 160 at its default of 60 s.
-    @bentoml.api(batchable=True, max_batch_size=int(os.environ.get(MAX_BATCH, "8")), max_latency_ms=600_000)
+    @bentoml.api(batchable=True, max_batch_size=int(os.environ.get(MAX_BATCH, "8")))
     def score(self, texts: list[str]) -> list[str]:
         """JSON of each base64 image."""
         images = [self._scorer.load(text) for text in texts]
