@@ -18,7 +18,7 @@ import numpy as np
 
 from loadtest.attacks import PATIENCE_S, as_body, random_body
 from loadtest.mutants import mutants
-from loadtest.openloop import Client, Query, percentile, poisson_schedule, run_open_loop
+from loadtest.openloop import Client, Query, keep_asking, percentile, poisson_schedule, run_open_loop
 from loadtest.photos import photos_from
 from loadtest.traffic import OK
 
@@ -83,10 +83,6 @@ async def _closed_loop(honest: Client, hostile: Client | None, seconds: float, _
     asked: list[Query] = []
     sent_hostile = 0
 
-    async def ask_on() -> None:
-        while (now_s := time.perf_counter() - began) < seconds:
-            asked.append(await honest.ask(len(asked), began, now_s))
-
     async def attack(client: Client) -> None:
         nonlocal sent_hostile
         while time.perf_counter() - began < seconds:
@@ -97,7 +93,7 @@ async def _closed_loop(honest: Client, hostile: Client | None, seconds: float, _
             await client.ask(sent_hostile, began, 0.0)
 
     attackers = [attack(hostile) for _ in range(HOSTILE_CLIENTS)] if hostile else []
-    await asyncio.gather(*(ask_on() for _ in range(HONEST_CLIENTS)), *attackers)
+    await asyncio.gather(*(keep_asking(honest, asked, began, seconds) for _ in range(HONEST_CLIENTS)), *attackers)
     return asked, sent_hostile
 
 

@@ -252,6 +252,12 @@ async def run_open_loop(
     return answered + [Query(at, at, at, ABANDONED) for at in schedule[len(tasks) :]]
 
 
+async def keep_asking(client: Client, queries: list[Query], began: float, until_s: float) -> None:
+    """One client of a closed loop: the next query when the last is done, until `until_s` seconds after `began`; adds to `queries`."""
+    while (now_s := time.perf_counter() - began) < until_s:
+        queries.append(await client.ask(len(queries), began, now_s))
+
+
 async def run_single_stream(client: Client, seconds: float) -> list[Query]:
     """The next query when the last is done, for `seconds`; at least one."""
     began = time.perf_counter()

@@ -21,7 +21,7 @@ from typing import Any
 from loadtest import plots
 from loadtest.local_service import LocalService, local_service
 from loadtest.machine import describe_machine
-from loadtest.openloop import Client, Query, percentile, run_single_stream
+from loadtest.openloop import Client, Query, keep_asking, percentile, run_single_stream
 from loadtest.photos import photos_from
 from loadtest.traffic import OK, request_bodies
 from loadtest.watch import Sample, Watch
@@ -104,15 +104,10 @@ async def run_clients(client: Client, phases: Sequence[tuple[int, float]]) -> li
     """Closed-loop clients, phase after phase: (how many, for how many seconds)."""
     began = time.perf_counter()
     queries: list[Query] = []
-
-    async def keep_asking(until_s: float) -> None:
-        while (now_s := time.perf_counter() - began) < until_s:
-            queries.append(await client.ask(len(queries), began, now_s))
-
     ends_s = 0.0
     for count, seconds in phases:
         ends_s += seconds
-        await asyncio.gather(*(keep_asking(ends_s) for _ in range(count)))
+        await asyncio.gather(*(keep_asking(client, queries, began, ends_s) for _ in range(count)))
     return queries
 
 

@@ -73,7 +73,9 @@ class OpenVinoEngine(BatchEngine):
         (self._alone,) = compile_model(1)
         self._stream_count = min(threads, options.max_batch)
         self._threads = ThreadPoolExecutor(self._stream_count, thread_name_prefix="stream")
-        self._streams = self._threads.submit(compile_model, self._stream_count)  # meanwhile the first images are scored
+        self._streams = self._threads.submit(  # meanwhile the first images are scored
+            lambda: compile_model(self._stream_count) if self._stream_count > 1 else [self._alone]
+        )
         self._postprocess = PostProcessor(converted.input_size, converted.kernels)
         self._pixels = np.empty((options.max_batch, converted.input_size, converted.input_size, 3), np.uint8)
         self._lock = threading.Lock()
@@ -102,7 +104,7 @@ class OpenVinoEngine(BatchEngine):
 
     def _for_each_part(self, batch: int, work: Callable[[ov.InferRequest, slice], Result]) -> list[Result]:
         """Do a batch's work on all streams, then what is left over image by image; results in order."""
-        share = batch // self._stream_count if self._stream_count > 1 else 0
+        share = batch // self._stream_count
         parts = [slice(share * stream, share * (stream + 1)) for stream in range(self._stream_count if share else 0)]
         running = [
             self._threads.submit(work, request, part)
