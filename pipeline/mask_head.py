@@ -95,4 +95,4 @@ def _chunks(counts: Tensor, order: Tensor, size: int) -> Iterator[Tensor]:
 
 def _chunk_size(device: torch.device) -> int:
     """Instances at a time: what two hidden layers need stays in a CPU core's cache, or fills a GPU."""
-    return 16 if device.type == "cpu" else 512
+    return 4 if device.type == "cpu" else 512

@@ -1,11 +1,10 @@
 """Masks to polygons without ever making a full-size mask.
 
-    mask_logits ──▶ windows, upsampled ──▶ sheets of many windows ──▶ zero level set (contourpy) ──▶ outlines (shapely)
-                                                                                    rings ◀── simplify.py ◀──┘
+    mask_logits ──▶ windows, upsampled ──▶ sheets of many windows ──▶ zero level set (contourpy) ──▶ outlines.py
+                                                                                   rings ◀── simplify.py ◀──┘
 
 The outline is the curve where the interpolated logits are zero, so it is sub-pixel, knows its holes, closes at the image's
-borders and costs the same at every image size. Outlines are shapely MultiPolygons, one an instance. Everything but the windows'
-interpolation runs over all instances of an image at once.
+borders and costs the same at every image size. Everything but the windows' interpolation runs over all instances of an image at once.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from typing import Any, NamedTuple, cast
 
 import contourpy
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 
 from pipeline.mask_field import MaskWindow, crop_to_image, mask_windows
+from pipeline.outlines import Outlines
 from pipeline.simplify import simplify_outlines
 from pipeline.types import MASK_STRIDE_PX, Letterbox
 
@@ -76,29 +75,24 @@ def mask_logits_to_rings(
     return outlines_to_rings(outlines)[0]
 
 
-def trace_outlines(mask_logits: NDArray[np.float16], letterbox: Letterbox) -> NDArray[np.object_]:
+def trace_outlines(mask_logits: NDArray[np.float16], letterbox: Letterbox) -> Outlines:
     """Trace the zero level set of every mask.
 
     Args:
         mask_logits: (N, *letterbox.mask_grid_hw) float16, inside is > 0.
         letterbox: how the grid lies in the original image.
     Returns:
-        (N,) shapely MultiPolygons, valid, x y in original-image pixels; empty where a mask leaves no part of one pixel.
+        Outlines of the N masks, valid, x y in original-image pixels; without parts where a mask leaves none of one pixel.
     Raises:
         ShapeError: mask_logits does not fit the letterbox.
     """
     windows = [_sample(owner, window, letterbox) for owner, window in enumerate(mask_windows(mask_logits, letterbox)) if window]
-    traced = [_contour(sheet) for sheet in _sheets(windows)]
-    outlines = np.full(len(mask_logits), shapely.MultiPolygon(), dtype=object)
-    if not any(len(sheet.owners) for sheet in traced):
-        return outlines
-    points, ring_ends, part_ends, owners = _joined(traced)
-    parts = shapely.from_ragged_array(shapely.GeometryType.POLYGON, _onto_border(points, letterbox), (ring_ends, part_ends))
+    parts, owners = _joined([_contour(sheet) for sheet in _sheets(windows)])
     order = np.argsort(owners, kind="stable")
-    parts, owners = parts[order], owners[order]
-    large = shapely.area(parts) >= SMALLEST_PART_PX2
-    shapely.multipolygons(parts[large], indices=owners[large], out=outlines)
-    return outlines
+    order = order[parts.areas()[order] >= SMALLEST_PART_PX2]
+    parts, _ = parts.take(order)
+    mask_ends = np.concatenate([[0], np.cumsum(np.bincount(owners[order], minlength=len(mask_logits)))])
+    return parts._replace(points=_onto_border(parts.points, letterbox), mask_ends=mask_ends)
 
 
 class RingTable(NamedTuple):
@@ -117,58 +111,37 @@ class RingTable(NamedTuple):
     holes: dict[int, list[int]]
 
 
-def split_outlines(
-    outlines: NDArray[np.object_], to_units: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None
-) -> RingTable:
+def split_outlines(outlines: Outlines, to_units: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None) -> RingTable:
     """Split outlines into their rings.
 
     Args:
-        outlines: (N,) shapely MultiPolygons.
+        outlines: of N masks.
         to_units: takes all points, (P, 2) x y, to what they are wanted in, before repeated ones are looked for.
     """
-    parts, owners = shapely.get_parts(outlines, return_index=True)
-    if len(parts) == 0:
-        return RingTable(np.empty((0, 2)), [0], [[] for _ in outlines], {})
-    _, points, (ring_ends, part_ends) = shapely.to_ragged_array(parts)
-    points = to_units(points) if to_units else points
-    areas = _ring_areas(points, ring_ends)
-    points, ends = _open_rings(points, ring_ends)
+    if to_units:
+        outlines = outlines._replace(points=to_units(outlines.points))
+    areas = outlines.ring_areas()
+    points, ends = _without_repeats(outlines)
     drawn = np.diff(ends) >= 3
+    part_ends, mask_of_part = outlines.part_ends, np.repeat(np.arange(len(outlines.mask_ends) - 1), np.diff(outlines.mask_ends))
     firsts = part_ends[:-1]
-    order = np.lexsort((-areas[firsts], owners))
+    order = np.lexsort((-areas[firsts], mask_of_part))
     order = order[drawn[firsts[order]]]
-    ends_of_owners = np.cumsum(np.bincount(owners[order], minlength=len(outlines))).tolist()
+    ends_of_masks = np.cumsum(np.bincount(mask_of_part[order], minlength=len(outlines.mask_ends) - 1)).tolist()
     outer = firsts[order].tolist()
     holes = {}
     for part in np.flatnonzero(np.diff(part_ends) > 1).tolist():
         inner = np.arange(part_ends[part] + 1, part_ends[part + 1])
         inner = inner[drawn[inner]]
         holes[int(part_ends[part])] = inner[np.argsort(-areas[inner], kind="stable")].tolist()
-    return RingTable(points, ends.tolist(), [outer[i:j] for i, j in itertools.pairwise([0, *ends_of_owners])], holes)
+    return RingTable(points, ends.tolist(), [outer[i:j] for i, j in itertools.pairwise([0, *ends_of_masks])], holes)
 
 
-def outlines_to_rings(outlines: NDArray[np.object_]) -> list[list[Ring]]:
-    """The rings of (N,) shapely MultiPolygons as N lists, largest outer ring first."""
+def outlines_to_rings(outlines: Outlines) -> list[list[Ring]]:
+    """The rings of N masks as N lists, largest outer ring first."""
     points, ends, outer, holes = split_outlines(outlines)
     rings = [points[first:end] for first, end in itertools.pairwise(ends)]
     return [[Ring(rings[k], tuple(rings[hole] for hole in holes.get(k, ()))) for k in own] for own in outer]
-
-
-def _ring_areas(points: NDArray[np.float64], ring_ends: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Areas inside closed rings by the shoelace formula, in squared units of the points.
-
-    Args:
-        points: (P, 2) x y of all rings, each closed.
-        ring_ends: (R + 1,) where the rings begin and end.
-    """
-    if len(ring_ends) < 2:
-        return np.empty(0)
-    counts = np.diff(ring_ends)
-    x, y = (points - np.repeat(points[ring_ends[:-1]], counts, axis=0)).T
-    cross = np.zeros(len(points))
-    cross[:-1] = x[:-1] * y[1:] - x[1:] * y[:-1]
-    cross[ring_ends[1:] - 1] = 0.0  # from one ring's end to the next one's beginning
-    return np.asarray(np.abs(np.add.reduceat(cross, ring_ends[:-1])) / 2)
 
 
 def _onto_border(points: NDArray[np.float64], letterbox: Letterbox) -> NDArray[np.float64]:
@@ -178,11 +151,12 @@ def _onto_border(points: NDArray[np.float64], letterbox: Letterbox) -> NDArray[n
     return points
 
 
-def _open_rings(points: NDArray[np.float64], ring_ends: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Take from closed rings each one's closing point, and repeated points; points and (R + 1,) ends."""
-    fresh = np.empty(len(points), dtype=bool)
-    fresh[1:] = (points[1:] != points[:-1]).any(axis=1)
-    fresh[ring_ends[:-1]] = False
+def _without_repeats(outlines: Outlines) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Points without those that repeat the one before them in their ring, and the (R + 1,) ends of the rings."""
+    points, ring_ends = outlines.points, outlines.ring_ends
+    before = np.arange(-1, len(points) - 1)
+    before[ring_ends[:-1]] = ring_ends[1:] - 1
+    fresh = (points != points[before]).any(axis=1)
     return points[fresh], np.concatenate([[0], np.cumsum(fresh)])[ring_ends]
 
 
@@ -196,11 +170,9 @@ class _Samples(NamedTuple):
 
 
 class _Traced(NamedTuple):
-    """Parts of many masks: closed rings, each part's outer one before its holes; the mask that each part belongs to."""
+    """Parts of many masks, each as if it were a mask of its own; the mask that each belongs to."""
 
-    points: NDArray[np.float64]
-    ring_ends: NDArray[np.int64]
-    part_ends: NDArray[np.int64]
+    parts: Outlines
     owners: NDArray[np.int64]
 
 
@@ -252,21 +224,21 @@ def _contour(windows: list[_Samples]) -> _Traced:
     )
     (points,), (rings,), (parts,) = cast(Any, generator.filled(0, np.inf))
     if points is None:
-        return _Traced(np.empty((0, 2)), np.zeros(1, np.int64), np.zeros(1, np.int64), np.empty(0, np.int64))
+        return _joined([])
     ring_ends, part_ends = rings.astype(np.int64), parts.astype(np.int64)
     owner_of = np.array([window.owner for window in windows])
     owners = owner_of[np.searchsorted(tops, points[ring_ends[part_ends[:-1]], 1], side="right") - 1]
     points[:, 1] = np.interp(points[:, 1], np.arange(shape[0]), y_of_row)
-    return _Traced(points, ring_ends, part_ends, owners)
+    repeated = np.zeros(len(points), dtype=bool)
+    repeated[ring_ends[1:] - 1] = True
+    ring_ends -= np.arange(len(ring_ends))
+    return _Traced(Outlines(points[~repeated], ring_ends, part_ends, np.arange(len(part_ends))), owners)
 
 
 def _joined(traced: list[_Traced]) -> _Traced:
     """Many sheets as one."""
-    first_point = np.cumsum([0, *(len(sheet.points) for sheet in traced)])
-    first_ring = np.cumsum([0, *(len(sheet.ring_ends) - 1 for sheet in traced)])
-    return _Traced(
-        np.concatenate([sheet.points for sheet in traced]),
-        np.concatenate([[0], *(sheet.ring_ends[1:] + before for sheet, before in zip(traced, first_point, strict=False))]),
-        np.concatenate([[0], *(sheet.part_ends[1:] + before for sheet, before in zip(traced, first_ring, strict=False))]),
-        np.concatenate([sheet.owners for sheet in traced]),
-    )
+    sheets = [sheet.parts for sheet in traced]
+    ends = [np.concatenate([[0], *(np.diff(sheet[level]) for sheet in sheets)]).cumsum() for level in (1, 2, 3)]
+    points = np.concatenate([np.empty((0, 2)), *(sheet.points for sheet in sheets)])
+    owners = np.concatenate([np.empty(0, np.int64), *(sheet.owners for sheet in traced)])
+    return _Traced(Outlines(points, *ends), owners)
