@@ -107,11 +107,11 @@ def measure_utilisation(model: str, photo: bytes, ceiling: Ceiling, rounds: int,
         statistics.median(alone) * 1e3,
         spread([here * batch / s / peak for s in whole]),
         here * batch / statistics.median(alone) / peak,
-        time_by_kind(converted.model, engine.info.precision, batch, engine.info.threads),
+        time_by_kind(converted.for_one_image(), engine.info.precision, engine.info.threads),
     )
 
 
-def time_by_kind(model: ov.Model, precision: str, batch: int, threads: int) -> dict[str, float]:
+def time_by_kind(model: ov.Model, precision: str, threads: int) -> dict[str, float]:
     """Share of OpenVINO's time by kind of layer, 1 % and more, the largest first; measured by its own counters."""
     properties: dict[str, object] = {
         "INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(precision, precision),
@@ -120,7 +120,7 @@ def time_by_kind(model: ov.Model, precision: str, batch: int, threads: int) -> d
         "INFERENCE_NUM_THREADS": threads,
     }
     request = ov.Core().compile_model(model, "CPU", properties).create_infer_request()
-    pixels = np.full((batch, *model.input(0).partial_shape.get_max_shape()[1:]), 114, np.uint8)
+    pixels = np.full(model.input(0).shape, 114, np.uint8)
     for _ in range(3):
         request.infer([pixels])
     spent: dict[str, float] = {}

@@ -45,6 +45,12 @@ class ConvertedNetwork:
     kernels: KernelProjection
     model: ov.Model
 
+    def for_one_image(self) -> ov.Model:
+        """A copy with a batch dimension of 1."""
+        model = self.model.clone()
+        model.reshape({model.input(0): ov.PartialShape([1, self.input_size, self.input_size, 3])})
+        return model
+
 
 def convert(checkpoint: Checkpoint) -> ConvertedNetwork:
     """Build mmdet's network and convert it."""
