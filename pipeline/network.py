@@ -30,6 +30,26 @@ from pipeline.head_outputs import KernelProjection, RawOutputs  # noqa: E402
 from pipeline.streamline import simplify  # noqa: E402
 
 
+class Normalisation(nn.Module):
+    """Bytes to the numbers that the network was trained on.
+
+    Args:
+        mean, std: (3, 1, 1), of the channels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.detach().clone().float())
+        self.register_buffer("std", std.detach().clone().float())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, S, S, 3) uint8 to (B, 3, S, S) float32."""
+        return (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
+
+
 class RawNetwork(nn.Module):
     """Takes a detector over (it is changed in place) and runs everything up to the post-processing.
 
@@ -40,8 +60,7 @@ class RawNetwork(nn.Module):
         CheckpointError: the head is another one, or predicts with something else than 1x1 convolutions.
     """
 
-    mean: Tensor
-    std: Tensor
+    normalise: nn.Module
     backbone: Any  # mmdet's, without type information, as are the next two
     neck: Any
     head: Any
@@ -58,15 +77,13 @@ class RawNetwork(nn.Module):
         self.strides = tuple(int(stride) for stride, _ in head.prior_generator.strides)
         self.backbone, self.neck, self.head = detector.backbone, detector.neck, head
         preprocessor: Any = detector.data_preprocessor
-        self.register_buffer("mean", preprocessor.mean.detach().clone().float())
-        self.register_buffer("std", preprocessor.std.detach().clone().float())
+        self.normalise = Normalisation(preprocessor.mean, preprocessor.std)
         self.compute_dtype = torch.float32
         self.eval().requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> RawOutputs:
         """Run the network on letterboxed pixels, (B, S, S, 3) uint8 BGR."""
-        image = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        levels = self.neck(self.backbone(image.to(self.compute_dtype)))
+        levels = self.neck(self.backbone(self.normalise(pixels).to(self.compute_dtype)))
         outputs = [self._predict_level(index, level) for index, level in enumerate(levels)]
         logits, distances, kernels = (
             torch.cat([_positions_first(out) for out in outs], 1) for outs in zip(*outputs, strict=True)

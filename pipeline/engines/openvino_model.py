@@ -25,7 +25,7 @@ from pipeline.head_outputs import KernelProjection
 if TYPE_CHECKING:
     from pipeline.checkpoints import Checkpoint
 
-_SOURCES = ("../network.py", "../streamline.py", "../rtmdet_nano.py", "openvino_model.py")
+_SOURCES = ("../network.py", "../streamline.py", "../packed.py", "../rtmdet_nano.py", "openvino_model.py")
 """What shapes the converted network: when one of these changes, so does the key."""
 
 
@@ -55,9 +55,11 @@ class ConvertedNetwork:
 def convert(checkpoint: Checkpoint) -> ConvertedNetwork:
     """Build mmdet's network and convert it."""
     from pipeline.network import RawNetwork  # mmdet takes seconds to import: only where it is needed
+    from pipeline.packed import pack_network
 
     spec = checkpoint.spec
     network = RawNetwork(checkpoint.network(), spec.input_size)
+    pack_network(network)
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # tracing announces its deprecation and every shape it bakes in
         pixels = torch.zeros(1, spec.input_size, spec.input_size, 3, dtype=torch.uint8)
