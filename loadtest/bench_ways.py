@@ -1,6 +1,6 @@
 """The two ways from an encoded photo to JSON bytes, each with a clock on its stages.
 
-    ours    load_image ─▶ Engine.detect (network │ post-processing) ─▶ instances_to_objects ─▶ objects_to_json
+    ours    load_image ─▶ Engine.detect (network │ post-processing) ─▶ instances_to_objects, on all cores ─▶ objects_to_json
     mmdet   cv2.imdecode, mmdet's transforms ─▶ mmdet's network ─▶ mmdet's post-processing, full-size masks
             ─▶ cv2.findContours ─▶ the same rows, the same JSON encoder
 
@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 import cv2
@@ -25,8 +27,8 @@ from pipeline.checkpoints import Checkpoint
 from pipeline.decode import DecodeLimits
 from pipeline.engines import Engine, EngineOptions, create_engine
 from pipeline.load import load_image
-from pipeline.objects import instances_to_objects, objects_to_json
-from pipeline.types import DetectOptions, OutlineOptions
+from pipeline.objects import instances_to_objects, objects_to_json, split_instances
+from pipeline.types import DetectOptions, Instances, OutlineOptions, SegmentedObject
 
 STAGES = ("decode", "network", "postprocess", "outline")
 """decode: bytes to the scaled image. network: normalise and infer. postprocess: outputs to masks. outline: masks to JSON."""
@@ -107,6 +109,7 @@ class OurWay:
     def __init__(self, checkpoint: Checkpoint, options: EngineOptions, detect: DetectOptions) -> None:
         self.engine: Engine = create_engine(checkpoint, options)
         self._detect, self._clock = detect, Clock()
+        self._threads = ThreadPoolExecutor(self.engine.info.threads)
         timed_postprocess(self.engine, self._clock)
 
     def answer(self, photo: bytes) -> Answered:
@@ -115,10 +118,16 @@ class OurWay:
         clock.start()
         image = clock.timed("decode", load_image)(photo, DecodeLimits(), info.input_size)
         (found,) = self.engine.detect([image], [self._detect])
-        objects = clock.timed("outline", instances_to_objects)(found, info.classes, OutlineOptions())
+        objects = clock.timed("outline", self._outline)(found)
         json = clock.timed("outline", objects_to_json)(objects)
         moved = {"encoded": len(photo), "pixels": image.pixels.nbytes, "masks": found.mask_logits.nbytes}
         return clock.finish(json, len(objects), moved)
+
+    def _outline(self, found: Instances) -> list[SegmentedObject]:
+        """As the Polygonizer does, with as many threads as the engine has."""
+        parts = split_instances(found, self.engine.info.threads)
+        run = partial(instances_to_objects, classes=self.engine.info.classes, options=OutlineOptions())
+        return [one for objects in self._threads.map(run, parts) for one in objects]
 
 
 def timed_postprocess(engine: Any, clock: Clock) -> None:

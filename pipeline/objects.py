@@ -8,7 +8,9 @@ polygons draws nothing rather than breaks, and no outline is paid for that nobod
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,9 @@ from pipeline.polygons import split_outlines, trace_outlines
 from pipeline.rle import mask_logits_to_rle
 from pipeline.simplify import simplify_outlines
 from pipeline.types import Instances, Letterbox, OutlineOptions, SegmentedObject
+
+FEWEST_A_THREAD = 16
+"""Instances that are worth a thread of their own."""
 
 
 def instances_to_objects(instances: Instances, classes: Sequence[str], options: OutlineOptions) -> list[SegmentedObject]:
@@ -42,6 +47,31 @@ def instances_to_objects(instances: Instances, classes: Sequence[str], options: 
             box=(boxes[i][0], boxes[i][1], boxes[i][2], boxes[i][3]), label=classes[labels[i]], score=scores[i], **mask
         )
         for i, mask in zip(kept, masks, strict=True)
+    ]
+
+
+def split_instances(instances: Instances, threads: int) -> list[Instances]:
+    """Cut an image with many instances into parts, for as many threads to outline side by side.
+
+    Two threads do 100 ragged masks in three quarters of the time of one; of few there is nothing to gain.
+
+    Args:
+        instances: of one image.
+        threads: most parts.
+    Returns:
+        At least one part, together all instances in their order.
+    """
+    parts = max(1, min(threads, len(instances) // FEWEST_A_THREAD))
+    bounds = [len(instances) * part // parts for part in range(parts + 1)]
+    return [
+        replace(
+            instances,
+            boxes=instances.boxes[first:end],
+            scores=instances.scores[first:end],
+            labels=instances.labels[first:end],
+            mask_logits=instances.mask_logits[first:end],
+        )
+        for first, end in itertools.pairwise(bounds)
     ]
 
 

@@ -131,7 +131,7 @@ class PolygonizerSettings(StrictModel):
     max_points: int | None = Field(None, ge=3, description="Most vertices of one object.")
     decimals: int | None = Field(5, ge=1, le=17, description="Digits of the normalised coordinates.")
     holes: Literal["drop", "rings"] = "drop"
-    threads: int = Field(1, ge=1, description="Worker threads of a replica.")
+    threads: int = Field(1, ge=1, description="Worker threads of a replica; an image with many objects is spread over them.")
 
 
 class Settings(StrictModel):

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.objects import instances_to_objects, objects_to_dict, objects_to_json
+from pipeline.objects import instances_to_objects, objects_to_dict, objects_to_json, split_instances
 from pipeline.types import Instances, OutlineOptions, SegmentedObject
 from tests.pipeline.mask_examples import decode_rle, ellipse_logits, letterbox_of
 
@@ -89,3 +89,14 @@ def test_budget_counts_what_is_sent():
     """`max_points` bounds all rings of an object together."""
     (item,) = instances_to_objects(_instances(RING_MASK), ["a"], OutlineOptions(max_points=12, holes="rings", tolerance_px=0))
     assert sum(map(len, [*item.polygon, *item.holes])) <= 24
+
+
+@pytest.mark.parametrize(("count", "threads", "parts"), [(0, 2, 1), (20, 4, 1), (40, 2, 2), (70, 8, 4)])
+def test_parts_of_an_image_give_what_the_whole_gives(count, threads, parts):
+    """Only an image with many instances is cut, and nothing is lost or moved."""
+    whole = _instances(*[RING_MASK] * count)
+    cut = split_instances(whole, threads)
+    assert len(cut) == parts
+    expected = instances_to_objects(whole, ["a", "b"], OutlineOptions())
+    assert len(expected) == count
+    assert [item for part in cut for item in instances_to_objects(part, ["a", "b"], OutlineOptions())] == expected
