@@ -35,6 +35,9 @@ from loadtest.machine import describe_machine
 SHARE_OF_FREE_MEMORY = 0.7
 """What mmdet may have of the memory that is free now, unless `--memory-gb` says otherwise."""
 
+UTILISATION_BATCHES = (1, 8)
+"""Images a pass where the share of the matrix peak is measured: all threads on one image, and streams that do not wait."""
+
 PARTS = ("compare", "memory", "peak", "throughput", "cuda")
 QUICK_PARTS = ("compare", "throughput", "cuda")
 
@@ -81,8 +84,10 @@ def run(plan: Plan) -> dict[str, object]:
     memory = _memory(plan)
     _show(report.memory_lines(memory) if memory else [])
     (small,) = bench_photos(plan.images, 1, SMALL_WH)
-    largest = measure_utilisation(plan.largest, small, ceiling, plan.rounds, plan.seconds) if plan.largest else None
-    _show(report.utilisation_lines(largest) if largest else [])
+    batches = UTILISATION_BATCHES if plan.largest else ()
+    largest = [measure_utilisation(str(plan.largest), small, ceiling, plan.rounds, plan.seconds, batch) for batch in batches]
+    for measured in largest:
+        _show(report.utilisation_lines(measured))
     throughput = measure_throughput(plan.throughput, small, plan.rounds, plan.seconds)
     _show(report.throughput_lines(throughput) if throughput else [])
     return facts | {
@@ -91,7 +96,7 @@ def run(plan: Plan) -> dict[str, object]:
         "ceiling": asdict(ceiling),
         "compared": [asdict(row) for row in compared],
         "memory": [asdict(row) for row in memory],
-        "utilisation": asdict(largest) if largest else None,
+        "utilisation": [asdict(measured) for measured in largest],
         "throughput": throughput,
         "cuda": _cuda(small, plan) if plan.cuda else None,
         "load_average_after": describe_machine()["load_average"],

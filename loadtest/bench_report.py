@@ -99,7 +99,7 @@ def plot_compared(results: Sequence[Compared], path: Path) -> None:
     axes.set_yticks([i + i // 2 * 0.4 for i in range(len(rows))], [f"{row.title}: {name}" for row, name in rows], fontsize=9)
     axes.invert_yaxis()
     axes.set(xlim=(0, 122), xlabel="time from encoded photo to JSON, % of mmdet's", title="mmdet and this pipeline, same cores")
-    axes.legend(loc="lower right", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=len(STAGES), frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

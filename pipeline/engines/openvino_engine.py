@@ -5,8 +5,9 @@
                      └▶ what is left over: image by image as above
 
 Streams do not wait for each other. Threads that share an image do, at every layer, and when a neighbour (a decoder, the outlines of the
-last batch) takes one of two cores, the other one idles as well. Measured on 2 cores with the embedded model in batches of 8, images/s:
-quiet 68 with both threads on one image, 75 with two streams; beside a neighbour that uses 60 % of a core 43 and 58.
+last batch) takes one of two cores, the other one idles as well. Measured on 2 cores with the embedded model in batches of 8, before the
+layers were packed, images/s: quiet 68 with both threads on one image, 75 with two streams; beside a neighbour that uses 60 % of a core
+43 and 58.
 
 The network runs one image a pass: with an open batch dimension OpenVINO copies at every change of layout. The outputs land in one
 buffer, so that the post-processing sees a stream's whole share: measured with the embedded model, 1.4 ms for one image, 1.9 for four.

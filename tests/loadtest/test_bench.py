@@ -115,5 +115,5 @@ def test_the_last_line_is_json(capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert next(line for line in lines if line.strip() and "--memory-gb" not in line).startswith("ceiling (cpu)")
     facts = json.loads(lines[-1])
-    assert facts["utilisation"] is None
+    assert facts["utilisation"] == []
     assert facts["throughput"]["nano"]["8"][0] > 0
