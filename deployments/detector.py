@@ -1,6 +1,6 @@
 """Detector: pixels in, instances out. One engine, one greedy batcher; GPU where there is one.
 
-LoadedImage ─▶ GreedyBatcher ─▶ Engine.detect, on one thread of its own ─▶ Instances
+LoadedImage ─▶ GreedyBatcher ─▶ Engine.detect, on a thread of its own ─▶ Instances
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Detector:
 
     def _run(self, items: list[Item]) -> Sequence[Instances]:
         images, options = zip(*items, strict=True)
-        return self._engine.detect(images, options)
+        return self._engine.detect(images, options, self._batcher.has_room)
 
     async def detect(
         self,

@@ -1,10 +1,10 @@
-"""Greedy dynamic batching: a batch is what waits at the moment the model comes free.
+"""Greedy dynamic batching: a batch is what waits at the moment the model has room.
 
-    submit() ──▶ queue ──▶ batch ──▶ run_batch, on one thread of its own ──▶ each caller's own result
+    submit() ──▶ queue ──▶ batch ──▶ run_batch, on a thread of its own ──▶ each caller's own result
                    │                      │ raises: halves are retried until the bad item stands alone
                    ▼                      ▼ out of memory: the same, and batches stay smaller for a while
-           deadline passed or      the next batch gathers meanwhile
-           caller gone: dropped
+           deadline passed or      the next batch gathers meanwhile, and starts when the model says that
+           caller gone: dropped    it has room, at the latest when this one is done
 
 An idle model waits a little for company; a busy one never does, because the queue filled while it was busy.
 Nothing here knows what an item is. Nothing here bounds the queue: admission is the caller's business.
@@ -31,6 +31,9 @@ Args = ParamSpec("Args")
 logger = logging.getLogger(__name__)
 
 DropReason = Literal["deadline", "cancelled", "closed"]
+
+MOST_UNDER_WAY = 2
+"""Batches: one that computes, and one that is prepared or takes the part of the model that came free."""
 
 
 class BatchObserver(Protocol):
@@ -118,6 +121,7 @@ class GreedyBatcher(Generic[Item, Result]):
     Args:
         run_batch: blocking; takes 1..max_batch items, returns one result for each in order. An exception returned in an
             item's place fails that item alone. An exception raised fails the batch, which is then tried in halves.
+            Runs on one of two threads; see `has_room` for when both are used.
         max_batch: largest number of items in a batch.
         max_wait_s: longest time an idle model waits for company after the first item came, seconds.
         observer: told of batches, splits and drops; None for nobody.
@@ -126,7 +130,7 @@ class GreedyBatcher(Generic[Item, Result]):
     Raises:
         ConfigurationError: max_batch is below 1 or a time is negative.
 
-    Belongs to one event loop. Call `aclose` in the end: it ends the thread.
+    Belongs to one event loop. Call `aclose` in the end: it ends the threads.
     """
 
     def __init__(
@@ -150,14 +154,18 @@ class GreedyBatcher(Generic[Item, Result]):
         self._observer = observer or _Silent()
         self._out_of_memory = out_of_memory
         self._queue: deque[_Entry[Item, Result]] = deque()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self._threads = ThreadPoolExecutor(MOST_UNDER_WAY, thread_name_prefix="model")
         self._work: asyncio.Task[None] | None = None
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._fewest: int | None = 1  # None: no room
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_waiting = asyncio.Event()
+        self._look_again = asyncio.Event()
         self._closed = False
 
     @property
     def queue_length(self) -> int:
-        """Items that wait; those in the running batch are not counted."""
+        """Items that wait; those in running batches are not counted."""
         return len(self._queue)
 
     async def submit(self, item: Item, *, deadline: float | None = None) -> Served[Result]:
@@ -190,11 +198,23 @@ class GreedyBatcher(Generic[Item, Result]):
             raise outcome
         return outcome
 
-    async def aclose(self, *, drain: bool = True) -> None:
-        """Accept nothing more, finish, and end the thread; a second call is harmless.
+    def has_room(self, fewest: int = 1) -> None:
+        """The model could begin another batch now, beside the one that runs; for `run_batch` to call, from any thread.
+
+        What waits is then formed into a batch and handed over on a second thread. A model that never says so gets one
+        batch at a time. Saying it too often does no harm but that a batch is formed sooner than it can start.
 
         Args:
-            drain: True runs what waits; False fails it with Overloaded. A running batch is finished in both cases.
+            fewest: items that are worth it; fewer wait for company until the running batch is done.
+        """
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._note_room, fewest)
+
+    async def aclose(self, *, drain: bool = True) -> None:
+        """Accept nothing more, finish, and end the threads; a second call is harmless.
+
+        Args:
+            drain: True runs what waits; False fails it with Overloaded. Running batches are finished in both cases.
         """
         self._closed = True
         while self._queue and not drain:
@@ -204,14 +224,16 @@ class GreedyBatcher(Generic[Item, Result]):
         self._stop_waiting.set()
         if self._work is not None:
             await asyncio.wait([self._work])
-        self._thread.shutdown()
+        self._threads.shutdown()
 
     def _enqueue(self, entry: _Entry[Item, Result]) -> None:
         self._queue.append(entry)
+        self._look_again.set()
         if len(self._queue) >= self._limit.now():
             self._stop_waiting.set()
         if self._work is None or self._work.done():
-            self._work = asyncio.create_task(self._work_until_idle())
+            self._loop = asyncio.get_running_loop()
+            self._work = self._loop.create_task(self._work_until_idle())
 
     def _leave(self, entry: _Entry[Item, Result], reason: DropReason) -> None:
         with suppress(ValueError):
@@ -221,9 +243,35 @@ class GreedyBatcher(Generic[Item, Result]):
 
     async def _work_until_idle(self) -> None:
         await self._wait_for_company()
-        while self._queue:
-            size = min(len(self._queue), self._limit.now())
-            await self._run([self._queue.popleft() for _ in range(size)])
+        while self._queue or self._under_way:
+            self._look_again.clear()
+            if self._may_start():
+                self._start_batch()
+            else:
+                await self._look_again.wait()
+
+    def _may_start(self) -> bool:
+        if self._fewest is None or len(self._under_way) == MOST_UNDER_WAY:
+            return False
+        return len(self._queue) >= min(self._fewest, self._limit.now())
+
+    def _start_batch(self) -> None:
+        size = min(len(self._queue), self._limit.now())
+        entries = [self._queue.popleft() for _ in range(size)]
+        self._fewest = None
+        task = asyncio.create_task(self._run(entries))
+        self._under_way.add(task)
+        task.add_done_callback(self._end_batch)
+
+    def _end_batch(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        self._look_again.set()
+        if not self._under_way:
+            self._note_room(1)
+
+    def _note_room(self, fewest: int) -> None:
+        self._fewest = fewest if self._fewest is None else min(self._fewest, fewest)
+        self._look_again.set()
 
     async def _wait_for_company(self) -> None:
         if len(self._queue) < self._limit.now() and not self._closed:
@@ -241,7 +289,7 @@ class GreedyBatcher(Generic[Item, Result]):
         for entry in batch:
             entry.started = True
         loop = asyncio.get_running_loop()
-        outcomes, run_s = await loop.run_in_executor(self._thread, self._timed_run, [entry.item for entry in batch])
+        outcomes, run_s = await loop.run_in_executor(self._threads, self._timed_run, [entry.item for entry in batch])
         if isinstance(outcomes, Exception) and len(batch) > 1:
             half = len(batch) // 2
             self._note_failure(outcomes, len(batch), half)
@@ -255,7 +303,7 @@ class GreedyBatcher(Generic[Item, Result]):
         self._report(self._observer.batch_ran, waits_s, run_s)
 
     def _timed_run(self, items: list[Item]) -> tuple[Sequence[Result | Exception] | Exception, float]:
-        """On the model's thread: the results, or what was raised instead; and the seconds it took."""
+        """On a thread of the model's: the results, or what was raised instead; and the seconds it took."""
         started_at = time.perf_counter()
         outcomes: Sequence[Result | Exception] | Exception
         try:

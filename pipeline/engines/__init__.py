@@ -7,7 +7,7 @@ load_engine(name, options) ─▶ Checkpoint ─▶ create_engine ─▶ OpenVin
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -115,12 +115,17 @@ class Engine(Protocol):
         """What runs here."""
         ...
 
-    def detect(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
+    def detect(
+        self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], has_room: Callable[[int], object] = ...
+    ) -> list[Instances]:
         """Find the instances of each image; more than `max_batch` images go in several passes.
 
         Args:
             images: made for this model's input size.
             options: what to keep, one for each image.
+            has_room: called, from any thread, once a second call from another thread would not just wait for this one:
+                part of the device is free, or its memory can be filled meanwhile. Its argument is how many images make
+                that worth it.
         Raises:
             EngineOutOfMemory: the batch was too large for the device's memory; a smaller one may fit.
             ShapeError: an image was made for another input size.

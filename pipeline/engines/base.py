@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -38,13 +38,15 @@ class BatchEngine(ABC):
         """What runs here."""
         return self._info
 
-    def detect(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
+    def detect(
+        self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], has_room: Callable[[int], object] = lambda _: None
+    ) -> list[Instances]:
         """Find the instances of each image, as `Engine.detect` says; `timings_ms` gains `detect`, the whole pass."""
         if len(images) != len(options):
             raise ShapeError(f"options: expected one for each of {len(images)} images, got {len(options)}")
         pairs, results = iter(zip(images, options, strict=True)), []
         while batch := list(islice(pairs, self._info.max_batch)):
-            results += self._timed_run([image for image, _ in batch], [wanted for _, wanted in batch])
+            results += self._timed_run([image for image, _ in batch], [wanted for _, wanted in batch], has_room)
         return results
 
     def warm_up(self) -> None:
@@ -57,13 +59,17 @@ class BatchEngine(ABC):
         """Nothing to free by default."""
 
     @abstractmethod
-    def _run(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
-        """One pass of the network over at most `max_batch` images."""
+    def _run(
+        self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], has_room: Callable[[int], object]
+    ) -> list[Instances]:
+        """One pass of the network over at most `max_batch` images. Calls `has_room` as `Engine.detect` says, or not at all."""
 
-    def _timed_run(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
+    def _timed_run(
+        self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], has_room: Callable[[int], object]
+    ) -> list[Instances]:
         started = time.perf_counter()
         with naming_out_of_memory(len(images)):
-            found = self._run(images, options)
+            found = self._run(images, options, has_room)
         spent = {"detect": (time.perf_counter() - started) * 1e3}
         return [replace(one, timings_ms={**image.timings_ms, **spent}) for image, one in zip(images, found, strict=True)]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -61,12 +61,16 @@ class TorchEngine(BatchEngine):
         self._slots = UploadSlots(device, (max(options.max_batch, max(buckets)), spec.input_size, spec.input_size, 3))
         self._computing = threading.Lock()
 
-    def _run(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
+    def _run(
+        self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], has_room: Callable[[int], object]
+    ) -> list[Instances]:
         with self._slots.borrow() as slot, self._on_device():
             pad_batch(images, self._info.input_size, out=slot.host)
             slot.upload(len(images))
             with self._computing, slot.consumed():
                 outputs = self._runner(slot.device_pixels, len(images))
+                if self._device.type == "cuda":  # it computes now, and the host can fill the other slot
+                    has_room(self._info.max_batch)
                 return self._postprocess(outputs, [image.letterbox for image in images], options)
 
     def warm_up(self) -> None:

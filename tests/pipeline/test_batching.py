@@ -189,15 +189,84 @@ class TestForming:
                 longest_gap_s, before = max(longest_gap_s, time.perf_counter() - before), time.perf_counter()
             assert longest_gap_s < 0.2
 
-    async def test_all_batches_run_on_one_thread(self) -> None:
-        """CUDA graphs and the like belong to the thread that made them."""
+    async def test_batches_run_on_threads_of_their_own(self) -> None:
+        """Two at most, and never on the event loop's."""
         model = GatedModel()
         model.gate.set()
         async with running(model) as batcher:
             for number in range(5):
                 await batcher.submit(number)
-        assert len(model.threads) == 1
+        assert 1 <= len(model.threads) <= 2
         assert threading.current_thread().name not in model.threads
+
+
+class TestRoom:
+    """A model that says it could begin another batch."""
+
+    async def test_the_next_batch_starts_beside_the_running_one(self) -> None:
+        """What waits runs on a second thread at once; a third batch waits however much room there is said to be."""
+        model = GatedModel()
+        async with running(model) as batcher:
+            tasks = submit_all(batcher, [0])
+            await until(lambda: model.batches)
+            tasks += submit_all(batcher, [1, 2])
+            await until(lambda: batcher.queue_length == 2)
+            batcher.has_room()
+            await until(lambda: len(model.batches) == 2)
+            tasks += submit_all(batcher, [3])
+            batcher.has_room()
+            await asyncio.sleep(0.02)
+            assert model.batches == [[0], [1, 2]]
+            model.gate.set()
+            assert await outcomes(tasks) == [0, 2, 4, 6]
+        assert model.batches[2:] == [[3]]
+        assert len(model.threads) == 2
+
+    async def test_room_said_with_nobody_waiting_is_kept_for_who_comes(self) -> None:
+        """The late item starts at once beside the batch that runs, without waiting for company."""
+        model = GatedModel()
+        async with running(model, max_wait_s=0.05) as batcher:
+            first = submit_all(batcher, [0])
+            await until(lambda: model.batches)
+            batcher.has_room()
+            await asyncio.sleep(0)
+            late = submit_all(batcher, [1])
+            await until(lambda: model.batches == [[0], [1]])
+            model.gate.set()
+            assert await outcomes(first + late) == [0, 2]
+
+    async def test_room_for_many_waits_until_they_are_there(self) -> None:
+        """With room for three or more, two wait; the third starts them all."""
+        model = GatedModel()
+        async with running(model) as batcher:
+            tasks = submit_all(batcher, [0])
+            await until(lambda: model.batches)
+            batcher.has_room(3)
+            tasks += submit_all(batcher, [1, 2])
+            await asyncio.sleep(0.02)
+            assert model.batches == [[0]]
+            tasks += submit_all(batcher, [3])
+            await until(lambda: model.batches == [[0], [1, 2, 3]])
+            model.gate.set()
+            assert await outcomes(tasks) == [0, 2, 4, 6]
+
+    async def test_without_the_word_batches_run_one_at_a_time(self) -> None:
+        """An item that came meanwhile waits for the end of the running batch."""
+        model = GatedModel()
+        async with running(model) as batcher:
+            first = submit_all(batcher, [0])
+            await until(lambda: model.batches)
+            late = submit_all(batcher, [1])
+            await asyncio.sleep(0.02)
+            assert model.batches == [[0]]
+            model.gate.set()
+            assert await outcomes(first + late) == [0, 2]
+
+    async def test_a_word_before_the_first_item_does_no_harm(self) -> None:
+        """Nobody listens yet."""
+        async with running(lambda items: items) as batcher:
+            batcher.has_room()
+            assert (await batcher.submit(1)).result == 1
 
 
 class TestLeaving:
@@ -559,16 +628,25 @@ ARRIVALS = st.lists(
 class TestAnyTraffic:
     """Whatever comes, whatever fails, whoever leaves."""
 
-    @given(arrivals=ARRIVALS, max_batch=st.integers(1, 6), max_wait_ms=st.sampled_from([0, 2]), drain=st.booleans())
+    @given(
+        arrivals=ARRIVALS,
+        max_batch=st.integers(1, 6),
+        max_wait_ms=st.sampled_from([0, 2]),
+        drain=st.booleans(),
+        roomy=st.booleans(),
+    )
     @settings(max_examples=60, deadline=None)
     def test_everyone_gets_its_own_outcome_once(
-        self, arrivals: list[Arrival], max_batch: int, max_wait_ms: int, drain: bool
+        self, arrivals: list[Arrival], max_batch: int, max_wait_ms: int, drain: bool, roomy: bool
     ) -> None:
         """Good items return their own result, bad ones their own error, those who left nothing; no item succeeds twice."""
         done: list[int] = []
+        batchers: list[GreedyBatcher[int, int]] = []
 
         def model(items: list[int]) -> list[int | Exception]:
             assert 1 <= len(items) <= max_batch
+            if roomy:
+                batchers[0].has_room(len(items))
             time.sleep(0.001)
             kinds = [arrivals[item].kind for item in items]
             if "heavy" in kinds and len(items) > 1:
@@ -587,6 +665,7 @@ class TestAnyTraffic:
             batcher: GreedyBatcher[int, int] = GreedyBatcher(
                 model, max_batch=max_batch, max_wait_s=max_wait_ms / 1000, oom_recover_s=0.005
             )
+            batchers.append(batcher)
             tasks = []
             for number, arrival in enumerate(arrivals):
                 await asyncio.sleep(arrival.gap_ms / 1000)

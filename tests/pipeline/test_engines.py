@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.engines import EngineOptions, create_engine
 from pipeline.engines.base import naming_out_of_memory
 from pipeline.engines.cuda_graphs import default_buckets
 from pipeline.engines.devices import choose_kind, owned_cores
+from pipeline.engines.openvino_engine import _shares
 from pipeline.errors import CheckpointError, ConfigurationError, EngineOutOfMemory, EngineUnavailable, ShapeError
 from pipeline.letterbox import scale_to_fit
 from pipeline.network import RawNetwork
@@ -82,6 +86,47 @@ def test_half_precision_stays_near(engines, kind):
 
 def bf16_here() -> bool:
     return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
+@pytest.fixture(scope="module")
+def two_streams():
+    """OpenVINO on two threads, at most five images a pass."""
+    engine = create_engine(seeded_checkpoint("nano"), EngineOptions("openvino", "fp32", "cpu", 2, max_batch=5))
+    yield engine
+    engine.close()
+
+
+def test_calls_from_several_threads_keep_their_own_results(two_streams):
+    """Batches of all sizes at once, each on the streams as they come free, give what each image gives alone."""
+    images = [load((480, 640), seed) for seed in range(14)]
+    alone = [two_streams.detect([image], [LOW])[0] for image in images]
+    parts = [slice(0, 5), slice(5, 6), slice(6, 8), slice(8, 11), slice(11, 12), slice(12, 14)]
+    with ThreadPoolExecutor(3) as callers:
+        found = callers.map(lambda part: two_streams.detect(images[part], [LOW] * (part.stop - part.start)), parts)
+        together = [one for batch in found for one in batch]
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=0.05)
+
+
+def test_room_is_told_when_a_stream_comes_free(two_streams):
+    """A batch that is spread over the streams tells it; one image on all threads leaves none."""
+    told = []
+    two_streams.detect([load((480, 640))], [LOW], lambda _: told.append("alone"))
+    two_streams.detect([load((480, 640))] * 4, [LOW] * 4, lambda _: told.append("spread"))
+    assert set(told) == {"spread"}
+
+
+@given(batch=st.integers(1, 40), streams=st.integers(2, 9), quiet=st.booleans())
+def test_shares_cover_a_batch_once_and_in_order(batch, streams, quiet):
+    """Equal shares and a remainder for all threads on a quiet engine, shares that differ by one on a busy one."""
+    parts, left = _shares(batch, streams, quiet=quiet)
+    assert [image for part in parts for image in range(part.start, part.stop)] + list(left) == list(range(batch))
+    lengths = {part.stop - part.start for part in parts}
+    assert all(0 < length <= -(-batch // streams) for length in lengths)
+    assert len(parts) <= streams
+    assert len(lengths) <= (1 if quiet else 2)
+    assert len(left) < streams if quiet else not left
 
 
 def test_info_says_what_runs(engines):
