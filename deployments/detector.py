@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import ray
 from ray import serve
 
 from deployments.context import RequestContext
@@ -15,7 +16,7 @@ from deployments.metrics import BatchMetrics
 from deployments.stage import Stage
 from pipeline.batching import GreedyBatcher
 from pipeline.engines import EngineOptions, ModelInfo, load_engine
-from pipeline.errors import ConfigurationError, EngineOutOfMemory, ServiceError
+from pipeline.errors import ConfigurationError, EngineLost, EngineOutOfMemory, ServiceError
 from pipeline.types import DetectOptions, Instances, LoadedImage
 
 Item = tuple[LoadedImage, DetectOptions]
@@ -45,7 +46,8 @@ class Detector:
     def __init__(self, options: DetectorOptions) -> None:
         _check_ongoing(options.max_batch)
         self._stage = Stage("detector")
-        self._engine = load_engine(options.model, options.engine)
+        self._engine = load_engine(options.model, on_granted_device(options.engine, _granted_cards()))
+        self._lost: EngineLost | None = None
         self._engine.warm_up()
         self._batcher: GreedyBatcher[Item, Instances] = GreedyBatcher(
             self._run,
@@ -57,7 +59,20 @@ class Detector:
 
     def _run(self, items: list[Item]) -> Sequence[Instances]:
         images, options = zip(*items, strict=True)
-        return self._engine.detect(images, options, self._batcher.has_room)
+        try:
+            return self._engine.detect(images, options, self._batcher.has_room)
+        except EngineLost as error:
+            self._lost = error
+            raise
+
+    async def check_health(self) -> None:
+        """Called by Ray every `health_check_period_s`: a replica whose card failed is replaced.
+
+        Raises:
+            EngineLost: it cannot score any more.
+        """
+        if self._lost is not None:
+            raise self._lost
 
     async def detect(
         self,
@@ -81,6 +96,22 @@ class Detector:
     async def info(self) -> ModelInfo:
         """What runs here: model, classes, input size, engine, precision, device."""
         return self._engine.info
+
+
+def on_granted_device(options: EngineOptions, cards: int) -> EngineOptions:
+    """What `device: auto` means in a replica: the card that Ray has granted it, else the CPU.
+
+    In Ray 2.60 a replica without `num_gpus` sees every card of its machine. It leaves them alone: they are not reserved
+    for it, and all such replicas would meet on the first one. A granted card that PyTorch cannot use is an error of
+    the engine, not a silent start on the CPU.
+    """
+    if options.device != "auto" or options.kind not in ("auto", "torch"):
+        return options
+    return replace(options, device="cuda" if cards else "cpu")
+
+
+def _granted_cards() -> int:
+    return len(ray.get_runtime_context().get_accelerator_ids().get("GPU", ()))
 
 
 def _check_ongoing(max_batch: int) -> None:

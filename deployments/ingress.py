@@ -19,7 +19,7 @@ from ray import serve
 from deployments.context import RequestContext
 from deployments.grouping import GroupLimits
 from deployments.image_loader import ImageInput
-from deployments.in_process import StageHandle, StageInProcess, started
+from deployments.in_process import LocalHandle, StageHandle, StageInProcess, started
 from deployments.metrics import IngressMetrics
 from deployments.params import ScoreParams, parse_params
 from deployments.probe import PROBE_IMAGE
@@ -162,8 +162,14 @@ class Ingress:
             )
 
     async def check_health(self) -> None:
-        """Called by Ray every `health_check_period_s`: the beat that the gauge needs, see deployments.metrics."""
+        """Called by Ray every `health_check_period_s`: the beat that the gauge needs, see deployments.metrics.
+
+        Raises:
+            ServiceError: the detector in this process has lost its device; a Detector replica says so itself.
+        """
         self._metrics.in_flight(self._in_flight)
+        if isinstance(self._detector, LocalHandle):
+            await self._detector.check_health.remote()
 
     def context(self, timeout_s: float | None = None, request_id: str | None = None) -> RequestContext:
         """A request's context; the deadline is the shorter of the caller's and the server's."""

@@ -163,6 +163,10 @@ class EngineOutOfMemory(StageFailed):
     """The batch was too large for the device's memory; a smaller one may fit."""
 
 
+class EngineLost(StageFailed):
+    """The device failed for good, as far as this process is concerned: its replica must be replaced."""
+
+
 class SetupError(ServiceError):
     """The service cannot start as it was told to; the message says what to change."""
 

@@ -71,12 +71,12 @@ class PostProcessor:
         outputs = RawOutputs(*(part[:batch] for part in outputs))
         device = outputs.class_logits.device
         limits = torch.tensor([one.max_detections for one in options], device=device)
-        found = _best_per_level(_candidates(outputs.class_logits, options), self._levels)
+        found = _best_per_level(_candidates(outputs.class_logits, options), self._levels, len(self._kernels.strides))
         boxes = self._boxes(outputs.distances, found)
         inside = _clip_to_images(boxes, found.image, letterboxes)
-        kept = _suppress(boxes, _has_area(inside), found, limits)
+        kept = _suppress(boxes, _has_area(inside), found, limits).nonzero().squeeze(1)
         found, inside = Candidates(*(part[kept] for part in found)), inside[kept]
-        counts = torch.bincount(found.image, minlength=batch)
+        counts = (found.image == torch.arange(batch, device=device)[:, None]).sum(1)
         masks = self._masks(outputs, found, counts, letterboxes)
         return _to_instances(found, _to_original(inside, found.image, letterboxes), masks, counts, letterboxes)
 
@@ -134,7 +134,7 @@ def _candidates(logits: Tensor, options: Sequence[DetectOptions]) -> Candidates:
     cutoff = torch.logit(thresholds) - LOGIT_SLACK
     image, position, label = (logits > cutoff[:, None]).nonzero(as_tuple=True)
     score = logits[image, position, label].float().sigmoid()
-    exact = score > thresholds[image, label]
+    exact = (score > thresholds[image, label]).nonzero().squeeze(1)
     return Candidates(image[exact], position[exact], label[exact], score[exact])
 
 
@@ -149,10 +149,10 @@ def _thresholds(options: Sequence[DetectOptions], classes: int) -> Tensor:
     return thresholds
 
 
-def _best_per_level(found: Candidates, levels: Tensor) -> Candidates:
+def _best_per_level(found: Candidates, levels: Tensor, level_count: int) -> Candidates:
     """Sort by image and score (ties: by level, position, label) and keep the best of each image's levels."""
     order = found.score.argsort(descending=True, stable=True)
-    group = (found.image * (int(levels[-1]) + 1) + levels[found.position])[order]
+    group = (found.image * level_count + levels[found.position])[order]
     by_group = group.argsort(stable=True)
     kept = by_group[_ranks(group[by_group]) < CANDIDATES_PER_LEVEL].sort()[0]
     order = order[kept]

@@ -1,4 +1,4 @@
-"""What all engines share: pad the batch, run the network, post-process, and name running out of memory.
+"""What all engines share: pad the batch, run the network, post-process, and name what went wrong.
 
 images ─▶ pad_batch ─▶ uint8 (B, S, S, 3) ─▶ _infer ─▶ RawOutputs ─▶ PostProcessor ─▶ Instances
 """
@@ -6,6 +6,7 @@ images ─▶ pad_batch ─▶ uint8 (B, S, S, 3) ─▶ _infer ─▶ RawOutput
 from __future__ import annotations
 
 import time
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,11 +17,13 @@ import numpy as np
 import torch
 
 from pipeline.engines import ModelInfo
-from pipeline.errors import EngineOutOfMemory, ShapeError
+from pipeline.errors import EngineLost, EngineOutOfMemory, ShapeError
 from pipeline.letterbox import fit
 from pipeline.types import DetectOptions, Instances, LoadedImage
 
-_OUT_OF_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "bad allocation", "bad_alloc")
+_OUT_OF_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "bad allocation", "bad_alloc", "alloc_failed")
+_LOST_SIGN = "cuda error"
+"""How torch's messages begin when a kernel or the card failed. The context is spoilt then: every later call fails as well."""
 
 
 class BatchEngine(ABC):
@@ -50,10 +53,14 @@ class BatchEngine(ABC):
         return results
 
     def warm_up(self) -> None:
-        """Run a grey image, and on a GPU a full batch too: there it shows that the memory suffices. A CPU starts sooner without."""
+        """Run a grey image, and on a GPU a full batch too: there it shows that the memory suffices. A CPU starts sooner without.
+
+        On a GPU every position counts as an instance of the first class, so that the masks' kernels are loaded as well.
+        """
         on_cpu = self._info.engine == "openvino" or self._info.device == "cpu"
+        options = DetectOptions() if on_cpu else DetectOptions(score_threshold=0.0, labels=frozenset({0}))
         for count in sorted({1, 1 if on_cpu else self._info.max_batch}):
-            self.detect([grey_image(self._info.input_size)] * count, [DetectOptions()] * count)
+            self.detect([grey_image(self._info.input_size)] * count, [options] * count)
 
     def close(self) -> None:
         """Nothing to free by default."""
@@ -68,7 +75,7 @@ class BatchEngine(ABC):
         self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], has_room: Callable[[int], object]
     ) -> list[Instances]:
         started = time.perf_counter()
-        with naming_out_of_memory(len(images)):
+        with naming_failures(len(images)):
             found = self._run(images, options, has_room)
         spent = {"detect": (time.perf_counter() - started) * 1e3}
         return [replace(one, timings_ms={**image.timings_ms, **spent}) for image, one in zip(images, found, strict=True)]
@@ -80,13 +87,22 @@ def grey_image(size: int) -> LoadedImage:
 
 
 @contextmanager
-def naming_out_of_memory(batch: int) -> Iterator[None]:
-    """Turn every library's way to run out of memory into EngineOutOfMemory."""
+def naming_failures(batch: int) -> Iterator[None]:
+    """Turn every library's way to run out of memory into EngineOutOfMemory, and to lose the card into EngineLost.
+
+    The cause of the former is cut off: its frames hold the tensors of the failed pass, and the next try needs their memory.
+    """
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise EngineOutOfMemory(f"a batch of {batch} images does not fit into memory") from error
-    except RuntimeError as error:
-        if not any(sign in str(error).lower() for sign in _OUT_OF_MEMORY_SIGNS):
-            raise
-        raise EngineOutOfMemory(f"a batch of {batch} images does not fit into memory") from error
+    except (MemoryError, RuntimeError) as error:
+        message = str(error).lower()
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in message for sign in _OUT_OF_MEMORY_SIGNS):
+            traceback.clear_frames(error.__traceback__)
+            raise EngineOutOfMemory(f"a batch of {batch} images does not fit into memory ({_first_line(error)})") from None
+        if isinstance(error, torch.AcceleratorError) or _LOST_SIGN in message:
+            raise EngineLost("the card failed, and this process cannot use it any more") from error
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

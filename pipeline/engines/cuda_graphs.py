@@ -80,6 +80,11 @@ class UploadSlots:
         for _ in range(2 if on_cuda else 1):
             self._free.put(Slot(device, shape, stream))
 
+    def clear(self) -> None:
+        """Give up the slots that nobody has."""
+        while not self._free.empty():
+            self._free.get()
+
     @contextmanager
     def borrow(self) -> Iterator[Slot]:
         """Wait for a free slot and have it for a while."""
@@ -104,6 +109,7 @@ class BatchRunner:
         self._device = device
         self._buckets = sorted(buckets)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, RawOutputs]] = {}
+        self._recording = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor, count: int) -> RawOutputs:
@@ -133,14 +139,14 @@ class BatchRunner:
 
     def _record(self, bucket: int, size: int) -> tuple[torch.cuda.CUDAGraph, Tensor, RawOutputs]:
         pixels = torch.zeros(bucket, size, size, 3, dtype=torch.uint8, device=self._device)
-        side = torch.cuda.Stream(self._device)
-        side.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(side):
+        assert self._recording is not None
+        self._recording.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._recording):
             for _ in range(WARM_UP_RUNS):
                 self._network(pixels)
-        torch.cuda.current_stream(self._device).wait_stream(side)
+        torch.cuda.current_stream(self._device).wait_stream(self._recording)
         graph = torch.cuda.CUDAGraph()
         pool = next(iter(self._graphs.values()))[0].pool() if self._graphs else None
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=self._recording, capture_error_mode="thread_local"):
             outputs = self._network(pixels)
         return graph, pixels, outputs

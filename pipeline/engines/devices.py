@@ -43,9 +43,17 @@ def choose_torch_device(name: str) -> torch.device:
         raise ConfigurationError(f"detector.device: {name!r} is not auto, cpu, cuda or cuda:N.")
     index = device.index or 0
     if index >= torch.cuda.device_count():
-        why = "this PyTorch is a CPU build" if torch.version.cuda is None else f"PyTorch sees {torch.cuda.device_count()} cards"
-        raise EngineUnavailable(f"detector.device is {name!r}, but {why}. Set it to `auto` or `cpu`, or install the CUDA build.")
+        raise EngineUnavailable(f"detector.device: {name!r} is asked for, but {_why_no_card()}")
     return torch.device("cuda", index)
+
+
+def _why_no_card() -> str:
+    if torch.version.cuda is None:
+        return "this PyTorch is a CPU build. Install a CUDA build of the same version, or set `cpu`."
+    return (
+        f"PyTorch sees {torch.cuda.device_count()} cards. Too few were given to this process (num_gpus, CUDA_VISIBLE_DEVICES), or the "
+        f"NVIDIA driver is too old for CUDA {torch.version.cuda}, which this PyTorch is built for: compare with `nvidia-smi`."
+    )
 
 
 def owned_cores() -> int:

@@ -16,7 +16,7 @@ import torch
 
 from pipeline.checkpoints import Checkpoint
 from pipeline.engines import EngineOptions, ModelInfo
-from pipeline.engines.base import BatchEngine
+from pipeline.engines.base import BatchEngine, naming_failures
 from pipeline.engines.cuda_graphs import BatchRunner, UploadSlots, default_buckets
 from pipeline.engines.devices import choose_torch_device, cpu_computes_bf16, owned_cores
 from pipeline.errors import EngineUnavailable
@@ -53,12 +53,18 @@ class TorchEngine(BatchEngine):
             )
         )
         torch.set_num_threads(threads)
+        if device.type == "cuda":
+            # Of the whole process. The shapes are fixed and recorded, so cuDNN's search for the fastest algorithm is paid once;
+            # with TF32, cuDNN's default, fp32 would have the 10 bits of mantissa of fp16.
+            torch.backends.cudnn.benchmark = True
+            torch.backends.cudnn.allow_tf32 = precision != "fp32"
         network = RawNetwork(checkpoint.network(), spec.input_size)
         self._postprocess = PostProcessor(spec.input_size, network.kernel_projection(), device)
         network = network.convert(_DTYPES[precision]).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out of its types
         buckets = options.batch_buckets or default_buckets(options.max_batch)
-        self._runner = BatchRunner(network, device, buckets)
-        self._slots = UploadSlots(device, (max(options.max_batch, max(buckets)), spec.input_size, spec.input_size, 3))
+        with self._on_device():
+            self._runner = BatchRunner(network, device, buckets)
+            self._slots = UploadSlots(device, (max(options.max_batch, max(buckets)), spec.input_size, spec.input_size, 3))
         self._computing = threading.Lock()
 
     def _run(
@@ -74,14 +80,19 @@ class TorchEngine(BatchEngine):
                 return self._postprocess(outputs, [image.letterbox for image in images], options)
 
     def warm_up(self) -> None:
-        """Record the graphs of all batch sizes, then run a grey image alone and as a full batch."""
-        with self._on_device():
+        """Record the graphs of all batch sizes, then run a grey image alone and as a full batch.
+
+        Raises:
+            EngineOutOfMemory: a full batch does not fit on the card.
+        """
+        with self._on_device(), naming_failures(self._info.max_batch):
             self._runner.record_all(self._info.input_size)
         super().warm_up()
 
     def close(self) -> None:
-        """Free the card's memory."""
+        """Free the card's memory, as far as this engine holds it."""
         self._runner.clear()
+        self._slots.clear()
 
     def _on_device(self) -> AbstractContextManager[object]:
         return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.engines import EngineOptions, create_engine
-from pipeline.engines.base import naming_out_of_memory
+from pipeline.engines.base import naming_failures
 from pipeline.engines.cuda_graphs import default_buckets
 from pipeline.engines.devices import choose_kind, owned_cores
 from pipeline.engines.openvino_engine import _shares
-from pipeline.errors import CheckpointError, ConfigurationError, EngineOutOfMemory, EngineUnavailable, ShapeError
+from pipeline.errors import CheckpointError, ConfigurationError, EngineLost, EngineOutOfMemory, EngineUnavailable, ShapeError
 from pipeline.letterbox import scale_to_fit
 from pipeline.network import RawNetwork
 from pipeline.types import DetectOptions, LoadedImage
@@ -198,17 +198,32 @@ def test_threads_are_the_cores_a_replica_owns(monkeypatch):
 
 @pytest.mark.parametrize(
     "error",
-    [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
 )
 def test_every_kind_of_running_out_of_memory_has_one_name(error):
-    """The batcher recognises it and splits the batch."""
-    with pytest.raises(EngineOutOfMemory, match="batch of 8"), naming_out_of_memory(8):
+    """The batcher recognises it and splits the batch; nothing holds the failed pass's tensors any more."""
+    with pytest.raises(EngineOutOfMemory, match="batch of 8") as caught, naming_failures(8):
+        raise error
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    "error", [torch.AcceleratorError("uncorrectable ECC error"), RuntimeError("CUDA error: an illegal memory access")]
+)
+def test_a_card_that_failed_is_lost(error):
+    """Its replica must be replaced: every later call would fail as well."""
+    with pytest.raises(EngineLost), naming_failures(8):
         raise error
 
 
 def test_other_failures_keep_their_name():
     """Only memory is renamed."""
-    with pytest.raises(RuntimeError, match="shape"), naming_out_of_memory(8):
+    with pytest.raises(RuntimeError, match="shape"), naming_failures(8):
         raise RuntimeError("shape mismatch")
 
 

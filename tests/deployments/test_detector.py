@@ -1,0 +1,44 @@
+"""The Detector without Ray: on which device it runs, and what it does when that fails."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from deployments.detector import Detector, on_granted_device
+from pipeline.engines import EngineOptions
+from pipeline.errors import EngineLost
+
+
+@pytest.mark.parametrize(
+    ("kind", "device", "cards", "expected"),
+    [
+        ("auto", "auto", 1, "cuda"),
+        ("torch", "auto", 1, "cuda"),
+        ("auto", "auto", 0, "cpu"),
+        ("torch", "auto", 0, "cpu"),
+        ("auto", "cuda:1", 0, "cuda:1"),
+        ("auto", "cpu", 1, "cpu"),
+        ("openvino", "auto", 1, "auto"),
+        ("simulated", "auto", 1, "auto"),
+    ],
+)
+def test_auto_is_the_card_that_ray_granted(kind, device, cards, expected):
+    """Never one that it did not; what is asked for by name stays."""
+    assert on_granted_device(EngineOptions(kind, device=device), cards).device == expected
+
+
+async def test_a_detector_that_lost_its_card_says_so():
+    """Healthy until then; afterwards Ray replaces the replica."""
+
+    def detect(*_):
+        raise EngineLost("the card failed")
+
+    detector = object.__new__(Detector.func_or_class)
+    detector._engine, detector._batcher, detector._lost = SimpleNamespace(detect=detect), SimpleNamespace(has_room=None), None
+    await detector.check_health()
+    with pytest.raises(EngineLost):
+        detector._run([("image", "options")])
+    with pytest.raises(EngineLost):
+        await detector.check_health()
