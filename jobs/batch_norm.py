@@ -20,13 +20,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class _Moments:
-    """Running sum and sum of squares, a channel, of all that a layer is given."""
+    """Running sum and sum of squares, a channel, of all that a layer is given; kept on the layer's device."""
 
-    def __init__(self, channels: int) -> None:
-        self.count, self.total, self.squares = 0, torch.zeros(channels).double(), torch.zeros(channels).double()
+    def __init__(self, layer: Any) -> None:
+        self.count = 0
+        self.total, self.squares = (torch.zeros_like(layer.running_mean, dtype=torch.float64) for _ in range(2))
 
     def __call__(self, _layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        values = inputs[0].detach().float().transpose(0, 1).flatten(1).cpu()
+        values = inputs[0].detach().float().transpose(0, 1).flatten(1)
         self.count += values.shape[1]
         self.total += values.sum(dim=1).double()
         self.squares += values.square().sum(dim=1).double()
@@ -42,7 +43,7 @@ def restore_batch_norms(network: Any, batches: Iterable[Any]) -> int:
         Number of batch norms whose statistics were replaced.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
-    moments = [_Moments(layer.num_features) for layer in layers]
+    moments = [_Moments(layer) for layer in layers]
     handles = [layer.register_forward_pre_hook(moment) for layer, moment in zip(layers, moments, strict=True)]
     was_training = network.training
     network.eval()

@@ -104,6 +104,13 @@ def test_restored_batch_norms_change_no_output():
         torch.testing.assert_close(new, old, rtol=1e-3, atol=1e-3)
 
 
+def test_batch_norms_are_restored_on_the_device_of_the_network():
+    """The meta device refuses what mixes devices, as a card does."""
+    network = build_network(nano_spec()).to("meta")
+    assert restore_batch_norms(network, [{"inputs": [torch.zeros(3, 64, 64, dtype=torch.uint8)]}]) > 100
+    assert network.backbone.stem[0].bn.running_mean.device.type == "meta"
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
