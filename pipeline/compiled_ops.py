@@ -18,9 +18,13 @@ from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 EXTENSION = "mmcv._ext"
+ROWS = 256
+"""Boxes whose overlaps with all others are computed at a time."""
 log = logging.getLogger(__name__)
 
 
@@ -73,6 +77,10 @@ class StandInOps(ModuleType):
 def greedy_nms(boxes_xyxy: torch.Tensor, scores: torch.Tensor, iou_threshold: float, offset: int = 0) -> torch.Tensor:
     """Keep the best box, drop what overlaps it by more than the threshold, and go on with the rest.
 
+    Overlaps are computed where the boxes are, all at once; choosing is done on the host. So a card is waited for once, not for
+    every kept box. The table of overlaps takes N * N bytes: 9 MB for 3,000 boxes, 100 MB for the 10,000 at which mmcv goes
+    class by class.
+
     Args:
         boxes_xyxy: (N, 4) float, x1 y1 x2 y2, any unit.
         scores: (N,) float.
@@ -83,17 +91,41 @@ def greedy_nms(boxes_xyxy: torch.Tensor, scores: torch.Tensor, iou_threshold: fl
     Source: mmcv/ops/csrc/pytorch/cpu/nms.cpp (same order, same strict comparison).
     """
     order = scores.argsort(descending=True, stable=True)
-    areas = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2] + offset).prod(dim=1)
+    overlaps = _overlaps(boxes_xyxy[order], iou_threshold, offset)
+    kept = keep_greedily(overlaps.cpu().numpy())
+    return order[torch.from_numpy(kept).to(order.device)]
+
+
+def keep_greedily(overlaps: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Places of the boxes that no better kept box overlaps.
+
+    Args:
+        overlaps: (N, N) bool, best box first; row i says which later boxes go when box i is kept.
+    Returns:
+        (K,) int64, rising.
+    """
+    dropped = np.zeros(len(overlaps), bool)
     kept = []
-    while order.numel() > 0:
-        best, rest = order[0], order[1:]
-        kept.append(best)
-        top_left = torch.maximum(boxes_xyxy[best, :2], boxes_xyxy[rest, :2])
-        bottom_right = torch.minimum(boxes_xyxy[best, 2:], boxes_xyxy[rest, 2:])
-        shared = (bottom_right - top_left + offset).clamp(min=0).prod(dim=1)
-        union = areas[best] + areas[rest] - shared
-        order = rest[shared <= iou_threshold * union]
-    return torch.stack(kept) if kept else order
+    for place, row in enumerate(overlaps):
+        if not dropped[place]:
+            kept.append(place)
+            dropped |= row
+    return np.array(kept, np.int64)
+
+
+def _overlaps(boxes: torch.Tensor, iou_threshold: float, offset: int) -> torch.Tensor:
+    """(N, N) bool on the boxes' device, True where the IoU is above the threshold; left of a block of rows stays False."""
+    overlaps = torch.zeros(len(boxes), len(boxes), dtype=torch.bool, device=boxes.device)
+    areas = (boxes[:, 2:] - boxes[:, :2] + offset).prod(dim=1)
+    x1, y1, x2, y2 = boxes.unbind(dim=1)
+    for start in range(0, len(boxes), ROWS):
+        rows, later = slice(start, start + ROWS), slice(start, None)
+        width = torch.minimum(x2[rows, None], x2[later]) - torch.maximum(x1[rows, None], x1[later]) + offset
+        height = torch.minimum(y2[rows, None], y2[later]) - torch.maximum(y1[rows, None], y1[later]) + offset
+        shared = width.clamp(min=0) * height.clamp(min=0)
+        union = areas[rows, None] + areas[later] - shared
+        overlaps[rows, later] = ~(shared <= iou_threshold * union)  # not `>`: a box that is not a number drops out
+    return overlaps
 
 
 def _refusing_op(name: str) -> Callable[..., object]:

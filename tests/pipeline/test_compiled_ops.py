@@ -6,8 +6,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pipeline.compiled_ops import CompiledOpMissing, StandInOps, ensure_mmcv_ops, greedy_nms
+from pipeline import compiled_ops
+from pipeline.compiled_ops import CompiledOpMissing, StandInOps, ensure_mmcv_ops, greedy_nms, keep_greedily
 
 
 def slow_nms(boxes, scores, iou_threshold, offset):
@@ -38,6 +41,49 @@ def test_nms_is_its_definition(seed, iou_threshold, offset):
     scores = random.permutation(40) / 40
     kept = greedy_nms(torch.tensor(boxes), torch.tensor(scores), iou_threshold, offset)
     assert kept.tolist() == slow_nms(boxes, scores, iou_threshold, offset)
+
+
+def box_by_box(boxes, scores, iou_threshold, offset):
+    """The same in torch, one kept box after the other: its rounding is that of `greedy_nms`, so ties fall alike."""
+    order = scores.argsort(descending=True, stable=True)
+    areas = (boxes[:, 2:] - boxes[:, :2] + offset).prod(dim=1)
+    kept = []
+    while order.numel() > 0:
+        best, rest = order[0], order[1:]
+        kept.append(int(best))
+        top_left = torch.maximum(boxes[best, :2], boxes[rest, :2])
+        bottom_right = torch.minimum(boxes[best, 2:], boxes[rest, 2:])
+        shared = (bottom_right - top_left + offset).clamp(min=0).prod(dim=1)
+        order = rest[shared <= iou_threshold * (areas[best] + areas[rest] - shared)]
+    return kept
+
+
+COORDINATES = st.one_of(st.integers(0, 8).map(float), st.floats(0, 30, width=32), st.sampled_from([float("inf"), float("nan")]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    boxes=st.lists(st.tuples(*[COORDINATES] * 4), max_size=30),
+    scores=st.lists(st.sampled_from([0.1, 0.5, 0.9]), min_size=30, max_size=30),
+    iou_threshold=st.sampled_from([0.0, 0.25, 0.5, 0.6, 1.0]),
+    offset=st.sampled_from([0, 1]),
+    rows=st.sampled_from([1, 7, 256]),
+)
+def test_nms_keeps_what_the_loop_keeps(boxes, scores, iou_threshold, offset, rows):
+    """Equal scores, an IoU of exactly the threshold, empty boxes, boxes inside out, no numbers: the same in the same order."""
+    boxes, scores = torch.tensor(boxes).reshape(-1, 4), torch.tensor(scores[: len(boxes)])
+    original, compiled_ops.ROWS = compiled_ops.ROWS, rows
+    try:
+        kept = greedy_nms(boxes, scores, iou_threshold, offset)
+    finally:
+        compiled_ops.ROWS = original
+    assert kept.tolist() == box_by_box(boxes, scores, iou_threshold, offset)
+
+
+def test_a_dropped_box_drops_nothing():
+    """The first drops the second; the third, which only the second overlaps, stays."""
+    overlaps = np.array([[1, 1, 0], [0, 1, 1], [0, 0, 1]], bool)
+    assert keep_greedily(overlaps).tolist() == [0, 2]
 
 
 def test_nms_of_nothing_is_nothing():
