@@ -65,16 +65,17 @@ def throughput_lines(rates: dict[str, dict[str, Spread]]) -> list[str]:
 
 
 def cuda_lines(rows: Sequence[CudaRow]) -> list[str]:
-    """Images/s on the card."""
+    """Images/s and memory on the card."""
+    mmdet = list(rows[0].images_per_s)[-1]
     lines = [
-        "| on the card | batch | ours images/s | mmdet images/s | times faster | of bf16 peak |",
-        "|---|---|---|---|---|---|",
+        f"| on the card | batch | ours images/s | {mmdet} images/s | times faster | of matrix peak | MB: mmdet / ours |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        ours, theirs = row.images_per_s.values()
+        (ours, theirs), (our_mb, their_mb) = row.images_per_s.values(), row.memory_mb.values()
         lines.append(
             f"| {row.model} {row.precision} | {row.batch} | {_range(ours)} | {_range(theirs)} "
-            f"| {_range(row.times_faster)} | {row.of_peak:.1%} |"
+            f"| {_range(row.times_faster)} | {row.of_peak:.1%} | {their_mb:,.0f} / {our_mb:,.0f} |"
         )
     return lines
 

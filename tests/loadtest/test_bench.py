@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 
 import pytest
+import torch
 from PIL import Image
 
-from loadtest import bench, bench_compare, bench_network
+from loadtest import bench, bench_compare, bench_cuda, bench_network
 from loadtest.bench_ceiling import Ceiling
 from loadtest.bench_compare import MMDET, OURS, OURS_FP32, Setting, compare, instances_that_fit, summarise
 from loadtest.bench_cuda import OURS as OURS_ON_CARD
-from loadtest.bench_cuda import CudaRow, mmdet_batch, passes_per_s
+from loadtest.bench_cuda import CudaRow, mmdet_batch, mmdet_label, passes_per_s, peak_mb
 from loadtest.bench_memory import Memory, _status_mb
 from loadtest.bench_photos import LARGE_WH, SMALL_WH, bench_photos
 from loadtest.bench_report import compared_lines, cuda_lines, memory_lines, throughput_lines, utilisation_lines
@@ -25,7 +27,7 @@ from tests.pipeline.seeded import seeded_checkpoint
 @pytest.fixture(autouse=True)
 def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every model is a small seeded nano."""
-    for module in (bench_compare, bench_network):
+    for module in (bench_compare, bench_cuda, bench_network):
         monkeypatch.setattr(module, "load_model", lambda _name: seeded_checkpoint("nano"))
 
 
@@ -100,10 +102,81 @@ def test_mmdet_takes_whole_batches_for_the_card():
     assert passes_per_s(run, 0.01) > 0
 
 
+class FakeCard:
+    """PyTorch's memory counters; `reserved` grows by hand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reserved = self.peak = 0
+        for name in ("synchronize", "empty_cache", "reset_peak_memory_stats", "memory_reserved", "max_memory_reserved"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+
+    def synchronize(self) -> None: ...
+
+    def empty_cache(self) -> None: ...
+
+    def reset_peak_memory_stats(self) -> None:
+        self.peak = self.reserved
+
+    def memory_reserved(self) -> int:
+        return self.reserved
+
+    def max_memory_reserved(self) -> int:
+        return self.peak
+
+
+def test_the_whole_part_on_a_card(ceiling, monkeypatch):
+    """On the CPU, with the counters of no card: both contestants' rows, and mmdet's column tells whose NMS it had."""
+    FakeCard(monkeypatch)
+    monkeypatch.setattr(bench_cuda, "MODELS", ("nano",))
+    monkeypatch.setattr(bench_cuda, "BATCHES", (2,))
+    before = torch.backends.cudnn.benchmark
+    rows = bench_cuda.measure_cuda(bench_photos(None, 1, (320, 240))[0], ceiling, 1, 0.01, device="cpu")
+    assert [row.batch for row in rows] == [2]
+    assert all(set(row.images_per_s) == set(row.memory_mb) == {OURS_ON_CARD, mmdet_label()} for row in rows)
+    assert f"{mmdet_label()} images/s" in cuda_lines(rows)[0]
+    assert torch.backends.cudnn.benchmark == before
+
+
+def test_memory_on_the_card_is_each_contestants_own(monkeypatch):
+    """What was held before and what the first passes took for a while do not count; the last passes' peak does."""
+    card = FakeCard(monkeypatch)
+    card.reserved, passes = 1_000_000, []
+
+    def run() -> list[int]:
+        passes.append(1)
+        card.peak = max(card.peak, 90_000_000 if len(passes) < 3 else 8_000_000)
+        return []
+
+    assert peak_mb(lambda: run, callers=1) == (run, 7.0)
+
+
+def test_callers_run_at_once_and_a_failure_shows():
+    """Two callers that wait for each other get through; one that fails does not leave the other waiting."""
+    both = threading.Barrier(2, timeout=10)
+    assert passes_per_s(both.wait, 0, callers=2) > 0
+    failures = iter([RuntimeError("no memory left")])
+
+    def fail_once() -> None:
+        for failure in failures:
+            raise failure
+
+    with pytest.raises(RuntimeError, match="no memory left"):
+        passes_per_s(fail_once, 0, callers=2)
+
+
+def test_mmdets_name_tells_whose_nms_it_had(monkeypatch):
+    """mmcv's own is not worth a word."""
+    monkeypatch.setattr(bench_cuda, "ensure_mmcv_ops", lambda: True)
+    assert mmdet_label() == bench_cuda.MMDET
+    monkeypatch.setattr(bench_cuda, "ensure_mmcv_ops", lambda: False)
+    assert mmdet_label().endswith("stand-in NMS")
+
+
 def test_tables_of_the_card_and_of_memory():
     """They name what was measured."""
-    row = CudaRow("tiny", 8, "bf16", 100, {OURS_ON_CARD: (9, 8, 10), "mmdet": (3, 2, 4)}, (3.0, 3.0, 3.0), 0.25, 10)
-    assert "25.0%" in cuda_lines([row])[-1]
+    speeds, memory = {OURS_ON_CARD: (9, 8, 10), "mmdet": (3, 2, 4)}, {OURS_ON_CARD: 2345, "mmdet": 5432}
+    row = CudaRow("tiny", 8, "fp16", 100, speeds, (3.0, 3.0, 3.0), 0.25, memory)
+    assert "25.0% | 5,432 / 2,345 |" in cuda_lines([row])[-1]
     assert "1,234" in memory_lines([Memory("mmdet", 100, 1234, 2345)])[-1]
     assert _status_mb("VmHWM") >= _status_mb("VmRSS") * 0.99 > 0
 
