@@ -22,6 +22,7 @@ from pycocotools import mask as rle_masks
 from jobs import augment
 from jobs.datasets import Annotations, AnnotationsError
 from pipeline.checkpoints import Checkpoint
+from pipeline.engines.devices import choose_torch_device
 
 CocoResults = list[dict[str, Any]]
 
@@ -32,7 +33,9 @@ def predict_with_mmdet(
     input_size_px: int | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> CocoResults:
-    """Run mmdet's own test path (its transforms, network, NMS and masks) photo by photo.
+    """Run mmdet's own test path (its transforms, network, NMS and masks) photo by photo, on the first card where there is one.
+
+    On a card, convolutions are in TF32: PyTorch's default, and so mmdet's.
 
     Args:
         checkpoint: the model; its classes are matched to the annotations' categories by name.
@@ -44,7 +47,7 @@ def predict_with_mmdet(
     """
     truth = json.loads(annotations.coco_json.read_text())
     category_ids = category_ids_of(checkpoint.spec.classes, truth)
-    network = checkpoint.network()
+    network = checkpoint.network().to(choose_torch_device("auto"))
     load = Compose(augment.image_transforms(input_size_px or checkpoint.spec.input_size))
     results: CocoResults = []
     for image in progress(truth["images"]):
