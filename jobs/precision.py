@@ -1,7 +1,8 @@
 """Number formats of a training step: which layers compute in half precision, and what must not.
 
-mmengine's AmpOptimWrapper refuses to run without an accelerator. bfloat16 needs no gradient scaling, so on a CPU (AMX or
-AVX-512 with bf16) autocast alone is enough. Losses are computed in float32: Dice sums over thousands of pixels.
+bfloat16 has float32's range and needs no gradient scaling: autocast alone is enough, on a card as on a CPU (AMX or AVX-512
+with bf16). mmengine's AmpOptimWrapper, which scales and refuses to run without an accelerator, is for fp16 only. Losses are
+computed in float32: Dice sums over thousands of pixels.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from torch import nn
 
 
 @OPTIM_WRAPPERS.register_module()
-class CpuBf16OptimWrapper(OptimWrapper):
-    """Runs the forward pass under bfloat16 autocast on the CPU; weights and optimizer stay float32."""
+class Bf16OptimWrapper(OptimWrapper):
+    """Runs the forward pass under bfloat16 autocast on the model's device; weights and optimizer stay float32."""
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        with super().optim_context(model), torch.autocast("cpu", dtype=torch.bfloat16):
+        device = next(model.parameters()).device.type
+        with super().optim_context(model), torch.autocast(device, dtype=torch.bfloat16):
             yield
 
 
@@ -34,12 +36,11 @@ def optim_wrapper_type(precision: str) -> dict[str, Any]:
     Raises:
         ValueError: fp16 on a CPU, which has no fast float16 and no gradient scaler.
     """
-    on_gpu = torch.cuda.is_available()
     if precision == "fp32":
         return {"type": "OptimWrapper"}
     if precision == "bf16":
-        return {"type": "AmpOptimWrapper", "dtype": "bfloat16"} if on_gpu else {"type": "CpuBf16OptimWrapper"}
-    if precision == "fp16" and on_gpu:
+        return {"type": "Bf16OptimWrapper"}
+    if precision == "fp16" and torch.cuda.is_available():
         return {"type": "AmpOptimWrapper", "dtype": "float16"}
     raise ValueError(f"--precision {precision} needs a CUDA device; on a CPU use bf16 or fp32.")
 

@@ -39,7 +39,7 @@ def runner_config(settings: FinetuneSettings, spec: ModelSpec, train: Annotation
         "custom_hooks": _custom_hooks(settings, spec, steps),
         "log_processor": {"type": "LogProcessor", "by_epoch": False, "window_size": settings.log_every},
         "visualizer": {"type": "DetLocalVisualizer", "vis_backends": [{"type": "LocalVisBackend"}]},
-        "env_cfg": {"mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 1}},
+        "env_cfg": {"cudnn_benchmark": True, "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 1}},
         "randomness": {"seed": settings.seed},
         "resume": settings.resume,
         "log_level": "INFO",

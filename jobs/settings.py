@@ -7,6 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from pipeline.engines.devices import owned_cores
+
+MOST_WORKERS = 8
+"""Loader processes that are started unasked; each holds a copy of the libraries and two batches."""
 MODELS = ("rtmdet-ins_nano", "rtmdet-ins_tiny", "rtmdet-ins_s", "rtmdet-ins_m", "rtmdet-ins_l", "rtmdet-ins_x")
 
 
@@ -63,6 +69,11 @@ def settings_from_args(argv: Sequence[str] | None = None) -> FinetuneSettings:
     return settings
 
 
+def default_workers() -> int:
+    """Loader processes: a card computes beside them and eats more; a CPU that trains has no core to spare for a second."""
+    return max(1, min(MOST_WORKERS, owned_cores() - 1)) if torch.cuda.is_available() else 1
+
+
 def _contradiction(settings: FinetuneSettings) -> str | None:
     if settings.image_size <= 0 or settings.image_size % 32:
         return f"--image-size must be a positive multiple of 32 px, got {settings.image_size}."
@@ -111,7 +122,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--val-every", type=int, default=0, help="steps between measurements of AP on --val; 0: none")
     add("--early-stopping", type=int, default=0, help="stop after so many measurements without a better mask AP; 0: never")
     add("--resume", action="store_true", help="go on from the last checkpoint in --work-dir")
-    add("--workers", type=int, default=1, help="loader processes")
+    workers = "loader processes (default: 1; on a machine with a card one for every core but one, at most 8)"
+    add("--workers", type=int, default=default_workers(), help=workers)
     add("--log-every", type=int, default=20, help="steps between progress lines")
     return parser
 

@@ -1,6 +1,7 @@
 """A real training of a few steps on generated pictures."""
 
 import re
+import warnings
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ import torch
 from jobs import finetune
 from jobs.batch_norm import restore_batch_norms
 from jobs.hooks import freeze
-from jobs.settings import settings_from_args
+from jobs.precision import optim_wrapper_type
+from jobs.settings import default_workers, settings_from_args
+from jobs.third_party import known_warnings_ignored
 from pipeline.checkpoints import Checkpoint, load_checkpoint, save_safetensors
 from pipeline.model import build_network, nano_spec
 
@@ -140,8 +143,30 @@ def test_wrong_weights_are_named(tiny_coco, tmp_path, capsys):
     assert "none of its 1 tensors fits" in capsys.readouterr().err
 
 
+def test_a_card_gets_more_loaders(monkeypatch):
+    """One loader where the CPU trains; beside a card one for every core but one."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert default_workers() == 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert default_workers() == 5
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    assert default_workers() == 8
+
+
+def test_only_fp16_scales_gradients(monkeypatch):
+    """On a card too; and the scaler's announcement, mmengine's business, does not show."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    kinds = {name: optim_wrapper_type(name)["type"] for name in ("fp32", "bf16", "fp16")}
+    assert kinds == {"fp32": "OptimWrapper", "bf16": "Bf16OptimWrapper", "fp16": "AmpOptimWrapper"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(FutureWarning, match="GradScaler"):
+            torch.cuda.amp.GradScaler(enabled=False)
+        with known_warnings_ignored():
+            torch.cuda.amp.GradScaler(enabled=False)
+
+
 def test_fp16_needs_a_gpu(tiny_coco, tmp_path, capsys):
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU, where fp16 trains")
     assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "1", "--precision", "fp16")) == 2
     assert "use bf16 or fp32" in capsys.readouterr().err
