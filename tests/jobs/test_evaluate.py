@@ -8,12 +8,12 @@ import pytest
 import torch
 from pycocotools import mask as rle_masks
 
-from jobs import evaluate
+from jobs import evaluate, predictions
 from jobs.datasets import AnnotationsError, read_annotations
 from jobs.metrics_coco import coco_metrics
 from jobs.metrics_voc import voc_metrics
 from jobs.predictions import category_ids_of, predict_with_mmdet, read_results
-from pipeline.checkpoints import Checkpoint, save_safetensors
+from pipeline.checkpoints import Checkpoint, load_checkpoint, save_safetensors
 from pipeline.model import build_network, nano_spec
 
 SIZE = 100
@@ -145,12 +145,21 @@ def test_command_line_says_what_is_wrong(tiny_coco, tmp_path, capsys):
 
 
 def test_input_size_can_be_another(tiny_coco, model_file, tmp_path):
-    from pipeline.checkpoints import load_checkpoint
-
     annotations = read_annotations(tiny_coco / "coco.json", tiny_coco / "photos", tmp_path)
     results = predict_with_mmdet(load_checkpoint(model_file), annotations, input_size_px=64)
     assert {result["image_id"] for result in results} <= set(range(1, 7))
     assert all(result["segmentation"]["size"] == [96, 128] for result in results)
+
+
+@pytest.mark.cuda
+def test_mmdet_on_a_card_finds_what_it_finds_on_the_cpu(tiny_coco, model_file, tmp_path, monkeypatch):
+    """As many instances, up to rounding, and the card was used for them."""
+    annotations, model = read_annotations(tiny_coco / "coco.json", tiny_coco / "photos", tmp_path), load_checkpoint(model_file)
+    torch.cuda.reset_peak_memory_stats()
+    before, on_card = torch.cuda.max_memory_allocated(), predict_with_mmdet(model, annotations)
+    assert torch.cuda.max_memory_allocated() > before
+    monkeypatch.setattr(predictions, "choose_torch_device", lambda _name: torch.device("cpu"))
+    assert len(on_card) == pytest.approx(len(predict_with_mmdet(model, annotations)), rel=0.05)
 
 
 def test_results_file_is_checked(tmp_path):

@@ -114,6 +114,17 @@ def test_batch_norms_are_restored_on_the_device_of_the_network():
     assert network.backbone.stem[0].bn.running_mean.device.type == "meta"
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_training_on_a_card(tiny_coco, tmp_path, precision):
+    """Batch norms restored, two steps, one validation: weights come out, and they are numbers."""
+    more = ["--steps", "2", "--val-every", "2", "--restore-batch-norm", "4", "--precision", precision]
+    val = ["--val", str(tiny_coco / "coco.json"), "--val-images", str(tiny_coco / "photos")]
+    assert finetune.main(arguments(tiny_coco, tmp_path, *more, *val)) == 0
+    assert torch.cuda.max_memory_allocated() > 0
+    assert all(value.isfinite().all() for value in load_checkpoint(tmp_path / "final.safetensors").state_dict.values())
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -80,6 +80,18 @@ def test_nms_keeps_what_the_loop_keeps(boxes, scores, iou_threshold, offset, row
     assert kept.tolist() == box_by_box(boxes, scores, iou_threshold, offset)
 
 
+@pytest.mark.cuda
+def test_nms_on_a_card_keeps_what_the_cpu_keeps():
+    """The same indices, and they come back on the card."""
+    random = torch.Generator().manual_seed(0)
+    corners = torch.rand(1000, 2, generator=random) * 300
+    boxes = torch.cat([corners, corners + 20 + torch.rand(1000, 2, generator=random) * 100], 1)
+    scores = torch.rand(1000, generator=random)
+    kept = greedy_nms(boxes.cuda(), scores.cuda(), 0.6)
+    assert kept.is_cuda
+    assert kept.tolist() == greedy_nms(boxes, scores, 0.6).tolist()
+
+
 def test_a_dropped_box_drops_nothing():
     """The first drops the second; the third, which only the second overlaps, stays."""
     overlaps = np.array([[1, 1, 0], [0, 1, 1], [0, 0, 1]], bool)

@@ -25,6 +25,7 @@ from tests.pipeline.seeded import SIZE_PX, photo, seeded_checkpoint
 
 KINDS = ["openvino", "torch"]
 LOW = DetectOptions(0.05)
+NO_CARD = "CPU build|PyTorch sees 0 cards"  # by the build of PyTorch; tests/conftest.py hides a card
 
 
 @pytest.fixture(scope="module")
@@ -154,12 +155,11 @@ def test_wrong_input_is_refused(engines, kind):
     assert len(engines[kind].detect([load((64, 64))], [LOW])) == 1
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA card here")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (EngineOptions("torch", device="cuda"), "CPU build"),
-        (EngineOptions("auto", device="cuda:1"), "CPU build"),
+        (EngineOptions("torch", device="cuda"), NO_CARD),
+        (EngineOptions("auto", device="cuda:1"), NO_CARD),
         (EngineOptions("openvino", device="cuda"), "runs on `cpu`"),
         (EngineOptions("torch", "int8", "cpu"), "no int8"),
         (EngineOptions("openvino", "int8", "cpu"), "no int8"),
