@@ -13,7 +13,7 @@ from mmdet's own forward pass; none of them changes a result:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -105,11 +105,31 @@ class RawNetwork(nn.Module):
         bias = torch.cat([layer.bias.detach() for layer in layers]).float().clone()
         return KernelProjection(weight, bias, self.strides)
 
+    def fold_normalisation(self, *, whole_means: bool) -> RawNetwork:
+        """Leave the division by std to the first convolution's weights, in place; the normalisation's std is 1 then.
+
+        Args:
+            whole_means: take the nearest whole numbers off the bytes and leave the rest of the mean to the first bias. bf16 then
+                holds the network's input exactly; otherwise it rounds it to 8 bits once more. The zeros around the image
+                stand for a pixel that is up to half a grey level off the mean.
+        """
+        first, before = self.backbone.stem[0].conv, cast(Normalisation, self.normalise)
+        mean, std = before.mean, before.std
+        first.weight /= std
+        if whole_means:
+            rest = mean.round() - mean
+            first.bias += (first.weight.sum((2, 3)) * rest.flatten()).sum(1)
+            mean = mean.round()
+        self.normalise = Normalisation(mean, torch.ones_like(std))
+        return self
+
     def convert(self, dtype: torch.dtype) -> RawNetwork:
         """Hold weights and compute in another precision; normalisation, scores and box distances stay float32.
 
         A distance of 20 strides in bf16 is off by up to 2 px, and the last 1x1 convolutions are no work to speak of.
         """
+        if dtype == torch.bfloat16:  # float16 has bits enough for the input, but not for first weights so small
+            self.fold_normalisation(whole_means=True)
         for part in (self.backbone, self.neck, self.head):
             part.to(dtype)
         self.head.rtm_cls.float()

@@ -69,13 +69,16 @@ class PackedConvModule(nn.Module):
         return _with_channels(outputs, outputs.shape[1] // self.pack)
 
 
-def pack_network(network: RawNetwork) -> None:
-    """Rewrite in place: normalise whole rows, and pack every layer of the first stages that leaves lanes empty."""
-    stem: Any = network.backbone.stem
+def pack_network(network: RawNetwork, *, whole_means: bool) -> None:
+    """Rewrite in place: normalise whole rows, and pack every layer of the first stages that leaves lanes empty.
+
+    Args:
+        whole_means: for bf16, see `RawNetwork.fold_normalisation`.
+    """
+    network.fold_normalisation(whole_means=whole_means)
     normalise: Any = network.normalise
     network.normalise = RowNormalisation(normalise.mean, network.input_size)
-    stem[0].conv.weight /= normalise.std
-    for stage in (stem, network.backbone.stage1):
+    for stage in (network.backbone.stem, network.backbone.stage1):
         _pack_children(stage)
 
 

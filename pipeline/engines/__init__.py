@@ -159,7 +159,7 @@ def create_engine(checkpoint: Checkpoint, options: EngineOptions) -> Engine:
     from pipeline.engines.openvino_engine import OpenVinoEngine
     from pipeline.engines.openvino_model import convert
 
-    return OpenVinoEngine(convert(checkpoint), options)
+    return OpenVinoEngine(convert(checkpoint, options.precision), options)
 
 
 def load_engine(model: str | Path, options: EngineOptions) -> Engine:
@@ -181,7 +181,7 @@ def load_engine(model: str | Path, options: EngineOptions) -> Engine:
         from pipeline.engines.openvino_engine import OpenVinoEngine
         from pipeline.engines.openvino_model import convert_cached
 
-        return OpenVinoEngine(convert_cached(path, options.cache_dir), options)
+        return OpenVinoEngine(convert_cached(path, options.precision, options.cache_dir), options)
     from pipeline.checkpoints import load_checkpoint
 
     return create_engine(load_checkpoint(path), options)

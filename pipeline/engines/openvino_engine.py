@@ -18,7 +18,6 @@ buffer, so that the post-processing sees a stream's whole share: measured with t
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -44,7 +43,6 @@ from pipeline.types import DetectOptions, Instances, LoadedImage
 
 Result = TypeVar("Result")
 
-log = logging.getLogger(__name__)
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
@@ -52,14 +50,14 @@ class OpenVinoEngine(BatchEngine):
     """Runs on CPU cores; see `EngineOptions` for what can be chosen.
 
     Raises:
-        EngineUnavailable: another device, or a precision the CPU has no instructions for, is asked for.
+        EngineUnavailable: another device is asked for.
     """
 
     def __init__(self, converted: ConvertedNetwork, options: EngineOptions) -> None:
         if options.device not in ("auto", "cpu"):
             raise EngineUnavailable(f"the openvino engine runs on `cpu`, not on {options.device!r}; use the torch engine there.")
         core, network = ov.Core(), converted.for_one_image()
-        precision, threads = _choose_precision(options.precision, core), options.threads or owned_cores()
+        precision, threads = converted.precision, options.threads or owned_cores()
         super().__init__(
             ModelInfo(
                 model=converted.name,
@@ -73,11 +71,11 @@ class OpenVinoEngine(BatchEngine):
             )
         )
         streams = self._stream_count = min(threads, options.max_batch)
-        postprocess = PostProcessor(converted.input_size, converted.kernels)
+        self._postprocess = PostProcessor(converted.input_size, converted.kernels)
 
         def compile_streams(count: int, most_images: int) -> list[_Stream]:
             compiled = core.compile_model(network, "CPU", _properties(precision, threads, count, options.cache_dir))
-            return [_Stream(compiled.create_infer_request(), network, most_images, postprocess) for _ in range(count)]
+            return [_Stream(compiled.create_infer_request(), network, most_images) for _ in range(count)]
 
         def compile_rest() -> None:
             for stream in compile_streams(streams, -(-options.max_batch // streams)) if streams > 1 else [self._alone]:
@@ -101,8 +99,11 @@ class OpenVinoEngine(BatchEngine):
     def _run(
         self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], has_room: Callable[[int], object]
     ) -> list[Instances]:
-        found = self._spread(len(images), lambda stream, part: stream.find(images[part], options[part]), has_room)
-        return [one for part in found for one in part]
+        def find(stream: _Stream, part: slice) -> list[Instances]:
+            outputs = stream.infer_images(images[part])
+            return self._postprocess(outputs, [image.letterbox for image in images[part]], options[part])
+
+        return [one for found in self._spread(len(images), find, has_room) for one in found]
 
     def _spread(self, batch: int, work: Callable[[_Stream, slice], Result], has_room: Callable[[int], object]) -> list[Result]:
         """Do a batch's work, each part as a stream comes free; results in order. Calls from several threads begin in turn."""
@@ -139,19 +140,17 @@ class _Stream:
         request: of the network compiled for one image.
         network: for the shapes.
         most_images: in a share.
-        postprocess: shared by all streams.
     """
 
-    def __init__(self, request: ov.InferRequest, network: ov.Model, most_images: int, postprocess: PostProcessor) -> None:
+    def __init__(self, request: ov.InferRequest, network: ov.Model, most_images: int) -> None:
         self._request = request
-        self._postprocess = postprocess
         self._pixels = np.empty((most_images, *network.input().shape[1:]), np.uint8)
         self._outputs = [np.empty((most_images, *output.shape[1:]), np.float32) for output in network.outputs]
 
-    def find(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
-        """The instances of each image of a share."""
+    def infer_images(self, images: Sequence[LoadedImage]) -> RawOutputs:
+        """Run the network on a share; valid until the next one."""
         pad_batch(images, self._pixels.shape[1], out=self._pixels)
-        return self._postprocess(self.infer(len(images)), [image.letterbox for image in images], options)
+        return self.infer(len(images))
 
     def infer(self, count: int) -> RawOutputs:
         """Run the network on the first `count` images of the buffer, one after the other."""
@@ -181,28 +180,6 @@ def _shares(batch: int, streams: int, *, quiet: bool) -> tuple[list[slice], rang
 def _tensor_of(buffer: NDArray[Any], image: int) -> ov.Tensor:
     """One image's part of a batch's buffer, not copied."""
     return ov.Tensor(buffer[image : image + 1], shared_memory=True)
-
-
-def _choose_precision(asked: str, core: ov.Core) -> str:
-    """The precision to compute in; `auto` is bf16 on CPUs that have it.
-
-    Raises:
-        EngineUnavailable: the CPU cannot compute in the precision that was asked for.
-    """
-    if asked == "int8":
-        # Tried with NNCF on the embedded model (200 training photos): not faster than bf16 on a CPU with AMX.
-        raise EngineUnavailable("detector.precision: there are no int8 models; use auto, which is bf16 where the CPU has it.")
-    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if asked == "auto":
-        if "BF16" in able:
-            return "bf16"
-        log.warning("this CPU has no bf16 instructions: the openvino engine computes in fp32, at about half the speed")
-        return "fp32"
-    if asked != "fp32" and asked.upper() not in able:
-        raise EngineUnavailable(
-            f"detector.precision: this CPU has no {asked} instructions ({', '.join(able)}); use auto or fp32."
-        )
-    return asked
 
 
 def _properties(precision: str, threads: int, streams: int, cache_dir: Path | None) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """From a checkpoint to an OpenVINO model, and the folder that keeps the result for the next start.
 
-model file ─▶ mmdet network ─▶ RawNetwork ─▶ OpenVINO IR   (seconds: mmdet's import and the tracing)
+model file ─▶ mmdet network ─▶ RawNetwork ─▶ OpenVINO IR for a precision   (seconds: mmdet's import and the tracing)
      └──────────▶ <cache>/openvino/<key>/{network.xml, network.bin, head.safetensors}   (a fraction of a second)
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
 import warnings
@@ -20,10 +21,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from pipeline.errors import EngineUnavailable
 from pipeline.head_outputs import KernelProjection
 
 if TYPE_CHECKING:
     from pipeline.checkpoints import Checkpoint
+
+log = logging.getLogger(__name__)
 
 _SOURCES = ("../network.py", "../streamline.py", "../packed.py", "../rtmdet_nano.py", "openvino_model.py")
 """What shapes the converted network: when one of these changes, so does the key."""
@@ -36,6 +40,7 @@ class ConvertedNetwork:
     Args:
         name, classes, input_size: of the model; pixels.
         kernels: the last layer of the kernel branch.
+        precision: `fp32`, `bf16` or `fp16`, to compute in.
         model: input (B, S, S, 3) uint8 with B open, outputs in the order of RawOutputs.
     """
 
@@ -43,6 +48,7 @@ class ConvertedNetwork:
     classes: tuple[str, ...]
     input_size: int
     kernels: KernelProjection
+    precision: str
     model: ov.Model
 
     def for_one_image(self) -> ov.Model:
@@ -52,43 +58,74 @@ class ConvertedNetwork:
         return model
 
 
-def convert(checkpoint: Checkpoint) -> ConvertedNetwork:
-    """Build mmdet's network and convert it."""
+def choose_precision(asked: str) -> str:
+    """The precision to compute in; `auto` is bf16 on CPUs that have it.
+
+    Raises:
+        EngineUnavailable: the CPU cannot compute in the precision that was asked for.
+    """
+    if asked == "int8":
+        # Tried with NNCF on the embedded model (200 training photos): not faster than bf16 on a CPU with AMX.
+        raise EngineUnavailable("detector.precision: there are no int8 models; use auto, which is bf16 where the CPU has it.")
+    able = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if asked == "auto":
+        if "BF16" in able:
+            return "bf16"
+        log.warning("this CPU has no bf16 instructions: the openvino engine computes in fp32, at about half the speed")
+        return "fp32"
+    if asked != "fp32" and asked.upper() not in able:
+        raise EngineUnavailable(
+            f"detector.precision: this CPU has no {asked} instructions ({', '.join(able)}); use auto or fp32."
+        )
+    return asked
+
+
+def convert(checkpoint: Checkpoint, precision: str) -> ConvertedNetwork:
+    """Build mmdet's network and convert it.
+
+    Args:
+        precision: as in EngineOptions.
+    Raises:
+        EngineUnavailable: the CPU cannot compute in it.
+    """
     from pipeline.network import RawNetwork  # mmdet takes seconds to import: only where it is needed
     from pipeline.packed import pack_network
 
+    precision = choose_precision(precision)
     spec = checkpoint.spec
     network = RawNetwork(checkpoint.network(), spec.input_size)
-    pack_network(network)
+    pack_network(network, whole_means=precision == "bf16")
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # tracing announces its deprecation and every shape it bakes in
         pixels = torch.zeros(1, spec.input_size, spec.input_size, 3, dtype=torch.uint8)
         model = ov.convert_model(network, example_input=pixels)
     model.reshape({model.input(0): ov.PartialShape([-1, spec.input_size, spec.input_size, 3])})
-    return ConvertedNetwork(spec.name, spec.classes, spec.input_size, network.kernel_projection(), model)
+    return ConvertedNetwork(spec.name, spec.classes, spec.input_size, network.kernel_projection(), precision, model)
 
 
-def convert_cached(path: Path, cache_dir: Path) -> ConvertedNetwork:
+def convert_cached(path: Path, precision: str, cache_dir: Path) -> ConvertedNetwork:
     """The converted network of a model file, from the cache where it is there.
 
     Args:
         path: `.pth` or `.safetensors`.
+        precision: as in EngineOptions.
         cache_dir: folder for downloads and compiled models; several processes may share it.
     """
-    folder = cache_dir / "openvino" / _key(path)
+    precision = choose_precision(precision)
+    folder = cache_dir / "openvino" / _key(path, precision)
     if not folder.is_dir():
         from pipeline.checkpoints import load_checkpoint
 
-        _store(convert(load_checkpoint(path)), folder)
+        _store(convert(load_checkpoint(path), precision), folder)
     return _read(folder)
 
 
-def _key(path: Path) -> str:
+def _key(path: Path, precision: str) -> str:
     digest = hashlib.sha256(path.read_bytes())
     for source in _SOURCES:
         digest.update((Path(__file__).parent / source).read_bytes())
     digest.update(f"{ov.__version__} {torch.__version__}".encode())
-    return f"{path.stem}-{digest.hexdigest()[:16]}"
+    return f"{path.stem}-{precision}-{digest.hexdigest()[:16]}"
 
 
 def _store(converted: ConvertedNetwork, folder: Path) -> None:
@@ -101,6 +138,7 @@ def _store(converted: ConvertedNetwork, folder: Path) -> None:
         "classes": converted.classes,
         "input_size": converted.input_size,
         "strides": converted.kernels.strides,
+        "precision": converted.precision,
     }
     tensors = {"weight": converted.kernels.weight, "bias": converted.kernels.bias}
     save_file(tensors, str(draft / "head.safetensors"), metadata={"model": json.dumps(description)})
@@ -119,5 +157,6 @@ def _read(folder: Path) -> ConvertedNetwork:
         tuple(description["classes"]),
         description["input_size"],
         kernels,
+        description["precision"],
         ov.Core().read_model(str(folder / "network.xml")),
     )

@@ -29,9 +29,23 @@ def test_a_packed_network_computes_the_same(model, packed_layers):
     """Whole networks, on a photo up to the input's border; layers whose channels fill their vectors stay as they are."""
     checkpoint = seeded_checkpoint(model)
     plain, packed = (RawNetwork(checkpoint.network(), INPUT_PX) for _ in range(2))
-    pack_network(packed)
+    pack_network(packed, whole_means=False)
     pixels = torch.from_numpy(photo((INPUT_PX, INPUT_PX), 50))[None]
     assert sum(isinstance(part, PackedConvModule) for part in packed.modules()) == packed_layers
     with torch.inference_mode():
         for one, other in zip(plain(pixels), packed(pixels), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+
+
+def test_whole_means_only_move_the_zeros_around_the_image():
+    """The first layer's outputs are equal but along the border, where its padding stands for another grey; the input is exact in bf16."""
+    checkpoint = seeded_checkpoint("tiny")
+    plain, folded = (RawNetwork(checkpoint.network(), INPUT_PX) for _ in range(2))
+    folded.fold_normalisation(whole_means=True)
+    pixels = torch.from_numpy(photo((INPUT_PX, INPUT_PX), 50))[None]
+    with torch.inference_mode():
+        exact = folded.normalise(pixels)
+        assert torch.equal(exact, exact.bfloat16().float())
+        one, other = (network.backbone.stem[0](network.normalise(pixels)) for network in (plain, folded))
+    torch.testing.assert_close(other[..., 1:, 1:], one[..., 1:, 1:], rtol=1e-4, atol=1e-4)
+    assert (other - one).abs().max() > 1e-4
