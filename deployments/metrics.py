@@ -85,7 +85,9 @@ class BatchMetrics:
     def __init__(self) -> None:
         self._size = metrics.Histogram("rtmdet_batch_size", "Images in one pass of the network.", _BATCH)
         self._wait = metrics.Histogram("rtmdet_batch_wait_ms", "Time an image waited for its batch, milliseconds.", _LATENCY_MS)
-        self._run = metrics.Histogram("rtmdet_batch_run_ms", "Time from the start of a batch to its results, milliseconds.", _LATENCY_MS)
+        self._run = metrics.Histogram(
+            "rtmdet_batch_run_ms", "Time from the start of a batch to its results, milliseconds.", _LATENCY_MS
+        )
         self._splits = metrics.Counter(
             "rtmdet_batch_splits", "Batches that failed as a whole and were tried in halves.", tag_keys=("cause",)
         )
