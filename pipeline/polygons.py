@@ -227,7 +227,8 @@ def _contour(windows: list[_Samples]) -> _Traced:
         return _joined([])
     ring_ends, part_ends = rings.astype(np.int64), parts.astype(np.int64)
     owner_of = np.array([window.owner for window in windows])
-    owners = owner_of[np.searchsorted(tops, points[ring_ends[part_ends[:-1]], 1], side="right") - 1]
+    # Half a row of margin, the masked row's: interpolated along a window's first row, y may come out a hair above it.
+    owners = owner_of[np.searchsorted(tops - 0.5, points[ring_ends[part_ends[:-1]], 1]) - 1]
     points[:, 1] = np.interp(points[:, 1], np.arange(shape[0]), y_of_row)
     repeated = np.zeros(len(points), dtype=bool)
     repeated[ring_ends[1:] - 1] = True

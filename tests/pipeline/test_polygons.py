@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from loadtest.raster import rings_to_mask
 from pipeline.errors import ShapeError
-from pipeline.polygons import mask_logits_to_rings, outlines_to_rings, split_outlines, trace_outlines
+from pipeline.polygons import mask_logits_to_rings, split_outlines, trace_outlines
 from tests.pipeline.mask_examples import all_rings, ellipse_logits, full_size_mask, iou, letterbox_of, rough_masks
 
 VGA = letterbox_of(480, 640)
@@ -131,15 +131,17 @@ def test_large_and_small_masks_keep_their_places():
     assert [len(hole) for hole in split_outlines(outlines).holes.values()] == [1]
 
 
-def test_many_masks_equal_one_by_one():
-    """Tracing an image's masks together gives what tracing them alone gives."""
-    masks = np.stack([ellipse_logits(VGA, (x, 30, 9, 12)) for x in (5, 40, 75)] + [np.full(VGA.mask_grid_hw, -1, np.float16)])
-    together = outlines_to_rings(trace_outlines(masks, VGA))
-    for logits, rings in zip(masks, together, strict=True):
-        alone = mask_logits_to_rings(logits, VGA)
-        assert len(rings) == len(alone)
-        for ring, expected in zip(rings, alone, strict=True):
-            np.testing.assert_allclose(ring.points, expected.points, atol=1e-9)
+@settings(max_examples=25, deadline=None)
+@given(rough_masks())
+def test_many_masks_equal_one_by_one(example):
+    """Each mask of an image gets its own parts, those at the image's borders too."""
+    logits, letterbox = example
+    masks = np.stack([logits, logits[::-1], np.full_like(logits, -1), logits[:, ::-1], logits])
+    together = trace_outlines(masks, letterbox).to_shapely()
+    alone = np.concatenate([trace_outlines(mask[None], letterbox).to_shapely() for mask in masks])
+    assert shapely.is_valid(together).all()
+    np.testing.assert_array_equal(shapely.get_num_geometries(together), shapely.get_num_geometries(alone))
+    assert shapely.area(shapely.symmetric_difference(together, alone)).max() < 1e-3
 
 
 @pytest.mark.parametrize("logits", [np.zeros((5, 5), np.float16), np.zeros(VGA.mask_grid_hw, np.float32)], ids=["shape", "dtype"])
