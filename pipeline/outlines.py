@@ -35,6 +35,13 @@ class Outlines(NamedTuple):
         """(R,) which mask each ring belongs to."""
         return np.repeat(np.arange(len(self.mask_ends) - 1), np.diff(self.part_ends[self.mask_ends]))
 
+    @property
+    def outer(self) -> NDArray[np.bool_]:
+        """(R,) whether each ring is the outer one of its part; the others are holes."""
+        outer = np.zeros(len(self.ring_ends) - 1, dtype=bool)
+        outer[self.part_ends[:-1]] = True
+        return outer
+
     def ring_areas(self) -> NDArray[np.float64]:
         """(R,) areas inside the rings, holes or not, in squared units of the points: the shoelace formula."""
         counts = np.diff(self.ring_ends)
@@ -53,9 +60,7 @@ class Outlines(NamedTuple):
     def areas(self) -> NDArray[np.float64]:
         """(N,) areas of the masks, holes taken off."""
         signed = self.ring_areas()
-        outer = np.zeros(len(signed), dtype=bool)
-        outer[self.part_ends[:-1]] = True
-        areas = np.bincount(self.mask_of_ring, np.where(outer, signed, -signed), minlength=len(self.mask_ends) - 1)
+        areas = np.bincount(self.mask_of_ring, np.where(self.outer, signed, -signed), minlength=len(self.mask_ends) - 1)
         return areas.astype(np.float64)
 
     def closed(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -83,6 +88,24 @@ class Outlines(NamedTuple):
             chosen = np.repeat(level[chosen] - ends[-1][:-1], counts) + np.arange(ends[-1][-1])
         mask_ends, part_ends, ring_ends = ends
         return Outlines(self.points[chosen], ring_ends, part_ends, mask_ends), chosen
+
+    def filled(self) -> Outlines:
+        """The same outlines with their holes filled: holes are gone, and so are the parts that lie in them.
+
+        Expects valid outlines: their rings do not touch, so that one point of a part tells where all of it lies.
+        """
+        outer = self.outer
+        if outer.all():
+            return self
+        counts = np.diff(self.ring_ends)
+        apart = self.points.copy()
+        apart[:, 0] += np.repeat(self.mask_of_ring * (np.ptp(self.points[:, 0]) + 1), counts)  # a place for each mask
+        of_hole = np.repeat(np.arange(np.count_nonzero(~outer)), counts[~outer])
+        holes = shapely.polygons(shapely.linearrings(apart[np.repeat(~outer, counts)], indices=of_hole))
+        parts = shapely.points(apart[self.ring_ends[self.part_ends[:-1]]])
+        inside, _ = shapely.STRtree(holes).query(parts, predicate="within")
+        outer[self.part_ends[inside]] = False
+        return self.keep(np.repeat(outer, counts))
 
     def keep(self, points: NDArray[np.bool_]) -> Outlines:
         """Drop all other points; rings without any are gone, and parts without their outer ring."""

@@ -29,9 +29,7 @@ _SECOND_TRY = 0.25
 leaves few for the way that keeps topology, which took half of all the time there."""
 
 
-def simplify_outlines(
-    outlines: Outlines, tolerance_px: float, max_points: int | None = None, *, count_holes: bool = True
-) -> Outlines:
+def simplify_outlines(outlines: Outlines, tolerance_px: float, max_points: int | None = None) -> Outlines:
     """Drop points from outlines.
 
     Args:
@@ -40,7 +38,6 @@ def simplify_outlines(
             0 keeps every point.
         max_points: largest number of points of one mask; None is no limit. The tolerance of a mask over it is raised step by
             step; where parts and holes alone are too many, the smallest go. Below 3 counts as 3.
-        count_holes: holes count against `max_points`.
     Returns:
         Valid outlines of the same masks.
     Source: Douglas & Peucker 1973; GEOS TopologyPreservingSimplifier.
@@ -49,7 +46,7 @@ def simplify_outlines(
     tolerances = tolerance_px * np.minimum(1.0, sides / _FULL_TOLERANCE_SIDE_PX)
     kept = _simplify(outlines, tolerances) if tolerance_px > 0 else np.ones(len(outlines.points), dtype=bool)
     if max_points is not None:
-        kept = _fit(outlines, kept, tolerances, sides, max(max_points, _FEWEST_POINTS), count_holes)
+        kept = _fit(outlines, kept, tolerances, sides, max(max_points, _FEWEST_POINTS))
     return outlines.keep(kept)
 
 
@@ -122,34 +119,29 @@ def _fit(
     tolerances: NDArray[np.float64],
     sides: NDArray[np.float64],
     max_points: int,
-    count_holes: bool,
 ) -> NDArray[np.bool_]:
     """Raise the tolerance of the masks over the budget until they fit, then drop their smallest rings. (P,) points to keep."""
     kept = kept.copy()
-    over = np.flatnonzero(_point_counts(outlines, kept, count_holes) > max_points)
+    over = np.flatnonzero(_point_counts(outlines, kept) > max_points)
     tolerances = np.maximum(tolerances, _FIRST_BUDGET_SHARE * sides)
     while len(over) and (tolerances[over] < sides[over]).any():
         part, points = outlines.take(over)
         kept[points] = _simplify(part, tolerances[over])
-        over = over[_point_counts(part, kept[points], count_holes) > max_points]
+        over = over[_point_counts(part, kept[points]) > max_points]
         tolerances = tolerances * _BUDGET_STEP
     for mask in over:
         part, points = outlines.take(np.array([mask]))
-        kept[points] = _largest_rings(part, kept[points], max_points, count_holes)
+        kept[points] = _largest_rings(part, kept[points], max_points)
     return kept
 
 
-def _point_counts(outlines: Outlines, kept: NDArray[np.bool_], count_holes: bool) -> NDArray[np.int64]:
+def _point_counts(outlines: Outlines, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
     """(N,) points of each mask that are kept."""
     of_ring = np.add.reduceat(kept, outlines.ring_ends[:-1], dtype=np.int64) if len(kept) else np.zeros(0, np.int64)
-    if not count_holes:
-        outer = np.zeros(len(of_ring), dtype=bool)
-        outer[outlines.part_ends[:-1]] = True
-        of_ring = of_ring * outer
     return np.bincount(outlines.mask_of_ring, of_ring, minlength=len(outlines.mask_ends) - 1).astype(np.int64)
 
 
-def _largest_rings(outline: Outlines, kept: NDArray[np.bool_], max_points: int, count_holes: bool) -> NDArray[np.bool_]:
+def _largest_rings(outline: Outlines, kept: NDArray[np.bool_], max_points: int) -> NDArray[np.bool_]:
     """One mask's largest part, then what fits of the smaller parts and of the holes in them, largest first. (P,) points to keep.
 
     A largest part that is itself over the budget shrinks to a triangle of its points.
@@ -168,10 +160,9 @@ def _largest_rings(outline: Outlines, kept: NDArray[np.bool_], max_points: int, 
     last_hole = dict(zip(simple.part_ends[:-1].tolist(), simple.part_ends[1:].tolist(), strict=True))
     holes = [hole for ring in chosen for hole in range(ring + 1, last_hole[ring])]
     for hole in sorted(holes, key=lambda ring: areas[ring], reverse=True):
-        size = sizes[hole] if count_holes else 0
-        if size <= max_points:
+        if sizes[hole] <= max_points:
             chosen.append(hole)
-            max_points -= size
+            max_points -= sizes[hole]
     return _only(np.concatenate([indices[slice(*simple.ring_ends[ring : ring + 2])] for ring in chosen]), len(kept))
 
 

@@ -134,7 +134,7 @@ class OutlineOptions:
         tolerance_px: largest distance of the outline from the mask edge, original pixels; 0 keeps every vertex.
         max_points: largest number of vertices of one object's rings together; None is no limit.
         decimals: digits after the point of the normalised coordinates; None keeps float64.
-        holes: `drop`, or `rings` to give them beside the polygon.
+        holes: `drop` fills them, so that parts in them are gone too; `rings` gives them beside the polygon.
         mask_format: `polygon`, or `rle` to give COCO RLE of the exact mask at original size beside an empty polygon.
     """
 

@@ -91,6 +91,25 @@ def test_budget_counts_what_is_sent():
     assert sum(map(len, [*item.polygon, *item.holes])) <= 24
 
 
+def test_dropped_holes_do_not_use_the_budget():
+    """When holes are not sent, they are not paid for."""
+    sent, dropped = (
+        instances_to_objects(_instances(RING_MASK), ["a"], OutlineOptions(tolerance_px=0.2, max_points=40, holes=holes))[0]
+        for holes in ("rings", "drop")
+    )
+    assert len(sent.polygon[0]) < len(dropped.polygon[0]) <= 80
+
+
+def test_nothing_lies_in_a_dropped_hole():
+    """An island in a hole is covered by the ring around it; a client that adds up areas would count it twice."""
+    target = ellipse_logits(VGA, (40, 30, 24, 24), (40, 30, -16, 16))
+    target = np.maximum(target, ellipse_logits(VGA, (40, 30, 6, 6)))
+    (sent,) = instances_to_objects(_instances(target), ["a"], OutlineOptions(holes="rings"))
+    (dropped,) = instances_to_objects(_instances(target), ["a"], OutlineOptions())
+    assert (len(sent.polygon), len(sent.holes)) == (2, 1)
+    assert dropped.polygon == sent.polygon[:1]
+
+
 @pytest.mark.parametrize(("count", "threads", "parts"), [(0, 2, 1), (20, 4, 1), (40, 2, 2), (70, 8, 4)])
 def test_parts_of_an_image_give_what_the_whole_gives(count, threads, parts):
     """Only an image with many instances is cut, and nothing is lost or moved."""

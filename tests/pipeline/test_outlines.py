@@ -7,8 +7,11 @@ import itertools
 import numpy as np
 import pytest
 import shapely
+from hypothesis import given, settings
 
 from pipeline.outlines import Outlines
+from pipeline.polygons import trace_outlines
+from tests.pipeline.mask_examples import rough_masks
 
 
 def _square(left: float, top: float, side: float) -> list[tuple[float, float]]:
@@ -67,6 +70,32 @@ def test_a_ring_without_points_is_gone(outlines):
     assert outlines.keep(kept).areas() == pytest.approx([1, 0, 8])
 
 
+@settings(max_examples=40, deadline=None)
+@given(rough_masks())
+def test_filled_covers_the_outer_rings_and_no_more(example):
+    """However rough the masks: no hole left, no part in another, and the same area as all outer rings together."""
+    logits, letterbox = example
+    traced = trace_outlines(np.stack([logits, logits[::-1], np.full_like(logits, -1)]), letterbox)
+    before, after = traced.to_shapely(), traced.filled().to_shapely()
+    assert shapely.is_valid(after).all()
+    for one, filled in zip(before, after, strict=True):
+        outers = [shapely.Polygon(part.exterior) for part in one.geoms]
+        assert all(not part.interiors for part in filled.geoms)
+        assert filled.area == pytest.approx(shapely.union_all(outers).area)
+
+
+def test_filled_leaves_other_masks_alone(outlines):
+    """What lies in another mask's hole stays."""
+    small = Outlines(np.array(_square(6, 6, 1), float), np.array([0, 4]), np.array([0, 1]), np.array([0, 1]))
+    both = Outlines(
+        np.concatenate([outlines.points, small.points]),
+        np.append(outlines.ring_ends, outlines.ring_ends[-1] + 4),
+        np.append(outlines.part_ends, outlines.part_ends[-1] + 1),
+        np.append(outlines.mask_ends, outlines.mask_ends[-1] + 1),
+    )
+    assert both.filled().areas() == pytest.approx([101, 0, 8, 1])
+
+
 def test_nothing_at_all():
     """No masks, or masks without parts, are no special case."""
     zero = np.zeros(1, np.int64)
@@ -76,4 +105,5 @@ def test_nothing_at_all():
     taken, points = empty.take(np.array([1]))
     assert (len(taken.mask_ends), len(points)) == (2, 0)
     assert len(empty.keep(np.empty(0, bool)).mask_ends) == 3
+    assert len(empty.filled().mask_ends) == 3
     assert len(Outlines(np.empty((0, 2)), zero, zero, zero).to_shapely()) == 0

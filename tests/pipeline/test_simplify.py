@@ -78,13 +78,3 @@ def test_one_greedy_instance_leaves_its_neighbours_alone():
     bounded = simplify_outlines(outlines, 1.0, budget).to_shapely()
     assert bounded[0].equals_exact(free[0])
     assert _points(bounded[1]) <= budget < _points(free[1])
-
-
-def test_uncounted_holes_do_not_use_the_budget():
-    """When holes are not sent, they are not paid for."""
-    outlines = trace_outlines(ellipse_logits(VGA, (40, 30, 20, 20), (40, 30, -8, 8))[None], VGA)
-    counted, free = (
-        simplify_outlines(outlines, 0.2, 40, count_holes=count_holes).to_shapely()[0] for count_holes in (True, False)
-    )
-    assert len(free.geoms[0].exterior.coords) - 1 <= 40
-    assert _points(free) > _points(counted)
