@@ -5,7 +5,8 @@
 
 A few groups are under way at a time; what comes meanwhile waits and makes up the next ones. So an idle service carries each
 image at once, alone, and a busy one carries full groups: nobody chooses between latency and throughput. Who may take long
-for reasons of its own (a URL) or has lost its replica before travels alone, and holds up nobody.
+for reasons of its own (a URL) or has lost its replica before travels alone, and holds up nobody. Nor does a group whose call
+hangs, on a node that fell silent for instance: after `PATIENCE_S` the next one goes past it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
+
+PATIENCE_S = 3.0
+"""A group under way for longer no longer counts against `max_under_way`. Where groups are only slow, one more is under way, no harm."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -90,7 +94,7 @@ class Grouper(Generic[Item, Result]):
         self._carry = carry
         self._limits = limits
         self._waiting: deque[_Entry[Item, Result]] = deque()
-        self._under_way = 0
+        self._under_way: dict[asyncio.Task[None], asyncio.TimerHandle] = {}
         self._filling = False
         self._pace = _Pace()
         self._groups: dict[asyncio.Task[None], list[_Entry[Item, Result]]] = {}
@@ -136,7 +140,7 @@ class Grouper(Generic[Item, Result]):
 
     def _fill(self) -> None:
         self._filling = False
-        while self._waiting and self._under_way < self._limits.max_under_way:
+        while self._waiting and len(self._under_way) < self._limits.max_under_way:
             self._start(self._next_group())
 
     def _next_group(self) -> list[_Entry[Item, Result]]:
@@ -149,30 +153,40 @@ class Grouper(Generic[Item, Result]):
 
     def _start(self, entries: list[_Entry[Item, Result]]) -> None:
         """Carry a group. In a context of its own: in a request's, Ray would cancel the call when that one request ends."""
-        counted = entries[0].counted
-        if counted and self._under_way == 0:
+        loop, counted = asyncio.get_running_loop(), entries[0].counted
+        if counted and not self._under_way:
             self._pace.begin()
-        self._under_way += counted
-        task = asyncio.get_running_loop().create_task(self._run(entries, counted), context=contextvars.Context())
+        task = loop.create_task(self._run(entries), context=contextvars.Context())
         self._groups[task] = entries
-        task.add_done_callback(self._groups.pop)
+        if counted:
+            self._under_way[task] = loop.call_later(PATIENCE_S, self._make_room, task)
+        task.add_done_callback(self._ended)
         for entry in entries:
             entry.group = task
 
-    async def _run(self, entries: list[_Entry[Item, Result]], counted: bool) -> None:
+    async def _run(self, entries: list[_Entry[Item, Result]]) -> None:
         outcomes: Sequence[Result | Exception]
         try:
             outcomes = await self._carry([entry.item for entry in entries])
         except Exception as error:
             outcomes = [error] * len(entries)
-        finally:
-            if counted:
-                self._under_way -= 1
-                self._pace.done(len(entries))
-            self._fill_soon()
         for entry, outcome in zip(entries, outcomes, strict=True):
             if not entry.future.done():
                 entry.future.set_result(outcome)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A group is done or was given up, maybe before it began."""
+        entries = self._groups.pop(task)
+        if entries[0].counted:
+            self._pace.done(len(entries))
+        self._make_room(task)
+
+    def _make_room(self, task: asyncio.Task[None]) -> None:
+        """A group ended or is overdue: the next one may go."""
+        overdue = self._under_way.pop(task, None)
+        if overdue:
+            overdue.cancel()
+        self._fill_soon()
 
     def _leave(self, entry: _Entry[Item, Result]) -> None:
         """Its sender has gone: do not carry it, or give up a group that nobody waits for."""

@@ -5,6 +5,7 @@ import contextvars
 
 import pytest
 
+from deployments import grouping
 from deployments.grouping import Grouper, GroupLimits
 
 
@@ -180,3 +181,36 @@ async def test_items_sent_alone_say_nothing_about_the_pace():
     await asyncio.sleep(0)
     assert grouper.expected_s(1) == 0
     await slow
+
+
+async def test_a_hung_group_holds_up_nobody(monkeypatch):
+    """A call on a node that fell silent: the next group goes past it, and its own images still get their answer."""
+    monkeypatch.setattr(grouping, "PATIENCE_S", 0.02)
+    hang = asyncio.Event()
+
+    async def carry(items):
+        if items[0] == "hung":
+            await hang.wait()
+        return items
+
+    grouper = Grouper(carry, GroupLimits(max_under_way=1))
+    hung = asyncio.create_task(grouper.send("hung"))
+    await asyncio.sleep(0.001)
+    async with asyncio.timeout(5):
+        assert [await grouper.send(item) for item in "ab"] == ["a", "b"]
+        hang.set()
+        assert await hung == "hung"
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_group_given_up_at_once_makes_room(turns):
+    """Its sender leaves so many turns of the event loop after it came; in one of them the group is made, but has not begun."""
+    carrier = Carrier(0.001)
+    grouper = Grouper(carrier, GroupLimits(max_under_way=1))
+    sender = asyncio.create_task(grouper.send("gone"))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    sender.cancel()
+    await asyncio.gather(sender, return_exceptions=True)
+    async with asyncio.timeout(5):
+        assert await grouper.send("next") == "next!"
