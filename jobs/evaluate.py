@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--engine", choices=["mmdet", "openvino", "torch"], default="mmdet", help="what runs --checkpoint (default: mmdet itself)"
     )
-    add("--precision", choices=["auto", "fp32", "bf16", "fp16", "int8"], default="auto", help="of openvino and torch")
+    add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="of openvino and torch")
     add("--image-size", type=int, help="side of the square input, px, for mmdet (default: the model's own)")
     add("--save-results", type=Path, help="write the predictions as COCO results JSON")
     add("--output", type=Path, help="write the metrics as JSON")

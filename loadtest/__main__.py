@@ -27,8 +27,8 @@ from typing import Any
 import requests
 
 from loadtest import costs, overload, peers_race, planner, soak, spike
-from loadtest.local_service import SHIPPED_CONFIG, free_port, local_service
-from loadtest.machine import describe_machine
+from loadtest.local_service import SHIPPED_CONFIG, local_service
+from loadtest.machine import describe_machine, free_port
 from loadtest.openloop import Client, run_single_stream
 from loadtest.photos import photos_from
 from loadtest.report import as_table, write_report

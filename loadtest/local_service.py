@@ -9,13 +9,12 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,9 @@ from typing import Any
 import psutil
 import requests
 import yaml
+
+from loadtest.local_cluster import LocalCluster, Node, local_cluster
+from loadtest.machine import free_port
 
 REPOSITORY = Path(__file__).parents[1]
 SHIPPED_CONFIG = REPOSITORY / "serve_config.yaml"
@@ -41,17 +43,26 @@ class LocalService:
 
     Args:
         url: base URL on loopback.
-        process: the `serve run` process; Ray's processes are below it.
+        process: the `serve run` process; Ray's processes are below it, or below the nodes of its cluster.
         folder: Ray's temporary folder of this run, with all logs; removed at the end.
+        cluster: the nodes that it runs on, where it was started on several.
     """
 
     url: str
     process: subprocess.Popen[bytes]
     folder: Path
+    cluster: LocalCluster | None = None
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The nodes that replicas run on, where there are several."""
+        return self.cluster.nodes if self.cluster else ()
 
     @property
     def ray_address(self) -> str:
         """Address for `ray.init(address=…)` of another process on this machine."""
+        if self.cluster:
+            return self.cluster.address
         found = (_RAYLET_GCS.search(title_of(process)) for process in self.processes())
         return next(match.group(1) for match in found if match)
 
@@ -61,10 +72,8 @@ class LocalService:
 
     def processes(self) -> list[psutil.Process]:
         """Every process of this service, Ray's own included."""
-        with suppress(psutil.NoSuchProcess):
-            parent = psutil.Process(self.process.pid)
-            return [parent, *parent.children(recursive=True)]
-        return []
+        of_nodes = (self.cluster.head, *self.cluster.nodes) if self.cluster else ()
+        return [process for node in (Node(self.process), *of_nodes) for process in node.processes()]
 
     def log_tail(self, lines: int = 40) -> str:
         """The last lines that `serve run` printed."""
@@ -73,7 +82,7 @@ class LocalService:
 
 @contextmanager
 def local_service(
-    config: Path = SHIPPED_CONFIG, change: Change | None = None, env: dict[str, str] | None = None
+    config: Path = SHIPPED_CONFIG, change: Change | None = None, env: dict[str, str] | None = None, nodes: int = 0
 ) -> Iterator[LocalService]:
     """Run a configuration until the block ends.
 
@@ -81,17 +90,22 @@ def local_service(
         config: a serve_config.yaml; only its port is replaced.
         change: edits the parsed file in place, for other settings.
         env: further environment variables.
+        nodes: 0 is Ray as `serve run` starts it; else a cluster of so many nodes, with the HTTP proxy on its head.
     Raises:
         RuntimeError: it was not ready in time; the message holds the end of its log.
     """
     folder = Path(tempfile.mkdtemp(prefix="rt", dir="/tmp"))  # short: Ray's socket names hang below it, 107 characters at most
     port = free_port()
-    service = _start(_write_config(config, change, port, folder), folder, port, env or {})
+    environment = _environment(folder) | (env or {})
+    path = _write_config(config, change, port, folder, head_only=nodes > 0)
     try:
-        wait_until_ready(service)
-        yield service
+        with ExitStack() as stack:
+            cluster = stack.enter_context(local_cluster(nodes, folder, environment)) if nodes else None
+            service = _start(path, folder, port, environment, cluster)
+            stack.callback(_stop, service)
+            wait_until_ready(service)
+            yield service
     finally:
-        _stop(service)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -108,13 +122,6 @@ def _haproxy_of_its_own(folder: Path) -> dict[str, str]:
     settings = {name: str(folder / file) for name, file in files.items()} | {"SERVER_STATE_BASE": str(folder)}
     settings |= {name: str(free_port()) for name in ("STATS_PORT", "METRICS_PORT")}
     return {f"RAY_SERVE_HAPROXY_{name}": value for name, value in settings.items()}
-
-
-def free_port() -> int:
-    """A loopback TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until_ready(service: LocalService, timeout_s: float = START_TIMEOUT_S) -> float:
@@ -134,9 +141,11 @@ def wait_until_ready(service: LocalService, timeout_s: float = START_TIMEOUT_S) 
     raise RuntimeError(f"the service was not ready within {timeout_s:.0f} s; its log ends:\n{service.log_tail()}")
 
 
-def _write_config(config: Path, change: Change | None, port: int, folder: Path) -> Path:
+def _write_config(config: Path, change: Change | None, port: int, folder: Path, *, head_only: bool) -> Path:
     document = yaml.safe_load(config.read_text(encoding="utf-8"))
     document.setdefault("http_options", {}).update(host="127.0.0.1", port=port)
+    if head_only:  # on one machine the proxies of several nodes would want the same port
+        document["proxy_location"] = "HeadOnly"
     if change is not None:
         change(document)
     path = folder / "serve_config.yaml"
@@ -144,16 +153,17 @@ def _write_config(config: Path, change: Change | None, port: int, folder: Path) 
     return path
 
 
-def _start(config: Path, folder: Path, port: int, env: dict[str, str]) -> LocalService:
-    environment = os.environ | ray_environment()
-    environment |= {"RAY_TMPDIR": str(folder), "RAY_ADDRESS": "local", "PYTHONPATH": str(REPOSITORY)}
-    environment |= _haproxy_of_its_own(folder / "haproxy") | env
+def _environment(folder: Path) -> dict[str, str]:
+    ours = {"RAY_TMPDIR": str(folder), "RAY_ADDRESS": "local", "PYTHONPATH": str(REPOSITORY)}
+    return os.environ | ray_environment() | ours | _haproxy_of_its_own(folder / "haproxy")
+
+
+def _start(config: Path, folder: Path, port: int, env: dict[str, str], cluster: LocalCluster | None) -> LocalService:
     command = [sys.executable, "-m", "ray.serve.scripts", "run", "--app-dir", str(REPOSITORY), str(config)]
+    env = env | ({"RAY_ADDRESS": cluster.address} if cluster else {})
     with (folder / "serve.log").open("wb") as log, _interruptible():
-        process = subprocess.Popen(
-            command, cwd=REPOSITORY, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    return LocalService(f"http://127.0.0.1:{port}", process, folder)
+        process = subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    return LocalService(f"http://127.0.0.1:{port}", process, folder, cluster)
 
 
 @contextmanager
@@ -171,7 +181,7 @@ def _interruptible() -> Iterator[None]:
 
 def _stop(service: LocalService) -> None:
     """Ask `serve run` to end as Ctrl-C does, then end what is left of its processes."""
-    family = service.processes()
+    family = Node(service.process).processes()
     with suppress(ProcessLookupError):
         service.process.send_signal(signal.SIGINT)
     with suppress(subprocess.TimeoutExpired):

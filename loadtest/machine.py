@@ -1,9 +1,10 @@
-"""What a number was measured on: processor, memory, versions, commit."""
+"""This machine: what a number was measured on (processor, memory, versions, commit), and free ports."""
 
 from __future__ import annotations
 
 import os
 import platform
+import socket
 import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +13,13 @@ from pathlib import Path
 import psutil
 
 PACKAGES = ("ray", "torch", "openvino", "mmdet", "numpy", "pillow", "opencv-python")
+
+
+def free_port() -> int:
+    """A loopback TCP port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def describe_machine() -> dict[str, object]:

@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from ray.serve.config import HTTPOptions
+from ray.serve.config import AutoscalingConfig, HTTPOptions
 from ray.serve.schema import DeploymentSchema, RayActorOptionsSchema, ServeDeploySchema
 
 from pipeline.errors import ConfigurationError
-from serve_app.exposure import check_exposure
+from serve_app.exposure import check_certificates, check_exposure
 from serve_app.settings import Settings
 
 BUILDER = "serve_app.app:build_app"
@@ -52,9 +52,13 @@ def _check_application(app: dict[str, Any], document: dict[str, Any]) -> Setting
         settings = Settings.model_validate(app.get("args") or {})
     except ValidationError as error:
         raise ConfigurationError(f"args: {_first_fault(error)}") from error
-    for deployment in app.get("deployments") or []:
+    deployments = app.get("deployments") or []
+    for deployment in deployments:
         _check_deployment(deployment, settings)
-    check_exposure((document.get("http_options") or {}).get("host", HTTPOptions().host), settings.ingress.auth)
+    _check_autoscaling({deployment["name"]: deployment for deployment in deployments}, settings)
+    http = document.get("http_options") or {}
+    check_exposure(http.get("host", HTTPOptions().host), settings.ingress.auth)
+    check_certificates(http.get("ssl_certfile"))
     return settings
 
 
@@ -75,6 +79,27 @@ def _check_deployment(deployment: dict[str, Any], settings: Settings) -> None:
         raise ConfigurationError(
             f"{place}: max_ongoing_requests {ongoing} cannot fill batches of {settings.detector.max_batch}; at least {needed} is needed"
         )
+
+
+def _check_autoscaling(deployments: dict[str, dict[str, Any]], settings: Settings) -> None:
+    """A stage whose target is more calls than the ingresses ever have under way would stay at its fewest replicas, in silence."""
+    ingress = deployments.get("Ingress", {})
+    ingresses = (ingress.get("autoscaling_config") or {}).get("max_replicas") or ingress.get("num_replicas") or 1
+    if not isinstance(ingresses, int):
+        return
+    groups = settings.ingress.groups
+    for name, deployment in deployments.items():
+        autoscaling = deployment.get("autoscaling_config")
+        if name == "Ingress" or not autoscaling:
+            continue
+        wanted = AutoscalingConfig.model_validate(autoscaling)
+        most = wanted.target_ongoing_requests * (wanted.max_replicas - 1)
+        if ingresses * groups.max_under_way <= most:
+            raise ConfigurationError(
+                f"deployments[{name}].autoscaling_config: {wanted.max_replicas} replicas are never reached: each is wanted for "
+                f"{wanted.target_ongoing_requests:g} calls (of up to {groups.max_images} images), and the ingresses have at most "
+                f"{ingresses} x {groups.max_under_way} under way. Raise args.ingress.groups.max_under_way, or lower target_ongoing_requests."
+            )
 
 
 def _known_keys(section: dict[str, Any], known: Any, place: str) -> None:

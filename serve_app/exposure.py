@@ -1,4 +1,5 @@
-"""Refuses an open door: a server that listens beyond loopback wants keys, or to be told that none are wanted.
+"""Refuses an open door: a server that listens beyond loopback wants keys, or to be told that none are wanted. And a door that cannot
+open: certificates where HAProxy stands in front, which speaks plain HTTP to replicas that speak TLS.
 
 Asked twice. Of the file, before anything starts (serve_app.config_file). And of the running cluster, by every ingress
 replica before it answers anybody: `serve run`, `serve deploy`, `serve start --http-host` and RAY_SERVE_DEFAULT_HTTP_HOST
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 
+from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY  # private, as the next one
 from ray.serve.context import _get_global_client  # private; Ray Serve 2.60 offers the host nowhere else
 from starlette.types import ASGIApp
 
@@ -24,7 +26,10 @@ def http_app_unless_exposed(ingress: Ingress, settings: Settings) -> ASGIApp:
     Raises:
         ConfigurationError: see `check_exposure`.
     """
-    check_exposure(listening_host(), settings.ingress.auth)
+    client = _get_global_client()
+    if client is not None:
+        check_exposure(client.http_config.host, settings.ingress.auth)
+        check_certificates(client.http_config.ssl_certfile)
     return http_app(ingress, settings)
 
 
@@ -32,7 +37,7 @@ def check_exposure(host: str | None, auth: AuthSettings) -> None:
     """Refuse to listen beyond loopback without keys.
 
     Args:
-        host: where Ray Serve listens for HTTP; None where it does not.
+        host: `http_options.host`; None where Ray Serve does not listen for HTTP.
         auth: the keys that are set.
     Raises:
         ConfigurationError: the open door; the message says how to close it, or to leave it open on purpose.
@@ -45,6 +50,21 @@ def check_exposure(host: str | None, auth: AuthSettings) -> None:
     )
 
 
+def check_certificates(certfile: str | None) -> None:
+    """Refuse TLS where it would answer every request with 500: Ray Serve 2.60 gives the certificate to the replicas, not to HAProxy.
+
+    Args:
+        certfile: `http_options.ssl_certfile`.
+    Raises:
+        ConfigurationError: HAProxy is on; the message says what to do.
+    """
+    if certfile and RAY_SERVE_ENABLE_HA_PROXY:
+        raise ConfigurationError(
+            "http_options.ssl_certfile does not work with HAProxy (RAY_SERVE_ENABLE_HA_PROXY=1 in ray.env): let a load balancer in "
+            "front speak TLS, or set RAY_SERVE_ENABLE_HA_PROXY=0."
+        )
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach `host`; any name but localhost counts as reachable."""
     if host == "localhost":
@@ -54,8 +74,3 @@ def is_loopback(host: str) -> bool:
     except ValueError:
         return False
 
-
-def listening_host() -> str | None:
-    """Where the Ray Serve instance that this process belongs to listens for HTTP; None where it does not."""
-    client = _get_global_client()
-    return client.http_config.host if client is not None else None

@@ -49,7 +49,7 @@ class GroupSettings(StrictModel):
         4.0, gt=0, description="Most MB (1e6 bytes, as sent) in a call of several images; a larger one goes alone."
     )
     max_under_way: int = Field(
-        4,
+        1,
         ge=1,
         description="Most calls under way per ingress replica; what comes meanwhile makes up the next. URLs are not counted.",
     )
@@ -113,7 +113,7 @@ class DetectorSettings(StrictModel):
         "auto", description="auto: torch where CUDA is, else openvino. simulated: made-up answers, for load tests only."
     )
     simulated: SimulatedSettings = SimulatedSettings()
-    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: the fastest that keeps accuracy."
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")

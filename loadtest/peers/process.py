@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import requests
 
-from loadtest.local_service import REPOSITORY, free_port
+from loadtest.local_service import REPOSITORY
+from loadtest.machine import free_port
 from loadtest.traffic import JSON_HEADERS
 
 START_TIMEOUT_S = 180.0

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 Kind = Literal["auto", "openvino", "torch", "simulated"]
-Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class ModelInfo:
         classes: label names, in the order of `Instances.labels`.
         input_size: side of the square network input, pixels.
         engine: `openvino`, `torch` or `simulated`.
-        precision: `fp32`, `bf16`, `fp16` or `int8`; `none` of the simulated engine.
+        precision: `fp32`, `bf16` or `fp16`; `none` of the simulated engine.
         device: the device's name.
         threads: CPU threads of the engine.
         max_batch: most images in one pass.

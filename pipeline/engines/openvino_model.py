@@ -64,9 +64,6 @@ def choose_precision(asked: str) -> str:
     Raises:
         EngineUnavailable: the CPU cannot compute in the precision that was asked for.
     """
-    if asked == "int8":
-        # Tried with NNCF on the embedded model (200 training photos): not faster than bf16 on a CPU with AMX.
-        raise EngineUnavailable("detector.precision: there are no int8 models; use auto, which is bf16 where the CPU has it.")
     able = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if asked == "auto":
         if "BF16" in able:

@@ -99,8 +99,6 @@ class TorchEngine(BatchEngine):
 
 
 def _choose_precision(asked: str, device: torch.device) -> str:
-    if asked == "int8":
-        raise EngineUnavailable("the torch engine has no int8; use the openvino engine on a CPU, or fp16 on CUDA.")
     if device.type == "cuda":
         return "fp16" if asked == "auto" else asked
     if asked == "fp16":

@@ -161,11 +161,9 @@ def test_wrong_input_is_refused(engines, kind):
         (EngineOptions("torch", device="cuda"), NO_CARD),
         (EngineOptions("auto", device="cuda:1"), NO_CARD),
         (EngineOptions("openvino", device="cuda"), "runs on `cpu`"),
-        (EngineOptions("torch", "int8", "cpu"), "no int8"),
-        (EngineOptions("openvino", "int8", "cpu"), "no int8"),
         (EngineOptions("torch", "fp16", "cpu"), "fp16 is for CUDA"),
     ],
-    ids=["torch on cuda", "auto on cuda", "openvino on cuda", "torch int8", "openvino int8", "torch fp16 on cpu"],
+    ids=["torch on cuda", "auto on cuda", "openvino on cuda", "torch fp16 on cpu"],
 )
 def test_what_is_missing_is_named(options, message):
     """EngineUnavailable, before any weights are read."""

@@ -54,6 +54,13 @@ def test_shipped_file_is_good():
             ["applications", 0, "args", "ingress"], "max_images_in_flight", 5, "max_images_in_flight", id="limits that contradict"
         ),
         pytest.param(["http_options"], "host", "0.0.0.0", "no keys are set", id="open to the world"),
+        pytest.param(
+            ["applications", 0, "deployments", 2],
+            "autoscaling_config",
+            {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 48},
+            "2 replicas are never reached.*max_under_way",
+            id="autoscaling without effect",
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path, document, place, key, value, message):
@@ -62,8 +69,17 @@ def test_mistakes_are_named(tmp_path, document, place, key, value, message):
     for step in place:
         section = section[step]
     section[key] = value
+    if key == "autoscaling_config":
+        del section["num_replicas"]
     with pytest.raises(ConfigurationError, match=message):
         check_config(write(tmp_path, document))
+
+
+def test_file_for_gpus_is_good():
+    """The other shipped files pass too; this one listens to the network, with keys."""
+    (settings,) = check_config(SHIPPED.with_name("serve_config.gpu.yaml"))
+    assert settings.ingress.auth.keys_file
+    assert check_config(SHIPPED.with_name("serve_config.together.yaml"))
 
 
 @pytest.mark.parametrize("auth", [{"keys_env": ["KEY"]}, {"keys_file": "/run/keys"}, {"allow_anonymous": True}])

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.errors import ConfigurationError
 from serve_app import exposure
-from serve_app.exposure import check_exposure, http_app_unless_exposed, is_loopback
+from serve_app.exposure import check_certificates, check_exposure, http_app_unless_exposed, is_loopback
 from serve_app.settings import AuthSettings, Settings
 
 
@@ -43,9 +43,19 @@ def test_open_door():
 
 def test_replica_asks_the_cluster(monkeypatch):
     """The host is the one Ray Serve was started with, whatever the file says."""
-    cluster = SimpleNamespace(http_config=SimpleNamespace(host="0.0.0.0"))
+    cluster = SimpleNamespace(http_config=SimpleNamespace(host="0.0.0.0", ssl_certfile=None))
     monkeypatch.setattr(exposure, "_get_global_client", lambda: cluster)
     with pytest.raises(ConfigurationError, match=r"0\.0\.0\.0, beyond loopback"):
         http_app_unless_exposed(SimpleNamespace(), Settings())
     cluster.http_config.host = "127.0.0.1"
     assert http_app_unless_exposed(SimpleNamespace(), Settings())
+
+
+def test_certificates_that_nobody_would_speak(monkeypatch):
+    """HAProxy speaks plain HTTP to replicas that speak TLS: every request would be a 500."""
+    monkeypatch.setattr(exposure, "RAY_SERVE_ENABLE_HA_PROXY", True)
+    check_certificates(None)
+    with pytest.raises(ConfigurationError, match="RAY_SERVE_ENABLE_HA_PROXY=0"):
+        check_certificates("/run/tls.crt")
+    monkeypatch.setattr(exposure, "RAY_SERVE_ENABLE_HA_PROXY", False)
+    check_certificates("/run/tls.crt")

@@ -1,0 +1,126 @@
+"""A Ray cluster of several nodes on this machine, each started as an operator starts one: `ray start --block`.
+
+    head (no CPUs: no replicas) ◀── node ◀── node ...
+
+What one machine cannot show: an HTTP proxy on every node (they would want the same port), and a network that falls silent.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from loadtest.machine import free_port
+
+CPUS_A_NODE = 2
+_OBJECT_STORE_BYTES = 200_000_000
+_START_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node: the `ray start` process, and below it the raylet, its agents and its workers."""
+
+    process: subprocess.Popen[bytes]
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process of this node."""
+        with suppress(psutil.NoSuchProcess):
+            parent = psutil.Process(self.process.pid)
+            return [parent, *parent.children(recursive=True)]
+        return []
+
+    def kill(self) -> None:
+        """Lose the node: SIGKILL to all of it at once, nothing is said to anybody."""
+        family = self.processes()
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(family, timeout=5)
+        self.process.wait(5)
+
+    def stop(self) -> None:
+        """End it in order, then whatever is left of it."""
+        family = self.processes()
+        self.process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(_STOP_TIMEOUT_S)
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(family, timeout=5)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalCluster:
+    """A running cluster: `address` as for `ray.init`, and its nodes, the head not among them."""
+
+    address: str
+    head: Node
+    nodes: tuple[Node, ...]
+
+
+@contextmanager
+def local_cluster(nodes: int, folder: Path, env: Mapping[str, str]) -> Iterator[LocalCluster]:
+    """Start a head without CPUs and `nodes` nodes of two; end them, also those that were killed meanwhile.
+
+    Args:
+        folder: for logs.
+        env: environment of every node; `ray.env` belongs to it.
+    Raises:
+        RuntimeError: a node did not start in time; the message holds the end of its log.
+    """
+    env = {name: value for name, value in env.items() if name != "RAY_ADDRESS"}
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    with ExitStack() as stack:
+        head = stack.enter_context(
+            _node(["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"], folder, "head", env)
+        )
+        others = [
+            stack.enter_context(_node([f"--address={address}", f"--num-cpus={CPUS_A_NODE}"], folder, f"node{index}", env))
+            for index in range(nodes)
+        ]
+        yield LocalCluster(address, head, tuple(others))
+
+
+@contextmanager
+def _node(arguments: list[str], folder: Path, name: str, env: Mapping[str, str]) -> Iterator[Node]:
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--block",
+        "--node-ip-address=127.0.0.1",
+        "--log-color=false",
+    ]
+    command += [f"--object-store-memory={_OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"]
+    command += [f"--{name}-port={free_port()}" for name in ("dashboard-agent-listen", "metrics-export", "runtime-env-agent")]
+    log = folder / f"{name}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, *arguments], env=dict(env), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    node = Node(process)
+    try:
+        _wait_until_started(process, log)
+        yield node
+    finally:
+        node.stop()
+
+
+def _wait_until_started(process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while "Ray runtime started" not in log.read_text(errors="replace"):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"`ray start` did not come up; its log ends:\n{log.read_text(errors='replace')[-2000:]}")
+        time.sleep(0.1)
