@@ -113,9 +113,7 @@ class DetectorSettings(StrictModel):
         "auto", description="auto: torch where CUDA is, else openvino. simulated: made-up answers, for load tests only."
     )
     simulated: SimulatedSettings = SimulatedSettings()
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: the fastest that keeps accuracy."
-    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: the fastest that keeps accuracy.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     threads: int | None = Field(None, ge=1, description="CPU threads of the engine; None: the cores this replica owns.")
     max_batch: int = Field(8, ge=1, le=256, description="Most images in one pass of the network.")
