@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-PATIENCE_S = 3.0
+PATIENCE_S = 1.0
 """A group under way for longer no longer counts against `max_under_way`. Where groups are only slow, one more is under way, no harm."""
 
 Item = TypeVar("Item")

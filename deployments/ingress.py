@@ -42,6 +42,7 @@ class IngressOptions:
         overload_status, retry_after_s: how a refusal looks.
         ready_cache_s: how long a readiness answer stays valid, seconds.
         groups: how images share the calls between the stages.
+        max_urls_under_way: URLs that are fetched and scored at a time, per ingress replica; more wait.
     """
 
     classes: tuple[str, ...]
@@ -54,6 +55,7 @@ class IngressOptions:
     retry_after_s: int
     ready_cache_s: float
     groups: GroupLimits
+    max_urls_under_way: int
 
 
 @serve.deployment(max_ongoing_requests=1000)
@@ -85,6 +87,7 @@ class Ingress:
             options.retry_after_s,
             options.overload_status,
             options.groups,
+            options.max_urls_under_way,
         )
         self._metrics = IngressMetrics()
         self._in_flight = 0
@@ -225,7 +228,7 @@ class Ingress:
     async def _probe(self, timeout_s: float) -> ServiceError | None:
         options = self.score_options(ScoreParams(), encoded=True)
         try:
-            await self._graph.score([PROBE_IMAGE], options, self.context(timeout_s, "readiness-probe"))
+            await self._graph.probe(PROBE_IMAGE, options, self.context(timeout_s, "readiness-probe"))
         except ServiceError as error:
             return error
         return None

@@ -34,6 +34,9 @@ logger = logging.getLogger("ray.serve")
 
 LOST_REPLICA = (
     ray_exceptions.RayActorError,
+    ray_exceptions.ActorUnschedulableError,
+    ray_exceptions.NodeDiedError,
+    ray_exceptions.OutOfMemoryError,  # Ray's memory monitor ended the replica
     ray_exceptions.ObjectLostError,
     ray_exceptions.WorkerCrashedError,
     ray_exceptions.LocalRayletDiedError,
@@ -80,6 +83,7 @@ class ScoringGraph:
         retry_after_s: seconds told to callers who are refused because a queue is full.
         overload_status: 503 or 429, the status of such a refusal.
         groups: how images share calls.
+        max_urls: most URLs on their way at a time; more wait. Each holds a call at an image loader while it is fetched.
     """
 
     def __init__(
@@ -90,12 +94,14 @@ class ScoringGraph:
         retry_after_s: int = 1,
         overload_status: int = 503,
         groups: GroupLimits | None = None,
+        max_urls: int = 32,
     ) -> None:
         self._image_loader = image_loader
         self._detector = detector
         self._polygonizer = polygonizer
         self._retry_after_s = retry_after_s
         self._overload_status = overload_status
+        self._urls = asyncio.Semaphore(max_urls)
         self._grouper: Grouper[Parcel, Answer] = Grouper(self._chain, groups or GroupLimits())
 
     async def score(
@@ -121,19 +127,31 @@ class ScoringGraph:
             for task in tasks:
                 task.cancel()
 
-    async def _score_one(self, image: ImageInput, options: ScoreOptions, context: RequestContext) -> Answer:
+    async def probe(self, image: ImageInput, options: ScoreOptions, context: RequestContext) -> None:
+        """Score one image past all that waits here, to see that the stages answer.
+
+        Raises:
+            ServiceError: they did not.
+        """
+        await self._score_one(image, options, context, alone=True)
+
+    async def _score_one(
+        self, image: ImageInput, options: ScoreOptions, context: RequestContext, *, alone: bool = False
+    ) -> Answer:
         context.check("ingress")
         parcel = Parcel(image, options, context)
         try:
             async with asyncio.timeout(context.remaining_s):
-                return await self._send(parcel)
+                if isinstance(image, str) and looks_like_url(image):
+                    async with self._urls:
+                        return await self._send(parcel, alone=True)
+                return await self._send(parcel, alone=alone)
         except TimeoutError as error:
             raise self._known(error) from error
 
-    async def _send(self, parcel: Parcel) -> Answer:
+    async def _send(self, parcel: Parcel, *, alone: bool) -> Answer:
         """Carry one image through the stages; one that may take long to fetch, or was lost before, travels alone."""
         image = parcel.image
-        alone = isinstance(image, str) and looks_like_url(image)
         size_bytes = image.nbytes if isinstance(image, np.ndarray) else len(image)
         for delay_s in RETRY_DELAYS_S:
             try:

@@ -1,9 +1,10 @@
-"""What a lost replica costs: kill -9 each one in turn while requests run.
+"""What a lost replica or node costs: kill -9 each one in turn while requests run.
 
-    python -m loadtest.chaos [--rounds 3] [--output results.json]
+    python -m loadtest.chaos [--rounds 3] [--nodes] [--output results.json]
 
 For each stage: seconds until /ready is 200 again, seconds until the first good answer, the slowest answer to a request that
-was under way, and requests that failed. Prints a table and, last, one line of JSON.
+was under way, and requests that failed. With `--nodes` a node of two, each with replicas of every stage, on this machine.
+Prints a table and, last, one line of JSON.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import requests
 
@@ -28,6 +30,7 @@ from loadtest.machine import describe_machine
 from loadtest.photos import photos_from
 
 DEPLOYMENTS = ("ImageLoader", "Detector", "Polygonizer", "Ingress")
+A_NODE = "a node of two"
 CALLERS = 2
 SETTLE_S = 0.05
 """Readiness is asked this long after the kill, seconds: before that the kernel may not have ended the process."""
@@ -40,14 +43,14 @@ class Loss:
     """One kill.
 
     Args:
-        deployment: whose replica died.
+        killed: the deployment whose replica died, or `A_NODE`.
         ready_s: seconds until /ready was 200 again.
         first_answer_s: seconds until the first request was answered with 200.
         failed: requests that got another status, or none.
         slowest_s: longest answer among those sent before the service was ready again.
     """
 
-    deployment: str
+    killed: str
     ready_s: float
     first_answer_s: float
     failed: int
@@ -86,8 +89,18 @@ class Callers:
 
 def lose_replica(service: LocalService, callers: Callers, deployment: str) -> Loss:
     """Kill one replica with SIGKILL and watch the service come back."""
+    pid = service.replica_pids(deployment)[0]
+    return _lose(deployment, service, callers, lambda: os.kill(pid, signal.SIGKILL))
+
+
+def lose_node(service: LocalService, callers: Callers) -> Loss:
+    """Kill every process of one node with SIGKILL and watch the service come back."""
+    return _lose(A_NODE, service, callers, service.nodes[0].kill)
+
+
+def _lose(what: str, service: LocalService, callers: Callers, kill: Callable[[], object]) -> Loss:
     killed = time.monotonic()
-    os.kill(service.replica_pids(deployment)[0], signal.SIGKILL)
+    kill()
     time.sleep(SETTLE_S)
     wait_until_ready(service)
     ready_at = time.monotonic()
@@ -97,7 +110,7 @@ def lose_replica(service: LocalService, callers: Callers, deployment: str) -> Lo
     first = min(done for sent, done, status in after if status == 200 and sent > killed)
     under_way = [done - sent for sent, done, _ in after if sent < ready_at]
     failed = sum(status != 200 for _, _, status in after)
-    return Loss(deployment, ready_at - killed, first - killed, failed, max(under_way))
+    return Loss(what, ready_at - killed, first - killed, failed, max(under_way))
 
 
 def _until(met: Callable[[], bool], timeout_s: float) -> None:
@@ -107,13 +120,13 @@ def _until(met: Callable[[], bool], timeout_s: float) -> None:
 
 
 def summarise(losses: list[Loss]) -> list[dict[str, float | str]]:
-    """Median and worst of each deployment's kills."""
+    """Median and worst of the kills of each kind, in the order in which the kinds came."""
     rows: list[dict[str, float | str]] = []
-    for deployment in DEPLOYMENTS:
-        own = [loss for loss in losses if loss.deployment == deployment]
+    for killed in dict.fromkeys(loss.killed for loss in losses):
+        own = [loss for loss in losses if loss.killed == killed]
         rows.append(
             {
-                "deployment": deployment,
+                "killed": killed,
                 "ready_s": statistics.median(loss.ready_s for loss in own),
                 "worst_ready_s": max(loss.ready_s for loss in own),
                 "first_answer_s": statistics.median(loss.first_answer_s for loss in own),
@@ -124,26 +137,46 @@ def summarise(losses: list[Loss]) -> list[dict[str, float | str]]:
     return rows
 
 
+def _lose_replicas(rounds: int) -> Iterator[Loss]:
+    with local_service() as service, Callers(service.url, CALLERS) as callers:
+        time.sleep(REST_S)
+        for _ in range(rounds):
+            for deployment in DEPLOYMENTS:
+                yield lose_replica(service, callers, deployment)
+
+
+def _lose_nodes(rounds: int) -> Iterator[Loss]:
+    """Each time on a new cluster: after a loss all replicas are on the node that is left."""
+    for _ in range(rounds):
+        with local_service(change=two_detectors, nodes=2) as service, Callers(service.url, CALLERS) as callers:
+            time.sleep(REST_S)
+            yield lose_node(service, callers)
+
+
+def two_detectors(document: dict[str, Any]) -> None:
+    """Change a configuration so that each of two nodes gets a replica of every stage."""
+    for deployment in document["applications"][0]["deployments"]:
+        deployment["num_replicas"] = 2
+
+
 def main() -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.chaos", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, help="also write the JSON here")
+    parser.add_argument("--nodes", action="store_true", help="kill a node of two instead of replicas")
     args = parser.parse_args()
     losses = []
-    with local_service() as service, Callers(service.url, CALLERS) as callers:
-        time.sleep(REST_S)
-        for _ in range(args.rounds):
-            for deployment in DEPLOYMENTS:
-                losses.append(lose_replica(service, callers, deployment))
-                print(losses[-1], file=sys.stderr)
+    for loss in _lose_nodes(args.rounds) if args.nodes else _lose_replicas(args.rounds):
+        losses.append(loss)
+        print(loss, file=sys.stderr)
     rows = summarise(losses)
     print(
-        f"{'killed':12} {'ready again s':>14} {'worst':>6} {'first answer s':>15} {'slowest answer s':>17} {'failed requests':>16}"
+        f"{'killed':14} {'ready again s':>14} {'worst':>6} {'first answer s':>15} {'slowest answer s':>17} {'failed requests':>16}"
     )
     for row in rows:
         print(
-            f"{row['deployment']:12} {row['ready_s']:>14.2f} {row['worst_ready_s']:>6.2f} {row['first_answer_s']:>15.2f} "
+            f"{row['killed']:14} {row['ready_s']:>14.2f} {row['worst_ready_s']:>6.2f} {row['first_answer_s']:>15.2f} "
             f"{row['slowest_s']:>17.2f} {row['failed']:>16}"
         )
     line = json.dumps({"machine": describe_machine(), "rounds": args.rounds, "callers": CALLERS, "losses": rows})

@@ -19,7 +19,8 @@ import psutil
 
 from loadtest.machine import free_port
 
-CPUS_A_NODE = 2
+CPUS_A_NODE = 4
+"""As Ray counts them: enough for all replicas when one node of two is left."""
 _OBJECT_STORE_BYTES = 200_000_000
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 20.0
@@ -70,7 +71,7 @@ class LocalCluster:
 
 @contextmanager
 def local_cluster(nodes: int, folder: Path, env: Mapping[str, str]) -> Iterator[LocalCluster]:
-    """Start a head without CPUs and `nodes` nodes of two; end them, also those that were killed meanwhile.
+    """Start a head without CPUs and `nodes` nodes; end them, also those that were killed meanwhile.
 
     Args:
         folder: for logs.

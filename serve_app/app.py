@@ -98,4 +98,5 @@ def _ingress_options(settings: Settings, header: ModelHeader) -> IngressOptions:
         retry_after_s=ingress.retry_after_s,
         ready_cache_s=ingress.ready_cache_s,
         groups=GroupLimits(ingress.groups.max_images, int(ingress.groups.max_mb * 1e6), ingress.groups.max_under_way),
+        max_urls_under_way=ingress.max_urls_under_way,
     )

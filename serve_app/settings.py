@@ -69,6 +69,9 @@ class IngressSettings(StrictModel):
     overload_status: Literal[429, 503] = Field(503, description="HTTP status of a refusal for load.")
     retry_after_s: int = Field(1, ge=1, description="Retry-After header of a refusal, seconds.")
     ready_cache_s: float = Field(1.0, ge=0, description="How long an answer of /ready stays valid, seconds.")
+    max_urls_under_way: int = Field(
+        32, ge=1, description="Most URLs being fetched and scored at a time per ingress replica; more wait. Each holds a call."
+    )
     groups: GroupSettings = GroupSettings()
     auth: AuthSettings = AuthSettings()
 

@@ -96,8 +96,14 @@ async def test_answers_keep_the_order_of_the_images():
 
 @pytest.mark.parametrize(
     "error",
-    [ray_exceptions.ActorDiedError(), ray_exceptions.ActorUnavailableError("x", b"a" * 16), RayServeException("upstream died")],
-    ids=["died", "unavailable", "upstream"],
+    [
+        ray_exceptions.ActorDiedError(),
+        ray_exceptions.ActorUnavailableError("x", b"a" * 16),
+        RayServeException("upstream died"),
+        ray_exceptions.OutOfMemoryError("killed"),
+        ray_exceptions.NodeDiedError("gone"),
+    ],
+    ids=["died", "unavailable", "upstream", "out of memory", "node"],
 )
 async def test_a_lost_replica_is_tried_again(error):
     """The image is scored again, and its caller never knows."""
@@ -251,4 +257,40 @@ async def test_what_cannot_be_in_time_is_refused_at_once():
     assert caught.value.status == 429
     assert len(stages.groups) == calls
     assert await busy.score(["patient"], options(), context(20)) == ["patient"]
+    await queue
+
+
+async def test_slow_urls_leave_room_for_others():
+    """However many URLs come, only so many hold a call; images that come with their bytes go past them."""
+    fetched = asyncio.Event()
+
+    async def fetch(image):
+        await fetched.wait()
+        return image
+
+    stages = FakeStages(lambda image, _: fetch(image) if image.startswith("https:") else image)
+    few = ScoringGraph(stages, stages, stages, max_urls=2)
+    urls = [f"https://example.com/{number}.jpg" for number in range(5)]
+    slow = asyncio.create_task(few.score(urls, options(), context()))
+    await asyncio.sleep(0.01)
+    assert len(stages.groups) == 2
+    assert await few.score(["photo"], options(), context(5)) == ["photo"]
+    fetched.set()
+    assert await slow == urls
+
+
+async def test_the_probe_does_not_queue():
+    """Readiness is whether the stages answer, not how many images wait for them."""
+    release = asyncio.Event()
+
+    async def held(image):
+        await release.wait()
+        return image
+
+    stages = FakeStages(lambda image, _: image if image == "probe" else held(image))
+    busy = graph(stages)
+    queue = asyncio.create_task(busy.score([f"queued{n}" for n in range(40)], options(), context()))
+    await asyncio.sleep(0.01)
+    await busy.probe("probe", options(), context(1))
+    release.set()
     await queue
