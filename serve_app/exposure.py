@@ -9,7 +9,9 @@ all decide where Ray Serve listens, and only the cluster knows who won.
 from __future__ import annotations
 
 import ipaddress
+import logging
 
+import ray
 from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY  # private, as the next one
 from ray.serve.context import _get_global_client  # private; Ray Serve 2.60 offers the host nowhere else
 from starlette.types import ASGIApp
@@ -18,6 +20,8 @@ from deployments.ingress import Ingress
 from pipeline.errors import ConfigurationError
 from serve_app.http import http_app
 from serve_app.settings import AuthSettings, Settings
+
+logger = logging.getLogger("ray.serve")
 
 
 def http_app_unless_exposed(ingress: Ingress, settings: Settings) -> ASGIApp:
@@ -30,6 +34,7 @@ def http_app_unless_exposed(ingress: Ingress, settings: Settings) -> ASGIApp:
     if client is not None:
         check_exposure(client.http_config.host, settings.ingress.auth)
         check_certificates(client.http_config.ssl_certfile)
+        _warn_of_unreachable_nodes(client.http_config.host)
     return http_app(ingress, settings)
 
 
@@ -62,6 +67,18 @@ def check_certificates(certfile: str | None) -> None:
         raise ConfigurationError(
             "http_options.ssl_certfile does not work with HAProxy (RAY_SERVE_ENABLE_HA_PROXY=1 in ray.env): let a load balancer in "
             "front speak TLS, or set RAY_SERVE_ENABLE_HA_PROXY=0."
+        )
+
+
+def _warn_of_unreachable_nodes(host: str | None) -> None:
+    """HAProxy reaches the Ingress replicas of other nodes at their address; on loopback they wait for requests that never come."""
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    if host is not None and is_loopback(host) and nodes > 1:
+        logger.warning(
+            "http_options.host is %s in a cluster of %d nodes: a proxy reaches only the Ingress replicas on its own node. "
+            "Set it to 0.0.0.0, and keys (serve_config.gpu.yaml does).",
+            host,
+            nodes,
         )
 
 

@@ -45,6 +45,7 @@ def test_replica_asks_the_cluster(monkeypatch):
     """The host is the one Ray Serve was started with, whatever the file says."""
     cluster = SimpleNamespace(http_config=SimpleNamespace(host="0.0.0.0", ssl_certfile=None))
     monkeypatch.setattr(exposure, "_get_global_client", lambda: cluster)
+    monkeypatch.setattr(exposure.ray, "nodes", lambda: [{"Alive": True}])
     with pytest.raises(ConfigurationError, match=r"0\.0\.0\.0, beyond loopback"):
         http_app_unless_exposed(SimpleNamespace(), Settings())
     cluster.http_config.host = "127.0.0.1"
@@ -59,3 +60,14 @@ def test_certificates_that_nobody_would_speak(monkeypatch):
         check_certificates("/run/tls.crt")
     monkeypatch.setattr(exposure, "RAY_SERVE_ENABLE_HA_PROXY", False)
     check_certificates("/run/tls.crt")
+
+
+@pytest.mark.parametrize(("host", "alive", "warned"), [("127.0.0.1", 2, True), ("127.0.0.1", 1, False), ("0.0.0.0", 2, False)])
+def test_loopback_in_a_cluster_is_told(monkeypatch, caplog, host, alive, warned):
+    """Replicas on other nodes would never be asked, and nobody would see it."""
+    cluster = SimpleNamespace(http_config=SimpleNamespace(host=host, ssl_certfile=None))
+    monkeypatch.setattr(exposure, "_get_global_client", lambda: cluster)
+    monkeypatch.setattr(exposure.ray, "nodes", lambda: [{"Alive": n < alive} for n in range(3)])
+    with caplog.at_level("WARNING", "ray.serve"):
+        http_app_unless_exposed(SimpleNamespace(), Settings.model_validate({"ingress": {"auth": {"allow_anonymous": True}}}))
+    assert ("a cluster of 2 nodes" in caplog.text) is warned
