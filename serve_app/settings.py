@@ -6,10 +6,11 @@ under `deployments`; `serve_app.config_file` checks both.
 """
 
 # No `from __future__ import annotations` here or in app.py: Ray Serve would then hand the builder a plain dict.
+import ipaddress
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 EMBEDDED_MODEL = "rtmdet-ins_nano_person"
 
@@ -76,6 +77,14 @@ class IngressSettings(StrictModel):
     auth: AuthSettings = AuthSettings()
 
 
+def _network(text: str) -> str:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; wanted is a network, e.g. 10.2.0.0/16") from error
+    return text
+
+
 class FetchSettings(StrictModel):
     """How image URLs are fetched. Private and special addresses are refused unless listed."""
 
@@ -86,7 +95,9 @@ class FetchSettings(StrictModel):
     retries: int = Field(1, ge=0, description="Extra tries after errors that a retry can help.")
     allowed_ports: list[int] = Field([80, 443, 8080, 8443])
     allowed_hosts: list[str] = Field([], description="Host names whose private addresses may be fetched.")
-    allowed_networks: list[str] = Field([], description="CIDR networks that may be fetched although private, e.g. 10.2.0.0/16.")
+    allowed_networks: list[Annotated[str, AfterValidator(_network)]] = Field(
+        [], description="CIDR networks that may be fetched although private, e.g. 10.2.0.0/16."
+    )
 
 
 class ImageLoaderSettings(StrictModel):

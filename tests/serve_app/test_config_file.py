@@ -28,43 +28,91 @@ def test_shipped_file_is_good():
     assert settings.model.name == "rtmdet-ins_nano_person"
 
 
+APP = ["applications", 0]
+ARGS = [*APP, "args"]
+INGRESS, LOADER, DETECTOR = ([*APP, "deployments", index] for index in range(3))
+
+
 @pytest.mark.parametrize(
     ("place", "key", "value", "message"),
     [
-        pytest.param(["http_options"], "prot", 80, r"http_options: unknown key\(s\) prot", id="http option"),
         pytest.param(
-            ["applications", 0, "deployments", 2],
-            "num_replica",
-            2,
-            r"Detector.*unknown key\(s\) num_replica",
-            id="deployment option",
+            [], "proxy_locaton", "HeadOnly", r"^top level: unknown key\(s\) proxy_locaton; known: .*proxy_location", id="top"
         ),
-        pytest.param(["applications", 0, "deployments", 2, "ray_actor_options"], "gpus", 1, "gpus", id="actor option"),
-        pytest.param(["applications", 0, "deployments", 2], "name", "Detecter", "no such deployment", id="deployment name"),
+        pytest.param(["http_options"], "prot", 80, r"^http_options: unknown key\(s\) prot; known: .*port", id="http option"),
         pytest.param(
-            ["applications", 0, "deployments", 2],
-            "max_ongoing_requests",
-            9,
-            "cannot fill batches of 8",
-            id="too little concurrency",
+            ["http_options"], "root_url", "/a", r"^http_options: unknown key\(s\) root_url", id="option only Python takes"
         ),
-        pytest.param(["applications", 0, "args", "detector"], "max_bach", 8, "detector.max_bach", id="our setting"),
-        pytest.param(["applications", 0, "args", "detector"], "max_batch", 0, "detector.max_batch", id="value out of range"),
+        pytest.param([], "grpc_options", {"prot": 9}, r"^grpc_options: unknown key\(s\) prot", id="grpc option"),
+        pytest.param(["logging_config"], "encodin", "JSON", r"^logging_config: unknown key\(s\) encodin", id="logging option"),
         pytest.param(
-            ["applications", 0, "args", "ingress"], "max_images_in_flight", 5, "max_images_in_flight", id="limits that contradict"
+            APP, "rout_prefix", "/", r"^applications\[rtmdet-ins\]: unknown key\(s\) rout_prefix", id="application option"
         ),
-        pytest.param(["http_options"], "host", "0.0.0.0", "no keys are set", id="open to the world"),
+        pytest.param(APP, "runtime_envv", {}, r"unknown key\(s\) runtime_envv; known: .*runtime_env", id="runtime environment"),
+        pytest.param(DETECTOR, "num_replica", 2, r"Detector.*unknown key\(s\) num_replica", id="deployment option"),
+        pytest.param([*DETECTOR, "ray_actor_options"], "gpus", 1, r"ray_actor_options: unknown key\(s\) gpus", id="actor option"),
         pytest.param(
-            ["applications", 0, "deployments", 2],
+            [*DETECTOR, "logging_config"], "log_leve", 1, r"deployments\[Detector\].logging_config: .* log_leve", id="log"
+        ),
+        pytest.param(
+            DETECTOR, "autoscaling_config", {"min_replica": 1}, r"autoscaling_config: .* min_replica;", id="autoscaling"
+        ),
+        pytest.param(
+            DETECTOR,
+            "autoscaling_config",
+            {"policy": {"policy_functio": "a:b"}},
+            r"deployments\[Detector\].autoscaling_config.policy: unknown key\(s\) policy_functio",
+            id="autoscaling policy",
+        ),
+        pytest.param(
+            DETECTOR,
+            "autoscaling_config",
+            {"min_replicas": 3, "max_replicas": 2},
+            r"deployments\[Detector\].autoscaling_config: .*max_replicas \(2\)",
+            id="autoscaling backwards",
+        ),
+        pytest.param(
+            DETECTOR,
             "autoscaling_config",
             {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 48},
             "2 replicas are never reached.*max_under_way",
             id="autoscaling without effect",
         ),
+        pytest.param(
+            DETECTOR, "request_router_config", {"initial_backoff": 1}, r"request_router_config: .* initial_backoff;", id="router"
+        ),
+        pytest.param(DETECTOR, "name", "Detecter", "no such deployment; known: Ingress", id="deployment name"),
+        pytest.param(DETECTOR, "name", "ImageLoader", "more than one entry for ImageLoader", id="deployment twice"),
+        pytest.param(
+            [*APP, "deployments"], 2, "Detector", r"deployments\[2\]: expected a mapping, got 'Detector'", id="no mapping"
+        ),
+        pytest.param(DETECTOR, "max_ongoing_requests", 9, "cannot fill batches of 8; at least 16", id="too little concurrency"),
+        pytest.param([*ARGS, "detector"], "max_bach", 8, r"args\.detector\.max_bach", id="our setting"),
+        pytest.param([*ARGS, "detector"], "max_batch", 0, r"args\.detector\.max_batch", id="value out of range"),
+        pytest.param([*ARGS, "ingress"], "max_images_in_flight", 5, "max_images_in_flight", id="limits that contradict"),
+        pytest.param(
+            [*ARGS, "ingress"], "timeout_s", 90, r"request_timeout_s \(60\) must be above .*timeout_s \(90\)", id="late 408"
+        ),
+        pytest.param(
+            ["http_options"], "request_timeout_s", 30, "request_timeout_s .* must be above", id="408 at the same moment"
+        ),
+        pytest.param(
+            [*ARGS, "image_loader"],
+            "fetch",
+            {"allowed_networks": ["10.2.0.0/16", "10.0.0.1/8"]},
+            r"args\.image_loader\.fetch\.allowed_networks\.1: .*10\.0\.0\.1/8 has host bits set; wanted is a network",
+            id="address for a network",
+        ),
+        pytest.param(
+            [*ARGS, "image_loader"], "fetch", {"allowed_networks": ["10.0.0.0/33"]}, r"10\.0\.0\.0/33", id="no such mask"
+        ),
+        pytest.param([*ARGS, "image_loader"], "fetch", {"allowed_networks": ["intranet"]}, "'intranet'", id="name for a network"),
+        pytest.param(["http_options"], "host", "0.0.0.0", "no keys are set", id="open to the world"),
+        pytest.param(APP, "import_path", "serve_app.ap:build_app", "nothing to check: .*serve_app.app:build_app", id="not ours"),
     ],
 )
 def test_mistakes_are_named(tmp_path, document, place, key, value, message):
-    """Each mistake is an error that names its place."""
+    """Each mistake is an error that names its place, and what is known or wanted there."""
     section = document
     for step in place:
         section = section[step]
@@ -73,6 +121,48 @@ def test_mistakes_are_named(tmp_path, document, place, key, value, message):
         del section["num_replicas"]
     with pytest.raises(ConfigurationError, match=message):
         check_config(write(tmp_path, document))
+
+
+def test_ray_would_listen_on_all_addresses(tmp_path, document):
+    """A file that names no host is served on 0.0.0.0 by `serve run`, so it wants keys."""
+    del document["http_options"]["host"]
+    with pytest.raises(ConfigurationError, match=r"http_options\.host is 0\.0\.0\.0"):
+        check_config(write(tmp_path, document))
+
+
+@pytest.mark.parametrize("entry", [{"name": "Detector"}, None], ids=["entry without it", "no entry"])
+def test_default_concurrency_counts(tmp_path, document, entry):
+    """Where max_ongoing_requests is not given, the decorator's default must hold two batches."""
+    app = document["applications"][0]
+    app["deployments"] = [entry] if entry else []
+    app["args"]["detector"]["max_batch"] = 32
+    assert check_config(write(tmp_path, document))
+    app["args"]["detector"]["max_batch"] = 64
+    with pytest.raises(ConfigurationError, match=r"deployments\[Detector\]: max_ongoing_requests 64 cannot fill batches of 64"):
+        check_config(write(tmp_path, document))
+
+
+def test_concurrency_of_all_stages_together(tmp_path):
+    """With layout: together the Ingress holds the batches, so its max_ongoing_requests counts."""
+    document = yaml.safe_load(SHIPPED.with_name("serve_config.together.yaml").read_text())
+    document["applications"][0]["deployments"][0]["max_ongoing_requests"] = 15
+    with pytest.raises(ConfigurationError, match=r"deployments\[Ingress\]: max_ongoing_requests 15 cannot fill batches of 8"):
+        check_config(write(tmp_path, document))
+
+
+def test_both_spellings_of_the_import_path(tmp_path, document):
+    """Ray takes `serve_app.app.build_app` too, so such an application is checked as well."""
+    document["applications"][0]["import_path"] = "serve_app.app.build_app"
+    assert check_config(write(tmp_path, document))
+    document["applications"][0]["args"]["detector"]["max_batch"] = 0
+    with pytest.raises(ConfigurationError, match="max_batch"):
+        check_config(write(tmp_path, document))
+
+
+def test_ray_without_a_deadline(tmp_path, document):
+    """No request_timeout_s leaves the deadline to us."""
+    del document["http_options"]["request_timeout_s"]
+    assert check_config(write(tmp_path, document))
 
 
 def test_file_for_gpus_is_good():

@@ -1,0 +1,115 @@
+"""deploy/ agrees with the files it repeats. Neither Docker nor Kubernetes is needed, so what they make of it is not tested here."""
+
+import re
+import shlex
+from pathlib import Path, PurePosixPath
+
+import pytest
+import yaml
+from ray.autoscaler._private.kuberay.autoscaling_config import (
+    _generate_available_node_types_from_ray_cr_spec,
+)  # what reads it on Kubernetes
+
+from serve_app.config_file import check_config
+
+REPOSITORY = Path(__file__).parents[1]
+GPU_CONFIG = yaml.safe_load((REPOSITORY / "serve_config.gpu.yaml").read_text())
+PYPROJECT = (REPOSITORY / "pyproject.toml").read_text()
+DOCKERFILE = (REPOSITORY / "deploy/Dockerfile").read_text()
+MANIFEST_TEXT = (REPOSITORY / "deploy/rayservice.yaml").read_text()
+MANIFEST = yaml.safe_load(MANIFEST_TEXT)
+CLUSTER = MANIFEST["spec"]["rayClusterConfig"]
+GROUPS = [CLUSTER["headGroupSpec"], *CLUSTER["workerGroupSpecs"]]
+PODS = [group["template"]["spec"] for group in GROUPS]
+DIFFERENT = {"RAY_AUTH_MODE": "token", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "30"}
+"""Where a cluster behind a load balancer wants another value than ray.env, which is for one machine."""
+
+
+def ray_env():
+    text = (REPOSITORY / "ray.env").read_text()
+    return dict(line.split("=", 1) for line in text.splitlines() if line.startswith("RAY_"))
+
+
+def instructions(name):
+    """The arguments of each such instruction of the Dockerfile."""
+    return re.findall(rf"^{name} (.*)$", DOCKERFILE.replace("\\\n", " "), re.MULTILINE)
+
+
+def test_says_that_it_was_not_run():
+    """Nobody takes either file for tried."""
+    for text in (DOCKERFILE, MANIFEST_TEXT):
+        assert "Not run where this was written" in text[:300]
+
+
+def test_serves_the_file_for_gpus(tmp_path):
+    """serveConfigV2 is serve_config.gpu.yaml, and passes its check."""
+    config = MANIFEST["spec"]["serveConfigV2"]
+    assert yaml.safe_load(config) == GPU_CONFIG
+    (tmp_path / "serve_config.yaml").write_text(config)
+    assert check_config(tmp_path / "serve_config.yaml")
+
+
+def test_image_has_the_environment_of_ray():
+    """Every variable of ray.env is in the image with its value, but for those that differ on purpose."""
+    (environment,) = instructions("ENV")
+    assert dict(word.split("=", 1) for word in shlex.split(environment)) == ray_env() | DIFFERENT
+
+
+def test_pods_agree_with_the_image():
+    """What the manifest sets again has the same value in every pod; the token's mode is KubeRay's to set."""
+    for pod in PODS:
+        environment = {entry["name"]: entry["value"] for entry in pod["containers"][0]["env"]}
+        assert environment | {"RAY_AUTH_MODE": CLUSTER["authOptions"]["mode"]} == DIFFERENT
+
+
+def test_ray_is_the_version_of_the_project():
+    """rayVersion decides how KubeRay talks to the pods."""
+    assert f'"ray[serve]=={CLUSTER["rayVersion"]}"' in PYPROJECT
+
+
+def test_replicas_fit_into_the_pods():
+    """As Ray's autoscaler reads the manifest: none on the head, a card for each Detector, CPUs for the most replicas of the others."""
+    head, gpu, cpu = _generate_available_node_types_from_ray_cr_spec(CLUSTER).values()
+    stages = {entry["name"]: entry for entry in GPU_CONFIG["applications"][0]["deployments"]}
+    most = {
+        name: entry.get("autoscaling_config", {}).get("max_replicas") or entry["num_replicas"] for name, entry in stages.items()
+    }
+    cpus = {name: entry["ray_actor_options"]["num_cpus"] for name, entry in stages.items()}
+    assert head["resources"]["CPU"] == 0
+    assert (
+        gpu["resources"]["GPU"] * gpu["max_workers"] == most.pop("Detector") * stages["Detector"]["ray_actor_options"]["num_gpus"]
+    )
+    assert gpu["resources"]["CPU"] > cpus["Detector"]
+    assert cpu["resources"]["CPU"] * cpu["max_workers"] >= sum(cpus[name] * count for name, count in most.items())
+
+
+@pytest.mark.parametrize("pod", PODS, ids=["head", *(group["groupName"] for group in GROUPS[1:])])
+def test_pods_hold_what_the_settings_name(pod):
+    """The keys' file and the cache folder lie on volumes, keys not by subPath, which would never change; memory is requested; not root."""
+    (container,) = pod["containers"]
+    args = GPU_CONFIG["applications"][0]["args"]
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    keys = mounts[str(PurePosixPath(args["ingress"]["auth"]["keys_file"]).parent)]
+    assert "subPath" not in keys
+    assert args["model"]["cache_dir"].replace("~", instructions("WORKDIR")[-1]) in mounts
+    assert {mount["name"] for mount in mounts.values()} == {volume["name"] for volume in pod["volumes"]}
+    assert container["resources"]["requests"]["memory"] == container["resources"]["limits"]["memory"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert str(pod["securityContext"]["runAsUser"]) == instructions("USER")[-1] == "1000"
+
+
+def test_image_is_made_of_files_that_are_there():
+    """What is copied exists and is let through to the builder: all packages of the project, but for the load tests."""
+    copied = {Path(word).as_posix() for line in instructions("COPY") for word in line.split()[:-1]}
+    ignore = (REPOSITORY / "deploy/Dockerfile.dockerignore").read_text().splitlines()
+    assert all((REPOSITORY / name).exists() for name in copied)
+    assert copied == {line[1:] for line in ignore if line.startswith("!")}
+    (installed,) = re.findall(r"^include = \[(.*)\]", PYPROJECT, re.MULTILINE)
+    assert set(re.findall(r"\w+", installed)) - copied == {"loadtest"}
+
+
+def test_torch_is_found():
+    """The pattern by which the Dockerfile takes torch's version out of pyproject.toml finds it, and nothing else."""
+    (pattern,) = re.findall(r"grep --only-matching '(.*?)'", DOCKERFILE)
+    (torch,) = re.findall(pattern, PYPROJECT)
+    assert f'"{torch}"' in PYPROJECT
