@@ -1,4 +1,4 @@
-"""What the README says exists, exists: files, make targets, modules; its YAML parses, its Python compiles. (e2e runs the code.)"""
+"""What the README and docs/ say exists, exists: files, headings, make targets, modules; their YAML parses. (e2e runs the README's code.)"""
 
 import importlib.util
 import re
@@ -8,35 +8,51 @@ import pytest
 import yaml
 
 REPOSITORY = Path(__file__).parents[1]
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path: path.read_text(encoding="utf-8") for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
+}
+README = PAGES[REPOSITORY / "README.md"]
+EVERYTHING = "\n".join(PAGES.values())
 MAKEFILE = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake (\w+)", "\n".join(blocks("bash"))))))
+def headings(text):
+    """The anchors that GitHub makes of a page's headings."""
+    return {
+        re.sub(r"[^\w\- ]", "", line.lower()).strip().replace(" ", "-") for line in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake (\w+)", "\n".join(blocks("bash", EVERYTHING))))))
 def test_make_targets(target):
     """Every `make …` of the README is a target."""
     assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE)
 
 
-@pytest.mark.parametrize("module", sorted(set(re.findall(r"-m ((?:jobs|loadtest|pipeline|serve_app)\.?[\w.]*)", README))))
+@pytest.mark.parametrize("module", sorted(set(re.findall(r"-m ((?:jobs|loadtest|pipeline|serve_app)\.?[\w.]*)", EVERYTHING))))
 def test_modules(module):
     """Every `python -m …` of ours can be found."""
     assert importlib.util.find_spec(module) is not None
 
 
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
-def test_links(link):
-    """Every relative link leads to a file."""
-    assert (REPOSITORY / link).exists()
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links(page):
+    """Every relative link leads to a file, and to a heading in it."""
+    for link in set(re.findall(r"\]\(([^)]+)\)", PAGES[page])) - set(re.findall(r"https?://[^)]+", PAGES[page])):
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), link
+        assert not anchor or anchor in headings(PAGES[target]), link
 
 
 def test_tree_names_real_files():
-    """Every file named in the tree at the end is there."""
-    tree = README[README.index("## The tree") :]
+    """Every file named in the tree of docs/DESIGN.md is there."""
+    design = PAGES[REPOSITORY / "docs/DESIGN.md"]
+    tree = design[design.index("## The tree") :]
     for folder, listing in re.findall(r"^(\w+)/  (.*?)(?=^\w+/  |\Z)", tree, re.MULTILINE | re.DOTALL):
         for name in re.findall(r"\b(\w+\.py)\b", listing):
             assert (REPOSITORY / folder / name).exists(), f"{folder}/{name}"
@@ -44,10 +60,10 @@ def test_tree_names_real_files():
 
 def test_yaml_parses():
     """Every YAML snippet is YAML."""
-    for block in blocks("yaml"):
+    for block in blocks("yaml", EVERYTHING):
         assert yaml.safe_load(block) is not None
 
 
 def test_numbers_are_filled_in():
     """No placeholder is left."""
-    assert "@@" not in README
+    assert "@@" not in EVERYTHING
