@@ -6,7 +6,7 @@
     round 2: the same, another contestant first, from the rates of round 1
 
 Requests hold one photo each: LitServe batches requests, not images. Server is the highest rate of Poisson arrivals whose p99 holds
-the bound; offline sends all photos at once. Ratios are taken within a round and their median is shown: the machine drifts less
+the bound; offline sends all photos at once. Nobody keeps an access log. Ratios are taken within a round and their median is shown: the machine drifts less
 in a round than between rounds. Failures are counted. Prints a table and, last, one line of JSON.
 """
 
@@ -238,6 +238,7 @@ def contestants_of(peers: Sequence[str], model: str, config: Path, also: Sequenc
 
     def use_model(document: dict[str, Any]) -> None:
         document["applications"][0]["args"].setdefault("model", {})["name"] = model
+        document["logging_config"]["enable_access_log"] = False  # nobody keeps one here
 
     @contextmanager
     def served(file: Path) -> Iterator[str]:

@@ -28,7 +28,7 @@ SERVE_BATCH = 10
 api = FastAPI()
 
 
-@serve.deployment(max_ongoing_requests=100, ray_actor_options={"num_cpus": 1})
+@serve.deployment(max_ongoing_requests=100, ray_actor_options={"num_cpus": 1}, logging_config={"enable_access_log": False})
 @serve.ingress(api)
 class Monolith:
     """Decode, network, outlines and HTTP in one process."""
