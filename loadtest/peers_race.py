@@ -6,8 +6,8 @@
     round 2: the same, another contestant first, from the rates of round 1
 
 Requests hold one photo each: LitServe batches requests, not images. Server is the highest rate of Poisson arrivals whose p99 holds
-the bound; offline sends all photos at once. Nobody keeps an access log. Ratios are taken within a round and their median is shown: the machine drifts less
-in a round than between rounds. Failures are counted. Prints a table and, last, one line of JSON.
+the bound; offline sends all photos at once. Nobody keeps an access log. Ratios are taken within a round and their median is shown: the
+machine drifts less in a round than between rounds. Failures are counted. Prints a table and, last, one line of JSON.
 """
 
 from __future__ import annotations
