@@ -131,6 +131,8 @@ class Ingress:
             ServiceError: see ScoringGraph.score.
         """
         options = self.score_options(params, encoded)
+        if not images:
+            return []
         began = time.perf_counter()
         self.admit(len(images))
         try:
@@ -157,12 +159,16 @@ class Ingress:
     def check_room(self, count: int = 1) -> None:
         """Raise Overloaded when `count` more images do not fit (asked before a body is read)."""
         if self._in_flight + count > self.options.max_images_in_flight:
-            self._metrics.failed(Overloaded.code, count)
-            raise Overloaded(
-                "The service is at its limit; try again later.",
-                retry_after_s=self.options.retry_after_s,
-                status=self.options.overload_status,
-            )
+            raise self.refusal(count)
+
+    def refusal(self, count: int = 1) -> Overloaded:
+        """The error for images that find no room, counted."""
+        self._metrics.failed(Overloaded.code, count)
+        return Overloaded(
+            "The service is at its limit; try again later.",
+            retry_after_s=self.options.retry_after_s,
+            status=self.options.overload_status,
+        )
 
     async def check_health(self) -> None:
         """Called by Ray every `health_check_period_s`: the beat that the gauge needs, see deployments.metrics.

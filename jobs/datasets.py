@@ -1,20 +1,21 @@
 """Annotations in, COCO JSON out: mmdet and pycocotools read nothing else.
 
-COCO JSON ───────────────────────────────▶ as it is ─┐
-AzureML annotations JSONL ─▶ azureml_to_coco ─▶ file ─┴▶ Annotations(coco_json, images, classes, photo_count)
+COCO JSON ──────────────────────────────────┐
+AzureML annotations JSONL ─▶ azureml_to_coco ─┴▶ normalise ─▶ file ─▶ Annotations(coco_json, images, classes, photo_count)
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+from jobs.coco_file import AnnotationsError, missing_photos, normalise
 
-class AnnotationsError(ValueError):
-    """Annotations that cannot be read; the message names file, line and what was expected."""
+__all__ = ["Annotations", "AnnotationsError", "azureml_to_coco", "read_annotations"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,35 +23,47 @@ class Annotations:
     """An annotated set of photos.
 
     Attributes:
-        coco_json: annotations in COCO's format.
+        coco_json: annotations in COCO's format, see jobs.coco_file.
         images: folder that `file_name` is relative to.
         classes: label names, in the order of COCO's category ids.
         photo_count: photos in the file, with or without objects.
+        summary: photos, objects, and what was left out and why.
     """
 
     coco_json: Path
     images: Path
     classes: tuple[str, ...]
     photo_count: int
+    summary: str
 
 
-def read_annotations(path: Path, images: Path, scratch_dir: Path) -> Annotations:
-    """Open COCO JSON or AzureML JSONL (`*.jsonl`); the latter is written as COCO JSON into scratch_dir.
+def read_annotations(
+    path: Path, images: Path, scratch_dir: Path, *, training: bool = False, classes: Sequence[str] | None = None
+) -> Annotations:
+    """Open COCO JSON or AzureML JSONL (`*.jsonl`), and write it into scratch_dir in the form that everybody reads alike.
 
+    Args:
+        path, images: annotations, and the folder that their `file_name` is relative to.
+        scratch_dir: of this set alone: another file of the same name would be overwritten.
+        training: for mmdet's training and its validation; every photo must be there.
+        classes: of the training set, for the validation set that goes with it.
     Raises:
-        AnnotationsError: the file is missing or is neither of the two.
+        AnnotationsError: the file is missing, is neither of the two, or has nothing to train on.
     """
     if not path.is_file():
         raise AnnotationsError(f"{path}: no such file.")
-    if path.suffix == ".jsonl":
-        coco = azureml_to_coco(_jsonl_rows(path), source=path.name)
-        scratch_dir.mkdir(parents=True, exist_ok=True)
-        path = scratch_dir / f"{path.stem}.coco.json"
-        path.write_text(json.dumps(coco))
-    else:
-        coco = _read_coco(path)
-    categories = sorted(coco["categories"], key=lambda category: category["id"])
-    return Annotations(path, images, tuple(category["name"] for category in categories), len(coco["images"]))
+    coco = azureml_to_coco(_jsonl_rows(path), source=path.name) if path.suffix == ".jsonl" else _read_coco(path)
+    coco, left_out = normalise(coco, path, images, classes, training=training)
+    summary = f"{path.name}: {len(coco['images']):,} photos, {len(coco['annotations']):,} objects"
+    summary += "".join(f", {count:,} left out {why}" for why, count in left_out.items())
+    if training and not coco["annotations"]:
+        raise AnnotationsError(f"{summary}: there is nothing to learn or to measure.")
+    if training and (missing := missing_photos(coco, images)):
+        raise AnnotationsError(f"{path}: {missing}.")
+    scratch_dir.mkdir(parents=True, exist_ok=True)
+    written = scratch_dir / f"{path.stem}.coco.json"
+    written.write_text(json.dumps(coco))
+    return Annotations(written, images, tuple(category["name"] for category in coco["categories"]), len(coco["images"]), summary)
 
 
 def azureml_to_coco(rows: Iterator[dict[str, Any]] | list[dict[str, Any]], source: str) -> dict[str, Any]:
@@ -75,7 +88,7 @@ def azureml_to_coco(rows: Iterator[dict[str, Any]] | list[dict[str, Any]], sourc
         annotations: list[dict[str, Any]] = []
         for image_id, row in enumerate(rows, start=1):
             size = row["image_details"]
-            width, height = int(size["width"]), int(size["height"])
+            width, height = _pixels(size["width"]), _pixels(size["height"])
             images.append({"id": image_id, "file_name": _file_name(row["image_url"]), "width": width, "height": height})
             for label in row["label"]:
                 number = len(annotations) + 1
@@ -87,7 +100,9 @@ def azureml_to_coco(rows: Iterator[dict[str, Any]] | list[dict[str, Any]], sourc
                         "category_id": ids[label["label"]],
                     }
                 )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, AnnotationsError):
+            raise
         raise AnnotationsError(f"{source}: not AzureML annotations, missing or wrong: {error}.") from error
     categories = [{"id": ids[name], "name": name} for name in names]
     return {"images": images, "annotations": annotations, "categories": categories}
@@ -107,6 +122,11 @@ def _annotation(label: dict[str, Any], width: int, height: int) -> dict[str, Any
     return {"segmentation": rings, "bbox": box_xywh, "area": area, "iscrowd": int(_truth(label.get("isCrowd", 0)))}
 
 
+def _pixels(value: Any) -> int:
+    """AzureML's schema page has `"400px"`, its exports have 400."""
+    return int(value.strip().removesuffix("px") if isinstance(value, str) else value)
+
+
 def _ring_area(ring: list[float]) -> float:
     xs, ys = ring[0::2], ring[1::2]
     return abs(sum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))) / 2
@@ -118,6 +138,8 @@ def _truth(value: Any) -> bool:
 
 def _file_name(image_url: str) -> str:
     """`azureml://…/paths/a/b.jpg` → `a/b.jpg`; `AmlDatastore://store/a/b.jpg` → `a/b.jpg`; else the last part."""
+    if "://" in image_url:
+        image_url = unquote(image_url.split("?", 1)[0])  # a SAS token is no part of the name
     if "/paths/" in image_url:
         return image_url.split("/paths/", 1)[1]
     if image_url.lower().startswith("amldatastore://"):
@@ -126,7 +148,7 @@ def _file_name(image_url: str) -> str:
 
 
 def _jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if line.strip():
             try:
                 yield json.loads(line)
@@ -136,7 +158,7 @@ def _jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _read_coco(path: Path) -> dict[str, Any]:
     try:
-        coco = json.loads(path.read_text())
+        coco = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise AnnotationsError(f"{path}: not JSON ({error}). AzureML annotations must be called *.jsonl.") from error
     missing = {"images", "annotations", "categories"} - set(coco if isinstance(coco, dict) else ())

@@ -38,10 +38,12 @@ FINAL_NAME = "final.safetensors"
 
 def finetune(settings: FinetuneSettings) -> Path:
     """Train, and return the path of the finished model file."""
-    train = read_annotations(settings.train, settings.train_images, settings.work_dir)
+    train = read_annotations(settings.train, settings.train_images, settings.work_dir / "train", training=True)
+    print(train.summary, flush=True)
     val = None
     if settings.val and settings.val_images:
-        val = read_annotations(settings.val, settings.val_images, settings.work_dir)
+        val = read_annotations(settings.val, settings.val_images, settings.work_dir / "val", training=True, classes=train.classes)
+        print(val.summary, flush=True)
     spec = spec_for(settings, train.classes)
     runner = Runner.from_cfg(runner_config(settings, spec, train, val))
     network = runner.model

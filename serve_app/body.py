@@ -1,48 +1,91 @@
-"""Reading a request's body without trusting it: content type, size before and while reading, time while reading."""
+"""Reading a request's body without trusting it: content type, size before and while reading, of all bodies too, time while reading."""
 
 from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from starlette.requests import Request
 
-from pipeline.errors import DeadlineExceeded, InvalidRequest, LimitExceeded, UnsupportedMediaType
+from pipeline.errors import DeadlineExceeded, InvalidRequest, LimitExceeded, Overloaded, UnsupportedMediaType
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 
 
-async def read_json_body(request: Request, max_bytes: int, timeout_s: float) -> bytearray:
+Hold = Callable[[int], None]
+
+
+class BodyBudget:
+    """Bytes of all bodies that an ingress replica reads or holds.
+
+    Without it, uploads that stall before their end would fill the memory long before they are admitted as images.
+
+    Args:
+        max_bytes: of all together.
+        refusal: makes the error of a request that finds no room.
+    """
+
+    def __init__(self, max_bytes: int, refusal: Callable[[], Overloaded]) -> None:
+        self._left = max_bytes
+        self._refusal = refusal
+
+    @contextmanager
+    def share(self) -> Iterator[Hold]:
+        """One request's share, given back at the end; yields what raises it to so many bytes, or raises the refusal."""
+        held = 0
+
+        def hold(count: int) -> None:
+            nonlocal held
+            more = max(count - held, 0)
+            if more > self._left:
+                raise self._refusal()
+            self._left -= more
+            held += more
+
+        try:
+            yield hold
+        finally:
+            self._left += held
+
+
+async def read_json_body(request: Request, max_bytes: int, timeout_s: float, hold: Hold) -> bytearray:
     """The body's bytes.
 
     Args:
         request: not read yet.
         max_bytes: largest body.
         timeout_s: longest time for all of it, seconds; a body that drips does not hold its place for longer.
+        hold: takes the bytes out of the replica's budget, as soon as their number is known.
     Raises:
         UnsupportedMediaType: the content type is not JSON.
         LimitExceeded: larger than `max_bytes`; raised from Content-Length before reading, else as soon as it is passed.
         DeadlineExceeded: not all there in time.
+        Overloaded: from `hold`.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise UnsupportedMediaType(f"Content-Type must be application/json, got {content_type[:80] or 'none'!r}.")
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:20]) > max_bytes:
-        raise _too_large(max_bytes)
+    if declared.isdecimal():
+        if int(declared[:20]) > max_bytes:
+            raise _too_large(max_bytes)
+        hold(int(declared))
     try:
         async with asyncio.timeout(timeout_s):
-            return await _read(request, max_bytes)
+            return await _read(request, max_bytes, hold)
     except TimeoutError as error:
         raise DeadlineExceeded("The request's deadline passed before its body was all there.") from error
 
 
-async def _read(request: Request, max_bytes: int) -> bytearray:
+async def _read(request: Request, max_bytes: int, hold: Hold) -> bytearray:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > max_bytes:
             raise _too_large(max_bytes)
+        hold(len(body))
     return body
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipeline.errors import HeaderTooLarge, ServiceError
+from pipeline.errors import HeaderTooLarge, ServiceError, StageFailed
 from serve_app.answers import error_response
 from serve_app.keys import KeyRing
 
@@ -49,13 +49,15 @@ class RequestGuard:
         body = _Body(receive, self._is_long(headers))
         answer = _Answer(send, request_id, body)
         try:
-            self._admit(scope["path"], headers, request_id)
+            self._admit(scope["path"].removeprefix(scope.get("root_path", "")) or "/", headers, request_id)
             scope.setdefault("state", {})["request_id"] = request_id
             await self._app(scope, body.receive, answer.send)
         except ServiceError as error:
             await error_response(error)(scope, body.receive, answer.send)
         except Exception:
             logger.exception("request %s failed on a bug", request_id)
+            if not answer.begun:
+                await error_response(StageFailed("The service failed on this request."))(scope, body.receive, answer.send)
 
     def _is_long(self, headers: Headers) -> bool:
         length = headers.get("content-length", "")
@@ -90,9 +92,11 @@ class _Answer:
         self._body = body
         self._request_id = request_id[:MAX_REQUEST_ID_CHARS]
         self._began = time.perf_counter()
+        self.begun = False
 
     async def send(self, message: Message | dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
+            self.begun = True
             headers = MutableHeaders(raw=message.setdefault("headers", []))
             headers["x-ms-request-id"] = self._request_id
             headers["x-ms-run-fn-exec-ms"] = f"{(time.perf_counter() - self._began) * 1e3:.2f}"

@@ -9,29 +9,42 @@ GET  /swagger.json  /openapi.json  /docs
 
 from __future__ import annotations
 
+import logging
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from deployments.ingress import Ingress
 from pipeline.errors import InvalidRequest, RequestError, ServiceError, StageFailed
 from serve_app.answers import error_response, score_response
-from serve_app.body import read_json_body, requested_timeout_s
+from serve_app.body import BodyBudget, read_json_body, requested_timeout_s
 from serve_app.contract import parse_score_request
 from serve_app.guard import RequestGuard
 from serve_app.keys import KeyRing
 from serve_app.openapi import SCORE_ROUTE_DOCS
 from serve_app.settings import IngressSettings, Settings
 
+logger = logging.getLogger("ray.serve")
+
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for the log; nobody is there to read it."""
+
 
 def http_app(ingress: Ingress, settings: Settings) -> ASGIApp:
     """The ASGI application of one ingress replica."""
-    app = FastAPI(title="RTMDet-Ins scoring service", version=service_version(), description=__doc__, redoc_url=None)
+    app = FastAPI(
+        title="RTMDet-Ins scoring service",
+        version=service_version(),
+        description=__doc__,
+        redoc_url=None,
+        redirect_slashes=False,  # its redirects would lead to whatever host the caller names
+    )
     auth = settings.ingress.auth
     keys = KeyRing(auth.keys_env, auth.keys_file)
     _add_probes(app, ingress)
@@ -50,14 +63,17 @@ def service_version() -> str:
 
 
 def _add_score(app: FastAPI, ingress: Ingress, limits: IngressSettings) -> None:
+    budget = BodyBudget(int(limits.max_bodies_mb * 1e6), ingress.refusal)
+
     @app.post("/score", **SCORE_ROUTE_DOCS)
     async def score(request: Request) -> Response:
         """Segment the images of a request."""
         ingress.check_room()
         context = ingress.context(requested_timeout_s(request), request.state.request_id)
-        body = await read_json_body(request, int(limits.max_body_mb * 1e6), context.remaining_s)
-        scoring = parse_score_request(body, limits.max_images_per_request)
-        answers = await ingress.score_images(scoring.images, scoring.params, context, encoded=True)
+        with budget.share() as hold:
+            body = await read_json_body(request, int(limits.max_body_mb * 1e6), context.remaining_s, hold)
+            scoring = parse_score_request(body, limits.max_images_per_request)
+            answers = await ingress.score_images(scoring.images, scoring.params, context, encoded=True)
         return score_response(answers)
 
 
@@ -75,6 +91,9 @@ def _add_probes(app: FastAPI, ingress: Ingress) -> None:
         except ServiceError as error:
             return _json({"status": "not ready", "code": error.code, "message": error.message}, 503)
         return _json({"status": "ready"})
+
+    for path, probe in {"/": liveness, "/ready": readiness}.items():  # some load balancers ask without wanting the body
+        app.add_api_route(path, probe, methods=["HEAD"], include_in_schema=False)
 
 
 def _add_info(app: FastAPI, ingress: Ingress, settings: Settings) -> None:
@@ -111,12 +130,18 @@ def _add_error_answers(app: FastAPI) -> None:
         if status == 404:
             return error_response(RequestError("There is no such route; see /docs.", code="not_found", status=404))
         if status == 405:
-            return error_response(
-                RequestError("The route does not know this method; see /docs.", code="method_not_allowed", status=405)
-            )
+            refused = RequestError("The route does not know this method; see /docs.", code="method_not_allowed", status=405)
+            answer = error_response(refused)
+            answer.headers.update(getattr(error, "headers", None) or {})  # Allow
+            return answer
         return error_response(InvalidRequest("The request could not be read.", status=status))
 
+    async def gone(request: Request, _: Exception) -> Response:
+        logger.info("request %s: the client hung up before its body was all there", request.state.request_id)
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
     app.add_exception_handler(ServiceError, known)
+    app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(Exception, known)  # a bug: answered here, then logged by the guard
     app.add_exception_handler(HTTPException, routing)
 

@@ -48,7 +48,7 @@ class KeyRing:
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise Unauthorized("An Authorization header with a bearer key is required.")
-        given = key.strip().encode()
+        given = key.strip().encode("latin-1")  # as the header's bytes were
         matches = [hmac.compare_digest(given, known) for known in (*self._from_env, *self._from_file)]
         if not any(matches):
             raise Unauthorized("The bearer key is not valid.")
@@ -61,10 +61,10 @@ class KeyRing:
             stat = self._file.stat()
             stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
             if stamp != self._file_stamp:
-                lines = (line.strip() for line in self._file.read_text(encoding="utf-8").splitlines())
+                lines = (line.strip() for line in self._file.read_text(encoding="utf-8-sig").splitlines())
                 keys = tuple(line.encode() for line in lines if line and not line.startswith("#"))
                 if keys:
                     self._from_file, self._file_stamp = keys, stamp
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             return bool(self._from_file)
         return bool(self._from_file)

@@ -12,10 +12,13 @@ from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipeline.errors import DeadlineExceeded, Overloaded, RequestError, ServiceError, StageFailed
+from pipeline.errors import DeadlineExceeded, InvalidRequest, Overloaded, RequestError, ServiceError, StageFailed
 from serve_app.answers import error_response
 
 FIRST_ERROR_STATUS = 400
+
+READ_BY_RAY = ("x-request-id", "x-request-timeout-seconds", "serve-multiplexed-model-id", "serve_multiplexed_model_id")
+"""Headers that Ray Serve decodes as UTF-8, with a plain 500 for what is not."""
 
 
 class JsonErrors:
@@ -27,6 +30,11 @@ class JsonErrors:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        garbled = [name for name in READ_BY_RAY if not headers.get(name, "").isascii()]
+        if garbled:
+            await error_response(InvalidRequest(f"Header {garbled[0]} must be ASCII."))(scope, receive, send)
             return
         answered = replaced = False
 

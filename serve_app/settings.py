@@ -63,6 +63,11 @@ class IngressSettings(StrictModel):
         30.0, gt=0, le=3600, description="Deadline of a request, unless x-request-timeout-seconds is shorter."
     )
     max_body_mb: float = Field(32.0, gt=0, description="Largest request body, MB (1e6 bytes).")
+    max_bodies_mb: float = Field(
+        512.0,
+        gt=0,
+        description="Bodies that an ingress replica reads and holds at a time, MB (1e6 bytes); beyond it refused at once.",
+    )
     max_images_per_request: int = Field(64, ge=1, description="Most images in one request.")
     max_images_in_flight: int = Field(
         256, ge=1, description="Most images inside the service per ingress replica; above it requests are refused at once."
@@ -164,5 +169,10 @@ class Settings(StrictModel):
             raise ValueError(
                 f"ingress.max_images_in_flight ({self.ingress.max_images_in_flight}) must be at least "
                 f"ingress.max_images_per_request ({self.ingress.max_images_per_request}): the largest request could never be served"
+            )
+        if self.ingress.max_bodies_mb < self.ingress.max_body_mb:
+            raise ValueError(
+                f"ingress.max_bodies_mb ({self.ingress.max_bodies_mb:g}) must be at least ingress.max_body_mb "
+                f"({self.ingress.max_body_mb:g}): the largest request could never be served"
             )
         return self

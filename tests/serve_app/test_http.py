@@ -35,6 +35,9 @@ class FakeIngress:
         if self.room_error:
             raise self.room_error
 
+    def refusal(self):
+        return Overloaded("full", retry_after_s=2)
+
     async def score_images(self, images, params, context, *, encoded):
         self.seen.append((images, params, context, encoded))
         if self.error:
@@ -242,6 +245,75 @@ async def test_full_service_refuses_before_reading(client, ingress):
     ingress.room_error = Overloaded("full")
     response = await client.post("/score", content=b"not json", headers={"content-type": "application/json"})
     assert response.status_code == 503
+
+
+async def test_bodies_share_a_budget(ingress):
+    """Uploads that stall before their end count, by what they declare or by what came; at their end the room is there again."""
+    stall, small = asyncio.Event(), {"content-type": "application/json", "content-length": "100"}
+
+    async def stalled(size):
+        yield b" " * size
+        await stall.wait()
+
+    async with client_for(ingress, Settings(ingress={"max_body_mb": 0.001, "max_bodies_mb": 0.0016})) as client:
+        declared = {"content-type": "application/json", "content-length": "900"}
+        uploads = [
+            asyncio.create_task(client.post("/score", content=stalled(10), headers=declared)),
+            asyncio.create_task(client.post("/score", content=stalled(650), headers={"content-type": "application/json"})),
+        ]
+        await asyncio.sleep(0.05)
+        refused = await client.post("/score", content=b"{}" * 50, headers=small)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
+        stall.set()
+        assert {upload.status_code for upload in await asyncio.gather(*uploads)} == {400}
+        assert (await client.post("/score", content=b"{}" * 50, headers=small)).status_code == 400
+
+
+async def test_a_client_that_hangs_up_is_no_bug(ingress, caplog):
+    """One quiet line, no traceback."""
+    messages = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive():
+        return next(messages)
+
+    async def send(_):
+        pass
+
+    headers = [(b"content-type", b"application/json"), (b"x-request-id", b"abc")]
+    scope = {"type": "http", "method": "POST", "path": "/score", "headers": headers, "query_string": b"", "root_path": ""}
+    with caplog.at_level("INFO", "ray.serve"):
+        await http_app(ingress, Settings())(scope, receive, send)
+    assert [(record.levelname, "abc" in record.message) for record in caplog.records] == [("INFO", True)]
+
+
+@pytest.mark.parametrize("path", ["/", "/ready"])
+async def test_probes_by_head(client, path):
+    """Some load balancers ask without wanting the body."""
+    assert (await client.head(path)).status_code == 200
+
+
+async def test_routing_faults(client):
+    """405 names the methods; a slash too many is no redirect, whose address the caller's Host header would choose."""
+    assert "POST" in (await client.get("/score")).headers["allow"]
+    slash = await client.post("/score/", json=GOOD, headers={"host": "evil.example"})
+    assert (slash.status_code, slash.json()["code"]) == (404, "not_found")
+
+
+async def test_a_fault_in_the_guard_is_answered(ingress, monkeypatch):
+    """Whatever fails before a route is reached: the caller gets the contract's 500, not silence."""
+    monkeypatch.setattr("serve_app.keys.KeyRing.check", lambda *_: 1 / 0)
+    async with client_for(ingress) as client:
+        answer = await client.post("/score", json=GOOD)
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
+
+
+async def test_probes_are_open_below_a_route_prefix(ingress, monkeypatch):
+    """Ray Serve leaves the prefix in the path, and names it as root_path."""
+    monkeypatch.setenv("PRIMARY", "sesame")
+    app = http_app(ingress, Settings(ingress={"auth": {"keys_env": ["PRIMARY"]}}))
+    transport = httpx.ASGITransport(app, root_path="/people")
+    async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+        assert [(await client.get(path)).status_code for path in ("/people/ready", "/people/", "/people/info")] == [200, 200, 401]
 
 
 async def test_probes_and_info(client, ingress):

@@ -59,3 +59,21 @@ def test_a_source_without_keys_refuses_to_start(tmp_path, monkeypatch):
     empty.write_text("# nothing\n")
     with pytest.raises(ConfigurationError, match="keys_file"):
         KeyRing(keys_file=empty)
+
+
+def test_a_file_of_other_bytes_is_unreadable(tmp_path):
+    """Not UTF-8: as if it could not be read. The keys that were stay."""
+    file = tmp_path / "keys"
+    file.write_bytes(b"first\n")
+    keys = KeyRing(keys_file=file)
+    file.write_bytes(b"\xff\xfe\n\n")
+    keys.check("Bearer first")
+    with pytest.raises(ConfigurationError):
+        KeyRing(keys_file=file)
+
+
+def test_keys_beyond_ascii(tmp_path):
+    """A byte order mark is no part of the first key; a header's bytes arrive as latin-1."""
+    file = tmp_path / "keys"
+    file.write_text("sch\u00f6n\n", encoding="utf-8-sig")
+    KeyRing(keys_file=file).check("Bearer " + "sch\u00f6n".encode().decode("latin-1"))

@@ -7,9 +7,9 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from serve_app.proxy import JsonErrors
 
 
-async def ask(app):
+async def ask(app, headers=None):
     async with httpx.AsyncClient(transport=httpx.ASGITransport(JsonErrors(app)), base_url="http://proxy") as client:
-        return await client.get("/")
+        return await client.get("/", headers=headers)
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,15 @@ async def test_no_answer_is_a_500():
 
     response = await ask(silent)
     assert (response.status_code, response.json()["code"]) == (500, "internal_error")
+
+
+@pytest.mark.parametrize("name", ["x-request-id", "x-request-timeout-seconds"])
+async def test_headers_that_ray_cannot_read(name):
+    """A 400 that names the header, before Ray fails on it."""
+
+    async def never(*_):
+        raise AssertionError
+
+    response = await ask(never, {name: b"\xff\xfe"})
+    assert (response.status_code, response.json()["code"]) == (400, "invalid_request")
+    assert name in response.json()["message"]

@@ -1,0 +1,135 @@
+"""A COCO file as mmdet's training and pycocotools' metrics both read it rightly.
+
+What ordinary exports hold and these two stumble over in silence or with a bare KeyError: categories in another order than their ids (mmdet
+numbers its channels by the file's order), RLE masks (mmdet's training skips them), objects without outline, area, box or iscrowd.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+FEWEST_NUMBERS = 6
+_EXIF_ORIENTATION, _FIRST_SIDEWAYS = 0x0112, 5
+
+
+class AnnotationsError(ValueError):
+    """Annotations that cannot be read; the message names the file, the place and what was expected."""
+
+
+def normalise(
+    coco: dict[str, Any], source: Path, images: Path, classes: Sequence[str] | None, *, training: bool
+) -> tuple[dict[str, Any], Counter[str]]:
+    """The same annotations in the form that everybody reads alike.
+
+    Args:
+        coco: as read.
+        source: its file, for messages.
+        images: folder of the photos, read where a width or height is missing.
+        classes: the model's, None: the file's own in the order of their ids.
+        training: number the categories in the order of the classes, and turn RLE masks, but not crowds, into polygons. For metrics
+            both stay as they are: predictions saved earlier name the file's ids.
+    Returns:
+        A new document, and why objects were left out: how many by reason.
+    Raises:
+        AnnotationsError: a category that the model does not know, or a photo or object that cannot be understood.
+    """
+    ordered = sorted(coco["categories"], key=lambda category: category["id"])
+    names = tuple(classes or (category["name"] for category in ordered))
+    unknown = {category["name"] for category in ordered} - set(names)
+    if unknown:
+        raise AnnotationsError(f"{source}: categories that the model does not know: {', '.join(sorted(unknown))}.")
+    ids = {category["id"]: names.index(category["name"]) + 1 if training else category["id"] for category in ordered}
+    photos = {photo["id"]: _with_size(photo, source, images) for photo in coco["images"]}
+    left_out: Counter[str] = Counter()
+    objects = []
+    for number, found in enumerate(coco["annotations"]):
+        place = f"{source}: annotation {found.get('id', f'number {number}')}"
+        photo = photos.get(found.get("image_id"))
+        if photo is None or found.get("category_id") not in ids:
+            left_out["of no photo or category in the file"] += 1
+            continue
+        try:
+            outline = _outline(found, photo, traced=training)
+        except (TypeError, ValueError, KeyError) as error:
+            raise AnnotationsError(f"{place}: its segmentation is neither polygons nor RLE ({error}).") from error
+        if not outline:
+            left_out["without an outline"] += 1
+            continue
+        objects.append(_completed(found, outline, photo) | {"id": number + 1, "category_id": ids[found["category_id"]]})
+    categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)] if training else ordered
+    return coco | {"images": list(photos.values()), "annotations": objects, "categories": categories}, left_out
+
+
+def _with_size(photo: dict[str, Any], source: Path, images: Path) -> dict[str, Any]:
+    if photo.get("width") and photo.get("height"):
+        return photo
+    try:
+        with Image.open(images / photo["file_name"]) as opened:
+            width, height = opened.size
+            if opened.getexif().get(_EXIF_ORIENTATION, 1) >= _FIRST_SIDEWAYS:
+                width, height = height, width
+    except (OSError, KeyError) as error:
+        raise AnnotationsError(
+            f"{source}: photo {photo.get('id')} has no width and height, and cannot be read: {error}."
+        ) from error
+    return photo | {"width": width, "height": height}
+
+
+def _outline(found: dict[str, Any], photo: dict[str, Any], *, traced: bool) -> Any:
+    """Polygons of 3 points and more, or RLE; empty where nothing is left."""
+    outline = found.get("segmentation") or []
+    if isinstance(outline, dict):
+        if not traced or found.get("iscrowd"):
+            return outline
+        return _traced(outline, photo)
+    if outline and not isinstance(outline[0], list):
+        outline = [outline]
+    return [ring for ring in outline if len(ring) >= FEWEST_NUMBERS and len(ring) % 2 == 0]
+
+
+def _traced(rle: dict[str, Any], photo: dict[str, Any]) -> list[list[float]]:
+    """Outer contours of an RLE mask, x y x y ..., a quarter pixel inside its edge; holes are filled."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # pycocotools 2.0.11's own
+        mask = np.ascontiguousarray(coco_mask.decode(_compressed(rle, photo)))
+    enlarged = cv2.resize(mask, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(enlarged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    rings = [((contour.reshape(-1) + 0.5) / 2).tolist() for contour in contours]
+    return [ring for ring in rings if len(ring) >= FEWEST_NUMBERS]
+
+
+def _compressed(rle: dict[str, Any], photo: dict[str, Any]) -> Any:
+    if isinstance(rle["counts"], list):
+        return coco_mask.frPyObjects(rle, photo["height"], photo["width"])
+    return rle
+
+
+def _completed(found: dict[str, Any], outline: Any, photo: dict[str, Any]) -> dict[str, Any]:
+    """The object with its outline, iscrowd, area and box."""
+    whole = found | {"segmentation": outline, "iscrowd": int(found.get("iscrowd") or 0)}
+    if whole.get("area") is None or not whole.get("bbox"):
+        rle = _compressed(outline, photo) if isinstance(outline, dict) else None
+        if rle is None:
+            rle = coco_mask.merge(coco_mask.frPyObjects(outline, photo["height"], photo["width"]))
+        whole["area"] = float(coco_mask.area(rle)) if whole.get("area") is None else whole["area"]
+        whole["bbox"] = whole.get("bbox") or coco_mask.toBbox(rle).tolist()
+    return whole
+
+
+def missing_photos(coco: dict[str, Any], images: Path, most: int = 3) -> str | None:
+    """What to say of photos that are not in the folder; None where all are."""
+    missing = [photo["file_name"] for photo in coco["images"] if not (images / photo["file_name"]).is_file()]
+    if not missing:
+        return None
+    named = ", ".join(itertools.islice(missing, most))
+    return f"{len(missing)} of {len(coco['images'])} photos are missing in {images}, first: {named}"
