@@ -16,6 +16,7 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ from pipeline.allocator import keep_freed_memory
 from pipeline.checkpoints import harmless_types_only, load_checkpoint, load_weights, save_safetensors
 from pipeline.errors import ServiceError
 from pipeline.model import OFFICIAL_NAMES, ModelSpec, nano_spec, official_spec
+from pipeline.zoo import locate
 
 FINAL_NAME = "final.safetensors"
 
@@ -44,12 +46,16 @@ def finetune(settings: FinetuneSettings) -> Path:
     if settings.val and settings.val_images:
         val = read_annotations(settings.val, settings.val_images, settings.work_dir / "val", training=True, classes=train.classes)
         print(val.summary, flush=True)
+    if settings.val_every is None:
+        settings = replace(settings, val_every=math.ceil(train.photo_count / settings.batch_size) if val else 0)
     spec = spec_for(settings, train.classes)
     runner = Runner.from_cfg(runner_config(settings, spec, train, val))
     network = runner.model
     network.init_weights()
     if settings.init_weights:
-        print(load_what_fits(network, settings.init_weights))
+        print(load_what_fits(network, locate(settings.init_weights)))
+    elif not settings.resume:
+        print("No --init-weights: the network starts from random weights, which takes far more photos and epochs.", flush=True)
     if settings.restore_batch_norm:
         batches = math.ceil(settings.restore_batch_norm / settings.batch_size)
         here = runner.cfg.train_dataloader | {"num_workers": 0, "persistent_workers": False}

@@ -27,7 +27,7 @@ class FinetuneSettings:
     val_images: Path | None = None
     model: str = "rtmdet-ins_nano"
     name: str | None = None
-    init_weights: Path | None = None
+    init_weights: str | None = None
     epochs: int = 10
     steps: int | None = None
     batch_size: int = 8
@@ -49,7 +49,7 @@ class FinetuneSettings:
     seed: int = 0
     precision: str = "bf16"
     save_every: int = 500
-    val_every: int = 0
+    val_every: int | None = None
     early_stopping: int = 0
     resume: bool = False
     workers: int = 1
@@ -79,8 +79,14 @@ def _contradiction(settings: FinetuneSettings) -> str | None:
         return f"--image-size must be a positive multiple of 32 px, got {settings.image_size}."
     if (settings.val is None) != (settings.val_images is None):
         return "--val and --val-images go together."
-    if settings.early_stopping and not (settings.val and settings.val_every):
-        return "--early-stopping needs --val, --val-images and --val-every."
+    if settings.val is None and (settings.val_every or settings.early_stopping):
+        return "what --val-every and --early-stopping measure on needs --val and --val-images."
+    if settings.early_stopping and settings.val_every == 0:
+        return "--early-stopping needs measurements: --val-every above 0."
+    if min(settings.batch_size, settings.epochs, settings.steps or 1) < 1:
+        return "--batch-size, --epochs and --steps must be 1 or more."
+    if not 0 <= settings.mosaic <= 1:
+        return f"--mosaic is a probability, 0 to 1, got {settings.mosaic}."
     return None
 
 
@@ -95,7 +101,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--work-dir", type=Path, required=True, help="where logs and checkpoints go")
     add("--model", choices=MODELS, default="rtmdet-ins_nano", help="network size")
     add("--name", help="name of the trained model (default: the size and its class, or the configuration's name)")
-    add("--init-weights", type=Path, help="checkpoint to start from (.pth or .safetensors); layers that fit are loaded")
+    add(
+        "--init-weights",
+        help="to start from: a name that `python -m pipeline.zoo list` knows, or .pth or .safetensors; layers that fit are loaded",
+    )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, default=10, help="passes over the training photos")
     length.add_argument("--steps", type=int, help="optimizer steps, instead of --epochs")
@@ -119,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0)
     add("--precision", choices=("bf16", "fp32", "fp16"), default="bf16", help="fp16 needs a CUDA device")
     add("--save-every", type=int, default=500, help="steps between checkpoints")
-    add("--val-every", type=int, default=0, help="steps between measurements of AP on --val; 0: none")
+    add("--val-every", type=int, help="steps between measurements of AP on --val (default: an epoch); 0: none")
     add("--early-stopping", type=int, default=0, help="stop after so many measurements without a better mask AP; 0: never")
     add("--resume", action="store_true", help="go on from the last checkpoint in --work-dir")
     workers = "loader processes (default: 1; on a machine with a card one for every core but one, at most 8)"

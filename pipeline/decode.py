@@ -36,6 +36,9 @@ FORMAT_MAGIC = {
 }
 """Formats that can be allowed, and how their files begin."""
 
+LONGEST_SIDE = 65_535
+"""Pixels; JPEG's own limit. What is long and thin costs a run-length mask far more than its pixels: 29 s at 1 x 50,000,000."""
+
 MAX_JPEG_SCANS = 100
 """Scans of one JPEG. Encoders write about 10; each costs a pass over the whole picture however few bytes it has, which is
 how a small file can keep a decoder busy for minutes (libjpeg-turbo, "Two Issues with the JPEG Standard")."""
@@ -124,6 +127,10 @@ def check_pixel_count(size_wh: tuple[int, int], max_pixels: int) -> None:
         raise ImageError("The image has no pixels.")
     if width * height > max_pixels:
         raise _too_many_pixels(max_pixels, f" of {width} x {height}")
+    if max(width, height) > LONGEST_SIDE:
+        raise LimitExceeded(
+            f"The image of {width} x {height} has a side of more than {LONGEST_SIDE} pixels.", code="too_many_pixels"
+        )
 
 
 def _too_many_pixels(max_pixels: int, size: str = "") -> LimitExceeded:

@@ -90,22 +90,25 @@ class Outlines(NamedTuple):
         return Outlines(self.points[chosen], ring_ends, part_ends, mask_ends), chosen
 
     def filled(self) -> Outlines:
-        """The same outlines with their holes filled: holes are gone, and so are the parts that lie in them.
+        """The same outlines with all holes filled: holes are gone, and so are the parts that lie in them."""
+        holes = ~self.outer
+        return self.keep(np.repeat(self.left_by_filling(holes), np.diff(self.ring_ends))) if holes.any() else self
+
+    def left_by_filling(self, holes: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(R,) rings that are left when some holes, (R,), are filled: not these, nor parts that lie in them, nor the holes of such parts.
 
         Expects valid outlines: their rings do not touch, so that one point of a part tells where all of it lies.
         """
-        outer = self.outer
-        if outer.all():
-            return self
         counts = np.diff(self.ring_ends)
         apart = self.points.copy()
         apart[:, 0] += np.repeat(self.mask_of_ring * (np.ptp(self.points[:, 0]) + 1), counts)  # a place for each mask
-        of_hole = np.repeat(np.arange(np.count_nonzero(~outer)), counts[~outer])
-        holes = shapely.polygons(shapely.linearrings(apart[np.repeat(~outer, counts)], indices=of_hole))
+        of_hole = np.repeat(np.arange(np.count_nonzero(holes)), counts[holes])
+        polygons = shapely.polygons(shapely.linearrings(apart[np.repeat(holes, counts)], indices=of_hole))
         parts = shapely.points(apart[self.ring_ends[self.part_ends[:-1]]])
-        inside, _ = shapely.STRtree(holes).query(parts, predicate="within")
-        outer[self.part_ends[inside]] = False
-        return self.keep(np.repeat(outer, counts))
+        inside, _ = shapely.STRtree(polygons).query(parts, predicate="within")
+        part_stays = np.ones(len(parts), dtype=bool)
+        part_stays[inside] = False
+        return np.repeat(part_stays, np.diff(self.part_ends)) & ~holes
 
     def keep(self, points: NDArray[np.bool_]) -> Outlines:
         """Drop all other points; rings without any are gone, and parts without their outer ring."""

@@ -89,7 +89,7 @@ def trace_outlines(mask_logits: NDArray[np.float16], letterbox: Letterbox) -> Ou
     windows = [_sample(owner, window, letterbox) for owner, window in enumerate(mask_windows(mask_logits, letterbox)) if window]
     parts, owners = _joined([_contour(sheet) for sheet in _sheets(windows)])
     order = np.argsort(owners, kind="stable")
-    order = order[parts.areas()[order] >= SMALLEST_PART_PX2]
+    order = order[parts.areas()[order] >= SMALLEST_PART_PX2 - _BORDER_HAIR_PX]
     parts, _ = parts.take(order)
     mask_ends = np.concatenate([[0], np.cumsum(np.bincount(owners[order], minlength=len(mask_logits)))])
     return parts._replace(points=_onto_border(parts.points, letterbox), mask_ends=mask_ends)

@@ -4,7 +4,8 @@
 
 Rules and order are mmdet's (`base_dense_head.py`, `rtmdet_ins_head.py`, mmdet 3.3.0) with its mistakes left out: boxes are
 clipped to the image instead of the padded square (after NMS, which sees them as mmdet's does), those that lie wholly in
-the padding are dropped, and x is scaled by the width's factor. Every image has its own options, and its result is the same in any batch.
+the padding are dropped, and x is scaled by the width's factor. Every image has its own options, and its result is the
+same in any batch, but for the last digit of a score now and then.
 """
 
 from __future__ import annotations

@@ -63,9 +63,8 @@ def _toggles(window: MaskWindow, letterbox: Letterbox) -> NDArray[np.int64]:
     first = int(max(np.ceil(left * scale_x - 0.5), 0))
     last = int(min(np.ceil((left + len(columns)) * scale_x - 0.5), letterbox.original_hw[1]))
     blocks = [np.arange(a, min(a + _COLUMNS_AT_ONCE, last)) for a in range(first, last, _COLUMNS_AT_ONCE)]
-    return np.concatenate(
-        [_block_toggles(_sample_columns(columns, (x + 0.5) / scale_x - left - 0.5), x, window, letterbox) for x in blocks]
-    )
+    toggles = [_block_toggles(_sample_columns(columns, (x + 0.5) / scale_x - left - 0.5), x, window, letterbox) for x in blocks]
+    return np.concatenate([np.empty(0, np.int64), *toggles])  # the window of a tiny image may lie between two pixel centres
 
 
 def _sample_columns(columns: NDArray[np.float32], at: NDArray[np.floating]) -> NDArray[np.float32]:

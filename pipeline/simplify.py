@@ -144,6 +144,8 @@ def _point_counts(outlines: Outlines, kept: NDArray[np.bool_]) -> NDArray[np.int
 def _largest_rings(outline: Outlines, kept: NDArray[np.bool_], max_points: int) -> NDArray[np.bool_]:
     """One mask's largest part, then what fits of the smaller parts and of the holes in them, largest first. (P,) points to keep.
 
+    Parts in a hole that did not fit go with it.
+
     A largest part that is itself over the budget shrinks to a triangle of its points.
     """
     simple = outline.keep(kept)
@@ -163,6 +165,11 @@ def _largest_rings(outline: Outlines, kept: NDArray[np.bool_], max_points: int) 
         if sizes[hole] <= max_points:
             chosen.append(hole)
             max_points -= sizes[hole]
+    dropped = np.zeros(len(sizes), dtype=bool)
+    dropped[[hole for hole in holes if hole not in chosen]] = True
+    if dropped.any():
+        left = simple.left_by_filling(dropped)
+        chosen = [ring for ring in chosen if left[ring]]
     return _only(np.concatenate([indices[slice(*simple.ring_ends[ring : ring + 2])] for ring in chosen]), len(kept))
 
 

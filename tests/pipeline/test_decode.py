@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from pipeline.decode import DecodeLimits, decode_image
+from pipeline.decode import DecodeLimits, check_pixel_count, decode_image
 from pipeline.errors import ConfigurationError, ImageError, LimitExceeded
 
 LIMITS = DecodeLimits(max_pixels=2_000_000)
@@ -400,3 +400,10 @@ def test_shared_orientations_agree(name: str) -> None:
     pictures = [decode_image(data, DecodeLimits(), 320) for data in files]
     assert len({hw for _, hw in pictures}) == 1
     assert max(distance(pictures[1][0], bgr) for bgr, _ in pictures) < 6
+
+
+def test_long_and_thin_is_refused() -> None:
+    """Few pixels, but a side that makes run lengths of its masks take half a minute."""
+    check_pixel_count((65_535, 10), 2_000_000)
+    with pytest.raises(LimitExceeded, match="side of more than 65535"):
+        check_pixel_count((1_000_000, 1), 2_000_000)

@@ -58,3 +58,13 @@ def test_nan_and_infinity_do_not_crash():
     logits = ellipse_logits(VGA, (40, 30, 20, 20))
     logits[25, 35], logits[30, 40] = np.nan, np.inf
     assert coco_mask.area(mask_logits_to_rle(logits, VGA)) > 70_000
+
+
+@pytest.mark.parametrize("side", [1, 2, 4, 8])
+def test_a_window_between_two_pixel_centres(side):
+    """Of an image that was enlarged a hundred times a mask may hold no pixel at all: no pixel is no error."""
+    letterbox = letterbox_of(side, side)
+    for cell in np.ndindex(9, 9):
+        logits = np.full(letterbox.mask_grid_hw, -5, np.float16)
+        logits[tuple(np.array(cell) * 10 % 80)] = 5
+        assert mask_logits_to_runs(logits, letterbox).sum() == side * side

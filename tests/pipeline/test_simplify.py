@@ -78,3 +78,15 @@ def test_one_greedy_instance_leaves_its_neighbours_alone():
     bounded = simplify_outlines(outlines, 1.0, budget).to_shapely()
     assert bounded[0].equals_exact(free[0])
     assert _points(bounded[1]) <= budget < _points(free[1])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(3, 40))
+def test_an_island_goes_with_the_hole_that_did_not_fit(max_points):
+    """Rings in rings: whatever the budget leaves, no part lies in another."""
+    nested = ellipse_logits(VGA, (40, 30, 29, 29), (40, 30, -24, 24))
+    for radius in (18, 6):
+        nested = np.maximum(nested, ellipse_logits(VGA, (40, 30, radius, radius), (40, 30, -radius + 5, max(radius - 5, 1))))
+    (simple,) = simplify_outlines(trace_outlines(nested[None], VGA), 0.5, max_points).to_shapely()
+    assert simple.is_valid
+    assert _points(simple) <= max_points
