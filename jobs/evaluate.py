@@ -60,19 +60,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     keep_freed_memory()
     try:
+        for file in filter(None, (options.save_results, options.output)):  # hours before they are written
+            file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as scratch:
             annotations = read_annotations(options.annotations, options.images, Path(scratch))
             truth = json.loads(annotations.coco_json.read_text())
             predictions = _predict(options, annotations)
-    except (AnnotationsError, ServiceError) as error:
+        if options.save_results:
+            options.save_results.write_text(json.dumps(predictions))
+        metrics = measure(truth, predictions)
+    except (AnnotationsError, ServiceError, OSError) as error:
         print(f"jobs.evaluate: {error}", file=sys.stderr)
         return 2
-    metrics = measure(truth, predictions)
-    if options.save_results:
-        options.save_results.write_text(json.dumps(predictions))
+    print(as_table(metrics))
     if options.output:
         options.output.write_text(json.dumps(metrics, indent=1))
-    print(as_table(metrics))
     print(json.dumps(metrics))
     return 0
 
