@@ -25,8 +25,9 @@ from tqdm import tqdm
 from jobs.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.metrics_coco import STATISTICS, coco_metrics
 from jobs.metrics_voc import voc_metrics
-from jobs.predictions import CocoResults, predict_with_mmdet, read_results
+from jobs.predictions import CocoResults, check_photos, check_sizes, predict_with_mmdet, read_results
 from jobs.predictions_served import predict_with_engine, predict_with_service
+from jobs.service_client import base_url, key_from
 from pipeline.allocator import keep_freed_memory
 from pipeline.checkpoints import load_checkpoint
 from pipeline.engines import EngineOptions
@@ -34,7 +35,12 @@ from pipeline.errors import ServiceError
 
 
 def measure(truth: dict[str, Any], predictions: CocoResults) -> dict[str, Any]:
-    """All metrics of one set of predictions: `{"images", "predictions", "coco": {...}, "voc50": {...}}`."""
+    """All metrics of one set of predictions: `{"images", "predictions", "coco": {...}, "voc50": {...}}`.
+
+    Raises:
+        AnnotationsError: a photo was annotated in another size than it was scored in.
+    """
+    check_sizes(truth, predictions)
     return {
         "images": len(truth["images"]),
         "predictions": len(predictions),
@@ -60,19 +66,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     keep_freed_memory()
     try:
+        for file in filter(None, (options.save_results, options.output)):  # hours before they are written
+            file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as scratch:
             annotations = read_annotations(options.annotations, options.images, Path(scratch))
             truth = json.loads(annotations.coco_json.read_text())
+            if not options.results:
+                check_photos(annotations, truth)
             predictions = _predict(options, annotations)
-    except (AnnotationsError, ServiceError) as error:
+        if options.save_results:
+            options.save_results.write_text(json.dumps(predictions))
+        metrics = measure(truth, predictions)
+    except (AnnotationsError, ServiceError, OSError) as error:
         print(f"jobs.evaluate: {error}", file=sys.stderr)
         return 2
-    metrics = measure(truth, predictions)
-    if options.save_results:
-        options.save_results.write_text(json.dumps(predictions))
+    print(as_table(metrics))
     if options.output:
         options.output.write_text(json.dumps(metrics, indent=1))
-    print(as_table(metrics))
     print(json.dumps(metrics))
     return 0
 
@@ -82,7 +92,7 @@ def _predict(options: argparse.Namespace, annotations: Annotations) -> CocoResul
         return read_results(options.results)
     bar = functools.partial(tqdm, unit="photo", disable=not sys.stderr.isatty())
     if options.url:
-        return predict_with_service(options.url.rstrip("/"), annotations, bar)
+        return predict_with_service(options.url, annotations, bar, key=options.key_env)
     if options.engine != "mmdet":
         return predict_with_engine(str(options.checkpoint), EngineOptions(options.engine, options.precision), annotations, bar)
     return predict_with_mmdet(load_checkpoint(options.checkpoint), annotations, options.image_size, bar)
@@ -95,8 +105,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--images", type=Path, required=True, help="folder of the photos")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", type=Path, help="model to run (.pth or .safetensors)")
-    source.add_argument("--url", help="a running service, e.g. http://127.0.0.1:8000")
+    source.add_argument("--url", type=base_url, help="a running service, e.g. http://127.0.0.1:8000")
     source.add_argument("--results", type=Path, help="predictions made elsewhere, COCO results JSON")
+    add("--key-env", type=key_from, metavar="NAME", help="environment variable that holds the service's key")
     add(
         "--engine", choices=["mmdet", "openvino", "torch"], default="mmdet", help="what runs --checkpoint (default: mmdet itself)"
     )

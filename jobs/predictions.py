@@ -51,12 +51,42 @@ def predict_with_mmdet(
     load = Compose(augment.image_transforms(input_size_px or checkpoint.spec.input_size))
     results: CocoResults = []
     for image in progress(truth["images"]):
-        sample = load({"img_path": str(annotations.images / image["file_name"]), "img_id": image["id"]})
+        try:
+            sample = load({"img_path": str(annotations.images / image["file_name"]), "img_id": image["id"]})
+        except Exception as error:  # mmcv's and cv2's, of every type
+            raise AnnotationsError(f"{image['file_name']}: the photo cannot be read: {error}") from error
         batch = {"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]}
         with torch.inference_mode(), known_warnings_ignored():
             found = network.test_step(batch)[0].pred_instances.cpu().numpy()
         results += _results_of_image(image["id"], found, category_ids)
     return results
+
+
+def check_photos(annotations: Annotations, truth: dict[str, Any]) -> None:
+    """Raise AnnotationsError where photos are missing: before the first is scored, not hours later."""
+    missing = [image["file_name"] for image in truth["images"] if not (annotations.images / image["file_name"]).is_file()]
+    if missing:
+        raise AnnotationsError(
+            f"{len(missing)} of {len(truth['images'])} photos are not in {annotations.images}; the first is {missing[0]}"
+        )
+
+
+def check_sizes(truth: dict[str, Any], predictions: CocoResults) -> None:
+    """Raise AnnotationsError where a mask has another size than its photo's annotation: their overlap would count as 0.
+
+    Cameras store photos sideways and say so in EXIF. Scoring turns them upright; some annotation tools do not.
+    """
+    images = {image["id"]: image for image in truth["images"]}
+    for prediction in predictions:
+        image, segmentation = images.get(prediction["image_id"]), prediction["segmentation"]
+        if image is None or not isinstance(segmentation, dict):
+            continue
+        (height, width), annotated = segmentation["size"], (image["width"], image["height"])
+        if (width, height) != annotated:
+            raise AnnotationsError(
+                f"{image['file_name']} was scored as {width} x {height} pixels but is annotated as {annotated[0]} x {annotated[1]}. "
+                "Scoring turns photos upright as their EXIF orientation says; annotations must be of the upright photo."
+            )
 
 
 def read_results(path: Path) -> CocoResults:

@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import requests
-
 from jobs.datasets import Annotations, AnnotationsError
 from jobs.predictions import CocoResults, category_ids_of
+from jobs.service_client import ServiceClient, ServiceFault
 from pipeline.decode import DecodeLimits
 from pipeline.engines import EngineOptions, load_engine
+from pipeline.errors import RequestError
 from pipeline.load import load_image
 from pipeline.objects import instances_to_objects, objects_to_dict
 from pipeline.types import DetectOptions, OutlineOptions
@@ -35,55 +35,62 @@ def predict_with_engine(model: str, options: EngineOptions, annotations: Annotat
         options: engine, precision, threads.
         annotations: whose photos to score.
         progress: wraps the photos to show how far it is, such as `tqdm`.
+    Raises:
+        AnnotationsError: model and annotations share no label, or a photo cannot be read.
     """
     truth = json.loads(annotations.coco_json.read_text())
     engine = load_engine(model, options)
     detect, outline = DetectOptions(score_threshold=MMDET_SCORE_THRESHOLD), OutlineOptions(mask_format="rle")
 
-    def score(photo: bytes) -> dict[str, Any]:
-        loaded = load_image(photo, DecodeLimits(), engine.info.input_size)
+    def score(name: str) -> dict[str, Any]:
+        try:
+            loaded = load_image((annotations.images / name).read_bytes(), DecodeLimits(), engine.info.input_size)
+        except (RequestError, OSError) as error:
+            raise AnnotationsError(f"{name}: {error}") from error
         return objects_to_dict(instances_to_objects(engine.detect([loaded], [detect])[0], engine.info.classes, outline))
 
     images = progress(truth["images"])
     ids = {engine.info.classes[channel]: number for channel, number in category_ids_of(engine.info.classes, truth).items()}
-    answers = ((image, score((annotations.images / image["file_name"]).read_bytes())) for image in images)
+    answers = ((image, score(image["file_name"])) for image in images)
     return [result for image, answer in answers for result in _to_coco(image["id"], answer["boxes"], ids)]
 
 
-def predict_with_service(url: str, annotations: Annotations, progress: Progress = iter, clients: int = 4) -> CocoResults:
-    """Ask a running service, over HTTP, in RLE, at mmdet's threshold.
+def predict_with_service(
+    url: str, annotations: Annotations, progress: Progress = iter, clients: int = 4, key: str | None = None
+) -> CocoResults:
+    """Ask a running service, over HTTP, in RLE, at mmdet's threshold; a service that is busy or breaks is asked again.
 
     Args:
         url: base URL, such as http://127.0.0.1:8000.
         annotations: whose photos to score.
         progress: wraps the photos to show how far it is, such as `tqdm`.
         clients: requests under way at once.
+        key: bearer key of the service.
     Raises:
         AnnotationsError: the service does not answer, or refuses a photo; the message is the service's own.
     """
     truth = json.loads(annotations.coco_json.read_text())
     ids = {category["name"]: category["id"] for category in truth["categories"]}
+    client = ServiceClient(url, key, deadline_s=120, connections=clients)
 
     def score(image: dict[str, Any]) -> CocoResults:
-        boxes = _post(url, annotations.images / image["file_name"])
+        boxes = _ask(client, annotations.images / image["file_name"])
         return _to_coco(image["id"], boxes, ids)
 
-    with ThreadPoolExecutor(clients) as pool:
-        return [result for results in progress(pool.map(score, truth["images"])) for result in results]
-
-
-def _post(url: str, photo: Path) -> list[dict[str, Any]]:
-    body = {
-        "input_data": {"columns": ["image"], "data": [base64.b64encode(photo.read_bytes()).decode()]},
-        "params": {"score_threshold": MMDET_SCORE_THRESHOLD, "max_detections": 100, "mask_format": "rle", "decimals": 9},
-    }
+    pool = ThreadPoolExecutor(clients)
     try:
-        response = requests.post(f"{url}/score", json=body, timeout=120)
-    except requests.RequestException as error:
-        raise AnnotationsError(f"{url} does not answer: {error}") from error
-    if not response.ok:
-        raise AnnotationsError(f"{photo.name}: the service answered {response.status_code}: {response.text[:300]}")
-    return response.json()[0]["boxes"]
+        return [result for results in progress(pool.map(score, truth["images"])) for result in results]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _ask(client: ServiceClient, photo: Path) -> list[dict[str, Any]]:
+    params = {"score_threshold": MMDET_SCORE_THRESHOLD, "max_detections": 100, "mask_format": "rle", "decimals": 9}
+    try:
+        (answer,) = client.score([base64.b64encode(photo.read_bytes()).decode()], params)
+    except (ServiceFault, OSError) as error:
+        raise AnnotationsError(f"{photo.name}: {error}") from error
+    return answer["boxes"]
 
 
 def _to_coco(image_id: int, boxes: list[dict[str, Any]], category_ids: dict[str, int]) -> CocoResults:

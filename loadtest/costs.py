@@ -214,15 +214,17 @@ def as_table(costs: Costs) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; returns the exit status."""
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
     machine = describe_machine()
     photos = photos_from(args.images, size_wh=(640, 480))
     print("measuring for about a minute", file=sys.stderr, flush=True)
     costs = measure_costs(photos, args.clients, args.images_per_request, args.count, args.config)
     line = json.dumps({"machine": machine, "costs": asdict(costs)})
-    if args.output:
-        args.output.write_text(line + "\n", encoding="utf-8")
     print(as_table(costs))
     print(line)
+    if args.output:
+        args.output.write_text(line + "\n", encoding="utf-8")
     return 0
 
 

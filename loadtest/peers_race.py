@@ -92,11 +92,14 @@ class Turn:
 Measure = Callable[[Contestant, int, float | None], Turn]
 
 
-def race(contestants: Sequence[Contestant], rounds: int, measure: Measure) -> list[Turn]:
+def race(
+    contestants: Sequence[Contestant], rounds: int, measure: Measure, save: Callable[[list[Turn]], object] = lambda _: None
+) -> list[Turn]:
     """Every contestant once a round, each round beginning with another; rates of a round start the search of the next.
 
     Args:
         measure: of a contestant, the round, and the rate to start at (None: unknown).
+        save: gets all turns so far after every round: a race takes hours.
     """
     turns: list[Turn] = []
     known: dict[str, float] = {}
@@ -107,6 +110,7 @@ def race(contestants: Sequence[Contestant], rounds: int, measure: Measure) -> li
             if turn.server_per_s:
                 known[contestant.name] = turn.server_per_s
             turns.append(turn)
+        save(turns)
     return turns
 
 
@@ -260,6 +264,8 @@ def run(args: argparse.Namespace) -> int:
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the contestant is stopped on the way out
     photos = photos_from(args.images)
     bodies = request_bodies(photos, 1)
@@ -274,8 +280,7 @@ def run(args: argparse.Namespace) -> int:
             known = setup if round_ == 0 else replace(setup, start_per_s=start_per_s, repeats=1)
             return measure_contestant(contestant, round_, bodies, args.scenario, known, tell)
 
-        turns = race(contestants_of(args.peers, model, args.config, args.also, bodies[0]), args.rounds, measure)
-        results = {
+        facts = {
             "machine": describe_machine(),
             "model": args.model,
             "engine": asdict(engine.info),
@@ -283,15 +288,24 @@ def run(args: argparse.Namespace) -> int:
             "photos": str(args.images or "generated 640x480"),
             "bound_p99_ms": args.p99_ms,
             "seconds_per_trial": args.seconds,
-            "rounds": args.rounds,
-            "engine_alone_images_per_s": {
-                batch: statistics.median(ceiling[batch] for ceiling in ceilings) for batch in ceilings[0]
-            },
-            "standings": standings(turns, ceilings),
-            "turns": [asdict(turn) for turn in turns],
         }
-    if args.output:
-        args.output.write_text(json.dumps(results) + "\n")
+
+        def results_of(turns: Sequence[Turn]) -> dict[str, Any]:
+            return facts | {
+                "rounds": len(ceilings),
+                "engine_alone_images_per_s": {
+                    batch: statistics.median(ceiling[batch] for ceiling in ceilings) for batch in ceilings[0]
+                },
+                "standings": standings(turns, ceilings),
+                "turns": [asdict(turn) for turn in turns],
+            }
+
+        def save(turns: Sequence[Turn]) -> None:
+            if args.output:
+                args.output.write_text(json.dumps(results_of(turns)) + "\n")
+
+        turns = race(contestants_of(args.peers, model, args.config, args.also, bodies[0]), args.rounds, measure, save)
+        results = results_of(turns)
     print(as_table(results))
     print(json.dumps({key: value for key, value in results.items() if key != "turns"}))
     return 1 if any(turn.fault for turn in turns) else 0

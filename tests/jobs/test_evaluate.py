@@ -136,6 +136,46 @@ def test_command_line(tiny_coco, model_file, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == first
 
 
+def test_predictions_outlive_metrics_that_fail(tiny_coco, tmp_path, monkeypatch):
+    """Hours of scoring are on disk, in a folder that is made, before anything is measured."""
+
+    def fails(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(evaluate, "measure", fails)
+    monkeypatch.setattr(evaluate, "_predict", lambda *_: [])
+    common = ["--annotations", str(tiny_coco / "coco.json"), "--images", str(tiny_coco / "photos"), "--url", "http://127.0.0.1:9"]
+    with pytest.raises(ZeroDivisionError):
+        evaluate.main([*common, "--save-results", str(tmp_path / "new" / "results.json")])
+    assert (tmp_path / "new" / "results.json").read_text() == "[]"
+
+
+def test_an_output_that_cannot_be_is_refused_before_the_work(tiny_coco, tmp_path, monkeypatch, capsys):
+    """A folder that is a file."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(evaluate, "_predict", lambda *_: pytest.fail("began to work"))
+    common = ["--annotations", str(tiny_coco / "coco.json"), "--images", str(tiny_coco / "photos"), "--url", "http://127.0.0.1:9"]
+    assert evaluate.main([*common, "--output", str(tmp_path / "file" / "metrics.json")]) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+def test_missing_photos_are_named_before_the_work(tiny_coco, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "_predict", lambda *_: pytest.fail("began to work"))
+    (tmp_path / "1.png").touch()
+    common = ["--annotations", str(tiny_coco / "coco.json"), "--images", str(tmp_path), "--url", "http://127.0.0.1:9"]
+    assert evaluate.main(common) == 2
+    assert "5 of 6 photos are not in" in (said := capsys.readouterr().err)
+    assert "2.png" in said
+
+
+def test_a_photo_annotated_sideways_is_named():
+    """Not a mask AP of 0: the size that was scored is not the size that was annotated."""
+    truth = copy.deepcopy(PAIR)
+    truth["images"][0] |= {"width": SIZE // 2, "file_name": "turned.jpg"}
+    with pytest.raises(AnnotationsError, match=r"turned\.jpg was scored as 100 x 100 pixels but is annotated as 50 x 100"):
+        evaluate.measure(truth, [entry | {"score": 0.9} for entry in PAIR["annotations"]])
+
+
 def test_command_line_says_what_is_wrong(tiny_coco, tmp_path, capsys):
     broken = tmp_path / "broken.json"
     broken.write_text('[{"image_id": 1}]')

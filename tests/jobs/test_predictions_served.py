@@ -1,18 +1,21 @@
 """Predictions by the serving code: the pipeline in this process against mmdet's own way on the same photo."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 from matplotlib import cbook
 from PIL import Image
 
+from jobs import service_client
 from jobs.datasets import AnnotationsError, read_annotations
 from jobs.predictions import predict_with_mmdet
 from jobs.predictions_served import predict_with_engine, predict_with_service
 from pipeline.checkpoints import load_checkpoint
 from pipeline.engines import EngineOptions
 from pipeline.zoo import locate
+from tests.jobs.stub_service import stub_service
 from tests.pipeline.mask_examples import decode_rle
 
 MODEL = "rtmdet-ins_nano_person"
@@ -62,6 +65,50 @@ def test_engine_agrees_with_mmdet(annotations):
         np.testing.assert_allclose(mine["bbox"], clipped(other), atol=1.0)
         a, b = (decode_rle(one["segmentation"]) > 0 for one in (mine, other))
         assert (a & b).sum() / (a | b).sum() > 0.98
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch):
+    """Seconds that the client would have slept."""
+    slept = []
+    monkeypatch.setattr(service_client.time, "sleep", slept.append)
+    return slept
+
+
+RLE = {"size": [600, 512], "counts": "00"}
+ANSWER = {
+    "boxes": [{"box": dict.fromkeys(("topX", "topY", "bottomX", "bottomY"), 0.5), "label": "person", "score": 0.9, "rle": RLE}]
+}
+
+
+def test_a_busy_service_is_waited_for(annotations, pauses):
+    """A 503 and a 429 in the middle of a run do not end it; the key is sent."""
+    with stub_service(statuses=[503, 429], answer=ANSWER, key="secret") as stub:
+        (found,) = predict_with_service(stub.url, annotations, key="secret")
+    assert found["image_id"] == 7
+    assert [pause >= 1 for pause in pauses] == [True, True]
+
+
+def test_a_refused_photo_is_named(annotations):
+    with (
+        stub_service(statuses=[422]) as stub,
+        pytest.raises(AnnotationsError, match=r"photo\.png: the service answered 422"),
+    ):
+        predict_with_service(stub.url, annotations)
+
+
+@pytest.mark.parametrize(
+    "predict",
+    [
+        pytest.param(partial(predict_with_mmdet, load_checkpoint(locate(MODEL))), id="mmdet"),
+        pytest.param(partial(predict_with_engine, MODEL, EngineOptions("openvino", "fp32")), id="openvino"),
+    ],
+)
+def test_a_broken_photo_is_named(annotations, predict):
+    """By whoever decodes it."""
+    (annotations.images / "photo.png").write_bytes(b"\x89PNG, and no more")
+    with pytest.raises(AnnotationsError, match=r"photo\.png"):
+        predict(annotations)
 
 
 def test_a_silent_service_is_a_clear_error(annotations):

@@ -39,7 +39,9 @@ def test_rounds_take_turns():
         asked.append((who.name, round_, start_per_s))
         return Turn(who.name, round_, server_per_s=20.0 if who.name == "a" else 0.0)
 
-    turns = race([contestant("a"), contestant("b")], 2, measure)
+    saved = []
+    turns = race([contestant("a"), contestant("b")], 2, measure, lambda turns: saved.append(len(turns)))
+    assert saved == [2, 4]  # after every round, so that an end in the last one loses only that
     assert asked == [("a", 0, None), ("b", 0, None), ("b", 1, None), ("a", 1, 20.0)]
     assert [turn.name for turn in turns] == ["a", "b", "b", "a"]
 

@@ -1,0 +1,166 @@
+"""A patient client of a running service: one request in, one answer for each image out, whatever happens in between.
+
+    images ─▶ POST /score ─▶ 200: answers; images that failed for the service's own reasons are asked again
+                 ├─ 429, 503: wait as Retry-After says, longer each time, for PATIENCE_S
+                 ├─ no connection, 408, 5xx: again, TRIES times
+                 └─ anything else: ServiceFault at once; Unavailable where no other request would fare better
+
+Every request carries its deadline, so that the service never scores for somebody who has gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+
+Answer = dict[str, Any]
+"""One image's object of the contract: `{"boxes": [...]}`, with `"error": {"code", "message"}` where it could not be scored."""
+
+TRIES = 5
+PATIENCE_S = 600.0
+"""How long one request is refused for load before it is given up."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+GRACE_S = 5.0
+"""What an answer may take beyond the request's deadline: the service itself says 408 by then."""
+OF_THE_MOMENT = {"overloaded", "internal_error", "deadline_exceeded"}
+"""Codes of an image that the service failed on, not of a bad image."""
+
+
+class ServiceFault(Exception):
+    """A request failed for good; the message says what the service said."""
+
+
+class Unavailable(ServiceFault):
+    """So would every other request: nobody answers, the key is wrong, there is no such route, or it is refused for too long."""
+
+
+class ServiceClient:
+    """Asks one service; may be used from several threads.
+
+    Args:
+        url: base URL, such as http://127.0.0.1:8000.
+        key: bearer key; None sends none.
+        deadline_s: of a request, seconds; the service's own limit may be shorter.
+        connections: kept open at most.
+    """
+
+    def __init__(self, url: str, key: str | None = None, deadline_s: float = 30.0, connections: int = 8) -> None:
+        self.url, self._deadline_s = url.rstrip("/"), deadline_s
+        self._session = requests.Session()
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(pool_connections=1, pool_maxsize=connections))
+        self._session.headers["x-request-timeout-seconds"] = f"{deadline_s:g}"
+        if key:
+            self._session.auth = _bearer(key)  # as a header alone, ~/.netrc would replace it
+
+    def limits(self) -> dict[str, Any]:
+        """`limits` of GET /info: what the service takes."""
+        return dict(self._asked("GET", "/info", None).get("limits", {}))
+
+    def score(self, images: Sequence[str], params: dict[str, Any]) -> list[Answer]:
+        """One answer for each image, in order.
+
+        Args:
+            images: base64 text or URLs.
+            params: of the contract.
+        Raises:
+            ServiceFault: the request failed for good; Unavailable where others would, too.
+        """
+        answers = self._score(images, params)
+        for pause_s in _pauses(TRIES - 1):
+            again = [place for place, answer in enumerate(answers) if is_of_the_moment(answer)]
+            if not again:
+                break
+            time.sleep(pause_s)
+            for place, answer in zip(again, self._score([images[place] for place in again], params), strict=True):
+                answers[place] = answer
+        return answers
+
+    def _score(self, images: Sequence[str], params: dict[str, Any]) -> list[Answer]:
+        table = {"columns": ["image"], "data": list(images)}
+        answers = self._asked("POST", "/score", {"input_data": table, "params": params})
+        if not isinstance(answers, list) or len(answers) != len(images):
+            raise ServiceFault(f"{self.url} did not answer with one result for each of {len(images)} images: is it this service?")
+        return answers
+
+    def _asked(self, method: str, route: str, document: Any) -> Any:
+        began, tries, pauses = time.monotonic(), 0, _pauses()
+        while True:
+            tries, pause_s = tries + 1, next(pauses)
+            try:
+                answer = self._session.request(method, self.url + route, json=document, timeout=self._deadline_s + GRACE_S)
+                if answer.ok:
+                    return answer.json()
+            except requests.JSONDecodeError as error:
+                raise ServiceFault(f"{self.url}{route} did not answer with JSON: is it this service?") from error
+            except requests.RequestException as error:
+                if tries >= TRIES:
+                    raise Unavailable(f"{self.url} does not answer: {error}") from error
+            else:
+                fault = _said(answer)
+                if answer.status_code in (429, 503):
+                    pause_s = max(pause_s, _retry_after_s(answer))
+                    if time.monotonic() - began + pause_s > PATIENCE_S:
+                        raise Unavailable(f"refused for {PATIENCE_S:g} s: {fault}")
+                elif answer.status_code in (401, 403, 404, 405):
+                    raise Unavailable(fault)
+                elif tries >= TRIES or (answer.status_code < 500 and answer.status_code != 408):
+                    raise ServiceFault(fault)
+            time.sleep(pause_s)
+
+
+def is_of_the_moment(answer: Answer) -> bool:
+    """Whether an image has an error that is the service's and may be gone the next time."""
+    return answer.get("error", {}).get("code") in OF_THE_MOMENT
+
+
+def base_url(text: str) -> str:
+    """An `--url` as argparse takes it: http or https, with a host; the slash at its end goes."""
+    try:
+        parts = urlsplit(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no URL: {error}") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole URL; say http:// in front, such as http://127.0.0.1:8000")
+    return text.rstrip("/")
+
+
+def key_from(name: str) -> str:
+    """A `--key-env` as argparse takes it: the key in the environment variable of that name."""
+    if not (key := os.environ.get(name, "").strip()):
+        raise argparse.ArgumentTypeError(f"the environment variable {name} is not set or empty")
+    return key
+
+
+def _bearer(key: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
+    def sign(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {key}"
+        return request
+
+    return sign
+
+
+def _pauses(count: int | None = None) -> Any:
+    """Seconds between tries: doubling, and scattered, so that clients that were refused together do not come back together."""
+    pause_s, given = FIRST_PAUSE_S, 0
+    while count is None or given < count:
+        yield pause_s * random.uniform(0.75, 1.25)
+        pause_s, given = min(2 * pause_s, LONGEST_PAUSE_S), given + 1
+
+
+def _retry_after_s(answer: requests.Response) -> float:
+    """Seconds of the Retry-After header; 0 without, or where it is a date."""
+    text = answer.headers.get("retry-after", "")
+    return float(text) if text.isdecimal() else 0.0
+
+
+def _said(answer: requests.Response) -> str:
+    return f"the service answered {answer.status_code}: {answer.text[:300]}"

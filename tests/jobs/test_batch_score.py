@@ -1,0 +1,185 @@
+"""The batch job against a stub service on a real socket."""
+
+import base64
+import json
+
+import pytest
+
+from jobs import batch_score, service_client
+from loadtest.machine import free_port
+from tests.jobs.stub_service import FOUND, UNREADABLE, stub_service
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch):
+    """Seconds that the client would have slept."""
+    slept = []
+    monkeypatch.setattr(service_client.time, "sleep", slept.append)
+    return slept
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten photos, some of them deeper, and a file that is none."""
+    photos = tmp_path / "photos"
+    (photos / "deep" / "er").mkdir(parents=True)
+    for number in range(10):
+        (photos / ("deep/er" if number % 2 else ".") / f"{number}.JPG").write_bytes(b"photo %d" % number)
+    (photos / "notes.txt").write_text("none")
+    return photos
+
+
+def run(source, url, output, *more):
+    return batch_score.main([str(source), "--url", url, "--output", str(output), "--images-per-request", "3", *more])
+
+
+def lines_of(output):
+    return {line["file_name"]: line for line in map(json.loads, output.read_text().splitlines())}
+
+
+def test_scores_a_folder(folder, tmp_path, capsys):
+    """Every photo has its line, in the contract's names; requests carry deadline, parameters and no more images than asked."""
+    output = tmp_path / "new" / "preds.jsonl"
+    with stub_service() as stub:
+        assert run(folder, stub.url, output, "--score-threshold", "0.5") == 0
+    lines = lines_of(output)
+    assert len(lines) == 10
+    assert lines["deep/er/1.JPG"] == {"row_number_per_file": 0, "preds": FOUND, "file_name": "deep/er/1.JPG"}
+    headers, _images, params = stub.asked[0]
+    assert float(headers["x-request-timeout-seconds"]) == 30
+    assert params == {"score_threshold": 0.5, "on_error": "isolate"}
+    assert max(len(images) for _, images, _ in stub.asked) == 3
+    assert capsys.readouterr().out.startswith("10 scored, 0 errors, 0 done before, 0 not done; ")
+
+
+def test_goes_on_where_it_stopped(folder, tmp_path):
+    """Names in the output are not sent again, and a torn last line is cut off and scored anew."""
+    output = tmp_path / "preds.jsonl"
+    with stub_service() as stub:
+        run(folder, stub.url, output)
+        kept = output.read_text().splitlines(keepends=True)[:7]
+        output.write_text("".join(kept) + '{"row_number_per_file": 0, "preds": {"bo')
+        stub.asked.clear()
+        assert run(folder, stub.url, output) == 0
+    assert sum(len(images) for _, images, _ in stub.asked) == 3
+    assert output.read_text().startswith("".join(kept))
+    assert len(lines_of(output)) == len(output.read_text().splitlines()) == 10
+
+
+def test_waits_when_it_is_refused(folder, tmp_path, pauses):
+    """503, 429 and a 500 are asked again, at Retry-After's second or later."""
+    with stub_service(statuses=[503, 429, 500, 503]) as stub:
+        assert run(folder, stub.url, tmp_path / "preds.jsonl", "--concurrency", "1") == 0
+    assert len(pauses) == 4
+    assert sum(pause >= 1 for pause in pauses) >= 3
+    assert len(lines_of(tmp_path / "preds.jsonl")) == 10
+
+
+def test_a_bad_photo_has_an_error(tmp_path, capsys):
+    """In its line, beside the others' answers; so has a file that is not there. A CSV's names and rows are its own."""
+    (tmp_path / "good.png").write_bytes(b"good")
+    (tmp_path / "bad.png").write_bytes(b"bad")
+    (tmp_path / "list.csv").write_text("id,image\n1,good.png\n2,bad.png\n3,gone.png\n4,https://example.com/x.jpg\n5,good.png\n")
+    bad = base64.b64encode(b"bad").decode()
+    with stub_service(is_bad=lambda image: image == bad) as stub:
+        assert run(tmp_path / "list.csv", stub.url, tmp_path / "preds.jsonl", "--images-per-request", "8") == 0
+    lines = lines_of(tmp_path / "preds.jsonl")
+    assert lines["bad.png"]["preds"] == UNREADABLE
+    assert lines["good.png"]["preds"] == FOUND
+    assert lines["gone.png"]["preds"]["error"]["code"] == "image_not_readable"
+    assert lines["https://example.com/x.jpg"]["row_number_per_file"] == 3
+    assert "https://example.com/x.jpg" in stub.asked[0][1]
+    assert "2 scored, 2 errors" in capsys.readouterr().out
+
+
+def test_a_dead_server_ends_the_run(folder, tmp_path, pauses, capsys):
+    """After a few tries, with its URL; nothing is written."""
+    url = f"http://127.0.0.1:{free_port()}"
+    assert run(folder, url, tmp_path / "preds.jsonl") == 1
+    assert len(pauses) == service_client.TRIES - 1
+    assert f"{url} does not answer" in capsys.readouterr().err
+
+
+def test_a_server_that_dies_ends_the_run(folder, tmp_path, capsys):
+    """What was answered is kept, the rest has no line and is done by the next run."""
+    output = tmp_path / "preds.jsonl"
+    with stub_service() as stub:
+        deaths = iter([False, False, False])
+        stub.is_bad = lambda _image: next(deaths)  # then StopIteration: the connection breaks without an answer
+        stub.handle_error = lambda *_: None
+        assert run(folder, stub.url, output, "--concurrency", "1") == 1
+        assert len(lines_of(output)) == 3
+        assert "7 not done" in capsys.readouterr().out
+        stub.is_bad = lambda _image: False
+        assert run(folder, stub.url, output) == 0
+    assert len(lines_of(output)) == 10
+
+
+def test_failed_requests_leave_no_line(folder, tmp_path, capsys):
+    """A refusal of the request itself, and images that the service failed on time and again: exit status 1."""
+    with stub_service(statuses=[400]) as stub:
+        assert run(folder, stub.url, tmp_path / "preds.jsonl", "--concurrency", "1") == 1
+    assert len(lines_of(tmp_path / "preds.jsonl")) == 7
+    assert "answered 400" in capsys.readouterr().err
+
+
+def test_the_services_own_failures_are_asked_again(folder, tmp_path, pauses):
+    """An isolated image with `internal_error` is no bad image."""
+    with stub_service(answer={"boxes": [], "error": {"code": "internal_error", "message": "failed"}}) as stub:
+        assert run(folder, stub.url, tmp_path / "preds.jsonl", "--concurrency", "1", "--images-per-request", "64") == 1
+    assert len(stub.asked) == service_client.TRIES
+    assert pauses
+    assert lines_of(tmp_path / "preds.jsonl") == {}
+
+
+def test_large_photos_are_sent_apart(folder, tmp_path):
+    """A body stays below the service's limit; a photo that never fits has an error and no request."""
+    (folder / "huge.jpg").write_bytes(b"x" * 40_000)
+    for number in range(3):
+        (folder / f"large{number}.jpg").write_bytes(b"x" * 12_000)
+    with stub_service(limits={"max_body_mb": 0.04, "max_images_per_request": 2}) as stub:
+        assert run(folder, stub.url, tmp_path / "preds.jsonl") == 0
+    assert all(sum(map(len, images)) < 40_000 and len(images) <= 2 for _, images, _ in stub.asked)
+    assert lines_of(tmp_path / "preds.jsonl")["huge.jpg"]["preds"]["error"]["code"] == "image_too_large"
+
+
+def test_the_key_comes_from_the_environment(folder, tmp_path, monkeypatch, capsys):
+    """As a bearer key; a wrong one ends the run at once, with the service's words."""
+    monkeypatch.setenv("SCORING_KEY", "right")
+    with stub_service(key="right") as stub:
+        assert run(folder, stub.url, tmp_path / "preds.jsonl", "--key-env", "SCORING_KEY") == 0
+        monkeypatch.setenv("SCORING_KEY", "wrong")
+        assert run(folder, stub.url, tmp_path / "other.jsonl", "--key-env", "SCORING_KEY") == 1
+    assert "401" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("source", "more", "said"),
+    [
+        ("photos", ["--url", "127.0.0.1:8000"], "say http:// in front"),
+        ("photos", ["--key-env", "NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE is not set"),
+        ("photos", ["--concurrency", "0"], "not a number from 1"),
+    ],
+)
+def test_wrong_arguments(folder, tmp_path, source, more, said, capsys):
+    with pytest.raises(SystemExit):
+        run(folder.parent / source, "http://127.0.0.1:9", tmp_path / "preds.jsonl", *more)
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("path\na.jpg\n", "no column `image`; the columns are path"), ("image\n", "there is no photo")]
+)
+def test_wrong_inputs(tmp_path, text, said, capsys):
+    (tmp_path / "list.csv").write_text(text)
+    assert run(tmp_path / "list.csv", "http://127.0.0.1:9", tmp_path / "preds.jsonl") == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["my diary\n", "my diary", '[{"file_name": "a"}]\n'])
+def test_another_file_is_not_written_into(folder, tmp_path, text, capsys):
+    """Nor cut, however it ends."""
+    (tmp_path / "mine.txt").write_text(text)
+    assert run(folder, "http://127.0.0.1:9", tmp_path / "mine.txt") == 2
+    assert "not a line of this job" in capsys.readouterr().err
+    assert (tmp_path / "mine.txt").read_text() == text
