@@ -69,9 +69,10 @@ async def read_json_body(request: Request, max_bytes: int, timeout_s: float, hol
         raise UnsupportedMediaType(f"Content-Type must be application/json, got {content_type[:80] or 'none'!r}.")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal():
-        if int(declared[:20]) > max_bytes:
+        length = int(declared[:20])  # Python refuses numbers of thousands of digits
+        if length > max_bytes:
             raise _too_large(max_bytes)
-        hold(int(declared))
+        hold(length)
     try:
         async with asyncio.timeout(timeout_s):
             return await _read(request, max_bytes, hold)

@@ -17,7 +17,7 @@ import orjson
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from deployments.ingress import Ingress
@@ -78,12 +78,10 @@ def _add_score(app: FastAPI, ingress: Ingress, limits: IngressSettings) -> None:
 
 
 def _add_probes(app: FastAPI, ingress: Ingress) -> None:
-    @app.get("/", response_class=PlainTextResponse, tags=["health"])
     async def liveness() -> PlainTextResponse:
         """This process answers."""
         return PlainTextResponse("Healthy")
 
-    @app.get("/ready", tags=["health"])
     async def readiness() -> Response:
         """Every stage scored a real tiny image just now; else 503 with the reason."""
         try:
@@ -92,8 +90,10 @@ def _add_probes(app: FastAPI, ingress: Ingress) -> None:
             return _json({"status": "not ready", "code": error.code, "message": error.message}, 503)
         return _json({"status": "ready"})
 
-    for path, probe in {"/": liveness, "/ready": readiness}.items():  # some load balancers ask without wanting the body
-        app.add_api_route(path, probe, methods=["HEAD"], include_in_schema=False)
+    for path, probe, answer in (("/", liveness, PlainTextResponse), ("/ready", readiness, JSONResponse)):
+        # The first answers, HEAD too, for load balancers that do not want the body; the second is what the documents show.
+        app.add_api_route(path, probe, methods=["GET", "HEAD"], include_in_schema=False)
+        app.add_api_route(path, probe, response_class=answer, tags=["health"])
 
 
 def _add_info(app: FastAPI, ingress: Ingress, settings: Settings) -> None:

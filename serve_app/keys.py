@@ -46,9 +46,9 @@ class KeyRing:
         if self._file is not None:
             self._read_file()
         scheme, _, key = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
+        given = key.encode("latin-1").strip()  # as the header's bytes were; a str would lose more than ASCII blanks
+        if scheme.lower() != "bearer" or not given:
             raise Unauthorized("An Authorization header with a bearer key is required.")
-        given = key.strip().encode("latin-1")  # as the header's bytes were
         matches = [hmac.compare_digest(given, known) for known in (*self._from_env, *self._from_file)]
         if not any(matches):
             raise Unauthorized("The bearer key is not valid.")

@@ -17,8 +17,10 @@ from serve_app.answers import error_response
 
 FIRST_ERROR_STATUS = 400
 
-READ_BY_RAY = ("x-request-id", "x-request-timeout-seconds", "serve-multiplexed-model-id", "serve_multiplexed_model_id")
-"""Headers that Ray Serve decodes as UTF-8, with a plain 500 for what is not."""
+READ_BY_RAY = frozenset(
+    "x-request-id x-request-timeout-seconds x-request-disconnect-disabled x-session-id serve-multiplexed-model-id traceparent".split()
+)
+"""Headers that Ray Serve decodes as UTF-8, some with _ for -, with a plain 500 for what is not."""
 
 
 class JsonErrors:
@@ -31,11 +33,10 @@ class JsonErrors:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        garbled = [name for name in READ_BY_RAY if not headers.get(name, "").isascii()]
-        if garbled:
-            await error_response(InvalidRequest(f"Header {garbled[0]} must be ASCII."))(scope, receive, send)
-            return
+        for name, value in Headers(scope=scope).items():
+            if not value.isascii() and name.replace("_", "-") in READ_BY_RAY:
+                await error_response(InvalidRequest(f"Header {name} must be ASCII."))(scope, receive, send)
+                return
         answered = replaced = False
 
         async def send_json(message: Message) -> None:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from deployments.context import RequestContext
 from pipeline.errors import DeadlineExceeded, FetchError, ImageError, ImageFault, LimitExceeded, Overloaded, StageFailed
@@ -188,6 +189,12 @@ async def test_body_over_the_limit_by_header(ingress):
     assert "0.001 MB (ingress.max_body_mb)" in response.json()["message"]
 
 
+async def test_a_length_of_thousands_of_digits(client):
+    """Python refuses to read such a number; the bytes are counted as they come."""
+    headers = {"content-type": "application/json", "content-length": "0" * 5000 + "2"}
+    assert (await client.post("/score", content=b"{}", headers=headers)).status_code == 400
+
+
 async def test_chunked_body_over_the_limit_is_cut(ingress):
     """A chunked body is refused as soon as it passes the limit, not when it ends."""
     sent = []
@@ -269,9 +276,16 @@ async def test_bodies_share_a_budget(ingress):
         assert (await client.post("/score", content=b"{}" * 50, headers=small)).status_code == 400
 
 
+def test_a_budget_below_one_body_is_refused():
+    """The largest request could never be served."""
+    with pytest.raises(ValidationError, match=r"ingress.max_bodies_mb \(31\).*ingress.max_body_mb \(32\)"):
+        Settings(ingress={"max_bodies_mb": 31})
+
+
 async def test_a_client_that_hangs_up_is_no_bug(ingress, caplog):
-    """One quiet line, no traceback."""
+    """One quiet line, no traceback, and its share of the budget is free again."""
     messages = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+    app = http_app(ingress, Settings(ingress={"max_body_mb": 0.001, "max_bodies_mb": 0.001}))
 
     async def receive():
         return next(messages)
@@ -279,11 +293,13 @@ async def test_a_client_that_hangs_up_is_no_bug(ingress, caplog):
     async def send(_):
         pass
 
-    headers = [(b"content-type", b"application/json"), (b"x-request-id", b"abc")]
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"1000"), (b"x-request-id", b"abc")]
     scope = {"type": "http", "method": "POST", "path": "/score", "headers": headers, "query_string": b"", "root_path": ""}
     with caplog.at_level("INFO", "ray.serve"):
-        await http_app(ingress, Settings())(scope, receive, send)
+        await app(scope, receive, send)
     assert [(record.levelname, "abc" in record.message) for record in caplog.records] == [("INFO", True)]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
+        assert (await client.post("/score", json=GOOD)).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/ready"])
@@ -293,8 +309,13 @@ async def test_probes_by_head(client, path):
 
 
 async def test_routing_faults(client):
-    """405 names the methods; a slash too many is no redirect, whose address the caller's Host header would choose."""
-    assert "POST" in (await client.get("/score")).headers["allow"]
+    """405 names all the methods; a slash too many is no redirect, whose address the caller's Host header would choose."""
+    for method, path, allowed in [
+        ("GET", "/score", {"POST"}),
+        ("POST", "/", {"GET", "HEAD"}),
+        ("PUT", "/ready", {"GET", "HEAD"}),
+    ]:
+        assert set((await client.request(method, path)).headers["allow"].split(", ")) == allowed
     slash = await client.post("/score/", json=GOOD, headers={"host": "evil.example"})
     assert (slash.status_code, slash.json()["code"]) == (404, "not_found")
 

@@ -41,13 +41,16 @@ async def test_no_answer_is_a_500():
     assert (response.status_code, response.json()["code"]) == (500, "internal_error")
 
 
-@pytest.mark.parametrize("name", ["x-request-id", "x-request-timeout-seconds"])
+@pytest.mark.parametrize(
+    "name",
+    ["x-request-id", "x-request-timeout-seconds", "x-request-disconnect-disabled", "x-session-id", "serve_multiplexed_model_id"],
+)
 async def test_headers_that_ray_cannot_read(name):
-    """A 400 that names the header, before Ray fails on it."""
+    """A 400 that names the header, before Ray fails on it; also where a good one of the name stands first."""
 
     async def never(*_):
         raise AssertionError
 
-    response = await ask(never, {name: b"\xff\xfe"})
+    response = await ask(never, [(name, b"1"), (name, b"\xff\xfe")])
     assert (response.status_code, response.json()["code"]) == (400, "invalid_request")
     assert name in response.json()["message"]

@@ -1,0 +1,63 @@
+"""Admission in front of the stages, without Ray."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from deployments.grouping import GroupLimits
+from deployments.ingress import Ingress, IngressOptions
+from deployments.params import ScoreParams
+from pipeline.errors import Overloaded
+from pipeline.types import DetectOptions, OutlineOptions
+
+PLAIN_INGRESS = [cls for cls in Ingress.func_or_class.__mro__ if cls.__module__ == "deployments.ingress"][-1]
+"""The class below Ray Serve's wrapper."""
+
+STAGE = SimpleNamespace()
+OPTIONS = IngressOptions(
+    classes=("person",),
+    detect=DetectOptions(),
+    outline=OutlineOptions(),
+    timeout_s=30,
+    max_images_per_request=4,
+    max_images_in_flight=4,
+    overload_status=429,
+    retry_after_s=2,
+    ready_cache_s=1,
+    groups=GroupLimits(),
+    max_urls_under_way=4,
+)
+
+
+class BusyGraph:
+    """Refuses everything, as a ScoringGraph whose queue is longer than a request's deadline."""
+
+    async def score(self, *_):
+        raise Overloaded("busy", retry_after_s=2, status=429)
+
+
+@pytest.fixture
+async def ingress():
+    ingress = PLAIN_INGRESS(STAGE, STAGE, STAGE, OPTIONS, None)
+    ingress._graph = BusyGraph()
+    return ingress
+
+
+def score(ingress, images):
+    return ingress.score_images(images, ScoreParams(), ingress.context(), encoded=True)
+
+
+async def test_refusals_leave_the_room_free(ingress):
+    """What the graph refuses is no longer in flight; what finds no room never was."""
+    for _ in range(3):
+        with pytest.raises(Overloaded):
+            await score(ingress, ["image"] * 3)
+    ingress.admit(4)
+    with pytest.raises(Overloaded) as caught:
+        await score(ingress, ["image"])
+    assert (caught.value.status, caught.value.retry_after_s) == (429, 2)
+
+
+async def test_no_images_are_no_load(ingress):
+    """Nothing to refuse, nothing to count: Ray's counters raise on a 0."""
+    assert await score(ingress, []) == []
