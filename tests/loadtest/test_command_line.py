@@ -23,6 +23,9 @@ async def test_a_wrong_key_is_named(scenario, monkeypatch, capsys):
     ("arguments", "said"),
     [
         ("run --scenario server --url 127.0.0.1:8000", "say http:// in front"),
+        ("plan --costs costs.json --step-ms 12", "'12' is not BASE,PER_IMAGE"),
+        ("plan --costs costs.json --step-ms 12,x", "'12,x' is not BASE,PER_IMAGE"),
+        ("plan --costs costs.json --step-ms 0,0", "a step takes time"),
     ],
 )
 def test_wrong_arguments(arguments, said, capsys):
