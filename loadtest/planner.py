@@ -201,7 +201,7 @@ def engine_step(costs: Costs) -> Step:
     """
     if not costs.on_cpu:
         raise CannotPlan(
-            f"the costs are of {costs.model} on a card (or simulated), not on this CPU; give its step with --step-ms (make bench measures it)"
+            f"the costs are of {costs.model} on a card or simulated, not on this CPU; give its step with --step-ms (make bench)"
         )
     (one, one_ms), (many, many_ms) = costs.engine_ms
     per_image = (many_ms - one_ms) / (many - one)
