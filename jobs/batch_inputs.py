@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import pybase64
 
 SUFFIXES = frozenset(".jpg .jpeg .jpe .png .webp .tif .tiff .bmp .gif .avif".split())
 """File names taken from a folder: the formats of `pipeline.decode`."""
@@ -36,7 +37,7 @@ class Photo:
         Raises:
             OSError: the file cannot be read.
         """
-        return self.name if self.place is None else base64.b64encode(self.place.read_bytes()).decode()
+        return self.name if self.place is None else pybase64.b64encode(self.place.read_bytes()).decode()
 
 
 def photos_of(source: Path) -> list[Photo]:

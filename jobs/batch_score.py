@@ -8,7 +8,7 @@
 A line is `{"row_number_per_file", "preds", "file_name"}`; `preds` is the image's object of the contract, `{"boxes": [...]}`, with
 `"error": {"code", "message"}` where the photo is bad. Lines come in the order in which photos get done. Stopped and started again, it
 goes on: names in the output are skipped. Delete a line to have its photo scored again. Memory does not grow with the batch.
-The exit status is 1 where a request failed for good: its photos have no line, so that the same command tries them again.
+The exit status is 1 where it was stopped or a request failed for good: such photos have no line, so that the same command tries them again.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _results(done: Iterable[Future[Done]]) -> Iterator[Done]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status: 0 all done, 1 requests failed for good, 2 wrong arguments or input."""
+    """The command line; returns the exit status: 0 all done, 1 stopped or requests failed for good, 2 wrong arguments or input."""
     args = _parser().parse_args(argv)
     client = ServiceClient(args.url, args.key_env, args.deadline_s, args.concurrency)
     params = {} if args.score_threshold is None else {"score_threshold": args.score_threshold}
@@ -193,6 +193,9 @@ def _run(results: Iterator[Done], total: int, skipped: int, output: Path) -> int
         except Unavailable as error:
             failed += 1
             bar.write(f"jobs.batch_score: stopped: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            failed += 1
+            bar.write("jobs.batch_score: interrupted; the same command goes on from here", file=sys.stderr)
         finally:
             results.close()  # type: ignore[attr-defined]  # a generator: waits for what is under way, starts nothing more
     took_s = time.perf_counter() - began

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import ray
-from PIL import Image
 from ray import serve
 
 from deployments.image_loader import ImageInput
 from deployments.params import ScoreParams
+from pipeline.decode import DecodeLimits, decode_image
 from pipeline.errors import ServiceError
 from pipeline.types import ScoredImage
 
@@ -47,7 +47,7 @@ def read_image(argument: str, as_pixels: bool) -> ImageInput:
     if argument.lower().startswith(("http://", "https://")):
         return argument
     if as_pixels:
-        return np.asarray(Image.open(argument).convert("RGB"))
+        return np.ascontiguousarray(decode_image(Path(argument).read_bytes(), DecodeLimits())[0][..., ::-1])  # BGR to RGB
     return Path(argument).read_bytes()
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+import orjson
 import requests
 from requests.adapters import HTTPAdapter
 
@@ -57,13 +58,14 @@ class ServiceClient:
         self._session = requests.Session()
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_connections=1, pool_maxsize=connections))
-        self._session.headers["x-request-timeout-seconds"] = f"{deadline_s:g}"
+        self._session.headers.update({"content-type": "application/json", "x-request-timeout-seconds": f"{deadline_s:g}"})
         if key:
             self._session.auth = _bearer(key)  # as a header alone, ~/.netrc would replace it
 
     def limits(self) -> dict[str, Any]:
         """`limits` of GET /info: what the service takes."""
-        return dict(self._asked("GET", "/info", None).get("limits", {}))
+        info = self._asked("GET", "/info")
+        return dict(info.get("limits", {})) if isinstance(info, dict) else {}
 
     def score(self, images: Sequence[str], params: dict[str, Any]) -> list[Answer]:
         """One answer for each image, in order.
@@ -86,17 +88,17 @@ class ServiceClient:
 
     def _score(self, images: Sequence[str], params: dict[str, Any]) -> list[Answer]:
         table = {"columns": ["image"], "data": list(images)}
-        answers = self._asked("POST", "/score", {"input_data": table, "params": params})
-        if not isinstance(answers, list) or len(answers) != len(images):
+        answers = self._asked("POST", "/score", orjson.dumps({"input_data": table, "params": params}))
+        if not isinstance(answers, list) or len(answers) != len(images) or not all(map(_is_answer, answers)):
             raise ServiceFault(f"{self.url} did not answer with one result for each of {len(images)} images: is it this service?")
         return answers
 
-    def _asked(self, method: str, route: str, document: Any) -> Any:
+    def _asked(self, method: str, route: str, body: bytes | None = None) -> Any:
         began, tries, pauses = time.monotonic(), 0, _pauses()
         while True:
             tries, pause_s = tries + 1, next(pauses)
             try:
-                answer = self._session.request(method, self.url + route, json=document, timeout=self._deadline_s + GRACE_S)
+                answer = self._session.request(method, self.url + route, data=body, timeout=self._deadline_s + GRACE_S)
                 if answer.ok:
                     return answer.json()
             except requests.JSONDecodeError as error:
@@ -120,6 +122,10 @@ class ServiceClient:
 def is_of_the_moment(answer: Answer) -> bool:
     """Whether an image has an error that is the service's and may be gone the next time."""
     return answer.get("error", {}).get("code") in OF_THE_MOMENT
+
+
+def _is_answer(answer: Any) -> bool:
+    return isinstance(answer, dict) and isinstance(answer.get("boxes"), list)
 
 
 def base_url(text: str) -> str:

@@ -26,15 +26,16 @@ from typing import Any
 
 import requests
 
+from jobs.service_client import base_url
 from loadtest import costs, overload, peers_race, planner, soak, spike
 from loadtest.local_service import SHIPPED_CONFIG, local_service
 from loadtest.machine import describe_machine, free_port
-from loadtest.openloop import Client, run_single_stream
+from loadtest.openloop import Client, run_single_stream, summarize
 from loadtest.photos import photos_from
 from loadtest.report import as_table, write_report
 from loadtest.scenarios import Result, Setup, find_server_rate, run_offline, run_steady, run_stream
 from loadtest.scrape import Snapshot, discovery_file, snapshot
-from loadtest.traffic import RemoteHostError, refuse_remote, request_bodies
+from loadtest.traffic import OK, RemoteHostError, key_headers, refuse_remote, request_bodies
 from loadtest.watch import Processes, Watch, processes_here, watched
 
 SCENARIOS = {"single-stream": run_stream, "server": find_server_rate, "steady": run_steady, "offline": run_offline}
@@ -73,6 +74,13 @@ def main(argv: list[str] | None = None) -> int:
     except RemoteHostError as error:
         print(error, file=sys.stderr)
         return 2
+    except NothingAnswered as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+class NothingAnswered(RuntimeError):
+    """Not one request of the warm-up was answered rightly; the message says what became of them."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     bodies = request_bodies(photos_from(args.images, size_wh=args.size), args.images_per_request)
     machine = describe_machine()
     with _target(args) as target:
-        headers = {"authorization": f"Bearer {args.key}"} if args.key else {}
+        headers = key_headers(args.key)
         client = Client(target.url, bodies, args.images_per_request, headers=headers)
         result, watched_ = asyncio.run(_measure(client, args.scenario, setup, target))
         results = {
@@ -125,7 +133,7 @@ class Target:
 async def _measure(client: Client, scenario: str, setup: Setup, target: Target) -> tuple[Result, dict[str, Any] | None]:
     """Run a scenario; beside its result what the service did meanwhile, None where that cannot be seen."""
     async with client:
-        await run_single_stream(client, WARM_UP_S)
+        await _warm_up(client)
         if target.processes is None:
             return await SCENARIOS[scenario](client, setup, _tell), None
         before = await _settled(target)
@@ -133,6 +141,13 @@ async def _measure(client: Client, scenario: str, setup: Setup, target: Target) 
             result = await SCENARIOS[scenario](client, setup, _tell)
         after = await _settled(target)
     return result, watched(watch.samples, after - before) if before and after else None
+
+
+async def _warm_up(client: Client) -> None:
+    outcomes = summarize(await run_single_stream(client, WARM_UP_S), None).outcomes
+    if OK not in outcomes:
+        hint = "; the key ($LOADTEST_KEY or --key) is missing or wrong" if "status 401" in outcomes else ""
+        raise NothingAnswered(f"warming up, no request was answered: {outcomes}{hint}")
 
 
 async def _settled(target: Target) -> Snapshot | None:
@@ -179,9 +194,9 @@ def _info(url: str, headers: dict[str, str]) -> Any:
 
 
 def run_locust(arguments: list[str]) -> int:
-    """Run Locust with our locustfile; without a host of its own it gets a local service that may fetch from its image server."""
+    """Run Locust with our locustfile; without -H or LOCUST_HOST it gets a local service that may fetch from its image server."""
     command = [sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("locustfile.py")), *arguments]
-    if any(re.match(r"(-H|--host)", argument) for argument in arguments):
+    if os.environ.get("LOCUST_HOST") or any(re.match(r"(-H|--host)", argument) for argument in arguments):
         return subprocess.run(command, check=False).returncode
     port = free_port()
 
@@ -206,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     run_.add_argument("--scenario", choices=SCENARIOS, required=True)
     run_.add_argument("--p99-ms", type=float, default=250.0, help="latency bound (default: %(default)s)")
     run_.add_argument("--rate", type=float, default=5.0, help="requests a second of the steady scenario (default: %(default)s)")
-    run_.add_argument("--url", help="a running service (default: start one here)")
+    run_.add_argument("--url", type=base_url, help="a running service (default: start one here)")
     run_.add_argument(
         "--metrics",
         type=Path,

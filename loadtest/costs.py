@@ -29,10 +29,13 @@ from loadtest.photos import photos_from
 from loadtest.service_bench import measure_engine
 from loadtest.traffic import JSON_HEADERS, request_bodies
 from pipeline.decode import DecodeLimits
-from pipeline.engines import Engine, EngineOptions, load_engine
+from pipeline.engines import Engine, load_engine
+from pipeline.errors import ServiceError
 from pipeline.load import load_image
 from pipeline.objects import instances_to_objects, objects_to_json
 from pipeline.types import DetectOptions, OutlineOptions
+from serve_app.app import engine_options
+from serve_app.config_file import check_config
 from serve_app.settings import EMBEDDED_MODEL
 
 DETECTOR = "Detector"
@@ -70,6 +73,9 @@ class Costs:
         hop_bytes: bytes an image by hop.
         images_per_s: of the loaded run.
         images: answered in it.
+        model: what was served.
+        on_cpu: whether the network ran on the CPU; else all CPU of a Detector is host work, and `engine_cpu_ms` is 0.
+        layout: of the service; `together` has no costs by stage.
     """
 
     cpu_ms: dict[str, float]
@@ -80,6 +86,9 @@ class Costs:
     hop_bytes: dict[str, int]
     images_per_s: float
     images: int
+    model: str = EMBEDDED_MODEL
+    on_cpu: bool = True
+    layout: str = "stages"
 
     @property
     def outside_engine_ms(self) -> float:
@@ -132,11 +141,13 @@ def measure_costs(
         clients: of the closed loop.
         images_per_request: in each request.
         count: images to answer.
-        config: a serve_config.yaml.
-        change: edits the configuration.
+        config: a serve_config.yaml; its model, engine and layout are measured.
+        change: edits the configuration, but not these.
     Raises:
+        ConfigurationError: there is something wrong in the file.
         RuntimeError: an answer was not 200; costs of refusals are no costs of images.
     """
+    settings = check_config(config)[0]
     bodies = request_bodies(photos, images_per_request)
     own = threading.local()
 
@@ -161,21 +172,26 @@ def measure_costs(
     images = max(1, count // images_per_request) * images_per_request
     idle = {part: seconds / IDLE_S for part, seconds in spent(idle_from, before).items()}
     loaded = spent(before, after)
-    engine_ms, engine_cpu_ms, hops = _engine_and_hops(photos)
+    engine = load_engine(settings.model.name, engine_options(settings))
+    on_cpu = engine.info.engine == "openvino" or engine.info.device == "cpu"
+    engine_ms, engine_cpu_ms, hops = _engine_and_hops(engine, photos)
     return Costs(
         cpu_ms={part: seconds / images * 1e3 for part, seconds in loaded.items()},
         net_cpu_ms={part: max(0.0, seconds - idle.get(part, 0.0) * took_s) / images * 1e3 for part, seconds in loaded.items()},
         idle_cores=idle,
         engine_ms=engine_ms,
-        engine_cpu_ms=engine_cpu_ms,
+        engine_cpu_ms=engine_cpu_ms if on_cpu else 0.0,
         hop_bytes=hops,
         images_per_s=images / took_s,
         images=images,
+        model=settings.model.name,
+        on_cpu=on_cpu,
+        layout=settings.layout,
     )
 
 
-def _engine_and_hops(photos: Sequence[bytes], largest: int = 8) -> tuple[list[tuple[int, float]], float, dict[str, int]]:
-    engine: Engine = load_engine(EMBEDDED_MODEL, EngineOptions(device="cpu", threads=2, max_batch=largest))
+def _engine_and_hops(engine: Engine, photos: Sequence[bytes]) -> tuple[list[tuple[int, float]], float, dict[str, int]]:
+    largest = max(2, engine.info.max_batch)  # two sizes make a step; an engine takes a larger one in parts
     loaded = [load_image(photo, DecodeLimits(), engine.info.input_size) for photo in photos]
     passes = [(batch, batch / measure_engine(engine, photos, batch, 3.0) * 1e3) for batch in (1, largest)]
     began, images = time.process_time(), 0
@@ -219,7 +235,11 @@ def run(args: argparse.Namespace) -> int:
     machine = describe_machine()
     photos = photos_from(args.images, size_wh=(640, 480))
     print("measuring for about a minute", file=sys.stderr, flush=True)
-    costs = measure_costs(photos, args.clients, args.images_per_request, args.count, args.config)
+    try:
+        costs = measure_costs(photos, args.clients, args.images_per_request, args.count, args.config)
+    except ServiceError as error:
+        print(f"{args.config}: {error}", file=sys.stderr)
+        return 2
     line = json.dumps({"machine": machine, "costs": asdict(costs)})
     print(as_table(costs))
     print(line)

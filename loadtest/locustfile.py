@@ -1,13 +1,15 @@
 """Locust users; start them with `python -m loadtest locust` (own service) or `locust -f loadtest/locustfile.py -H URL`.
 
 Name the users on the command line: Base64User, UrlUser, MultiImageUser, MixedUser. --shape steady|ramp|spike|soak uses -u (peak users)
-and --shape-seconds. The service must be allowed to fetch from this file's image server for UrlUser and MixedUser.
+and -t (its length). LOADTEST_KEY is sent as the API key. UrlUser and MixedUser name photos on this file's image server, which the service
+must be allowed to fetch from; a service on another machine cannot reach it and needs --image-urls.
 """
 
 from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,21 @@ from locust.exception import StopUser
 from loadtest.image_server import start_image_server
 from loadtest.photos import photos_from
 from loadtest.shapes import SHAPES, users_at
-from loadtest.traffic import JSON_HEADERS, OK, RemoteHostError, outcome_of, refuse_remote, request_bodies
+from loadtest.traffic import (
+    JSON_HEADERS,
+    OK,
+    RemoteHostError,
+    is_loopback,
+    key_headers,
+    outcome_of,
+    refuse_remote,
+    request_bodies,
+)
 
 MULTI_IMAGES = 8
+HEADERS = JSON_HEADERS | key_headers(os.environ.get("LOADTEST_KEY"))
+SHAPE_S = 60.0
+"""Length of a shape where nobody says one."""
 
 
 @events.init_command_line_parser.add_listener
@@ -29,7 +43,8 @@ def add_options(parser: Any) -> None:
         "--allow-remote", action="store_true", env_var="LOADTEST_ALLOW_REMOTE", help="host may be another machine"
     )
     parser.add_argument("--shape", choices=SHAPES, default="steady", help="users over time; peak is -u")
-    parser.add_argument("--shape-seconds", type=float, default=60.0, help="length of the shape")
+    parser.add_argument("--shape-seconds", type=float, default=0.0, help=f"length of the shape (default: -t, or {SHAPE_S:g})")
+    parser.add_argument("--image-urls", default="", help="URLs, comma between, that the service can fetch (default: ours)")
     parser.add_argument("--images", default="", help="folder of photos (default: generated)")
     parser.add_argument("--size", default="640x480", help="WxH of generated photos")
 
@@ -39,15 +54,29 @@ def prepare(environment: Any, **_: object) -> None:
     """Make the bodies once, and start the image server."""
     options = environment.parsed_options
     if environment.host:
-        refuse_remote(environment.host, options.allow_remote)
+        try:
+            refuse(environment.host, options, environment.user_classes)
+        except RemoteHostError as error:
+            raise SystemExit(str(error)) from error
     width, _, height = options.size.partition("x")
     photos = photos_from(Path(options.images) if options.images else None, size_wh=(int(width), int(height)))
     _server, urls = start_image_server(photos, int(os.environ.get("LOADTEST_IMAGE_PORT", "0")))
     environment.bodies = {
         "base64": request_bodies(photos, 1),
-        "url": request_bodies(urls, 1),
+        "url": request_bodies(options.image_urls.split(",") if options.image_urls else urls, 1),
         "multi": request_bodies(photos, MULTI_IMAGES),
     }
+
+
+def refuse(host: str, options: Any, users: Iterable[type[ScoringUser]]) -> None:
+    """Raise RemoteHostError for a host that may not be loaded, or that cannot fetch what these users name."""
+    refuse_remote(host, options.allow_remote)
+    naming = ", ".join(user.__name__ for user in users if user.names_urls)
+    if naming and not options.image_urls and not is_loopback(host):
+        raise RemoteHostError(
+            f"{naming}: photos at http://127.0.0.1 of this machine are out of {host}'s reach; "
+            "give --image-urls, or name Base64User or MultiImageUser"
+        )
 
 
 class Shape(LoadTestShape):
@@ -59,7 +88,8 @@ class Shape(LoadTestShape):
         """Users now and how fast to get there."""
         options: Any = self.runner.environment.parsed_options if self.runner else None
         peak = options.num_users or 1
-        users = users_at(options.shape, self.get_run_time(), peak, options.shape_seconds)
+        seconds = options.shape_seconds or float(options.run_time or SHAPE_S)
+        users = users_at(options.shape, self.get_run_time(), peak, seconds)
         return None if users is None else (users, float(peak))
 
 
@@ -67,20 +97,21 @@ class ScoringUser(FastHttpUser):
     """What all users share: a request, judged by its body."""
 
     abstract = True
+    names_urls = False
     wait_time = between(0.0, 0.1)
 
     def on_start(self) -> None:
         """Send nothing to another machine, also when the web page named it."""
         try:
             options: Any = self.environment.parsed_options
-            refuse_remote(self.host or "", options.allow_remote)
+            refuse(self.host or "", options, [type(self)])
         except RemoteHostError as error:
             raise StopUser(str(error)) from error
 
     def score(self, kind: str, images: int, name: str) -> None:
         """One request; refusals get a name of their own."""
         body = random.choice(self.environment.bodies[kind])
-        with self.client.post("/score", data=body, headers=JSON_HEADERS, name=name, catch_response=True) as answer:
+        with self.client.post("/score", data=body, headers=HEADERS, name=name, catch_response=True) as answer:
             if answer.status_code == 0:
                 return  # no answer: Locust's own failure says why
             outcome = outcome_of(answer.status_code, answer.headers, answer.content or b"", images)
@@ -104,6 +135,8 @@ class Base64User(ScoringUser):
 class UrlUser(ScoringUser):
     """One photo by URL."""
 
+    names_urls = True
+
     @task
     def url(self) -> None:
         """Score it."""
@@ -121,6 +154,8 @@ class MultiImageUser(ScoringUser):
 
 class MixedUser(ScoringUser):
     """Mostly one photo, some by URL, few of many."""
+
+    names_urls = True
 
     @task(6)
     def base64(self) -> None:

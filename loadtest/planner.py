@@ -103,6 +103,10 @@ class Plan:
     limit: str
 
 
+class CannotPlan(ValueError):
+    """These costs make no plan; the message says what is missing."""
+
+
 class BoundTooTight(ValueError):
     """No number of replicas keeps the bound; the message says what is too long."""
 
@@ -190,7 +194,15 @@ def _largest_batch(step: Step, wish: Wish, outside_ms: float) -> int:
 
 
 def engine_step(costs: Costs) -> Step:
-    """The step of the engine that costs were measured with, from its two batch sizes."""
+    """The step of the engine that costs were measured with, from its two batch sizes.
+
+    Raises:
+        CannotPlan: it did not run on the CPU; a card's step depends on more than the two sizes.
+    """
+    if not costs.on_cpu:
+        raise CannotPlan(
+            f"the costs are of {costs.model} on a card or simulated, not on this CPU; give its step with --step-ms (make bench)"
+        )
     (one, one_ms), (many, many_ms) = costs.engine_ms
     per_image = (many_ms - one_ms) / (many - one)
     return Step(max(0.0, one_ms - per_image * one), per_image)
@@ -254,6 +266,11 @@ def read_costs(path: Path) -> tuple[Costs, dict[str, Any]]:
 def run(args: argparse.Namespace) -> int:
     """Measure or plan, and print; 0, or 1 where the bound cannot be kept."""
     costs, machine = read_costs(args.costs)
+    if costs.layout != "stages":
+        print(
+            "the costs are of layout: together, one process for all stages; measure a config of layout: stages", file=sys.stderr
+        )
+        return 2
     if args.check:
         rows = [check(costs, detectors, machine["cores"]) for detectors in args.check]
         print("detectors  predicted/s  limited by  measured/s")
@@ -261,15 +278,29 @@ def run(args: argparse.Namespace) -> int:
             print(f"{row['detectors']:9} {row['predicted_per_s']:12.1f}  {row['limit']:10} {row['measured_per_s']:11.1f}")
         print(json.dumps({"machine": machine, "check": rows}))
         return 0
-    step = Step(*map(float, args.step_ms.split(","))) if args.step_ms else engine_step(costs)
     try:
+        step = args.step_ms or engine_step(costs)
         result = plan(costs, step, Wish(args.rate, args.p99_ms, args.max_batch, args.utilisation))
     except BoundTooTight as error:
         print(error, file=sys.stderr)
         return 1
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     print(as_table(result, step, assumed=bool(args.step_ms)))
     print(json.dumps(asdict(result)))
     return 0
+
+
+def _step(text: str) -> Step:
+    """`BASE,PER_IMAGE` as argparse takes it."""
+    try:
+        base_ms, per_image_ms = map(float, text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not BASE,PER_IMAGE, two numbers of milliseconds such as 12,4") from error
+    if not (0 <= base_ms < math.inf and 0 <= per_image_ms < math.inf and base_ms + per_image_ms > 0):
+        raise argparse.ArgumentTypeError(f"{text!r}: a step takes time, and neither part of it is negative")
+    return Step(base_ms, per_image_ms)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -277,7 +308,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--costs", type=Path, required=True, help="JSON of python -m loadtest costs --output")
     parser.add_argument("--rate", type=float, default=100.0, help="images a second (default: %(default)s)")
     parser.add_argument("--p99-ms", type=float, default=250.0)
-    parser.add_argument("--step-ms", help="BASE,PER_IMAGE of your accelerator (default: the engine of costs.json)")
+    parser.add_argument(
+        "--step-ms", type=_step, metavar="BASE,PER_IMAGE", help="of your accelerator (default: the engine of costs.json)"
+    )
     parser.add_argument("--max-batch", type=int, default=32)
     parser.add_argument("--utilisation", type=float, default=0.7, help="at most (default: %(default)s)")
     parser.add_argument(

@@ -61,10 +61,12 @@ def headline(results: Results) -> str:
     if result["scenario"] != "server":
         rate = result["summary"]["images_per_s"]
         return f"{result['scenario']}: {_number(rate)} images/s, p50 {_number(result['summary']['p50_ms'])} ms"
-    bound = f"p99 under {result['bound_p99_ms']:g} ms"
+    bound, finished = f"p99 under {result['bound_p99_ms']:g} ms", result.get("finished", True)
+    doubt = "" if finished else ", not confirmed: the search ran out of time"
     if result["rate_per_s"] is None:
-        return f"server: no rate held {bound}"
-    return f"server: {_number(result['rate_per_s'])} requests/s ({_number(result['images_per_s'])} images/s) with {bound}"
+        return f"server: no rate held {bound}{doubt}"
+    rates = f"{_number(result['rate_per_s'])} requests/s ({_number(result['images_per_s'])} images/s)"
+    return f"server: {'' if finished else 'at least '}{rates} with {bound}{doubt}"
 
 
 def rows_of(results: Results) -> list[Row]:

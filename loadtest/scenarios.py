@@ -112,12 +112,14 @@ async def find_server_rate(client: Client, setup: Setup, tell: Tell) -> Result:
         await asyncio.sleep(setup.pause_s)
         return summary.holds
 
-    alone_ms = summarize(await run_single_stream(client, 1.0), None).p50_ms
+    alone = summarize(await run_single_stream(client, 1.0), None)
+    alone_ms = alone.p50_ms
     rate = None
     if alone_ms is not None and alone_ms <= setup.p99_ms:
         rate = await highest_rate(holds, setup.start_per_s or 500.0 / alone_ms, setup.repeats)
     else:
-        tell(f"one caller alone waits {f'{alone_ms:.0f} ms' if alone_ms else 'in vain'}: no rate can hold {setup.p99_ms:g} ms")
+        waits = f"{alone_ms:.0f} ms" if alone_ms else "in vain"
+        tell(f"one caller alone waits {waits} ({alone.outcomes}): no rate can hold {setup.p99_ms:g} ms")
     confirming = [trial for trial in trials if trial.offered_per_s == rate][-setup.repeats :]
     return {
         "scenario": "server",

@@ -18,18 +18,24 @@ class RemoteHostError(ValueError):
     """Load was asked for against another machine without saying so."""
 
 
+def key_headers(key: str | None) -> dict[str, str]:
+    """The request headers that carry an API key; none without one."""
+    return {"authorization": f"Bearer {key}"} if key else {}
+
+
 def refuse_remote(url: str, allow_remote: bool) -> None:
     """Raise unless the URL is this machine's loopback, or remote hosts were allowed.
 
     Raises:
-        RemoteHostError: another host; no name but `localhost` is resolved, so that DNS decides nothing.
+        RemoteHostError: another host.
     """
+    if not allow_remote and not is_loopback(url):
+        raise RemoteHostError(f"{urlsplit(url).hostname or url!r} is not this machine; say --allow-remote if you may load it")
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL is this machine's; no name but `localhost` is resolved, so that DNS decides nothing."""
     host = urlsplit(url).hostname or ""
-    if not allow_remote and not _is_loopback(host):
-        raise RemoteHostError(f"{host or url!r} is not this machine; say --allow-remote if you may load it")
-
-
-def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:

@@ -73,7 +73,13 @@ def _image_loader_options(settings: Settings, header: ModelHeader) -> ImageLoade
 
 def _detector_options(settings: Settings) -> DetectorOptions:
     detector = settings.detector
-    engine = EngineOptions(
+    return DetectorOptions(settings.model.name, engine_options(settings), detector.max_batch, detector.max_wait_ms / 1e3)
+
+
+def engine_options(settings: Settings) -> EngineOptions:
+    """What a Detector of these settings loads its engine with."""
+    detector = settings.detector
+    return EngineOptions(
         kind=detector.engine,
         precision=detector.precision,
         device=detector.device,
@@ -82,7 +88,6 @@ def _detector_options(settings: Settings) -> DetectorOptions:
         cache_dir=settings.model.cache_dir.expanduser(),
         simulated=SimulatedStep(**detector.simulated.model_dump()),
     )
-    return DetectorOptions(settings.model.name, engine, detector.max_batch, detector.max_wait_ms / 1e3)
 
 
 def _ingress_options(settings: Settings, header: ModelHeader) -> IngressOptions:

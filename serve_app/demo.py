@@ -16,6 +16,7 @@ from typing import Any
 import requests
 from PIL import Image, ImageOps
 
+from jobs.service_client import base_url
 from pipeline.overlay import draw_overlay
 from pipeline.types import SegmentedObject
 
@@ -75,7 +76,7 @@ def _wait_until_ready(url: str) -> None:
 def main() -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m serve_app.demo", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--url", type=base_url, default="http://127.0.0.1:8000")
     parser.add_argument("--image", type=Path, help="a photo; default: matplotlib's Grace Hopper")
     parser.add_argument("--key", help="bearer key")
     parser.add_argument("--out", type=Path, default=Path("demo_output"))

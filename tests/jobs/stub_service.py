@@ -51,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         images = body["input_data"]["data"]
-        self.server.asked.append((dict(self.headers), images, body["params"]))
+        self.server.asked.append((dict(self.headers), images, body.get("params")))
         if self._is_locked():
             return
         if self.server.statuses:

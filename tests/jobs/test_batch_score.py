@@ -132,6 +132,31 @@ def test_the_services_own_failures_are_asked_again(folder, tmp_path, pauses):
     assert lines_of(tmp_path / "preds.jsonl") == {}
 
 
+def test_another_service_is_told_apart(folder, tmp_path, capsys):
+    """A 200 that is no answer is a failed request."""
+    with stub_service(answer=["not an object"]) as stub:
+        assert run(folder, stub.url, tmp_path / "preds.jsonl") == 1
+    assert "is it this service?" in capsys.readouterr().err
+
+
+def test_an_interrupt_keeps_what_is_done(folder, tmp_path, capsys, monkeypatch):
+    """Ctrl-C after the first group: its lines are written, the summary is printed."""
+    real, calls = batch_score.wait, iter([True])
+
+    def wait(*args, **options):
+        if next(calls, False):
+            return real(*args, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(batch_score, "wait", wait)
+    with stub_service() as stub:
+        assert run(folder, stub.url, tmp_path / "preds.jsonl", "--concurrency", "1") == 1
+    said = capsys.readouterr()
+    assert "the same command goes on" in said.err
+    assert "not done" in said.out
+    assert lines_of(tmp_path / "preds.jsonl")
+
+
 def test_large_photos_are_sent_apart(folder, tmp_path):
     """A body stays below the service's limit; a photo that never fits has an error and no request."""
     (folder / "huge.jpg").write_bytes(b"x" * 40_000)

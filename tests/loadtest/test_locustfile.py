@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from loadtest import __main__ as main
 from loadtest.shapes import users_at
 from tests.loadtest.fake_service import fake_service
 
@@ -15,9 +16,9 @@ needs_locust = pytest.mark.skipif(
 )
 
 
-async def locust(url, *options):
+async def locust(url, *options, length=("--shape-seconds", "2")):
     """Exit status and everything that it printed, of two seconds of Locust (a process: it patches the standard library)."""
-    arguments = ("-f", "loadtest/locustfile.py", "--headless", "-u", "1", "--shape-seconds", "2", "-H", url, *options)
+    arguments = ("-f", "loadtest/locustfile.py", "--headless", "-u", "1", *length, "-H", url, *options)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "locust", *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -49,6 +50,60 @@ async def test_refusals_have_a_name():
     async with fake_service(max_waiting=0) as url:
         _, printed = await locust(url, "Base64User")
     assert "refused 503, Retry-After" in printed
+
+
+@needs_locust
+async def test_the_key_is_sent(monkeypatch):
+    """From LOADTEST_KEY; a wrong one is a failure with its status."""
+    async with fake_service(key="right") as url:
+        monkeypatch.setenv("LOADTEST_KEY", "right")
+        assert (await locust(url, "Base64User"))[0] == 0
+        monkeypatch.setenv("LOADTEST_KEY", "wrong")
+        status, printed = await locust(url, "Base64User")
+    assert (status, "status 401" in printed) == (1, True)
+
+
+@needs_locust
+async def test_the_run_time_is_the_length_of_the_shape():
+    """A ramp to 3 users within the 3 s of -t has its second one after 1 s, not after 15 of a minute."""
+    async with fake_service() as url:
+        status, printed = await locust(url, "Base64User", "-u", "3", "--shape", "ramp", length=("-t", "3s"))
+    assert status == 0
+    assert "Shape test updating to 2 users" in printed
+
+
+@needs_locust
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["Base64User"], "say --allow-remote"),
+        (["UrlUser", "Base64User", "--allow-remote"], "UrlUser: photos at http://127.0.0.1 of this machine"),
+    ],
+)
+async def test_what_cannot_be_is_refused(options, said):
+    """One line, before anything is sent."""
+    status, printed = await locust("http://192.0.2.1", *options)
+    assert status == 1
+    assert said in printed
+    assert "Traceback" not in printed
+
+
+@needs_locust
+async def test_own_image_urls():
+    """Are what is asked about."""
+    async with fake_service() as url:
+        status, printed = await locust(url, "UrlUser", "--image-urls", "https://example.com/a.jpg,https://example.com/b.jpg")
+    assert status == 0, printed
+
+
+def test_a_host_in_the_environment_is_respected(monkeypatch):
+    """No service is started beside it."""
+    ran = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: ran.append(command) or subprocess.CompletedProcess(command, 0))
+    monkeypatch.setattr(main, "local_service", lambda **_: pytest.fail("started a service"))
+    monkeypatch.setenv("LOCUST_HOST", "http://127.0.0.1:9")
+    assert main.run_locust(["Base64User"]) == 0
+    assert "--host" not in ran[0]
 
 
 @pytest.mark.parametrize(

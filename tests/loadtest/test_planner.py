@@ -1,10 +1,20 @@
 """The planner's promises, for any rate and step; and the arithmetic of costs."""
 
+import json
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.costs import Costs, as_table, spent
+from loadtest import costs
+from loadtest.__main__ import main
+from loadtest.costs import Costs, as_table, measure_costs, spent
+from loadtest.local_service import SHIPPED_CONFIG
+from loadtest.photos import photos_from
 from loadtest.planner import (
     CPU_STAGES,
     BoundTooTight,
@@ -17,6 +27,7 @@ from loadtest.planner import (
     usual_batch,
     wait_ms,
 )
+from tests.jobs.stub_service import stub_service
 
 NET = {"Ingress": 4.0, "ImageLoader": 2.0, "decoders": 3.0, "Detector": 33.0, "Polygonizer": 3.0, "raylet": 1.0}
 COSTS = Costs(
@@ -87,6 +98,41 @@ def test_the_engine_is_not_counted_as_host_work():
     assert cpu_ms(COSTS, "ImageLoader") == pytest.approx(5)
     assert COSTS.outside_engine_ms == pytest.approx(16)
     assert engine_step(COSTS) == Step(6.0, 16.0)
+
+
+@pytest.mark.parametrize(
+    ("measured", "more", "status", "said"),
+    [
+        ({"on_cpu": False}, "", 2, "give its step with --step-ms"),
+        ({"on_cpu": False}, "--step-ms 5,1", 0, ""),
+        ({"layout": "together"}, "--step-ms 5,1", 2, "layout: together"),
+        ({"engine_ms": [(1, 170.0), (8, 1140.0)]}, "", 1, "cannot be kept"),
+    ],
+)
+def test_costs_that_make_no_plan(measured, more, status, said, tmp_path, capsys):
+    """One line that says what to do."""
+    (tmp_path / "costs.json").write_text(json.dumps({"machine": {}, "costs": asdict(replace(COSTS, **measured))}))
+    assert main(["plan", "--costs", str(tmp_path / "costs.json"), "--rate", "10", *more.split()]) == status
+    assert said in capsys.readouterr().err
+
+
+def test_costs_are_of_the_engine_that_is_served(tmp_path, monkeypatch):
+    """Its model and options come from the configuration; a card's engine is no CPU work."""
+    document = yaml.safe_load(SHIPPED_CONFIG.read_text())
+    document["applications"][0]["args"]["detector"] |= {"engine": "simulated", "max_batch": 4, "simulated": {"base_ms": 1}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(document))
+    monkeypatch.setattr(costs, "IDLE_S", 0.1)
+    monkeypatch.setattr(costs, "local_service", fake_local_service)
+    measured = measure_costs(photos_from(None, count=2), 2, 1, 8, tmp_path / "config.yaml")
+    assert [batch for batch, _ in measured.engine_ms] == [1, 4]
+    assert (measured.on_cpu, measured.engine_cpu_ms, measured.images) == (False, 0.0, 8)
+
+
+@contextmanager
+def fake_local_service(*_):
+    """A service without processes."""
+    with stub_service() as stub:
+        yield SimpleNamespace(url=stub.url, processes=list)
 
 
 def test_what_limits_one_machine():

@@ -49,3 +49,13 @@ def test_the_page_loads_nothing_and_escapes_everything():
 def test_the_headline_says_rate_and_bound():
     assert headline(results()) == "server: 10.0 requests/s (10.0 images/s) with p99 under 250 ms"
     assert as_table(results()).count("ok 100") == 2
+
+
+def test_the_headline_says_what_was_not_confirmed():
+    """A search that ran out of time has a lower limit, or nothing."""
+    cut = results()
+    cut["result"]["finished"] = False
+    doubt = "not confirmed: the search ran out of time"
+    assert headline(cut) == f"server: at least 10.0 requests/s (10.0 images/s) with p99 under 250 ms, {doubt}"
+    cut["result"]["rate_per_s"] = None
+    assert headline(cut) == f"server: no rate held p99 under 250 ms, {doubt}"
