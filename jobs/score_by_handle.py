@@ -19,27 +19,38 @@ from ray import serve
 from deployments.image_loader import ImageInput
 from deployments.params import ScoreParams
 from pipeline.decode import DecodeLimits, decode_image
-from pipeline.errors import ServiceError
+from pipeline.errors import DeadlineExceeded, ServiceError, StageFailed
 from pipeline.types import ScoredImage
 
 APPLICATION = "rtmdet-ins"
 
+GRACE_S = 5.0
+"""So much after its deadline the service has said so itself, if it lives."""
 
-def score(images: list[ImageInput], params: ScoreParams | None = None, *, application: str = APPLICATION) -> list[ScoredImage]:
+
+def score(
+    images: list[ImageInput], params: ScoreParams | None = None, *, application: str = APPLICATION, timeout_s: float = 30.0
+) -> list[ScoredImage]:
     """Score images through the running application; Ray must be connected to its cluster.
 
     Args:
         images: each a URL or base64 (str), an encoded file (bytes), or (H, W, 3) uint8 RGB pixels.
         params: thresholds and formats; None takes the server's defaults.
         application: name of the application in serve_config.yaml.
+        timeout_s: deadline from now; the server's own, where that is shorter.
     Raises:
         ServiceError: the same codes as over HTTP.
     """
-    handle = serve.get_app_handle(application)
+    response = serve.get_app_handle(application).score.remote(images, params, timeout_s=timeout_s)
     try:
-        return handle.score.remote(images, params).result()
+        return response.result(timeout_s=timeout_s + GRACE_S)
     except ray.exceptions.RayTaskError as error:
-        raise error.cause if isinstance(error.cause, ServiceError) else error from None
+        raise error.cause if isinstance(error.cause, ServiceError) else StageFailed("The service failed on this call.") from error
+    except ray.exceptions.RayActorError as error:
+        raise StageFailed("The Ingress that held this call died with it; call again.") from error
+    except TimeoutError as error:
+        response.cancel()
+        raise DeadlineExceeded(f"The service gave no answer within {timeout_s:g} s.") from error
 
 
 def read_image(argument: str, as_pixels: bool) -> ImageInput:

@@ -35,6 +35,12 @@ try:
     score([encoded], ScoreParams(labels=["zebra"]))
 except InvalidRequest as error:
     assert "person" in error.message
+try:
+    score([encoded], timeout_s=0.001)
+except ServiceError as error:
+    assert error.status in (408, 503), error.code
+else:
+    raise SystemExit("a deadline of a millisecond was kept")
 isolated = score([encoded, b"no image"], ScoreParams(on_error="isolate"))
 assert isolated[1].fault.index == 1 and not isolated[1].objects
 print("all as expected")
