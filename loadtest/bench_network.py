@@ -86,7 +86,9 @@ def measure_utilisation(model: str, photo: bytes, ceiling: Ceiling, rounds: int,
     """
     checkpoint = load_model(model)
     converted = convert(checkpoint, "auto")
-    engine = OpenVinoEngine(converted, EngineOptions(device="cpu", max_batch=batch))
+    engine = OpenVinoEngine(
+        converted, EngineOptions(device="cpu", max_batch=batch, fitted=False)
+    )  # as the operations are counted
     images = [load_image(photo, DecodeLimits(), engine.info.input_size)] * batch
     options = [DetectOptions(0.05)] * batch
     found = engine.detect(images, options)
@@ -109,7 +111,7 @@ def measure_utilisation(model: str, photo: bytes, ceiling: Ceiling, rounds: int,
         statistics.median(alone) * 1e3,
         spread([here * batch / s / peak for s in whole]),
         here * batch / statistics.median(alone) / peak,
-        time_by_kind(converted.for_one_image(), engine.info.precision, engine.info.threads),
+        time_by_kind(converted.for_one_image((converted.input_size,) * 2), engine.info.precision, engine.info.threads),
     )
 
 

@@ -2,7 +2,8 @@
 
     (H, W) --fit--> Letterbox      pixels --scale_to_fit--> LoadedImage      LoadedImages --pad_batch--> (B, S, S, 3)
 
-Scaling happens where the image is decoded; padding happens once, where the batch is assembled.
+Scaling happens where the image is decoded; padding happens once, where the batch is assembled. An engine that takes images one by one
+pads less: to `fitted_input`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ShapeError
-from pipeline.types import Letterbox, LoadedImage, check_array
+from pipeline.types import COARSEST_STRIDE_PX, MASK_STRIDE_PX, Letterbox, LoadedImage, check_array
 
 PAD_VALUE = 114
 """Grey of the padding, the same in all channels (RTMDet's test config, mmdet 3.3.0)."""
+
+SHORT_SIDES = (0.6, 0.8, 1.0)
+"""Short sides of fitted inputs, as shares of the long one: for 16:9, for 4:3 and 3:2, and for all else. For 640: 384, 512, 640 px."""
 
 
 def fit(original_hw: tuple[int, int], size: int) -> Letterbox:
@@ -79,28 +83,45 @@ def _resize_partial_reduction(bgr: NDArray[np.uint8], letterbox: Letterbox) -> N
     return np.asarray(cv2.warpAffine(bgr, to_decoded, scaled_wh, flags=flags, borderMode=cv2.BORDER_REPLICATE), np.uint8)
 
 
+def fitted_input(scaled_hw: tuple[int, int], size: int) -> tuple[int, int]:
+    """The smallest network input (height, width) that holds a scaled image and a strip of padding, as wide as a mask cell.
+
+    Without the strip, masks at that edge of the image lose 0.1 of AP (docs/RESULTS.md).
+
+    Args:
+        scaled_hw: of a letterbox made for `size`.
+        size: side of the square network input, pixels, a multiple of the coarsest stride.
+    """
+    height, width = scaled_hw
+    sides = (math.ceil(share * size / COARSEST_STRIDE_PX) * COARSEST_STRIDE_PX for share in SHORT_SIDES)
+    short = next((side for side in sides if side >= min(scaled_hw) + MASK_STRIDE_PX), size)
+    return (short, size) if height < width else (size, short)
+
+
 def pad_batch(images: Sequence[LoadedImage], size: int, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-    """Put images at the top left of squares filled with grey 114.
+    """Put images at the top left of network inputs filled with grey 114.
 
     Args:
         images: B images made for the same `size`.
         size: side S of the square network input, pixels.
-        out: (B or more, S, S, 3) uint8 buffer to write into; made when None.
+        out: (B or more, H, W, 3) uint8 buffer to write into, H and W those of `fitted_input` or S; (B, S, S, 3) is made when None.
     Returns:
-        (B, S, S, 3) uint8 BGR: the first B squares of `out`.
+        (B, H, W, 3) uint8 BGR: the first B inputs of `out`.
     Raises:
         ShapeError: an image was made for another size, or `out` does not fit.
     """
     if out is None:
         out = np.empty((len(images), size, size, 3), np.uint8)
-    check_array("out", out, (None, size, size, 3), np.uint8)
+    check_array("out", out, (None, None, None, 3), np.uint8)
     if len(out) < len(images):
         raise ShapeError(f"out: expected room for {len(images)} images, got {len(out)}")
-    for square, image in zip(out, images, strict=False):
+    for padded, image in zip(out, images, strict=False):
         if image.letterbox.size != size:
             raise ShapeError(f"images: expected letterbox size {size}, got {image.letterbox.size}")
         height, width = image.letterbox.scaled_hw
-        square[:height, :width] = image.pixels
-        square[height:] = PAD_VALUE
-        square[:height, width:] = PAD_VALUE
+        if height > out.shape[1] or width > out.shape[2]:
+            raise ShapeError(f"out: expected room for {height} x {width} pixels, got {out.shape[1]} x {out.shape[2]}")
+        padded[:height, :width] = image.pixels
+        padded[height:] = PAD_VALUE
+        padded[:height, width:] = PAD_VALUE
     return out[: len(images)]

@@ -26,6 +26,7 @@ from torch import nn  # noqa: E402
 
 from pipeline.errors import CheckpointError  # noqa: E402
 from pipeline.rtmdet_nano import nano_model_config  # noqa: E402
+from pipeline.types import COARSEST_STRIDE_PX  # noqa: E402
 
 NANO_NAME = "rtmdet-ins_nano"
 OFFICIAL_NAMES = (
@@ -36,7 +37,6 @@ OFFICIAL_NAMES = (
     "rtmdet-ins_x_8xb16-300e_coco",
 )
 OFFICIAL_INPUT_SIZE_PX = 640
-COARSEST_STRIDE_PX = 32
 
 # Every `type` that a model configuration may name. mmengine builds any dotted Python name it is given, so a
 # configuration that comes from a file is checked against this list before anything is built from it.

@@ -82,7 +82,7 @@ class RawNetwork(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> RawOutputs:
-        """Run the network on letterboxed pixels, (B, S, S, 3) uint8 BGR."""
+        """Run the network on letterboxed pixels, (B, S, S, 3) uint8 BGR, or (B, H, W, 3) of a `letterbox.fitted_input`."""
         levels = self.neck(self.backbone(self.normalise(pixels).to(self.compute_dtype)))
         outputs = [self._predict_level(index, level) for index, level in enumerate(levels)]
         logits, distances, kernels = (

@@ -33,18 +33,19 @@ class RowNormalisation(nn.Module):
 
     Args:
         mean: of the three channels.
-        input_size: side S of the square input, pixels.
+        widest: most pixels in a row.
     """
 
     mean: Tensor
 
-    def __init__(self, mean: Tensor, input_size: int) -> None:
+    def __init__(self, mean: Tensor, widest: int) -> None:
         super().__init__()
-        self.register_buffer("mean", mean.flatten().repeat(input_size))
+        self.register_buffer("mean", mean.flatten().repeat(widest))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, S, S, 3) uint8 to (B, 3, S, S) float32."""
-        rows = pixels.flatten(2).float() - self.mean
+        """(B, H, W, 3) uint8 to (B, 3, H, W) float32."""
+        rows = pixels.flatten(2).float()
+        rows = rows - self.mean[: rows.shape[2]]
         return rows.unflatten(2, (-1, 3)).permute(0, 3, 1, 2)
 
 

@@ -43,15 +43,14 @@ class PostProcessor:
     """Everything after the network.
 
     Args:
-        input_size: side of the square network input, pixels.
+        input_hw: height and width of the network input, pixels.
         kernels: the last layer of the kernel branch, which also knows the strides of the levels.
         device: where `RawOutputs` will be.
     """
 
-    def __init__(self, input_size: int, kernels: KernelProjection, device: torch.device | str = "cpu") -> None:
-        self._size = input_size
+    def __init__(self, input_hw: tuple[int, int], kernels: KernelProjection, device: torch.device | str = "cpu") -> None:
         self._kernels = kernels.to(device)
-        self._points, self._strides, self._levels = (t.to(device) for t in _positions(input_size, kernels.strides))
+        self._points, self._strides, self._levels = (t.to(device) for t in _positions(input_hw, kernels.strides))
 
     @torch.inference_mode()
     def __call__(
@@ -73,7 +72,7 @@ class PostProcessor:
         device = outputs.class_logits.device
         limits = torch.tensor([one.max_detections for one in options], device=device)
         found = _best_per_level(_candidates(outputs.class_logits, options), self._levels, len(self._kernels.strides))
-        boxes = self._boxes(outputs.distances, found)
+        boxes = self._boxes(outputs.distances, found, letterboxes[0].size)
         inside = _clip_to_images(boxes, found.image, letterboxes)
         kept = _suppress(boxes, _has_area(inside), found, limits).nonzero().squeeze(1)
         found, inside = Candidates(*(part[kept] for part in found)), inside[kept]
@@ -81,11 +80,11 @@ class PostProcessor:
         masks = self._masks(outputs, found, counts, letterboxes)
         return _to_instances(found, _to_original(inside, found.image, letterboxes), masks, counts, letterboxes)
 
-    def _boxes(self, distances: Tensor, found: Candidates) -> Tensor:
-        """(m, 4) network pixels, clamped to the padded square as mmdet does before its NMS."""
+    def _boxes(self, distances: Tensor, found: Candidates, size: int) -> Tensor:
+        """(m, 4) network pixels, clamped to the square of this size as mmdet does before its NMS."""
         reach = distances[found.image, found.position].float()
         points = self._points[found.position]
-        return torch.cat([points - reach[:, :2], points + reach[:, 2:]], dim=1).clamp_(0, self._size)
+        return torch.cat([points - reach[:, :2], points + reach[:, 2:]], dim=1).clamp_(0, size)
 
     def _masks(self, outputs: RawOutputs, found: Candidates, counts: Tensor, letterboxes: Sequence[Letterbox]) -> Tensor:
         """(n, h, w) float16 on the part of the grid that covers every image of the batch."""
@@ -114,15 +113,14 @@ def _one_thread_on_cpu(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _positions(size: int, strides: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+def _positions(input_hw: tuple[int, int], strides: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Points (P, 2) x y, strides (P,) and level indices (P,) of all positions, in the order of RawOutputs.
 
     mmdet's MlvlPointGenerator with offset 0: the point is the top left corner of the position's cell.
     """
     points, steps, levels = [], [], []
     for level, stride in enumerate(strides):
-        along = torch.arange(-(-size // stride)) * float(stride)
-        y, x = torch.meshgrid(along, along, indexing="ij")
+        y, x = torch.meshgrid(*(torch.arange(-(-side // stride)) * float(stride) for side in input_hw), indexing="ij")
         points.append(torch.stack([x.flatten(), y.flatten()], dim=1))
         steps.append(torch.full((x.numel(),), float(stride)))
         levels.append(torch.full((x.numel(),), level))

@@ -20,6 +20,9 @@ from pipeline.errors import ImageFault, ShapeError
 MASK_STRIDE_PX = 8
 """Network pixels between neighbouring mask logits (RTMDet-Ins predicts masks at stride 8)."""
 
+COARSEST_STRIDE_PX = 32
+"""Network pixels between positions of the last level: the sides of a network input are multiples of it."""
+
 
 def check_array(name: str, array: NDArray, shape: tuple[int | None, ...], dtype: type | str) -> None:
     """Raise ShapeError unless `array` has this dtype and shape; None in `shape` accepts any length."""

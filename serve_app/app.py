@@ -85,6 +85,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         device=detector.device,
         threads=detector.threads,
         max_batch=detector.max_batch,
+        fitted=detector.fitted_input,
         cache_dir=settings.model.cache_dir.expanduser(),
         simulated=SimulatedStep(**detector.simulated.model_dump()),
     )

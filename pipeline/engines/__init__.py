@@ -56,6 +56,7 @@ class EngineOptions:
         max_batch: most images in one pass of the network.
         batch_buckets: batch sizes that CUDA graphs are recorded for; None is 1, 2, 4 ... max_batch. Smaller batches are
             padded up to the next one. Engines on a CPU take any size as it is.
+        fitted: pad images to the nearest of five inputs instead of the square, where the engine takes them one by one (OpenVINO).
         cache_dir: folder for compiled models, so that the next start is quick; None keeps none.
         simulated: speed and answers of the simulated engine; the others do not look at it.
     """
@@ -66,6 +67,7 @@ class EngineOptions:
     threads: int | None = None
     max_batch: int = 8
     batch_buckets: tuple[int, ...] | None = None
+    fitted: bool = True
     cache_dir: Path | None = None
     simulated: SimulatedStep = SimulatedStep()
 

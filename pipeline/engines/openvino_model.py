@@ -41,7 +41,7 @@ class ConvertedNetwork:
         name, classes, input_size: of the model; pixels.
         kernels: the last layer of the kernel branch.
         precision: `fp32`, `bf16` or `fp16`, to compute in.
-        model: input (B, S, S, 3) uint8 with B open, outputs in the order of RawOutputs.
+        model: input (B, H, W, 3) uint8, all three open, outputs in the order of RawOutputs.
     """
 
     name: str
@@ -51,10 +51,14 @@ class ConvertedNetwork:
     precision: str
     model: ov.Model
 
-    def for_one_image(self) -> ov.Model:
-        """A copy with a batch dimension of 1."""
+    def for_one_image(self, input_hw: tuple[int, int]) -> ov.Model:
+        """A copy for one image of this height and width, whole strides of the network and at most `input_size`.
+
+        Shapes are closed before compiling: OpenVINO 2026.4 copies at every layout change where the batch is open, and crashes on
+        open height and width.
+        """
         model = self.model.clone()
-        model.reshape({model.input(0): ov.PartialShape([1, self.input_size, self.input_size, 3])})
+        model.reshape({model.input(0): ov.PartialShape([1, *input_hw, 3])})
         return model
 
 
@@ -96,7 +100,7 @@ def convert(checkpoint: Checkpoint, precision: str) -> ConvertedNetwork:
         warnings.simplefilter("ignore")  # tracing announces its deprecation and every shape it bakes in
         pixels = torch.zeros(1, spec.input_size, spec.input_size, 3, dtype=torch.uint8)
         model = ov.convert_model(network, example_input=pixels)
-    model.reshape({model.input(0): ov.PartialShape([-1, spec.input_size, spec.input_size, 3])})
+    model.reshape({model.input(0): ov.PartialShape([-1, -1, -1, 3])})
     return ConvertedNetwork(spec.name, spec.classes, spec.input_size, network.kernel_projection(), precision, model)
 
 

@@ -18,8 +18,9 @@ from pipeline.engines.cuda_graphs import default_buckets
 from pipeline.engines.devices import choose_kind, owned_cores
 from pipeline.engines.openvino_engine import _shares
 from pipeline.errors import CheckpointError, ConfigurationError, EngineLost, EngineOutOfMemory, EngineUnavailable, ShapeError
-from pipeline.letterbox import scale_to_fit
+from pipeline.letterbox import fitted_input, pad_batch, scale_to_fit
 from pipeline.network import RawNetwork
+from pipeline.postprocess import PostProcessor
 from pipeline.types import DetectOptions, LoadedImage
 from tests.pipeline.seeded import SIZE_PX, photo, seeded_checkpoint
 
@@ -30,8 +31,9 @@ NO_CARD = "CPU build|PyTorch sees 0 cards"  # by the build of PyTorch; tests/con
 
 @pytest.fixture(scope="module")
 def engines():
-    """Both engines in float32, at most four images a pass."""
-    made = {kind: create_engine(seeded_checkpoint("nano"), EngineOptions(kind, "fp32", "cpu", 1, max_batch=4)) for kind in KINDS}
+    """Both engines in float32 on mmdet's square, at most four images a pass."""
+    options = {kind: EngineOptions(kind, "fp32", "cpu", 1, max_batch=4, fitted=False) for kind in KINDS}
+    made = {kind: create_engine(seeded_checkpoint("nano"), options[kind]) for kind in KINDS}
     yield made
     for engine in made.values():
         engine.close()
@@ -77,12 +79,34 @@ def test_half_precision_stays_near(engines, kind):
     """bf16 moves scores by a little, on the best instances."""
     precise = engines[kind].detect([load((480, 640))], [LOW])[0]
     engine = (
-        create_engine(seeded_checkpoint("nano"), EngineOptions(kind, "bf16", "cpu", 1)) if bf16_here() else pytest.skip("no bf16")
+        create_engine(seeded_checkpoint("nano"), EngineOptions(kind, "bf16", "cpu", 1, fitted=False))
+        if bf16_here()
+        else pytest.skip("no bf16")
     )
     engine.warm_up()
     rough = engine.detect([load((480, 640))], [LOW])[0]
     np.testing.assert_allclose(rough.scores[:5], precise.scores[:5], atol=0.05)
     assert engine.info.precision == "bf16"
+
+
+def test_images_are_scored_on_the_input_that_fits_them(two_streams):
+    """Seven images of five shapes in passes of five, against PyTorch on the same input; nothing lies in the padding that was cut off."""
+    images = [
+        load(hw, seed) for seed, hw in enumerate([(480, 640), (1080, 1920), (64, 64), (640, 480), (480, 640), (9, 4), (48, 64)])
+    ]
+    network = RawNetwork(seeded_checkpoint("nano").network(), SIZE_PX)
+    inputs = [fitted_input(image.letterbox.scaled_hw, SIZE_PX) for image in images]
+    assert len(set(inputs)) == 5
+    for image, input_hw, found in zip(images, inputs, two_streams.detect(images, [LOW] * 7), strict=True):
+        pixels = torch.from_numpy(pad_batch([image], SIZE_PX, out=np.empty((1, *input_hw, 3), np.uint8)))
+        with torch.inference_mode():
+            outputs = network(pixels)
+        expected = PostProcessor(input_hw, network.kernel_projection())(outputs, [image.letterbox], [LOW])[0]
+        assert len(found) > 10
+        np.testing.assert_array_equal(found.labels, expected.labels)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=0.001)
+        np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.5)
+        assert np.mean((found.mask_logits > 0) == (expected.mask_logits > 0)) > 0.999
 
 
 def bf16_here() -> bool:

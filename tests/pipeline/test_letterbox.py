@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ShapeError
-from pipeline.letterbox import PAD_VALUE, fit, pad_batch, scale_to_fit
+from pipeline.letterbox import PAD_VALUE, fit, fitted_input, pad_batch, scale_to_fit
 
 SIZES_HW = [(480, 640), (640, 480), (333, 500), (1, 1), (640, 640), (639, 641), (375, 1280)]
 SIZES_HW += [(64, 640), (333, 5000), (1080, 1920), (7, 3)]
@@ -60,6 +60,47 @@ def test_extremely_thin(hw: tuple[int, int]) -> None:
     image = scale_to_fit(noise(*hw), hw, 640)
     assert image.pixels.shape[:2] == image.letterbox.scaled_hw
     assert min(image.letterbox.scaled_hw) == 1
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 20_000), st.integers(1, 20_000), st.sampled_from([64, 96, 320, 640, 1280]))
+def test_fitted_inputs_hold_their_image(height: int, width: int, size: int) -> None:
+    """With a mask cell's strip of padding, unless it is the square; in whole strides."""
+    letterbox = fit((height, width), size)
+    input_hw = fitted_input(letterbox.scaled_hw, size)
+    assert max(input_hw) == size
+    assert all(side % 32 == 0 for side in input_hw)
+    assert all(side >= scaled for side, scaled in zip(input_hw, letterbox.scaled_hw, strict=True))
+    assert min(input_hw) >= min(letterbox.scaled_hw) + 8 or input_hw == (size, size)
+    assert pad_batch([], size, out=np.empty((1, *input_hw, 3), np.uint8)).shape == (0, *input_hw, 3)
+
+
+@pytest.mark.parametrize(
+    ("hw", "input_hw"),
+    [
+        ((480, 640), (512, 640)),
+        ((3000, 4000), (512, 640)),
+        ((3024, 2016), (640, 512)),
+        ((1080, 1920), (384, 640)),
+        ((1920, 1080), (640, 384)),
+        ((100, 1000), (384, 640)),
+        ((640, 640), (640, 640)),
+        ((1000, 1250), (640, 640)),
+    ],
+    ids=str,
+)
+def test_fitted_inputs_of_usual_photos(hw: tuple[int, int], input_hw: tuple[int, int]) -> None:
+    """One of five."""
+    assert fitted_input(fit(hw, 640).scaled_hw, 640) == input_hw
+
+
+def test_pad_batch_fills_a_fitted_input() -> None:
+    """The same pixels as the square's top left; what does not fit is told."""
+    image = scale_to_fit(noise(480, 640), (480, 640), 640)
+    padded = pad_batch([image], 640, out=np.full((1, 512, 640, 3), 7, np.uint8))
+    np.testing.assert_array_equal(padded[0], pad_batch([image], 640)[0, :512])
+    with pytest.raises(ShapeError, match="expected room for 480 x 640 pixels, got 640 x 384"):
+        pad_batch([image], 640, out=np.empty((1, 640, 384, 3), np.uint8))
 
 
 def test_pad_batch_reuses_its_buffer() -> None:
