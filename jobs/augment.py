@@ -16,6 +16,8 @@ import numpy as np
 from mmcv.transforms import BaseTransform, Compose, LoadImageFromFile
 from mmdet.registry import TRANSFORMS
 
+from jobs.coco_file import AnnotationsError
+
 GREY = 114  # letterbox grey of RTMDet
 JITTER = (0.5, 2.0)
 MOSAIC_CACHE_PHOTOS = 40
@@ -27,6 +29,8 @@ class LoadImageOnce(LoadImageFromFile):
 
     Args:
         memory_mb: photos beyond this much memory are read again each time.
+    Raises:
+        AnnotationsError: a photo that cannot be decoded, by name.
     """
 
     def __init__(self, memory_mb: float = 2048, **kwargs: Any) -> None:
@@ -37,11 +41,17 @@ class LoadImageOnce(LoadImageFromFile):
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         photo = self._photos.get(results["img_path"])
         if photo is None:
-            results = super().transform(results)
+            results = self._read(results)
             self._keep(results["img_path"], results["img"])
             return results
         shape = photo.shape[:2]
         return results | {"img": photo.copy(), "img_shape": shape, "ori_shape": shape}
+
+    def _read(self, results: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return super().transform(results)
+        except Exception as error:  # OpenCV and mmcv raise whatever the absent pixels break first
+            raise AnnotationsError(f"{results['img_path']}: not a readable photo ({type(error).__name__}: {error}).") from error
 
     def _keep(self, path: str, photo: np.ndarray) -> None:
         if photo.nbytes <= self._bytes_left:
@@ -73,7 +83,7 @@ class MosaicForAWhile(BaseTransform):
 
 
 def train_transforms(
-    size_px: int, mosaic_probability: float, mosaic_samples: int, jitter: tuple[float, float] = JITTER
+    size_px: int, mosaic_probability: float, mosaic_samples: int, jitter: tuple[float, float] = JITTER, memory_mb: float = 2048
 ) -> list[Any]:
     """Transforms from an annotated photo to a (size_px, size_px) training sample.
 
@@ -82,12 +92,13 @@ def train_transforms(
         mosaic_probability: share of samples that are mosaics of four photos, 0..1.
         mosaic_samples: samples of each loader process during which mosaics are made.
         jitter: smallest and largest long side of a single photo, as a multiple of size_px.
+        memory_mb: of decoded photos that each loader process keeps.
     Source: mmdet rtmdet-ins_tiny_8xb32-300e_coco.py (scales, crop, colours); jitter of mosaics narrowed as in a short run.
     """
     square = (size_px, size_px)
     mosaic = {"type": "CachedMosaic", "img_scale": square, "pad_val": float(GREY), "max_cached_images": MOSAIC_CACHE_PHOTOS}
     return [
-        {"type": "LoadImageOnce", "backend_args": None},
+        {"type": "LoadImageOnce", "memory_mb": memory_mb, "backend_args": None},
         {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True, "poly2mask": False},
         {
             "type": "MosaicForAWhile",
@@ -109,7 +120,7 @@ def image_transforms(size_px: int) -> list[Any]:
     """mmdet's test pipeline: keep-ratio resize, then pad right and bottom to the square. Needs no annotations."""
     square = (size_px, size_px)
     return [
-        {"type": "LoadImageFromFile", "backend_args": None},
+        {"type": "LoadImageOnce", "memory_mb": 0, "backend_args": None},
         {"type": "Resize", "scale": square, "keep_ratio": True},
         {"type": "Pad", "size": square, "pad_val": {"img": (GREY, GREY, GREY)}},
         {"type": "PackDetInputs", "meta_keys": ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")},

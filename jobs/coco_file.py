@@ -49,7 +49,7 @@ def normalise(
     if unknown:
         raise AnnotationsError(f"{source}: categories that the model does not know: {', '.join(sorted(unknown))}.")
     ids = {category["id"]: names.index(category["name"]) + 1 if training else category["id"] for category in ordered}
-    photos = {photo["id"]: _with_size(photo, source, images) for photo in coco["images"]}
+    photos = {photo["id"]: with_size(photo, source, images) for photo in coco["images"]}
     left_out: Counter[str] = Counter()
     objects = []
     for number, found in enumerate(coco["annotations"]):
@@ -70,7 +70,12 @@ def normalise(
     return coco | {"images": list(photos.values()), "annotations": objects, "categories": categories}, left_out
 
 
-def _with_size(photo: dict[str, Any], source: Path, images: Path) -> dict[str, Any]:
+def with_size(photo: dict[str, Any], source: Path | str, images: Path) -> dict[str, Any]:
+    """The photo's entry with width and height, read from the file upright where they are missing.
+
+    Raises:
+        AnnotationsError: it cannot be read.
+    """
     if photo.get("width") and photo.get("height"):
         return photo
     try:

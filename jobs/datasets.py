@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from jobs.coco_file import AnnotationsError, missing_photos, normalise
+from jobs.coco_file import AnnotationsError, missing_photos, normalise, with_size
 
 __all__ = ["Annotations", "AnnotationsError", "azureml_to_coco", "read_annotations"]
 
@@ -52,7 +52,7 @@ def read_annotations(
     """
     if not path.is_file():
         raise AnnotationsError(f"{path}: no such file.")
-    coco = azureml_to_coco(_jsonl_rows(path), source=path.name) if path.suffix == ".jsonl" else _read_coco(path)
+    coco = azureml_to_coco(_jsonl_rows(path), path.name, images) if path.suffix == ".jsonl" else _read_coco(path)
     coco, left_out = normalise(coco, path, images, classes, training=training)
     summary = f"{path.name}: {len(coco['images']):,} photos, {len(coco['annotations']):,} objects"
     summary += "".join(f", {count:,} left out {why}" for why, count in left_out.items())
@@ -66,18 +66,19 @@ def read_annotations(
     return Annotations(written, images, tuple(category["name"] for category in coco["categories"]), len(coco["images"]), summary)
 
 
-def azureml_to_coco(rows: Iterator[dict[str, Any]] | list[dict[str, Any]], source: str) -> dict[str, Any]:
+def azureml_to_coco(rows: Iterator[dict[str, Any]] | list[dict[str, Any]], source: str, photos: Path) -> dict[str, Any]:
     """AzureML's one-image-a-line annotations as one COCO document.
 
     Args:
         rows: `{"image_url", "image_details": {"width", "height"}, "label": [{"label", "isCrowd", "polygon": [[x, y, …]]}]}`,
-            polygons as fractions of width and height.
+            polygons as fractions of width and height; `image_details` may be missing.
         source: name of the file, for messages.
+        photos: folder that they are in, for the size of those that do not tell it.
     Returns:
         COCO document; polygons and boxes in pixels, categories numbered from 1 in alphabetical order, `file_name` the
         path after the datastore of an `azureml://` URL, or the last part of any other.
     Raises:
-        AnnotationsError: a row lacks a key, or a polygon has fewer than 3 points.
+        AnnotationsError: a row lacks a key, a polygon has fewer than 3 points, or two rows are of one photo.
     Source: CONTRACT.md, "Batch, annotations, metrics".
     """
     rows = list(rows)
@@ -87,9 +88,11 @@ def azureml_to_coco(rows: Iterator[dict[str, Any]] | list[dict[str, Any]], sourc
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for image_id, row in enumerate(rows, start=1):
-            size = row["image_details"]
-            width, height = _pixels(size["width"]), _pixels(size["height"])
-            images.append({"id": image_id, "file_name": _file_name(row["image_url"]), "width": width, "height": height})
+            name, size = _file_name(row["image_url"]), row.get("image_details") or {}
+            sides = {side: _pixels(size[side]) for side in ("width", "height") if size.get(side)}
+            image = with_size({"id": image_id, "file_name": name} | sides, source, photos)
+            width, height = image["width"], image["height"]
+            images.append(image)
             for label in row["label"]:
                 number = len(annotations) + 1
                 annotations.append(
@@ -100,10 +103,16 @@ def azureml_to_coco(rows: Iterator[dict[str, Any]] | list[dict[str, Any]], sourc
                         "category_id": ids[label["label"]],
                     }
                 )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, AnnotationsError):
             raise
         raise AnnotationsError(f"{source}: not AzureML annotations, missing or wrong: {error}.") from error
+    urls: dict[str, str] = {}
+    for row, image in zip(rows, images, strict=True):
+        name, url = image["file_name"], row["image_url"]
+        if name in urls:
+            raise AnnotationsError(f"{source}: {urls[name]} and {url} are both {name} in the folder of the photos.")
+        urls[name] = url
     categories = [{"id": ids[name], "name": name} for name in names]
     return {"images": images, "annotations": annotations, "categories": categories}
 
@@ -115,6 +124,8 @@ def _annotation(label: dict[str, Any], width: int, height: int) -> dict[str, Any
         if len(flat) < 6 or len(flat) % 2:
             raise AnnotationsError(f"polygon with {len(flat)} numbers: expected x, y pairs of 3 points or more.")
         rings.append([value * (height if place % 2 else width) for place, value in enumerate(flat)])
+    if not rings:  # jobs.coco_file counts it as left out
+        return {"segmentation": [], "iscrowd": 0}
     xs = [x for ring in rings for x in ring[0::2]]
     ys = [y for ring in rings for y in ring[1::2]]
     box_xywh = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]

@@ -4,7 +4,9 @@
         --model rtmdet-ins_nano --init-weights start.pth --epochs 20 --batch-size 8 --lr 5e-4 --work-dir runs/mine
 
 mmdet's transforms, losses and mmengine's Runner do the training; this file only puts them together. The result is
-`<work-dir>/final.safetensors` (and mmengine's own `iter_*.pth`): averaged weights, classes and configuration in one file.
+`<work-dir>/final.safetensors` (and mmengine's own `iter_*.pth`): averaged weights, classes and configuration in one file. With --val
+they are those with the best mask AP. Ctrl-C or SIGTERM ends a run early, with the same result and exit status 128 + signal; --resume
+goes on with it.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ from jobs.third_party import known_warnings_ignored  # isort: skip  (before mmde
 import itertools
 import math
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.runner import Runner
@@ -27,7 +31,7 @@ from torch import nn
 from jobs import augment, hooks, precision  # noqa: F401  (their transforms, hooks and wrappers register themselves)
 from jobs.batch_norm import restore_batch_norms
 from jobs.datasets import AnnotationsError, read_annotations
-from jobs.runner_config import runner_config
+from jobs.runner_config import runner_config, steps_an_epoch, training_steps
 from jobs.settings import FinetuneSettings, settings_from_args
 from pipeline.allocator import keep_freed_memory
 from pipeline.checkpoints import harmless_types_only, load_checkpoint, load_weights, save_safetensors
@@ -38,8 +42,8 @@ from pipeline.zoo import locate
 FINAL_NAME = "final.safetensors"
 
 
-def finetune(settings: FinetuneSettings) -> Path:
-    """Train, and return the path of the finished model file."""
+def finetune(settings: FinetuneSettings) -> signal.Signals | None:
+    """Train, and write the finished model file; returns the signal that ended the run early, if one did."""
     train = read_annotations(settings.train, settings.train_images, settings.work_dir / "train", training=True)
     print(train.summary, flush=True)
     val = None
@@ -47,7 +51,9 @@ def finetune(settings: FinetuneSettings) -> Path:
         val = read_annotations(settings.val, settings.val_images, settings.work_dir / "val", training=True, classes=train.classes)
         print(val.summary, flush=True)
     if settings.val_every is None:
-        settings = replace(settings, val_every=math.ceil(train.photo_count / settings.batch_size) if val else 0)
+        settings = replace(settings, val_every=steps_an_epoch(settings, train) if val else 0)
+    if settings.resume:
+        check_resume(settings.work_dir, training_steps(settings, train))
     spec = spec_for(settings, train.classes)
     runner = Runner.from_cfg(runner_config(settings, spec, train, val))
     network = runner.model
@@ -62,12 +68,17 @@ def finetune(settings: FinetuneSettings) -> Path:
         loader = runner.build_dataloader(here, seed=settings.seed)
         print(f"{restore_batch_norms(network, itertools.islice(loader, batches))} batch norms restored.")
     trained = hooks.freeze(network, settings.freeze)
+    hooks.check_layers(network, "--fix-batch-norm", settings.fix_batch_norm)
     print(f"{spec.name}: {trained:,} of {sum(p.numel() for p in network.parameters()):,} parameters train.", flush=True)
     precision.keep_losses_in_fp32(network)
     network.to(memory_format=torch.channels_last)
-    with harmless_types_only():
+    with harmless_types_only(), hooks.ending_on_signals(runner) as signals:
         runner.train()
-    return export(settings.work_dir)
+    if runner.iter:
+        export(settings.work_dir)
+    if signals:
+        print(f"Stopped by {signals[0].name} after {runner.iter:,} of {runner.max_iters:,} steps. --resume goes on.")
+    return signals[0] if signals else None
 
 
 def spec_for(settings: FinetuneSettings, classes: tuple[str, ...]) -> ModelSpec:
@@ -96,16 +107,42 @@ def load_what_fits(network: nn.Module, path: Path) -> str:
     return f"{path.name}: {len(fitting)} of {len(own)} tensors loaded; fresh: {', '.join(fresh) or 'none'}."
 
 
+def check_resume(work_dir: Path, steps: int) -> None:
+    """Only a run of the same length goes on as it would have: the checkpoint brings its learning rate schedule along.
+
+    Raises: ValueError where there is no checkpoint, or one of a run of another length.
+    """
+    newest = find_latest_checkpoint(str(work_dir))
+    if newest is None or not Path(newest).is_file():
+        raise ValueError(f"--resume: there is no checkpoint in {work_dir}. Leave --resume out to start from the beginning.")
+    before = _read(Path(newest)).get("meta", {}).get("training_steps", steps)
+    if before != steps:
+        raise ValueError(
+            f"--resume: {newest} is of a run of {before:,} steps, and this one would be {steps:,} steps long; its learning rate "
+            f"has fallen for {before:,}. Keep the length (--steps {before}), or start a new run with --init-weights {newest}."
+        )
+
+
 def export(work_dir: Path) -> Path:
-    """Write the newest checkpoint of a run as `final.safetensors` beside it. Works while the run still goes on."""
+    """Write a run's best checkpoint, the newest where nothing was measured, as `final.safetensors`. Works while the run still goes on."""
     newest = find_latest_checkpoint(str(work_dir))
     if newest is None:
         raise FileNotFoundError(f"{work_dir}: no checkpoint yet.")
+    chosen, why = Path(newest), ""
+    measured = _read(chosen).get("message_hub", {}).get("runtime_info", {})
+    best = work_dir / Path(measured.get("best_ckpt", "")).name
+    if best.is_file():
+        chosen, why = best, f", the best measured (mask AP {measured['best_score']:.3f})"
     path = work_dir / FINAL_NAME
-    save_safetensors(load_checkpoint(Path(newest)), path)
-    steps = re.search(r"iter_(\d+)", newest)
-    print(f"{path}: written{f' after {steps[1]} steps' if steps else ''}.")
+    save_safetensors(load_checkpoint(chosen), path)
+    steps = re.search(r"iter_(\d+)", chosen.name)
+    print(f"{path}: written{f' after {steps[1]} steps' if steps else ''}{why}.")
     return path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with harmless_types_only():
+        return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,11 +151,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     try:
         with known_warnings_ignored():
-            finetune(settings)
+            stopped_by = finetune(settings)
     except (AnnotationsError, ServiceError, ValueError) as error:
-        print(f"jobs.finetune: {error}", file=sys.stderr)
+        reason = str(error).rstrip().rsplit("\n", 1)[-1]  # a loader process sends its whole traceback in the message
+        print(f"jobs.finetune: {reason.removeprefix('jobs.coco_file.AnnotationsError: ')}", file=sys.stderr)
         return 2
-    return 0
+    return 128 + stopped_by if stopped_by else 0
 
 
 if __name__ == "__main__":

@@ -1,15 +1,21 @@
-"""What the training loop does besides mmengine's own hooks: freezing layers, and a checkpoint that knows what it is."""
+"""What a training does besides what mmengine brings: layers that stay or learn at a rate of their own, a checkpoint that knows what it
+is, and one at the end, wherever the end is."""
 
 from __future__ import annotations
 
 import jobs.third_party  # isort: skip  # noqa: F401  (before mmdet)
 
 import json
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from mmdet.registry import HOOKS
-from mmengine.hooks import Hook
+from mmdet.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.runner import Runner
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -41,20 +47,89 @@ def freeze(network: nn.Module, prefixes: Sequence[str]) -> int:
     """Stop the gradient of every parameter whose name starts with one of the prefixes.
 
     Returns: how many numbers still train.
-    Raises: ValueError where a prefix names no parameter.
+    Raises: ValueError where a prefix names no parameter, or nothing is left to train.
     """
+    check_layers(network, "--freeze", prefixes)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(not (prefixes and name.startswith(tuple(prefixes))))
+    trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    if not trained:
+        raise ValueError(f"--freeze {' '.join(prefixes)}: nothing is left to train.")
+    return trained
+
+
+def check_layers(network: nn.Module, option: str, prefixes: Sequence[str]) -> None:
+    """Raise ValueError where one of the option's prefixes names no parameter."""
     names = [name for name, _ in network.named_parameters()]
     for prefix in prefixes:
         if not any(name.startswith(prefix) for name in names):
-            raise ValueError(f"--freeze {prefix}: the network has no such layer. It has {_layers(names)}.")
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(not (prefixes and name.startswith(tuple(prefixes))))
-    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+            raise ValueError(f"{option} {prefix}: the network has no such layer. It has {_layers(names)}.")
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class RatesByLayer(DefaultOptimWrapperConstructor):
+    """Learning rates by name prefix, `paramwise_cfg["rates"]`: pairs of prefix and factor, the longest prefix wins.
+
+    mmengine's own `custom_keys` match in the middle of a name, too, and switch `norm_decay_mult` and `bias_decay_mult` off for
+    what they match.
+    """
+
+    def add_params(self, params: list[dict[str, Any]], module: nn.Module, prefix: str = "", **kwargs: Any) -> None:
+        """Add the parameters of the whole network, or of one of its parts, where mmengine calls this again for each."""
+        super().add_params(params, module, prefix=prefix, **kwargs)
+        if prefix:
+            return
+        rates = sorted(self.paramwise_cfg["rates"], key=lambda rate: len(rate[0]))
+        check_layers(module, "--lr-mult", [layer for layer, _ in rates])
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        for group in params:
+            for layer, factor in rates:
+                if names[id(group["params"][0])].startswith(layer):
+                    group["lr"] = self.base_lr * factor
+
+
+@HOOKS.register_module()
+class SavingHook(CheckpointHook):
+    """mmengine's, which also saves where a run ends before its last step: early stopping, or a signal."""
+
+    def after_train(self, runner: Runner) -> None:
+        """Save what the last save does not have."""
+        done = runner.iter
+        if done and (self.last_ckpt is None or Path(self.last_ckpt).name != self.filename_tmpl.format(done)):
+            self._save_checkpoint_with_step(runner, done, {"epoch": runner.epoch, "iter": done})
+        super().after_train(runner)
+
+
+@contextmanager
+def ending_on_signals(runner: Runner) -> Iterator[list[signal.Signals]]:
+    """On Ctrl-C or SIGTERM the training ends after the step, or the measurement, that is under way; on a second one at once.
+
+    Loader processes, forked meanwhile, listen as well, and so outlive a Ctrl-C that goes to all until the training ends them.
+
+    Yields: a list that gets the signal, when one comes.
+    """
+    came: list[signal.Signals] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        came.append(signal.Signals(number))
+        runner.train_loop.stop_training = True
+        listen_no_more()
+        runner.logger.warning(f"{came[0].name}: the training ends after this step. Once more ends it at once.")
+
+    def listen_no_more() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        listen_no_more()
 
 
 @HOOKS.register_module()
 class DescribeModelHook(Hook):
-    """Writes the model's name, classes, input size and configuration into every checkpoint, as plain JSON types.
+    """Writes name, classes, input size, configuration and length of the run into every checkpoint, as plain JSON types.
 
     Args:
         description: JSON of what `pipeline.checkpoints.load_checkpoint` needs to build the network again. As text, because
@@ -64,8 +139,8 @@ class DescribeModelHook(Hook):
     def __init__(self, description: str) -> None:
         self._description = description
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
-        checkpoint["meta"]["model_spec"] = json.loads(self._description)
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        checkpoint["meta"] |= {"model_spec": json.loads(self._description), "training_steps": runner.max_iters}
 
 
 def _layers(names: Sequence[str]) -> str:

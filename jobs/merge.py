@@ -84,7 +84,10 @@ def training_batches(options: argparse.Namespace, scratch: Path, tuned: Checkpoi
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if not 0 <= options.share <= 1 or options.photos < 1 or options.image_size < 32 or options.image_size % 32:
+        parser.error("--share is 0 to 1, --photos 1 or more, --image-size a multiple of 32.")
     keep_freed_memory()
     torch.manual_seed(options.seed)
     try:

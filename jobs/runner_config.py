@@ -19,6 +19,8 @@ from pipeline.model import ModelSpec
 
 FINAL_LR_SHARE = 0.02
 WARMUP_START_SHARE = 0.01
+PHOTOS_MEMORY_MB = 2048
+"""Decoded photos that all loader processes together keep."""
 
 
 def runner_config(settings: FinetuneSettings, spec: ModelSpec, train: Annotations, val: Annotations | None) -> Config:
@@ -26,7 +28,7 @@ def runner_config(settings: FinetuneSettings, spec: ModelSpec, train: Annotation
 
     Source: mmdet rtmdet-ins_l_8xb32-300e_coco.py, with the schedule in steps instead of 300 epochs.
     """
-    steps = settings.steps or settings.epochs * math.ceil(train.photo_count / settings.batch_size)
+    steps = training_steps(settings, train)
     config: dict[str, Any] = {
         "default_scope": "mmdet",
         "work_dir": str(settings.work_dir),
@@ -47,6 +49,16 @@ def runner_config(settings: FinetuneSettings, spec: ModelSpec, train: Annotation
     if val is not None and settings.val_every:
         config |= validation_config(val, spec)
     return Config(config)
+
+
+def training_steps(settings: FinetuneSettings, train: Annotations) -> int:
+    """Length of the run in optimizer steps; an epoch's last batch is filled up."""
+    return settings.steps or settings.epochs * steps_an_epoch(settings, train)
+
+
+def steps_an_epoch(settings: FinetuneSettings, train: Annotations) -> int:
+    """Optimizer steps that see every photo once."""
+    return math.ceil(train.photo_count / settings.batch_size)
 
 
 def validation_config(val: Annotations, spec: ModelSpec) -> dict[str, Any]:
@@ -75,7 +87,8 @@ def _dataset(annotations: Annotations, spec: ModelSpec) -> dict[str, Any]:
 def train_loader(settings: FinetuneSettings, spec: ModelSpec, train: Annotations, steps: int) -> dict[str, Any]:
     samples_a_process = steps * settings.batch_size // max(settings.workers, 1)
     mosaic_samples = int(samples_a_process * settings.mosaic_until)
-    transforms = train_transforms(settings.image_size, settings.mosaic, mosaic_samples, settings.scale_jitter)
+    memory_mb = PHOTOS_MEMORY_MB / max(settings.workers, 1)
+    transforms = train_transforms(settings.image_size, settings.mosaic, mosaic_samples, settings.scale_jitter, memory_mb)
     return {
         "batch_size": settings.batch_size,
         "num_workers": settings.workers,
@@ -91,10 +104,11 @@ def _optim_wrapper(settings: FinetuneSettings) -> dict[str, Any]:
         optimizer |= {"type": "AdamW"}
     else:
         optimizer |= {"type": "SGD", "momentum": 0.9, "nesterov": True}
-    rates = {prefix: {"lr_mult": factor} for prefix, factor in settings.lr_mult}
+    rates = [list(pair) for pair in settings.lr_mult]
     wrapper = optim_wrapper_type(settings.precision) | {
         "optimizer": optimizer,
-        "paramwise_cfg": {"norm_decay_mult": 0, "bias_decay_mult": 0, "bypass_duplicate": True, "custom_keys": rates},
+        "constructor": "RatesByLayer",
+        "paramwise_cfg": {"norm_decay_mult": 0, "bias_decay_mult": 0, "bypass_duplicate": True, "rates": rates},
     }
     return wrapper | ({"clip_grad": {"max_norm": settings.clip_grad}} if settings.clip_grad else {})
 
@@ -111,7 +125,7 @@ def _schedule(settings: FinetuneSettings, steps: int) -> list[dict[str, Any]]:
 
 
 def _default_hooks(settings: FinetuneSettings, steps: int) -> dict[str, Any]:
-    saver: dict[str, Any] = {"type": "CheckpointHook", "by_epoch": False, "interval": min(settings.save_every, steps)}
+    saver: dict[str, Any] = {"type": "SavingHook", "by_epoch": False, "interval": min(settings.save_every, steps)}
     if settings.val_every:
         saver |= {"save_best": "coco/segm_mAP", "rule": "greater"}
     return {

@@ -1,6 +1,7 @@
 """COCO JSON and AzureML JSONL come out as the same annotations."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -37,7 +38,7 @@ def row(**label):
     ("flag", "crowd"), [("true", 1), ("false", 0), (True, 1), (0, 0), ("1", 1)], ids=["true", "false", "bool", "zero", "one"]
 )
 def test_crowd_flag_in_any_spelling(flag, crowd):
-    assert azureml_to_coco([row(isCrowd=flag)], "x")["annotations"][0]["iscrowd"] == crowd
+    assert azureml_to_coco([row(isCrowd=flag)], "x", Path())["annotations"][0]["iscrowd"] == crowd
 
 
 @pytest.mark.parametrize(
@@ -50,15 +51,40 @@ def test_crowd_flag_in_any_spelling(flag, crowd):
     ],
 )
 def test_file_name_of_url(url, file_name):
-    assert azureml_to_coco([row() | {"image_url": url}], "x")["images"][0]["file_name"] == file_name
+    assert azureml_to_coco([row() | {"image_url": url}], "x", Path())["images"][0]["file_name"] == file_name
 
 
 def test_two_rings_are_one_object():
     """Areas add up, and the box goes around both."""
     rings = [[0.0, 0.0, 0.1, 0.0, 0.1, 0.1, 0.0, 0.1], [0.5, 0.5, 0.6, 0.5, 0.6, 0.6, 0.5, 0.6]]
-    found = azureml_to_coco([row(polygon=rings)], "x")["annotations"][0]
+    found = azureml_to_coco([row(polygon=rings)], "x", Path())["annotations"][0]
     assert found["area"] == pytest.approx(2 * 10 * 5)
     assert found["bbox"] == pytest.approx([0, 0, 60, 30])
+
+
+@pytest.mark.parametrize("details", [None, {}, {"format": "png"}, {"width": "128px", "height": None}], ids=str)
+def test_size_is_read_from_the_photo_where_it_is_missing(tiny_coco, details):
+    """As exports without `image_details` need it."""
+    found = azureml_to_coco([row() | {"image_url": "x://host/1.png", "image_details": details}], "x", tiny_coco / "photos")
+    assert (found["images"][0]["width"], found["images"][0]["height"]) == (128, 96)
+    assert found["annotations"][0]["segmentation"][0][:4] == pytest.approx([12.8, 9.6, 64, 9.6])
+
+
+def test_labels_without_an_outline_are_counted(tmp_path):
+    """A box alone teaches no mask; the others are kept."""
+    path = tmp_path / "a.jsonl"
+    with_and_without = row()
+    with_and_without["label"].append({"label": "cat", "polygon": []})
+    path.write_text(json.dumps(with_and_without))
+    found = read_annotations(path, tmp_path, tmp_path)
+    assert found.summary == "a.jsonl: 1 photos, 1 objects, 1 left out without an outline"
+
+
+def test_two_urls_of_one_name_are_told(tmp_path):
+    """Their labels would land on one photo."""
+    rows = [row() | {"image_url": f"https://host/{folder}/1.jpg"} for folder in "ab"]
+    with pytest.raises(AnnotationsError, match=r"https://host/a/1\.jpg and https://host/b/1\.jpg are both 1\.jpg"):
+        azureml_to_coco(rows, "x", tmp_path)
 
 
 @pytest.mark.parametrize(

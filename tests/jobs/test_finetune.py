@@ -1,14 +1,20 @@
 """A real training of a few steps on generated pictures."""
 
 import re
+import shutil
+import signal
 import warnings
 
 import pytest
 import torch
 
-from jobs import finetune
+from jobs import finetune  # isort: skip  (before mmdet)
+
+from mmdet.evaluation import CocoMetric
+from mmengine.model import BaseModel
+
 from jobs.batch_norm import restore_batch_norms
-from jobs.hooks import freeze
+from jobs.hooks import RatesByLayer, freeze
 from jobs.precision import optim_wrapper_type
 from jobs.settings import default_workers, settings_from_args
 from jobs.third_party import known_warnings_ignored
@@ -71,12 +77,85 @@ def test_progress_and_ap_are_logged(trained):
 
 
 def test_resume_goes_on(tiny_coco, trained, capsys):
-    """A run resumed from step 4 with 6 steps makes two more."""
-    assert finetune.main(arguments(tiny_coco, trained, "--steps", "6", "--resume", "--freeze", "backbone")) == 0
-    capsys.readouterr()
-    assert (trained / "iter_6.pth").is_file()
-    assert finetune.export(trained).is_file()
-    assert "after 6 steps" in capsys.readouterr().out
+    """A run of 4 steps that came to step 2 makes the other two."""
+    (trained / "iter_4.pth").unlink()
+    (trained / "last_checkpoint").write_text(str(trained / "iter_2.pth"))
+    assert finetune.main(arguments(tiny_coco, trained, "--steps", "4", "--resume", "--freeze", "backbone")) == 0
+    assert (trained / "iter_4.pth").is_file()
+    assert "after 4 steps" in capsys.readouterr().out
+
+
+def test_resume_with_another_length_is_refused(tiny_coco, trained, capsys):
+    """The schedule of 4 steps is over: two more would train at its lowest rate."""
+    assert finetune.main(arguments(tiny_coco, trained, "--steps", "6", "--resume")) == 2
+    assert re.search(r"of a run of 4 steps, and this one would be 6 steps", capsys.readouterr().err)
+
+
+def test_resume_without_a_checkpoint_is_refused(tiny_coco, tmp_path, capsys):
+    assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "2", "--resume")) == 2
+    assert "there is no checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_broken_photo_is_named(tiny_coco, tmp_path, capsys, workers):
+    """In one line, from a loader process too."""
+    shutil.copytree(tiny_coco / "photos", tmp_path / "photos")
+    (tmp_path / "photos" / "3.png").write_bytes(b"no picture")
+    more = ["--steps", "4", "--train-images", str(tmp_path / "photos"), "--workers", workers]
+    assert finetune.main(arguments(tiny_coco, tmp_path / "run", *more)) == 2
+    assert re.fullmatch(r"jobs\.finetune: \S*3\.png: not a readable photo .*\n", capsys.readouterr().err.splitlines(True)[-1])
+
+
+def test_the_best_measured_is_the_result(tiny_coco, tmp_path, capsys, monkeypatch):
+    """Not the last: early stopping ends a run when it has got worse, and what it has is saved."""
+    scores = iter([0.3, 0.2, 0.1])
+    compute = CocoMetric.compute_metrics
+    monkeypatch.setattr(CocoMetric, "compute_metrics", lambda *a: compute(*a) | {"segm_mAP": next(scores)})
+    val = ["--val", str(tiny_coco / "coco.json"), "--val-images", str(tiny_coco / "photos"), "--val-every", "2"]
+    assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "20", "--early-stopping", "2", *val)) == 0
+    assert "after 2 steps, the best measured (mask AP 0.300)" in capsys.readouterr().out
+    assert (tmp_path / "iter_6.pth").is_file()
+    save_safetensors(load_checkpoint(tmp_path / "best_coco_segm_mAP_iter_2.pth"), tmp_path / "best.safetensors")
+    result, best = (load_checkpoint(tmp_path / f"{name}.safetensors").state_dict for name in ("final", "best"))
+    assert all(torch.equal(value, best[name]) for name, value in result.items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_with_a_result_and_resume_goes_on(tiny_coco, tmp_path, capsys, monkeypatch, number):
+    """The step under way is the last; nothing is lost."""
+    train_step = BaseModel.train_step
+
+    def step_with_signal(*args, **kwargs):
+        outputs = train_step(*args, **kwargs)
+        signal.raise_signal(number)
+        return outputs
+
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(BaseModel, "train_step", step_with_signal)
+        assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "3")) == 128 + number
+    assert f"Stopped by {number.name} after 1 of 3 steps. --resume goes on." in capsys.readouterr().out
+    assert load_checkpoint(tmp_path / "final.safetensors").spec.classes == ("ball", "egg")
+    assert signal.getsignal(number) is before
+    assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "3", "--resume")) == 0
+    assert "after 3 steps" in capsys.readouterr().out
+
+
+def test_rates_by_layer_change_nothing_else():
+    """The longest prefix wins, from the start of the name on; norms and biases stay without weight decay."""
+    network = build_network(nano_spec())
+    rates = [["backbone", 0.1], ["backbone.stem", 0.01], ["conv", 5.0]]
+    config = {"optimizer": {"type": "AdamW", "lr": 1.0, "weight_decay": 0.5}}
+    paramwise = {"norm_decay_mult": 0, "bias_decay_mult": 0, "bypass_duplicate": True}
+    with pytest.raises(ValueError, match="--lr-mult conv: the network has no such layer"):
+        RatesByLayer(config, paramwise | {"rates": rates})(network)
+    groups = RatesByLayer(config, paramwise | {"rates": rates[:2]})(network).optimizer.param_groups
+    by_name = {name: group for group in groups for name, p in network.named_parameters() if p is group["params"][0]}
+    assert by_name["backbone.stem.0.conv.weight"]["lr"] == 0.01
+    assert by_name["backbone.stage1.0.depthwise_conv.conv.weight"]["lr"] == 0.1
+    assert by_name["neck.reduce_layers.0.conv.weight"]["lr"] == 1.0
+    assert by_name["backbone.stage1.0.depthwise_conv.conv.weight"]["weight_decay"] == 0.5
+    assert by_name["backbone.stem.0.bn.weight"]["weight_decay"] == 0
 
 
 def test_same_seed_same_weights(tiny_coco, tmp_path):
@@ -139,6 +218,11 @@ def test_contradictions_are_refused(tiny_coco, tmp_path, capsys, more, message):
         settings_from_args(arguments(tiny_coco, tmp_path, *more))
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_something_must_be_left_to_train():
+    with pytest.raises(ValueError, match="nothing is left to train"):
+        freeze(build_network(nano_spec()), ["backbone", "neck", "bbox_head"])
 
 
 def test_unknown_layer_is_named():

@@ -53,6 +53,16 @@ def test_statistics_are_those_of_the_photos():
     assert not network.training
 
 
+@pytest.mark.parametrize("wrong", [["--photos", "0"], ["--share", "1.5"], ["--image-size", "100"]], ids=" ".join)
+def test_wrong_numbers_are_refused(tiny_coco, pair, tmp_path, capsys, wrong):
+    photos = ["--train", str(tiny_coco / "coco.json"), "--train-images", str(tiny_coco / "photos")]
+    files = ["--base", str(pair[0]), "--tuned", str(pair[1]), "--out", str(tmp_path / "merged.safetensors")]
+    with pytest.raises(SystemExit) as stop:
+        merge.main([*photos, *files, *wrong])
+    assert stop.value.code == 2
+    assert "--photos 1 or more" in capsys.readouterr().err
+
+
 def test_different_networks_are_refused(pair):
     other = nano_spec()
     with pytest.raises(CheckpointError, match="different networks"):
