@@ -11,14 +11,14 @@ Embedded ICC profiles are ignored, as cv2 and mmdet do (CMYK is converted withou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import cast
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-STRIP_ROWS = 64
-"""Rows converted at a time: small enough for the cache. Measured at 12 Mpx: 18 ms against 54 ms in one piece."""
+STRIP_PIXELS = 2**16
+"""Converted at a time: small enough for the cache. Measured at 12 Mpx: 18 ms against 53 ms in one piece."""
 
 INTEGER_FULL_SCALES = (255.0, 4095.0, 65535.0)
 """White in 8, 12 and 16 bits."""
@@ -40,14 +40,17 @@ def image_to_bgr(image: Image.Image) -> NDArray[np.uint8]:
     convert = _choose_converter(image)
     bgr = np.empty((image.height, image.width, 3), np.uint8)
     for top, strip in _strips(image):
-        rgb = convert(strip)
-        cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR, dst=bgr[top : top + strip.height])
+        bgr[top : top + strip.height] = convert(strip)
     return bgr
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    for top in range(0, image.height, STRIP_ROWS):
-        yield top, image.crop((0, top, image.width, min(image.height, top + STRIP_ROWS)))
+    rows = max(1, STRIP_PIXELS // image.width)
+    if rows >= image.height:
+        yield 0, image
+        return
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(image.height, top + rows)))
 
 
 def _choose_converter(image: Image.Image) -> StripConverter:
@@ -57,18 +60,19 @@ def _choose_converter(image: Image.Image) -> StripConverter:
         return _lab_converter()
     if image.has_transparency_data:
         return _on_white
-    return _plain_to_rgb
+    return _plain_to_bgr
 
 
-def _plain_to_rgb(strip: Image.Image) -> NDArray[np.uint8]:
-    return np.asarray(strip if strip.mode == "RGB" else strip.convert("RGB"))
+def _plain_to_bgr(strip: Image.Image) -> NDArray[np.uint8]:
+    pixels = (strip if strip.mode == "RGB" else strip.convert("RGB")).tobytes("raw", "BGR")
+    return np.frombuffer(pixels, np.uint8).reshape(strip.height, strip.width, 3)
 
 
 def _on_white(strip: Image.Image) -> NDArray[np.uint8]:
     rgba = strip if strip.mode == "RGBA" else _to_rgba(strip)
     white = Image.new("RGB", strip.size, "white")
     white.paste(rgba, mask=rgba)
-    return np.asarray(white)
+    return _plain_to_bgr(white)
 
 
 def _to_rgba(strip: Image.Image) -> Image.Image:
@@ -78,10 +82,10 @@ def _to_rgba(strip: Image.Image) -> Image.Image:
 def _lab_converter() -> StripConverter:
     to_srgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
 
-    def lab_to_rgb(strip: Image.Image) -> NDArray[np.uint8]:
-        return np.asarray(ImageCms.applyTransform(strip, to_srgb))
+    def lab_to_bgr(strip: Image.Image) -> NDArray[np.uint8]:
+        return _plain_to_bgr(cast(Image.Image, ImageCms.applyTransform(strip, to_srgb)))  # None only where it works in place
 
-    return lab_to_rgb
+    return lab_to_bgr
 
 
 def _range_converter(image: Image.Image) -> StripConverter:
@@ -95,12 +99,12 @@ def _range_converter(image: Image.Image) -> StripConverter:
         low, high = 0.0, next((full for full in usual if high <= full), high)
     factor = 255.0 / (high - low) if high > low else 0.0
 
-    def range_to_rgb(strip: Image.Image) -> NDArray[np.uint8]:
+    def range_to_bgr(strip: Image.Image) -> NDArray[np.uint8]:
         values = np.nan_to_num(np.asarray(strip, np.float64), nan=low, posinf=high, neginf=low)
         grey = np.rint((values - low) * factor).clip(0, 255).astype(np.uint8)
-        return np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
+        return np.broadcast_to(grey[..., None], (*grey.shape, 3))
 
-    return range_to_rgb
+    return range_to_bgr
 
 
 def _finite_range(image: Image.Image) -> tuple[float, float]:

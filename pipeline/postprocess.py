@@ -151,10 +151,11 @@ def _thresholds(options: Sequence[DetectOptions], classes: int) -> Tensor:
 def _best_per_level(found: Candidates, levels: Tensor, level_count: int) -> Candidates:
     """Sort by image and score (ties: by level, position, label) and keep the best of each image's levels."""
     order = found.score.argsort(descending=True, stable=True)
-    group = (found.image * level_count + levels[found.position])[order]
-    by_group = group.argsort(stable=True)
-    kept = by_group[_ranks(group[by_group]) < CANDIDATES_PER_LEVEL].sort()[0]
-    order = order[kept]
+    if len(order) > CANDIDATES_PER_LEVEL:
+        group = (found.image * level_count + levels[found.position])[order]
+        by_group = group.argsort(stable=True)
+        kept = by_group[_ranks(group[by_group]) < CANDIDATES_PER_LEVEL].sort()[0]
+        order = order[kept]
     order = order[found.image[order].argsort(stable=True)]
     return Candidates(*(part[order] for part in found))
 
