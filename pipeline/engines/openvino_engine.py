@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from pipeline.engines import EngineOptions, ModelInfo
 from pipeline.engines.base import BatchEngine
 from pipeline.engines.devices import owned_cores
-from pipeline.engines.openvino_model import ConvertedNetwork
+from pipeline.engines.openvino_model import ConvertedNetwork, openvino_core
 from pipeline.errors import EngineUnavailable
 from pipeline.head_outputs import RawOutputs
 from pipeline.letterbox import fit, fitted_input, pad_batch
@@ -67,7 +67,7 @@ class OpenVinoEngine(BatchEngine):
                 input_size=converted.input_size,
                 engine="openvino",
                 precision=precision,
-                device=ov.Core().get_property("CPU", "FULL_DEVICE_NAME").strip(),
+                device=openvino_core().get_property("CPU", "FULL_DEVICE_NAME").strip(),
                 threads=threads,
                 max_batch=options.max_batch,
             )
@@ -168,7 +168,7 @@ class _CompiledInputs:
     """
 
     def __init__(self, converted: ConvertedNetwork, threads: int, cache_dir: Path | None) -> None:
-        self._core, self._converted, self._threads, self._cache_dir = ov.Core(), converted, threads, cache_dir
+        self._converted, self._threads, self._cache_dir = converted, threads, cache_dir
         self._models: dict[tuple[int, tuple[int, int]], ov.CompiledModel] = {}
         self._lock = threading.Lock()
 
@@ -178,7 +178,7 @@ class _CompiledInputs:
             if (streams, input_hw) not in self._models:
                 properties = _properties(self._converted.precision, self._threads, streams, self._cache_dir)
                 network = self._converted.for_one_image(input_hw)
-                self._models[streams, input_hw] = self._core.compile_model(network, "CPU", properties)
+                self._models[streams, input_hw] = openvino_core().compile_model(network, "CPU", properties)
             return self._models[streams, input_hw]
 
 

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,13 +63,23 @@ class ConvertedNetwork:
         return model
 
 
+@cache
+def openvino_core() -> ov.Core:
+    """OpenVINO in this process, for its whole life.
+
+    Each core's CPU plugin gives the thread a stack for signals (openvinotoolkit/openvino#11894) and takes it back when it ends, whatever
+    came in between: with two, the thread can be left with one that is gone, and the next signal ends the process.
+    """
+    return ov.Core()
+
+
 def choose_precision(asked: str) -> str:
     """The precision to compute in; `auto` is bf16 on CPUs that have it.
 
     Raises:
         EngineUnavailable: the CPU cannot compute in the precision that was asked for.
     """
-    able = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if asked == "auto":
         if "BF16" in able:
             return "bf16"
@@ -159,5 +170,5 @@ def _read(folder: Path) -> ConvertedNetwork:
         description["input_size"],
         kernels,
         description["precision"],
-        ov.Core().read_model(str(folder / "network.xml")),
+        openvino_core().read_model(str(folder / "network.xml")),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -261,6 +262,27 @@ def test_other_heads_are_refused():
 def test_default_buckets(most, buckets):
     """Powers of two and the largest batch."""
     assert default_buckets(most) == buckets
+
+
+def test_signals_arrive_when_engines_are_gone():
+    """Two OpenVINO engines that end in the order they came leave the thread's stack for signals as it was."""
+    code = """
+import signal
+from pipeline.engines import EngineOptions, create_engine
+from tests.pipeline.seeded import seeded_checkpoint
+
+heard = []
+signal.signal(signal.SIGUSR1, lambda *_: heard.append("heard"))
+engines = [create_engine(seeded_checkpoint("nano"), EngineOptions("openvino", "fp32")) for _ in range(2)]
+while engines:
+    engines.pop(0).close()
+signal.raise_signal(signal.SIGUSR1)
+print(*heard)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "heard"), done.stderr
 
 
 def test_importing_the_package_is_cheap():
