@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BLOCK = 256
-"""Boxes compared with one another at a time; a 256x256 matrix an image."""
+BLOCK = 128
+"""Boxes compared with one another at a time; a 128x128 matrix an image."""
 
 
 def greedy_nms(
@@ -67,12 +67,11 @@ def _settle(suppress: Tensor, alive: Tensor) -> Tensor:
 
 def _overlaps(boxes: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, iou_threshold: float) -> Tensor:
     """(B, N, M) bool: same label and IoU above the threshold."""
-    left_top = torch.maximum(boxes[:, :, None, :2], others[:, None, :, :2])
-    right_bottom = torch.minimum(boxes[:, :, None, 2:], others[:, None, :, 2:])
-    shared = (right_bottom - left_top).clamp_(min=0).prod(-1)
-    union = _areas(boxes)[:, :, None] + _areas(others)[:, None, :] - shared
-    return (shared / union > iou_threshold) & (labels[:, :, None] == other_labels[:, None, :])
-
-
-def _areas(boxes: Tensor) -> Tensor:
-    return (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    left, top, right, bottom = boxes[..., None].unbind(2)
+    other_left, other_top, other_right, other_bottom = others[:, None].unbind(3)
+    width = torch.minimum(right, other_right).sub_(torch.maximum(left, other_left)).clamp_(min=0)
+    height = torch.minimum(bottom, other_bottom).sub_(torch.maximum(top, other_top)).clamp_(min=0)
+    shared = width.mul_(height)
+    areas, other_areas = (right - left) * (bottom - top), (other_right - other_left) * (other_bottom - other_top)
+    union = (areas + other_areas).sub_(shared)
+    return (shared.div_(union) > iou_threshold) & (labels[:, :, None] == other_labels[:, None, :])

@@ -1,6 +1,6 @@
 """From the network's raw outputs to kept instances, for a whole batch at once, on the device where the outputs are.
 
-    RawOutputs ─▶ candidates ─▶ best 1000 a level ─▶ boxes ─▶ NMS ─▶ kernels, masks ─▶ one copy to the host ─▶ Instances
+    RawOutputs ─▶ candidates ─▶ best 1000 a level ─▶ boxes ─▶ NMS ─▶ kernels, masks ─▶ to the host ─▶ Instances
 
 Rules and order are mmdet's (`base_dense_head.py`, `rtmdet_ins_head.py`, mmdet 3.3.0) with its mistakes left out: boxes are
 clipped to the image instead of the padded square (after NMS, which sees them as mmdet's does), those that lie wholly in
@@ -76,7 +76,7 @@ class PostProcessor:
         inside = _clip_to_images(boxes, found.image, letterboxes)
         kept = _suppress(boxes, _has_area(inside), found, limits).nonzero().squeeze(1)
         found, inside = Candidates(*(part[kept] for part in found)), inside[kept]
-        counts = (found.image == torch.arange(batch, device=device)[:, None]).sum(1)
+        counts = (found.image == torch.arange(batch, device=device)[:, None]).sum(1).tolist()
         masks = self._masks(outputs, found, counts, letterboxes)
         return _to_instances(found, _to_original(inside, found.image, letterboxes), masks, counts, letterboxes)
 
@@ -86,13 +86,15 @@ class PostProcessor:
         points = self._points[found.position]
         return torch.cat([points - reach[:, :2], points + reach[:, 2:]], dim=1).clamp_(0, size)
 
-    def _masks(self, outputs: RawOutputs, found: Candidates, counts: Tensor, letterboxes: Sequence[Letterbox]) -> Tensor:
-        """(n, h, w) float16 on the part of the grid that covers every image of the batch."""
-        height, width = map(max, zip(*(letterbox.mask_grid_hw for letterbox in letterboxes), strict=True))
+    def _masks(
+        self, outputs: RawOutputs, found: Candidates, counts: Sequence[int], letterboxes: Sequence[Letterbox]
+    ) -> list[Tensor]:
+        """For each image (count, h, w) float16 on the part of the grid that covers it."""
         features = outputs.kernel_features[found.image, found.position]
         kernels = self._kernels(features, self._levels[found.position])
         points, strides = self._points[found.position], self._strides[found.position]
-        return mask_logits(outputs.mask_features[..., :height, :width], counts, kernels, points, strides)
+        grids = [letterbox.mask_grid_hw for letterbox in letterboxes]
+        return mask_logits(outputs.mask_features, grids, counts, kernels, points, strides)
 
 
 @contextmanager
@@ -131,7 +133,11 @@ def _candidates(logits: Tensor, options: Sequence[DetectOptions]) -> Candidates:
     """Scores above their image's threshold, of wanted labels; in order of image, position, label."""
     thresholds = _thresholds(options, logits.shape[-1]).to(logits.device)
     cutoff = torch.logit(thresholds) - LOGIT_SLACK
-    image, position, label = (logits > cutoff[:, None]).nonzero(as_tuple=True)
+    image, position = (logits.amax(-1) > cutoff.amin(-1, keepdim=True)).nonzero(
+        as_tuple=True
+    )  # few rows are left to look through
+    row, label = (logits[image, position] > cutoff[image]).nonzero(as_tuple=True)
+    image, position = image[row], position[row]
     score = logits[image, position, label].float().sigmoid()
     exact = (score > thresholds[image, label]).nonzero().squeeze(1)
     return Candidates(image[exact], position[exact], label[exact], score[exact])
@@ -198,16 +204,11 @@ def _to_original(boxes: Tensor, image: Tensor, letterboxes: Sequence[Letterbox])
 
 
 def _to_instances(
-    found: Candidates, boxes: Tensor, masks: Tensor, counts: Tensor, letterboxes: Sequence[Letterbox]
+    found: Candidates, boxes: Tensor, masks: Sequence[Tensor], counts: Sequence[int], letterboxes: Sequence[Letterbox]
 ) -> list[Instances]:
     """Copy to the host and split by image."""
-    host_masks = masks.cpu().numpy()
-    rows = torch.cat([boxes, found.score[:, None], found.label[:, None].to(boxes.dtype)], dim=1).cpu().numpy()
-    results, end = [], 0
-    for letterbox, count in zip(letterboxes, counts.tolist(), strict=True):
-        part, end = slice(end, end + count), end + count
-        height, width = letterbox.mask_grid_hw
-        own_masks = host_masks[part, :height, :width].copy()
-        own = rows[part]
-        results.append(Instances(own[:, :4].copy(), own[:, 4].copy(), own[:, 5].astype("int64"), own_masks, letterbox))
-    return results
+    rows = torch.cat([boxes, found.score[:, None], found.label[:, None].to(boxes.dtype)], dim=1).cpu()
+    return [
+        Instances(own[:, :4].copy(), own[:, 4].copy(), own[:, 5].astype("int64"), own_masks.cpu().numpy(), letterbox)
+        for own, own_masks, letterbox in zip((r.numpy() for r in rows.split(list(counts))), masks, letterboxes, strict=True)
+    ]
