@@ -49,7 +49,10 @@ class RequestGuard:
         body = _Body(receive, self._is_long(headers))
         answer = _Answer(send, request_id, body)
         try:
-            self._admit(scope["path"].removeprefix(scope.get("root_path", "")) or "/", headers, request_id)
+            prefix = scope.get("root_path", "")
+            if scope["path"] == prefix:
+                scope["path"] += "/"
+            self._admit(scope["path"].removeprefix(prefix), headers, request_id)
             scope.setdefault("state", {})["request_id"] = request_id
             await self._app(scope, body.receive, answer.send)
         except ServiceError as error:
