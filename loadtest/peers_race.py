@@ -181,6 +181,8 @@ def standings(turns: Sequence[Turn], ceilings: Sequence[dict[str, float]]) -> li
         row["of_engine_alone"] = _spread(shares)
         row["errors"] = dict(sum((Counter(turn.errors or {}) for turn in mine), Counter()))
         row["faults"] = [turn.fault for turn in mine if turn.fault]
+        searches = [turn.details["server"] for turn in mine if turn.details and "server" in turn.details]
+        row["unfinished_searches"] = sum(not search["finished"] for search in searches)
         rows.append(row)
     return rows
 
@@ -204,8 +206,14 @@ def as_table(results: dict[str, Any]) -> str:
             f"{_median(row['of_engine_alone'], ''):>11}"
         )
         said = ", ".join(f"{name} {count}" for name, count in row["errors"].items()) or "none"
-        lines.append(f"{row['name']:22}{cells}  {said}{'; did not start' if row['faults'] else ''}")
+        lines.append(
+            f"{row['name']:22}{cells}  {said}{'; did not start' if row['faults'] else ''}{_doubt(row['unfinished_searches'])}"
+        )
     return "\n".join(lines)
+
+
+def _doubt(unfinished: int) -> str:
+    return f"; {unfinished} server rate{'s' if unfinished > 1 else ''} not confirmed: lower limit" if unfinished else ""
 
 
 def _cell(spread: dict[str, float] | None) -> str:

@@ -58,8 +58,10 @@ def test_ratios_within_rounds():
 
 
 def test_no_rate_is_no_ratio():
-    """A peer that holds no rate has no ratio, one that did not start no numbers; the table says so."""
-    turns = [Turn("ours", 0, 20, 40), Turn("slow", 0, 0.0, 3, {"timeout": 2}), Turn("gone", 0, fault="no such module")]
+    """A peer that holds no rate has no ratio, one that did not start no numbers, a search that ran out says so; the table, too."""
+    unfinished = {"server": {"finished": False}}
+    slow = Turn("slow", 0, 0.0, 3, {"timeout": 2}, details=unfinished)
+    turns = [Turn("ours", 0, 20, 40), slow, Turn("gone", 0, fault="no such module")]
     rows = {row["name"]: row for row in standings(turns, CEILINGS)}
     assert rows["slow"]["ours_by_server_per_s"] is None
     assert rows["slow"]["errors"] == {"timeout": 2}
@@ -76,6 +78,7 @@ def test_no_rate_is_no_ratio():
     )
     assert "timeout 2" in table
     assert "did not start" in table
+    assert table.count("1 server rate not confirmed") == 1
 
 
 def test_errors_of_lost_trials():
