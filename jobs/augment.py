@@ -51,7 +51,8 @@ class LoadImageOnce(LoadImageFromFile):
         try:
             return super().transform(results)
         except Exception as error:  # OpenCV and mmcv raise whatever the absent pixels break first
-            raise AnnotationsError(f"{results['img_path']}: not a readable photo ({type(error).__name__}: {error}).") from error
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise AnnotationsError(f"{results['img_path']}: not a readable photo ({reason}).") from error
 
     def _keep(self, path: str, photo: np.ndarray) -> None:
         if photo.nbytes <= self._bytes_left:

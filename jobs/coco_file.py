@@ -41,9 +41,20 @@ def normalise(
     Returns:
         A new document, and why objects were left out: how many by reason.
     Raises:
-        AnnotationsError: a category that the model does not know, or a photo or object that cannot be understood.
+        AnnotationsError: a category that the model does not know, or a photo, category or object that cannot be understood.
     """
+    try:
+        return _normalise(coco, source, images, classes, training=training)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise AnnotationsError(f"{source}: not COCO annotations, missing or wrong: {error}.") from error
+
+
+def _normalise(
+    coco: dict[str, Any], source: Path, images: Path, classes: Sequence[str] | None, *, training: bool
+) -> tuple[dict[str, Any], Counter[str]]:
     ordered = sorted(coco["categories"], key=lambda category: category["id"])
+    for kind, key, entries in (("category", "id", ordered), ("category", "name", ordered), ("photo", "id", coco["images"])):
+        _refuse_twice(source, kind, key, entries)
     names = tuple(classes or (category["name"] for category in ordered))
     unknown = {category["name"] for category in ordered} - set(names)
     if unknown:
@@ -70,24 +81,41 @@ def normalise(
     return coco | {"images": list(photos.values()), "annotations": objects, "categories": categories}, left_out
 
 
+def _refuse_twice(source: Path, kind: str, key: str, entries: Sequence[dict[str, Any]]) -> None:
+    value, times = Counter(entry[key] for entry in entries).most_common(1)[0] if entries else (None, 1)
+    if times > 1:
+        raise AnnotationsError(f"{source}: {times} entries with the {kind} {key} {value!r}; it must be unique.")
+
+
 def with_size(photo: dict[str, Any], source: Path | str, images: Path) -> dict[str, Any]:
     """The photo's entry with width and height, read from the file upright where they are missing.
 
     Raises:
         AnnotationsError: it cannot be read.
     """
+    file = images / photo["file_name"]
     if photo.get("width") and photo.get("height"):
         return photo
     try:
-        with Image.open(images / photo["file_name"]) as opened:
-            width, height = opened.size
-            if opened.getexif().get(_EXIF_ORIENTATION, 1) >= _FIRST_SIDEWAYS:
-                width, height = height, width
-    except (OSError, KeyError) as error:
+        width, height = upright_size(file)
+    except OSError as error:
         raise AnnotationsError(
             f"{source}: photo {photo.get('id')} has no width and height, and cannot be read: {error}."
         ) from error
     return photo | {"width": width, "height": height}
+
+
+def upright_size(photo: Path) -> tuple[int, int]:
+    """Width and height in pixels, turned as the EXIF tag says; of the file's header alone.
+
+    Raises:
+        OSError: no such file, or no photo.
+    """
+    with Image.open(photo) as opened:
+        width, height = opened.size
+        told = opened.format != "PNG" or "exif" in opened.info  # else Pillow decodes all of a PNG to look behind its pixels
+        sideways = told and opened.getexif().get(_EXIF_ORIENTATION, 1) >= _FIRST_SIDEWAYS
+    return (height, width) if sideways else (width, height)
 
 
 def _outline(found: dict[str, Any], photo: dict[str, Any], *, traced: bool) -> Any:
@@ -138,3 +166,19 @@ def missing_photos(coco: dict[str, Any], images: Path, most: int = 3) -> str | N
         return None
     named = ", ".join(itertools.islice(missing, most))
     return f"{len(missing)} of {len(coco['images'])} photos are missing in {images}, first: {named}"
+
+
+def wrong_size(coco: dict[str, Any], images: Path) -> str | None:
+    """What to say of the first photo that cannot be read, or is of another size than its annotations; None where all fit."""
+    for photo in coco["images"]:
+        try:
+            size = upright_size(images / photo["file_name"])
+        except OSError as error:
+            return f"{photo['file_name']}: not a readable photo ({error})"
+        annotated = photo["width"], photo["height"]
+        if size != annotated:
+            return (
+                f"{photo['file_name']} is {size[0]} x {size[1]} pixels upright, as its EXIF orientation turns it, but is annotated as "
+                f"{annotated[0]} x {annotated[1]}: its outlines would lie in the wrong place"
+            )
+    return None

@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from jobs.coco_file import AnnotationsError, missing_photos, normalise, with_size
+from jobs.coco_file import AnnotationsError, missing_photos, normalise, with_size, wrong_size
 
 __all__ = ["Annotations", "AnnotationsError", "azureml_to_coco", "read_annotations"]
+
+
+SLACK = 0.5
+"""Polygons of AzureML's JSONL may reach beyond the photo by this share of its side; pixels instead of fractions are far beyond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,7 @@ def read_annotations(
     Args:
         path, images: annotations, and the folder that their `file_name` is relative to.
         scratch_dir: of this set alone: another file of the same name would be overwritten.
-        training: for mmdet's training and its validation; every photo must be there.
+        training: for mmdet's training and its validation; every photo must be there, in the size of its annotations.
         classes: of the training set, for the validation set that goes with it.
     Raises:
         AnnotationsError: the file is missing, is neither of the two, or has nothing to train on.
@@ -60,6 +64,8 @@ def read_annotations(
         raise AnnotationsError(f"{summary}: there is nothing to learn or to measure.")
     if training and (missing := missing_photos(coco, images)):
         raise AnnotationsError(f"{path}: {missing}.")
+    if training and (wrong := wrong_size(coco, images)):
+        raise AnnotationsError(f"{path}: {wrong}.")
     scratch_dir.mkdir(parents=True, exist_ok=True)
     written = scratch_dir / f"{path.stem}.coco.json"
     written.write_text(json.dumps(coco))
@@ -78,7 +84,7 @@ def azureml_to_coco(rows: Iterator[dict[str, Any]] | list[dict[str, Any]], sourc
         COCO document; polygons and boxes in pixels, categories numbered from 1 in alphabetical order, `file_name` the
         path after the datastore of an `azureml://` URL, or the last part of any other.
     Raises:
-        AnnotationsError: a row lacks a key, a polygon has fewer than 3 points, or two rows are of one photo.
+        AnnotationsError: a row lacks a key, a polygon has fewer than 3 points or is in pixels, or two rows are of one photo.
     Source: CONTRACT.md, "Batch, annotations, metrics".
     """
     rows = list(rows)
@@ -123,6 +129,10 @@ def _annotation(label: dict[str, Any], width: int, height: int) -> dict[str, Any
     for flat in label["polygon"]:
         if len(flat) < 6 or len(flat) % 2:
             raise AnnotationsError(f"polygon with {len(flat)} numbers: expected x, y pairs of 3 points or more.")
+        if not all(-SLACK <= value <= 1 + SLACK for value in flat):
+            raise AnnotationsError(
+                f"polygon from {min(flat):g} to {max(flat):g}: expected fractions of width and height, 0 to 1."
+            )
         rings.append([value * (height if place % 2 else width) for place, value in enumerate(flat)])
     if not rings:  # jobs.coco_file counts it as left out
         return {"segmentation": [], "iscrowd": 0}
@@ -159,7 +169,7 @@ def _file_name(image_url: str) -> str:
 
 
 def _jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         if line.strip():
             try:
                 yield json.loads(line)
@@ -169,10 +179,17 @@ def _jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _read_coco(path: Path) -> dict[str, Any]:
     try:
-        coco = json.loads(path.read_text(encoding="utf-8-sig"))
+        coco = json.loads(_text(path))
     except json.JSONDecodeError as error:
         raise AnnotationsError(f"{path}: not JSON ({error}). AzureML annotations must be called *.jsonl.") from error
     missing = {"images", "annotations", "categories"} - set(coco if isinstance(coco, dict) else ())
     if missing:
         raise AnnotationsError(f"{path}: not COCO annotations, it has no {', '.join(sorted(missing))}.")
     return coco
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise AnnotationsError(f"{path}: not UTF-8 ({error}).") from error

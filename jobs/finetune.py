@@ -15,6 +15,7 @@ from jobs.third_party import known_warnings_ignored  # isort: skip  (before mmde
 
 import itertools
 import math
+import pickle
 import re
 import signal
 import sys
@@ -25,13 +26,13 @@ from typing import Any
 
 import torch
 from mmengine.runner import Runner
-from mmengine.runner.checkpoint import find_latest_checkpoint
 from torch import nn
 
 from jobs import augment, hooks, precision  # noqa: F401  (their transforms, hooks and wrappers register themselves)
 from jobs.batch_norm import restore_batch_norms
 from jobs.datasets import AnnotationsError, read_annotations
-from jobs.runner_config import runner_config, steps_an_epoch, training_steps
+from jobs.interruption import StopOnSignal, ending_on_signals
+from jobs.runner_config import lasting_settings, runner_config, steps_an_epoch
 from jobs.settings import FinetuneSettings, settings_from_args
 from pipeline.allocator import keep_freed_memory
 from pipeline.checkpoints import harmless_types_only, load_checkpoint, load_weights, save_safetensors
@@ -40,10 +41,13 @@ from pipeline.model import OFFICIAL_NAMES, ModelSpec, nano_spec, official_spec
 from pipeline.zoo import locate
 
 FINAL_NAME = "final.safetensors"
+NEWEST_NAME = "last_checkpoint"
+"""Where mmengine notes its newest checkpoint."""
 
 
 def finetune(settings: FinetuneSettings) -> signal.Signals | None:
     """Train, and write the finished model file; returns the signal that ended the run early, if one did."""
+    check_work_dir(settings.work_dir, resume=settings.resume)
     train = read_annotations(settings.train, settings.train_images, settings.work_dir / "train", training=True)
     print(train.summary, flush=True)
     val = None
@@ -52,10 +56,9 @@ def finetune(settings: FinetuneSettings) -> signal.Signals | None:
         print(val.summary, flush=True)
     if settings.val_every is None:
         settings = replace(settings, val_every=steps_an_epoch(settings, train) if val else 0)
-    if settings.resume:
-        check_resume(settings.work_dir, training_steps(settings, train))
     spec = spec_for(settings, train.classes)
-    runner = Runner.from_cfg(runner_config(settings, spec, train, val))
+    resume_from = checkpoint_to_resume(settings.work_dir, lasting_settings(settings, spec, train)) if settings.resume else None
+    runner = Runner.from_cfg(runner_config(settings, spec, train, val, resume_from))
     network = runner.model
     network.init_weights()
     if settings.init_weights:
@@ -68,17 +71,26 @@ def finetune(settings: FinetuneSettings) -> signal.Signals | None:
         loader = runner.build_dataloader(here, seed=settings.seed)
         print(f"{restore_batch_norms(network, itertools.islice(loader, batches))} batch norms restored.")
     trained = hooks.freeze(network, settings.freeze)
-    hooks.check_layers(network, "--fix-batch-norm", settings.fix_batch_norm)
+    hooks.check_layers(network, "--fix-batch-norm", settings.fix_batch_norm, batch_norms=True)
     print(f"{spec.name}: {trained:,} of {sum(p.numel() for p in network.parameters()):,} parameters train.", flush=True)
     precision.keep_losses_in_fp32(network)
     network.to(memory_format=torch.channels_last)
-    with harmless_types_only(), hooks.ending_on_signals(runner) as signals:
+    with harmless_types_only(), ending_on_signals() as signals:
+        runner.register_hook(StopOnSignal(signals))
         runner.train()
-    if runner.iter:
-        export(settings.work_dir)
-    if signals:
-        print(f"Stopped by {signals[0].name} after {runner.iter:,} of {runner.max_iters:,} steps. --resume goes on.")
-    return signals[0] if signals else None
+        if runner.iter:
+            export(settings.work_dir)
+    if not signals or runner.iter == runner.max_iters:
+        return None
+    so_far = f"after {runner.iter:,} of {runner.max_iters:,} steps. --resume goes on"
+    print(f"Stopped by {signals[0].name} {so_far if runner.iter else 'before the first step: nothing is saved'}.")
+    return signals[0]
+
+
+def check_work_dir(work_dir: Path, *, resume: bool) -> None:
+    """Raise ValueError where a new run would mix its checkpoints with those of another."""
+    if not resume and any((work_dir / name).exists() for name in (NEWEST_NAME, FINAL_NAME)):
+        raise ValueError(f"--work-dir: {work_dir} holds a run already. --resume goes on with it; a new one needs another folder.")
 
 
 def spec_for(settings: FinetuneSettings, classes: tuple[str, ...]) -> ModelSpec:
@@ -107,31 +119,48 @@ def load_what_fits(network: nn.Module, path: Path) -> str:
     return f"{path.name}: {len(fitting)} of {len(own)} tensors loaded; fresh: {', '.join(fresh) or 'none'}."
 
 
-def check_resume(work_dir: Path, steps: int) -> None:
-    """Only a run of the same length goes on as it would have: the checkpoint brings its learning rate schedule along.
+def checkpoint_to_resume(work_dir: Path, lasting: dict[str, Any]) -> Path:
+    """A run's newest checkpoint. It brings network, optimizer and learning rates along, so a run with other settings cannot go on from it.
 
-    Raises: ValueError where there is no checkpoint, or one of a run of another length.
+    Args:
+        work_dir: of the run, also where it was moved since.
+        lasting: `jobs.runner_config.lasting_settings` of this call.
+    Raises:
+        ValueError: there is no checkpoint, it cannot be read, or it is of a run with other settings.
     """
-    newest = find_latest_checkpoint(str(work_dir))
-    if newest is None or not Path(newest).is_file():
+    newest = _newest_checkpoint(work_dir)
+    if newest is None:
         raise ValueError(f"--resume: there is no checkpoint in {work_dir}. Leave --resume out to start from the beginning.")
-    before = _read(Path(newest)).get("meta", {}).get("training_steps", steps)
-    if before != steps:
+    before = _read(newest).get("meta", {}).get("lasting", lasting)
+    changed = [
+        f"{option} {_told(before.get(option))} (now {_told(now)})" for option, now in lasting.items() if before.get(option) != now
+    ]
+    if changed:
         raise ValueError(
-            f"--resume: {newest} is of a run of {before:,} steps, and this one would be {steps:,} steps long; its learning rate "
-            f"has fallen for {before:,}. Keep the length (--steps {before}), or start a new run with --init-weights {newest}."
+            f"--resume: {newest} is of a run with {', '.join(changed)}. Give what it had, or start a new run in another folder "
+            f"with --init-weights {newest}."
         )
+    return newest
+
+
+def _newest_checkpoint(work_dir: Path) -> Path | None:
+    pointer = work_dir / NEWEST_NAME
+    newest = work_dir / Path(pointer.read_text().strip()).name if pointer.is_file() else None
+    return newest if newest and newest.is_file() else None
+
+
+def _told(value: object) -> str:
+    return {True: "given", False: "left out"}[value] if isinstance(value, bool) else str(value)
 
 
 def export(work_dir: Path) -> Path:
     """Write a run's best checkpoint, the newest where nothing was measured, as `final.safetensors`. Works while the run still goes on."""
-    newest = find_latest_checkpoint(str(work_dir))
-    if newest is None:
+    chosen, why = _newest_checkpoint(work_dir), ""
+    if chosen is None:
         raise FileNotFoundError(f"{work_dir}: no checkpoint yet.")
-    chosen, why = Path(newest), ""
     measured = _read(chosen).get("message_hub", {}).get("runtime_info", {})
     best = work_dir / Path(measured.get("best_ckpt", "")).name
-    if best.is_file():
+    if measured.get("best_score", 0) > 0 and best.is_file():  # with 0 throughout the first one counts as the best
         chosen, why = best, f", the best measured (mask AP {measured['best_score']:.3f})"
     path = work_dir / FINAL_NAME
     save_safetensors(load_checkpoint(chosen), path)
@@ -141,8 +170,11 @@ def export(work_dir: Path) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    with harmless_types_only():
-        return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+    try:
+        with harmless_types_only():
+            return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path}: not a whole checkpoint ({error}).") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -152,7 +184,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with known_warnings_ignored():
             stopped_by = finetune(settings)
-    except (AnnotationsError, ServiceError, ValueError) as error:
+    except KeyboardInterrupt:
+        print("jobs.finetune: ended at once, nothing more is saved.", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except (AnnotationsError, ServiceError, ValueError, OSError) as error:
         reason = str(error).rstrip().rsplit("\n", 1)[-1]  # a loader process sends its whole traceback in the message
         print(f"jobs.finetune: {reason.removeprefix('jobs.coco_file.AnnotationsError: ')}", file=sys.stderr)
         return 2

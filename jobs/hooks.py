@@ -6,11 +6,9 @@ from __future__ import annotations
 import jobs.third_party  # isort: skip  # noqa: F401  (before mmdet)
 
 import json
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from mmdet.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS
@@ -58,12 +56,15 @@ def freeze(network: nn.Module, prefixes: Sequence[str]) -> int:
     return trained
 
 
-def check_layers(network: nn.Module, option: str, prefixes: Sequence[str]) -> None:
-    """Raise ValueError where one of the option's prefixes names no parameter."""
-    names = [name for name, _ in network.named_parameters()]
+def check_layers(network: nn.Module, option: str, prefixes: Sequence[str], *, batch_norms: bool = False) -> None:
+    """Raise ValueError where one of the option's prefixes names no parameter, or no batch norm."""
+    named = network.named_modules() if batch_norms else network.named_parameters()
+    names = [name for name, part in named if not batch_norms or isinstance(part, _BatchNorm)]
     for prefix in prefixes:
         if not any(name.startswith(prefix) for name in names):
-            raise ValueError(f"{option} {prefix}: the network has no such layer. It has {_layers(names)}.")
+            raise ValueError(
+                f"{option} {prefix}: the network has no such {'batch norm' if batch_norms else 'layer'}. It has {_layers(names)}."
+            )
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -92,6 +93,14 @@ class RatesByLayer(DefaultOptimWrapperConstructor):
 class SavingHook(CheckpointHook):
     """mmengine's, which also saves where a run ends before its last step: early stopping, or a signal."""
 
+    best_ckpt_path: str | None
+
+    def before_train(self, runner: Runner) -> None:
+        """Take this folder's best checkpoint for the best, where the run has moved: mmengine would delete the other folder's."""
+        super().before_train(runner)
+        if self.save_best and self.best_ckpt_path:
+            self.best_ckpt_path = str(Path(self.out_dir) / Path(self.best_ckpt_path).name)
+
     def after_train(self, runner: Runner) -> None:
         """Save what the last save does not have."""
         done = runner.iter
@@ -100,47 +109,50 @@ class SavingHook(CheckpointHook):
         super().after_train(runner)
 
 
-@contextmanager
-def ending_on_signals(runner: Runner) -> Iterator[list[signal.Signals]]:
-    """On Ctrl-C or SIGTERM the training ends after the step, or the measurement, that is under way; on a second one at once.
+@HOOKS.register_module()
+class StopWithoutProgress(Hook):
+    """Ends a run when its best measurement lies so many measurements back.
 
-    Loader processes, forked meanwhile, listen as well, and so outlive a Ctrl-C that goes to all until the training ends them.
+    Not mmengine's EarlyStoppingHook: that one takes less than ten points of AP for no progress, and counts anew when a run goes on.
+    Here the step of the best one counts, which every checkpoint knows.
 
-    Yields: a list that gets the signal, when one comes.
+    Args:
+        patience: measurements.
+        every: steps between them.
     """
-    came: list[signal.Signals] = []
 
-    def stop(number: int, _frame: FrameType | None) -> None:
-        came.append(signal.Signals(number))
-        runner.train_loop.stop_training = True
-        listen_no_more()
-        runner.logger.warning(f"{came[0].name}: the training ends after this step. Once more ends it at once.")
+    def __init__(self, patience: int, every: int) -> None:
+        self._patience, self._every = patience, every
 
-    def listen_no_more() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def after_val(self, runner: Runner) -> None:
+        """Look when the best was."""
+        best = _step_of(runner.message_hub.runtime_info.get("best_ckpt", ""))
+        if runner.iter - best >= self._patience * self._every:
+            runner.logger.info(f"No better mask AP in {self._patience} measurements since step {best}: the training ends.")
+            runner.train_loop.stop_training = True
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield came
-    finally:
-        listen_no_more()
+
+def _step_of(checkpoint: str) -> int:
+    found = re.search(r"iter_(\d+)\.pth$", checkpoint)
+    return int(found[1]) if found else 0
 
 
 @HOOKS.register_module()
 class DescribeModelHook(Hook):
-    """Writes name, classes, input size, configuration and length of the run into every checkpoint, as plain JSON types.
+    """Writes what a model and its training are into every checkpoint, as plain JSON types.
 
     Args:
-        description: JSON of what `pipeline.checkpoints.load_checkpoint` needs to build the network again. As text, because
+        model_spec: JSON of what `pipeline.checkpoints.load_checkpoint` needs to build the network again. As text, because
             mmengine turns the dicts of its configuration into a class of its own, which our loader rightly refuses.
+        lasting: JSON of what `--resume` must find unchanged.
     """
 
-    def __init__(self, description: str) -> None:
-        self._description = description
+    def __init__(self, model_spec: str, lasting: str) -> None:
+        self._described = {"model_spec": json.loads(model_spec), "lasting": json.loads(lasting)}
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        checkpoint["meta"] |= {"model_spec": json.loads(self._description), "training_steps": runner.max_iters}
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+        """Add it to the checkpoint's own description."""
+        checkpoint["meta"] |= self._described
 
 
 def _layers(names: Sequence[str]) -> str:

@@ -29,6 +29,7 @@ from mmengine.runner import Runner
 
 from jobs.batch_norm import measure_batch_norms, restore_batch_norms
 from jobs.datasets import AnnotationsError, read_annotations
+from jobs.hooks import check_layers
 from jobs.runner_config import train_loader
 from jobs.settings import FinetuneSettings
 from pipeline.allocator import keep_freed_memory
@@ -36,6 +37,8 @@ from pipeline.checkpoints import Checkpoint, load_checkpoint, save_safetensors
 from pipeline.errors import CheckpointError, ServiceError
 
 MOSAIC_SHARE = 0.2
+BATCH_SIZE = 8
+MOST_NAMED = 5
 
 
 def merge(
@@ -49,7 +52,7 @@ def merge(
     """Weights between those of `base` and those of `tuned`, with batch-norm statistics of these photos.
 
     Args:
-        base: the model that the fine-tuning started from; the same network.
+        base: the model that the fine-tuning started from; the same network, but for `only_tuned`.
         tuned: the model it gave.
         tuned_share: 0 gives base, 1 gives tuned.
         batches: samples as mmdet's data loader gives them; a hundred photos are enough.
@@ -57,16 +60,24 @@ def merge(
         restore: measure base's batch-norm statistics first, as the fine-tuning did (`jobs.batch_norm`).
     Raises:
         CheckpointError: the two are different networks.
+        ValueError: `only_tuned` names no layer.
     """
-    network = base.network()
+    start, network, new = base.network(), tuned.network(), tuned.state_dict
+    check_layers(network, "--only-tuned", only_tuned)
     if restore:
-        restore_batch_norms(network, batches)
-    old, new = network.state_dict(), tuned.state_dict
-    if any(name not in old or old[name].shape != value.shape for name, value in new.items()):
-        raise CheckpointError(f"{base.spec.name} and {tuned.spec.name} are different networks: nothing to average.")
-    between = {name: old[name].lerp(value, tuned_share) for name, value in new.items() if value.is_floating_point()}
-    kept = {name: value for name, value in new.items() if only_tuned and name.startswith(tuple(only_tuned))}
-    network.load_state_dict(between | kept, strict=False)
+        restore_batch_norms(start, batches)
+    old = start.state_dict()
+    shared = [name for name in new if not (only_tuned and name.startswith(tuple(only_tuned)))]
+    apart = [name for name in shared if name not in old or old[name].shape != new[name].shape]
+    if apart:
+        named = ", ".join(sorted({".".join(name.split(".")[:2]) for name in apart})[:MOST_NAMED])
+        raise CheckpointError(
+            f"{base.spec.name} and {tuned.spec.name} differ in {named}: nothing to average there. Layers that started fresh, because "
+            "the classes are others, go to --only-tuned."
+        )
+    network.load_state_dict(
+        {name: old[name].lerp(new[name], tuned_share) for name in shared if new[name].is_floating_point()}, strict=False
+    )
     measure_batch_norms(network, batches)
     return Checkpoint(tuned.spec, network.state_dict())
 
@@ -74,12 +85,18 @@ def merge(
 def training_batches(options: argparse.Namespace, scratch: Path, tuned: Checkpoint) -> Iterator[Any]:
     """Augmented training photos, as the fine-tuning saw them."""
     settings = FinetuneSettings(
-        options.train, options.train_images, scratch, batch_size=8, image_size=options.image_size, mosaic=MOSAIC_SHARE, workers=0
+        options.train,
+        options.train_images,
+        scratch,
+        batch_size=BATCH_SIZE,
+        image_size=options.image_size,
+        mosaic=MOSAIC_SHARE,
+        workers=0,
     )
     annotations = read_annotations(options.train, options.train_images, scratch)
     init_default_scope("mmdet")
     loader = Runner.build_dataloader(train_loader(settings, tuned.spec, annotations, steps=1000), seed=options.seed)
-    return itertools.islice(loader, math.ceil(options.photos / settings.batch_size))
+    return itertools.islice(loader, math.ceil(options.photos / BATCH_SIZE))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not 0 <= options.share <= 1 or options.photos < 1 or options.image_size < 32 or options.image_size % 32:
         parser.error("--share is 0 to 1, --photos 1 or more, --image-size a multiple of 32.")
+    if options.out.suffix != ".safetensors" or not options.out.parent.is_dir():
+        parser.error(f"--out is a .safetensors file in a folder that exists, got {options.out}.")
     keep_freed_memory()
     torch.manual_seed(options.seed)
     try:
@@ -96,10 +115,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             batches = list(training_batches(options, Path(scratch), tuned))
             merged = merge(base, tuned, options.share, batches, options.only_tuned, options.restore_batch_norm)
             save_safetensors(merged, options.out)
-    except (AnnotationsError, ServiceError) as error:
+    except (AnnotationsError, ServiceError, ValueError) as error:
         print(f"jobs.merge: {error}", file=sys.stderr)
         return 2
-    print(f"{options.out}: {options.share:.0%} tuned, statistics of {options.photos} photos.")
+    print(f"{options.out}: {options.share:.0%} tuned, statistics of {len(batches) * BATCH_SIZE} samples.")
     return 0
 
 
@@ -113,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--restore-batch-norm", action="store_true", help="first measure base's statistics, if the fine-tuning did so")
     add("--train", type=Path, required=True, help="annotations of training photos: COCO JSON or AzureML JSONL")
     add("--train-images", type=Path, required=True, help="folder of their photos")
-    add("--photos", type=int, default=160, help="training photos to measure batch-norm statistics on")
+    add("--photos", type=int, default=160, help="training photos to measure batch-norm statistics on, in batches of 8")
     add("--image-size", type=int, default=640, help="side of the square samples, px")
     add("--seed", type=int, default=0)
     add("--out", type=Path, required=True, help="merged model, .safetensors")

@@ -11,6 +11,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from jobs import interruption  # noqa: F401  (registers start_loader)
 from jobs.augment import image_transforms, train_transforms
 from jobs.datasets import Annotations
 from jobs.precision import optim_wrapper_type
@@ -23,9 +24,13 @@ PHOTOS_MEMORY_MB = 2048
 """Decoded photos that all loader processes together keep."""
 
 
-def runner_config(settings: FinetuneSettings, spec: ModelSpec, train: Annotations, val: Annotations | None) -> Config:
+def runner_config(
+    settings: FinetuneSettings, spec: ModelSpec, train: Annotations, val: Annotations | None, resume_from: Path | None
+) -> Config:
     """mmengine's configuration of a whole run.
 
+    Args:
+        resume_from: checkpoint to go on from.
     Source: mmdet rtmdet-ins_l_8xb32-300e_coco.py, with the schedule in steps instead of 300 epochs.
     """
     steps = training_steps(settings, train)
@@ -38,12 +43,13 @@ def runner_config(settings: FinetuneSettings, spec: ModelSpec, train: Annotation
         "optim_wrapper": _optim_wrapper(settings),
         "param_scheduler": _schedule(settings, steps),
         "default_hooks": _default_hooks(settings, steps),
-        "custom_hooks": _custom_hooks(settings, spec, steps),
+        "custom_hooks": _custom_hooks(settings, spec, steps, lasting_settings(settings, spec, train)),
         "log_processor": {"type": "LogProcessor", "by_epoch": False, "window_size": settings.log_every},
         "visualizer": {"type": "DetLocalVisualizer", "vis_backends": [{"type": "LocalVisBackend"}]},
         "env_cfg": {"cudnn_benchmark": True, "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 1}},
         "randomness": {"seed": settings.seed},
-        "resume": settings.resume,
+        "resume": resume_from is not None,
+        "load_from": None if resume_from is None else str(resume_from),
         "log_level": "INFO",
     }
     if val is not None and settings.val_every:
@@ -53,7 +59,26 @@ def runner_config(settings: FinetuneSettings, spec: ModelSpec, train: Annotation
 
 def training_steps(settings: FinetuneSettings, train: Annotations) -> int:
     """Length of the run in optimizer steps; an epoch's last batch is filled up."""
-    return settings.steps or settings.epochs * steps_an_epoch(settings, train)
+    return settings.epochs * steps_an_epoch(settings, train) if settings.steps is None else settings.steps
+
+
+def lasting_settings(settings: FinetuneSettings, spec: ModelSpec, train: Annotations) -> dict[str, Any]:
+    """What a run keeps from its first step to its last, by option, as plain JSON types: a checkpoint goes on with nothing else."""
+    return {
+        "--steps": training_steps(settings, train),
+        "--model": settings.model,
+        "classes": list(spec.classes),
+        "--image-size": settings.image_size,
+        "--optimizer": settings.optimizer,
+        "--lr": settings.lr,
+        "--lr-mult": [f"{layer}={factor:g}" for layer, factor in settings.lr_mult],
+        "--weight-decay": settings.weight_decay,
+        "--scheduler": settings.scheduler,
+        "--warmup": settings.warmup,
+        "--freeze": sorted(settings.freeze),
+        "--ema": settings.ema,
+        "--val": bool(settings.val_every),
+    }
 
 
 def steps_an_epoch(settings: FinetuneSettings, train: Annotations) -> int:
@@ -93,6 +118,7 @@ def train_loader(settings: FinetuneSettings, spec: ModelSpec, train: Annotations
         "batch_size": settings.batch_size,
         "num_workers": settings.workers,
         "persistent_workers": settings.workers > 0,
+        "worker_init_fn": {"type": "start_loader", "num_workers": settings.workers, "seed": settings.seed},
         "sampler": {"type": "InfiniteSampler", "shuffle": True},
         "dataset": _dataset(train, spec) | {"filter_cfg": {"filter_empty_gt": False}, "pipeline": transforms},
     }
@@ -134,16 +160,15 @@ def _default_hooks(settings: FinetuneSettings, steps: int) -> dict[str, Any]:
     }
 
 
-def _custom_hooks(settings: FinetuneSettings, spec: ModelSpec, steps: int) -> list[dict[str, Any]]:
-    description = {"name": spec.name, "classes": list(spec.classes), "input_size": spec.input_size, "config": spec.config}
+def _custom_hooks(settings: FinetuneSettings, spec: ModelSpec, steps: int, lasting: dict[str, Any]) -> list[dict[str, Any]]:
+    model_spec = {"name": spec.name, "classes": list(spec.classes), "input_size": spec.input_size, "config": spec.config}
     hooks: list[dict[str, Any]] = [
         {"type": "FreezeHook", "frozen": settings.freeze, "fixed_statistics": settings.fix_batch_norm},
-        {"type": "DescribeModelHook", "description": json.dumps(description)},
+        {"type": "DescribeModelHook", "model_spec": json.dumps(model_spec), "lasting": json.dumps(lasting)},
     ]
     if settings.ema:
         average = {"type": "EMAHook", "ema_type": "ExpMomentumEMA", "momentum": settings.ema, "gamma": max(steps // 20, 1)}
         hooks.append(average | {"update_buffers": True, "priority": 49})
     if settings.early_stopping:
-        stopper = {"type": "EarlyStoppingHook", "monitor": "coco/segm_mAP", "rule": "greater"}
-        hooks.append(stopper | {"patience": settings.early_stopping})
+        hooks.append({"type": "StopWithoutProgress", "patience": settings.early_stopping, "every": settings.val_every})
     return hooks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,15 @@ from pipeline.engines.devices import owned_cores
 MOST_WORKERS = 8
 """Loader processes that are started unasked; each holds a copy of the libraries and two batches."""
 MODELS = ("rtmdet-ins_nano", "rtmdet-ins_tiny", "rtmdet-ins_s", "rtmdet-ins_m", "rtmdet-ins_l", "rtmdet-ins_x")
+
+_RANGES = {
+    **dict.fromkeys(("batch_size", "epochs", "steps", "log_every"), (1.0, math.inf)),
+    **dict.fromkeys(("warmup", "save_every", "val_every", "early_stopping", "restore_batch_norm", "workers"), (0.0, math.inf)),
+    **dict.fromkeys(("weight_decay", "clip_grad"), (0.0, math.inf)),
+    **dict.fromkeys(("mosaic", "mosaic_until", "ema"), (0.0, 1.0)),
+    "seed": (0.0, 2.0**32 - 1),
+}
+"""Least and most of each number; ends included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +93,14 @@ def _contradiction(settings: FinetuneSettings) -> str | None:
         return "what --val-every and --early-stopping measure on needs --val and --val-images."
     if settings.early_stopping and settings.val_every == 0:
         return "--early-stopping needs measurements: --val-every above 0."
-    if min(settings.batch_size, settings.epochs, settings.steps or 1) < 1:
-        return "--batch-size, --epochs and --steps must be 1 or more."
-    if not 0 <= settings.mosaic <= 1:
-        return f"--mosaic is a probability, 0 to 1, got {settings.mosaic}."
+    for name, (least, most) in _RANGES.items():
+        value = getattr(settings, name)
+        if value is not None and not least <= value <= most:
+            return f"--{name.replace('_', '-')} is {f'{least:g} or more' if most == math.inf else f'{least:g} to {most:g}'}, got {value:g}."
+    if not settings.lr > 0 or min((factor for _, factor in settings.lr_mult), default=0) < 0:
+        return "--lr is above 0, and so are factors of --lr-mult, or 0."
+    if not 0 < settings.scale_jitter[0] <= settings.scale_jitter[1] < math.inf:
+        return "--scale-jitter is two numbers above 0, the smaller one first."
     return None
 
 
@@ -110,9 +124,24 @@ def _parser() -> argparse.ArgumentParser:
     length.add_argument("--steps", type=int, help="optimizer steps, instead of --epochs")
     add("--batch-size", type=int, default=8, help="photos a step")
     add("--lr", type=float, default=9.67e-5, help="peak learning rate")
-    add("--lr-mult", type=_prefix_and_factor, nargs="*", default=[], metavar="LAYER=FACTOR", help="learning rate of a part")
-    add("--freeze", nargs="*", default=[], metavar="LAYER", help="name prefixes of layers that do not train")
-    add("--fix-batch-norm", nargs="*", default=[], metavar="LAYER", help="layers that keep their batch-norm statistics")
+    add(
+        "--lr-mult",
+        type=_prefix_and_factor,
+        nargs="*",
+        action="extend",
+        default=[],
+        metavar="LAYER=FACTOR",
+        help="learning rate of a part",
+    )
+    add("--freeze", nargs="*", action="extend", default=[], metavar="LAYER", help="name prefixes of layers that do not train")
+    add(
+        "--fix-batch-norm",
+        nargs="*",
+        action="extend",
+        default=[],
+        metavar="LAYER",
+        help="layers that keep their batch-norm statistics",
+    )
     restore = "measure batch-norm statistics on so many photos first: for weights that an export folded (jobs/batch_norm.py)"
     add("--restore-batch-norm", type=int, default=0, metavar="PHOTOS", help=restore)
     add("--image-size", type=int, default=640, help="side of the square network input, px")

@@ -117,6 +117,43 @@ def test_missing_photos_are_named_before_training(tmp_path, photos):
         read(tmp_path, photos, [{"segmentation": [SQUARE]}], training=True)
 
 
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"categories": [{"name": "ball"}]}, "missing or wrong: 'id'"),
+        ({"images": [{"id": 7, "width": 64, "height": 48}]}, "missing or wrong: 'file_name'"),
+        ({"images": None}, "missing or wrong"),
+        ({"annotations": [1]}, "missing or wrong"),
+        ({"images": [{"id": 7, "file_name": "a.jpg"}] * 2}, "2 entries with the photo id 7"),
+        ({"categories": [{"id": 1, "name": "ball"}, {"id": 2, "name": "ball"}]}, "2 entries with the category name 'ball'"),
+    ],
+    ids=["no category id", "no file name", "null", "a number", "photo twice", "category twice"],
+)
+def test_what_no_coco_file_has_is_named(tmp_path, photos, document, message):
+    """With the file, and not as a bare KeyError; what is there twice would be lost in silence."""
+    whole = {"images": [{"id": 7, "file_name": "a.jpg"}], "categories": [{"id": 1, "name": "ball"}], "annotations": []}
+    whole["annotations"].append({"image_id": 7, "category_id": 1, "segmentation": [SQUARE]})
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps(whole | document))
+    with pytest.raises(AnnotationsError, match=rf"odd\.json: .*{message}"):
+        read_annotations(path, photos, tmp_path / "scratch", training=True)
+
+
+def test_photos_of_another_size_are_named_before_training(tmp_path, photos):
+    """Annotated as the camera stored it, sideways; with the tag, and turned for good. And a photo that is none."""
+    sideways = Image.new("RGB", (48, 64))
+    exif = sideways.getexif()
+    exif[0x0112] = 6
+    sideways.save(photos / "a.jpg", exif=exif)
+    object_ = [{"segmentation": [SQUARE]}]
+    assert read(tmp_path, photos, object_, training=True).photo_count == 1
+    with pytest.raises(AnnotationsError, match=r"a\.jpg is 64 x 48 pixels upright.* annotated as 48 x 64"):
+        read(tmp_path, photos, object_, image={"id": 7, "file_name": "a.jpg", "width": 48, "height": 64}, training=True)
+    (photos / "a.jpg").write_bytes(b"")
+    with pytest.raises(AnnotationsError, match=r"a\.jpg: not a readable photo"):
+        read(tmp_path, photos, object_, training=True)
+
+
 def test_an_outline_of_neither_kind(tmp_path, photos):
     """The message names the file and the annotation."""
     with pytest.raises(AnnotationsError, match=r"coco\.json: annotation 12: its segmentation"):

@@ -93,9 +93,10 @@ def test_two_urls_of_one_name_are_told(tmp_path):
         ('{"image_url": "a.jpg"}', "label"),
         ("{broken", "line 1: not JSON"),
         (json.dumps(row(polygon=[[0.1, 0.2]])), "3 points or more"),
+        (json.dumps(row(polygon=[[10, 10, 50, 10, 50, 50]])), "polygon from 10 to 50: expected fractions"),
         ('["a"]', "not AzureML annotations"),
     ],
-    ids=["no labels", "not JSON", "two numbers", "a list"],
+    ids=["no labels", "not JSON", "two numbers", "pixels", "a list"],
 )
 def test_bad_jsonl_names_the_fault(tmp_path, content, message):
     path = tmp_path / "bad.jsonl"
@@ -110,6 +111,13 @@ def test_bad_coco_is_refused(tmp_path, content):
     path.write_text(content)
     with pytest.raises(AnnotationsError, match=r"bad\.json"):
         read_annotations(path, tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["bad.json", "bad.jsonl"])
+def test_another_encoding_is_named(tmp_path, name):
+    (tmp_path / name).write_bytes('{"images": "Müll"}'.encode("latin-1"))
+    with pytest.raises(AnnotationsError, match=rf"{name}: not UTF-8"):
+        read_annotations(tmp_path / name, tmp_path, tmp_path)
 
 
 def test_missing_file_is_named(tmp_path):

@@ -1,20 +1,26 @@
 """A real training of a few steps on generated pictures."""
 
+import gc
+import os
 import re
 import shutil
 import signal
+import subprocess
+import time
 import warnings
 
+import psutil
 import pytest
 import torch
 
 from jobs import finetune  # isort: skip  (before mmdet)
 
+from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric
 from mmengine.model import BaseModel
 
 from jobs.batch_norm import restore_batch_norms
-from jobs.hooks import RatesByLayer, freeze
+from jobs.hooks import RatesByLayer, check_layers, freeze
 from jobs.precision import optim_wrapper_type
 from jobs.settings import default_workers, settings_from_args
 from jobs.third_party import known_warnings_ignored
@@ -30,6 +36,14 @@ def arguments(tiny_coco, work_dir, *more):
     return [*common, *small, *more]
 
 
+SAME = ("--freeze", "backbone", "--val-every", "4")
+"""What `trained` was given and a resumed run must be given again."""
+
+
+def validated(tiny_coco):
+    return ["--val", str(tiny_coco / "azureml.jsonl"), "--val-images", str(tiny_coco / "photos")]
+
+
 @pytest.fixture(scope="module")
 def trained(tiny_coco, tmp_path_factory):
     """Work folder of four steps with validation, bf16, averaging, mosaic and a frozen backbone."""
@@ -37,9 +51,8 @@ def trained(tiny_coco, tmp_path_factory):
     start = work_dir / "start.safetensors"
     torch.manual_seed(1)
     save_safetensors(Checkpoint(nano_spec(), build_network(nano_spec()).state_dict()), start)
-    more = ["--steps", "4", "--save-every", "2", "--val-every", "4", "--init-weights", str(start), "--freeze", "backbone"]
-    val = ["--val", str(tiny_coco / "azureml.jsonl"), "--val-images", str(tiny_coco / "photos")]
-    assert finetune.main(arguments(tiny_coco, work_dir, *more, *val)) == 0
+    more = ["--steps", "4", "--save-every", "2", "--init-weights", str(start), *SAME]
+    assert finetune.main(arguments(tiny_coco, work_dir, *more, *validated(tiny_coco))) == 0
     return work_dir
 
 
@@ -80,15 +93,44 @@ def test_resume_goes_on(tiny_coco, trained, capsys):
     """A run of 4 steps that came to step 2 makes the other two."""
     (trained / "iter_4.pth").unlink()
     (trained / "last_checkpoint").write_text(str(trained / "iter_2.pth"))
-    assert finetune.main(arguments(tiny_coco, trained, "--steps", "4", "--resume", "--freeze", "backbone")) == 0
+    assert finetune.main(arguments(tiny_coco, trained, *SAME, *validated(tiny_coco), "--steps", "4", "--resume")) == 0
     assert (trained / "iter_4.pth").is_file()
     assert "after 4 steps" in capsys.readouterr().out
 
 
-def test_resume_with_another_length_is_refused(tiny_coco, trained, capsys):
-    """The schedule of 4 steps is over: two more would train at its lowest rate."""
-    assert finetune.main(arguments(tiny_coco, trained, "--steps", "6", "--resume")) == 2
-    assert re.search(r"of a run of 4 steps, and this one would be 6 steps", capsys.readouterr().err)
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--steps", "6"], "--steps 4 (now 6)"),
+        (["--lr", "0.5"], "--lr 0.001 (now 0.5)"),
+        (["--optimizer", "sgd"], "--optimizer adamw (now sgd)"),
+        (["--freeze", "neck"], "--freeze ['backbone'] (now ['backbone', 'neck'])"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_resume_with_other_settings_is_refused(tiny_coco, trained, capsys, more, told):
+    """The checkpoint has its own: optimizer and learning rates would be lost, or the new ones ignored."""
+    arguments_ = arguments(tiny_coco, trained, *SAME, *validated(tiny_coco), "--steps", "4", *more, "--resume")
+    assert finetune.main(arguments_) == 2
+    assert f"iter_4.pth is of a run with {told}. Give what it had" in capsys.readouterr().err
+
+
+def test_resume_without_measurements_is_refused(tiny_coco, trained, capsys):
+    """The result would be the best of before, whatever is trained now."""
+    assert finetune.main(arguments(tiny_coco, trained, "--freeze", "backbone", "--steps", "4", "--resume")) == 2
+    assert "--val given (now left out)" in capsys.readouterr().err
+
+
+def test_a_new_run_needs_a_new_folder(tiny_coco, trained, capsys):
+    assert finetune.main(arguments(tiny_coco, trained, "--steps", "4")) == 2
+    assert "holds a run already" in capsys.readouterr().err
+
+
+def test_half_a_checkpoint_is_named(tiny_coco, trained, tmp_path, capsys):
+    (tmp_path / "iter_4.pth").write_bytes((trained / "iter_4.pth").read_bytes()[:5000])
+    (tmp_path / "last_checkpoint").write_text("iter_4.pth")
+    assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "4", "--resume")) == 2
+    assert "iter_4.pth: not a whole checkpoint" in capsys.readouterr().err
 
 
 def test_resume_without_a_checkpoint_is_refused(tiny_coco, tmp_path, capsys):
@@ -100,39 +142,109 @@ def test_resume_without_a_checkpoint_is_refused(tiny_coco, tmp_path, capsys):
 def test_broken_photo_is_named(tiny_coco, tmp_path, capsys, workers):
     """In one line, from a loader process too."""
     shutil.copytree(tiny_coco / "photos", tmp_path / "photos")
-    (tmp_path / "photos" / "3.png").write_bytes(b"no picture")
+    whole = (tmp_path / "photos" / "3.png").read_bytes()
+    (tmp_path / "photos" / "3.png").write_bytes(whole[:100])  # its size can be read, no pixel can
     more = ["--steps", "4", "--train-images", str(tmp_path / "photos"), "--workers", workers]
     assert finetune.main(arguments(tiny_coco, tmp_path / "run", *more)) == 2
     assert re.fullmatch(r"jobs\.finetune: \S*3\.png: not a readable photo .*\n", capsys.readouterr().err.splitlines(True)[-1])
 
 
 def test_the_best_measured_is_the_result(tiny_coco, tmp_path, capsys, monkeypatch):
-    """Not the last: early stopping ends a run when it has got worse, and what it has is saved."""
-    scores = iter([0.3, 0.2, 0.1])
+    """Not the last: early stopping ends a run when it has got no better twice, and what it has is saved. Small gains count."""
+    scores = iter([0.3, 0.31, 0.2, 0.1])
     compute = CocoMetric.compute_metrics
     monkeypatch.setattr(CocoMetric, "compute_metrics", lambda *a: compute(*a) | {"segm_mAP": next(scores)})
     val = ["--val", str(tiny_coco / "coco.json"), "--val-images", str(tiny_coco / "photos"), "--val-every", "2"]
     assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "20", "--early-stopping", "2", *val)) == 0
-    assert "after 2 steps, the best measured (mask AP 0.300)" in capsys.readouterr().out
-    assert (tmp_path / "iter_6.pth").is_file()
-    save_safetensors(load_checkpoint(tmp_path / "best_coco_segm_mAP_iter_2.pth"), tmp_path / "best.safetensors")
+    assert "after 4 steps, the best measured (mask AP 0.310)" in capsys.readouterr().out
+    assert (tmp_path / "iter_8.pth").is_file()
+    save_safetensors(load_checkpoint(tmp_path / "best_coco_segm_mAP_iter_4.pth"), tmp_path / "best.safetensors")
     result, best = (load_checkpoint(tmp_path / f"{name}.safetensors").state_dict for name in ("final", "best"))
     assert all(torch.equal(value, best[name]) for name, value in result.items())
+
+
+def test_without_any_ap_the_last_is_the_result(tiny_coco, tmp_path, capsys, monkeypatch):
+    """The first of equals would be the least trained."""
+    compute = CocoMetric.compute_metrics
+    monkeypatch.setattr(CocoMetric, "compute_metrics", lambda *a: compute(*a) | {"segm_mAP": 0.0})
+    assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "2", "--val-every", "1", *validated(tiny_coco))) == 0
+    assert "written after 2 steps.\n" in capsys.readouterr().out
+
+
+def test_a_moved_run_goes_on(tiny_coco, tmp_path, capsys, monkeypatch):
+    """In its new folder, and leaves the old one's files alone."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    scores = iter([0.3, 0.4])
+    compute = CocoMetric.compute_metrics
+    monkeypatch.setattr(CocoMetric, "compute_metrics", lambda *a: compute(*a) | {"segm_mAP": next(scores)})
+    more = ["--steps", "2", "--val-every", "1", "--save-every", "1", *validated(tiny_coco)]
+    with monkeypatch.context() as patch:
+        patch.setattr(BaseModel, "train_step", signalling(BaseModel.train_step, signal.SIGTERM))
+        assert finetune.main(arguments(tiny_coco, old, *more)) == 128 + signal.SIGTERM
+    shutil.copytree(old, new)
+    assert finetune.main(arguments(tiny_coco, new, *more, "--resume")) == 0
+    assert "after 2 steps, the best measured (mask AP 0.400)" in capsys.readouterr().out
+    assert (old / "best_coco_segm_mAP_iter_1.pth").is_file()
+    assert not (new / "best_coco_segm_mAP_iter_1.pth").exists()
+
+
+def signalling(train_step, number, send=signal.raise_signal):
+    """A training step that gets a signal at its end."""
+
+    def step(*args, **kwargs):
+        outputs = train_step(*args, **kwargs)
+        send(number)
+        return outputs
+
+    return step
+
+
+def to_all(number):
+    """Send a signal to this process and its loaders, as a terminal does to all of its foreground."""
+    loaders = psutil.Process().children(recursive=True)
+    assert loaders
+    subprocess.run(["kill", f"-{number}", *(str(one.pid) for one in loaders), str(os.getpid())], check=True)
+    time.sleep(0.2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_ends_a_run_with_a_result(tiny_coco, tmp_path, capsys, monkeypatch, number):
+    """Loader processes leave it to the training process, and end with it."""
+    monkeypatch.setattr(BaseModel, "train_step", signalling(BaseModel.train_step, number, to_all))
+    assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "3", "--workers", "1")) == 128 + number
+    assert f"Stopped by {number.name} after 1 of 3 steps." in capsys.readouterr().out
+    assert (tmp_path / "final.safetensors").is_file()
+    gc.collect()
+    psutil.wait_procs(loaders := psutil.Process().children(recursive=True), timeout=10)
+    assert not [one for one in loaders if one.is_running()]
+
+
+def test_a_signal_before_the_first_step_is_heard(tiny_coco, tmp_path, capsys, monkeypatch):
+    """While mmdet reads the annotations, which takes seconds where there are many."""
+    load = CocoDataset.load_data_list
+    monkeypatch.setattr(CocoDataset, "load_data_list", lambda self: signal.raise_signal(signal.SIGTERM) or load(self))
+    assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "2")) == 128 + signal.SIGTERM
+    assert "Stopped by SIGTERM before the first step: nothing is saved." in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def test_a_signal_in_the_last_step_changes_nothing(tiny_coco, tmp_path, monkeypatch):
+    monkeypatch.setattr(BaseModel, "train_step", signalling(BaseModel.train_step, signal.SIGTERM))
+    assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "1")) == 0
+
+
+def test_ctrl_c_outside_of_the_training_is_one_line(tiny_coco, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(finetune, "read_annotations", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "1")) == 128 + signal.SIGINT
+    assert capsys.readouterr().err == "jobs.finetune: ended at once, nothing more is saved.\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_run_with_a_result_and_resume_goes_on(tiny_coco, tmp_path, capsys, monkeypatch, number):
     """The step under way is the last; nothing is lost."""
-    train_step = BaseModel.train_step
-
-    def step_with_signal(*args, **kwargs):
-        outputs = train_step(*args, **kwargs)
-        signal.raise_signal(number)
-        return outputs
-
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        patch.setattr(BaseModel, "train_step", step_with_signal)
+        patch.setattr(BaseModel, "train_step", signalling(BaseModel.train_step, number))
         assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "3")) == 128 + number
     assert f"Stopped by {number.name} after 1 of 3 steps. --resume goes on." in capsys.readouterr().out
     assert load_checkpoint(tmp_path / "final.safetensors").spec.classes == ("ball", "egg")
@@ -211,6 +323,11 @@ def test_training_on_a_card(tiny_coco, tmp_path, precision):
         (["--val", "x.json"], "go together"),
         (["--early-stopping", "3"], "needs --val"),
         (["--lr-mult", "backbone"], "LAYER=FACTOR"),
+        (["--lr-mult", "backbone=-1"], "--lr-mult"),
+        (["--lr", "nan"], "--lr is above 0"),
+        (["--steps", "0"], "--steps is 1 or more, got 0"),
+        (["--ema", "2"], "--ema is 0 to 1, got 2"),
+        (["--scale-jitter", "2", "0.5"], "the smaller one first"),
     ],
 )
 def test_contradictions_are_refused(tiny_coco, tmp_path, capsys, more, message):
@@ -218,6 +335,13 @@ def test_contradictions_are_refused(tiny_coco, tmp_path, capsys, more, message):
         settings_from_args(arguments(tiny_coco, tmp_path, *more))
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_options_for_layers_add_up(tiny_coco, tmp_path):
+    more = ["--freeze", "backbone", "--freeze", "neck", "--lr-mult", "bbox_head=0.1", "--lr-mult", "neck=0.5"]
+    settings = settings_from_args(arguments(tiny_coco, tmp_path, *more))
+    assert settings.freeze == ("backbone", "neck")
+    assert settings.lr_mult == (("bbox_head", 0.1), ("neck", 0.5))
 
 
 def test_something_must_be_left_to_train():
@@ -228,6 +352,13 @@ def test_something_must_be_left_to_train():
 def test_unknown_layer_is_named():
     with pytest.raises(ValueError, match=r"no such layer.*bbox_head\.mask_head"):
         freeze(build_network(nano_spec()), ["head"])
+
+
+def test_only_batch_norms_have_statistics_to_fix():
+    """A name of one of its parameters would fix nothing."""
+    check_layers(build_network(nano_spec()), "--fix-batch-norm", ["backbone.stem.0.bn"], batch_norms=True)
+    with pytest.raises(ValueError, match=r"--fix-batch-norm .*bn\.weight: the network has no such batch norm"):
+        check_layers(build_network(nano_spec()), "--fix-batch-norm", ["backbone.stem.0.bn.weight"], batch_norms=True)
 
 
 def test_wrong_weights_are_named(tiny_coco, tmp_path, capsys):

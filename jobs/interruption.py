@@ -1,0 +1,98 @@
+"""Ctrl-C and SIGTERM end a training with a result, whoever gets them: the training process alone, or its loader processes too.
+
+first signal ─▶ ending_on_signals notes it ─▶ StopOnSignal ends the loop after the step, or the measurement, that is under way
+second       ─▶ as if nobody listened: ends the process at once
+"""
+
+from __future__ import annotations
+
+import jobs.third_party  # isort: skip  # noqa: F401  (before mmdet)
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from mmengine.dataset import worker_init_fn
+from mmengine.hooks import Hook
+from mmengine.registry import FUNCTIONS
+from mmengine.runner import Runner
+
+LISTENED_TO = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[list[signal.Signals]]:
+    """Note the first Ctrl-C or SIGTERM instead of ending at once.
+
+    Yields: a list that gets the signal, when one comes.
+    """
+    came: list[signal.Signals] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        came.append(signal.Signals(number))
+        listen_no_more()
+        # not by the logger: the signal may have come while it writes
+        os.write(2, f"{came[0].name}: the training ends after this step. Once more ends it at once.\n".encode())
+
+    def listen_no_more() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, note) for number in LISTENED_TO}
+    try:
+        yield came
+    finally:
+        listen_no_more()
+
+
+class StopOnSignal(Hook):
+    """Ends the training loop at the next chance after a signal.
+
+    Args:
+        came: the list of `ending_on_signals`.
+    """
+
+    def __init__(self, came: Sequence[signal.Signals]) -> None:
+        self._came = came
+
+    def before_train(self, runner: Runner) -> None:
+        """Make no step where the signal came while the loop was built."""
+        self._look(runner)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:  # noqa: ARG002
+        """Make no further step."""
+        self._look(runner)
+
+    def after_val(self, runner: Runner) -> None:
+        """Make no further step where the signal came during a measurement."""
+        self._look(runner)
+
+    def _look(self, runner: Runner) -> None:
+        if self._came:
+            runner.train_loop.stop_training = True
+
+
+@FUNCTIONS.register_module()
+def start_loader(worker_id: int, num_workers: int, seed: int) -> None:
+    """What a loader process does first: seeds itself as mmengine's do, and from then on heeds the training process alone.
+
+    A Ctrl-C in a terminal, `timeout` and systemd signal the whole group. A loader that ended then would take the last step with it.
+
+    Args:
+        worker_id, num_workers: which of how many.
+        seed: of the run.
+    """
+    worker_init_fn(worker_id, num_workers, rank=0, seed=seed)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told_by(parent: int) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+        pass
+    os._exit(0)
