@@ -25,7 +25,7 @@ from loadtest.bench_compare import Spread, load_model, spread
 from pipeline.decode import DecodeLimits
 from pipeline.engines import EngineOptions, create_engine
 from pipeline.engines.openvino_engine import OpenVinoEngine
-from pipeline.engines.openvino_model import convert, openvino_core
+from pipeline.engines.openvino_model import CORE, convert
 from pipeline.load import load_image
 from pipeline.model import ModelSpec, build_network
 from pipeline.network import RawNetwork
@@ -123,7 +123,7 @@ def time_by_kind(model: ov.Model, precision: str, threads: int) -> dict[str, flo
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
     }
-    request = openvino_core().compile_model(model, "CPU", properties).create_infer_request()
+    request = CORE.compile_model(model, "CPU", properties).create_infer_request()
     pixels = np.full(model.input(0).shape, 114, np.uint8)
     for _ in range(3):
         request.infer([pixels])

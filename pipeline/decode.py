@@ -165,7 +165,7 @@ def _check_structure(image: Image.Image, data: bytes, limits: DecodeLimits) -> N
 
 
 def _scans(jpeg: bytes) -> int:
-    """Start-of-scan markers, those of a thumbnail too; as `jpeg.count(b"\xff\xda")`, ten times as fast where 0xff is frequent."""
+    r"""Start-of-scan markers, those of a thumbnail too; as `jpeg.count(b"\xff\xda")`, ten times as fast where 0xff is frequent."""
     values = np.frombuffer(jpeg, np.uint8)
     return int(np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == 0xDA)))
 

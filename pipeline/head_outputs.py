@@ -16,7 +16,7 @@ class RawOutputs(NamedTuple):
         class_logits: (B, P, C) float.
         distances: (B, P, 4) float32, left top right bottom of the position's point, network pixels, >= 0.
         kernel_features: (B, P, K) float, input of `KernelProjection`.
-        mask_features: (B, 8, S/8, S/8) float, the prototypes that the dynamic convolutions combine.
+        mask_features: (B, 8, H/8, W/8) float, the prototypes that the dynamic convolutions combine.
     """
 
     class_logits: Tensor

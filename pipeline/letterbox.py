@@ -84,7 +84,7 @@ def _resize_partial_reduction(bgr: NDArray[np.uint8], letterbox: Letterbox) -> N
 
 
 def fitted_input(scaled_hw: tuple[int, int], size: int) -> tuple[int, int]:
-    """The smallest network input (height, width) that holds a scaled image and a strip of padding, as wide as a mask cell.
+    """The smallest network input (height, width) that holds a scaled image, its short side with a strip of padding as wide as a mask cell.
 
     Without the strip, masks at that edge of the image lose 0.1 of AP (docs/RESULTS.md).
 

@@ -1,6 +1,6 @@
 """mmdet's RTMDet-Ins as one plain function from pixels to flat outputs, the same for every engine.
 
-    uint8 (B, S, S, 3) ─▶ normalise ─▶ backbone, neck ─▶ head ─▶ RawOutputs ─▶ pipeline.postprocess
+    uint8 (B, H, W, 3) ─▶ normalise ─▶ backbone, neck ─▶ head ─▶ RawOutputs ─▶ pipeline.postprocess
 
 No control flow depends on the data, so OpenVINO, CUDA graphs and `torch.export` all take it as it is. Three things differ
 from mmdet's own forward pass; none of them changes a result:
@@ -46,7 +46,7 @@ class Normalisation(nn.Module):
         self.register_buffer("std", std.detach().clone().float())
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, S, S, 3) uint8 to (B, 3, S, S) float32."""
+        """(B, H, W, 3) uint8 to (B, 3, H, W) float32."""
         return (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
 

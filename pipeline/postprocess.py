@@ -130,7 +130,7 @@ def _positions(input_hw: tuple[int, int], strides: Sequence[int]) -> tuple[Tenso
 
 
 def _candidates(logits: Tensor, options: Sequence[DetectOptions]) -> Candidates:
-    """Scores above their image's threshold, of wanted labels; in order of image, position, label."""
+    """Scores above their image's threshold, of wanted labels; in order of image, position, label. NaN takes its position out."""
     thresholds = _thresholds(options, logits.shape[-1]).to(logits.device)
     cutoff = torch.logit(thresholds) - LOGIT_SLACK
     image, position = (logits.amax(-1) > cutoff.amin(-1, keepdim=True)).nonzero(

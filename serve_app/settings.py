@@ -137,7 +137,8 @@ class DetectorSettings(StrictModel):
     threads: int | None = Field(None, ge=1, description="CPU threads of the engine; None: the cores this replica owns.")
     fitted_input: bool = Field(
         True,
-        description="openvino: pad a photo to the nearest of five inputs, a sixth to a third less work. False: mmdet's square.",
+        description="openvino: pad a photo to the smallest of five inputs that holds it: a sixth to a third less work, for 0.3 GB of "
+        "memory (embedded model; x: 2 GB). False: mmdet's square.",
     )
     max_batch: int = Field(8, ge=1, le=256, description="Most images in one pass of the network.")
     max_wait_ms: float = Field(2.0, ge=0, description="An idle detector waits this long for company, milliseconds.")

@@ -56,7 +56,8 @@ class EngineOptions:
         max_batch: most images in one pass of the network.
         batch_buckets: batch sizes that CUDA graphs are recorded for; None is 1, 2, 4 ... max_batch. Smaller batches are
             padded up to the next one. Engines on a CPU take any size as it is.
-        fitted: pad images to the nearest of five inputs instead of the square, where the engine takes them one by one (OpenVINO).
+        fitted: pad images to the smallest of five inputs that holds them instead of the square, where the engine takes them one by
+            one (OpenVINO).
         cache_dir: folder for compiled models, so that the next start is quick; None keeps none.
         simulated: speed and answers of the simulated engine; the others do not look at it.
     """
@@ -135,7 +136,7 @@ class Engine(Protocol):
         ...
 
     def warm_up(self) -> None:
-        """Run every batch size that is prepared in advance once, so that the first request is no slower than the rest."""
+        """Run every batch size that is prepared in advance once; what is prepared when it first comes (fitted inputs) is not."""
         ...
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """What all engines share: pad the batch, run the network, post-process, and name what went wrong.
 
-images ─▶ pad_batch ─▶ uint8 (B, S, S, 3) ─▶ _infer ─▶ RawOutputs ─▶ PostProcessor ─▶ Instances
+images ─▶ pad_batch ─▶ uint8 (B, H, W, 3) ─▶ _infer ─▶ RawOutputs ─▶ PostProcessor ─▶ Instances
 """
 
 from __future__ import annotations

@@ -13,14 +13,16 @@ Nor do they wait for the end of a batch: a second call takes the streams as they
 `layout: together` with 32 clients: 55 images/s when each batch waits for the one before it, 61 when not (cores busy 92 and 97 %).
 
 The network runs one image a pass: with an open batch dimension OpenVINO copies at every change of layout. So each image can have the
-input that fits it (`letterbox.fitted_input`), compiled when the first one of its shape comes: measured with the embedded model, 14.8 ms
-for the square of 640, 12.4 for 640 x 512, 9.9 for 640 x 384; each shape takes 45 MB, and 0.1 s to read or 0.3 s to compile. The outputs
-of one shape land in one buffer, so that the post-processing sees all of them in a stream's share: measured with the embedded model,
-1.4 ms for one image, 1.9 for four.
+input that fits it (`letterbox.fitted_input`), compiled when the first one of its shape comes, while images of other shapes go on:
+measured with the embedded model, 14.8 ms for the square of 640, 12.4 for 640 x 512, 9.9 for 640 x 384. What cannot be compiled goes to
+the square. The outputs of one shape land in one buffer, so that the post-processing sees all of them in a stream's share: measured with
+the embedded model, 1.4 ms for one image, 1.9 for four.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -35,14 +37,16 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.engines import EngineOptions, ModelInfo
-from pipeline.engines.base import BatchEngine
+from pipeline.engines.base import BatchEngine, grey_image, naming_failures
 from pipeline.engines.devices import owned_cores
-from pipeline.engines.openvino_model import ConvertedNetwork, openvino_core
+from pipeline.engines.openvino_model import CORE, ConvertedNetwork
 from pipeline.errors import EngineUnavailable
 from pipeline.head_outputs import RawOutputs
 from pipeline.letterbox import fit, fitted_input, pad_batch
 from pipeline.postprocess import PostProcessor
 from pipeline.types import DetectOptions, Instances, Letterbox, LoadedImage
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -67,27 +71,34 @@ class OpenVinoEngine(BatchEngine):
                 input_size=converted.input_size,
                 engine="openvino",
                 precision=precision,
-                device=openvino_core().get_property("CPU", "FULL_DEVICE_NAME").strip(),
+                device=CORE.get_property("CPU", "FULL_DEVICE_NAME").strip(),
                 threads=threads,
                 max_batch=options.max_batch,
             )
         )
         streams = self._stream_count = min(threads, options.max_batch)
+        self._modes = sorted({1, streams})
         self._square = converted.input_size, converted.input_size
         self._fitted, self._kernels = options.fitted, converted.kernels
         self._postprocessors: dict[tuple[int, int], PostProcessor] = {}
         self._compiled = _CompiledInputs(converted, threads, options.cache_dir)
-        self._alone = _Stream(self._compiled, 1, 1 if streams > 1 else options.max_batch)
-        self._alone.input(self._square)  # what cannot be compiled is known at once
+        largest = self._compiled.model(1, self._square)  # a network that cannot be compiled is known at once
+        self._without_input: set[tuple[int, int]] = set()
+        self._alone = _Stream(self._compiled, 1, 1 if streams > 1 else options.max_batch, largest)
         self._idle: queue.SimpleQueue[_Stream] = queue.SimpleQueue()
         for _ in range(streams):
-            self._idle.put(_Stream(self._compiled, streams, -(-options.max_batch // streams)) if streams > 1 else self._alone)
+            share = -(-options.max_batch // streams)
+            self._idle.put(_Stream(self._compiled, streams, share, largest) if streams > 1 else self._alone)
         self._threads = ThreadPoolExecutor(streams, thread_name_prefix="stream")
+        self._early_compiler = ThreadPoolExecutor(len(self._modes), thread_name_prefix="compile")
         self._turn = threading.Lock()
         self._running: list[Future[Any]] = []
+        self._closed = False
 
     def close(self) -> None:
-        """End the streams' threads."""
+        """End the threads."""
+        self._closed = True
+        self._early_compiler.shutdown()
         self._threads.shutdown()
 
     def run_network(self, batch: int) -> None:
@@ -95,11 +106,12 @@ class OpenVinoEngine(BatchEngine):
         self._spread(batch, lambda stream, part: stream.input(self._square).infer(part.stop - part.start), lambda _: None)
 
     def warm_up(self) -> None:
-        """Run a grey square, then compile for the commonest shape of photo, alone and in batches, while the first requests come."""
-        super().warm_up()
-        commonest = self._input_of(fit((3, 4), self._info.input_size))
-        for streams in {1, self._stream_count}:
-            self._threads.submit(self._compiled.model, streams, commonest)
+        """Run a grey square, then compile for the commonest shape of photo and for squares in batches, while the first requests come."""
+        with naming_failures(1):
+            self._find(self._alone, [grey_image(self._info.input_size)], [DetectOptions()])
+        for original_hw in ((3, 4), (1, 1)):
+            for streams in self._modes:
+                self._early_compiler.submit(self._prepare, self._input_of(fit(original_hw, self._info.input_size)), [streams])
 
     def _run(
         self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], has_room: Callable[[int], object]
@@ -107,7 +119,20 @@ class OpenVinoEngine(BatchEngine):
         def find(stream: _Stream, part: slice) -> list[Instances]:
             return self._find(stream, images[part], options[part])
 
+        for input_hw in {self._input_of(image.letterbox) for image in images}:
+            self._prepare(input_hw, self._modes)
         return [one for found in self._spread(len(images), find, has_room) for one in found]
+
+    def _prepare(self, input_hw: tuple[int, int], modes: Sequence[int]) -> None:
+        """Compile for these images before they take streams from others; without success they are padded to the square."""
+        try:
+            for streams in modes:
+                self._compiled.model(streams, input_hw)
+        except (MemoryError, RuntimeError):
+            if input_hw == self._square:
+                raise
+            log.exception("no network for %d x %d pixels: such photos are padded to %d x %d", *input_hw, *self._square)
+            self._without_input.add(input_hw)
 
     def _find(self, stream: _Stream, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
         """Run a stream's share, shape by shape; results in order."""
@@ -118,23 +143,23 @@ class OpenVinoEngine(BatchEngine):
         for input_hw, places in places_of.items():
             outputs = stream.input(input_hw).infer_images([images[place] for place in places], self._info.input_size)
             letterboxes, wanted = zip(*((images[place].letterbox, options[place]) for place in places), strict=True)
-            found |= zip(places, self._postprocess(outputs, letterboxes, wanted), strict=True)
+            found |= zip(places, self._postprocessor(input_hw)(outputs, letterboxes, wanted), strict=True)
         return [found[place] for place in range(len(images))]
 
-    def _postprocess(
-        self, outputs: RawOutputs, letterboxes: Sequence[Letterbox], options: Sequence[DetectOptions]
-    ) -> list[Instances]:
-        input_hw = self._input_of(letterboxes[0])
+    def _postprocessor(self, input_hw: tuple[int, int]) -> PostProcessor:
         if input_hw not in self._postprocessors:
             self._postprocessors[input_hw] = PostProcessor(input_hw, self._kernels)
-        return self._postprocessors[input_hw](outputs, letterboxes, options)
+        return self._postprocessors[input_hw]
 
     def _input_of(self, letterbox: Letterbox) -> tuple[int, int]:
-        return fitted_input(letterbox.scaled_hw, self._info.input_size) if self._fitted else self._square
+        fitted = fitted_input(letterbox.scaled_hw, self._info.input_size) if self._fitted else self._square
+        return self._square if fitted in self._without_input else fitted
 
     def _spread(self, batch: int, work: Callable[[_Stream, slice], Result], has_room: Callable[[int], object]) -> list[Result]:
         """Do a batch's work, each part as a stream comes free; results in order. Calls from several threads begin in turn."""
         with self._turn:
+            if self._closed:
+                raise RuntimeError("the engine is closed")
             self._running = [part for part in self._running if not part.done()]
             parts, left = _shares(batch, self._stream_count, quiet=not self._running)
             mine = [self._threads.submit(self._on_stream, self._idle.get(), work, part) for part in parts]
@@ -170,53 +195,66 @@ class _CompiledInputs:
     def __init__(self, converted: ConvertedNetwork, threads: int, cache_dir: Path | None) -> None:
         self._converted, self._threads, self._cache_dir = converted, threads, cache_dir
         self._models: dict[tuple[int, tuple[int, int]], ov.CompiledModel] = {}
-        self._lock = threading.Lock()
+        self._locks: dict[tuple[int, tuple[int, int]], threading.Lock] = {}
 
     def model(self, streams: int, input_hw: tuple[int, int]) -> ov.CompiledModel:
-        """For that many streams; the first call compiles, or reads from the cache, and the others wait for it."""
-        with self._lock:
-            if (streams, input_hw) not in self._models:
-                properties = _properties(self._converted.precision, self._threads, streams, self._cache_dir)
-                network = self._converted.for_one_image(input_hw)
-                self._models[streams, input_hw] = openvino_core().compile_model(network, "CPU", properties)
-            return self._models[streams, input_hw]
+        """For that many streams; the first call compiles, or reads from the cache, and others for the same wait for it."""
+        key = streams, input_hw
+        if key not in self._models:
+            with self._locks.setdefault(key, threading.Lock()):
+                if key not in self._models:
+                    self._models[key] = self._compile(*key)
+        return self._models[key]
+
+    def _compile(self, streams: int, input_hw: tuple[int, int]) -> ov.CompiledModel:
+        properties = _properties(self._converted.precision, self._threads, streams, self._cache_dir)
+        return CORE.compile_model(self._converted.for_one_image(input_hw), "CPU", properties)
 
 
 class _Stream:
     """Runs the network on its share of a batch, on its share of the threads.
 
+    Its buffers are shared by all shapes: a stream runs one at a time.
+
     Args:
         compiled: for the shapes of the images that come.
         streams: among which the threads are divided.
         most_images: in a share.
+        largest: compiled for the largest shape.
     """
 
-    def __init__(self, compiled: _CompiledInputs, streams: int, most_images: int) -> None:
+    def __init__(self, compiled: _CompiledInputs, streams: int, most_images: int, largest: ov.CompiledModel) -> None:
         self._compiled, self._streams, self._most_images = compiled, streams, most_images
+        self._pixels = np.empty(most_images * math.prod(largest.input().shape), np.uint8)
+        self._outputs = [np.empty(most_images * math.prod(output.shape), np.float32) for output in largest.outputs]
         self._inputs: dict[tuple[int, int], _Input] = {}
 
     def input(self, input_hw: tuple[int, int]) -> _Input:
         """For images of this shape; made for the first one."""
         if input_hw not in self._inputs:
-            self._inputs[input_hw] = _Input(self._compiled.model(self._streams, input_hw), self._most_images)
+            model = self._compiled.model(self._streams, input_hw)
+            pixels, *outputs = (
+                flat[: self._most_images * math.prod(port.shape)].reshape(self._most_images, *port.shape[1:])
+                for flat, port in zip((self._pixels, *self._outputs), (model.input(), *model.outputs), strict=True)
+            )
+            self._inputs[input_hw] = _Input(model, pixels, outputs)
         return self._inputs[input_hw]
 
 
 class _Input:
-    """One infer request for one input shape, and the buffers for its share of a batch.
+    """One infer request for one input shape.
 
     Args:
         compiled: the network for one image.
-        most_images: in a share.
+        pixels, outputs: buffers for a share of a batch; image by image.
     """
 
-    def __init__(self, compiled: ov.CompiledModel, most_images: int) -> None:
+    def __init__(self, compiled: ov.CompiledModel, pixels: NDArray[np.uint8], outputs: Sequence[NDArray[np.float32]]) -> None:
         self._request = compiled.create_infer_request()
-        self._pixels = np.empty((most_images, *compiled.input().shape[1:]), np.uint8)
-        self._outputs = [np.empty((most_images, *output.shape[1:]), np.float32) for output in compiled.outputs]
+        self._pixels, self._outputs = pixels, outputs
 
     def infer_images(self, images: Sequence[LoadedImage], size: int) -> RawOutputs:
-        """Run the network on images made for this `size`; valid until the next call."""
+        """Run the network on images made for this `size`; valid until the stream's next call."""
         pad_batch(images, size, out=self._pixels)
         return self.infer(len(images))
 

@@ -13,7 +13,6 @@ import shutil
 import tempfile
 import warnings
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +29,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CORE = ov.Core()
+"""OpenVINO in this process, for its whole life.
+
+Each core's CPU plugin gives the thread a stack for signals (openvinotoolkit/openvino#11894) and takes it back when it ends, whatever came
+between. With two, the thread can be left with one that is gone, and the next signal ends the process.
+"""
 _SOURCES = ("../network.py", "../streamline.py", "../packed.py", "../rtmdet_nano.py", "openvino_model.py")
 """What shapes the converted network: when one of these changes, so does the key."""
 
@@ -63,23 +68,13 @@ class ConvertedNetwork:
         return model
 
 
-@cache
-def openvino_core() -> ov.Core:
-    """OpenVINO in this process, for its whole life.
-
-    Each core's CPU plugin gives the thread a stack for signals (openvinotoolkit/openvino#11894) and takes it back when it ends, whatever
-    came in between: with two, the thread can be left with one that is gone, and the next signal ends the process.
-    """
-    return ov.Core()
-
-
 def choose_precision(asked: str) -> str:
     """The precision to compute in; `auto` is bf16 on CPUs that have it.
 
     Raises:
         EngineUnavailable: the CPU cannot compute in the precision that was asked for.
     """
-    able = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = CORE.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if asked == "auto":
         if "BF16" in able:
             return "bf16"
@@ -170,5 +165,5 @@ def _read(folder: Path) -> ConvertedNetwork:
         description["input_size"],
         kernels,
         description["precision"],
-        openvino_core().read_model(str(folder / "network.xml")),
+        CORE.read_model(str(folder / "network.xml")),
     )

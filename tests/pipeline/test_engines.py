@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from pipeline.engines.base import naming_failures
 from pipeline.engines.cuda_graphs import default_buckets
 from pipeline.engines.devices import choose_kind, owned_cores
 from pipeline.engines.openvino_engine import _shares
+from pipeline.engines.openvino_model import ConvertedNetwork
 from pipeline.errors import CheckpointError, ConfigurationError, EngineLost, EngineOutOfMemory, EngineUnavailable, ShapeError
 from pipeline.letterbox import fitted_input, pad_batch, scale_to_fit
 from pipeline.network import RawNetwork
@@ -108,6 +111,67 @@ def test_images_are_scored_on_the_input_that_fits_them(two_streams):
         np.testing.assert_allclose(found.scores, expected.scores, atol=0.001)
         np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.5)
         assert np.mean((found.mask_logits > 0) == (expected.mask_logits > 0)) > 0.999
+
+
+def test_compiling_for_one_shape_holds_up_no_other(monkeypatch):
+    """An image of a known shape gets its result while another waits for its network."""
+    engine = create_engine(seeded_checkpoint("nano"), EngineOptions("openvino", "fp32", "cpu", 2, max_batch=5))
+    square, wide = load((640, 640)), load((1080, 1920))
+    engine.detect([square] * 2, [LOW] * 2)
+    begun, allowed = threading.Event(), threading.Event()
+    for_one_image = ConvertedNetwork.for_one_image
+
+    def wait_then_convert(self, input_hw):
+        begun.set()
+        assert allowed.wait(30)
+        return for_one_image(self, input_hw)
+
+    monkeypatch.setattr(ConvertedNetwork, "for_one_image", wait_then_convert)
+    with ThreadPoolExecutor(1) as caller:
+        waiting = caller.submit(engine.detect, [wide], [LOW])
+        assert begun.wait(30)
+        assert len(engine.detect([square], [LOW])[0]) > 10
+        assert len(engine.detect([square] * 3, [LOW] * 3)) == 3
+        assert not waiting.done()
+        allowed.set()
+        assert len(waiting.result()[0]) > 10
+    engine.close()
+
+
+def test_what_cannot_be_compiled_goes_to_the_square(monkeypatch, caplog):
+    """With one line in the log, and without the try at every image; a network for no input at all is an error."""
+    seen = []
+
+    def fail(_self, input_hw):
+        seen.append(input_hw)
+        raise RuntimeError("no space left on device")
+
+    options = EngineOptions("openvino", "fp32", "cpu", 2, max_batch=5)
+    engine = create_engine(seeded_checkpoint("nano"), options)
+    engine.detect([load((640, 640))] * 2, [LOW] * 2)
+    monkeypatch.setattr(ConvertedNetwork, "for_one_image", fail)
+    wide = load((1080, 1920))
+    with pytest.raises(RuntimeError, match="no space left"):
+        create_engine(seeded_checkpoint("nano"), options)
+    seen.clear()
+    found = [engine.detect([wide], [LOW])[0] for _ in range(3)]
+    assert len(seen) == 1
+    assert ["such photos are padded to" in record.message for record in caplog.records] == [True]
+    monkeypatch.undo()
+    squares = create_engine(seeded_checkpoint("nano"), replace(options, fitted=False))
+    np.testing.assert_allclose(found[2].boxes, squares.detect([wide], [LOW])[0].boxes, atol=0.05)
+    for one in (engine, squares):
+        one.close()
+
+
+def test_a_closed_engine_says_so():
+    """At every call; none waits for a stream that never comes."""
+    engine = create_engine(seeded_checkpoint("nano"), EngineOptions("openvino", "fp32", "cpu", 2, max_batch=5))
+    engine.close()
+    engine.close()
+    for _ in range(4):
+        with pytest.raises(RuntimeError, match="engine is closed"):
+            engine.detect([load((640, 640))] * 2, [LOW] * 2)
 
 
 def bf16_here() -> bool:
