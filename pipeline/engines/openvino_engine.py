@@ -143,13 +143,15 @@ class OpenVinoEngine(BatchEngine):
         for input_hw, places in places_of.items():
             outputs = stream.input(input_hw).infer_images([images[place] for place in places], self._info.input_size)
             letterboxes, wanted = zip(*((images[place].letterbox, options[place]) for place in places), strict=True)
-            found |= zip(places, self._postprocessor(input_hw)(outputs, letterboxes, wanted), strict=True)
+            found |= zip(places, self._postprocess(input_hw, outputs, letterboxes, wanted), strict=True)
         return [found[place] for place in range(len(images))]
 
-    def _postprocessor(self, input_hw: tuple[int, int]) -> PostProcessor:
+    def _postprocess(
+        self, input_hw: tuple[int, int], outputs: RawOutputs, letterboxes: Sequence[Letterbox], options: Sequence[DetectOptions]
+    ) -> list[Instances]:
         if input_hw not in self._postprocessors:
             self._postprocessors[input_hw] = PostProcessor(input_hw, self._kernels)
-        return self._postprocessors[input_hw]
+        return self._postprocessors[input_hw](outputs, letterboxes, options)
 
     def _input_of(self, letterbox: Letterbox) -> tuple[int, int]:
         fitted = fitted_input(letterbox.scaled_hw, self._info.input_size) if self._fitted else self._square
