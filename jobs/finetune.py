@@ -31,7 +31,7 @@ from torch import nn
 from jobs import augment, hooks, precision  # noqa: F401  (their transforms, hooks and wrappers register themselves)
 from jobs.batch_norm import restore_batch_norms
 from jobs.datasets import AnnotationsError, read_annotations
-from jobs.interruption import StopOnSignal, ending_on_signals
+from jobs.interruption import StopOnSignal, end_loaders, ending_on_signals
 from jobs.runner_config import lasting_settings, runner_config, steps_an_epoch
 from jobs.settings import FinetuneSettings, settings_from_args
 from pipeline.allocator import keep_freed_memory
@@ -77,7 +77,10 @@ def finetune(settings: FinetuneSettings) -> signal.Signals | None:
     network.to(memory_format=torch.channels_last)
     with harmless_types_only(), ending_on_signals() as signals:
         runner.register_hook(StopOnSignal(signals))
-        runner.train()
+        try:
+            runner.train()
+        finally:
+            end_loaders(runner)
         if runner.iter:
             export(settings.work_dir)
     if not signals or runner.iter == runner.max_iters:

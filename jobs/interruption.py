@@ -20,6 +20,7 @@ from mmengine.dataset import worker_init_fn
 from mmengine.hooks import Hook
 from mmengine.registry import FUNCTIONS
 from mmengine.runner import Runner
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 LISTENED_TO = (signal.SIGINT, signal.SIGTERM)
 
@@ -74,6 +75,14 @@ class StopOnSignal(Hook):
     def _look(self, runner: Runner) -> None:
         if self._came:
             runner.train_loop.stop_training = True
+
+
+def end_loaders(runner: Runner) -> None:
+    """End the loader processes: left to the end of this process they would be killed, and each leave a folder in /tmp."""
+    batches = getattr(getattr(runner, "_train_loop", None), "dataloader_iterator", None)
+    loaders = getattr(batches, "_iterator", None)
+    if isinstance(loaders, _MultiProcessingDataLoaderIter):
+        loaders._shutdown_workers()
 
 
 @FUNCTIONS.register_module()
