@@ -1,6 +1,5 @@
 """A real training of a few steps on generated pictures."""
 
-import glob
 import os
 import re
 import shutil
@@ -200,24 +199,30 @@ def signalling(train_step, number, send=signal.raise_signal):
     return step
 
 
-def to_all(number):
-    """Send a signal to this process and its loaders, as a terminal does to all of its foreground."""
-    loaders = psutil.Process().children(recursive=True)
-    assert loaders
-    subprocess.run(["kill", f"-{number}", *(str(one.pid) for one in loaders), str(os.getpid())], check=True)
-    time.sleep(0.2)
+def own_processes():
+    return {one.pid for one in psutil.Process().children(recursive=True)}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_all_processes_ends_a_run_with_a_result(tiny_coco, tmp_path, capsys, monkeypatch, number):
     """Loader processes leave it to the training process, and end with it; neither leaves anything behind."""
-    before = set(glob.glob(f"{tempfile.gettempdir()}/pymp-*"))
+    others = own_processes()
+
+    def to_all(number):
+        """From outside, as a terminal does to all of its foreground: a loader ends when this process tells it to."""
+        loaders = own_processes() - others
+        assert loaders
+        subprocess.run(["kill", f"-{number}", *map(str, loaders), str(os.getpid())], check=True)
+        time.sleep(0.2)
+
     monkeypatch.setattr(BaseModel, "train_step", signalling(BaseModel.train_step, number, to_all))
-    assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "3", "--workers", "1")) == 128 + number
+    with tempfile.TemporaryDirectory() as scratch:  # a short path: loaders have sockets in it
+        monkeypatch.setattr(tempfile, "tempdir", scratch)
+        assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "3", "--workers", "1")) == 128 + number
+        assert not [name for name in os.listdir(scratch) if name.startswith("pymp-")]
     assert f"Stopped by {number.name} after 1 of 3 steps." in capsys.readouterr().out
     assert (tmp_path / "final.safetensors").is_file()
-    assert not psutil.Process().children(recursive=True)
-    assert set(glob.glob(f"{tempfile.gettempdir()}/pymp-*")) <= before
+    assert own_processes() <= others
 
 
 def test_a_signal_before_the_first_step_is_heard(tiny_coco, tmp_path, capsys, monkeypatch):
