@@ -200,7 +200,7 @@ def signalling(train_step, number, send=signal.raise_signal):
 
 
 def own_processes():
-    return {one.pid for one in psutil.Process().children(recursive=True)}
+    return {one.pid for one in psutil.Process().children()}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
