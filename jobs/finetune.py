@@ -16,7 +16,6 @@ from jobs.third_party import known_warnings_ignored  # isort: skip  (before mmde
 import itertools
 import math
 import pickle
-import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -118,7 +117,7 @@ def load_what_fits(network: nn.Module, path: Path) -> str:
     if not fitting:
         raise ValueError(f"{path}: none of its {len(weights)} tensors fits this network. Is --model right?")
     network.load_state_dict(fitting, strict=False)
-    fresh = sorted({".".join(name.split(".")[:2]) for name in own if name not in fitting and "num_batches" not in name})
+    fresh = hooks.layers_of(name for name in own if name not in fitting and "num_batches" not in name)
     return f"{path.name}: {len(fitting)} of {len(own)} tensors loaded; fresh: {', '.join(fresh) or 'none'}."
 
 
@@ -167,8 +166,8 @@ def export(work_dir: Path) -> Path:
         chosen, why = best, f", the best measured (mask AP {measured['best_score']:.3f})"
     path = work_dir / FINAL_NAME
     save_safetensors(load_checkpoint(chosen), path)
-    steps = re.search(r"iter_(\d+)", chosen.name)
-    print(f"{path}: written{f' after {steps[1]} steps' if steps else ''}{why}.")
+    steps = hooks.step_of(chosen.name)
+    print(f"{path}: written{f' after {steps} steps' if steps else ''}{why}.")
     return path
 
 

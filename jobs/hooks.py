@@ -7,7 +7,7 @@ import jobs.third_party  # isort: skip  # noqa: F401  (before mmdet)
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,8 @@ def check_layers(network: nn.Module, option: str, prefixes: Sequence[str], *, ba
     names = [name for name, part in named if not batch_norms or isinstance(part, _BatchNorm)]
     for prefix in prefixes:
         if not any(name.startswith(prefix) for name in names):
-            raise ValueError(
-                f"{option} {prefix}: the network has no such {'batch norm' if batch_norms else 'layer'}. It has {_layers(names)}."
-            )
+            kind = "batch norm" if batch_norms else "layer"
+            raise ValueError(f"{option} {prefix}: the network has no such {kind}. It has {', '.join(layers_of(names))}.")
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -126,13 +125,14 @@ class StopWithoutProgress(Hook):
 
     def after_val(self, runner: Runner) -> None:
         """Look when the best was."""
-        best = _step_of(runner.message_hub.runtime_info.get("best_ckpt", ""))
+        best = step_of(runner.message_hub.runtime_info.get("best_ckpt", ""))
         if runner.iter - best >= self._patience * self._every:
             runner.logger.info(f"No better mask AP in {self._patience} measurements since step {best}: the training ends.")
             runner.train_loop.stop_training = True
 
 
-def _step_of(checkpoint: str) -> int:
+def step_of(checkpoint: str) -> int:
+    """The step after which mmengine wrote a checkpoint, by its file name; 0 where it tells none."""
     found = re.search(r"iter_(\d+)\.pth$", checkpoint)
     return int(found[1]) if found else 0
 
@@ -155,5 +155,6 @@ class DescribeModelHook(Hook):
         checkpoint["meta"] |= self._described
 
 
-def _layers(names: Sequence[str]) -> str:
-    return ", ".join(sorted({".".join(name.split(".")[:2]) for name in names}))
+def layers_of(names: Iterable[str]) -> list[str]:
+    """The parts of the network, `backbone.stem`, that parameters or modules of these names belong to; sorted."""
+    return sorted({".".join(name.split(".")[:2]) for name in names})

@@ -29,7 +29,7 @@ from mmengine.runner import Runner
 
 from jobs.batch_norm import measure_batch_norms, restore_batch_norms
 from jobs.datasets import AnnotationsError, read_annotations
-from jobs.hooks import check_layers
+from jobs.hooks import check_layers, layers_of
 from jobs.runner_config import train_loader
 from jobs.settings import FinetuneSettings
 from pipeline.allocator import keep_freed_memory
@@ -70,7 +70,7 @@ def merge(
     shared = [name for name in new if not (only_tuned and name.startswith(tuple(only_tuned)))]
     apart = [name for name in shared if name not in old or old[name].shape != new[name].shape]
     if apart:
-        named = ", ".join(sorted({".".join(name.split(".")[:2]) for name in apart})[:MOST_NAMED])
+        named = ", ".join(layers_of(apart)[:MOST_NAMED])
         raise CheckpointError(
             f"{base.spec.name} and {tuned.spec.name} differ in {named}: nothing to average there. Layers that started fresh, because "
             "the classes are others, go to --only-tuned."

@@ -47,7 +47,7 @@ def mask_logits(
         For each image (count, height, width) float16 mask logits, inside is > 0.
     Source: mmdet 3.3.0 `rtmdet_ins_head.py::_mask_predict_by_feat_single`.
     """
-    by_image = zip(*(layer.split(list(counts)) for layer in _layers(kernels, points_xy, strides)), strict=True)
+    by_image = zip(*(layer.split(counts) for layer in _layers(kernels, points_xy, strides)), strict=True)
     return [
         _masks_of_image(own[:, :height, :width], *layers)
         for own, (height, width), layers in zip(features, grids_hw, by_image, strict=True)

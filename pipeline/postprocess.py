@@ -86,9 +86,7 @@ class PostProcessor:
         points = self._points[found.position]
         return torch.cat([points - reach[:, :2], points + reach[:, 2:]], dim=1).clamp_(0, size)
 
-    def _masks(
-        self, outputs: RawOutputs, found: Candidates, counts: Sequence[int], letterboxes: Sequence[Letterbox]
-    ) -> list[Tensor]:
+    def _masks(self, outputs: RawOutputs, found: Candidates, counts: list[int], letterboxes: Sequence[Letterbox]) -> list[Tensor]:
         """For each image (count, h, w) float16 on the part of the grid that covers it."""
         features = outputs.kernel_features[found.image, found.position]
         kernels = self._kernels(features, self._levels[found.position])
@@ -133,9 +131,8 @@ def _candidates(logits: Tensor, options: Sequence[DetectOptions]) -> Candidates:
     """Scores above their image's threshold, of wanted labels; in order of image, position, label. NaN takes its position out."""
     thresholds = _thresholds(options, logits.shape[-1]).to(logits.device)
     cutoff = torch.logit(thresholds) - LOGIT_SLACK
-    image, position = (logits.amax(-1) > cutoff.amin(-1, keepdim=True)).nonzero(
-        as_tuple=True
-    )  # few rows are left to look through
+    # few rows are left to look through
+    image, position = (logits.amax(-1) > cutoff.amin(-1, keepdim=True)).nonzero(as_tuple=True)
     row, label = (logits[image, position] > cutoff[image]).nonzero(as_tuple=True)
     image, position = image[row], position[row]
     score = logits[image, position, label].float().sigmoid()
@@ -204,11 +201,11 @@ def _to_original(boxes: Tensor, image: Tensor, letterboxes: Sequence[Letterbox])
 
 
 def _to_instances(
-    found: Candidates, boxes: Tensor, masks: Sequence[Tensor], counts: Sequence[int], letterboxes: Sequence[Letterbox]
+    found: Candidates, boxes: Tensor, masks: Sequence[Tensor], counts: list[int], letterboxes: Sequence[Letterbox]
 ) -> list[Instances]:
     """Copy to the host and split by image."""
     rows = torch.cat([boxes, found.score[:, None], found.label[:, None].to(boxes.dtype)], dim=1).cpu()
     return [
         Instances(own[:, :4].copy(), own[:, 4].copy(), own[:, 5].astype("int64"), own_masks.cpu().numpy(), letterbox)
-        for own, own_masks, letterbox in zip((r.numpy() for r in rows.split(list(counts))), masks, letterboxes, strict=True)
+        for own, own_masks, letterbox in zip((r.numpy() for r in rows.split(counts)), masks, letterboxes, strict=True)
     ]

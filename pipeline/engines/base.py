@@ -1,6 +1,6 @@
 """What all engines share: pad the batch, run the network, post-process, and name what went wrong.
 
-images ─▶ pad_batch ─▶ uint8 (B, H, W, 3) ─▶ _infer ─▶ RawOutputs ─▶ PostProcessor ─▶ Instances
+images ─▶ pad_batch ─▶ uint8 (B, H, W, 3) ─▶ network ─▶ RawOutputs ─▶ PostProcessor ─▶ Instances
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class BatchEngine(ABC):
 
         On a GPU every position counts as an instance of the first class, so that the masks' kernels are loaded as well.
         """
-        on_cpu = self._info.engine == "openvino" or self._info.device == "cpu"
+        on_cpu = self._info.device == "cpu"
         options = DetectOptions() if on_cpu else DetectOptions(score_threshold=0.0, labels=frozenset({0}))
         for count in sorted({1, 1 if on_cpu else self._info.max_batch}):
             self.detect([grey_image(self._info.input_size)] * count, [options] * count)

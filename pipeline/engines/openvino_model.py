@@ -35,6 +35,7 @@ CORE = ov.Core()
 Each core's CPU plugin gives the thread a stack for signals (openvinotoolkit/openvino#11894) and takes it back when it ends, whatever came
 between. With two, the thread can be left with one that is gone, and the next signal ends the process.
 """
+
 _SOURCES = ("../network.py", "../streamline.py", "../packed.py", "../rtmdet_nano.py", "openvino_model.py")
 """What shapes the converted network: when one of these changes, so does the key."""
 

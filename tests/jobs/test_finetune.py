@@ -149,11 +149,15 @@ def test_broken_photo_is_named(tiny_coco, tmp_path, capsys, workers):
     assert re.fullmatch(r"jobs\.finetune: \S*3\.png: not a readable photo .*\n", capsys.readouterr().err.splitlines(True)[-1])
 
 
+def measured_as(monkeypatch, scores):
+    """Give each measurement one of these mask APs."""
+    left, compute = iter(scores), CocoMetric.compute_metrics
+    monkeypatch.setattr(CocoMetric, "compute_metrics", lambda *a: compute(*a) | {"segm_mAP": next(left)})
+
+
 def test_the_best_measured_is_the_result(tiny_coco, tmp_path, capsys, monkeypatch):
     """Not the last: early stopping ends a run when it has got no better twice, and what it has is saved. Small gains count."""
-    scores = iter([0.3, 0.31, 0.2, 0.1])
-    compute = CocoMetric.compute_metrics
-    monkeypatch.setattr(CocoMetric, "compute_metrics", lambda *a: compute(*a) | {"segm_mAP": next(scores)})
+    measured_as(monkeypatch, [0.3, 0.31, 0.2, 0.1])
     val = ["--val", str(tiny_coco / "coco.json"), "--val-images", str(tiny_coco / "photos"), "--val-every", "2"]
     assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "20", "--early-stopping", "2", *val)) == 0
     assert "after 4 steps, the best measured (mask AP 0.310)" in capsys.readouterr().out
@@ -165,8 +169,7 @@ def test_the_best_measured_is_the_result(tiny_coco, tmp_path, capsys, monkeypatc
 
 def test_without_any_ap_the_last_is_the_result(tiny_coco, tmp_path, capsys, monkeypatch):
     """The first of equals would be the least trained."""
-    compute = CocoMetric.compute_metrics
-    monkeypatch.setattr(CocoMetric, "compute_metrics", lambda *a: compute(*a) | {"segm_mAP": 0.0})
+    measured_as(monkeypatch, [0.0, 0.0])
     assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "2", "--val-every", "1", *validated(tiny_coco))) == 0
     assert "written after 2 steps.\n" in capsys.readouterr().out
 
@@ -174,9 +177,7 @@ def test_without_any_ap_the_last_is_the_result(tiny_coco, tmp_path, capsys, monk
 def test_a_moved_run_goes_on(tiny_coco, tmp_path, capsys, monkeypatch):
     """In its new folder, and leaves the old one's files alone."""
     old, new = tmp_path / "old", tmp_path / "new"
-    scores = iter([0.3, 0.4])
-    compute = CocoMetric.compute_metrics
-    monkeypatch.setattr(CocoMetric, "compute_metrics", lambda *a: compute(*a) | {"segm_mAP": next(scores)})
+    measured_as(monkeypatch, [0.3, 0.4])
     more = ["--steps", "2", "--val-every", "1", "--save-every", "1", *validated(tiny_coco)]
     with monkeypatch.context() as patch:
         patch.setattr(BaseModel, "train_step", signalling(BaseModel.train_step, signal.SIGTERM))
