@@ -1,7 +1,8 @@
 """How much of the matrix peak the network reaches, where the rest goes, and images/s by batch size. CPU, without decoding.
 
-Operations are counted on the network as it runs here (batch norms folded, the shared branch once), 2 for a multiply-add, not on
-mmdet's: counting work that was saved would flatter the fraction. mmdet's own count stands beside it.
+Operations are counted on the network as it runs here (batch norms folded, the shared branch once, the kernel branch left to the
+post-processing), 2 for a multiply-add, not on mmdet's: counting work that was saved would flatter the fraction. mmdet's own count stands
+beside it.
 """
 
 from __future__ import annotations

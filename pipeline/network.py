@@ -7,12 +7,13 @@ from mmdet's own forward pass; none of them changes a result:
 
 - Batch norms are folded and pools chained (`pipeline.streamline`).
 - In the official models the box branch *is* the class branch (mmdet appends the same layers twice): it runs once.
-- The last 1x1 convolution of the kernel branch (K channels to 169 mask parameters) runs after NMS, on the kept positions
-  only (`pipeline.head_outputs.KernelProjection`), instead of on all 8,400 positions of a 640 px image.
+- The branch that predicts mask parameters runs after NMS, on the kept positions only (`pipeline.kernel_branch`), instead of on all
+  8,400 positions of a 640 px image.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, cast
 
 import torch
@@ -26,7 +27,8 @@ ensure_mmcv_ops()
 from mmdet.models.dense_heads.rtmdet_ins_head import RTMDetInsSepBNHead  # noqa: E402  (after the stand-in)
 
 from pipeline.errors import CheckpointError  # noqa: E402
-from pipeline.head_outputs import KernelProjection, RawOutputs  # noqa: E402
+from pipeline.head_outputs import RawOutputs  # noqa: E402
+from pipeline.kernel_branch import WINDOW, KernelBranch  # noqa: E402
 from pipeline.streamline import simplify  # noqa: E402
 
 
@@ -56,8 +58,10 @@ class RawNetwork(nn.Module):
     Args:
         detector: mmdet RTMDet with an `RTMDetInsSepBNHead`, in eval mode, with its weights.
         input_size: side S of the square input, pixels, a multiple of 32.
+    Attributes:
+        kernel_branch: what predicts mask parameters, float32; no part of the forward pass.
     Raises:
-        CheckpointError: the head is another one, or predicts with something else than 1x1 convolutions.
+        CheckpointError: the head is another one, or has something else than 3x3 convolutions with SiLU and 1x1 predictions.
     """
 
     normalise: nn.Module
@@ -76,6 +80,7 @@ class RawNetwork(nn.Module):
         self.input_size = input_size
         self.strides = tuple(int(stride) for stride, _ in head.prior_generator.strides)
         self.backbone, self.neck, self.head = detector.backbone, detector.neck, head
+        self.kernel_branch = _take_kernel_branch(head, self.strides)
         preprocessor: Any = detector.data_preprocessor
         self.normalise = Normalisation(preprocessor.mean, preprocessor.std)
         self.compute_dtype = torch.float32
@@ -84,26 +89,19 @@ class RawNetwork(nn.Module):
     def forward(self, pixels: Tensor) -> RawOutputs:
         """Run the network on letterboxed pixels, (B, S, S, 3) uint8 BGR, or (B, H, W, 3) of a `letterbox.fitted_input`."""
         levels = self.neck(self.backbone(self.normalise(pixels).to(self.compute_dtype)))
-        outputs = [self._predict_level(index, level) for index, level in enumerate(levels)]
-        logits, distances, kernels = (
-            torch.cat([_positions_first(out) for out in outs], 1) for outs in zip(*outputs, strict=True)
+        predictions = [self._predict_level(index, level) for index, level in enumerate(levels)]
+        logits, distances, features = (
+            torch.cat([_positions_first(part) for part in parts], 1) for parts in (*zip(*predictions, strict=True), levels)
         )
-        return RawOutputs(logits, distances, kernels, self.head.mask_head(levels))
+        return RawOutputs(logits, distances, features, self.head.mask_head(levels))
 
-    def _predict_level(self, index: int, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _predict_level(self, index: int, level: Tensor) -> tuple[Tensor, Tensor]:
         head = self.head
         class_features = _run(head.cls_convs[index], level)
         shared = head.reg_convs[index] is head.cls_convs[index]
         box_features = class_features if shared else _run(head.reg_convs[index], level)
         distances = functional.relu(head.rtm_reg[index](box_features.float())) * self.strides[index]
-        return head.rtm_cls[index](class_features.float()), distances, _run(head.kernel_convs[index], level)
-
-    def kernel_projection(self) -> KernelProjection:
-        """The head's `rtm_kernel` convolutions, in float32, for the post-processing."""
-        layers = list(self.head.rtm_kernel)
-        weight = torch.cat([layer.weight.detach().flatten(1) for layer in layers]).float().clone()
-        bias = torch.cat([layer.bias.detach() for layer in layers]).float().clone()
-        return KernelProjection(weight, bias, self.strides)
+        return head.rtm_cls[index](class_features.float()), distances
 
     def fold_normalisation(self, *, whole_means: bool) -> RawNetwork:
         """Leave the division by std to the first convolution's weights, in place; the normalisation's std is 1 then.
@@ -136,6 +134,23 @@ class RawNetwork(nn.Module):
         self.head.rtm_reg.float()
         self.compute_dtype = dtype
         return self
+
+
+def _take_kernel_branch(head: Any, strides: tuple[int, ...]) -> KernelBranch:
+    """Move the branch out of the head; its batch norms are folded."""
+    for layer in itertools.chain(*head.kernel_convs):
+        conv = layer.conv
+        if conv.kernel_size != (WINDOW,) * 2 or conv.padding != (1, 1) or conv.groups != 1 or type(layer.activate) is not nn.SiLU:
+            raise CheckpointError(f"expected 3x3 convolutions with SiLU in the head's kernel branch, got {layer}")
+    by_level = [
+        [*(layer.conv for layer in layers), last] for layers, last in zip(head.kernel_convs, head.rtm_kernel, strict=True)
+    ]
+    weights, biases = [], []
+    for layers in zip(*by_level, strict=True):
+        weights.append(torch.stack([conv.weight.permute(0, 2, 3, 1).flatten(1).float() for conv in layers]))
+        biases.append(torch.stack([conv.bias.float() for conv in layers]))
+    del head.kernel_convs, head.rtm_kernel
+    return KernelBranch(weights, biases, strides)
 
 
 def _run(layers: nn.ModuleList, features: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.head_outputs import KernelProjection, RawOutputs
+from pipeline.head_outputs import RawOutputs
+from pipeline.kernel_branch import KernelBranch, neighbours
 from pipeline.mask_head import mask_logits
 from pipeline.nms import greedy_nms
 from pipeline.types import DetectOptions, Instances, Letterbox
@@ -44,13 +45,15 @@ class PostProcessor:
 
     Args:
         input_hw: height and width of the network input, pixels.
-        kernels: the last layer of the kernel branch, which also knows the strides of the levels.
+        kernel_branch: what predicts mask parameters; it also knows the strides of the levels.
         device: where `RawOutputs` will be.
     """
 
-    def __init__(self, input_hw: tuple[int, int], kernels: KernelProjection, device: torch.device | str = "cpu") -> None:
-        self._kernels = kernels.to(device)
-        self._points, self._strides, self._levels = (t.to(device) for t in _positions(input_hw, kernels.strides))
+    def __init__(self, input_hw: tuple[int, int], kernel_branch: KernelBranch, device: torch.device | str = "cpu") -> None:
+        self._kernel_branch = kernel_branch.to(device)
+        levels_hw = [(-(-input_hw[0] // stride), -(-input_hw[1] // stride)) for stride in kernel_branch.strides]
+        self._points, self._strides, self._levels = (t.to(device) for t in _positions(levels_hw, kernel_branch.strides))
+        self._around = neighbours(levels_hw, kernel_branch.reach).to(device)
 
     @torch.inference_mode()
     def __call__(
@@ -71,7 +74,7 @@ class PostProcessor:
         outputs = RawOutputs(*(part[:batch] for part in outputs))
         device = outputs.class_logits.device
         limits = torch.tensor([one.max_detections for one in options], device=device)
-        found = _best_per_level(_candidates(outputs.class_logits, options), self._levels, len(self._kernels.strides))
+        found = _best_per_level(_candidates(outputs.class_logits, options), self._levels, len(self._kernel_branch.strides))
         boxes = self._boxes(outputs.distances, found, letterboxes[0].size)
         inside = _clip_to_images(boxes, found.image, letterboxes)
         kept = _suppress(boxes, _has_area(inside), found, limits).nonzero().squeeze(1)
@@ -88,8 +91,9 @@ class PostProcessor:
 
     def _masks(self, outputs: RawOutputs, found: Candidates, counts: list[int], letterboxes: Sequence[Letterbox]) -> list[Tensor]:
         """For each image (count, h, w) float16 on the part of the grid that covers it."""
-        features = outputs.kernel_features[found.image, found.position]
-        kernels = self._kernels(features, self._levels[found.position])
+        around = self._around[found.position]
+        patches = outputs.features[found.image[:, None, None], around.clamp(min=0)]
+        kernels = self._kernel_branch(patches, around >= 0, self._levels[found.position])
         points, strides = self._points[found.position], self._strides[found.position]
         grids = [letterbox.mask_grid_hw for letterbox in letterboxes]
         return mask_logits(outputs.mask_features, grids, counts, kernels, points, strides)
@@ -113,14 +117,14 @@ def _one_thread_on_cpu(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _positions(input_hw: tuple[int, int], strides: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+def _positions(levels_hw: Sequence[tuple[int, int]], strides: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Points (P, 2) x y, strides (P,) and level indices (P,) of all positions, in the order of RawOutputs.
 
     mmdet's MlvlPointGenerator with offset 0: the point is the top left corner of the position's cell.
     """
     points, steps, levels = [], [], []
-    for level, stride in enumerate(strides):
-        y, x = torch.meshgrid(*(torch.arange(-(-side // stride)) * float(stride) for side in input_hw), indexing="ij")
+    for level, (level_hw, stride) in enumerate(zip(levels_hw, strides, strict=True)):
+        y, x = torch.meshgrid(*(torch.arange(side) * float(stride) for side in level_hw), indexing="ij")
         points.append(torch.stack([x.flatten(), y.flatten()], dim=1))
         steps.append(torch.full((x.numel(),), float(stride)))
         levels.append(torch.full((x.numel(),), level))

@@ -79,7 +79,7 @@ class OpenVinoEngine(BatchEngine):
         streams = self._stream_count = min(threads, options.max_batch)
         self._modes = sorted({1, streams})
         self._square = converted.input_size, converted.input_size
-        self._fitted, self._kernels = options.fitted, converted.kernels
+        self._fitted, self._kernel_branch = options.fitted, converted.kernel_branch
         self._postprocessors: dict[tuple[int, int], PostProcessor] = {}
         self._compiled = _CompiledInputs(converted, threads, options.cache_dir)
         largest = self._compiled.model(1, self._square)  # a network that cannot be compiled is known at once
@@ -150,7 +150,7 @@ class OpenVinoEngine(BatchEngine):
         self, input_hw: tuple[int, int], outputs: RawOutputs, letterboxes: Sequence[Letterbox], options: Sequence[DetectOptions]
     ) -> list[Instances]:
         if input_hw not in self._postprocessors:
-            self._postprocessors[input_hw] = PostProcessor(input_hw, self._kernels)
+            self._postprocessors[input_hw] = PostProcessor(input_hw, self._kernel_branch)
         return self._postprocessors[input_hw](outputs, letterboxes, options)
 
     def _input_of(self, letterbox: Letterbox) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pipeline.errors import EngineUnavailable
-from pipeline.head_outputs import KernelProjection
+from pipeline.kernel_branch import KernelBranch
 
 if TYPE_CHECKING:
     from pipeline.checkpoints import Checkpoint
@@ -36,7 +36,7 @@ Each core's CPU plugin gives the thread a stack for signals (openvinotoolkit/ope
 between. With two, the thread can be left with one that is gone, and the next signal ends the process.
 """
 
-_SOURCES = ("../network.py", "../streamline.py", "../packed.py", "../rtmdet_nano.py", "openvino_model.py")
+_SOURCES = ("../network.py", "../kernel_branch.py", "../streamline.py", "../packed.py", "../rtmdet_nano.py", "openvino_model.py")
 """What shapes the converted network: when one of these changes, so does the key."""
 
 
@@ -46,7 +46,7 @@ class ConvertedNetwork:
 
     Args:
         name, classes, input_size: of the model; pixels.
-        kernels: the last layer of the kernel branch.
+        kernel_branch: what the post-processing runs.
         precision: `fp32`, `bf16` or `fp16`, to compute in.
         model: input (B, H, W, 3) uint8, all three open, outputs in the order of RawOutputs.
     """
@@ -54,7 +54,7 @@ class ConvertedNetwork:
     name: str
     classes: tuple[str, ...]
     input_size: int
-    kernels: KernelProjection
+    kernel_branch: KernelBranch
     precision: str
     model: ov.Model
 
@@ -108,7 +108,7 @@ def convert(checkpoint: Checkpoint, precision: str) -> ConvertedNetwork:
         pixels = torch.zeros(1, spec.input_size, spec.input_size, 3, dtype=torch.uint8)
         model = ov.convert_model(network, example_input=pixels)
     model.reshape({model.input(0): ov.PartialShape([-1, -1, -1, 3])})
-    return ConvertedNetwork(spec.name, spec.classes, spec.input_size, network.kernel_projection(), precision, model)
+    return ConvertedNetwork(spec.name, spec.classes, spec.input_size, network.kernel_branch, precision, model)
 
 
 def convert_cached(path: Path, precision: str, cache_dir: Path) -> ConvertedNetwork:
@@ -145,11 +145,10 @@ def _store(converted: ConvertedNetwork, folder: Path) -> None:
         "name": converted.name,
         "classes": converted.classes,
         "input_size": converted.input_size,
-        "strides": converted.kernels.strides,
+        "strides": converted.kernel_branch.strides,
         "precision": converted.precision,
     }
-    tensors = {"weight": converted.kernels.weight, "bias": converted.kernels.bias}
-    save_file(tensors, str(draft / "head.safetensors"), metadata={"model": json.dumps(description)})
+    save_file(converted.kernel_branch.state_dict(), str(draft / "head.safetensors"), metadata={"model": json.dumps(description)})
     try:
         draft.rename(folder)
     except OSError:  # another process was first
@@ -159,12 +158,14 @@ def _store(converted: ConvertedNetwork, folder: Path) -> None:
 def _read(folder: Path) -> ConvertedNetwork:
     with safe_open(str(folder / "head.safetensors"), framework="pt") as file:
         description = json.loads(file.metadata()["model"])
-        kernels = KernelProjection(file.get_tensor("weight"), file.get_tensor("bias"), tuple(description["strides"]))
+        layers = range(len(file.keys()) // 2)
+        weights, biases = ([file.get_tensor(f"{kind}.{layer}") for layer in layers] for kind in ("weights", "biases"))
+    kernel_branch = KernelBranch(weights, biases, tuple(description["strides"]))
     return ConvertedNetwork(
         description["name"],
         tuple(description["classes"]),
         description["input_size"],
-        kernels,
+        kernel_branch,
         description["precision"],
         CORE.read_model(str(folder / "network.xml")),
     )

@@ -59,7 +59,7 @@ class TorchEngine(BatchEngine):
             torch.backends.cudnn.benchmark = True
             torch.backends.cudnn.allow_tf32 = precision != "fp32"
         network = RawNetwork(checkpoint.network(), spec.input_size)
-        self._postprocess = PostProcessor((spec.input_size, spec.input_size), network.kernel_projection(), device)
+        self._postprocess = PostProcessor((spec.input_size, spec.input_size), network.kernel_branch, device)
         network = network.convert(_DTYPES[precision]).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out of its types
         buckets = options.batch_buckets or default_buckets(options.max_batch)
         with self._on_device():

@@ -105,7 +105,7 @@ def test_images_are_scored_on_the_input_that_fits_them(two_streams):
         pixels = torch.from_numpy(pad_batch([image], SIZE_PX, out=np.empty((1, *input_hw, 3), np.uint8)))
         with torch.inference_mode():
             outputs = network(pixels)
-        expected = PostProcessor(input_hw, network.kernel_projection())(outputs, [image.letterbox], [LOW])[0]
+        expected = PostProcessor(input_hw, network.kernel_branch)(outputs, [image.letterbox], [LOW])[0]
         assert len(found) > 10
         np.testing.assert_array_equal(found.labels, expected.labels)
         np.testing.assert_allclose(found.scores, expected.scores, atol=0.001)

@@ -27,7 +27,7 @@ class Pipeline:
     def __init__(self, size: str) -> None:
         checkpoint = seeded_checkpoint(size)
         self.network = RawNetwork(checkpoint.network(), SIZE_PX)
-        self.postprocess = PostProcessor((SIZE_PX, SIZE_PX), self.network.kernel_projection())
+        self.postprocess = PostProcessor((SIZE_PX, SIZE_PX), self.network.kernel_branch)
 
     def detect(self, images: list[LoadedImage], options: list[DetectOptions]) -> list[Instances]:
         with torch.inference_mode():

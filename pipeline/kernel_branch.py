@@ -1,0 +1,81 @@
+"""The branch of the head that predicts mask parameters, run on kept positions only. Needs torch, but not mmdet.
+
+    all positions' features ─▶ kept ones with their neighbours ─▶ 3x3 ─▶ 3x3 ─▶ 1x1 ─▶ 169 parameters each
+                               n x 5 x 5                          3 x 3  1 x 1
+
+mmdet runs these convolutions on all 8,400 positions of a 640 px image, and then looks at those that NMS left, 100 at most. They are a
+tenth of the network: 13 % of the embedded model's time. In float32 here, whatever the network computes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+WINDOW = 3
+"""Side of the convolutions' kernels but the last, which sees its own position alone."""
+
+
+class KernelBranch(nn.Module):
+    """Stacked 3x3 convolutions with SiLU, padded by zeros, and a 1x1 convolution; each pyramid level has its own.
+
+    Args:
+        weights: for each layer (levels, K, 9 * C) float32, of the last one (levels, 169, K); rows of the window before columns before
+            channels.
+        biases: for each layer (levels, K) float32.
+        strides: network pixels between neighbouring positions of each level, fine to coarse.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor], strides: tuple[int, ...]) -> None:
+        super().__init__()
+        self.weights, self.biases = (nn.ParameterList([part.detach() for part in parts]) for parts in (weights, biases))
+        self.requires_grad_(False)
+        self.strides = strides
+        self.reach = (len(weights) - 1) * (WINDOW // 2)
+        """Positions that an output depends on, to each side."""
+
+    def forward(self, patches: Tensor, inside: Tensor, level: Tensor) -> Tensor:
+        """Predict the mask parameters of n positions.
+
+        Args:
+            patches: (n, S, S, C) float, the features around each, S = 2 * reach + 1; what lies outside of the level does not matter.
+            inside: (n, S, S) bool, which of them lie on the level.
+            level: (n,) int64.
+        Returns:
+            (n, 169) float32.
+        """
+        parameters = patches.new_empty(len(patches), self.biases[-1].shape[1], dtype=torch.float32)
+        for index in range(len(self.strides)):
+            rows = (level == index).nonzero().squeeze(1)
+            if len(rows):
+                parameters[rows] = self._of_level(index, patches[rows].float(), inside[rows, ..., None])
+        return parameters
+
+    def _of_level(self, level: int, features: Tensor, inside: Tensor) -> Tensor:
+        """Convolutions without padding, as one matrix product each; beside the level there are zeros for each of them."""
+        *windowed, (last_weight, last_bias) = zip(self.weights, self.biases, strict=True)
+        for weight, bias in windowed:
+            around = features.where(inside, 0).unfold(1, WINDOW, 1).unfold(2, WINDOW, 1)
+            windows = around.permute(0, 1, 2, 4, 5, 3).flatten(3)
+            features = functional.silu(functional.linear(windows, weight[level], bias[level]))
+            inside = inside[:, 1:-1, 1:-1]
+        return functional.linear(features.flatten(1), last_weight[level], last_bias[level])
+
+
+def neighbours(levels_hw: Sequence[tuple[int, int]], reach: int) -> Tensor:
+    """For each of P positions, level after level and rows before columns, the numbers of those around it on its level.
+
+    Returns:
+        (P, 2 * reach + 1, 2 * reach + 1) int64; -1 where the level has ended.
+    """
+    side = 2 * reach + 1
+    tables: list[Tensor] = []
+    for height, width in levels_hw:
+        first = sum(map(len, tables))
+        numbers = torch.arange(first, first + height * width).view(height, width)
+        padded = functional.pad(numbers, (reach,) * 4, value=-1)
+        tables.append(padded.unfold(0, side, 1).unfold(1, side, 1).flatten(0, 1))
+    return torch.cat(tables)
