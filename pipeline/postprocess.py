@@ -52,8 +52,9 @@ class PostProcessor:
     def __init__(self, input_hw: tuple[int, int], kernel_branch: KernelBranch, device: torch.device | str = "cpu") -> None:
         self._kernel_branch = kernel_branch.to(device)
         levels_hw = [(-(-input_hw[0] // stride), -(-input_hw[1] // stride)) for stride in kernel_branch.strides]
-        self._points, self._strides, self._levels = (t.to(device) for t in _positions(levels_hw, kernel_branch.strides))
-        self._around = neighbours(levels_hw, kernel_branch.reach).to(device)
+        with _one_thread_on_cpu(torch.device(device)):
+            self._points, self._strides, self._levels = (t.to(device) for t in _positions(levels_hw, kernel_branch.strides))
+            self._around = neighbours(levels_hw, kernel_branch.reach).to(device)
 
     @torch.inference_mode()
     def __call__(
@@ -105,6 +106,8 @@ def _one_thread_on_cpu(device: torch.device) -> Iterator[None]:
 
     Each split ends at a barrier, and a barrier waits for a core that a neighbour has. Measured on 2 cores, one image with 2
     instances: 1.3 ms on one thread, 41 on two beside one busy process, 22 on a quiet machine; with 100 instances 12, 19 and 8.
+    And a second thread that torch starts for a caller stays: once there are more of them than cores, OpenMP puts all of them to sleep
+    between loops, and mmdet in the same process takes twice its time.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1:
