@@ -59,7 +59,7 @@ class RawNetwork(nn.Module):
         detector: mmdet RTMDet with an `RTMDetInsSepBNHead`, in eval mode, with its weights.
         input_size: side S of the square input, pixels, a multiple of 32.
     Attributes:
-        kernel_branch: what predicts mask parameters, float32; no part of the forward pass.
+        kernel_branch: what predicts mask parameters; no part of the forward pass.
     Raises:
         CheckpointError: the head is another one, or has something else than 3x3 convolutions with SiLU and 1x1 predictions.
     """
@@ -130,6 +130,7 @@ class RawNetwork(nn.Module):
             self.fold_normalisation(whole_means=True)
         for part in (self.backbone, self.neck, self.head):
             part.to(dtype)
+        self.kernel_branch.convert(dtype)
         self.head.rtm_cls.float()
         self.head.rtm_reg.float()
         self.compute_dtype = dtype

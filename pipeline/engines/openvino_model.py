@@ -108,7 +108,8 @@ def convert(checkpoint: Checkpoint, precision: str) -> ConvertedNetwork:
         pixels = torch.zeros(1, spec.input_size, spec.input_size, 3, dtype=torch.uint8)
         model = ov.convert_model(network, example_input=pixels)
     model.reshape({model.input(0): ov.PartialShape([-1, -1, -1, 3])})
-    return ConvertedNetwork(spec.name, spec.classes, spec.input_size, network.kernel_branch, precision, model)
+    branch = network.kernel_branch.convert(torch.bfloat16 if precision == "bf16" else torch.float32)
+    return ConvertedNetwork(spec.name, spec.classes, spec.input_size, branch, precision, model)
 
 
 def convert_cached(path: Path, precision: str, cache_dir: Path) -> ConvertedNetwork:

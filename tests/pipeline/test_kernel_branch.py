@@ -55,6 +55,21 @@ def test_every_position_gets_what_the_whole_maps_give(layers, dtype):
         torch.testing.assert_close(found, expected[image, mixed], rtol=1e-4, atol=1e-4)
 
 
+def test_wide_layers_may_be_rounded():
+    """Sums and the last layer in float32: hundredths of the parameters' spread."""
+    random = torch.Generator().manual_seed(1)
+    weights = [torch.randn(1, 128, 9 * 16, generator=random) / 12, torch.randn(1, PARAMETERS, 128, generator=random) / 11]
+    biases = [torch.zeros(1, 128), torch.zeros(1, PARAMETERS)]
+    patches, inside = torch.randn(20, 3, 3, 16, generator=random), torch.ones(20, 3, 3, dtype=torch.bool)
+    level = torch.zeros(20, dtype=torch.int64)
+    expected = KernelBranch(weights, biases, (8,))(patches, inside, level)
+    rounded = KernelBranch(weights, biases, (8,)).convert(torch.bfloat16)
+    assert [part.dtype for part in rounded.weights] == [torch.bfloat16, torch.float32]
+    found = rounded(patches, inside, level)
+    assert found.dtype == torch.float32
+    assert 0 < (found - expected).abs().mean() < 0.01 * expected.std()
+
+
 def test_no_positions():
     """An image without instances."""
     weights, biases = seeded_weights(2)

@@ -12,7 +12,7 @@ from tests.pipeline.seeded import SIZE_PX, seeded_checkpoint
 
 
 def test_the_kernel_branch_leaves_the_head():
-    """Its weights are held once, in float32 also where the network computes in less."""
+    """Its weights are held once, and not rounded where that saves no time."""
     network = RawNetwork(seeded_checkpoint("nano").network(), SIZE_PX).convert(torch.bfloat16)
     assert not [name for name, _ in network.head.named_parameters() if "kernel" in name]
     assert {part.dtype for part in network.kernel_branch.parameters()} == {torch.float32}
