@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,20 +131,27 @@ class Ingress:
             Overloaded: too many images are in flight; nothing was done.
             ServiceError: see ScoringGraph.score.
         """
-        options = self.score_options(params, encoded)
-        if not images:
-            return []
         began = time.perf_counter()
-        self.admit(len(images))
-        try:
-            answers = await self._graph.score(images, options, context)
-        except ServiceError as error:
-            self._metrics.failed(error.code, len(images))
-            raise
-        finally:
-            self._in_flight -= len(images)
+        with self.errors_counted(max(len(images), 1)):
+            options = self.score_options(params, encoded)
+            if not images:
+                return []
+            self.admit(len(images))
+            try:
+                answers = await self._graph.score(images, options, context)
+            finally:
+                self._in_flight -= len(images)
         self._metrics.done((time.perf_counter() - began) * 1e3, len(images))
         return answers
+
+    @contextmanager
+    def errors_counted(self, images: int = 1) -> Iterator[None]:
+        """Within: what is raised to the caller is counted by its code, for so many images (one where their number is not known yet)."""
+        try:
+            yield
+        except ServiceError as error:
+            self._metrics.failed(error.code, images)
+            raise
 
     def admit(self, count: int) -> None:
         """Take `count` images in, or raise Overloaded at once."""
@@ -159,11 +167,10 @@ class Ingress:
     def check_room(self, count: int = 1) -> None:
         """Raise Overloaded when `count` more images do not fit (asked before a body is read)."""
         if self._in_flight + count > self.options.max_images_in_flight:
-            raise self.refusal(count)
+            raise self.refusal()
 
-    def refusal(self, count: int = 1) -> Overloaded:
-        """The error for images that find no room, counted."""
-        self._metrics.failed(Overloaded.code, count)
+    def refusal(self) -> Overloaded:
+        """The error for images that find no room."""
         return Overloaded(
             "The service is at its limit; try again later.",
             retry_after_s=self.options.retry_after_s,

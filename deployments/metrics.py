@@ -34,7 +34,7 @@ class StageMetrics:
         self._images = metrics.Counter("rtmdet_stage_images", "Images that a stage finished.", tag_keys=("stage",))
         self._errors = metrics.Counter(
             "rtmdet_stage_errors",
-            "Images that a stage refused or failed.",
+            "Images that a stage refused or failed; a request that is refused before its images are known is one.",
             tag_keys=("stage", "code"),  # type: ignore[arg-type]  # Ray says tuple[str] and means any length
         )
         for metric in (self._latency, self._images, self._errors):

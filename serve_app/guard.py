@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -33,12 +35,16 @@ class RequestGuard:
         max_rest_bytes: of a refused body, as much is still read and thrown away, so that a client that looks for its answer
             only after sending finds one. The connection of a longer or endless body is closed with the answer: Ray Serve's
             proxy would go on reading it (measured: 0.8 GB/s, a whole core) for as long as it comes.
+        errors_counted: a context that counts the errors raised within.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, max_rest_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: KeyRing, max_rest_bytes: int, errors_counted: Callable[[], AbstractContextManager[None]]
+    ) -> None:
         self._app = app
         self._keys = keys
         self._max_rest_bytes = max_rest_bytes
+        self._errors_counted = errors_counted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,7 +58,8 @@ class RequestGuard:
             prefix = scope.get("root_path", "")
             if scope["path"] == prefix:
                 scope["path"] += "/"
-            self._admit(scope["path"].removeprefix(prefix), headers, request_id)
+            with self._errors_counted():
+                self._admit(scope["path"].removeprefix(prefix), headers, request_id)
             scope.setdefault("state", {})["request_id"] = request_id
             await self._app(scope, body.receive, answer.send)
         except ServiceError as error:

@@ -51,7 +51,7 @@ def http_app(ingress: Ingress, settings: Settings) -> ASGIApp:
     _add_info(app, ingress, settings)
     _add_score(app, ingress, settings.ingress)
     _add_error_answers(app)
-    return RequestGuard(app, keys, max_rest_bytes=int(2e6 * settings.ingress.max_body_mb))
+    return RequestGuard(app, keys, int(2e6 * settings.ingress.max_body_mb), ingress.errors_counted)
 
 
 def service_version() -> str:
@@ -68,11 +68,12 @@ def _add_score(app: FastAPI, ingress: Ingress, limits: IngressSettings) -> None:
     @app.post("/score", **SCORE_ROUTE_DOCS)
     async def score(request: Request) -> Response:
         """Segment the images of a request."""
-        ingress.check_room()
-        context = ingress.context(requested_timeout_s(request), request.state.request_id)
         with budget.share() as hold:
-            body = await read_json_body(request, int(limits.max_body_mb * 1e6), context.remaining_s, hold)
-            scoring = parse_score_request(body, limits.max_images_per_request)
+            with ingress.errors_counted():
+                ingress.check_room()
+                context = ingress.context(requested_timeout_s(request), request.state.request_id)
+                body = await read_json_body(request, int(limits.max_body_mb * 1e6), context.remaining_s, hold)
+                scoring = parse_score_request(body, limits.max_images_per_request)
             answers = await ingress.score_images(scoring.images, scoring.params, context, encoded=True)
         return score_response(answers)
 

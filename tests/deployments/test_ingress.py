@@ -1,5 +1,6 @@
 """Admission in front of the stages, without Ray."""
 
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from deployments.grouping import GroupLimits
 from deployments.ingress import Ingress, IngressOptions
 from deployments.params import ScoreParams
-from pipeline.errors import Overloaded
+from pipeline.errors import InvalidRequest, LimitExceeded, Overloaded
 from pipeline.types import DetectOptions, OutlineOptions
 
 PLAIN_INGRESS = [cls for cls in Ingress.func_or_class.__mro__ if cls.__module__ == "deployments.ingress"][-1]
@@ -56,6 +57,21 @@ async def test_refusals_leave_the_room_free(ingress):
     with pytest.raises(Overloaded) as caught:
         await score(ingress, ["image"])
     assert (caught.value.status, caught.value.retry_after_s) == (429, 2)
+
+
+async def test_errors_are_counted_once_by_their_code(ingress):
+    """For as many images as they cost; one where nobody knows how many there are."""
+    counted: Counter[str] = Counter()
+    ingress._metrics = SimpleNamespace(failed=lambda code, images: counted.update({code: images}))
+    with pytest.raises(Overloaded):
+        await score(ingress, ["image"] * 3)
+    with pytest.raises(LimitExceeded):
+        await score(ingress, ["image"] * 5)
+    with pytest.raises(InvalidRequest):
+        await ingress.score_images([], ScoreParams(labels=["unicorn"]), ingress.context(), encoded=True)
+    with pytest.raises(Overloaded), ingress.errors_counted():
+        ingress.check_room(5)
+    assert counted == {"overloaded": 4, "too_many_images": 5, "invalid_request": 1}
 
 
 async def test_no_images_are_no_load(ingress):

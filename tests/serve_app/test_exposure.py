@@ -47,9 +47,9 @@ def test_replica_asks_the_cluster(monkeypatch):
     monkeypatch.setattr(exposure, "_get_global_client", lambda: cluster)
     monkeypatch.setattr(exposure.ray, "nodes", lambda: [{"Alive": True}])
     with pytest.raises(ConfigurationError, match=r"0\.0\.0\.0, beyond loopback"):
-        http_app_unless_exposed(SimpleNamespace(refusal=None), Settings())
+        http_app_unless_exposed(SimpleNamespace(refusal=None, errors_counted=None), Settings())
     cluster.http_config.host = "127.0.0.1"
-    assert http_app_unless_exposed(SimpleNamespace(refusal=None), Settings())
+    assert http_app_unless_exposed(SimpleNamespace(refusal=None, errors_counted=None), Settings())
 
 
 def test_certificates_that_nobody_would_speak(monkeypatch):
@@ -70,6 +70,7 @@ def test_loopback_in_a_cluster_is_told(monkeypatch, caplog, host, alive, warned)
     monkeypatch.setattr(exposure.ray, "nodes", lambda: [{"Alive": n < alive} for n in range(3)])
     with caplog.at_level("WARNING", "ray.serve"):
         http_app_unless_exposed(
-            SimpleNamespace(refusal=None), Settings.model_validate({"ingress": {"auth": {"allow_anonymous": True}}})
+            SimpleNamespace(refusal=None, errors_counted=None),
+            Settings.model_validate({"ingress": {"auth": {"allow_anonymous": True}}}),
         )
     assert ("a cluster of 2 nodes" in caplog.text) is warned

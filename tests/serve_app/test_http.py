@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import httpx
@@ -10,7 +11,16 @@ import pytest
 from pydantic import ValidationError
 
 from deployments.context import RequestContext
-from pipeline.errors import DeadlineExceeded, FetchError, ImageError, ImageFault, LimitExceeded, Overloaded, StageFailed
+from pipeline.errors import (
+    DeadlineExceeded,
+    FetchError,
+    ImageError,
+    ImageFault,
+    LimitExceeded,
+    Overloaded,
+    ServiceError,
+    StageFailed,
+)
 from pipeline.types import EncodedImage
 from serve_app.http import http_app
 from serve_app.settings import Settings
@@ -28,6 +38,7 @@ class FakeIngress:
         self.ready_error = None
         self.answers = None
         self.seen = []
+        self.counted = []
 
     def context(self, timeout_s=None, request_id=None):
         return RequestContext(request_id, time.time() + (timeout_s or 30))
@@ -38,6 +49,14 @@ class FakeIngress:
 
     def refusal(self):
         return Overloaded("full", retry_after_s=2)
+
+    @contextmanager
+    def errors_counted(self):
+        try:
+            yield
+        except ServiceError as error:
+            self.counted.append(error.code)
+            raise
 
     async def score_images(self, images, params, context, *, encoded):
         self.seen.append((images, params, context, encoded))
@@ -159,10 +178,11 @@ async def test_a_bug_is_a_500_that_tells_nothing(client, ingress):
         ),
     ],
 )
-async def test_refused_requests(client, content, headers, status, code):
-    """What the front refuses itself."""
+async def test_refused_requests(client, ingress, content, headers, status, code):
+    """What the front refuses itself, and counts."""
     response = await client.post("/score", content=content, headers=headers)
     assert (response.status_code, response.json()["code"]) == (status, code)
+    assert ingress.counted == [code]
 
 
 async def test_missing_input_data_says_azures_sentence(client):
@@ -372,6 +392,7 @@ async def test_keys_guard_everything_but_health(ingress, monkeypatch):
         refused = await client.post("/score", json=GOOD)
         assert (refused.status_code, refused.json()["code"]) == (401, "unauthorized")
         assert refused.headers["www-authenticate"] == "Bearer"
+        assert ingress.counted == ["unauthorized"] * 5
         assert (await client.post("/score", json=GOOD, headers={"authorization": "Bearer sesame"})).status_code == 200
         assert (await client.get("/")).status_code == 200
         assert (await client.get("/ready")).status_code == 200
