@@ -3,11 +3,7 @@
     .venv-peers/bin/python -m loadtest.peers.bentoml --port 9004
 
 BentoML's adaptive batching chooses how long to wait; batches are of at most --max-batch. Both services are one process each. It
-pins an OpenTelemetry that Ray's metrics refuse, so it lives in a virtual environment of its own:
-
-    python3.11 -m venv .venv-peers
-    grep -v -e '^ray' -e '^opentelemetry' requirements.lock | sed 's/ --hash.*//' > /tmp/peers.txt
-    .venv-peers/bin/pip install --no-deps -r /tmp/peers.txt && .venv-peers/bin/pip install torch==2.13.0 'bentoml==1.4.*'
+pins an OpenTelemetry that Ray's metrics refuse, so it lives in a virtual environment of its own: see docs/LOADTEST.md.
 """
 
 from __future__ import annotations
