@@ -17,16 +17,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from loadtest.attacks import SPECIALS, Outcome, Verdicts, attack_with_bodies, attack_with_files
+from loadtest.costs import DECODERS, STAGES
 from loadtest.hostile_servers import hostile_server
 from loadtest.local_service import LocalService, local_service
 from loadtest.machine import describe_machine
-from loadtest.memory import MemoryWatch, replica_memory_mb
 from loadtest.mixed_traffic import measure_shares
 from loadtest.mutants import mutants
+from loadtest.watch import Sample, Watch
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".avif", ".heic", ".svg", ".txt"}
 WARM_UP = 272
-REPLICAS = ("Ingress", "ImageLoader", "Detector", "Polygonizer")
+SERVING_PARTS = {*STAGES, DECODERS, "HAProxy", "proxy"}
 
 
 def run(images: Path, mutant_count: int, body_count: int, rounds: int, seconds: float) -> dict[str, Any]:
@@ -41,24 +42,24 @@ def run(images: Path, mutant_count: int, body_count: int, rounds: int, seconds: 
         with local_service(change=allow_hostile_server) as service:
             attack_with_files(service.url, list(mutants(WARM_UP, seed=0)))
             attack_with_bodies(service.url, 200, seed=0)
-            pids, before = replica_pids(service), replica_memory_mb(service)
+            pids, before = replica_pids(service), memory_mb(service)
             campaigns = run_campaigns(service, images, mutant_count, body_count)
             specials = run_specials(service, server)
-            after, pids_after = replica_memory_mb(service), replica_pids(service)
+            after, pids_after = memory_mb(service), replica_pids(service)
             shares = measure_shares(service.url, server, rounds, seconds)
     return {
         "machine": describe_machine(),
         "campaigns": campaigns,
         "specials": [asdict(outcome) for outcome in specials],
         "replicas_lost": sum(pid not in pids_after for pid in pids),
-        "memory_mb": {name: [mb, after.get(name)] for name, mb in before.items()},
+        "memory_mb": {part: [mb, after.get(part)] for part, mb in before.items()},
         "shares": [asdict(share) for share in shares],
     }
 
 
 def replica_pids(service: LocalService) -> list[int]:
     """Process ids of all replicas of the stages that do not scale on their own, and of the first of those that do."""
-    return [pid for name in REPLICAS for pid in service.replica_pids(name)]
+    return [pid for name in STAGES for pid in service.replica_pids(name)]
 
 
 def run_campaigns(service: LocalService, images: Path, mutant_count: int, body_count: int) -> dict[str, dict[str, Any]]:
@@ -78,10 +79,23 @@ def run_specials(service: LocalService, server: str) -> list[Outcome]:
     """One large attack after the other, each with its time and the memory that the service grew by meanwhile."""
     outcomes = []
     for name, attack in SPECIALS.items():
-        with MemoryWatch(service) as watch:
+        with Watch(service.processes, interval_s=0.1) as watch:
             outcome = attack(service.url, server)
-        outcomes.append(Outcome(name, *outcome, grown_mb=watch.grown_mb))
+        sums_mb = [sum(own_memory_mb(sample).values()) for sample in watch.samples]
+        outcomes.append(Outcome(name, *outcome, grown_mb=max(sums_mb) - sums_mb[0]))
     return outcomes
+
+
+def memory_mb(service: LocalService) -> dict[str, float]:
+    """What the service's parts hold now, Ray's own processes left out, MB (1e6 bytes)."""
+    with Watch(service.processes) as watch:
+        pass
+    return own_memory_mb(watch.samples[0])
+
+
+def own_memory_mb(sample: Sample) -> dict[str, float]:
+    """A look's memory without Ray's own processes."""
+    return {part: mb for part, mb in sorted(sample.memory_mb.items()) if part in SERVING_PARTS}
 
 
 def as_expected(results: dict[str, Any]) -> bool:
