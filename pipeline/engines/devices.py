@@ -76,3 +76,8 @@ def cpu_computes_bf16() -> bool:
     """Whether the CPU has bf16 instructions (AVX-512 BF16 or AMX); without them torch's bf16 is slower than fp32."""
     able = torch.cpu.get_capabilities()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def cpu_has_matrix_unit() -> bool:
+    """Whether the CPU has AMX for bf16: 16 times the multiplications of its vectors, on which everything else still runs."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))

@@ -21,6 +21,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from pipeline.engines.devices import cpu_has_matrix_unit
 from pipeline.errors import EngineUnavailable
 from pipeline.kernel_branch import KernelBranch
 
@@ -97,12 +98,14 @@ def convert(checkpoint: Checkpoint, precision: str) -> ConvertedNetwork:
         EngineUnavailable: the CPU cannot compute in it.
     """
     from pipeline.network import RawNetwork  # mmdet takes seconds to import: only where it is needed
-    from pipeline.packed import pack_network
+    from pipeline.packed import normalise_rows, pack_layers
 
     precision = choose_precision(precision)
     spec = checkpoint.spec
     network = RawNetwork(checkpoint.network(), spec.input_size)
-    pack_network(network, whole_means=precision == "bf16")
+    normalise_rows(network, whole_means=precision == "bf16")
+    if _packs(precision):
+        pack_layers(network)
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # tracing announces its deprecation and every shape it bakes in
         pixels = torch.zeros(1, spec.input_size, spec.input_size, 3, dtype=torch.uint8)
@@ -134,7 +137,13 @@ def _key(path: Path, precision: str) -> str:
     for source in _SOURCES:
         digest.update((Path(__file__).parent / source).read_bytes())
     digest.update(f"{ov.__version__} {torch.__version__}".encode())
-    return f"{path.stem}-{precision}-{digest.hexdigest()[:16]}"
+    packed = "-packed" if _packs(precision) else ""
+    return f"{path.stem}-{precision}{packed}-{digest.hexdigest()[:16]}"
+
+
+def _packs(precision: str) -> bool:
+    """Whether packed layers pay on this CPU; another one may share the cache folder."""
+    return precision == "bf16" and cpu_has_matrix_unit()
 
 
 def _store(converted: ConvertedNetwork, folder: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.network import RawNetwork
-from pipeline.packed import PackedConvModule, pack_network
+from pipeline.packed import PackedConvModule, normalise_rows, pack_layers
 from tests.pipeline.seeded import photo, seeded_checkpoint
 
 INPUT_PX = 96
@@ -29,7 +29,8 @@ def test_a_packed_network_computes_the_same(model, packed_layers):
     """Whole networks, on a photo up to the input's border; layers whose channels fill their vectors stay as they are."""
     checkpoint = seeded_checkpoint(model)
     plain, packed = (RawNetwork(checkpoint.network(), INPUT_PX) for _ in range(2))
-    pack_network(packed, whole_means=False)
+    normalise_rows(packed, whole_means=False)
+    pack_layers(packed)
     pixels = torch.from_numpy(photo((INPUT_PX, INPUT_PX), 50))[None]
     assert sum(isinstance(part, PackedConvModule) for part in packed.modules()) == packed_layers
     with torch.inference_mode():
