@@ -5,7 +5,8 @@ base64 ───────────────┼─▶ decode ─▶ scal
 bytes, ndarray ───────┘   (a process)
 
 Files are decoded in processes of their own (pipeline.decoder_process), so that the one that kills or blocks its decoder
-costs nobody else anything. Arrays from Python callers need no decoder.
+costs nobody else anything. Arrays from Python callers need no decoder. An image that takes long to decode goes back, to come
+again on its own: those it came with do not wait for it.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from ray import serve
 from deployments.context import RequestContext
 from deployments.stage import Stage
 from pipeline.decoder_options import DecoderOptions
-from pipeline.decoder_process import DecoderLost, DecoderPool
-from pipeline.errors import ServiceError
+from pipeline.decoder_process import DecoderLost, DecoderPool, DecoderTimeout
+from pipeline.errors import ServiceError, StageFailed
 from pipeline.fetch import Fetcher, FetchPolicy
 from pipeline.load import load_image
 from pipeline.source import Url, parse_source
@@ -33,8 +34,15 @@ from pipeline.types import LoadedImage
 
 logger = logging.getLogger("ray.serve")
 
+COMPANY_S = 1.0
+"""Longest time to decode an image that others wait for. Honest ones that take longer are files of many megabytes, which share no calls."""
+
 ImageInput = str | bytes | NDArray[np.uint8]
 """An image as callers give it: base64 text or URL, encoded bytes, or (H, W, 3) uint8 RGB / (H, W) grey pixels."""
+
+
+class SlowInCompany(StageFailed):
+    """An image took too long for those it came with; on its own it may take its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +75,33 @@ class ImageLoader:
         """Make a group's images ready for the network.
 
         Returns:
-            For each its pixels, or why they cannot be had: FetchError, ImageError, LimitExceeded, DeadlineExceeded, StageFailed.
+            For each its pixels, or why they cannot be had: FetchError, ImageError, LimitExceeded, DeadlineExceeded, StageFailed,
+            and SlowInCompany for one that should come again on its own.
         """
-        return await self._stage.each(self._load_one, images, [None] * len(images), contexts)
+        limit_s = self._options.decoder.timeout_s
+        return await self._stage.each(
+            self._load_one, images, [limit_s if len(images) == 1 else min(limit_s, COMPANY_S)] * len(images), contexts
+        )
 
-    async def _load_one(self, image: ImageInput, _: None, context: RequestContext) -> LoadedImage:
+    async def _load_one(self, image: ImageInput, limit_s: float, context: RequestContext) -> LoadedImage:
         began = time.perf_counter()
         data = await self._fetch(image, context.deadline) if isinstance(image, str) else image
         fetch_ms = (time.perf_counter() - began) * 1e3
-        loaded = await asyncio.get_running_loop().run_in_executor(self._threads, self._load, data, context.request_id)
+        loop = asyncio.get_running_loop()
+        loaded = await loop.run_in_executor(self._threads, self._load, data, limit_s, context.request_id)
         return replace(loaded, timings_ms={"fetch": fetch_ms, **loaded.timings_ms})
 
-    def _load(self, data: bytes | NDArray[np.uint8], request_id: str) -> LoadedImage:
+    def _load(self, data: bytes | NDArray[np.uint8], limit_s: float, request_id: str) -> LoadedImage:
         if isinstance(data, np.ndarray):
             return load_image(data, self._options.decoder.limits, self._options.decoder.size)
         try:
-            return self._decoders.load(data)
+            return self._decoders.load(data, limit_s)
+        except DecoderTimeout as error:
+            if limit_s < self._options.decoder.timeout_s:
+                message = f"The image took more than {limit_s:g} s to decode while others waited for it."
+                raise SlowInCompany(message, code="slow_in_company") from error
+            logger.warning("request %s: %s A new decoder takes its place.", request_id, error.message)
+            raise
         except DecoderLost as error:
             logger.warning("request %s: %s A new decoder takes its place.", request_id, error.message)
             raise

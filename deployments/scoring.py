@@ -4,7 +4,8 @@
                               (each response goes to the next stage by reference; nobody in between fetches it)
 
 Every image is an item of its own: it batches with whoever is there, fails alone, and is tried again when the replica that
-worked on it died (scoring is idempotent). Images only share the calls between the stages, see deployments.grouping.
+worked on it died, or when those it travelled with would have waited for it (scoring is idempotent). Images only share the
+calls between the stages, see deployments.grouping.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from ray.serve.handle import DeploymentResponse
 
 from deployments.context import RequestContext
 from deployments.grouping import Grouper, GroupLimits
-from deployments.image_loader import ImageInput
+from deployments.image_loader import ImageInput, SlowInCompany
 from deployments.in_process import LocalResponse, StageHandle
 from pipeline.errors import DeadlineExceeded, ImageFault, Overloaded, ServiceError, StageFailed
 from pipeline.source import looks_like_url
@@ -102,6 +103,7 @@ class ScoringGraph:
         self._retry_after_s = retry_after_s
         self._overload_status = overload_status
         self._urls = asyncio.Semaphore(max_urls)
+        self._slow = asyncio.Semaphore(1)  # images that take long to decode never take all decoders
         self._grouper: Grouper[Parcel, Answer] = Grouper(self._chain, groups or GroupLimits())
 
     async def score(
@@ -150,17 +152,20 @@ class ScoringGraph:
             raise self._known(error) from error
 
     async def _send(self, parcel: Parcel, *, alone: bool) -> Answer:
-        """Carry one image through the stages; one that may take long to fetch, or was lost before, travels alone."""
+        """Carry one image through the stages; one that may take long to fetch, or came back from a group, travels alone."""
         image = parcel.image
         size_bytes = image.nbytes if isinstance(image, np.ndarray) else len(image)
+        turn: AbstractAsyncContextManager[Any] = nullcontext()
         for delay_s in RETRY_DELAYS_S:
             try:
-                return await self._grouper.send(parcel, size_bytes, alone=alone)
-            except StageLost as error:
+                async with turn:
+                    return await self._grouper.send(parcel, size_bytes, alone=alone)
+            except (StageLost, SlowInCompany) as error:
                 logger.warning("request %s: %s Trying again in %s s.", parcel.context.request_id, error, delay_s)
-                alone = True
+                alone, turn = True, self._slow if isinstance(error, SlowInCompany) else turn
                 await asyncio.sleep(delay_s)
-        return await self._grouper.send(parcel, size_bytes, alone=alone)
+        async with turn:
+            return await self._grouper.send(parcel, size_bytes, alone=alone)
 
     async def _chain(self, parcels: Sequence[Parcel]) -> list[Answer | ServiceError]:
         """One group through the stages: an answer or an error for each image, never raises but for cancelling."""

@@ -11,6 +11,7 @@ A thread cannot be ended from outside, a process can; and the codecs' C code is 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
 import signal
@@ -46,6 +47,10 @@ class DecoderLost(ImageError):
     """An image made its decoder crash or run for too long; `__cause__` says which, for the log."""
 
 
+class DecoderTimeout(DecoderLost):
+    """It ran for too long."""
+
+
 class DecoderPool:
     """A few decoder processes, used by as many threads.
 
@@ -66,11 +71,11 @@ class DecoderPool:
         """Process ids now."""
         return [process.pid for process in self._processes]
 
-    def load(self, data: bytes) -> LoadedImage:
-        """Decode and scale one image in a free process; blocks until one is free. See DecoderProcess.load."""
+    def load(self, data: bytes, timeout_s: float | None = None) -> LoadedImage:
+        """Decode and scale one image in a free process; blocks until one is free, which does not count. See DecoderProcess.load."""
         process = self._free.get()
         try:
-            return process.load(data)
+            return process.load(data, timeout_s)
         finally:
             self._free.put(process)
 
@@ -93,23 +98,28 @@ class DecoderProcess:
         """Process id; another one after a restart."""
         return self._process.pid
 
-    def load(self, data: bytes) -> LoadedImage:
+    def load(self, data: bytes, timeout_s: float | None = None) -> LoadedImage:
         """Decode and scale one image.
 
+        Args:
+            data: an encoded image file.
+            timeout_s: less time than the options give it.
         Returns:
             The image, with `decode` (everything between the call and the answer) in its timings_ms.
         Raises:
-            ImageError, LimitExceeded: as `pipeline.load.load_image`; also when the decoder crashed or took too long.
+            ImageError, LimitExceeded: as `pipeline.load.load_image`.
+            DecoderTimeout: the decoder took too long.
+            DecoderLost: it crashed.
             StageFailed: the decoder cannot be started, or has a bug; logged.
         """
         self._make_ready()
+        limit_s = min(timeout_s or math.inf, self._options.timeout_s)
         started = time.monotonic()
         try:
-            letterbox, pixels = self._exchange(data, started + self._options.timeout_s)
+            letterbox, pixels = self._exchange(data, started + limit_s)
         except TimeoutError as error:
             self._replace()
-            limit_s = self._options.timeout_s
-            raise DecoderLost(f"The image took more than {limit_s:g} s to decode (image_loader.decode_timeout_s).") from error
+            raise DecoderTimeout(f"The image took more than {limit_s:g} s to decode (image_loader.decode_timeout_s).") from error
         except _NONSENSE as error:
             raise DecoderLost(f"The image made its decoder fail ({self._replace()}).") from error
         return LoadedImage(pixels, letterbox, {"decode": (time.monotonic() - started) * 1e3})

@@ -9,6 +9,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 
 from deployments import scoring
 from deployments.context import RequestContext
+from deployments.image_loader import SlowInCompany
 from deployments.scoring import ScoreOptions, ScoringGraph
 from pipeline.errors import DeadlineExceeded, ImageError, ImageFault, Overloaded, ServiceError, StageFailed
 from pipeline.types import DetectOptions, OutlineOptions
@@ -224,6 +225,31 @@ async def test_a_lost_group_is_tried_again_image_by_image():
     assert isinstance(answers[2], ImageFault)
     assert stages.groups[0] == ["a", "b", "c"]
     assert all(len(group) == 1 for group in stages.groups[1:])
+
+
+async def test_slow_images_come_again_one_at_a_time():
+    """Out of their group, whose others are answered, and never so many that they take all decoders."""
+    now, most = 0, 0
+
+    async def alone(image):
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.01)
+        now -= 1
+        return image
+
+    def behave(image, attempt):
+        if not image.startswith("slow"):
+            return image
+        return SlowInCompany("slow") if attempt == 1 else alone(image)
+
+    stages = FakeStages(behave)
+    images = ["slow1", "a", "slow2", "b", "slow3"]
+    assert await graph(stages).score(images, options(), context()) == images
+    assert stages.groups[0] == images
+    assert all(len(group) == 1 for group in stages.groups[1:])
+    assert most == 1
 
 
 async def test_errors_are_never_shared():

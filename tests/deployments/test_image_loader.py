@@ -1,0 +1,65 @@
+"""The ImageLoader's group: what each image gets, and that none waits long for another."""
+
+import functools
+import io
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deployments import image_loader
+from deployments.context import RequestContext
+from deployments.image_loader import ImageLoader, ImageLoaderOptions, SlowInCompany
+from pipeline.decode import DecodeLimits
+from pipeline.decoder_options import DecoderOptions
+from pipeline.decoder_process import DecoderPool, DecoderTimeout
+from pipeline.errors import ImageError
+from pipeline.fetch import FetchPolicy
+from pipeline.types import LoadedImage
+
+BAD_PROGRAM = (sys.executable, str(Path(__file__).parents[1] / "pipeline" / "bad_decoder.py"))
+TIMEOUT_S, COMPANY_S = 1.5, 0.5
+
+
+def jpeg() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((48, 64, 3), 90, np.uint8)).save(file, "JPEG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def loader(monkeypatch):
+    """With two decoders that misbehave on request, both started."""
+    monkeypatch.setattr(image_loader, "COMPANY_S", COMPANY_S)
+    monkeypatch.setattr(image_loader, "DecoderPool", functools.partial(DecoderPool, program=BAD_PROGRAM))
+    options = DecoderOptions(DecodeLimits(), 320, TIMEOUT_S)
+    return ImageLoader.func_or_class(ImageLoaderOptions(FetchPolicy(), options, threads=2))
+
+
+def load(loader, *images):
+    return loader.load(images, [RequestContext("test", time.time() + 10)] * len(images))
+
+
+async def test_each_image_gets_its_own_outcome(loader):
+    """Bytes and arrays are loaded, what is no image is named, in their order."""
+    first, second, third = await load(loader, jpeg(), b"no image", np.zeros((30, 40, 3), np.uint8))
+    assert (first.letterbox.original_hw, third.letterbox.original_hw) == ((48, 64), (30, 40))
+    assert isinstance(second, ImageError)
+
+
+async def test_nobody_waits_for_a_slow_neighbour(loader):
+    """It is sent back after COMPANY_S; on its own it has the whole time, and its decoder's end is its own fault."""
+    await load(loader, jpeg(), jpeg())
+    began = time.monotonic()
+    slow, good = await load(loader, b"HANG!!", jpeg())
+    assert isinstance(slow, SlowInCompany)
+    assert isinstance(good, LoadedImage)
+    assert COMPANY_S <= time.monotonic() - began < TIMEOUT_S
+    began = time.monotonic()
+    (ended,) = await load(loader, b"HANG!!")
+    assert isinstance(ended, DecoderTimeout)
+    assert time.monotonic() - began >= TIMEOUT_S
+    assert isinstance((await load(loader, jpeg()))[0], LoadedImage)
