@@ -66,15 +66,33 @@ class KernelBranch(nn.Module):
                 parameters[rows] = self._of_level(index, patches[rows], inside[rows, ..., None])
         return parameters
 
+    def of_any_level(self, patches: Tensor, inside: Tensor, level: Tensor) -> Tensor:
+        """As `forward`, with shapes that do not depend on the data: every layer runs for all levels, and each position takes its own."""
+        features = patches
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            last = weight is self.weights[-1]
+            windows = features.flatten(1) if last else _windows(features, inside[..., None])
+            outputs = functional.linear(windows.to(weight.dtype), weight.flatten(0, 1), bias.flatten()).unflatten(-1, bias.shape)
+            own = level.view(-1, *(1,) * (outputs.dim() - 1)).expand(*outputs.shape[:-2], 1, outputs.shape[-1])
+            features = outputs.gather(-2, own).squeeze(-2)
+            if not last:
+                features, inside = functional.silu(features), inside[:, 1:-1, 1:-1]
+        return features
+
     def _of_level(self, level: int, features: Tensor, inside: Tensor) -> Tensor:
         """Convolutions without padding, as one matrix product each; beside the level there are zeros for each of them."""
         *windowed, (last_weight, last_bias) = zip(self.weights, self.biases, strict=True)
         for weight, bias in windowed:
-            around = features.where(inside, 0).unfold(1, WINDOW, 1).unfold(2, WINDOW, 1)
-            windows = around.permute(0, 1, 2, 4, 5, 3).flatten(3).to(weight.dtype)
+            windows = _windows(features, inside).to(weight.dtype)
             features = functional.silu(functional.linear(windows, weight[level], bias[level]))
             inside = inside[:, 1:-1, 1:-1]
         return functional.linear(features.flatten(1).float(), last_weight[level], last_bias[level])
+
+
+def _windows(features: Tensor, inside: Tensor) -> Tensor:
+    """(n, S, S, C) to (n, S - 2, S - 2, 9 * C): what a 3x3 convolution sees, zeros beside the level; inside (n, S, S, 1)."""
+    around = features.where(inside, 0).unfold(1, WINDOW, 1).unfold(2, WINDOW, 1)
+    return around.permute(0, 1, 2, 4, 5, 3).flatten(3)
 
 
 def neighbours(levels_hw: Sequence[tuple[int, int]], reach: int) -> Tensor:

@@ -47,11 +47,32 @@ def mask_logits(
         For each image (count, height, width) float16 mask logits, inside is > 0.
     Source: mmdet 3.3.0 `rtmdet_ins_head.py::_mask_predict_by_feat_single`.
     """
-    by_image = zip(*(layer.split(counts) for layer in _layers(kernels, points_xy, strides)), strict=True)
+    by_image = zip(*(layer.split(counts) for layer in layers_of(kernels, points_xy, strides)), strict=True)
     return [
         _masks_of_image(own[:, :height, :width], *layers)
         for own, (height, width), layers in zip(features, grids_hw, by_image, strict=True)
     ]
+
+
+def packed_mask_logits(features: Tensor, kernels: Tensor, points_xy: Tensor, strides: Tensor, counts: Tensor) -> Tensor:
+    """Masks of the first `counts` of D instances of each of B images, on the whole grid; no shape depends on the data.
+
+    Args:
+        features: (B, 8, H, W) float mask features.
+        kernels, points_xy, strides: as for `mask_logits`, of B * D instances, image after image.
+        counts: (B,) int64.
+    Returns:
+        (B * D, H, W) float16 mask logits, those of all images side by side; beyond the sum of the counts anything.
+    """
+    batch, _, height, width = features.shape
+    slots = len(kernels) // batch
+    masks = torch.empty((batch * slots + 1, height, width), dtype=torch.float16, device=features.device)
+    slot = torch.arange(slots, device=features.device)
+    first = counts.cumsum(0) - counts
+    places = torch.where(slot < counts[:, None], first[:, None] + slot, batch * slots)
+    for image, own in enumerate(zip(*(layer.split(slots) for layer in layers_of(kernels, points_xy, strides)), strict=True)):
+        masks.index_copy_(0, places[image], _masks_of_image(features[image], *own))
+    return masks[:-1]
 
 
 def _masks_of_image(
@@ -77,7 +98,7 @@ def _with_coordinates(features: Tensor) -> Tensor:
     return torch.cat([features.float(), torch.stack([x, y, torch.ones_like(x)])]).flatten(1)
 
 
-def _layers(kernels: Tensor, points_xy: Tensor, strides: Tensor) -> tuple[Tensor, ...]:
+def layers_of(kernels: Tensor, points_xy: Tensor, strides: Tensor) -> tuple[Tensor, ...]:
     """Split 169 parameters into the first layer's (n, 8, 11) matrix and bias and weight of the other two."""
     w1, w2, w3, b1, b2, b3 = kernels.split(PARAMETER_COUNTS, dim=1)
     w1, b1 = w1.view(-1, CHANNELS, CHANNELS + 2), b1[..., None]

@@ -39,9 +39,9 @@ def greedy_nms(
         if start:
             before = _places_of(kept[:, :start])
             better = boxes_xyxy.gather(1, before[..., None].expand(-1, -1, 4))
-            suppress = _overlaps(better, labels.gather(1, before), block_boxes, block_labels, iou_threshold)
+            suppress = overlaps(better, labels.gather(1, before), block_boxes, block_labels, iou_threshold)
             alive = alive & ~(suppress & kept.gather(1, before)[..., None]).any(1)
-        suppress = _overlaps(block_boxes, block_labels, block_boxes, block_labels, iou_threshold).triu(1)
+        suppress = overlaps(block_boxes, block_labels, block_boxes, block_labels, iou_threshold).triu(1)
         kept[:, block] = _settle(suppress, alive)
         if bool(((kept & wanted).sum(1) >= max_kept).all()):
             break
@@ -65,8 +65,8 @@ def _settle(suppress: Tensor, alive: Tensor) -> Tensor:
         kept = settled
 
 
-def _overlaps(boxes: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, iou_threshold: float) -> Tensor:
-    """(B, N, M) bool: same label and IoU above the threshold."""
+def overlaps(boxes: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, iou_threshold: float) -> Tensor:
+    """(B, N, M) bool: same label and IoU above the threshold; boxes (B, N, 4) and others (B, M, 4), labels (B, N) and (B, M)."""
     left, top, right, bottom = boxes[..., None].unbind(2)
     other_left, other_top, other_right, other_bottom = others[:, None].unbind(3)
     width = torch.minimum(right, other_right).sub_(torch.maximum(left, other_left)).clamp_(min=0)

@@ -53,7 +53,7 @@ class PostProcessor:
         self._kernel_branch = kernel_branch.to(device)
         levels_hw = [(-(-input_hw[0] // stride), -(-input_hw[1] // stride)) for stride in kernel_branch.strides]
         with _one_thread_on_cpu(torch.device(device)):
-            self._points, self._strides, self._levels = (t.to(device) for t in _positions(levels_hw, kernel_branch.strides))
+            self._points, self._strides, self._levels = (t.to(device) for t in positions(levels_hw, kernel_branch.strides))
             self._around = neighbours(levels_hw, kernel_branch.reach).to(device)
 
     @torch.inference_mode()
@@ -78,7 +78,7 @@ class PostProcessor:
         found = _best_per_level(_candidates(outputs.class_logits, options), self._levels, len(self._kernel_branch.strides))
         boxes = self._boxes(outputs.distances, found, letterboxes[0].size)
         inside = _clip_to_images(boxes, found.image, letterboxes)
-        kept = _suppress(boxes, _has_area(inside), found, limits).nonzero().squeeze(1)
+        kept = _suppress(boxes, has_area(inside), found, limits).nonzero().squeeze(1)
         found, inside = Candidates(*(part[kept] for part in found)), inside[kept]
         counts = (found.image == torch.arange(batch, device=device)[:, None]).sum(1).tolist()
         masks = self._masks(outputs, found, counts, letterboxes)
@@ -120,7 +120,7 @@ def _one_thread_on_cpu(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _positions(levels_hw: Sequence[tuple[int, int]], strides: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+def positions(levels_hw: Sequence[tuple[int, int]], strides: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Points (P, 2) x y, strides (P,) and level indices (P,) of all positions, in the order of RawOutputs.
 
     mmdet's MlvlPointGenerator with offset 0: the point is the top left corner of the position's cell.
@@ -136,7 +136,7 @@ def _positions(levels_hw: Sequence[tuple[int, int]], strides: Sequence[int]) -> 
 
 def _candidates(logits: Tensor, options: Sequence[DetectOptions]) -> Candidates:
     """Scores above their image's threshold, of wanted labels; in order of image, position, label. NaN takes its position out."""
-    thresholds = _thresholds(options, logits.shape[-1]).to(logits.device)
+    thresholds = thresholds_of(options, logits.shape[-1]).to(logits.device)
     cutoff = torch.logit(thresholds) - LOGIT_SLACK
     # few rows are left to look through
     image, position = (logits.amax(-1) > cutoff.amin(-1, keepdim=True)).nonzero(as_tuple=True)
@@ -147,7 +147,7 @@ def _candidates(logits: Tensor, options: Sequence[DetectOptions]) -> Candidates:
     return Candidates(image[exact], position[exact], label[exact], score[exact])
 
 
-def _thresholds(options: Sequence[DetectOptions], classes: int) -> Tensor:
+def thresholds_of(options: Sequence[DetectOptions], classes: int) -> Tensor:
     """(B, C) float32; 1, which no score exceeds, for labels that are not wanted."""
     thresholds = torch.tensor([one.score_threshold for one in options], dtype=torch.float32)[:, None].repeat(1, classes)
     for row, one in enumerate(options):
@@ -186,13 +186,13 @@ def _suppress(boxes: Tensor, wanted: Tensor, found: Candidates, limits: Tensor) 
         table[found.image, slot] = values
         return table
 
-    tables = side_by_side(boxes), side_by_side(found.label), side_by_side(_has_area(boxes)), side_by_side(wanted)
+    tables = side_by_side(boxes), side_by_side(found.label), side_by_side(has_area(boxes)), side_by_side(wanted)
     return greedy_nms(*tables, NMS_IOU, limits)[found.image, slot]
 
 
-def _has_area(boxes: Tensor) -> Tensor:
-    """mmdet's min_bbox_size 0: width and height above 0."""
-    return (boxes[:, 2:] > boxes[:, :2]).all(1)
+def has_area(boxes: Tensor) -> Tensor:
+    """(..., 4) to (...) bool: mmdet's min_bbox_size 0, width and height above 0."""
+    return (boxes[..., 2:] > boxes[..., :2]).all(-1)
 
 
 def _clip_to_images(boxes: Tensor, image: Tensor, letterboxes: Sequence[Letterbox]) -> Tensor:

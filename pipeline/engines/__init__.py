@@ -1,6 +1,6 @@
 """What runs the network. Importing this package is cheap: torch and OpenVINO load when an engine is made.
 
-load_engine(name, options) ─▶ Checkpoint ─▶ create_engine ─▶ OpenVinoEngine | TorchEngine
+load_engine(name, options) ─▶ Checkpoint ─▶ create_engine ─▶ OpenVinoEngine | TorchEngine | CudaEngine
                                                              .detect(images, options) ─▶ Instances
 """
 
@@ -151,11 +151,16 @@ def create_engine(checkpoint: Checkpoint, options: EngineOptions) -> Engine:
         EngineUnavailable: the machine lacks what the engine needs; the message names it.
         CheckpointError: the weights do not fit an RTMDet-Ins network.
     """
-    from pipeline.engines.devices import choose_kind
+    from pipeline.engines.devices import choose_kind, choose_torch_device
 
     if options.kind == "simulated":
         raise ConfigurationError("engine: the simulated engine takes no checkpoint; make it with load_engine")
     if choose_kind(options) == "torch":
+        device = choose_torch_device(options.device)
+        if device.type == "cuda":
+            from pipeline.engines.cuda_engine import CudaEngine
+
+            return CudaEngine(checkpoint, options, device)
         from pipeline.engines.torch_engine import TorchEngine
 
         return TorchEngine(checkpoint, options)

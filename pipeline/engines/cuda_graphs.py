@@ -1,26 +1,32 @@
-"""Pieces of the torch engine that keep a CUDA card busy; on a CPU each becomes the plain thing.
+"""Pieces of the CUDA engine that keep the card busy.
 
-- `UploadSlots`: two buffers, so that one batch is copied to the card while the other is computed.
-- `BatchRunner`: one recorded CUDA graph for each batch size in `buckets`; a batch is padded up to the next one. Replaying a
-  graph is one launch instead of some hundred, which is what bounds small batches on a fast card.
+    host ─copy stream─▶ Slot ─▶ BatchGraphs: one recorded CUDA graph for each batch size ─▶ Slot ─copy stream─▶ host
+
+- A `Slot` is one batch's room on both sides. There are two: one batch travels to or from the card while the other is computed.
+- A graph holds network and post-processing. Replaying it is one launch instead of some hundreds, and the host waits for nothing in between.
 """
 
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.fixed_postprocess import MOST_INSTANCES, FixedResults
 from pipeline.head_outputs import RawOutputs
-from pipeline.network import RawNetwork
 
 WARM_UP_RUNS = 3
 """Runs before recording: cuDNN picks its algorithms and libraries allocate their work space (PyTorch's CUDA graph notes)."""
+SLOTS = 2
+
+Compute = Callable[[Tensor, Tensor], tuple[RawOutputs, FixedResults]]
+"""Pixels (B, S, S, 3) uint8 and wishes (B, C + 7) to what the network says and what was found, without waiting for the card."""
 
 
 def default_buckets(max_batch: int) -> tuple[int, ...]:
@@ -30,123 +36,176 @@ def default_buckets(max_batch: int) -> tuple[int, ...]:
 
 
 class Slot:
-    """Room for one batch on the host and on the device.
+    """Room for one batch on the host and on the card.
 
     Args:
-        device: where batches are computed.
-        shape: (largest batch, S, S, 3).
-        stream: CUDA stream for copies; None on a CPU.
+        device: the card.
+        most: images of the largest batch.
+        size: side S of the network input, pixels.
+        wishes: numbers of an image's wishes.
+        results: of any recorded graph, for their shapes.
+    Attributes:
+        host_pixels: (most, S, S, 3) uint8 and `host_wishes` (most, C + 7) float32: fill them, then `upload`.
+        pixels, wishes: the same on the card.
     """
 
-    def __init__(self, device: torch.device, shape: tuple[int, ...], stream: torch.cuda.Stream | None) -> None:
-        self._stream = stream
-        self._pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=stream is not None)
-        self.host: NDArray[np.uint8] = self._pixels.numpy()
-        self.device_pixels = self._pixels if stream is None else torch.empty(shape, dtype=torch.uint8, device=device)
+    def __init__(self, device: torch.device, most: int, size: int, wishes: int, results: FixedResults) -> None:
+        def both(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+            return torch.empty(shape, dtype=dtype, pin_memory=True), torch.empty(shape, dtype=dtype, device=device)
+
+        self._host_pixels, self.pixels = both((most, size, size, 3), torch.uint8)
+        self._host_wishes, self.wishes = both((most, wishes), torch.float32)
+        self._host_summary, self._summary = both((most, results.summary.shape[1]), torch.float32)
+        self._host_masks, self._masks = both((most * MOST_INSTANCES, *results.masks.shape[1:]), torch.float16)
+        self.host_pixels: NDArray[np.uint8] = self._host_pixels.numpy()
+        self.host_wishes: NDArray[np.float32] = self._host_wishes.numpy()
+        self._copying = torch.cuda.Stream(device)
+        self._uploaded, self._computed = torch.cuda.Event(), torch.cuda.Event()
+        self._downloaded = torch.cuda.Event(blocking=True)  # a thread that waits sleeps: the core is somebody else's
 
     def upload(self, count: int) -> None:
-        """Start copying the first `count` images; `consumed` waits for it."""
-        if self._stream is None:
-            return
-        with torch.cuda.stream(self._stream):
-            self.device_pixels[:count].copy_(self._pixels[:count], non_blocking=True)
+        """Start copying the first `count` images to the card."""
+        with torch.cuda.stream(self._copying):
+            self.pixels[:count].copy_(self._host_pixels[:count], non_blocking=True)
+            self.wishes[:count].copy_(self._host_wishes[:count], non_blocking=True)
+            self._uploaded.record()
 
     @contextmanager
-    def consumed(self) -> Iterator[None]:
-        """Within: what the current stream does comes after the copy. Left only when the device is done with the slot."""
-        if self._stream is None:
-            yield
-            return
-        current = torch.cuda.current_stream(self.device_pixels.device)
-        current.wait_stream(self._stream)
-        try:
-            yield
-        finally:
-            current.synchronize()
+    def computing(self) -> Iterator[None]:
+        """Within: what the current stream does comes after the upload, and before `download`."""
+        self._uploaded.wait()
+        yield
+        self._computed.record()
+
+    def keep(self, results: FixedResults, count: int) -> None:
+        """Take the results of `count` images over, on the current stream: the next replay of the graph writes over them."""
+        self._summary[:count].copy_(results.summary[:count])
+        most = count * MOST_INSTANCES
+        self._masks[:most].copy_(results.masks[:most])
+
+    def download(self, count: int) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+        """Wait for the results of `count` images: summaries, and the masks of what was found. Valid until the slot's next batch."""
+        with torch.cuda.stream(self._copying):
+            self._computed.wait()
+            self._host_summary[:count].copy_(self._summary[:count], non_blocking=True)
+            self._downloaded.record()
+        self._downloaded.synchronize()
+        summary = self._host_summary[:count].numpy()
+        found = int(summary[:, 0].sum())
+        with torch.cuda.stream(self._copying):
+            self._host_masks[:found].copy_(self._masks[:found], non_blocking=True)
+            self._downloaded.record()
+        self._downloaded.synchronize()
+        return summary, self._host_masks[:found].numpy()
 
 
-class UploadSlots:
-    """Two slots on a CUDA device, one on a CPU, lent to callers in turn.
+class Slots:
+    """Slots that are lent to callers in turn.
 
     Args:
-        device: where batches are computed.
-        shape: (largest batch, S, S, 3).
+        make: makes one; called when it is needed first.
     """
 
-    def __init__(self, device: torch.device, shape: tuple[int, ...]) -> None:
-        on_cuda = device.type == "cuda"
-        stream = torch.cuda.Stream(device) if on_cuda else None
-        self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
-        for _ in range(2 if on_cuda else 1):
-            self._free.put(Slot(device, shape, stream))
-
-    def clear(self) -> None:
-        """Give up the slots that nobody has."""
-        while not self._free.empty():
-            self._free.get()
+    def __init__(self, make: Callable[[], Slot]) -> None:
+        self._make = make
+        self._free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
+        for _ in range(SLOTS):
+            self._free.put(None)
 
     @contextmanager
     def borrow(self) -> Iterator[Slot]:
         """Wait for a free slot and have it for a while."""
         slot = self._free.get()
         try:
+            slot = slot or self._make()
             yield slot
         finally:
             self._free.put(slot)
 
+    def clear(self) -> None:
+        """Give up the slots that nobody has."""
+        for _ in range(self._free.qsize()):
+            self._free.get()
+            self._free.put(None)
 
-class BatchRunner:
-    """Runs the network on the first images of a buffer.
+
+class _Recorded(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    pixels: Tensor
+    wishes: Tensor
+    raw: RawOutputs
+    results: FixedResults
+
+
+class BatchGraphs:
+    """Runs the same computation on batches of any size; each is padded up to the next size that was recorded.
 
     Args:
-        network: on `device`, in its precision.
-        device: CPU runs eagerly with the exact batch; CUDA replays graphs.
-        buckets: batch sizes to record.
+        compute: what is recorded.
+        device: the card.
+        sizes: batch sizes to record.
+        size: side S of the network input, pixels.
+        wishes: numbers of an image's wishes.
     """
 
-    def __init__(self, network: RawNetwork, device: torch.device, buckets: Sequence[int]) -> None:
-        self._network = network
-        self._device = device
-        self._buckets = sorted(buckets)
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, RawOutputs]] = {}
-        self._recording = torch.cuda.Stream(device) if device.type == "cuda" else None
+    def __init__(self, compute: Compute, device: torch.device, sizes: Sequence[int], size: int, wishes: int) -> None:
+        self._compute, self._device, self._sizes = compute, device, sorted(sizes)
+        self._input_size, self._wishes = size, wishes
+        self._stream = torch.cuda.Stream(device)
+        self._recorded: dict[int, _Recorded] = {}
+
+    def slot(self) -> Slot:
+        """Room for the largest batch."""
+        most = self._sizes[-1]
+        return Slot(self._device, most, self._input_size, self._wishes, self._of_size(most).results)
 
     @torch.inference_mode()
-    def __call__(self, pixels: Tensor, count: int) -> RawOutputs:
-        """Outputs of `pixels[:count]`, (count or more) rows; valid until the next call."""
-        if self._device.type != "cuda":
-            return self._network(pixels[:count])
-        bucket = next(size for size in self._buckets if size >= count)
-        if bucket not in self._graphs:
-            self._graphs[bucket] = self._record(bucket, pixels.shape[1])
-        graph, graph_pixels, outputs = self._graphs[bucket]
-        graph_pixels[:count].copy_(pixels[:count])
-        graph.replay()
-        return outputs
+    def run(self, slot: Slot, count: int) -> RawOutputs:
+        """Start on the slot's first `count` images; one caller at a time.
 
-    @torch.inference_mode()
-    def record_all(self, size: int) -> None:
-        """Record every bucket now, the largest first, so that the others fit into its memory."""
-        if self._device.type == "cuda":
-            for bucket in reversed(self._buckets):
-                self._graphs[bucket] = self._record(bucket, size)
+        Returns:
+            What the network will have said of them, for work on `stream()`; valid until the next call.
+        """
+        recorded = self._of_size(next(size for size in self._sizes if size >= count))
+        with self.stream(), slot.computing():
+            recorded.pixels[:count].copy_(slot.pixels[:count])
+            recorded.wishes[:count].copy_(slot.wishes[:count])
+            recorded.wishes[count:].fill_(1.0)  # no score exceeds a threshold of 1
+            recorded.graph.replay()
+            slot.keep(recorded.results, count)
+        return recorded.raw
+
+    def stream(self) -> torch.cuda.StreamContext:
+        """The stream that computes, as the current one."""
+        return torch.cuda.stream(self._stream)
+
+    def record_all(self) -> None:
+        """Record every batch size now, the largest first, so that the others fit into its memory."""
+        for size in reversed(self._sizes):
+            self._of_size(size)
 
     def clear(self) -> None:
         """Drop the recorded graphs and their memory."""
-        self._graphs.clear()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._recorded.clear()
+        torch.cuda.empty_cache()
 
-    def _record(self, bucket: int, size: int) -> tuple[torch.cuda.CUDAGraph, Tensor, RawOutputs]:
-        pixels = torch.zeros(bucket, size, size, 3, dtype=torch.uint8, device=self._device)
-        assert self._recording is not None
-        self._recording.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._recording):
+    def _of_size(self, size: int) -> _Recorded:
+        if size not in self._recorded:
+            self._recorded[size] = self._record(size)
+        return self._recorded[size]
+
+    @torch.inference_mode()
+    def _record(self, count: int) -> _Recorded:
+        shape = count, self._input_size, self._input_size, 3
+        pixels = torch.zeros(shape, dtype=torch.uint8, device=self._device)
+        wishes = torch.ones(count, self._wishes, device=self._device)
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with self.stream():
             for _ in range(WARM_UP_RUNS):
-                self._network(pixels)
-        torch.cuda.current_stream(self._device).wait_stream(self._recording)
+                self._compute(pixels, wishes)
+        self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        pool = next(iter(self._graphs.values()))[0].pool() if self._graphs else None
-        with torch.cuda.graph(graph, pool=pool, stream=self._recording, capture_error_mode="thread_local"):
-            outputs = self._network(pixels)
-        return graph, pixels, outputs
+        pool = next(iter(self._recorded.values())).graph.pool() if self._recorded else None
+        with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+            raw, results = self._compute(pixels, wishes)
+        return _Recorded(graph, pixels, wishes, raw, results)

@@ -1,0 +1,194 @@
+"""The post-processing with shapes that do not depend on the data, so that a CUDA graph can hold it after the network.
+
+    RawOutputs ─▶ best 512 scores ─▶ boxes ─▶ NMS in 10 passes ─▶ first 100 kept ─▶ kernels, masks ─▶ FixedResults
+    + wishes      of an image                                     side by side                        one copy to the host
+
+`pipeline.postprocess` looks at the data again and again, so as to do no work that is not needed: at each look the host waits for the
+card. Here nothing is looked at; what is done for nothing costs a card little (docs/RESULTS.md). Two bounds make that possible, and each
+image says whether its result is exact within them: 512 candidates were enough, and NMS had settled. Where it was not, the caller runs
+`PostProcessor` on the same outputs. The rules are the same, except that equal scores come in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.head_outputs import RawOutputs
+from pipeline.kernel_branch import KernelBranch, neighbours
+from pipeline.mask_head import packed_mask_logits
+from pipeline.nms import overlaps
+from pipeline.postprocess import NMS_IOU, has_area, positions, thresholds_of
+from pipeline.types import DetectOptions, Instances, Letterbox
+
+MOST_CANDIDATES = 512
+"""Scores of an image that are looked at, the highest; below mmdet's 1000 a level, which therefore never cuts any of them off."""
+MOST_INSTANCES = 100
+"""Kept of an image: mmdet's max_per_img."""
+NMS_PASSES = 10
+"""A box is settled one pass after the better boxes that overlap it; chains of overlaps are short (4 to 7 passes on photos of crowds)."""
+ROW = 6
+"""Numbers of an instance: x1 y1 x2 y2 in original pixels, score, label."""
+LIMITS = 7
+"""Numbers of an image's wishes after its thresholds: most instances, scaled w h, factors x y to the original, original w h."""
+
+MaskHead = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""`pipeline.mask_head.packed_mask_logits`, or what does the same faster."""
+
+
+class FixedResults(NamedTuple):
+    """Of B images.
+
+    Attributes:
+        summary: (B, 2 + 100 * 6) float32: how many instances, 1 where that is exact, and the instances' rows.
+        masks: (B * 100, h, w) float16 mask logits, the instances of all images side by side; beyond their number anything.
+    """
+
+    summary: Tensor
+    masks: Tensor
+
+
+def wishes_of(
+    letterboxes: Sequence[Letterbox], options: Sequence[DetectOptions], classes: int, out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """What is wanted of each image, as numbers for the card.
+
+    Args:
+        letterboxes, options: of B images.
+        classes: C.
+        out: (B or more, C + 7) float32 to write into.
+    Returns:
+        (B, C + 7) float32: thresholds, then as `LIMITS` says.
+    """
+    if out is None:
+        out = np.empty((len(options), classes + LIMITS), np.float32)
+    rows = out[: len(options)]
+    rows[:, :classes] = thresholds_of(options, classes).numpy()
+    for row, letterbox, wanted in zip(rows, letterboxes, options, strict=True):
+        scaled_wh, original_wh = letterbox.scaled_hw[::-1], letterbox.original_hw[::-1]
+        row[classes:] = (wanted.max_detections, *scaled_wh, *letterbox.to_original_xy, *original_wh)
+    return rows
+
+
+class FixedPostProcessor:
+    """Everything after the network, for as many images as the outputs have rows.
+
+    Args:
+        input_hw: height and width of the network input, pixels, equal for all images.
+        kernel_branch: what predicts mask parameters; it also knows the strides of the levels.
+        device: where `RawOutputs` will be.
+        mask_head: what makes masks of their parameters.
+    """
+
+    def __init__(
+        self,
+        input_hw: tuple[int, int],
+        kernel_branch: KernelBranch,
+        device: torch.device | str = "cpu",
+        mask_head: MaskHead = packed_mask_logits,
+    ) -> None:
+        self._kernel_branch, self._mask_head = kernel_branch.to(device), mask_head
+        self._size = max(input_hw)
+        levels_hw = [(-(-input_hw[0] // stride), -(-input_hw[1] // stride)) for stride in kernel_branch.strides]
+        self._points, self._strides, self._levels = (t.to(device) for t in positions(levels_hw, kernel_branch.strides))
+        self._around = neighbours(levels_hw, kernel_branch.reach).to(device)
+
+    @torch.inference_mode()
+    def __call__(self, outputs: RawOutputs, wishes: Tensor) -> FixedResults:
+        """Find the instances of B images; nothing here waits for the device.
+
+        Args:
+            outputs: of the network, B rows.
+            wishes: (B, C + 7) float32 as `wishes_of` makes them, on the outputs' device.
+        """
+        classes = outputs.class_logits.shape[-1]
+        thresholds, most, scaled_wh, factors, original_wh = wishes.split([classes, 1, 2, 2, 2], dim=1)
+        score, position, label = _best(outputs.class_logits, thresholds)
+        boxes = self._boxes(outputs.distances, position)
+        inside = torch.minimum(boxes, scaled_wh.repeat(1, 2)[:, None])
+        kept, settled = _suppress(boxes, label, (score > 0) & has_area(boxes))
+        kept &= has_area(inside)
+        rank = kept.cumsum(1)
+        exact = settled & ((rank[:, -1:] >= most) | (score[:, -1:] == 0)).squeeze(1)
+        kept &= rank <= most
+        count = kept.sum(1)
+        chosen = _places(kept, rank)
+        found = torch.minimum(inside * factors.repeat(1, 2)[:, None], original_wh.repeat(1, 2)[:, None])
+        rows = torch.cat([found, score[..., None], label[..., None].float()], dim=2).gather(1, chosen.expand(-1, -1, ROW))
+        summary = torch.cat([count[:, None].float(), exact[:, None].float(), rows.flatten(1)], dim=1)
+        return FixedResults(summary, self._masks(outputs, position.gather(1, chosen.squeeze(2)), count))
+
+    def _boxes(self, distances: Tensor, position: Tensor) -> Tensor:
+        """(B, K, 4) network pixels, clamped to the square as mmdet does before its NMS."""
+        reach = distances.gather(1, position[..., None].expand(-1, -1, 4)).float()
+        points = self._points[position]
+        return torch.cat([points - reach[..., :2], points + reach[..., 2:]], dim=2).clamp_(0, self._size)
+
+    def _masks(self, outputs: RawOutputs, position: Tensor, count: Tensor) -> Tensor:
+        """(B * 100, h, w) float16 for positions (B, 100), of which each image has `count`."""
+        batch, slots = position.shape
+        around = self._around[position].flatten(0, 1)
+        image = torch.arange(batch, device=position.device).repeat_interleave(slots)[:, None, None]
+        patches = outputs.features[image, around.clamp(min=0)]
+        flat = position.flatten()
+        kernels = self._kernel_branch.of_any_level(patches, around >= 0, self._levels[flat])
+        return self._mask_head(outputs.mask_features, kernels, self._points[flat], self._strides[flat], count)
+
+
+def to_instances(summary: NDArray[np.float32], masks: NDArray[np.float16], letterboxes: Sequence[Letterbox]) -> list[Instances]:
+    """Split what came to the host by image.
+
+    Args:
+        summary: (B, 602) float32 of `FixedResults`.
+        masks: (n, h, w) float16, n the sum of the images' counts.
+        letterboxes: of the images.
+    """
+    instances, first = [], 0
+    for numbers, letterbox in zip(summary, letterboxes, strict=True):
+        count = int(numbers[0])
+        rows = numbers[2 : 2 + ROW * count].reshape(count, ROW)
+        height, width = letterbox.mask_grid_hw
+        own = masks[first : first + count, :height, :width].copy()
+        instances.append(Instances(rows[:, :4].copy(), rows[:, 4].copy(), rows[:, 5].astype(np.int64), own, letterbox))
+        first += count
+    return instances
+
+
+def _best(logits: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Score, position and label, (B, K) each, of the highest scores above their thresholds; then scores of 0.
+
+    The best K scores lie at the K positions whose best class scores highest. NaN takes its position out.
+    """
+    _, count, classes = logits.shape
+    scores = logits.float().sigmoid()
+    scores = torch.where(scores > thresholds[:, None], scores, scores * 0)
+    best, position = scores.amax(2).nan_to_num_(0).topk(min(MOST_CANDIDATES, count), sorted=False)
+    rows = scores.gather(1, position[..., None].expand(-1, -1, classes))
+    rows = torch.where(best[..., None] > 0, rows, 0).flatten(1)
+    score, place = rows.topk(min(MOST_CANDIDATES, rows.shape[1]))
+    return score, position.gather(1, place // classes), place % classes
+
+
+def _suppress(boxes: Tensor, labels: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
+    """Class-wise greedy NMS of (B, K) boxes, best first: which are kept, and (B,) whether that is the end of it.
+
+    As `pipeline.nms`: "kept = not overlapped by a better kept box", over and over; the fixed point is the greedy result.
+    """
+    suppress = overlaps(boxes, labels, boxes, labels, NMS_IOU).triu_(1)
+    kept = before = alive
+    for _ in range(NMS_PASSES):
+        before, kept = kept, alive & ~(suppress & kept[..., None]).any(1)
+    return kept, (before == kept).all(1)
+
+
+def _places(kept: Tensor, rank: Tensor) -> Tensor:
+    """(B, 100, 1) int64: columns of the kept ones, in order; then 0. `rank` counts them from 1."""
+    slot = torch.where(kept, rank - 1, MOST_INSTANCES).clamp_(max=MOST_INSTANCES)
+    columns = torch.arange(kept.shape[1], device=kept.device).expand_as(slot)
+    places = torch.zeros(len(kept), MOST_INSTANCES + 1, dtype=torch.int64, device=kept.device)
+    return places.scatter_(1, slot, columns)[:, :MOST_INSTANCES, None]
