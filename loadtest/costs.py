@@ -43,6 +43,7 @@ STAGES = ("Ingress", "ImageLoader", DETECTOR, "Polygonizer")
 DECODERS = "decoders"
 IDLE_S = 8.0
 _PARTS = {
+    "raylet/raylet": "raylet",  # first: its command line holds those of the agents that it starts
     "ray::HAProxyManager": "HAProxy's manager",
     "haproxy": "HAProxy",
     "ray::ProxyActor": "proxy",
@@ -55,7 +56,6 @@ _PARTS = {
     "dashboard/dashboard": "dashboard",
     "autoscaler": "autoscaler",
     "gcs_server": "gcs",
-    "raylet/raylet": "raylet",
 }
 """What the command line of one of Ray's processes contains; the first that fits counts."""
 

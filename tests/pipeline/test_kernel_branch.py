@@ -53,6 +53,8 @@ def test_every_position_gets_what_the_whole_maps_give(layers, dtype):
         found = branch(patches, around[mixed] >= 0, level[mixed])
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, expected[image, mixed], rtol=1e-4, atol=1e-4)
+        same = branch.of_any_level(patches, around[mixed] >= 0, level[mixed])
+        torch.testing.assert_close(same, found, rtol=1e-4, atol=1e-4)
 
 
 def test_wide_layers_may_be_rounded():
