@@ -63,15 +63,15 @@ def wishes_of(
         classes: C.
         out: (B or more, C + 7) float32 to write into.
     Returns:
-        (B, C + 7) float32: thresholds, then as `LIMITS` says.
+        (B, C + 7) float32: thresholds, then as `LIMITS` says. More than 100 instances of an image are more than there is room for.
     """
     if out is None:
         out = np.empty((len(options), classes + LIMITS), np.float32)
     rows = out[: len(options)]
-    rows[:, :classes] = thresholds_of(options, classes).numpy()
+    rows[:, :classes] = thresholds_of(options, classes)
     for row, letterbox, wanted in zip(rows, letterboxes, options, strict=True):
         scaled_wh, original_wh = letterbox.scaled_hw[::-1], letterbox.original_hw[::-1]
-        row[classes:] = (wanted.max_detections, *scaled_wh, *letterbox.to_original_xy, *original_wh)
+        row[classes:] = (min(wanted.max_detections, MOST_INSTANCES), *scaled_wh, *letterbox.to_original_xy, *original_wh)
     return rows
 
 

@@ -14,7 +14,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.head_outputs import RawOutputs
@@ -136,7 +138,7 @@ def positions(levels_hw: Sequence[tuple[int, int]], strides: Sequence[int]) -> t
 
 def _candidates(logits: Tensor, options: Sequence[DetectOptions]) -> Candidates:
     """Scores above their image's threshold, of wanted labels; in order of image, position, label. NaN takes its position out."""
-    thresholds = thresholds_of(options, logits.shape[-1]).to(logits.device)
+    thresholds = torch.from_numpy(thresholds_of(options, logits.shape[-1])).to(logits.device)
     cutoff = torch.logit(thresholds) - LOGIT_SLACK
     # few rows are left to look through
     image, position = (logits.amax(-1) > cutoff.amin(-1, keepdim=True)).nonzero(as_tuple=True)
@@ -147,14 +149,12 @@ def _candidates(logits: Tensor, options: Sequence[DetectOptions]) -> Candidates:
     return Candidates(image[exact], position[exact], label[exact], score[exact])
 
 
-def thresholds_of(options: Sequence[DetectOptions], classes: int) -> Tensor:
+def thresholds_of(options: Sequence[DetectOptions], classes: int) -> NDArray[np.float32]:
     """(B, C) float32; 1, which no score exceeds, for labels that are not wanted."""
-    thresholds = torch.tensor([one.score_threshold for one in options], dtype=torch.float32)[:, None].repeat(1, classes)
-    for row, one in enumerate(options):
-        if one.labels is not None:
-            wanted = torch.zeros(classes, dtype=torch.bool)
-            wanted[[label for label in one.labels if 0 <= label < classes]] = True
-            thresholds[row, ~wanted] = 1.0
+    thresholds = np.ones((len(options), classes), np.float32)
+    for row, one in zip(thresholds, options, strict=True):
+        wanted = slice(None) if one.labels is None else [label for label in one.labels if 0 <= label < classes]
+        row[wanted] = one.score_threshold
     return thresholds
 
 

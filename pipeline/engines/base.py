@@ -21,7 +21,7 @@ from pipeline.errors import EngineLost, EngineOutOfMemory, ShapeError
 from pipeline.letterbox import fit
 from pipeline.types import DetectOptions, Instances, LoadedImage
 
-_OUT_OF_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "bad allocation", "bad_alloc", "alloc_failed")
+_OUT_OF_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "bad allocation", "bad alloc", "alloc failed")
 _LOST_SIGN = "cuda error"
 """How torch's messages begin when a kernel or the card failed. The context is spoilt then: every later call fails as well."""
 
@@ -95,7 +95,7 @@ def naming_failures(batch: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        message = str(error).lower()
+        message = str(error).lower().replace("_", " ")
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in message for sign in _OUT_OF_MEMORY_SIGNS):
             traceback.clear_frames(error.__traceback__)
             raise EngineOutOfMemory(f"a batch of {batch} images does not fit into memory ({_first_line(error)})") from None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.checkpoints import Checkpoint
 from pipeline.engines import EngineOptions, ModelInfo
-from pipeline.engines.base import BatchEngine, naming_failures
+from pipeline.engines.base import BatchEngine, grey_image, naming_failures
 from pipeline.engines.cuda_graphs import BatchGraphs, Slot, Slots, default_buckets
 from pipeline.engines.cuda_kernels import compile_kernels
 from pipeline.engines.cuda_network import use_kernels
@@ -26,7 +26,7 @@ from pipeline.letterbox import pad_batch
 from pipeline.mask_head import packed_mask_logits
 from pipeline.network import RawNetwork
 from pipeline.postprocess import PostProcessor
-from pipeline.types import DetectOptions, Instances, LoadedImage
+from pipeline.types import DetectOptions, Instances, Letterbox, LoadedImage
 
 log = logging.getLogger(__name__)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,10 +56,6 @@ class CudaEngine(BatchEngine):
                 max_batch=options.max_batch,
             )
         )
-        # Of the whole process. The shapes are fixed and recorded, so cuDNN's search for the fastest algorithm is paid once;
-        # with TF32, cuDNN's default, fp32 would have the 10 bits of mantissa of fp16.
-        torch.backends.cudnn.benchmark = True
-        torch.backends.cudnn.allow_tf32 = precision != "fp32"
         self._device = device
         network = RawNetwork(checkpoint.network(), spec.input_size).convert(dtype).to(device)
         self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out of its types
@@ -72,9 +68,15 @@ class CudaEngine(BatchEngine):
             mask_head = packed_mask_logits if kernels is None else kernels.packed_mask_logits
             self._postprocess = FixedPostProcessor(input_hw, branch, device, mask_head)
             self._exact_postprocess = PostProcessor(input_hw, branch, device)
-            self._graphs = BatchGraphs(self._compute, device, buckets, spec.input_size, len(spec.classes) + LIMITS)
-        self._slots = Slots(self._graphs.slot)
+            # With TF32, cuDNN's default, fp32 would have the 10 bits of mantissa of fp16.
+            wishes, tf32 = len(spec.classes) + LIMITS, precision != "fp32"
+            self._graphs = BatchGraphs(self._compute, device, buckets, spec.input_size, wishes, tf32)
+        self._slots = Slots(self._make_slot)
         self._computing = threading.Lock()
+
+    def _make_slot(self) -> Slot:
+        with self._computing:  # it may have to record a graph, and nothing else may run on that stream meanwhile
+            return self._graphs.slot()
 
     def _compute(self, pixels: Tensor, wishes: Tensor) -> tuple[RawOutputs, FixedResults]:
         raw = self._network(pixels)
@@ -95,30 +97,43 @@ class CudaEngine(BatchEngine):
             found = to_instances(summary, masks, letterboxes)
             beyond = [n for n in range(count) if not summary[n, 1] or options[n].max_detections > MOST_INSTANCES]
             if beyond:
-                exactly = self._run_exactly(slot, images, options)
-                for place in beyond:
-                    found[place] = exactly[place]
+                exactly = self._run_exactly(slot, count, beyond, letterboxes, options)
+                for place, instances in zip(beyond, exactly, strict=True):
+                    found[place] = instances
             return found
 
-    def _run_exactly(self, slot: Slot, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
-        """The slot's batch once more, by the post-processing without bounds: some images have too many candidates for the other."""
-        log.debug("a batch of %d goes through the post-processing without bounds", len(images))
+    def _run_exactly(
+        self,
+        slot: Slot,
+        count: int,
+        places: Sequence[int],
+        letterboxes: Sequence[Letterbox],
+        options: Sequence[DetectOptions],
+    ) -> list[Instances]:
+        """Some images of the slot's batch once more, by the post-processing without bounds: they have too much for the other."""
+        log.debug("%d images of %d go through the post-processing without bounds", len(places), count)
         with self._computing:
-            raw = self._graphs.run(slot, len(images))
-            with self._graphs.stream():
-                return self._exact_postprocess(raw, [image.letterbox for image in images], options)
+            raw = self._graphs.run(slot, count)
+            with self._graphs.stream(), torch.inference_mode():
+                own = RawOutputs(*(part[list(places)] for part in raw))
+                return self._exact_postprocess(own, [letterboxes[n] for n in places], [options[n] for n in places])
 
     def warm_up(self) -> None:
-        """Record the graphs of all batch sizes, then run a grey image alone and as a full batch.
+        """Record the graphs of all batch sizes, then run grey images, alone and as a full batch, with both ways to post-process.
 
         Raises:
             EngineOutOfMemory: a full batch does not fit on the card.
         """
-        with torch.cuda.device(self._device), naming_failures(self._info.max_batch):
+        most = self._info.max_batch
+        with torch.cuda.device(self._device), naming_failures(most):
             self._graphs.record_all()
+            self._slots.fill()
         super().warm_up()
+        beyond = DetectOptions(0.0, MOST_INSTANCES + 1, frozenset({0}))
+        self.detect([grey_image(self._info.input_size)] * most, [beyond] * most)
 
     def close(self) -> None:
         """Free the card's memory, as far as this engine holds it."""
         self._slots.clear()
-        self._graphs.clear()
+        with self._computing:
+            self._graphs.clear()

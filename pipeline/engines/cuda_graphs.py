@@ -92,6 +92,8 @@ class Slot:
         self._downloaded.synchronize()
         summary = self._host_summary[:count].numpy()
         found = int(summary[:, 0].sum())
+        if not found:
+            return summary, self._host_masks[:0].numpy()
         with torch.cuda.stream(self._copying):
             self._host_masks[:found].copy_(self._masks[:found], non_blocking=True)
             self._downloaded.record()
@@ -122,6 +124,11 @@ class Slots:
         finally:
             self._free.put(slot)
 
+    def fill(self) -> None:
+        """Make all of them now; nobody else may use them meanwhile."""
+        for _ in range(SLOTS):
+            self._free.put(self._free.get() or self._make())
+
     def clear(self) -> None:
         """Give up the slots that nobody has."""
         for _ in range(self._free.qsize()):
@@ -146,11 +153,12 @@ class BatchGraphs:
         sizes: batch sizes to record.
         size: side S of the network input, pixels.
         wishes: numbers of an image's wishes.
+        tf32: whether float32 convolutions may be computed in TF32.
     """
 
-    def __init__(self, compute: Compute, device: torch.device, sizes: Sequence[int], size: int, wishes: int) -> None:
+    def __init__(self, compute: Compute, device: torch.device, sizes: Sequence[int], size: int, wishes: int, tf32: bool) -> None:
         self._compute, self._device, self._sizes = compute, device, sorted(sizes)
-        self._input_size, self._wishes = size, wishes
+        self._input_size, self._wishes, self._tf32 = size, wishes, tf32
         self._stream = torch.cuda.Stream(device)
         self._recorded: dict[int, _Recorded] = {}
 
@@ -200,12 +208,28 @@ class BatchGraphs:
         pixels = torch.zeros(shape, dtype=torch.uint8, device=self._device)
         wishes = torch.ones(count, self._wishes, device=self._device)
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with self.stream():
-            for _ in range(WARM_UP_RUNS):
-                self._compute(pixels, wishes)
-        self._stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        pool = next(iter(self._recorded.values())).graph.pool() if self._recorded else None
-        with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
-            raw, results = self._compute(pixels, wishes)
+        with _cudnn_at_its_fastest(self._tf32):
+            with self.stream():
+                for _ in range(WARM_UP_RUNS):
+                    self._compute(pixels, wishes)
+            self._stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            pool = next(iter(self._recorded.values())).graph.pool() if self._recorded else None
+            with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+                raw, results = self._compute(pixels, wishes)
         return _Recorded(graph, pixels, wishes, raw, results)
+
+
+@contextmanager
+def _cudnn_at_its_fastest(tf32: bool) -> Iterator[None]:
+    """Within: cuDNN tries its algorithms and takes the fastest; a graph keeps what was taken when it was recorded.
+
+    The switches belong to the process, so they are put back.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.allow_tf32
+    cudnn.benchmark, cudnn.allow_tf32 = True, tf32
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.allow_tf32 = before

@@ -43,7 +43,7 @@ def compile_kernels(dtype: torch.dtype, device: torch.device) -> CudaKernels | N
     try:
         return CudaKernels(dtype, device)
     except ImportError as error:
-        log.warning("cuda-core is not here (%s): the network runs up to a third slower; pip install 'cuda-core'", error)
+        log.warning("cuda-core is not here (%s): the network runs up to a third slower; pip install '.[cuda]'", error)
     except Exception as error:  # whatever NVRTC or the driver says: nothing that PyTorch could not do without them
         log.warning("the CUDA kernels do not compile (%s): the network runs up to a third slower", error)
     return None
@@ -63,7 +63,6 @@ class CudaKernels:
         from cuda.core import Device, Program, ProgramOptions
 
         Device(device.index or 0).set_current()
-        torch.cuda.current_stream(device)
         defines = ["BF16"] if dtype == torch.bfloat16 else None
         major, minor = torch.cuda.get_device_capability(device)
         options = ProgramOptions(arch=f"sm_{major}{minor}", define_macro=defines)
@@ -95,7 +94,7 @@ class CudaKernels:
         return out.permute(0, 3, 1, 2)
 
     def packed_mask_logits(self, features: Tensor, kernels: Tensor, points_xy: Tensor, strides: Tensor, counts: Tensor) -> Tensor:
-        """As `pipeline.mask_head.packed_mask_logits`."""
+        """As `pipeline.mask_head.packed_mask_logits`, but that a logit that is not a number comes out as outside."""
         batch, _, height, width = features.shape
         slots, cells = len(kernels) // batch, height * width
         first, second_bias, second, third_bias, third = (part.contiguous() for part in layers_of(kernels, points_xy, strides))
@@ -113,7 +112,10 @@ class CudaKernels:
 
         stream = Stream.from_handle(torch.cuda.current_stream(self._device).cuda_stream)
         plain = [one.data_ptr() if isinstance(one, Tensor) else one for one in arguments]
-        launch(stream, LaunchConfig(grid=blocks, block=threads), kernel, *plain)
+        try:
+            launch(stream, LaunchConfig(grid=blocks, block=threads), kernel, *plain)
+        except Exception as error:  # cuda-core's own type, which says what PyTorch's would: out of memory, or a card that is lost
+            raise RuntimeError(f"CUDA error: {error}") from error
 
 
 def _blocks(count: int) -> int:

@@ -110,6 +110,17 @@ def test_batches_of_every_size_in_any_order(card, images, alone):
             assert_same(found, alone[place])
 
 
+def test_more_candidates_than_a_graph_looks_at(images):
+    """Those images alone go the other way, and come out as on a CPU."""
+    options = [DetectOptions(0.05), DetectOptions(0.0, 300), DetectOptions(0.05, 5), DetectOptions(0.001, 100)]
+    engines = make("fp32", "cuda"), make("fp32", "cpu")
+    for one, other in zip(*(engine.detect(images[:4], options) for engine in engines), strict=True):
+        assert len(one) == len(other) or len(one) > 20
+        np.testing.assert_allclose(one.scores[:5], other.scores[:5], atol=1e-3)
+    assert len(engines[0].detect(images[1:2], options[1:2])[0]) > 100
+    engines[0].close()
+
+
 def test_two_threads_keep_their_own_results(card, images, alone):
     """Two callers, as in the service: one batch is copied to the card while the other is computed."""
 

@@ -186,6 +186,17 @@ def test_long_chains_of_overlaps_are_told():
         assert exact == [expected_exact]
 
 
+def test_more_than_there_is_room_for_is_cut():
+    """100 instances of an image have room, whoever asks for more; the next image's masks stay its own."""
+    outputs, letterboxes, branch = network_outputs("nano")
+    both = Both(SIZE_PX, branch)
+    _, most, _ = both.run(outputs, letterboxes, [DetectOptions(0.01, 300)] * len(letterboxes))
+    _, expected, _ = both.run(outputs, letterboxes, [DetectOptions(0.01, 100)] * len(letterboxes))
+    assert max(map(len, most)) == 100
+    for one, other in zip(expected, most, strict=True):
+        assert_same(one, other)
+
+
 def test_wishes_are_written_where_told():
     """Into rows of a larger buffer, the others untouched."""
     out = np.full((3, CLASSES + LIMITS), -1, np.float32)
