@@ -21,12 +21,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
-import torch
 
 from loadtest import bench_report as report
 from loadtest.bench_ceiling import Ceiling
 from loadtest.bench_compare import Setting, compare, instances_that_fit, settings
-from loadtest.bench_cuda import SIDES, measure_cuda, why_no_cuda
+from loadtest.bench_cuda import measure_and_print
 from loadtest.bench_memory import Memory, measure_memory
 from loadtest.bench_network import measure_throughput, measure_utilisation
 from loadtest.bench_photos import LARGE_WH, SMALL_WH, bench_photos, largest_photo
@@ -98,7 +97,7 @@ def run(plan: Plan) -> dict[str, object]:
         "memory": [asdict(row) for row in memory],
         "utilisation": [asdict(measured) for measured in largest],
         "throughput": throughput,
-        "cuda": _cuda(small, plan) if plan.cuda else None,
+        "cuda": measure_and_print(plan.rounds, plan.seconds, photo=small) if plan.cuda else None,
         "load_average_after": describe_machine()["load_average"],
     }
 
@@ -115,19 +114,6 @@ def _memory(plan: Plan) -> list[Memory]:
         if plan.memory_instances < 100:
             cases.append(("ours", 100))
         return [measure_memory(way, "tiny", 0.05, count, photo, small) for way, count in cases]
-
-
-def _cuda(photo: bytes, plan: Plan) -> dict[str, object]:
-    """The part on a card; without one, the reason."""
-    if reason := why_no_cuda():
-        print(f"\n{reason}", flush=True)
-        return {"skipped": reason}
-    ceiling = Ceiling("cuda", SIDES)
-    ceiling.measure()
-    _show(ceiling.as_lines())
-    rows = measure_cuda(photo, ceiling, plan.rounds, plan.seconds)
-    _show(report.cuda_lines(rows))
-    return {"card": torch.cuda.get_device_name(), "ceiling": asdict(ceiling), "rows": [asdict(row) for row in rows]}
 
 
 def _show(lines: Sequence[str]) -> None:

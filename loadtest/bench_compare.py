@@ -198,5 +198,16 @@ def spread(values: Sequence[float]) -> Spread:
     return statistics.median(values), min(values), max(values)
 
 
+def as_range(values: Spread) -> str:
+    """`median (lowest-highest)`."""
+    median, low, high = map(as_number, values)
+    return median if low == high else f"{median} ({low}-{high})"
+
+
+def as_number(value: float) -> str:
+    """Three digits or more."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)

@@ -1,5 +1,9 @@
 """The same on a CUDA card: images/s of our engine and of mmdet eager, and the share of the card's matrix peak.
 
+    python -m loadtest.bench_cuda [--models tiny x] [--batches 1 8 32] [--rounds 3] [--seconds 4]
+
+`loadtest.bench` runs it where there is a card; alone it needs neither Ray nor OpenVINO. Each row is printed as soon as it is measured.
+
 Both take decoded, scaled images and give boxes, scores and masks. mmdet's masks are made at network size here (rescale off):
 at original size they would be most of its time. mmdet gets whole batches, which `inference_detector` would not give it. Our
 engine runs as in the service: precision `auto`, and two threads, so that one batch is copied while the other is computed.
@@ -7,7 +11,9 @@ engine runs as in the service: precision `auto`, and two threads, so that one ba
 
 from __future__ import annotations
 
+import argparse
 import gc
+import json
 import sys
 import threading
 import time
@@ -15,16 +21,18 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from loadtest.bench_ceiling import Ceiling
-from loadtest.bench_compare import Spread, load_model, spread
-from loadtest.bench_network import count_flops
+from loadtest.bench_compare import Spread, as_range, load_model, spread
+from loadtest.bench_flops import count_flops
+from loadtest.bench_photos import SMALL_WH, bench_photos
 from loadtest.peers.mmdet_reference import MmdetReference
+from pipeline.allocator import keep_freed_memory
 from pipeline.checkpoints import Checkpoint
 from pipeline.compiled_ops import ensure_mmcv_ops
 from pipeline.decode import DecodeLimits, decode_image
@@ -78,22 +86,30 @@ def why_no_cuda() -> str | None:
     return "no GPU here"
 
 
-def measure_cuda(photo: bytes, ceiling: Ceiling, rounds: int, seconds: float, device: str = "cuda") -> list[CudaRow]:
-    """All models and batch sizes on the first card.
+def measure_cuda(
+    photo: bytes,
+    ceiling: Ceiling,
+    rounds: int,
+    seconds: float,
+    device: str = "cuda",
+    models: Sequence[str] = MODELS,
+    batches: Sequence[int] = BATCHES,
+) -> Iterator[CudaRow]:
+    """Models and batch sizes on the first card, one after the other.
 
     Args:
         photo: encoded.
         ceiling: of the card; measured before each model.
         rounds, seconds: how often, and how long each.
         device: where both contestants run.
+        models: sizes with seeded weights.
+        batches: images a pass.
     """
-    rows = []
-    for model in MODELS:
+    for model in models:
         ceiling.measure()
         checkpoint = load_model(model)
-        rows += [_measure_row(checkpoint, photo, batch, ceiling, rounds, seconds, device) for batch in BATCHES]
-        print(f"{model} on {device} done", file=sys.stderr)
-    return rows
+        for batch in batches:
+            yield _measure_row(checkpoint, photo, batch, ceiling, rounds, seconds, device)
 
 
 @contextmanager
@@ -239,3 +255,53 @@ def passes_per_s(run: Callable[[], object], seconds: float, callers: int = 1) ->
         calls = [pool.submit(call) for _ in range(callers)]
     counts, began, ended = zip(*(one.result() for one in calls), strict=True)
     return sum(counts) / (max(ended) - min(began))
+
+
+def measure_and_print(
+    rounds: int, seconds: float, models: Sequence[str] = MODELS, batches: Sequence[int] = BATCHES, photo: bytes | None = None
+) -> dict[str, object]:
+    """Print the ceiling, then each row as it comes; returns everything as JSON-ready facts, or the reason that there is no card."""
+    if reason := why_no_cuda():
+        print(f"\n{reason}", flush=True)
+        return {"skipped": reason}
+    ceiling, rows = Ceiling("cuda", SIDES), []
+    ceiling.measure()
+    print("", *ceiling.as_lines(), "", *table_head(mmdet_label()), sep="\n", flush=True)
+    for row in measure_cuda(photo or bench_photos(None, 1, SMALL_WH)[0], ceiling, rounds, seconds, "cuda", models, batches):
+        rows.append(row)
+        print(table_row(row), flush=True)
+    return {"card": torch.cuda.get_device_name(), "ceiling": asdict(ceiling), "rows": [asdict(row) for row in rows]}
+
+
+def table_head(mmdet: str) -> list[str]:
+    """Of a Markdown table."""
+    columns = ["on the card", "batch", "ours images/s", f"{mmdet} images/s", "times faster", "of matrix peak", "MB: mmdet / ours"]
+    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+
+
+def table_row(row: CudaRow) -> str:
+    """Of the same table."""
+    (ours, theirs), (our_mb, their_mb) = row.images_per_s.values(), row.memory_mb.values()
+    return (
+        f"| {row.model} {row.precision} | {row.batch} | {as_range(ours)} | {as_range(theirs)} "
+        f"| {as_range(row.times_faster)} | {row.of_peak:.1%} | {their_mb:,.0f} / {our_mb:,.0f} |"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status: 1 where there is no card."""
+    parser = argparse.ArgumentParser(prog="python -m loadtest.bench_cuda", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=("nano", "tiny", "s", "m", "l", "x"), default=MODELS)
+    parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each contestant in each round")
+    args = parser.parse_args(argv)
+    keep_freed_memory()  # as a Detector on a card does
+    warnings.simplefilter("ignore")  # mmdet's, many
+    facts = measure_and_print(args.rounds, args.seconds, args.models, args.batches)
+    print(json.dumps(facts))
+    return 1 if "skipped" in facts else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

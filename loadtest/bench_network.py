@@ -1,8 +1,6 @@
 """How much of the matrix peak the network reaches, where the rest goes, and images/s by batch size. CPU, without decoding.
 
-Operations are counted on the network as it runs here (batch norms folded, the shared branch once, the kernel branch left to the
-post-processing), 2 for a multiply-add, not on mmdet's: counting work that was saved would flatter the fraction. mmdet's own count stands
-beside it.
+Operations are counted by `loadtest.bench_flops`.
 """
 
 from __future__ import annotations
@@ -10,26 +8,21 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import openvino as ov
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from loadtest.bench_ceiling import Ceiling
 from loadtest.bench_compare import Spread, load_model, spread
+from loadtest.bench_flops import count_flops
 from pipeline.decode import DecodeLimits
 from pipeline.engines import EngineOptions, create_engine
 from pipeline.engines.openvino_engine import OpenVinoEngine
 from pipeline.engines.openvino_model import CORE, convert
 from pipeline.load import load_image
-from pipeline.model import ModelSpec, build_network
-from pipeline.network import RawNetwork
 from pipeline.types import DetectOptions
 
 
@@ -59,20 +52,6 @@ class Utilisation:
     of_peak: Spread
     network_of_peak: float
     time_by_kind: dict[str, float]
-
-
-def count_flops(spec: ModelSpec) -> tuple[float, float]:
-    """Operations of one image: (of the network here, of mmdet's own), by PyTorch's counter, without computing anything."""
-    size = spec.input_size
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")
-        theirs: Any = build_network(spec).to("meta")
-        with FlopCounterMode(display=False) as mmdet:
-            theirs.bbox_head(theirs.extract_feat(torch.zeros(1, 3, size, size, device="meta")))
-        ours = RawNetwork(build_network(spec), size).to("meta")
-        with FlopCounterMode(display=False) as here:
-            ours(torch.zeros(1, size, size, 3, dtype=torch.uint8, device="meta"))
-    return float(here.get_total_flops()), float(mmdet.get_total_flops())
 
 
 def measure_utilisation(model: str, photo: bytes, ceiling: Ceiling, rounds: int, seconds: float, batch: int = 1) -> Utilisation:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from loadtest.bench_compare import MMDET, OURS, OURS_FP32, Compared, Spread
-from loadtest.bench_cuda import CudaRow
+from loadtest.bench_compare import MMDET, OURS, OURS_FP32, Compared, Spread, as_number, as_range
 from loadtest.bench_memory import Memory
 from loadtest.bench_network import Utilisation
 from loadtest.bench_ways import STAGES
@@ -22,13 +21,13 @@ def compared_lines(results: Sequence[Compared]) -> list[str]:
     ]
     for row in results:
         lines.append(
-            f"| {row.title} | {row.instances[OURS]:.0f} | {_range(row.ms[MMDET])} | {_range(row.ms[OURS])} "
-            f"| **{_range(row.times_faster[OURS])}** | {_range(row.times_faster[OURS_FP32])} "
-            f"| {_range(row.times_less_cpu[OURS])} |"
+            f"| {row.title} | {row.instances[OURS]:.0f} | {as_range(row.ms[MMDET])} | {as_range(row.ms[OURS])} "
+            f"| **{as_range(row.times_faster[OURS])}** | {as_range(row.times_faster[OURS_FP32])} "
+            f"| {as_range(row.times_less_cpu[OURS])} |"
         )
     lines += ["", f"| ms by stage: mmdet / ours | {' | '.join(STAGES)} |", "|---|" + "---|" * len(STAGES)]
     for row in results:
-        cells = (f"{_number(row.stages_ms[MMDET][stage])} / {_number(row.stages_ms[OURS][stage])}" for stage in STAGES)
+        cells = (f"{as_number(row.stages_ms[MMDET][stage])} / {as_number(row.stages_ms[OURS][stage])}" for stage in STAGES)
         lines.append(f"| {row.title} | {' | '.join(cells)} |")
     lines += ["", "| MB handed on: mmdet / ours | encoded | pixels | masks | JSON |", "|---|---|---|---|---|"]
     for row in results:
@@ -48,7 +47,7 @@ def utilisation_lines(result: Utilisation) -> list[str]:
     kinds = ", ".join(f"{kind} {share:.0%}" for kind, share in list(result.time_by_kind.items())[:8])
     return [
         f"RTMDet-Ins-{result.model}, {result.precision}, batch {result.batch}, {result.instances:.0f} instances: "
-        f"{_range(result.ms)} ms with post-processing, {_number(result.network_ms)} ms without; "
+        f"{as_range(result.ms)} ms with post-processing, {as_number(result.network_ms)} ms without; "
         f"{result.gflop:.1f} G operations (mmdet's network: {result.mmdet_gflop:.1f})",
         f"share of the {result.precision} matrix peak: {' '.join(f'{share:.0%}' for share in result.of_peak)} "
         f"(median, lowest, highest) with post-processing, {result.network_of_peak:.0%} without",
@@ -60,24 +59,8 @@ def throughput_lines(rates: dict[str, dict[str, Spread]]) -> list[str]:
     """Images/s by model and batch."""
     lines = ["| engine alone, images/s | batch 1 | batch 8 |", "|---|---|---|"]
     return lines + [
-        f"| {model} | {' | '.join(_range(rate) for rate in by_batch.values())} |" for model, by_batch in rates.items()
+        f"| {model} | {' | '.join(as_range(rate) for rate in by_batch.values())} |" for model, by_batch in rates.items()
     ]
-
-
-def cuda_lines(rows: Sequence[CudaRow]) -> list[str]:
-    """Images/s and memory on the card."""
-    mmdet = list(rows[0].images_per_s)[-1]
-    lines = [
-        f"| on the card | batch | ours images/s | {mmdet} images/s | times faster | of matrix peak | MB: mmdet / ours |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        (ours, theirs), (our_mb, their_mb) = row.images_per_s.values(), row.memory_mb.values()
-        lines.append(
-            f"| {row.model} {row.precision} | {row.batch} | {_range(ours)} | {_range(theirs)} "
-            f"| {_range(row.times_faster)} | {row.of_peak:.1%} | {their_mb:,.0f} / {our_mb:,.0f} |"
-        )
-    return lines
 
 
 def plot_compared(results: Sequence[Compared], path: Path) -> None:
@@ -96,7 +79,7 @@ def plot_compared(results: Sequence[Compared], path: Path) -> None:
             axes.barh(place + place // 2 * 0.4, share, left=left, color=COLOURS[stage], label=stage if place == 0 else None)
             left += share
         factor = f"  {row.times_faster[OURS][0]:.1f}x faster" if name == OURS else ""
-        axes.text(left + 0.6, place + place // 2 * 0.4, f"{_number(row.ms[name][0])} ms{factor}", va="center", fontsize=9)
+        axes.text(left + 0.6, place + place // 2 * 0.4, f"{as_number(row.ms[name][0])} ms{factor}", va="center", fontsize=9)
     axes.set_yticks([i + i // 2 * 0.4 for i in range(len(rows))], [f"{row.title}: {name}" for row, name in rows], fontsize=9)
     axes.invert_yaxis()
     axes.set(xlim=(0, 122), xlabel="time from encoded photo to JSON, % of mmdet's", title="mmdet and this pipeline, same cores")
@@ -104,13 +87,3 @@ def plot_compared(results: Sequence[Compared], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
-
-
-def _range(values: Spread) -> str:
-    """`median (lowest-highest)`."""
-    median, low, high = map(_number, values)
-    return median if low == high else f"{median} ({low}-{high})"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -14,10 +14,10 @@ from loadtest import bench, bench_compare, bench_cuda, bench_network
 from loadtest.bench_ceiling import Ceiling
 from loadtest.bench_compare import MMDET, OURS, OURS_FP32, Setting, compare, instances_that_fit, summarise
 from loadtest.bench_cuda import OURS as OURS_ON_CARD
-from loadtest.bench_cuda import CudaRow, mmdet_batch, mmdet_label, passes_per_s, peak_mb
+from loadtest.bench_cuda import CudaRow, mmdet_batch, mmdet_label, passes_per_s, peak_mb, table_head, table_row, why_no_cuda
 from loadtest.bench_memory import Memory, _status_mb
 from loadtest.bench_photos import LARGE_WH, SMALL_WH, bench_photos
-from loadtest.bench_report import compared_lines, cuda_lines, memory_lines, throughput_lines, utilisation_lines
+from loadtest.bench_report import compared_lines, memory_lines, throughput_lines, utilisation_lines
 from loadtest.bench_ways import STAGES, Answered
 from loadtest.peers.mmdet_reference import MmdetReference
 from pipeline.decode import DecodeLimits, decode_image
@@ -127,14 +127,22 @@ class FakeCard:
 def test_the_whole_part_on_a_card(ceiling, monkeypatch):
     """On the CPU, with the counters of no card: both contestants' rows, and mmdet's column tells whose NMS it had."""
     FakeCard(monkeypatch)
-    monkeypatch.setattr(bench_cuda, "MODELS", ("nano",))
-    monkeypatch.setattr(bench_cuda, "BATCHES", (2,))
     before = torch.backends.cudnn.benchmark
-    rows = bench_cuda.measure_cuda(bench_photos(None, 1, (320, 240))[0], ceiling, 1, 0.01, device="cpu")
-    assert [row.batch for row in rows] == [2]
-    assert all(set(row.images_per_s) == set(row.memory_mb) == {OURS_ON_CARD, mmdet_label()} for row in rows)
-    assert f"{mmdet_label()} images/s" in cuda_lines(rows)[0]
+    photo = bench_photos(None, 1, (320, 240))[0]
+    (row,) = bench_cuda.measure_cuda(photo, ceiling, 1, 0.01, device="cpu", models=("nano",), batches=(2,))
+    assert row.batch == 2
+    assert set(row.images_per_s) == set(row.memory_mb) == {OURS_ON_CARD, mmdet_label()}
+    assert table_row(row).count("|") == table_head(mmdet_label())[0].count("|")
     assert torch.backends.cudnn.benchmark == before
+
+
+def test_without_a_card_it_says_so(capsys, monkeypatch):
+    """In words, in the JSON, and by its exit status."""
+    monkeypatch.setattr(bench_cuda, "keep_freed_memory", lambda: True)  # of the whole process
+    assert bench_cuda.main(["--models", "nano", "--batches", "1"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert json.loads(lines[-1]) == {"skipped": why_no_cuda()}
+    assert str(why_no_cuda()) in lines
 
 
 def test_memory_on_the_card_is_each_contestants_own(monkeypatch):
@@ -176,7 +184,7 @@ def test_tables_of_the_card_and_of_memory():
     """They name what was measured."""
     speeds, memory = {OURS_ON_CARD: (9, 8, 10), "mmdet": (3, 2, 4)}, {OURS_ON_CARD: 2345, "mmdet": 5432}
     row = CudaRow("tiny", 8, "fp16", 100, speeds, (3.0, 3.0, 3.0), 0.25, memory)
-    assert "25.0% | 5,432 / 2,345 |" in cuda_lines([row])[-1]
+    assert "25.0% | 5,432 / 2,345 |" in table_row(row)
     assert "1,234" in memory_lines([Memory("mmdet", 100, 1234, 2345)])[-1]
     assert _status_mb("VmHWM") >= _status_mb("VmRSS") * 0.99 > 0
 
