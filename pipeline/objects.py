@@ -102,8 +102,8 @@ def _object_to_dict(item: SegmentedObject) -> dict[str, Any]:
 def _polygons(instances: Instances, options: OutlineOptions) -> tuple[list[dict[str, Any]], list[int]]:
     """Polygons (and holes) of the instances that have one, and their indices."""
     with_holes, letterbox = options.holes == "rings", instances.letterbox
-    traced = trace_outlines(instances.mask_logits, letterbox)
-    outlines = simplify_outlines(traced if with_holes else traced.filled(), options.tolerance_px, options.max_points)
+    traced = trace_outlines(instances.mask_logits, letterbox, fill_holes=not with_holes)
+    outlines = simplify_outlines(traced, options.tolerance_px, options.max_points)
     points, ends, outer, holes = split_outlines(outlines, lambda points: _to_fractions(points, letterbox, options.decimals))
     flat = points.ravel().tolist()  # once for all rings: slices of a list cost less than lists of slices
 

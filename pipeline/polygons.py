@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import contourpy
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,6 +37,9 @@ _SHEET_SAMPLES = 200_000
 """Most samples of several windows traced together; 25 bytes each for the time."""
 
 _BORDER_HAIR_PX = 1e-9
+
+_INSIDE = 1.0
+"""In place of the logits of holes that are filled: anything above 0."""
 
 _JUST_OUTSIDE = -1e-6
 """In place of logits that are exactly 0 (outside): no level line then passes through a grid point, so rings never touch."""
@@ -75,24 +79,26 @@ def mask_logits_to_rings(
     return outlines_to_rings(outlines)[0]
 
 
-def trace_outlines(mask_logits: NDArray[np.float16], letterbox: Letterbox) -> Outlines:
+def trace_outlines(mask_logits: NDArray[np.float16], letterbox: Letterbox, *, fill_holes: bool = False) -> Outlines:
     """Trace the zero level set of every mask.
 
     Args:
         mask_logits: (N, *letterbox.mask_grid_hw) float16, inside is > 0.
         letterbox: how the grid lies in the original image.
+        fill_holes: leave holes out, and the parts that lie in them. Two thirds of the rings of ragged masks are holes.
     Returns:
         Outlines of the N masks, valid, x y in original-image pixels; without parts where a mask leaves none of one pixel.
     Raises:
         ShapeError: mask_logits does not fit the letterbox.
     """
     windows = [_sample(owner, window, letterbox) for owner, window in enumerate(mask_windows(mask_logits, letterbox)) if window]
-    parts, owners = _joined([_contour(sheet) for sheet in _sheets(windows)])
+    parts, owners = _joined([_contour(sheet, fill_holes) for sheet in _sheets(windows)])
     order = np.argsort(owners, kind="stable")
     order = order[parts.areas()[order] >= SMALLEST_PART_PX2 - _BORDER_HAIR_PX]
     parts, _ = parts.take(order)
     mask_ends = np.concatenate([[0], np.cumsum(np.bincount(owners[order], minlength=len(mask_logits)))])
-    return parts._replace(points=_onto_border(parts.points, letterbox), mask_ends=mask_ends)
+    outlines = parts._replace(points=_onto_border(parts.points, letterbox), mask_ends=mask_ends)
+    return outlines.filled() if fill_holes else outlines
 
 
 class RingTable(NamedTuple):
@@ -199,21 +205,28 @@ def _sheets(windows: list[_Samples]) -> Iterator[list[_Samples]]:
         yield sheet
 
 
-def _contour(windows: list[_Samples]) -> _Traced:
+def _contour(windows: list[_Samples], fill_holes: bool) -> _Traced:
     """Trace windows that lie below each other, a masked row between any two.
 
     Rows keep their number as y until the contours are there: it tells whose they are.
+
+    Args:
+        windows: of one sheet.
+        fill_holes: leave out nearly all holes; those that touch the outside across a corner may stay.
     """
     tops = np.cumsum([0, *(len(window.y) + 1 for window in windows)])
     shape = int(tops[-1]), max(len(window.x) for window in windows)
-    logits, x, masked, y_of_row = np.zeros(shape), np.zeros(shape), np.ones(shape, dtype=bool), np.zeros(shape[0])
+    logits, x, y, masked = np.zeros(shape), np.zeros(shape), np.empty(shape), np.ones(shape, dtype=bool)
+    y[:], y_of_row = np.arange(shape[0])[:, None], np.zeros(shape[0])
     for top, window in zip(tops.tolist(), windows, strict=False):
         place = slice(top, top + len(window.y)), slice(len(window.x))
         logits[place], x[place], masked[place], y_of_row[place[0]] = window.logits, window.x, False, window.y
     logits[logits == 0] = _JUST_OUTSIDE
+    if fill_holes:
+        logits[_holes(logits)] = _INSIDE
     generator = contourpy.SerialContourGenerator(
         x,
-        np.repeat(np.arange(shape[0], dtype=np.float64), shape[1]).reshape(shape),
+        y,
         logits,
         masked,
         corner_mask=False,
@@ -234,6 +247,16 @@ def _contour(windows: list[_Samples]) -> _Traced:
     repeated[ring_ends[1:] - 1] = True
     ring_ends -= np.arange(len(ring_ends))
     return _Traced(Outlines(points[~repeated], ring_ends, part_ends, np.arange(len(part_ends))), owners)
+
+
+def _holes(logits: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Samples that are not inside, nor connected to the edge of the sheet by such, corners counting as connections.
+
+    All their neighbours are inside or holes, so that no line between inside and outside comes near them.
+    """
+    outside = cv2.copyMakeBorder((logits <= 0).view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=1)
+    cv2.floodFill(outside, None, (0, 0), 0, flags=8)
+    return np.asarray(outside[1:-1, 1:-1], np.uint8).view(np.bool_)
 
 
 def _joined(traced: list[_Traced]) -> _Traced:

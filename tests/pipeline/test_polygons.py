@@ -144,6 +144,33 @@ def test_many_masks_equal_one_by_one(example):
     assert shapely.area(shapely.symmetric_difference(together, alone)).max() < 1e-3
 
 
+@settings(max_examples=40, deadline=None)
+@given(rough_masks())
+def test_holes_filled_before_or_after_are_the_same(example):
+    """Filling samples and then tracing gives the outlines that tracing and then filling gives, but for specks of less than a pixel."""
+    logits, letterbox = example
+    masks = np.stack([logits, logits[::-1], np.full_like(logits, -1), logits[:, ::-1]])
+    after = trace_outlines(masks, letterbox).filled().to_shapely()
+    before = trace_outlines(masks, letterbox, fill_holes=True).to_shapely()
+    assert shapely.is_valid(before).all()
+    assert not any(part.interiors for one in before for part in one.geoms)
+    specks = shapely.area(shapely.symmetric_difference(before, after))
+    assert (specks <= np.maximum(shapely.get_num_geometries(before) - shapely.get_num_geometries(after), 0) * 2 + 1e-6).all()
+
+
+def test_a_hole_across_a_corner_is_filled_too():
+    """Two samples that touch at a corner count as one outside while tracing; the outline knows better, and has no hole left."""
+    grid = np.full((1, *VGA.mask_grid_hw), -4, np.float16)
+    grid[0, 5:50, 5:70] = 4
+    grid[0, 20, 20:40] = -0.1  # a hole whose end touches, at a corner only,
+    grid[0, 5:20, 40] = -0.1  # a bay that is open to the outside
+    holes = trace_outlines(grid, VGA)
+    assert len(holes.ring_ends) - 1 > len(holes.part_ends) - 1
+    filled = trace_outlines(grid, VGA, fill_holes=True)
+    assert len(filled.ring_ends) == len(filled.part_ends) == 2
+    assert filled.areas() == pytest.approx(holes.filled().areas())
+
+
 @pytest.mark.parametrize("logits", [np.zeros((5, 5), np.float16), np.zeros(VGA.mask_grid_hw, np.float32)], ids=["shape", "dtype"])
 def test_wrong_grid_is_refused(logits):
     """The message prints what was expected and what came."""
