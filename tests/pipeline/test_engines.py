@@ -21,6 +21,7 @@ from pipeline.engines.cuda_graphs import default_buckets
 from pipeline.engines.devices import choose_kind, owned_cores
 from pipeline.engines.openvino_engine import _shares
 from pipeline.engines.openvino_model import ConvertedNetwork
+from pipeline.engines.torch_engine import Float32Layers
 from pipeline.errors import CheckpointError, ConfigurationError, EngineLost, EngineOutOfMemory, EngineUnavailable, ShapeError
 from pipeline.letterbox import fitted_input, pad_batch, scale_to_fit
 from pipeline.network import RawNetwork
@@ -353,3 +354,17 @@ def test_importing_the_package_is_cheap():
     """The ingress imports its types; it must not pay for torch, and nothing here may import Ray."""
     code = "import sys, pipeline.engines; print([m for m in ('torch', 'openvino', 'mmdet', 'ray') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_layers_in_float32_between_others_in_bf16():
+    """Only what comes and goes is rounded, and the weights that were rounded already."""
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.SiLU(), torch.nn.Conv2d(8, 8, 3)).bfloat16()
+    features = torch.randn(1, 3, 16, 16).bfloat16()
+    with torch.inference_mode():
+        rounded = layers(features).float()
+        found = Float32Layers(layers)(features)
+        exact = layers.double()(features.double())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, exact.bfloat16(), rtol=2**-8, atol=1e-3)
+    assert (found - exact).abs().mean() < (rounded - exact).abs().mean()
