@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.head_outputs import RawOutputs
-from pipeline.kernel_branch import KernelBranch, neighbours
+from pipeline.kernel_branch import KernelBranch
 from pipeline.mask_head import packed_mask_logits
-from pipeline.nms import overlaps
-from pipeline.postprocess import NMS_IOU, has_area, positions, thresholds_of
+from pipeline.nms import not_suppressed, overlaps
+from pipeline.postprocess import NMS_IOU, boxes_around, has_area, position_tables, rows_to_instances, thresholds_of
 from pipeline.types import DetectOptions, Instances, Letterbox
 
 MOST_CANDIDATES = 512
@@ -94,9 +94,7 @@ class FixedPostProcessor:
     ) -> None:
         self._kernel_branch, self._mask_head = kernel_branch.to(device), mask_head
         self._size = max(input_hw)
-        levels_hw = [(-(-input_hw[0] // stride), -(-input_hw[1] // stride)) for stride in kernel_branch.strides]
-        self._points, self._strides, self._levels = (t.to(device) for t in positions(levels_hw, kernel_branch.strides))
-        self._around = neighbours(levels_hw, kernel_branch.reach).to(device)
+        self._points, self._strides, self._levels, self._around = position_tables(input_hw, kernel_branch, device)
 
     @torch.inference_mode()
     def __call__(self, outputs: RawOutputs, wishes: Tensor) -> FixedResults:
@@ -124,10 +122,9 @@ class FixedPostProcessor:
         return FixedResults(summary, self._masks(outputs, position.gather(1, chosen.squeeze(2)), count))
 
     def _boxes(self, distances: Tensor, position: Tensor) -> Tensor:
-        """(B, K, 4) network pixels, clamped to the square as mmdet does before its NMS."""
+        """(B, K, 4) network pixels."""
         reach = distances.gather(1, position[..., None].expand(-1, -1, 4)).float()
-        points = self._points[position]
-        return torch.cat([points - reach[..., :2], points + reach[..., 2:]], dim=2).clamp_(0, self._size)
+        return boxes_around(self._points[position], reach, self._size)
 
     def _masks(self, outputs: RawOutputs, position: Tensor, count: Tensor) -> Tensor:
         """(B * 100, h, w) float16 for positions (B, 100), of which each image has `count`."""
@@ -154,7 +151,7 @@ def to_instances(summary: NDArray[np.float32], masks: NDArray[np.float16], lette
         rows = numbers[2 : 2 + ROW * count].reshape(count, ROW)
         height, width = letterbox.mask_grid_hw
         own = masks[first : first + count, :height, :width].copy()
-        instances.append(Instances(rows[:, :4].copy(), rows[:, 4].copy(), rows[:, 5].astype(np.int64), own, letterbox))
+        instances.append(rows_to_instances(rows, own, letterbox))
         first += count
     return instances
 
@@ -182,7 +179,7 @@ def _suppress(boxes: Tensor, labels: Tensor, alive: Tensor) -> tuple[Tensor, Ten
     suppress = overlaps(boxes, labels, boxes, labels, NMS_IOU).triu_(1)
     kept = before = alive
     for _ in range(NMS_PASSES):
-        before, kept = kept, alive & ~(suppress & kept[..., None]).any(1)
+        before, kept = kept, not_suppressed(alive, suppress, kept)
     return kept, (before == kept).all(1)
 
 

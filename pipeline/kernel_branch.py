@@ -9,7 +9,7 @@ tenth of the network, 13 % of the embedded model's time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -63,30 +63,34 @@ class KernelBranch(nn.Module):
         for index in range(len(self.strides)):
             rows = (level == index).nonzero().squeeze(1)
             if len(rows):
-                parameters[rows] = self._of_level(index, patches[rows], inside[rows, ..., None])
+                parameters[rows] = self._of_level(index, patches[rows], inside[rows])
         return parameters
 
     def of_any_level(self, patches: Tensor, inside: Tensor, level: Tensor) -> Tensor:
         """As `forward`, with shapes that do not depend on the data: every layer runs for all levels, and each position takes its own."""
-        features = patches
-        for weight, bias in zip(self.weights, self.biases, strict=True):
-            last = weight is self.weights[-1]
-            windows = features.flatten(1) if last else _windows(features, inside[..., None])
-            outputs = functional.linear(windows.to(weight.dtype), weight.flatten(0, 1), bias.flatten()).unflatten(-1, bias.shape)
+
+        def product(layer: int, windows: Tensor) -> Tensor:
+            weight, bias = self.weights[layer], self.biases[layer]
+            outputs = functional.linear(windows, weight.flatten(0, 1), bias.flatten()).unflatten(-1, bias.shape)
             own = level.view(-1, *(1,) * (outputs.dim() - 1)).expand(*outputs.shape[:-2], 1, outputs.shape[-1])
-            features = outputs.gather(-2, own).squeeze(-2)
-            if not last:
-                features, inside = functional.silu(features), inside[:, 1:-1, 1:-1]
-        return features
+            return outputs.gather(-2, own).squeeze(-2)
+
+        return self._layers(patches, inside, product)
 
     def _of_level(self, level: int, features: Tensor, inside: Tensor) -> Tensor:
+        def product(layer: int, windows: Tensor) -> Tensor:
+            return functional.linear(windows, self.weights[layer][level], self.biases[layer][level])
+
+        return self._layers(features, inside, product)
+
+    def _layers(self, features: Tensor, inside: Tensor, product: Callable[[int, Tensor], Tensor]) -> Tensor:
         """Convolutions without padding, as one matrix product each; beside the level there are zeros for each of them."""
-        *windowed, (last_weight, last_bias) = zip(self.weights, self.biases, strict=True)
-        for weight, bias in windowed:
-            windows = _windows(features, inside).to(weight.dtype)
-            features = functional.silu(functional.linear(windows, weight[level], bias[level]))
+        *windowed, last = range(len(self.weights))
+        for layer in windowed:
+            windows = _windows(features, inside[..., None])
+            features = functional.silu(product(layer, windows.to(self.weights[layer].dtype)))
             inside = inside[:, 1:-1, 1:-1]
-        return functional.linear(features.flatten(1).float(), last_weight[level], last_bias[level])
+        return product(last, features.flatten(1).to(self.weights[last].dtype))
 
 
 def _windows(features: Tensor, inside: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def greedy_nms(
             before = _places_of(kept[:, :start])
             better = boxes_xyxy.gather(1, before[..., None].expand(-1, -1, 4))
             suppress = overlaps(better, labels.gather(1, before), block_boxes, block_labels, iou_threshold)
-            alive = alive & ~(suppress & kept.gather(1, before)[..., None]).any(1)
+            alive = not_suppressed(alive, suppress, kept.gather(1, before))
         suppress = overlaps(block_boxes, block_labels, block_boxes, block_labels, iou_threshold).triu(1)
         kept[:, block] = _settle(suppress, alive)
         if bool(((kept & wanted).sum(1) >= max_kept).all()):
@@ -59,10 +59,15 @@ def _settle(suppress: Tensor, alive: Tensor) -> Tensor:
     """Fixed point of `kept = alive and not suppressed by a kept one`; suppress (B, K, K), better boxes in rows."""
     kept = alive
     while True:
-        settled = alive & ~(suppress & kept[..., None]).any(1)
+        settled = not_suppressed(alive, suppress, kept)
         if torch.equal(settled, kept):
             return kept
         kept = settled
+
+
+def not_suppressed(alive: Tensor, suppress: Tensor, kept: Tensor) -> Tensor:
+    """(B, M) bool: those of `alive` (B, M) that no kept one (B, N) suppresses; suppress (B, N, M)."""
+    return alive & ~(suppress & kept[..., None]).any(1)
 
 
 def overlaps(boxes: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, iou_threshold: float) -> Tensor:

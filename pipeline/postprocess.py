@@ -53,10 +53,7 @@ class PostProcessor:
 
     def __init__(self, input_hw: tuple[int, int], kernel_branch: KernelBranch, device: torch.device | str = "cpu") -> None:
         self._kernel_branch = kernel_branch.to(device)
-        levels_hw = [(-(-input_hw[0] // stride), -(-input_hw[1] // stride)) for stride in kernel_branch.strides]
-        with _one_thread_on_cpu(torch.device(device)):
-            self._points, self._strides, self._levels = (t.to(device) for t in positions(levels_hw, kernel_branch.strides))
-            self._around = neighbours(levels_hw, kernel_branch.reach).to(device)
+        self._points, self._strides, self._levels, self._around = position_tables(input_hw, kernel_branch, device)
 
     @torch.inference_mode()
     def __call__(
@@ -87,10 +84,9 @@ class PostProcessor:
         return _to_instances(found, _to_original(inside, found.image, letterboxes), masks, counts, letterboxes)
 
     def _boxes(self, distances: Tensor, found: Candidates, size: int) -> Tensor:
-        """(m, 4) network pixels, clamped to the square of this size as mmdet does before its NMS."""
+        """(m, 4) network pixels."""
         reach = distances[found.image, found.position].float()
-        points = self._points[found.position]
-        return torch.cat([points - reach[:, :2], points + reach[:, 2:]], dim=1).clamp_(0, size)
+        return boxes_around(self._points[found.position], reach, size)
 
     def _masks(self, outputs: RawOutputs, found: Candidates, counts: list[int], letterboxes: Sequence[Letterbox]) -> list[Tensor]:
         """For each image (count, h, w) float16 on the part of the grid that covers it."""
@@ -122,7 +118,44 @@ def _one_thread_on_cpu(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def positions(levels_hw: Sequence[tuple[int, int]], strides: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+class PositionTables(NamedTuple):
+    """Of all P positions of a network input, in the order of RawOutputs: what is looked up by a position's number.
+
+    Attributes:
+        points: (P, 2) float32 x y, network pixels.
+        strides: (P,) float32, network pixels between positions of that level.
+        levels: (P,) int64.
+        around: (P, S, S) int64 as `kernel_branch.neighbours` says.
+    """
+
+    points: Tensor
+    strides: Tensor
+    levels: Tensor
+    around: Tensor
+
+
+def position_tables(input_hw: tuple[int, int], kernel_branch: KernelBranch, device: torch.device | str) -> PositionTables:
+    """Make them for an input of this height and width, on the device."""
+    levels_hw = [(-(-input_hw[0] // stride), -(-input_hw[1] // stride)) for stride in kernel_branch.strides]
+    with _one_thread_on_cpu(torch.device(device)):
+        tables = *_positions(levels_hw, kernel_branch.strides), neighbours(levels_hw, kernel_branch.reach)
+        return PositionTables(*(table.to(device) for table in tables))
+
+
+def boxes_around(points: Tensor, reach: Tensor, size: int) -> Tensor:
+    """(..., 4) boxes of points (..., 2) and their distances left top right bottom (..., 4), clamped to the square of this size.
+
+    mmdet clamps to the padded square before its NMS, too.
+    """
+    return torch.cat([points - reach[..., :2], points + reach[..., 2:]], dim=-1).clamp_(0, size)
+
+
+def rows_to_instances(rows: NDArray[np.float32], masks: NDArray[np.float16], letterbox: Letterbox) -> Instances:
+    """One image's instances from its rows (n, 6), which are copied: box in original pixels, score, label; masks (n, h, w) are not."""
+    return Instances(rows[:, :4].copy(), rows[:, 4].copy(), rows[:, 5].astype(np.int64), masks, letterbox)
+
+
+def _positions(levels_hw: Sequence[tuple[int, int]], strides: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Points (P, 2) x y, strides (P,) and level indices (P,) of all positions, in the order of RawOutputs.
 
     mmdet's MlvlPointGenerator with offset 0: the point is the top left corner of the position's cell.
@@ -213,6 +246,6 @@ def _to_instances(
     """Copy to the host and split by image."""
     rows = torch.cat([boxes, found.score[:, None], found.label[:, None].to(boxes.dtype)], dim=1).cpu()
     return [
-        Instances(own[:, :4].copy(), own[:, 4].copy(), own[:, 5].astype("int64"), own_masks.cpu().numpy(), letterbox)
+        rows_to_instances(own, own_masks.cpu().numpy(), letterbox)
         for own, own_masks, letterbox in zip((r.numpy() for r in rows.split(counts)), masks, letterboxes, strict=True)
     ]

@@ -12,14 +12,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from pipeline.engines import ModelInfo
+from pipeline.engines import EngineOptions, ModelInfo
+from pipeline.engines.devices import owned_cores
 from pipeline.errors import EngineLost, EngineOutOfMemory, ShapeError
 from pipeline.letterbox import fit
 from pipeline.types import DetectOptions, Instances, LoadedImage
+
+if TYPE_CHECKING:
+    from pipeline.model import ModelSpec
 
 _OUT_OF_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "bad allocation", "bad alloc", "alloc failed")
 _LOST_SIGN = "cuda error"
@@ -79,6 +84,24 @@ class BatchEngine(ABC):
             found = self._run(images, options, has_room)
         spent = {"detect": (time.perf_counter() - started) * 1e3}
         return [replace(one, timings_ms={**image.timings_ms, **spent}) for image, one in zip(images, found, strict=True)]
+
+
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""By the precision's name."""
+
+
+def torch_engine_info(spec: ModelSpec, options: EngineOptions, precision: str, device: str) -> ModelInfo:
+    """What runs in an engine of PyTorch's on a device of this name."""
+    return ModelInfo(
+        model=spec.name,
+        classes=spec.classes,
+        input_size=spec.input_size,
+        engine="torch",
+        precision=precision,
+        device=device,
+        threads=options.threads or owned_cores(),
+        max_batch=options.max_batch,
+    )
 
 
 def grey_image(size: int) -> LoadedImage:

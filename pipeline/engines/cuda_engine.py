@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from pipeline.checkpoints import Checkpoint
-from pipeline.engines import EngineOptions, ModelInfo
-from pipeline.engines.base import BatchEngine, grey_image, naming_failures
+from pipeline.engines import EngineOptions
+from pipeline.engines.base import TORCH_DTYPES, BatchEngine, grey_image, naming_failures, torch_engine_info
 from pipeline.engines.cuda_graphs import BatchGraphs, Slot, Slots, default_buckets
 from pipeline.engines.cuda_kernels import compile_kernels
 from pipeline.engines.cuda_network import use_kernels
-from pipeline.engines.devices import owned_cores
 from pipeline.fixed_postprocess import LIMITS, MOST_INSTANCES, FixedPostProcessor, FixedResults, to_instances, wishes_of
 from pipeline.head_outputs import RawOutputs
 from pipeline.letterbox import pad_batch
@@ -29,7 +28,6 @@ from pipeline.postprocess import PostProcessor
 from pipeline.types import DetectOptions, Instances, Letterbox, LoadedImage
 
 log = logging.getLogger(__name__)
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class CudaEngine(BatchEngine):
@@ -43,19 +41,8 @@ class CudaEngine(BatchEngine):
 
     def __init__(self, checkpoint: Checkpoint, options: EngineOptions, device: torch.device) -> None:
         precision = "fp16" if options.precision == "auto" else options.precision
-        spec, dtype = checkpoint.spec, _DTYPES[precision]
-        super().__init__(
-            ModelInfo(
-                model=spec.name,
-                classes=spec.classes,
-                input_size=spec.input_size,
-                engine="torch",
-                precision=precision,
-                device=torch.cuda.get_device_name(device),
-                threads=options.threads or owned_cores(),
-                max_batch=options.max_batch,
-            )
-        )
+        spec, dtype = checkpoint.spec, TORCH_DTYPES[precision]
+        super().__init__(torch_engine_info(spec, options, precision, torch.cuda.get_device_name(device)))
         self._device = device
         network = RawNetwork(checkpoint.network(), spec.input_size).convert(dtype).to(device)
         self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out of its types

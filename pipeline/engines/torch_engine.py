@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.checkpoints import Checkpoint
-from pipeline.engines import EngineOptions, ModelInfo
-from pipeline.engines.base import BatchEngine
-from pipeline.engines.devices import cpu_computes_bf16, owned_cores
+from pipeline.engines import EngineOptions
+from pipeline.engines.base import TORCH_DTYPES, BatchEngine, torch_engine_info
+from pipeline.engines.devices import cpu_computes_bf16
 from pipeline.errors import EngineUnavailable
 from pipeline.letterbox import pad_batch
 from pipeline.network import RawNetwork
@@ -20,7 +20,6 @@ from pipeline.postprocess import PostProcessor
 from pipeline.types import DetectOptions, Instances, LoadedImage
 
 log = logging.getLogger(__name__)
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class TorchEngine(BatchEngine):
@@ -32,23 +31,12 @@ class TorchEngine(BatchEngine):
 
     def __init__(self, checkpoint: Checkpoint, options: EngineOptions) -> None:
         precision = _choose_precision(options.precision)
-        spec, threads = checkpoint.spec, options.threads or owned_cores()
-        super().__init__(
-            ModelInfo(
-                model=spec.name,
-                classes=spec.classes,
-                input_size=spec.input_size,
-                engine="torch",
-                precision=precision,
-                device="cpu",
-                threads=threads,
-                max_batch=options.max_batch,
-            )
-        )
-        torch.set_num_threads(threads)
+        spec = checkpoint.spec
+        super().__init__(torch_engine_info(spec, options, precision, "cpu"))
+        torch.set_num_threads(self._info.threads)
         network = RawNetwork(checkpoint.network(), spec.input_size)
         self._postprocess = PostProcessor((spec.input_size, spec.input_size), network.kernel_branch)
-        network.convert(_DTYPES[precision])
+        network.convert(TORCH_DTYPES[precision])
         if precision == "bf16":
             network.backbone.stem = Float32Layers(network.backbone.stem)
         self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out of its types
