@@ -115,7 +115,7 @@ def test_more_candidates_than_a_graph_looks_at(images):
     options = [DetectOptions(0.05), DetectOptions(0.0, 300), DetectOptions(0.05, 5), DetectOptions(0.001, 100)]
     engines = make("fp32", "cuda"), make("fp32", "cpu")
     for one, other in zip(*(engine.detect(images[:4], options) for engine in engines), strict=True):
-        assert len(one) == len(other) or len(one) > 20
+        assert abs(len(one) - len(other)) <= 0.03 * len(one)
         np.testing.assert_allclose(one.scores[:5], other.scores[:5], atol=1e-3)
     assert len(engines[0].detect(images[1:2], options[1:2])[0]) > 100
     engines[0].close()

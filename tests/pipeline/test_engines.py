@@ -81,7 +81,7 @@ def test_results_outlive_the_next_batch(engines, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision_stays_near(engines, kind):
-    """bf16 moves scores of the best instances by a little: 0.02 to 0.06 on seeded weights, wilder than trained ones."""
+    """bf16 moves scores by a little, on the best instances."""
     precise = engines[kind].detect([load((480, 640))], [LOW])[0]
     engine = (
         create_engine(seeded_checkpoint("nano"), EngineOptions(kind, "bf16", "cpu", 1, fitted=False))
@@ -90,7 +90,7 @@ def test_half_precision_stays_near(engines, kind):
     )
     engine.warm_up()
     rough = engine.detect([load((480, 640))], [LOW])[0]
-    np.testing.assert_allclose(rough.scores[:5], precise.scores[:5], atol=0.1)
+    np.testing.assert_allclose(rough.scores[:5], precise.scores[:5], atol=0.05)
     assert engine.info.precision == "bf16"
 
 
