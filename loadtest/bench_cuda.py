@@ -37,6 +37,7 @@ from pipeline.checkpoints import Checkpoint
 from pipeline.compiled_ops import ensure_mmcv_ops
 from pipeline.decode import DecodeLimits, decode_image
 from pipeline.engines import EngineOptions, create_engine
+from pipeline.engines.cuda_graphs import cudnn_at_its_fastest
 from pipeline.engines.devices import choose_torch_device
 from pipeline.errors import EngineUnavailable
 from pipeline.load import load_image
@@ -119,13 +120,13 @@ def mmdets_best_case() -> Iterator[None]:
     Nobody's default, but mmdet eager at its fastest. Put back in the end: our engine has settings of its own, and the ceiling's
     float32 products are to stay float32.
     """
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.benchmark = cudnn.allow_tf32 = matmul.allow_tf32 = True
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, True
     try:
-        yield
+        with cudnn_at_its_fastest(tf32=True):
+            yield
     finally:
-        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
+        matmul.allow_tf32 = before
 
 
 def _measure_row(

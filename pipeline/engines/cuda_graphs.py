@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -126,8 +126,9 @@ class Slots:
 
     def fill(self) -> None:
         """Make all of them now; nobody else may use them meanwhile."""
-        for _ in range(SLOTS):
-            self._free.put(self._free.get() or self._make())
+        with ExitStack() as borrowed:
+            for _ in range(SLOTS):
+                borrowed.enter_context(self.borrow())
 
     def clear(self) -> None:
         """Give up the slots that nobody has."""
@@ -208,7 +209,7 @@ class BatchGraphs:
         pixels = torch.zeros(shape, dtype=torch.uint8, device=self._device)
         wishes = torch.ones(count, self._wishes, device=self._device)
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with _cudnn_at_its_fastest(self._tf32):
+        with cudnn_at_its_fastest(self._tf32):
             with self.stream():
                 for _ in range(WARM_UP_RUNS):
                     self._compute(pixels, wishes)
@@ -221,10 +222,13 @@ class BatchGraphs:
 
 
 @contextmanager
-def _cudnn_at_its_fastest(tf32: bool) -> Iterator[None]:
+def cudnn_at_its_fastest(tf32: bool) -> Iterator[None]:
     """Within: cuDNN tries its algorithms and takes the fastest; a graph keeps what was taken when it was recorded.
 
     The switches belong to the process, so they are put back.
+
+    Args:
+        tf32: whether float32 convolutions may be computed in TF32.
     """
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.allow_tf32

@@ -212,6 +212,23 @@ def test_a_failed_batch_leaves_everything_in_its_place(card, images, expected, m
     assert_same(engine.detect(images[:1], [LOW])[0], expected(LOW)[0])
 
 
+def test_a_slot_that_does_not_fit_is_not_lost(card, images, expected, monkeypatch):
+    """The warm-up makes all slots and fails; once there is memory, nobody waits for the one that was to be made."""
+    engine = card.engine()
+    make, failures = engine._graphs.slot, iter([RuntimeError("CUDA out of memory")])
+
+    def fail_first() -> Any:
+        for failure in failures:
+            raise failure
+        return make()
+
+    monkeypatch.setattr(engine._graphs, "slot", fail_first)
+    with pytest.raises(EngineOutOfMemory):
+        engine.warm_up()
+    engine.warm_up()
+    assert_same(engine.detect(images[:1], [LOW])[0], expected(LOW)[0])
+
+
 def test_cudnns_switches_are_put_back(card):
     """They belong to the process, and another engine in it may want others."""
     before = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
