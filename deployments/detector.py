@@ -14,7 +14,6 @@ from ray import serve
 from deployments.context import RequestContext
 from deployments.metrics import BatchMetrics
 from deployments.stage import Stage
-from pipeline.allocator import keep_freed_memory
 from pipeline.batching import GreedyBatcher
 from pipeline.engines import EngineOptions, ModelInfo, load_engine
 from pipeline.errors import ConfigurationError, EngineLost, EngineOutOfMemory, ServiceError
@@ -47,10 +46,7 @@ class Detector:
     def __init__(self, options: DetectorOptions) -> None:
         _check_ongoing(options.max_batch)
         self._stage = Stage("detector")
-        cards = _granted_cards()
-        if cards:
-            keep_freed_memory()  # a full batch has up to 40 MB of masks: five times slower to copy into memory that is faulted in anew
-        self._engine = load_engine(options.model, on_granted_device(options.engine, cards))
+        self._engine = load_engine(options.model, on_granted_device(options.engine, _granted_cards()))
         self._lost: EngineLost | None = None
         self._engine.warm_up()
         self._batcher: GreedyBatcher[Item, Instances] = GreedyBatcher(

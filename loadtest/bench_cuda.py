@@ -32,7 +32,6 @@ from loadtest.bench_compare import Spread, as_range, load_model, spread
 from loadtest.bench_flops import count_flops
 from loadtest.bench_photos import SMALL_WH, bench_photos
 from loadtest.peers.mmdet_reference import MmdetReference
-from pipeline.allocator import keep_freed_memory
 from pipeline.checkpoints import Checkpoint
 from pipeline.compiled_ops import ensure_mmcv_ops
 from pipeline.decode import DecodeLimits, decode_image
@@ -175,7 +174,7 @@ class _OurBatch:
     """
 
     def __init__(self, checkpoint: Checkpoint, photo: bytes, batch: int, device: str) -> None:
-        self._engine = create_engine(checkpoint, EngineOptions("torch", "auto", device, max_batch=batch))
+        self._engine = create_engine(checkpoint, EngineOptions("torch", "auto", device, max_batch=batch, batch_buckets=(batch,)))
         self._engine.warm_up()
         self.precision, self.close = self._engine.info.precision, self._engine.close
         self._images = [load_image(photo, DecodeLimits(), self._engine.info.input_size)] * batch
@@ -297,7 +296,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each contestant in each round")
     args = parser.parse_args(argv)
-    keep_freed_memory()  # as a Detector on a card does
     warnings.simplefilter("ignore")  # mmdet's, many
     facts = measure_and_print(args.rounds, args.seconds, args.models, args.batches)
     print(json.dumps(facts))

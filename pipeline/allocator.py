@@ -17,7 +17,7 @@ TOP_PAD_BYTES = 256 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to reuse freed memory. Call it at the start of a process that runs networks on the CPU, or takes many masks from a card.
+    """Tell glibc to reuse freed memory. Call it at the start of a process that trains or runs networks on the CPU.
 
     The process then stays at its largest size. Does nothing where the C library is not glibc.
 

@@ -19,8 +19,9 @@ WINDOW = 3
 """Side of the convolutions' kernels but the last, which sees its own position alone."""
 
 WIDE = 128
-"""Channels (of RTMDet-Ins-s) from which on half the precision saves more time than converting costs. Post-processing on one core, float32
-and bf16: RTMDet-Ins-x with 100 instances 26 and 14 ms, tiny with 100 instances 10.0 and 9.0, the embedded model with 4 1.9 and 2.2."""
+"""Channels (of RTMDet-Ins-s) from which on half the precision saves a CPU more time than converting costs. Post-processing on one core,
+float32 and bf16: RTMDet-Ins-x with 100 instances 26 and 14 ms, tiny with 100 instances 10.0 and 9.0, the embedded model with 4
+1.9 and 2.2."""
 
 
 class KernelBranch(nn.Module):
@@ -41,9 +42,12 @@ class KernelBranch(nn.Module):
         self.reach = (len(weights) - 1) * (WINDOW // 2)
         """Positions that an output depends on, to each side."""
 
-    def convert(self, dtype: torch.dtype) -> KernelBranch:
-        """Compute in another precision, in place, where that pays; the last layer, which makes weights of further layers, stays float32."""
-        if self.weights[0].shape[1] >= WIDE:
+    def convert(self, dtype: torch.dtype, from_channels: int = WIDE) -> KernelBranch:
+        """Compute in another precision, in place, from so many channels on: where that pays.
+
+        The last layer, which makes weights of further layers, stays float32.
+        """
+        if self.weights[0].shape[1] >= from_channels:
             for parts in (self.weights, self.biases):
                 for layer in range(len(parts) - 1):
                     parts[layer] = nn.Parameter(parts[layer].to(dtype), requires_grad=False)

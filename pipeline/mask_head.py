@@ -54,25 +54,38 @@ def mask_logits(
     ]
 
 
-def packed_mask_logits(features: Tensor, kernels: Tensor, points_xy: Tensor, strides: Tensor, counts: Tensor) -> Tensor:
-    """Masks of the first `counts` of D instances of each of B images, on the whole grid; no shape depends on the data.
+def packed_mask_logits(
+    features: Tensor, kernels: Tensor, points_xy: Tensor, strides: Tensor, counts: Tensor, grids_wh: Tensor
+) -> Tensor:
+    """Masks of the first `counts` of D instances of each of B images, side by side; no shape depends on the data.
 
     Args:
         features: (B, 8, H, W) float mask features.
         kernels, points_xy, strides: as for `mask_logits`, of B * D instances, image after image.
         counts: (B,) int64.
+        grids_wh: (B, 2) int64 width and height: the cells that are wanted of each image, from the top left.
     Returns:
-        (B * D, H, W) float16 mask logits, those of all images side by side; beyond the sum of the counts anything.
+        (B * D * H * W,) float16 mask logits: image after image, instance after instance, row after row of the image's grid, without
+        gaps; after the last instance anything.
     """
     batch, _, height, width = features.shape
     slots = len(kernels) // batch
-    masks = torch.empty((batch * slots + 1, height, width), dtype=torch.float16, device=features.device)
-    slot = torch.arange(slots, device=features.device)
-    first = counts.cumsum(0) - counts
-    places = torch.where(slot < counts[:, None], first[:, None] + slot, batch * slots)
+    masks = torch.empty(batch * slots * height * width + 1, dtype=torch.float16, device=features.device)
+    slot, y, x = (torch.arange(count, device=features.device) for count in (slots, height, width))
+    slot, y = slot[:, None, None], y[:, None]
+    first = first_cells(counts, grids_wh)
     for image, own in enumerate(zip(*(layer.split(slots) for layer in layers_of(kernels, points_xy, strides)), strict=True)):
-        masks.index_copy_(0, places[image], _masks_of_image(features[image], *own))
+        own_width, own_height = grids_wh[image]
+        wanted = (slot < counts[image]) & (y < own_height) & (x < own_width)
+        place = torch.where(wanted, first[image] + (slot * own_height + y) * own_width + x, len(masks) - 1)
+        masks.index_copy_(0, place.flatten(), _masks_of_image(features[image], *own).flatten())
     return masks[:-1]
+
+
+def first_cells(counts: Tensor, grids_wh: Tensor) -> Tensor:
+    """(B,) int64: how many cells lie before each image's in what `packed_mask_logits` packs."""
+    cells = counts * grids_wh.prod(1)
+    return cells.cumsum(0) - cells
 
 
 def _masks_of_image(

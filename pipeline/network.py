@@ -97,11 +97,11 @@ class RawNetwork(nn.Module):
 
     def _predict_level(self, index: int, level: Tensor) -> tuple[Tensor, Tensor]:
         head = self.head
-        class_features = _run(head.cls_convs[index], level)
+        class_features = _run(head.cls_convs[index], level).float()
         shared = head.reg_convs[index] is head.cls_convs[index]
-        box_features = class_features if shared else _run(head.reg_convs[index], level)
-        distances = functional.relu(head.rtm_reg[index](box_features.float())) * self.strides[index]
-        return head.rtm_cls[index](class_features.float()), distances
+        box_features = class_features if shared else _run(head.reg_convs[index], level).float()
+        distances = functional.relu(head.rtm_reg[index](box_features)) * self.strides[index]
+        return head.rtm_cls[index](class_features), distances
 
     def fold_normalisation(self, *, whole_means: bool) -> RawNetwork:
         """Leave the division by std to the first convolution's weights, in place; the normalisation's std is 1 then.

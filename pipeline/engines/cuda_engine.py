@@ -19,10 +19,16 @@ from pipeline.engines.base import TORCH_DTYPES, BatchEngine, grey_image, naming_
 from pipeline.engines.cuda_graphs import BatchGraphs, Slot, Slots, default_buckets
 from pipeline.engines.cuda_kernels import compile_kernels
 from pipeline.engines.cuda_network import use_kernels
-from pipeline.fixed_postprocess import LIMITS, MOST_INSTANCES, FixedPostProcessor, FixedResults, to_instances, wishes_of
+from pipeline.fixed_postprocess import (
+    LIMITS,
+    MOST_INSTANCES,
+    FixedPostProcessor,
+    FixedResults,
+    to_instances,
+    wishes_of,
+)
 from pipeline.head_outputs import RawOutputs
 from pipeline.letterbox import pad_batch
-from pipeline.mask_head import packed_mask_logits
 from pipeline.network import RawNetwork
 from pipeline.postprocess import PostProcessor
 from pipeline.types import DetectOptions, Instances, Letterbox, LoadedImage
@@ -51,9 +57,9 @@ class CudaEngine(BatchEngine):
             kernels = compile_kernels(dtype, device)
             if kernels is not None:
                 use_kernels(self._network, kernels)
-            input_hw, branch = (spec.input_size, spec.input_size), network.kernel_branch
-            mask_head = packed_mask_logits if kernels is None else kernels.packed_mask_logits
-            self._postprocess = FixedPostProcessor(input_hw, branch, device, mask_head)
+            input_hw, branch = (spec.input_size, spec.input_size), network.kernel_branch.convert(dtype, from_channels=0)
+            own = (kernels.greedy_nms, kernels.packed_mask_logits) if kernels is not None else ()
+            self._postprocess = FixedPostProcessor(input_hw, branch, device, *own)
             self._exact_postprocess = PostProcessor(input_hw, branch, device)
             # With TF32, cuDNN's default, fp32 would have the 10 bits of mantissa of fp16.
             wishes, tf32 = len(spec.classes) + LIMITS, precision != "fp32"
@@ -80,7 +86,7 @@ class CudaEngine(BatchEngine):
             with self._computing:
                 self._graphs.run(slot, count)
             has_room(self._info.max_batch)  # it computes now, and the host can fill the other slot
-            summary, masks = slot.download(count)
+            summary, masks = slot.download([letterbox.mask_grid_hw for letterbox in letterboxes])
             found = to_instances(summary, masks, letterboxes)
             beyond = [n for n in range(count) if not summary[n, 1] or options[n].max_detections > MOST_INSTANCES]
             if beyond:

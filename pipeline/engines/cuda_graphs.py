@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.fixed_postprocess import MOST_INSTANCES, FixedResults
+from pipeline.fixed_postprocess import FixedResults
 from pipeline.head_outputs import RawOutputs
 
 WARM_UP_RUNS = 3
@@ -26,7 +27,7 @@ WARM_UP_RUNS = 3
 SLOTS = 2
 
 Compute = Callable[[Tensor, Tensor], tuple[RawOutputs, FixedResults]]
-"""Pixels (B, S, S, 3) uint8 and wishes (B, C + 7) to what the network says and what was found, without waiting for the card."""
+"""Pixels (B, S, S, 3) uint8 and wishes (B, C + 9) to what the network says and what was found, without waiting for the card."""
 
 
 def default_buckets(max_batch: int) -> tuple[int, ...]:
@@ -45,7 +46,7 @@ class Slot:
         wishes: numbers of an image's wishes.
         results: of any recorded graph, for their shapes.
     Attributes:
-        host_pixels: (most, S, S, 3) uint8 and `host_wishes` (most, C + 7) float32: fill them, then `upload`.
+        host_pixels: (most, S, S, 3) uint8 and `host_wishes` (most, C + 9) float32: fill them, then `upload`.
         pixels, wishes: the same on the card.
     """
 
@@ -53,10 +54,11 @@ class Slot:
         def both(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
             return torch.empty(shape, dtype=dtype, pin_memory=True), torch.empty(shape, dtype=dtype, device=device)
 
+        self._cells = results.masks.numel() // len(results.summary)
         self._host_pixels, self.pixels = both((most, size, size, 3), torch.uint8)
         self._host_wishes, self.wishes = both((most, wishes), torch.float32)
         self._host_summary, self._summary = both((most, results.summary.shape[1]), torch.float32)
-        self._host_masks, self._masks = both((most * MOST_INSTANCES, *results.masks.shape[1:]), torch.float16)
+        self._masks = torch.empty(most * self._cells, dtype=torch.float16, device=device)
         self.host_pixels: NDArray[np.uint8] = self._host_pixels.numpy()
         self.host_wishes: NDArray[np.float32] = self._host_wishes.numpy()
         self._copying = torch.cuda.Stream(device)
@@ -80,25 +82,30 @@ class Slot:
     def keep(self, results: FixedResults, count: int) -> None:
         """Take the results of `count` images over, on the current stream: the next replay of the graph writes over them."""
         self._summary[:count].copy_(results.summary[:count])
-        most = count * MOST_INSTANCES
+        most = count * self._cells
         self._masks[:most].copy_(results.masks[:most])
 
-    def download(self, count: int) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
-        """Wait for the results of `count` images: summaries, and the masks of what was found. Valid until the slot's next batch."""
+    def download(self, grids_hw: Sequence[tuple[int, int]]) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+        """Wait for the results of as many images as there are mask grids.
+
+        Returns:
+            Summaries, valid until the slot's next batch; and the masks of what was found, in page-locked memory of their own, which PyTorch
+            takes back when nobody holds them any more.
+        """
+        count = len(grids_hw)
         with torch.cuda.stream(self._copying):
             self._computed.wait()
             self._host_summary[:count].copy_(self._summary[:count], non_blocking=True)
             self._downloaded.record()
         self._downloaded.synchronize()
         summary = self._host_summary[:count].numpy()
-        found = int(summary[:, 0].sum())
-        if not found:
-            return summary, self._host_masks[:0].numpy()
+        cells = sum(int(found) * math.prod(grid_hw) for found, grid_hw in zip(summary[:, 0], grids_hw, strict=True))
+        masks = torch.empty(cells, dtype=torch.float16, pin_memory=True)
         with torch.cuda.stream(self._copying):
-            self._host_masks[:found].copy_(self._masks[:found], non_blocking=True)
+            masks.copy_(self._masks[:cells], non_blocking=True)
             self._downloaded.record()
         self._downloaded.synchronize()
-        return summary, self._host_masks[:found].numpy()
+        return summary, masks.numpy()
 
 
 class Slots:

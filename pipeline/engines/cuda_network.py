@@ -1,8 +1,10 @@
 """RawNetwork rewritten for a card, with the same outputs: fewer passes over memory, and channels that tensor cores take without copies.
 
-convolution, bias, SiLU             ─▶ convolution, then bias and SiLU in one pass
-bytes ─▶ float, mean, std, half     ─▶ one pass, with 8 channels of which 5 are zero
-12 channels in the stem of -tiny    ─▶ 16: SiLU(0) = 0, and the next layer's weights for them are zero
+bytes ─▶ float, mean, std, half       ─▶ one pass, with 8 channels of which 5 are zero
+12 channels in the stem of -tiny      ─▶ 16: SiLU(0) = 0, and the next layer's weights for them are zero
+convolution, bias, SiLU, sum, concat  ─▶ convolution, then everything else in one pass, to where the concatenation wants it
+depthwise convolution, bias, SiLU     ─▶ one pass
+three pools, concat                   ─▶ one pass
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ from pipeline.compiled_ops import ensure_mmcv_ops
 ensure_mmcv_ops()
 
 from mmcv.cnn import ConvModule  # noqa: E402  (after the stand-in)
+from mmdet.models.layers.csp_layer import CSPLayer, CSPNeXtBlock  # noqa: E402
 
-from pipeline.engines.cuda_kernels import INPUT_CHANNELS, CudaKernels  # noqa: E402
+from pipeline.engines.cuda_kernels import DEPTHWISE_TAPS, INPUT_CHANNELS, MOST_POOLED_CELLS, CudaKernels  # noqa: E402
 from pipeline.network import RawNetwork  # noqa: E402
+from pipeline.streamline import ChainedPooling  # noqa: E402
 
 EIGHT = 8
 """Channels in 16 bytes of half precision, which is what one thread of a kernel moves."""
@@ -49,7 +53,7 @@ class OnePassNormalisation(nn.Module):
 
 
 class OnePassConvModule(nn.Module):
-    """mmcv's ConvModule of a convolution and SiLU, with bias and SiLU in one pass.
+    """mmcv's ConvModule of a convolution and SiLU, with all that comes after the convolution in one pass.
 
     Args:
         part: the module to replace, without norm; its output channels are a multiple of 8.
@@ -61,11 +65,99 @@ class OnePassConvModule(nn.Module):
         self.conv, self.bias = part.conv, part.conv.bias.float()
         self._kernels = kernels
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C', H', W'), channels last in memory."""
+    def forward(self, features: Tensor, added: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) to (B, C', H', W'), channels last in memory; `added` and `out` as `CudaKernels.bias_silu` takes them."""
         conv = self.conv
         outputs = functional.conv2d(features, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
-        return self._kernels.bias_silu(outputs.contiguous(memory_format=torch.channels_last), self.bias)
+        return self._kernels.bias_silu(_channels_last(outputs), self.bias, added, out)
+
+
+class OnePassDepthwise(nn.Module):
+    """The same for a depthwise convolution of 5x5.
+
+    Args:
+        part: the module to replace, without norm.
+        kernels: of its precision.
+    """
+
+    def __init__(self, part: ConvModule, kernels: CudaKernels) -> None:
+        super().__init__()
+        self.weights = part.conv.weight.float().flatten(1).t().contiguous()
+        self.bias = part.conv.bias.float()
+        self._kernels = kernels
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape, channels last in memory."""
+        return self._kernels.depthwise_silu(_channels_last(features), self.weights, self.bias)
+
+
+class OnePassBlock(nn.Module):
+    """mmdet's CSPNeXtBlock, whose last pass adds its input.
+
+    Args:
+        block: the module to replace, its layers replaced already.
+    """
+
+    def __init__(self, block: CSPNeXtBlock) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.add_identity = block.conv1, block.conv2, block.add_identity
+
+    def forward(self, features: Tensor, out: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) to the same shape, to `out` where there is one."""
+        inner = self.conv2.depthwise_conv(self.conv1(features))
+        return self.conv2.pointwise_conv(inner, features if self.add_identity else None, out)
+
+
+class OnePassCSPLayer(nn.Module):
+    """mmdet's CSPLayer, whose two ways write side by side.
+
+    Args:
+        layer: the module to replace, its blocks and layers replaced already.
+    """
+
+    def __init__(self, layer: CSPLayer) -> None:
+        super().__init__()
+        self.main_conv, self.short_conv, self.final_conv = layer.main_conv, layer.short_conv, layer.final_conv
+        self.blocks = layer.blocks
+        self.attention = layer.attention if layer.channel_attention else nn.Identity()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H, W)."""
+        channels = self.main_conv.conv.out_channels
+        both = _empty_like(features, 2 * channels)
+        self.short_conv(features, None, both[:, channels:])
+        *blocks, last = self.blocks
+        main = self.main_conv(features)
+        for block in blocks:
+            main = block(main)
+        last(main, both[:, :channels])
+        return self.final_conv(self.attention(both))
+
+
+class OnePassPooling(nn.Module):
+    """`pipeline.streamline.ChainedPooling`, whose pools write beside their input.
+
+    Args:
+        pooling: the module to replace, its layers replaced already.
+        kernels: of its precision.
+    """
+
+    def __init__(self, pooling: ChainedPooling, kernels: CudaKernels) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.pools = pooling.conv1, pooling.conv2, pooling.pools
+        self._kernels = kernels
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H, W)."""
+        channels = self.conv1.conv.out_channels
+        parts = _empty_like(features, (1 + len(self.pools)) * channels)
+        last = self.conv1(features, None, parts[:, :channels])
+        if features.shape[2] * features.shape[3] <= MOST_POOLED_CELLS:
+            self._kernels.chained_pools(parts)
+        else:
+            for place, pool in enumerate(self.pools, 1):
+                last = parts[:, place * channels : (place + 1) * channels].copy_(pool(last))
+        return self.conv2(parts)
 
 
 def use_kernels(network: RawNetwork, kernels: CudaKernels) -> None:
@@ -74,7 +166,7 @@ def use_kernels(network: RawNetwork, kernels: CudaKernels) -> None:
     normalise: Any = network.normalise
     network.normalise = OnePassNormalisation(normalise.mean, normalise.std, kernels)
     for part in (network.backbone, network.neck, network.head):
-        _replace_children(part, kernels)
+        _rewrite_children(part, kernels)
 
 
 def pad_stem(stem: nn.Sequential, channels: int) -> None:
@@ -94,10 +186,48 @@ def pad_stem(stem: nn.Sequential, channels: int) -> None:
         conv.in_channels, conv.out_channels, channels = channels, wider, wider
 
 
-def _replace_children(module: nn.Module, kernels: CudaKernels) -> None:
+def _rewrite_children(module: nn.Module, kernels: CudaKernels) -> None:
     for name, child in list(module.named_children()):
-        if isinstance(child, ConvModule):
-            if child.with_activation and type(child.activate) is nn.SiLU and child.conv.out_channels % EIGHT == 0:
-                setattr(module, name, OnePassConvModule(child, kernels))
-        else:
-            _replace_children(child, kernels)
+        setattr(module, name, _rewritten(child, kernels))
+
+
+def _rewritten(part: Any, kernels: CudaKernels) -> nn.Module:
+    """What takes the module's place: itself where nothing fits."""
+    if isinstance(part, ConvModule):
+        return _rewritten_convolution(part, kernels)
+    _rewrite_children(part, kernels)
+    if isinstance(part, CSPNeXtBlock) and isinstance(part.conv2.pointwise_conv, OnePassConvModule):
+        return OnePassBlock(part)
+    if (
+        isinstance(part, CSPLayer)
+        and _all_one_pass(part.main_conv, part.short_conv)
+        and isinstance(part.blocks[-1], OnePassBlock)
+    ):
+        return OnePassCSPLayer(part)
+    if isinstance(part, ChainedPooling) and part.chained and _all_one_pass(part.conv1):
+        return OnePassPooling(part, kernels)
+    return part
+
+
+def _rewritten_convolution(part: ConvModule, kernels: CudaKernels) -> nn.Module:
+    conv: Any = part.conv
+    if not part.with_activation or type(part.activate) is not nn.SiLU or conv.out_channels % EIGHT:
+        return part
+    depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.weight[0, 0].numel() == DEPTHWISE_TAPS
+    if depthwise and conv.stride == (1, 1) and conv.padding == (2, 2) and conv.dilation == (1, 1):
+        return OnePassDepthwise(part, kernels)
+    return OnePassConvModule(part, kernels)
+
+
+def _all_one_pass(*layers: nn.Module) -> bool:
+    return all(isinstance(layer, OnePassConvModule) for layer in layers)
+
+
+def _channels_last(features: Tensor) -> Tensor:
+    return features.contiguous(memory_format=torch.channels_last)
+
+
+def _empty_like(features: Tensor, channels: int) -> Tensor:
+    """(B, channels, H, W), channels last in memory."""
+    batch, _, height, width = features.shape
+    return torch.empty((batch, height, width, channels), dtype=features.dtype, device=features.device).permute(0, 3, 1, 2)

@@ -136,9 +136,8 @@ def test_the_whole_part_on_a_card(ceiling, monkeypatch):
     assert torch.backends.cudnn.benchmark == before
 
 
-def test_without_a_card_it_says_so(capsys, monkeypatch):
+def test_without_a_card_it_says_so(capsys):
     """In words, in the JSON, and by its exit status."""
-    monkeypatch.setattr(bench_cuda, "keep_freed_memory", lambda: True)  # of the whole process
     assert bench_cuda.main(["--models", "nano", "--batches", "1"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert json.loads(lines[-1]) == {"skipped": why_no_cuda()}

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from pipeline.engines import cuda_kernels
 from pipeline.engines.cuda_kernels import INPUT_CHANNELS, compile_kernels
-from pipeline.engines.cuda_network import EIGHT, OnePassConvModule, use_kernels
+from pipeline.engines.cuda_network import EIGHT, OnePassConvModule, OnePassCSPLayer, OnePassDepthwise, OnePassPooling, use_kernels
 from pipeline.network import RawNetwork
 from tests.pipeline.seeded import SIZE_PX, photo, seeded_checkpoint
 
@@ -20,24 +20,44 @@ from tests.pipeline.seeded import SIZE_PX, photo, seeded_checkpoint
 class PlainKernels:
     """Says in PyTorch what the kernels are to do."""
 
-    def bias_silu(self, features: Tensor, bias: Tensor) -> Tensor:
-        assert features.is_contiguous(memory_format=torch.channels_last)
+    def bias_silu(self, features: Tensor, bias: Tensor, added: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        out = features if out is None else out
         assert features.shape[1] == len(bias)
-        assert len(bias) % EIGHT == 0
-        return functional.silu(features + bias[:, None, None])
+        for part in (features, features if added is None else added):
+            assert part.shape == out.shape
+            assert part.is_contiguous(memory_format=torch.channels_last)
+        for number in (len(bias), out.stride(3), out.storage_offset()):
+            assert number % EIGHT == 0
+        assert out.stride(1) == 1
+        assert out.stride(2) == out.shape[3] * out.stride(3)
+        assert out.stride(0) == out.shape[2] * out.stride(2)
+        return out.copy_(functional.silu(features + bias[:, None, None]) + (0 if added is None else added))
+
+    def depthwise_silu(self, features: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
+        assert features.is_contiguous(memory_format=torch.channels_last)
+        assert weights.is_contiguous()
+        window = weights.t().view(-1, 1, 5, 5)
+        return functional.silu(functional.conv2d(features, window, bias, padding=2, groups=len(bias)))
+
+    def chained_pools(self, features: Tensor) -> None:
+        assert features.is_contiguous(memory_format=torch.channels_last)
+        first, *others = features.chunk(4, dim=1)
+        for size, other in zip((5, 9, 13), others, strict=True):
+            other.copy_(functional.max_pool2d(first, size, 1, size // 2))
 
     def normalise(self, pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         three = (pixels.float() - mean) / std
         return functional.pad(three, (0, INPUT_CHANNELS - 3)).permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize(("size", "layers"), [("nano", 117), ("tiny", 74)])
+@pytest.mark.parametrize(("size", "layers"), [("nano", (107, 10, 8, 1)), ("tiny", (66, 8, 8, 1))])
 def test_the_outputs_are_the_same(size, layers):
-    """RTMDet-Ins-tiny has 12 channels in its stem, which become 16; nearly every convolution is replaced."""
+    """RTMDet-Ins-tiny has 12 channels in its stem, which become 16; nearly everything is replaced."""
     network = RawNetwork(seeded_checkpoint(size).network(), SIZE_PX)
     rewritten = copy.deepcopy(network).to(memory_format=torch.channels_last)
     use_kernels(rewritten, PlainKernels())
-    assert sum(isinstance(part, OnePassConvModule) for part in rewritten.modules()) == layers
+    types = OnePassConvModule, OnePassDepthwise, OnePassCSPLayer, OnePassPooling
+    assert tuple(sum(isinstance(part, one) for part in rewritten.modules()) for one in types) == layers
     for convolution in rewritten.backbone.stem:
         assert convolution.conv.in_channels % EIGHT == convolution.conv.out_channels % EIGHT == 0
     pixels = torch.from_numpy(photo((SIZE_PX, SIZE_PX)))[None]

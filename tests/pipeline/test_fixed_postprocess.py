@@ -201,6 +201,6 @@ def test_wishes_are_written_where_told():
     """Into rows of a larger buffer, the others untouched."""
     out = np.full((3, CLASSES + LIMITS), -1, np.float32)
     rows = wishes_of([fit((300, 600), 256)], [DetectOptions(0.25, 9, frozenset({1}))], CLASSES, out=out)
-    np.testing.assert_allclose(out[0], [1.0, 0.25, 9, 256, 128, 600 / 256, 300 / 128, 600, 300])
+    np.testing.assert_allclose(out[0], [1.0, 0.25, 9, 256, 128, 600 / 256, 300 / 128, 600, 300, 32, 17])
     assert (out[1:] == -1).all()
     assert rows.base is out
