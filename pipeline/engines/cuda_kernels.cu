@@ -1,6 +1,7 @@
 // Compiled when the engine is made, by NVRTC: pipeline/engines/cuda_kernels.py says what each is for. No headers are needed.
 // HALF_BITS: 16-bit floats as they lie in memory; BF16 is defined for bfloat16, else they are IEEE float16. Channels come last everywhere.
 
+#ifdef __CUDACC__  // tests run the kernels on the host, with conversions of their own (tests/pipeline/cuda_on_host.h)
 typedef unsigned short half_bits;
 
 __device__ __forceinline__ float to_float(half_bits value) {
@@ -28,6 +29,8 @@ __device__ __forceinline__ half_bits to_float16(float value) {
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(narrow) : "f"(value));
   return narrow;
 }
+
+#endif
 
 union Eight {  // channels of a pixel, moved as 16 bytes
   uint4 bytes;
@@ -124,10 +127,10 @@ extern "C" __global__ void __launch_bounds__(128) depthwise_silu(const unsigned 
 }
 
 // Max pools of 5x5, 9x9 and 13x13 cells, as three of 5x5 one after the other. A block has one vector of channels of one image.
-// pixels: (images, height x width, 4 * vectors): the first quarter is the input, the others become the pools'. Shared: 2 * cells vectors.
+// pixels: (images, height x width, 4 * vectors): the first quarter is the input, the others become the pools'.
+#define MOST_POOLED_CELLS 1536
 extern "C" __global__ void chained_pools(uint4* pixels, int height, int width, int vectors) {
-  extern __shared__ uint4 shared[];
-  Eight *now = (Eight*)shared, *rows = now + height * width;
+  __shared__ Eight now[MOST_POOLED_CELLS], rows[MOST_POOLED_CELLS];
   int cells = height * width, pitch = 4 * vectors;
   uint4* own = pixels + (long long)blockIdx.y * cells * pitch + blockIdx.x;
   for (int cell = threadIdx.x; cell < cells; cell += blockDim.x) now[cell].bytes = own[(long long)cell * pitch];

@@ -7,7 +7,8 @@ chained_pools   the three max pools of spatial pyramid pooling, side by side wit
 greedy_nms      non-maximum suppression, exact, in one launch instead of some fifty
 instance_masks  the dynamic mask head with its hidden layers in registers, of the kept instances only
 
-NVIDIA's `cuda-core` compiles them (NVRTC, which PyTorch brings with it) and starts them. Without it PyTorch's own passes do the same.
+NVIDIA's `cuda-core` compiles them (NVRTC, which PyTorch brings with it) and starts them. On whatever card this is, they must first agree
+with PyTorch's own operators (`cuda_reference`), which take their place where they do not, and where there is no cuda-core.
 """
 
 from __future__ import annotations
@@ -20,17 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.engines.cuda_reference import INPUT_CHANNELS, prove
 from pipeline.mask_head import first_cells, layers_of
 from pipeline.postprocess import NMS_IOU
 from pipeline.types import MASK_STRIDE_PX
 
 SOURCE = Path(__file__).with_suffix(".cu")
-INPUT_CHANNELS = 8
-"""Of the network's input, three of them used: 16 bytes a pixel in half precision, as tensor cores want them."""
 KERNELS = ("normalise", "bias_silu", "depthwise_silu", "chained_pools", "greedy_nms", "instance_masks")
 THREADS = 256
 MASK_THREADS, MASK_CELLS_A_THREAD = 128, 4  # CELLS_A_THREAD in the source
-MOST_POOLED_CELLS = 1536
+MOST_POOLED_CELLS = 1536  # the same in the source
 """Twice as many vectors fill the 48 KB that every block of threads may share; a 1248 px input's coarsest level has 1521 cells."""
 DEPTHWISE_TAPS, DEPTHWISE_THREADS, DEPTHWISE_COLUMNS = 25, 128, 4  # COLUMNS in the source
 DEPTHWISE_ROWS = (16, 8, 4)
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 def compile_kernels(dtype: torch.dtype, device: torch.device) -> CudaKernels | None:
-    """The kernels for a precision on a card; None where there are none, with a line in the log that says why.
+    """The kernels for a precision on a card; None where they do not work, with a line in the log that says why.
 
     Args:
         dtype: of the network's features, float16 or bfloat16; there are none for float32.
@@ -51,11 +51,14 @@ def compile_kernels(dtype: torch.dtype, device: torch.device) -> CudaKernels | N
     if dtype == torch.float32:
         return None
     try:
-        return CudaKernels(dtype, device)
+        kernels = CudaKernels(dtype, device)
+        prove(kernels, dtype, device)
     except ImportError as error:
         log.warning("cuda-core is not here (%s): the network runs up to a third slower; pip install '.[cuda]'", error)
-    except Exception as error:  # whatever NVRTC or the driver says: nothing that PyTorch could not do without them
-        log.warning("the CUDA kernels do not compile (%s): the network runs up to a third slower", error)
+    except Exception as error:  # whatever NVRTC, the driver or the proof says: nothing that PyTorch could not do without them
+        log.warning("the CUDA kernels do not work here (%s): the network runs up to a third slower", error)
+    else:
+        return kernels
     return None
 
 
@@ -89,9 +92,10 @@ class CudaKernels:
             added: as features.
             out: as features, or C channels of something wider, from a multiple of 8 on; the features themselves where it is None.
         """
+        channels, vectors = len(bias), features.numel() // 8
+        pitch = channels if out is None else out.stride(3)
         out = features if out is None else out
-        vectors, pitch = features.numel() // 8, out.stride(3) // 8
-        sizes = _int(len(bias) // 8), _int(pitch), _int(vectors)
+        sizes = _int(channels // 8), _int(pitch // 8), _int(vectors)
         self._start("bias_silu", _blocks(vectors), THREADS, features, bias, 0 if added is None else added, out, *sizes)
         return out
 
@@ -122,7 +126,7 @@ class CudaKernels:
         batch, channels, height, width = features.shape
         vectors = channels // 4 // 8
         sizes = map(_int, (height, width, vectors))
-        self._start("chained_pools", (vectors, batch), THREADS, features, *sizes, shared=2 * 16 * height * width)
+        self._start("chained_pools", (vectors, batch), THREADS, features, *sizes)
 
     def greedy_nms(self, boxes: Tensor, labels: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
         """As `pipeline.fixed_postprocess.suppress_in_passes`, but exact always.
@@ -164,13 +168,13 @@ class CudaKernels:
         self._start("instance_masks", blocks, MASK_THREADS, *tensors, *sizes)
         return masks
 
-    def _start(self, kernel: str, blocks: int | tuple[int, ...], threads: int, *arguments: Any, shared: int = 0) -> None:
+    def _start(self, kernel: str, blocks: int | tuple[int, ...], threads: int, *arguments: Any) -> None:
         from cuda.core import LaunchConfig, Stream, launch
 
         stream = Stream.from_handle(torch.cuda.current_stream(self._device).cuda_stream)
         plain = [one.data_ptr() if isinstance(one, Tensor) else one for one in arguments]
         try:
-            launch(stream, LaunchConfig(grid=blocks, block=threads, shmem_size=shared), self._kernel[kernel], *plain)
+            launch(stream, LaunchConfig(grid=blocks, block=threads), self._kernel[kernel], *plain)
         except Exception as error:  # cuda-core's own type, which says what PyTorch's would: out of memory, or a card that is lost
             raise RuntimeError(f"CUDA error: {error}") from error
 

@@ -22,7 +22,8 @@ ensure_mmcv_ops()
 from mmcv.cnn import ConvModule  # noqa: E402  (after the stand-in)
 from mmdet.models.layers.csp_layer import CSPLayer, CSPNeXtBlock  # noqa: E402
 
-from pipeline.engines.cuda_kernels import DEPTHWISE_TAPS, INPUT_CHANNELS, MOST_POOLED_CELLS, CudaKernels  # noqa: E402
+from pipeline.engines.cuda_kernels import DEPTHWISE_TAPS, MOST_POOLED_CELLS  # noqa: E402
+from pipeline.engines.cuda_reference import INPUT_CHANNELS, Kernels  # noqa: E402
 from pipeline.network import RawNetwork  # noqa: E402
 from pipeline.streamline import ChainedPooling  # noqa: E402
 
@@ -41,7 +42,7 @@ class OnePassNormalisation(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Tensor, std: Tensor, kernels: CudaKernels) -> None:
+    def __init__(self, mean: Tensor, std: Tensor, kernels: Kernels) -> None:
         super().__init__()
         self.register_buffer("mean", mean.flatten())
         self.register_buffer("std", std.flatten())
@@ -60,7 +61,7 @@ class OnePassConvModule(nn.Module):
         kernels: of its precision.
     """
 
-    def __init__(self, part: ConvModule, kernels: CudaKernels) -> None:
+    def __init__(self, part: ConvModule, kernels: Kernels) -> None:
         super().__init__()
         self.conv, self.bias = part.conv, part.conv.bias.float()
         self._kernels = kernels
@@ -80,7 +81,7 @@ class OnePassDepthwise(nn.Module):
         kernels: of its precision.
     """
 
-    def __init__(self, part: ConvModule, kernels: CudaKernels) -> None:
+    def __init__(self, part: ConvModule, kernels: Kernels) -> None:
         super().__init__()
         self.weights = part.conv.weight.float().flatten(1).t().contiguous()
         self.bias = part.conv.bias.float()
@@ -142,7 +143,7 @@ class OnePassPooling(nn.Module):
         kernels: of its precision.
     """
 
-    def __init__(self, pooling: ChainedPooling, kernels: CudaKernels) -> None:
+    def __init__(self, pooling: ChainedPooling, kernels: Kernels) -> None:
         super().__init__()
         self.conv1, self.conv2, self.pools = pooling.conv1, pooling.conv2, pooling.pools
         self._kernels = kernels
@@ -160,7 +161,7 @@ class OnePassPooling(nn.Module):
         return self.conv2(parts)
 
 
-def use_kernels(network: RawNetwork, kernels: CudaKernels) -> None:
+def use_kernels(network: RawNetwork, kernels: Kernels) -> None:
     """Rewrite in place; the network is on the card, in the kernels' precision, channels last."""
     pad_stem(network.backbone.stem, INPUT_CHANNELS)
     normalise: Any = network.normalise
@@ -186,12 +187,12 @@ def pad_stem(stem: nn.Sequential, channels: int) -> None:
         conv.in_channels, conv.out_channels, channels = channels, wider, wider
 
 
-def _rewrite_children(module: nn.Module, kernels: CudaKernels) -> None:
+def _rewrite_children(module: nn.Module, kernels: Kernels) -> None:
     for name, child in list(module.named_children()):
         setattr(module, name, _rewritten(child, kernels))
 
 
-def _rewritten(part: Any, kernels: CudaKernels) -> nn.Module:
+def _rewritten(part: Any, kernels: Kernels) -> nn.Module:
     """What takes the module's place: itself where nothing fits."""
     if isinstance(part, ConvModule):
         return _rewritten_convolution(part, kernels)
@@ -209,7 +210,7 @@ def _rewritten(part: Any, kernels: CudaKernels) -> nn.Module:
     return part
 
 
-def _rewritten_convolution(part: ConvModule, kernels: CudaKernels) -> nn.Module:
+def _rewritten_convolution(part: ConvModule, kernels: Kernels) -> nn.Module:
     conv: Any = part.conv
     if not part.with_activation or type(part.activate) is not nn.SiLU or conv.out_channels % EIGHT:
         return part

@@ -5,49 +5,47 @@ from __future__ import annotations
 import copy
 import logging
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pipeline.engines import cuda_kernels
-from pipeline.engines.cuda_kernels import INPUT_CHANNELS, compile_kernels
+from pipeline.engines.cuda_kernels import compile_kernels
 from pipeline.engines.cuda_network import EIGHT, OnePassConvModule, OnePassCSPLayer, OnePassDepthwise, OnePassPooling, use_kernels
+from pipeline.engines.cuda_reference import ReferenceKernels
 from pipeline.network import RawNetwork
+from tests.pipeline.cuda_on_host import COMPILER, HostKernels
 from tests.pipeline.seeded import SIZE_PX, photo, seeded_checkpoint
 
 
-class PlainKernels:
-    """Says in PyTorch what the kernels are to do."""
+class PlainKernels(ReferenceKernels):
+    """Also insists on what the kernels insist on."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.float32)
 
     def bias_silu(self, features: Tensor, bias: Tensor, added: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        out = features if out is None else out
+        target = features if out is None else out
         assert features.shape[1] == len(bias)
         for part in (features, features if added is None else added):
-            assert part.shape == out.shape
+            assert part.shape == target.shape
             assert part.is_contiguous(memory_format=torch.channels_last)
-        for number in (len(bias), out.stride(3), out.storage_offset()):
+        for number in (len(bias), target.stride(3), target.storage_offset()):
             assert number % EIGHT == 0
-        assert out.stride(1) == 1
-        assert out.stride(2) == out.shape[3] * out.stride(3)
-        assert out.stride(0) == out.shape[2] * out.stride(2)
-        return out.copy_(functional.silu(features + bias[:, None, None]) + (0 if added is None else added))
+        assert target.stride(1) == 1
+        assert target.stride(2) == target.shape[3] * target.stride(3)
+        assert target.stride(0) == target.shape[2] * target.stride(2)
+        return super().bias_silu(features, bias, added, out)
 
     def depthwise_silu(self, features: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
         assert features.is_contiguous(memory_format=torch.channels_last)
         assert weights.is_contiguous()
-        window = weights.t().view(-1, 1, 5, 5)
-        return functional.silu(functional.conv2d(features, window, bias, padding=2, groups=len(bias)))
+        return super().depthwise_silu(features, weights, bias)
 
     def chained_pools(self, features: Tensor) -> None:
         assert features.is_contiguous(memory_format=torch.channels_last)
-        first, *others = features.chunk(4, dim=1)
-        for size, other in zip((5, 9, 13), others, strict=True):
-            other.copy_(functional.max_pool2d(first, size, 1, size // 2))
-
-    def normalise(self, pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        three = (pixels.float() - mean) / std
-        return functional.pad(three, (0, INPUT_CHANNELS - 3)).permute(0, 3, 1, 2)
+        super().chained_pools(features)
 
 
 @pytest.mark.parametrize(("size", "layers"), [("nano", (107, 10, 8, 1)), ("tiny", (66, 8, 8, 1))])
@@ -88,6 +86,23 @@ def test_a_layer_that_does_not_fit_stays():
     assert odd in list(network.modules())
 
 
+@pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+def test_the_kernels_themselves_fit_in(tmp_path):
+    """Compiled for the host: they write where the next layer reads, in half precision."""
+    network = (
+        RawNetwork(seeded_checkpoint("nano").network(), SIZE_PX).convert(torch.float16).to(memory_format=torch.channels_last)
+    )
+    rewritten = copy.deepcopy(network)
+    use_kernels(network, ReferenceKernels(torch.float16))
+    use_kernels(rewritten, HostKernels(torch.float16, tmp_path))
+    pixels = torch.from_numpy(np.stack([photo((SIZE_PX, SIZE_PX), seed) for seed in range(2)]))
+    with torch.inference_mode():
+        expected, found = network(pixels), rewritten(pixels)
+    torch.testing.assert_close(found.class_logits.sigmoid(), expected.class_logits.sigmoid(), rtol=0, atol=0.02)
+    assert (found.distances - expected.distances).abs().mean() < 0.1  # px; a few of fp16's roundings come out far apart
+    torch.testing.assert_close(found.mask_features, expected.mask_features, rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize(
     ("fault", "word"), [(ImportError("No module named 'cuda'"), "cuda-core"), (RuntimeError("NVRTC_ERROR"), "NVRTC_ERROR")]
 )
@@ -101,6 +116,22 @@ def test_without_kernels_the_log_says_so(fault, word, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         assert compile_kernels(torch.float16, torch.device("cuda", 0)) is None
     assert word in caplog.text
+
+
+def test_kernels_that_are_wrong_are_not_used(monkeypatch, caplog):
+    """Whatever the reason: the log names the kernel, and the engine starts with PyTorch's operators."""
+
+    class Wrong(ReferenceKernels):
+        def __init__(self, dtype: torch.dtype, _device: torch.device) -> None:
+            super().__init__(dtype)
+
+        def depthwise_silu(self, features: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
+            return super().depthwise_silu(features, weights.flip(0), bias)
+
+    monkeypatch.setattr(cuda_kernels, "CudaKernels", Wrong)
+    with caplog.at_level(logging.WARNING):
+        assert compile_kernels(torch.float16, torch.device("cpu")) is None
+    assert "depthwise_silu is off" in caplog.text
 
 
 def test_float32_wants_none():
