@@ -14,6 +14,7 @@ with PyTorch's own operators (`cuda_reference`), which take their place where th
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ DEPTHWISE_ROWS = (16, 8, 4)
 DEPTHWISE_BUSY = 60_000
 """Threads that keep a card busy: of a hundred multiprocessors some 400 each."""
 NMS_BOXES = 512  # BOXES in the source
+TIMED_RUNS = 10
 log = logging.getLogger(__name__)
 
 
@@ -167,6 +169,21 @@ class CudaKernels:
         tensors = cells_last, first, second, second_bias, third, third_bias, counts, offsets, grids, masks
         self._start("instance_masks", blocks, MASK_THREADS, *tensors, *sizes)
         return masks
+
+    def fastest(self, ways: Sequence[Callable[[], object]]) -> int:
+        """Time some ways to do the same on the current stream; the number of the one that takes least."""
+        times_ms = []
+        for way in ways:
+            for _ in range(TIMED_RUNS):  # cuDNN chooses an algorithm, and clocks rise
+                way()
+            began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            began.record()
+            for _ in range(TIMED_RUNS):
+                way()
+            ended.record()
+            ended.synchronize()
+            times_ms.append(began.elapsed_time(ended))
+        return times_ms.index(min(times_ms))
 
     def _start(self, kernel: str, blocks: int | tuple[int, ...], threads: int, *arguments: Any) -> None:
         from cuda.core import LaunchConfig, Stream, launch

@@ -3,12 +3,13 @@
 bytes ─▶ float, mean, std, half       ─▶ one pass, with 8 channels of which 5 are zero
 12 channels in the stem of -tiny      ─▶ 16: SiLU(0) = 0, and the next layer's weights for them are zero
 convolution, bias, SiLU, sum, concat  ─▶ convolution, then everything else in one pass, to where the concatenation wants it
-depthwise convolution, bias, SiLU     ─▶ one pass
+depthwise convolution, bias, SiLU     ─▶ one pass, where that is faster
 three pools, concat                   ─▶ one pass
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,7 +75,9 @@ class OnePassConvModule(nn.Module):
 
 
 class OnePassDepthwise(nn.Module):
-    """The same for a depthwise convolution of 5x5.
+    """The same for a depthwise convolution of 5x5, which may be one pass altogether, where that is faster.
+
+    cuDNN and a kernel of our own are timed once for each shape, as cuDNN times its own algorithms: which of them wins differs by card.
 
     Args:
         part: the module to replace, without norm.
@@ -83,13 +86,21 @@ class OnePassDepthwise(nn.Module):
 
     def __init__(self, part: ConvModule, kernels: Kernels) -> None:
         super().__init__()
+        self.in_two = OnePassConvModule(part, kernels)
         self.weights = part.conv.weight.float().flatten(1).t().contiguous()
-        self.bias = part.conv.bias.float()
         self._kernels = kernels
+        self._fastest: dict[torch.Size, int] = {}
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape, channels last in memory."""
-        return self._kernels.depthwise_silu(_channels_last(features), self.weights, self.bias)
+        ways = self._in_one, self.in_two
+        features = _channels_last(features)
+        if features.shape not in self._fastest:
+            self._fastest[features.shape] = self._kernels.fastest([partial(way, features) for way in ways])
+        return ways[self._fastest[features.shape]](features)
+
+    def _in_one(self, features: Tensor) -> Tensor:
+        return self._kernels.depthwise_silu(features, self.weights, self.in_two.bias)
 
 
 class OnePassBlock(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ class HostKernels(CudaKernels):
         options = ["-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-w", *(["-DBF16"] if dtype == torch.bfloat16 else [])]
         subprocess.run([str(COMPILER), *options, "-o", str(library), str(source)], check=True)
         self._library = ctypes.CDLL(str(library))
+
+    def fastest(self, ways: Sequence[Callable[[], object]]) -> int:  # noqa: ARG002  (whichever it is, its result is looked at)
+        return 0
 
     def _start(self, kernel: str, blocks: int | tuple[int, ...], threads: int, *arguments: Any) -> None:
         grid = (*((blocks,) if isinstance(blocks, int) else blocks), 1, 1)[:3]

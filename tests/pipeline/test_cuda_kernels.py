@@ -166,3 +166,12 @@ def test_one_that_is_wrong_is_not(dtype, name):
     """By its name."""
     with pytest.raises(ArithmeticError, match=name.replace("packed_mask_logits", "instance_masks")):
         prove(OneWrong(dtype, name), dtype, torch.device("cpu"))
+
+
+@pytest.mark.cuda
+def test_the_faster_of_two(dtype):
+    """On a card alone: it times what the card does."""
+    large, small = torch.randn(4096, 4096, device="cuda"), torch.randn(16, 16, device="cuda")
+    kernels = CudaKernels(dtype, torch.device("cuda"))
+    assert kernels.fastest([lambda: large @ large, lambda: small @ small]) == 1
+    assert kernels.fastest([lambda: small @ small, lambda: large @ large]) == 0

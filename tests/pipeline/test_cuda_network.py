@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ class PlainKernels(ReferenceKernels):
         super().chained_pools(features)
 
 
-@pytest.mark.parametrize(("size", "layers"), [("nano", (107, 10, 8, 1)), ("tiny", (66, 8, 8, 1))])
+@pytest.mark.parametrize(("size", "layers"), [("nano", (117, 10, 8, 1)), ("tiny", (74, 8, 8, 1))])
 def test_the_outputs_are_the_same(size, layers):
     """RTMDet-Ins-tiny has 12 channels in its stem, which become 16; nearly everything is replaced."""
     network = RawNetwork(seeded_checkpoint(size).network(), SIZE_PX)
@@ -62,6 +63,27 @@ def test_the_outputs_are_the_same(size, layers):
     with torch.inference_mode():
         for expected, found in zip(network(pixels), rewritten(pixels), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("fastest", [0, 1])
+def test_the_faster_way_is_taken(fastest):
+    """Chosen once for each shape; either gives the same."""
+    chosen = []
+
+    class Timed(PlainKernels):
+        def fastest(self, ways: Sequence[Callable[[], object]]) -> int:
+            one, other = (way() for way in ways)
+            torch.testing.assert_close(one, other)
+            chosen.append(one.shape)
+            return fastest
+
+    block = RawNetwork(seeded_checkpoint("tiny").network(), SIZE_PX).backbone.stage2[1].blocks[0]
+    layer = OnePassDepthwise(block.conv2.depthwise_conv, Timed())
+    inputs = [torch.randn(batch, layer.weights.shape[1], 9, 9) for batch in (1, 2, 1)]
+    with torch.inference_mode():
+        for features in inputs:
+            torch.testing.assert_close(layer(features), block.conv2.depthwise_conv(features), rtol=1e-4, atol=1e-4)
+    assert chosen == [one.shape for one in inputs[:2]]
 
 
 def test_bf16_keeps_its_exact_pixels():
