@@ -1,10 +1,10 @@
 # make serve   install if needed, then serve on http://127.0.0.1:8000 (Ctrl-C ends it)
 # make demo    score a photo against the running server: JSON and a picture in demo_output/
 # make test    install if needed, then run the tests        make check   format, lint, types
-# make lock    pin dependencies with hashes     make locked  install exactly those (CI does)
+# make lock    pin dependencies with hashes     make locked  install exactly those (CI does), Python 3.11
 # make bench   speed against mmdet on this machine
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3.11)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
@@ -12,8 +12,8 @@ BIN    := $(VENV)/bin
 .DEFAULT_GOAL := serve
 
 $(VENV)/.installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-		{ echo "Python 3.11 is needed; name it: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || \
+		{ echo "Python 3.11 or 3.12 is needed; name it: make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
