@@ -119,7 +119,8 @@ class CudaEngine(BatchEngine):
         """
         most = self._info.max_batch
         with torch.cuda.device(self._device), naming_failures(most):
-            self._graphs.record_all()
+            with self._computing:
+                self._graphs.record_all()
             self._slots.fill()
         super().warm_up()
         beyond = DetectOptions(0.0, MOST_INSTANCES + 1, frozenset({0}))

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import queue
 from collections.abc import Callable, Iterator, Sequence
@@ -72,6 +73,11 @@ class Slot:
             self.wishes[:count].copy_(self._host_wishes[:count], non_blocking=True)
             self._uploaded.record()
 
+    def reserve(self) -> None:
+        """Have PyTorch take page-locked memory of every size that masks may need, which takes milliseconds: it keeps powers of two."""
+        for power in range(self._masks.nbytes.bit_length() + 1):
+            torch.empty(2**power, dtype=torch.uint8, pin_memory=True)
+
     @contextmanager
     def computing(self) -> Iterator[None]:
         """Within: what the current stream does comes after the upload, and before `download`."""
@@ -135,7 +141,7 @@ class Slots:
         """Make all of them now; nobody else may use them meanwhile."""
         with ExitStack() as borrowed:
             for _ in range(SLOTS):
-                borrowed.enter_context(self.borrow())
+                borrowed.enter_context(self.borrow()).reserve()
 
     def clear(self) -> None:
         """Give up the slots that nobody has."""
@@ -223,9 +229,22 @@ class BatchGraphs:
             self._stream.synchronize()
             graph = torch.cuda.CUDAGraph()
             pool = next(iter(self._recorded.values())).graph.pool() if self._recorded else None
-            with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+            with without_collection(), torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
                 raw, results = self._compute(pixels, wishes)
         return _Recorded(graph, pixels, wishes, raw, results)
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Within: Python collects no garbage. Of a dropped engine it would destroy the graphs, which spoils one that is being recorded."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

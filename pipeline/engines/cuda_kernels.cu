@@ -93,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(128) depthwise_silu(const unsigned 
   for (int k = 0; k < 5; k++)
 #pragma unroll
     for (int c = 0; c < COLUMNS; c++) sums[k][c] = start;
-  unsigned int next[COLUMNS + 4];
+  unsigned int next[COLUMNS + 4] = {};
   for (int y = top - 3; y < bottom + 2; y++) {  // row y is computed while row y + 1 is loaded
     float2 row[COLUMNS + 4];
 #pragma unroll
@@ -167,7 +167,7 @@ extern "C" __global__ void __launch_bounds__(BOXES) greedy_nms(const float4* box
   if (box % 32 == 0) gone[box / 32] = ~living;
   __syncthreads();
   float4 mine = own[box];
-  float area = (mine.z - mine.x) * (mine.w - mine.y);
+  float area = __fmul_rn(mine.z - mine.x, mine.w - mine.y);  // as PyTorch rounds: no sum takes an unrounded product in
   for (int word = 0; word < WORDS; word++) {
     unsigned int bits = 0;
     for (int bit = 0; bit < 32; bit++) {
@@ -175,8 +175,8 @@ extern "C" __global__ void __launch_bounds__(BOXES) greedy_nms(const float4* box
       if (other <= box || label[other] != label[box]) continue;
       float4 b = own[other];
       float width = fmaxf(fminf(mine.z, b.z) - fmaxf(mine.x, b.x), 0.0f), height = fmaxf(fminf(mine.w, b.w) - fmaxf(mine.y, b.y), 0.0f);
-      float both = width * height;
-      if (both / (area + (b.z - b.x) * (b.w - b.y) - both) > threshold) bits |= 1u << bit;
+      float both = __fmul_rn(width, height);
+      if (both / (area + __fmul_rn(b.z - b.x, b.w - b.y) - both) > threshold) bits |= 1u << bit;
     }
     suppressed[box][word] = bits;
   }
@@ -187,7 +187,7 @@ extern "C" __global__ void __launch_bounds__(BOXES) greedy_nms(const float4* box
       unsigned int left = ~__shfl_sync(0xffffffffu, dead, word);
       while (left) {
         int bit = __ffs(left) - 1;
-        dead |= suppressed[word * 32 + bit][box < WORDS ? box : WORDS];
+        if (box < WORDS) dead |= suppressed[word * 32 + bit][box];
         left = ~__shfl_sync(0xffffffffu, dead, word) & ~((2u << bit) - 1);
       }
     }
@@ -208,7 +208,7 @@ extern "C" __global__ void normalise(const unsigned char* bytes, const float* me
   out[index] = eight.bytes;
 }
 
-// The dynamic mask head for (images * slots) instances, one row of blocks each; those beyond their image's count are left out, and the
+// The dynamic mask head for (images * slots) instances, one column of blocks each; those beyond their image's count are left out, and the
 // others' masks lie side by side, each as large as its image's grid.
 // features: (images, cells, 8); first: (n, 8, 11) of 8 features, x, y and 1; second (n, 8, 8) with bias (n, 8); third (n, 8) with bias (n).
 // counts, offsets (in cells): (images,) int64; grids: (images, 2) int64 width and height; masks: float16.
@@ -217,10 +217,10 @@ extern "C" __global__ void instance_masks(const float* features, const float* fi
                                           const float* third, const float* third_bias, const long long* counts,
                                           const long long* offsets, const long long* grids, half_bits* masks, int slots, int width,
                                           int cells, float step) {
-  int instance = blockIdx.y, image = instance / slots, slot = instance % slots;
+  int instance = blockIdx.x, image = instance / slots, slot = instance % slots;
   int own_width = (int)grids[image * 2], own_cells = own_width * (int)grids[image * 2 + 1];
-  int start = blockIdx.x * blockDim.x * CELLS_A_THREAD + threadIdx.x;
-  if (slot >= counts[image] || blockIdx.x * blockDim.x * CELLS_A_THREAD >= own_cells) return;
+  int first_cell = blockIdx.y * blockDim.x * CELLS_A_THREAD;
+  if (slot >= counts[image] || first_cell >= own_cells) return;
   __shared__ float weights[8 * 11 + 8 * 8 + 8 + 8 + 1];
   float *w1 = weights, *w2 = w1 + 88, *b2 = w2 + 64, *w3 = b2 + 8, *b3 = w3 + 8;
   for (int i = threadIdx.x; i < 88; i += blockDim.x) w1[i] = first[instance * 88 + i];
@@ -234,7 +234,7 @@ extern "C" __global__ void instance_masks(const float* features, const float* fi
   half_bits* out = masks + offsets[image] + (long long)slot * own_cells;
   const float4* in = (const float4*)features + (long long)image * cells * 2;
   for (int turn = 0; turn < CELLS_A_THREAD; turn++) {
-    int own = start + turn * blockDim.x;
+    int own = first_cell + turn * blockDim.x + threadIdx.x;
     if (own >= own_cells) return;
     int row = own / own_width, column = own - row * own_width, cell = row * width + column;
     float4 low = in[cell * 2], high = in[cell * 2 + 1];

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from pipeline.engines.cuda_reference import INPUT_CHANNELS, prove
+from pipeline.errors import EngineUnavailable
 from pipeline.mask_head import first_cells, layers_of
 from pipeline.postprocess import NMS_IOU
 from pipeline.types import MASK_STRIDE_PX
@@ -49,6 +50,8 @@ def compile_kernels(dtype: torch.dtype, device: torch.device) -> CudaKernels | N
     Args:
         dtype: of the network's features, float16 or bfloat16; there are none for float32.
         device: a CUDA device, current.
+    Raises:
+        EngineUnavailable: a kernel failed in a way that leaves the card unusable for this process.
     """
     if dtype == torch.float32:
         return None
@@ -58,10 +61,24 @@ def compile_kernels(dtype: torch.dtype, device: torch.device) -> CudaKernels | N
     except ImportError as error:
         log.warning("cuda-core is not here (%s): the network runs up to a third slower; pip install '.[cuda]'", error)
     except Exception as error:  # whatever NVRTC, the driver or the proof says: nothing that PyTorch could not do without them
-        log.warning("the CUDA kernels do not work here (%s): the network runs up to a third slower", error)
+        reason = "; ".join(str(error).splitlines()[:3])
+        _check_alive(device, reason)
+        log.warning("the CUDA kernels do not work here (%s): the network runs up to a third slower", reason)
     else:
         return kernels
     return None
+
+
+def _check_alive(device: torch.device, reason: str) -> None:
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except Exception as error:
+        raise EngineUnavailable(
+            f"a CUDA kernel made the card unusable for this process ({reason}); "
+            "uninstall cuda-core to run without these kernels, and please report it"
+        ) from error
 
 
 class CudaKernels:
@@ -163,7 +180,7 @@ class CudaKernels:
         first, second_bias, second, third_bias, third = (part.contiguous() for part in layers_of(kernels, points_xy, strides))
         masks = torch.empty(len(kernels) * cells, dtype=torch.float16, device=features.device)
         cells_last = features.permute(0, 2, 3, 1).float().contiguous()
-        blocks = -(-cells // (MASK_THREADS * MASK_CELLS_A_THREAD)), len(kernels)
+        blocks = len(kernels), -(-cells // (MASK_THREADS * MASK_CELLS_A_THREAD))
         sizes = _int(slots), _int(width), _int(cells), np.float32(MASK_STRIDE_PX)
         offsets, grids = first_cells(counts, grids_wh), grids_wh.contiguous()
         tensors = cells_last, first, second, second_bias, third, third_bias, counts, offsets, grids, masks

@@ -18,9 +18,9 @@
 using std::max;
 using std::min;
 
-struct float2 { float x, y; };
-struct float4 { float x, y, z, w; };
-struct uint4 { unsigned int x, y, z, w; };
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(16) uint4 { unsigned int x, y, z, w; };
 static float2 make_float2(float x, float y) { return {x, y}; }
 static float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 static uint4 make_uint4(unsigned int x, unsigned int y, unsigned int z, unsigned int w) { return {x, y, z, w}; }
@@ -54,6 +54,8 @@ static unsigned int __ballot_sync(unsigned int, bool voice) {
   for (int lane = 0; lane < 32; lane++) voices |= warp.values[lane] << lane;
   return voices;
 }
+
+static float __fmul_rn(float one, float other) { return one * other; }
 
 static int __ffs(unsigned int bits) { return __builtin_ffs((int)bits); }
 

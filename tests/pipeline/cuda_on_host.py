@@ -16,6 +16,9 @@ from torch import Tensor
 from pipeline.engines.cuda_kernels import KERNELS, SOURCE, CudaKernels
 
 COMPILER = shutil.which("c++")
+OPTIONS = "-std=c++20 -O1 -shared -fPIC -pthread -w -ffp-contract=off".split()
+TRAPS = "-fsanitize=alignment,bounds -fsanitize-undefined-trap-on-error".split()
+"""An access that a card would refuse ends the process."""
 TOGETHER = {"chained_pools", "greedy_nms", "instance_masks"}
 """Those whose threads wait for each other."""
 
@@ -36,7 +39,7 @@ class HostKernels(CudaKernels):
         entries = "".join(f"ENTRY({name}, {str(name in TOGETHER).lower()})\n" for name in KERNELS)
         source, library = folder / f"{dtype}.cpp", folder / f"{dtype}.so"
         source.write_text(f'#include "{header}"\n#include "{SOURCE}"\n{entries}', encoding="ascii")
-        options = ["-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-w", *(["-DBF16"] if dtype == torch.bfloat16 else [])]
+        options = [*OPTIONS, *TRAPS, *(["-DBF16"] if dtype == torch.bfloat16 else [])]
         subprocess.run([str(COMPILER), *options, "-o", str(library), str(source)], check=True)
         self._library = ctypes.CDLL(str(library))
 

@@ -83,10 +83,14 @@ def test_fp32_agrees_with_the_cpu(card, images):
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_half_precision_stays_near(precision, alone, images):
-    """Scores of the best instances move by little."""
+    """Scores of the best instances move by little, and the masks of those that are found again."""
     engine = make(precision, "cuda")
     for rough, precise in zip(detect(engine, images), alone, strict=True):
         np.testing.assert_allclose(rough.scores[:5], precise.scores[:5], atol=0.05)
+        apart_px = np.abs(rough.boxes[:, None] - precise.boxes[None]).max(-1)
+        found, nearest = apart_px.min(1) < 2, apart_px.argmin(1)
+        assert found.mean() > 0.5
+        assert np.mean((rough.mask_logits[found] > 0) == (precise.mask_logits[nearest[found]] > 0)) > 0.98
     engine.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from pipeline.engines import cuda_kernels
 from pipeline.engines.cuda_kernels import DEPTHWISE_ROWS, KERNELS, MOST_POOLED_CELLS, NMS_BOXES, CudaKernels
-from pipeline.engines.cuda_reference import TOLERANCES, ReferenceKernels, prove
+from pipeline.engines.cuda_reference import TOLERANCES, ReferenceKernels, prove, without_tf32
 from pipeline.fixed_postprocess import MOST_CANDIDATES
 from tests.pipeline.cuda_on_host import COMPILER, HostKernels
 
@@ -34,10 +35,10 @@ def kernels(dtype: torch.dtype, device: torch.device, tmp_path_factory: pytest.T
 
 
 @pytest.fixture
-def reference(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> ReferenceKernels:
+def reference(dtype: torch.dtype) -> Iterator[ReferenceKernels]:
     """In float32 on a card, too."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    return ReferenceKernels(dtype)
+    with without_tf32():
+        yield ReferenceKernels(dtype)
 
 
 @pytest.fixture(autouse=True)

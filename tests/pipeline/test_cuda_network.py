@@ -15,6 +15,7 @@ from pipeline.engines import cuda_kernels
 from pipeline.engines.cuda_kernels import compile_kernels
 from pipeline.engines.cuda_network import EIGHT, OnePassConvModule, OnePassCSPLayer, OnePassDepthwise, OnePassPooling, use_kernels
 from pipeline.engines.cuda_reference import ReferenceKernels
+from pipeline.errors import EngineUnavailable
 from pipeline.network import RawNetwork
 from tests.pipeline.cuda_on_host import COMPILER, HostKernels
 from tests.pipeline.seeded import SIZE_PX, photo, seeded_checkpoint
@@ -135,9 +136,22 @@ def test_without_kernels_the_log_says_so(fault, word, monkeypatch, caplog):
         raise fault
 
     monkeypatch.setattr(cuda_kernels, "CudaKernels", fail)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: None)
     with caplog.at_level(logging.WARNING):
         assert compile_kernels(torch.float16, torch.device("cuda", 0)) is None
     assert word in caplog.text
+
+
+def test_a_kernel_that_breaks_the_card_is_told(monkeypatch):
+    """Nothing works there any more, PyTorch's operators neither: the error says what to do."""
+
+    def fail(*_args: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(cuda_kernels, "CudaKernels", fail)
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    with pytest.raises(EngineUnavailable, match=r"illegal memory access .*uninstall cuda-core"):
+        compile_kernels(torch.float16, torch.device("cuda", 0))
 
 
 def test_kernels_that_are_wrong_are_not_used(monkeypatch, caplog):
