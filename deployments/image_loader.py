@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ from deployments.context import RequestContext
 from deployments.stage import Stage
 from pipeline.decoder_options import DecoderOptions
 from pipeline.decoder_process import DecoderLost, DecoderPool, DecoderTimeout
-from pipeline.errors import ServiceError, StageFailed
+from pipeline.errors import LimitExceeded, ServiceError, StageFailed
 from pipeline.fetch import Fetcher, FetchPolicy
 from pipeline.load import load_image
 from pipeline.source import Url, parse_source
@@ -35,7 +36,12 @@ from pipeline.types import LoadedImage
 logger = logging.getLogger("ray.serve")
 
 COMPANY_S = 1.0
-"""Longest time to decode an image that others wait for. Honest ones that take longer are files of many megabytes, which share no calls."""
+"""Longest time to decode an image that others wait for. Honest ones that take longer are files of many megabytes, which share no calls.
+All images of a call have as much for each thread together, and then `SCARCE_S` each."""
+SCARCE_S = 0.2
+COMPANY_PIXELS = 9_000_000
+"""Larger images than a 4K screen that are not JPEGs go back before they are decoded: 64 megapixels of one colour are 40 bytes of WebP,
+and take 1.6 s."""
 
 ImageInput = str | bytes | NDArray[np.uint8]
 """An image as callers give it: base64 text or URL, encoded bytes, or (H, W, 3) uint8 RGB / (H, W) grey pixels."""
@@ -43,6 +49,38 @@ ImageInput = str | bytes | NDArray[np.uint8]
 
 class SlowInCompany(StageFailed):
     """An image took too long for those it came with; on its own it may take its time."""
+
+
+class _Company:
+    """The images of one call, which wait for each other.
+
+    Args:
+        seconds: that decoding them may take together.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._left_s = seconds
+        self._lock = threading.Lock()
+
+    def load(self, decoders: DecoderPool, data: bytes, max_pixels: int) -> LoadedImage:
+        """Decode one of them.
+
+        Raises:
+            SlowInCompany: it takes longer than the others should wait.
+        """
+        limit_s, began = min(max(self._left_s, SCARCE_S), COMPANY_S), time.monotonic()
+        try:
+            return decoders.load(data, limit_s, max_pixels)
+        except DecoderTimeout as error:
+            message = f"The image took more than {limit_s:g} s to decode while others waited for it."
+            raise SlowInCompany(message, code="slow_in_company") from error
+        except LimitExceeded as error:
+            if error.code != "too_many_pixels":
+                raise
+            raise SlowInCompany("The image is large, and others wait for it.", code="slow_in_company") from error
+        finally:
+            with self._lock:
+                self._left_s -= time.monotonic() - began
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +98,7 @@ class ImageLoaderOptions:
     threads: int
 
 
-@serve.deployment(max_ongoing_requests=32, max_queued_requests=512)
+@serve.deployment(max_ongoing_requests=64, max_queued_requests=512)
 class ImageLoader:
     """Fetches, decodes and scales images."""
 
@@ -78,30 +116,25 @@ class ImageLoader:
             For each its pixels, or why they cannot be had: FetchError, ImageError, LimitExceeded, DeadlineExceeded, StageFailed,
             and SlowInCompany for one that should come again on its own.
         """
-        limit_s = self._options.decoder.timeout_s
-        return await self._stage.each(
-            self._load_one, images, [limit_s if len(images) == 1 else min(limit_s, COMPANY_S)] * len(images), contexts
-        )
+        company = _Company(COMPANY_S * self._options.threads) if len(images) > 1 else None
+        return await self._stage.each(self._load_one, images, [company] * len(images), contexts)
 
-    async def _load_one(self, image: ImageInput, limit_s: float, context: RequestContext) -> LoadedImage:
+    async def _load_one(self, image: ImageInput, company: _Company | None, context: RequestContext) -> LoadedImage:
         began = time.perf_counter()
         data = await self._fetch(image, context.deadline) if isinstance(image, str) else image
         fetch_ms = (time.perf_counter() - began) * 1e3
         loop = asyncio.get_running_loop()
-        loaded = await loop.run_in_executor(self._threads, self._load, data, limit_s, context.request_id)
+        loaded = await loop.run_in_executor(self._threads, self._load, data, company, context.request_id)
         return replace(loaded, timings_ms={"fetch": fetch_ms, **loaded.timings_ms})
 
-    def _load(self, data: bytes | NDArray[np.uint8], limit_s: float, request_id: str) -> LoadedImage:
+    def _load(self, data: bytes | NDArray[np.uint8], company: _Company | None, request_id: str) -> LoadedImage:
+        limits = self._options.decoder.limits
         if isinstance(data, np.ndarray):
-            return load_image(data, self._options.decoder.limits, self._options.decoder.size)
+            return load_image(data, limits, self._options.decoder.size)
         try:
-            return self._decoders.load(data, limit_s)
-        except DecoderTimeout as error:
-            if limit_s < self._options.decoder.timeout_s:
-                message = f"The image took more than {limit_s:g} s to decode while others waited for it."
-                raise SlowInCompany(message, code="slow_in_company") from error
-            logger.warning("request %s: %s A new decoder takes its place.", request_id, error.message)
-            raise
+            if company is None or self._options.decoder.timeout_s <= COMPANY_S:
+                return self._decoders.load(data)
+            return company.load(self._decoders, data, min(COMPANY_PIXELS, limits.max_pixels))
         except DecoderLost as error:
             logger.warning("request %s: %s A new decoder takes its place.", request_id, error.message)
             raise

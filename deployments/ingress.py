@@ -92,6 +92,7 @@ class Ingress:
         )
         self._metrics = IngressMetrics()
         self._in_flight = 0
+        self._model: ModelInfo | None = None
         self._readiness: tuple[float, ServiceError | None] | None = None
         self._probe_lock = asyncio.Lock()
 
@@ -246,9 +247,15 @@ class Ingress:
             return error
         return None
 
-    async def model_info(self) -> ModelInfo:
-        """What the detector runs."""
-        return await self._detector.info.remote()
+    async def model_info(self, timeout_s: float = 5.0) -> ModelInfo:
+        """What the detector runs; asked for once.
+
+        Raises:
+            ServiceError: it did not answer.
+        """
+        if self._model is None:
+            self._model = await self._graph.model_info(timeout_s)
+        return self._model
 
 
 def _faulty(answer: Answer | ImageFault) -> ScoredImage:

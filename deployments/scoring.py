@@ -27,7 +27,8 @@ from deployments.context import RequestContext
 from deployments.grouping import Grouper, GroupLimits
 from deployments.image_loader import ImageInput, SlowInCompany
 from deployments.in_process import LocalResponse, StageHandle
-from pipeline.errors import DeadlineExceeded, ImageFault, Overloaded, ServiceError, StageFailed
+from pipeline.engines import ModelInfo
+from pipeline.errors import DeadlineExceeded, EngineLost, ImageFault, Overloaded, ServiceError, StageFailed
 from pipeline.source import looks_like_url
 from pipeline.types import Answer, DetectOptions, OutlineOptions
 
@@ -137,6 +138,24 @@ class ScoringGraph:
         """
         await self._score_one(image, options, context, alone=True)
 
+    async def model_info(self, timeout_s: float) -> ModelInfo:
+        """What the detector runs.
+
+        Raises:
+            Overloaded: it did not answer in time, because it is busy or about to be replaced.
+            ServiceError: it cannot be asked.
+        """
+        response: Any = self._detector.info.remote()
+        try:
+            async with asyncio.timeout(timeout_s):
+                info: ModelInfo = await _result(response)
+                return info
+        except TimeoutError as error:
+            _cancel(response)
+            raise self._overloaded() from error
+        except Exception as error:
+            raise self._known(error) from error
+
     async def _score_one(
         self, image: ImageInput, options: ScoreOptions, context: RequestContext, *, alone: bool = False
     ) -> Answer:
@@ -160,7 +179,7 @@ class ScoringGraph:
             try:
                 async with turn:
                     return await self._grouper.send(parcel, size_bytes, alone=alone)
-            except (StageLost, SlowInCompany) as error:
+            except (StageLost, SlowInCompany, EngineLost) as error:
                 logger.warning("request %s: %s Trying again in %s s.", parcel.context.request_id, error, delay_s)
                 alone, turn = True, self._slow if isinstance(error, SlowInCompany) else turn
                 await asyncio.sleep(delay_s)

@@ -14,7 +14,7 @@ from ray.serve.exceptions import RayServeException
 
 from deployments.context import RequestContext
 from deployments.metrics import StageMetrics
-from pipeline.errors import ServiceError, StageFailed
+from pipeline.errors import EngineFailed, ServiceError, StageFailed
 
 Image = TypeVar("Image")
 Result = TypeVar("Result")
@@ -70,13 +70,17 @@ class Stage:
 
         Raises:
             DeadlineExceeded: the deadline passed before the work began.
-            ServiceError: what the work raised itself.
+            ServiceError: what the work raised itself; of an engine's failure its type, without what the library said.
             StageFailed: anything else the work raised; the cause is logged with the request id, not sent on.
         """
         began = time.perf_counter()
         try:
             context.check(self.name)
             yield
+        except EngineFailed as error:
+            self._metrics.failed(error.code)
+            logger.exception("request %s: stage %s failed: %s", context.request_id, self.name, error.message)
+            raise type(error)(f"The {self.name} stage failed on this image.") from error
         except ServiceError as error:
             self._metrics.failed(error.code)
             logger.info("Refused by %s, request %s: %s", self.name, context.request_id, error.code)

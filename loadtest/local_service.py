@@ -121,7 +121,9 @@ def _haproxy_of_its_own(folder: Path) -> dict[str, str]:
     files = {"CONFIG_FILE_LOC": "cfg", "SOCKET_PATH": "admin", "SERVER_STATE_FILE": "state", "METRICS_SOCKET_PATH": "metrics"}
     settings = {name: str(folder / file) for name, file in files.items()} | {"SERVER_STATE_BASE": str(folder)}
     settings |= {name: str(free_port()) for name in ("STATS_PORT", "METRICS_PORT")}
-    return {f"RAY_SERVE_HAPROXY_{name}": value for name, value in settings.items()}
+    # Ray shares the fallback's ports among all its clusters on a machine: another service would answer while this one starts.
+    fallback = {f"RAY_SERVE_FALLBACK_PROXY_{protocol}_PORT": str(free_port()) for protocol in ("HTTP", "GRPC")}
+    return fallback | {f"RAY_SERVE_HAPROXY_{name}": value for name, value in settings.items()}
 
 
 def wait_until_ready(service: LocalService, timeout_s: float = START_TIMEOUT_S) -> float:

@@ -70,11 +70,13 @@ class DecodeLimits:
         max_pixels: width times height of one image, pixels. Decoding takes 7 bytes a pixel at its peak.
         max_bytes: size of one encoded image, bytes.
         formats: Pillow format names, a subset of FORMAT_MAGIC.
+        max_pixels_at_once: a lower cap for images that are always decoded at full size, which all but JPEGs are; None: `max_pixels`.
     """
 
     max_pixels: int = 50_000_000
     max_bytes: int = 20 * 2**20
     formats: tuple[str, ...] = tuple(FORMAT_MAGIC)
+    max_pixels_at_once: int | None = None
 
     def __post_init__(self) -> None:
         unknown = set(self.formats) - set(FORMAT_MAGIC)
@@ -101,7 +103,8 @@ def decode_image(data: bytes, limits: DecodeLimits, target_size: int | None = No
     check_byte_count(len(data), limits.max_bytes)
     _silence_pillow()
     with _open(data, limits) as image:
-        check_pixel_count(image.size, limits.max_pixels)
+        at_once = None if image.format in ("JPEG", "MPO") else limits.max_pixels_at_once
+        check_pixel_count(image.size, min(limits.max_pixels, at_once or limits.max_pixels))
         try:
             _check_structure(image, data, limits)
             return _decode(image, target_size)

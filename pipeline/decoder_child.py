@@ -2,7 +2,7 @@
 
     python -m pipeline.decoder_child <socket's file descriptor> <JSON of DecoderOptions>
 
-    in    8 bytes: length, big-endian │ the encoded image
+    in    8 bytes: length, 8 bytes: max_pixels_at_once of DecodeLimits or 0, big-endian │ the encoded image
     out   4 bytes: length, big-endian │ JSON: letterbox, or error │ pixels (h, w, 3) uint8, where there is no error
 
 No pickle in either direction: whoever breaks a decoder gains a process that can only send numbers. It limits its own
@@ -18,7 +18,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import cv2
 import orjson
@@ -30,7 +30,7 @@ from pipeline.load import load_image
 from pipeline.types import LoadedImage
 
 READY = b"\1"
-REQUEST_HEAD, ANSWER_HEAD = struct.Struct("!Q"), struct.Struct("!I")
+REQUEST_HEAD, ANSWER_HEAD = struct.Struct("!QQ"), struct.Struct("!I")
 BYTES_A_PIXEL = 24
 """Most memory a pixel, and half as much again: WebP peaks at 16.5 bytes, PNG and AVIF at 8 (measured, 16 megapixels)."""
 SPARE_BYTES = 256 * 2**20
@@ -43,17 +43,18 @@ def serve(connection: socket.socket, options: DecoderOptions, load: Load = load_
     connection.sendall(READY)
     with connection.makefile("rb") as requests:
         while head := requests.read(REQUEST_HEAD.size):
-            (length,) = REQUEST_HEAD.unpack(head)
+            length, pixels_at_once = REQUEST_HEAD.unpack(head)
+            limits = replace(options.limits, max_pixels_at_once=pixels_at_once or None)
             # Its own end even when its parent is gone and cannot end it: SIGALRM's default is to kill.
             signal.setitimer(signal.ITIMER_REAL, 2 * options.timeout_s)
-            for part in _answer(requests.read(length), options, load):
+            for part in _answer(requests.read(length), limits, options.size, load):
                 connection.sendall(part)
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _answer(data: bytes, options: DecoderOptions, load: Load) -> tuple[bytes | memoryview, ...]:
+def _answer(data: bytes, limits: DecodeLimits, size: int, load: Load) -> tuple[bytes | memoryview, ...]:
     try:
-        image = load(data, options.limits, options.size)
+        image = load(data, limits, size)
     except ServiceError as error:
         return _headed({"error": type(error).__name__, "code": error.code, "message": error.message})
     except Exception as error:

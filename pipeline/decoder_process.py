@@ -71,11 +71,11 @@ class DecoderPool:
         """Process ids now."""
         return [process.pid for process in self._processes]
 
-    def load(self, data: bytes, timeout_s: float | None = None) -> LoadedImage:
+    def load(self, data: bytes, timeout_s: float | None = None, max_pixels_at_once: int | None = None) -> LoadedImage:
         """Decode and scale one image in a free process; blocks until one is free, which does not count. See DecoderProcess.load."""
         process = self._free.get()
         try:
-            return process.load(data, timeout_s)
+            return process.load(data, timeout_s, max_pixels_at_once)
         finally:
             self._free.put(process)
 
@@ -98,12 +98,13 @@ class DecoderProcess:
         """Process id; another one after a restart."""
         return self._process.pid
 
-    def load(self, data: bytes, timeout_s: float | None = None) -> LoadedImage:
+    def load(self, data: bytes, timeout_s: float | None = None, max_pixels_at_once: int | None = None) -> LoadedImage:
         """Decode and scale one image.
 
         Args:
             data: an encoded image file.
             timeout_s: less time than the options give it.
+            max_pixels_at_once: fewer pixels, as `DecodeLimits` says.
         Returns:
             The image, with `decode` (everything between the call and the answer) in its timings_ms.
         Raises:
@@ -116,7 +117,8 @@ class DecoderProcess:
         limit_s = min(timeout_s or math.inf, self._options.timeout_s)
         started = time.monotonic()
         try:
-            letterbox, pixels = self._exchange(data, started + limit_s)
+            head = REQUEST_HEAD.pack(len(data), max_pixels_at_once or 0)
+            letterbox, pixels = self._exchange(head, data, started + limit_s)
         except TimeoutError as error:
             self._replace()
             raise DecoderTimeout(f"The image took more than {limit_s:g} s to decode (image_loader.decode_timeout_s).") from error
@@ -151,8 +153,8 @@ class DecoderProcess:
             logger.error("a decoder process does not start (%s); its standard error says why", self._replace())
             raise StageFailed("The service cannot decode images now.") from error
 
-    def _exchange(self, data: bytes, deadline: float) -> tuple[Letterbox, np.ndarray]:
-        for part in (REQUEST_HEAD.pack(len(data)), data):
+    def _exchange(self, head: bytes, data: bytes, deadline: float) -> tuple[Letterbox, np.ndarray]:
+        for part in (head, data):
             self._socket.settimeout(_remaining_s(deadline))
             self._socket.sendall(part)
         (length,) = ANSWER_HEAD.unpack(self._receive(ANSWER_HEAD.size, deadline))

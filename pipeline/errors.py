@@ -159,11 +159,15 @@ class StageFailed(ServiceError):
     """A stage died or raised something nobody foresaw. The cause is in the log, never in the answer."""
 
 
-class EngineOutOfMemory(StageFailed):
+class EngineFailed(StageFailed):
+    """The network's engine or device failed. The message is for the operator, and says what the library said."""
+
+
+class EngineOutOfMemory(EngineFailed):
     """The batch was too large for the device's memory; a smaller one may fit."""
 
 
-class EngineLost(StageFailed):
+class EngineLost(EngineFailed):
     """The device failed for good, as far as this process is concerned: its replica must be replaced."""
 
 

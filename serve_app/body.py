@@ -12,7 +12,12 @@ from starlette.requests import Request
 from pipeline.errors import DeadlineExceeded, InvalidRequest, LimitExceeded, Overloaded, UnsupportedMediaType
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
-
+EARLIER, MOST_EARLIER_S = 0.05, 0.5
+"""How much earlier than the client's deadline the service answers: this share of it, seconds at most."""
+MOST_SILENCE_S = 10.0
+"""A body of which nothing comes for so long has stalled."""
+MOST_BODIES = 512
+"""Bodies at a time, however small: each counts for its share of the budget at least."""
 
 Hold = Callable[[int], None]
 
@@ -20,7 +25,9 @@ Hold = Callable[[int], None]
 class BodyBudget:
     """Bytes of all bodies that an ingress replica reads or holds.
 
-    Without it, uploads that stall before their end would fill the memory long before they are admitted as images.
+    Without it, uploads that stall before their end would fill the memory long before they are admitted as images. What was only
+    announced does not count: a few idle clients would keep everybody out. But each body counts for a little from the start, so that
+    there is an end to their number before they hold all requests that Ray lets into a replica.
 
     Args:
         max_bytes: of all together.
@@ -29,11 +36,16 @@ class BodyBudget:
 
     def __init__(self, max_bytes: int, refusal: Callable[[], Overloaded]) -> None:
         self._left = max_bytes
+        self._least = max_bytes // MOST_BODIES
         self._refusal = refusal
 
     @contextmanager
     def share(self) -> Iterator[Hold]:
-        """One request's share, given back at the end; yields what raises it to so many bytes, or raises the refusal."""
+        """One request's share, given back at the end; yields what raises it to so many bytes.
+
+        Raises:
+            Overloaded: there is no room; from what is yielded, too.
+        """
         held = 0
 
         def hold(count: int) -> None:
@@ -44,6 +56,7 @@ class BodyBudget:
             self._left -= more
             held += more
 
+        hold(self._least)
         try:
             yield hold
         finally:
@@ -57,11 +70,11 @@ async def read_json_body(request: Request, max_bytes: int, timeout_s: float, hol
         request: not read yet.
         max_bytes: largest body.
         timeout_s: longest time for all of it, seconds; a body that drips does not hold its place for longer.
-        hold: takes the bytes out of the replica's budget, as soon as their number is known.
+        hold: takes the bytes out of the replica's budget, as they come.
     Raises:
         UnsupportedMediaType: the content type is not JSON.
         LimitExceeded: larger than `max_bytes`; raised from Content-Length before reading, else as soon as it is passed.
-        DeadlineExceeded: not all there in time.
+        DeadlineExceeded: not all there in time, or nothing came for `MOST_SILENCE_S`.
         Overloaded: from `hold`.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -72,7 +85,6 @@ async def read_json_body(request: Request, max_bytes: int, timeout_s: float, hol
         length = int(declared[:20])  # Python refuses numbers of thousands of digits
         if length > max_bytes:
             raise _too_large(max_bytes)
-        hold(length)
     try:
         async with asyncio.timeout(timeout_s):
             return await _read(request, max_bytes, hold)
@@ -82,16 +94,21 @@ async def read_json_body(request: Request, max_bytes: int, timeout_s: float, hol
 
 async def _read(request: Request, max_bytes: int, hold: Hold) -> bytearray:
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
-        hold(len(body))
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(MOST_SILENCE_S) as silence:
+        async for chunk in request.stream():
+            silence.reschedule(loop.time() + MOST_SILENCE_S)
+            body += chunk
+            if len(body) > max_bytes:
+                raise _too_large(max_bytes)
+            hold(len(body))
     return body
 
 
 def requested_timeout_s(request: Request) -> float | None:
-    """The client's own deadline from its header, seconds; None when it names none.
+    """The client's own deadline from its header, seconds, or a little less; None when it names none.
+
+    Ray Serve reads the header, too, began to count before us, and would answer without ids, and uncounted.
 
     Raises:
         InvalidRequest: not a positive number.
@@ -105,7 +122,7 @@ def requested_timeout_s(request: Request) -> float | None:
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds > 0):
         raise InvalidRequest(f"Header {TIMEOUT_HEADER} must be a positive number of seconds.")
-    return seconds
+    return seconds - min(EARLIER * seconds, MOST_EARLIER_S)
 
 
 def _too_large(max_bytes: int) -> LimitExceeded:

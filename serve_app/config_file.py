@@ -1,27 +1,42 @@
 """Checks a serve_config.yaml before Ray Serve sees it: unknown keys, contradictions, an open door.
 
-    python -m serve_app.config_file serve_config.yaml
+    python -m serve_app.config_file serve_config.yaml [--ports]
+
+With --ports also: whether this machine's ports that it needs are free, which `make serve` asks.
 
 Ray Serve 2.60 drops most unknown keys without a word and lays two entries for a deployment over one another; here both are errors.
 """
 
 import argparse
+import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from ray.serve._private.constants import DEFAULT_HTTP_PORT
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import HTTPOptionsSchema, ServeDeploySchema
 
 from deployments.detector import Detector
+from deployments.image_loader import ImageLoader
 from deployments.ingress import Ingress
 from pipeline.errors import ConfigurationError
+from pipeline.zoo import locate, official_urls
 from serve_app.exposure import check_certificates, check_exposure
 from serve_app.settings import Settings
 
 BUILDER = "serve_app.app:build_app"
+CHECKPOINT_SUFFIXES = (".pth", ".safetensors")
+HAPROXY_PORTS = {
+    "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
+    "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
+}
+"""Environment variables of Ray Serve and their defaults. The last is where HAProxy sends requests while there is no Ingress. Ray shares
+that port: of two services on one machine, one would answer for the other, past its keys."""
 STAGES = ("Ingress", "ImageLoader", "Detector", "Polygonizer")
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -35,7 +50,7 @@ def check_config(path: Path) -> list[Settings]:
         ConfigurationError: what is wrong and where.
     """
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoKeyTwice)
     except (OSError, yaml.YAMLError) as error:
         raise ConfigurationError(f"cannot be read: {error}") from error
     _check_keys(document, ServeDeploySchema, "")
@@ -46,6 +61,19 @@ def check_config(path: Path) -> list[Settings]:
     return [_check_application(app, schema.http_options) for app in ours]
 
 
+class _NoKeyTwice(yaml.SafeLoader):
+    """YAML whose mappings hold each key once; PyYAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise ConfigurationError(f"line {key_node.start_mark.line + 1}: {key} stands twice in one section")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
 def _is_ours(import_path: str) -> bool:
     """Ray takes a dot as well as a colon before the name."""
     return import_path.replace(":", ".") == BUILDER.replace(":", ".")
@@ -53,6 +81,7 @@ def _is_ours(import_path: str) -> bool:
 
 def _check_application(app: dict[str, Any], http: HTTPOptionsSchema) -> Settings:
     settings = _validated(Settings, app.get("args") or {}, "args")
+    _check_model(settings.model.name)
     entries = app.get("deployments") or []
     for entry in entries:
         _check_name(entry["name"], settings)
@@ -62,7 +91,9 @@ def _check_application(app: dict[str, Any], http: HTTPOptionsSchema) -> Settings
         twice = sorted(name for name in deployments if names.count(name) > 1)
         raise ConfigurationError(f"deployments: more than one entry for {', '.join(twice)}; Ray would lay them over one another")
     _check_ongoing(deployments, settings)
+    _check_admission(deployments.get("Ingress", {}), settings)
     _check_autoscaling(deployments, settings)
+    _check_urls(deployments, settings)
     _check_timeout(http.request_timeout_s, settings)
     check_exposure(http.host, settings.ingress.auth)
     check_certificates(http.ssl_certfile)
@@ -78,10 +109,62 @@ def _check_name(name: str, settings: Settings) -> None:
         )
 
 
+def _check_model(name: str) -> None:
+    """A typing error in a name would be found by a replica, which starts again and again."""
+    if name not in official_urls() and Path(name).suffix not in CHECKPOINT_SUFFIXES:
+        locate(name)
+
+
+def _check_admission(ingress: dict[str, Any], settings: Settings) -> None:
+    """What Ray does not let in waits without an answer, probes as well."""
+    ongoing, images = ingress.get("max_ongoing_requests", _default("Ingress")), settings.ingress.max_images_in_flight
+    if ongoing <= images:
+        raise ConfigurationError(
+            f"deployments[Ingress]: max_ongoing_requests ({ongoing}) must be above args.ingress.max_images_in_flight ({images}): "
+            "requests beyond it wait unanswered, health probes too, instead of being refused"
+        )
+
+
+def _check_urls(deployments: dict[str, dict[str, Any]], settings: Settings) -> None:
+    """Each URL holds a call at an ImageLoader for as long as its host takes: slow ones must not take all calls."""
+    if settings.layout == "together":
+        return
+    ingresses, loader = _replicas(deployments.get("Ingress", {}))[1], deployments.get("ImageLoader", {})
+    calls = _replicas(loader)[0] * loader.get("max_ongoing_requests", _default("ImageLoader"))
+    if ingresses * settings.ingress.max_urls_under_way >= calls:
+        raise ConfigurationError(
+            f"args.ingress.max_urls_under_way ({settings.ingress.max_urls_under_way}) at {ingresses} ingress replica(s) can take all "
+            f"{calls} calls that the ImageLoaders answer at a time (fewest replicas x max_ongoing_requests): slow URLs would hold up "
+            "every other image"
+        )
+
+
+def _replicas(deployment: dict[str, Any]) -> tuple[int, int]:
+    """Fewest and most replicas."""
+    if scaled := _autoscaling(deployment):
+        return scaled.min_replicas, scaled.max_replicas
+    count = deployment.get("num_replicas") or 1
+    return count, count
+
+
+def _autoscaling(deployment: dict[str, Any]) -> AutoscalingConfig | None:
+    """As Ray reads it: `num_replicas: auto` is autoscaling with other defaults."""
+    given = deployment.get("autoscaling_config") or {}
+    if deployment.get("num_replicas") == "auto":
+        given = AutoscalingConfig.default().model_dump(exclude_unset=True) | given
+    return _validated(AutoscalingConfig, given, f"deployments[{deployment['name']}].autoscaling_config") if given else None
+
+
+def _default(name: str) -> int:
+    """A deployment's max_ongoing_requests where the file does not give it."""
+    known: dict[str, Any] = {"Ingress": Ingress, "ImageLoader": ImageLoader, "Detector": Detector}
+    return int(known[name].max_ongoing_requests)
+
+
 def _check_ongoing(deployments: dict[str, dict[str, Any]], settings: Settings) -> None:
     """A replica that batches must be handed two batches at once: one runs, the next gathers."""
-    batching: Any = Ingress if settings.layout == "together" else Detector  # Any: Ray types a decorated class as the class itself
-    name, default = batching.name, batching.max_ongoing_requests
+    name = "Ingress" if settings.layout == "together" else "Detector"
+    default = _default(name)
     ongoing = deployments.get(name, {}).get("max_ongoing_requests", default)
     needed = 2 * settings.detector.max_batch
     if ongoing < needed:
@@ -102,15 +185,8 @@ def _check_timeout(request_timeout_s: float | None, settings: Settings) -> None:
 
 def _check_autoscaling(deployments: dict[str, dict[str, Any]], settings: Settings) -> None:
     """A stage whose target is more calls than the ingresses ever have under way would stay at its fewest replicas, in silence."""
-    scaled = {
-        name: _validated(AutoscalingConfig, deployment["autoscaling_config"], f"deployments[{name}].autoscaling_config")
-        for name, deployment in deployments.items()
-        if deployment.get("autoscaling_config")
-    }
-    ingress = deployments.get("Ingress", {})
-    ingresses = (ingress.get("autoscaling_config") or {}).get("max_replicas") or ingress.get("num_replicas") or 1
-    if not isinstance(ingresses, int):
-        return
+    scaled = {name: config for name, deployment in deployments.items() if (config := _autoscaling(deployment))}
+    ingresses = _replicas(deployments.get("Ingress", {}))[1]
     groups = settings.ingress.groups
     for name, wanted in scaled.items():
         if name == "Ingress":
@@ -158,16 +234,55 @@ def _validated(model: type[Model], section: Any, place: str) -> Model:
         raise ConfigurationError(f"{where}: {fault['msg']}") from error
 
 
+def check_ports(http: dict[str, Any]) -> None:
+    """Try the ports that the service and its HAProxy listen on; with another service there, this one would start in vain.
+
+    Args:
+        http: the file's `http_options`.
+    Raises:
+        ConfigurationError: one is taken; what changes it.
+    """
+    wanted = {"http_options.port": int(http.get("port", DEFAULT_HTTP_PORT))}
+    wanted |= {name: int(os.environ.get(name, port)) for name, port in HAPROXY_PORTS.items()}
+    for setting, port in wanted.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                raise ConfigurationError(
+                    f"port {port} is taken on this machine ({error.strerror}): end what listens there, or choose another {setting}"
+                ) from error
+
+
+def _absent_files(settings: Settings) -> list[Path]:
+    """Files that the settings name and that are not here; they may be elsewhere."""
+    model = Path(settings.model.name)
+    named = [model if model.suffix in CHECKPOINT_SUFFIXES else None, settings.ingress.auth.keys_file]
+    return [path for path in named if path is not None and not path.expanduser().exists()]
+
+
 def main() -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m serve_app.config_file", description=__doc__.splitlines()[0])
     parser.add_argument("path", type=Path)
-    path = parser.parse_args().path
+    parser.add_argument(
+        "--ports", action="store_true", help="also check that this machine's ports that the service needs are free"
+    )
+    args = parser.parse_args()
+    path: Path = args.path
     try:
         applications = check_config(path)
+        if args.ports:
+            check_ports(yaml.safe_load(path.read_text(encoding="utf-8")).get("http_options") or {})
     except ConfigurationError as error:
         print(f"{path}: {error.message}", file=sys.stderr)
         return 1
+    for settings in applications:
+        for absent in _absent_files(settings):
+            print(
+                f"{path}: note: {absent} is not on this machine; it must be on every node that runs the service", file=sys.stderr
+            )
     print(f"{path}: good; model {', '.join(settings.model.name for settings in applications)}")
     return 0
 

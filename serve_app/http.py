@@ -10,6 +10,7 @@ GET  /swagger.json  /openapi.json  /docs
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -68,12 +69,15 @@ def _add_score(app: FastAPI, ingress: Ingress, limits: IngressSettings) -> None:
     @app.post("/score", **SCORE_ROUTE_DOCS)
     async def score(request: Request) -> Response:
         """Segment the images of a request."""
-        with budget.share() as hold:
+        with ExitStack() as held:
             with ingress.errors_counted():
+                hold = held.enter_context(budget.share())
                 ingress.check_room()
                 context = ingress.context(requested_timeout_s(request), request.state.request_id)
-                body = await read_json_body(request, int(limits.max_body_mb * 1e6), context.remaining_s, hold)
-                scoring = parse_score_request(body, limits.max_images_per_request)
+                scoring = parse_score_request(  # nothing keeps the body: its images are in the result
+                    await read_json_body(request, int(limits.max_body_mb * 1e6), context.remaining_s, hold),
+                    limits.max_images_per_request,
+                )
             answers = await ingress.score_images(scoring.images, scoring.params, context, encoded=True)
         return score_response(answers)
 

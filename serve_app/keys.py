@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hmac
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import ConfigurationError, Unauthorized
+
+logger = logging.getLogger("ray.serve")
 
 
 class KeyRing:
@@ -21,12 +24,13 @@ class KeyRing:
     """
 
     def __init__(self, keys_env: Sequence[str] = (), keys_file: Path | None = None) -> None:
-        missing = [name for name in keys_env if not os.environ.get(name)]
+        missing = [name for name in keys_env if not os.environ.get(name, "").strip()]
         if missing:
             raise ConfigurationError(f"ingress.auth.keys_env: environment variable(s) not set or empty: {', '.join(missing)}.")
         self._from_env = tuple(os.environ[name].strip().encode() for name in keys_env)
         self._file = keys_file
         self._file_stamp: tuple[int, int, int] | None = None
+        self._file_fault = ""
         self._from_file: tuple[bytes, ...] = ()
         if keys_file is not None and not self._read_file():
             raise ConfigurationError(f"ingress.auth.keys_file: {keys_file} cannot be read or holds no key.")
@@ -57,6 +61,7 @@ class KeyRing:
         """Read the file if it changed; on a fault keep the keys that were. True when there are keys."""
         if self._file is None:
             return False
+        fault = ""
         try:
             stat = self._file.stat()
             stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
@@ -65,6 +70,11 @@ class KeyRing:
                 keys = tuple(line.encode() for line in lines if line and not line.startswith("#"))
                 if keys:
                     self._from_file, self._file_stamp = keys, stamp
-        except (OSError, UnicodeDecodeError):
-            return bool(self._from_file)
+                else:
+                    fault = "holds no key"
+        except (OSError, UnicodeDecodeError) as error:
+            fault = f"cannot be read ({type(error).__name__})"
+        if fault and fault != self._file_fault and self._from_file:
+            logger.warning("the keys file %s %s: the last keys stay valid; to revoke them, write others", self._file, fault)
+        self._file_fault = fault
         return bool(self._from_file)

@@ -17,6 +17,9 @@ from serve_app.answers import error_response
 
 FIRST_ERROR_STATUS = 400
 
+KEPT = frozenset({"x-request-id", "retry-after"})
+"""Headers of a replaced answer that stay."""
+
 READ_BY_RAY = frozenset(
     "x-request-id x-request-timeout-seconds x-request-disconnect-disabled x-session-id serve-multiplexed-model-id traceparent".split()
 )
@@ -45,7 +48,11 @@ class JsonErrors:
                 answered = True
                 replaced = _is_foreign_error(message)
                 if replaced:
-                    await error_response(_error_of(message["status"]))(scope, receive, send)
+                    answer = error_response(_error_of(message["status"]))
+                    answer.headers.update(
+                        {name: value for name, value in Headers(raw=message["headers"]).items() if name in KEPT}
+                    )
+                    await answer(scope, receive, send)
             if not replaced:
                 await send(message)
 

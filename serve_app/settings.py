@@ -12,13 +12,15 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.address_policy import is_well_formed_host
+
 EMBEDDED_MODEL = "rtmdet-ins_nano_person"
 
 
 class StrictModel(BaseModel):
-    """Refuses unknown keys, so that a typing error in the YAML is an error and not a default."""
+    """Refuses unknown keys, so that a typing error in the YAML is an error and not a default; and infinite numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class ModelSettings(StrictModel):
@@ -82,6 +84,12 @@ class IngressSettings(StrictModel):
     auth: AuthSettings = AuthSettings()
 
 
+def _host(text: str) -> str:
+    if not is_well_formed_host(text.lower().removeprefix(".")):
+        raise ValueError(f"{text!r} is no host name; wanted is one as it stands in URLs, without scheme, port, path or *")
+    return text
+
+
 def _network(text: str) -> str:
     try:
         ipaddress.ip_network(text)
@@ -98,8 +106,10 @@ class FetchSettings(StrictModel):
     total_timeout_s: float = Field(10.0, gt=0, description="Everything together, redirects and retries too, seconds.")
     max_redirects: int = Field(3, ge=0)
     retries: int = Field(1, ge=0, description="Extra tries after errors that a retry can help.")
-    allowed_ports: list[int] = Field([80, 443, 8080, 8443])
-    allowed_hosts: list[str] = Field([], description="Host names whose private addresses may be fetched.")
+    allowed_ports: list[Annotated[int, Field(ge=1, le=65_535)]] = Field([80, 443, 8080, 8443])
+    allowed_hosts: list[Annotated[str, AfterValidator(_host)]] = Field(
+        [], description="Host names whose private addresses may be fetched; with a dot in front all below it."
+    )
     allowed_networks: list[Annotated[str, AfterValidator(_network)]] = Field(
         [], description="CIDR networks that may be fetched although private, e.g. 10.2.0.0/16."
     )

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import time
 
 import pytest
 
@@ -170,6 +171,36 @@ async def test_expected_time_follows_the_pace():
     await asyncio.sleep(0.001)
     assert 0.1 < grouper.expected_s(20) < 0.6
     await senders
+
+
+async def test_items_that_got_nothing_say_nothing_about_the_pace():
+    """Refused ones are quick, given-up ones are not done: a service that does nothing else has no pace."""
+    grouper = Grouper(Carrier(0.01), GroupLimits(max_items=4, max_under_way=1))
+    await asyncio.gather(*(grouper.send(f"bad {number}") for number in range(40)), return_exceptions=True)
+    given_up = [asyncio.create_task(grouper.send(number)) for number in range(40)]
+    await asyncio.sleep(0.02)
+    for task in given_up:
+        task.cancel()
+    await asyncio.gather(*given_up, return_exceptions=True)
+    senders = asyncio.gather(*(grouper.send(number) for number in range(8)))
+    await asyncio.sleep(0)
+    assert grouper.expected_s(100) == 0
+    await senders
+
+
+async def test_the_pace_of_a_slow_service(monkeypatch):
+    """Its groups are overdue all the time, which does not make it look idle in between."""
+    monkeypatch.setattr(grouping, "PATIENCE_S", 0.05)
+    carrier = Carrier(0.1)
+    grouper = Grouper(carrier, GroupLimits(max_items=4, max_under_way=1))
+    began, senders = time.monotonic(), [asyncio.create_task(grouper.send(number)) for number in range(200)]
+    await asyncio.sleep(1)
+    done = sum(task.done() for task in senders)
+    seconds_an_item = grouper.expected_s(0) / (200 - done)
+    assert seconds_an_item > 0.8 * (time.monotonic() - began) / done
+    for task in senders:
+        task.cancel()
+    await asyncio.gather(*senders, return_exceptions=True)
 
 
 async def test_items_sent_alone_say_nothing_about_the_pace():

@@ -63,3 +63,35 @@ async def test_nobody_waits_for_a_slow_neighbour(loader):
     assert isinstance(ended, DecoderTimeout)
     assert time.monotonic() - began >= TIMEOUT_S
     assert isinstance((await load(loader, jpeg()))[0], LoadedImage)
+
+
+async def test_large_images_go_back_before_they_are_decoded(loader, monkeypatch):
+    """A few bytes may be as many pixels as are allowed. JPEGs are decoded at a part of their size."""
+    monkeypatch.setattr(image_loader, "COMPANY_PIXELS", 48 * 64 - 1)
+    image = Image.fromarray(np.full((48, 64, 3), 90, np.uint8))
+    image.save(file := io.BytesIO(), "PNG")
+    large, good, broken = await load(loader, file.getvalue(), jpeg(), b"no image")
+    assert isinstance(large, SlowInCompany)
+    assert isinstance(good, LoadedImage)
+    assert isinstance(broken, ImageError)
+    assert isinstance((await load(loader, file.getvalue()))[0], LoadedImage)
+
+
+def test_slow_images_of_one_call_share_their_time(monkeypatch):
+    """Eight of them do not take eight times as long as one."""
+    monkeypatch.setattr(image_loader, "COMPANY_S", 0.1)
+    monkeypatch.setattr(image_loader, "SCARCE_S", 0.02)
+    limits_s = []
+
+    class Hanging:
+        def load(self, _data, limit_s, _max_pixels):
+            limits_s.append(limit_s)
+            time.sleep(limit_s)
+            raise DecoderTimeout("too slow")
+
+    company = image_loader._Company(0.2)
+    for _ in range(8):
+        with pytest.raises(SlowInCompany):
+            company.load(Hanging(), b"", 1)
+    assert limits_s[0] == 0.1
+    assert limits_s[2:] == [0.02] * 6

@@ -74,6 +74,19 @@ async def test_errors_are_counted_once_by_their_code(ingress):
     assert counted == {"overloaded": 4, "too_many_images": 5, "invalid_request": 1}
 
 
+async def test_the_model_is_asked_for_once(ingress):
+    """It cannot change under a running ingress."""
+    asked = []
+
+    async def model_info(timeout_s):
+        asked.append(timeout_s)
+        return "model"
+
+    ingress._graph = SimpleNamespace(model_info=model_info)
+    assert [await ingress.model_info() for _ in range(3)] == ["model"] * 3
+    assert asked == [5.0]
+
+
 async def test_no_images_are_no_load(ingress):
     """Nothing to refuse, nothing to count: Ray's counters raise on a 0."""
     assert await score(ingress, []) == []

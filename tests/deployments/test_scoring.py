@@ -11,7 +11,7 @@ from deployments import scoring
 from deployments.context import RequestContext
 from deployments.image_loader import SlowInCompany
 from deployments.scoring import ScoreOptions, ScoringGraph
-from pipeline.errors import DeadlineExceeded, ImageError, ImageFault, Overloaded, ServiceError, StageFailed
+from pipeline.errors import DeadlineExceeded, EngineLost, ImageError, ImageFault, Overloaded, ServiceError, StageFailed
 from pipeline.types import DetectOptions, OutlineOptions
 
 
@@ -111,6 +111,35 @@ async def test_a_lost_replica_is_tried_again(error):
     stages = FakeStages(lambda image, attempt: error if attempt < 3 else image)
     assert await graph(stages).score(["a"], options(), context()) == ["a"]
     assert stages.attempts["a"] == 3
+
+
+async def test_a_lost_card_is_tried_again():
+    """Its replica fails fast and therefore looks idle until Ray replaces it: another one may well score the image."""
+    stages = FakeStages(lambda image, attempt: EngineLost("gone") if attempt < 3 else image)
+    assert await graph(stages).score(["a"], options(), context()) == ["a"]
+
+
+async def test_the_model_that_nobody_names():
+    """A detector that does not answer is a refusal in time; one that fails, an error of ours."""
+
+    class Silent:
+        def remote(self):
+            return FakeResponse(lambda: asyncio.sleep(60))
+
+    class Lost:
+        def remote(self):
+            async def work():
+                raise ray_exceptions.ActorDiedError()
+
+            return FakeResponse(work)
+
+    stages = FakeStages(None)
+    stages.info = Silent()
+    with pytest.raises(Overloaded):
+        await graph(stages).model_info(0.01)
+    stages.info = Lost()
+    with pytest.raises(StageFailed):
+        await graph(stages).model_info(1)
 
 
 async def test_a_wrapped_lost_replica_is_tried_again():

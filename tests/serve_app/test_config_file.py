@@ -1,12 +1,14 @@
 """serve_config.yaml: the shipped file is good, and mistakes Ray Serve would swallow are errors."""
 
+import socket
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from pipeline.errors import ConfigurationError
-from serve_app.config_file import check_config
+from serve_app.config_file import HAPROXY_PORTS, check_config, check_ports, main
 
 SHIPPED = Path(__file__).parents[2] / "serve_config.yaml"
 
@@ -107,6 +109,18 @@ INGRESS, LOADER, DETECTOR = ([*APP, "deployments", index] for index in range(3))
             [*ARGS, "image_loader"], "fetch", {"allowed_networks": ["10.0.0.0/33"]}, r"10\.0\.0\.0/33", id="no such mask"
         ),
         pytest.param([*ARGS, "image_loader"], "fetch", {"allowed_networks": ["intranet"]}, "'intranet'", id="name for a network"),
+        pytest.param(
+            [*ARGS, "image_loader"], "fetch", {"allowed_hosts": ["https://a.example/"]}, "no host name", id="URL for a host"
+        ),
+        pytest.param([*ARGS, "image_loader"], "fetch", {"allowed_hosts": ["*.a.example"]}, "no host name", id="star for a host"),
+        pytest.param([*ARGS, "image_loader"], "fetch", {"allowed_ports": [0]}, r"allowed_ports\.0", id="no such port"),
+        pytest.param([*ARGS, "ingress"], "max_body_mb", float("inf"), r"args\.ingress\.max_body_mb: .*finite", id="infinite"),
+        pytest.param([*ARGS, "ingress"], "max_urls_under_way", 64, "slow URLs would hold up", id="URLs could take all loaders"),
+        pytest.param([*ARGS, "model"], "name", "rtmdet-ins_nano_persn", "neither a known model", id="model name"),
+        pytest.param(
+            [*APP, "deployments", 0], "max_ongoing_requests", 256, "must be above .*max_images_in_flight", id="admission by Ray"
+        ),
+        pytest.param(DETECTOR, "num_replicas", "auto", "100 replicas are never reached", id="autoscaling by its other name"),
         pytest.param(["http_options"], "host", "0.0.0.0", "no keys are set", id="open to the world"),
         pytest.param(APP, "import_path", "serve_app.ap:build_app", "nothing to check: .*serve_app.app:build_app", id="not ours"),
     ],
@@ -178,6 +192,38 @@ def test_open_address_with_keys_or_leave(tmp_path, document, auth):
     document["http_options"]["host"] = "0.0.0.0"
     document["applications"][0]["args"]["ingress"]["auth"] = auth
     assert check_config(write(tmp_path, document))
+
+
+def test_a_key_that_stands_twice(tmp_path):
+    """YAML would take the last, in silence."""
+    text = SHIPPED.read_text(encoding="utf-8").replace("max_batch: 8 ", "max_batch: 8\n        max_batch: 16 ")
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=r"line \d+: max_batch stands twice"):
+        check_config(path)
+
+
+def test_files_that_are_elsewhere_are_mentioned(tmp_path, document, monkeypatch, capsys):
+    """The check may run on another machine than the service: a note, no error."""
+    document["applications"][0]["args"]["model"]["name"] = str(tmp_path / "mine.pth")
+    monkeypatch.setattr(sys, "argv", ["config_file", str(write(tmp_path, document))])
+    assert main() == 0
+    assert "mine.pth is not on this machine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("setting", ["http_options.port", *HAPROXY_PORTS])
+def test_ports_that_are_taken(monkeypatch, setting):
+    """By their setting; free ones are good, and so is the port of a connection that ended a moment ago."""
+    with socket.socket() as one, socket.socket() as other:
+        for free in (one, other):
+            free.bind(("127.0.0.1", 0))
+        port, other_port = one.getsockname()[1], other.getsockname()[1]
+    for name in HAPROXY_PORTS:
+        monkeypatch.setenv(name, str(port if name == setting else other_port))
+    http = {"port": port if setting == "http_options.port" else other_port}
+    check_ports(http)
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(ConfigurationError, match=rf"port {port} is taken.*{setting}"):
+        check_ports(http)
 
 
 def test_unreadable_file(tmp_path):

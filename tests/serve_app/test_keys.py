@@ -34,8 +34,8 @@ def test_wrong_or_missing_key(monkeypatch, header):
     assert "three" not in caught.value.message
 
 
-def test_file_rotates_without_restart(tmp_path):
-    """A changed file is read again; an emptied or removed one keeps the keys that were."""
+def test_file_rotates_without_restart(tmp_path, caplog):
+    """A changed file is read again; an emptied or removed one keeps the keys that were, and the log says so once."""
     file = tmp_path / "keys"
     file.write_text("# primary\nold\n\nsecond\n")
     ring = KeyRing(keys_file=file)
@@ -44,15 +44,23 @@ def test_file_rotates_without_restart(tmp_path):
     ring.check("Bearer brand-new")
     with pytest.raises(Unauthorized):
         ring.check("Bearer old")
+    assert not caplog.records
     os.truncate(file, 0)
-    ring.check("Bearer brand-new")
+    for _ in range(2):
+        ring.check("Bearer brand-new")
     file.unlink()
     ring.check("Bearer brand-new")
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert all("stay valid" in record.message for record in caplog.records)
+    assert "brand-new" not in caplog.text
 
 
 def test_a_source_without_keys_refuses_to_start(tmp_path, monkeypatch):
     """A configured source that holds nothing would lock everybody out, or nobody: refused."""
     monkeypatch.delenv("NOWHERE", raising=False)
+    with pytest.raises(ConfigurationError, match="NOWHERE"):
+        KeyRing(["NOWHERE"])
+    monkeypatch.setenv("NOWHERE", "  ")
     with pytest.raises(ConfigurationError, match="NOWHERE"):
         KeyRing(["NOWHERE"])
     empty = tmp_path / "keys"

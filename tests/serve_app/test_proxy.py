@@ -31,6 +31,15 @@ async def test_the_rest_passes(answer):
     assert (response.status_code, response.content) == (answer.status_code, answer.body)
 
 
+async def test_ids_and_waits_stay():
+    """What Ray says about a request that it ended; nothing else of its headers."""
+    headers = {"x-request-id": "abc", "retry-after": "7", "x-internal": "a"}
+    response = await ask(PlainTextResponse("busy", status_code=503, headers=headers))
+    assert (response.headers["x-request-id"], response.headers["retry-after"]) == ("abc", "7")
+    assert "x-internal" not in response.headers
+    assert response.headers["content-type"] == "application/json"
+
+
 async def test_no_answer_is_a_500():
     """A replica that died without a word."""
 
