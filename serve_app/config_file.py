@@ -80,6 +80,7 @@ def _is_ours(import_path: str) -> bool:
 
 
 def _check_application(app: dict[str, Any], http: HTTPOptionsSchema) -> Settings:
+    _check_keys(app.get("args") or {}, Settings, "args")
     settings = _validated(Settings, app.get("args") or {}, "args")
     _check_model(settings.model.name)
     entries = app.get("deployments") or []

@@ -89,7 +89,9 @@ INGRESS, LOADER, DETECTOR = ([*APP, "deployments", index] for index in range(3))
             [*APP, "deployments"], 2, "Detector", r"deployments\[2\]: expected a mapping, got 'Detector'", id="no mapping"
         ),
         pytest.param(DETECTOR, "max_ongoing_requests", 9, "cannot fill batches of 8; at least 16", id="too little concurrency"),
-        pytest.param([*ARGS, "detector"], "max_bach", 8, r"args\.detector\.max_bach", id="our setting"),
+        pytest.param(
+            [*ARGS, "detector"], "max_bach", 8, r"args\.detector: unknown key\(s\) max_bach; known: .*max_batch", id="our setting"
+        ),
         pytest.param([*ARGS, "detector"], "max_batch", 0, r"args\.detector\.max_batch", id="value out of range"),
         pytest.param([*ARGS, "ingress"], "max_images_in_flight", 5, "max_images_in_flight", id="limits that contradict"),
         pytest.param(
