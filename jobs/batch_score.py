@@ -213,12 +213,23 @@ def _count(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.batch_score", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.batch_score",
+        description=(__doc__ or "").splitlines()[0],
+        epilog="The exit status is 0 where every photo has its line, though those of bad photos hold an error instead of objects; "
+        "1 where it was stopped or a request failed for good: the same command tries again what has no line; "
+        "2 where arguments or input are wrong.",
+    )
     add = parser.add_argument
     add("source", type=Path, help="folder of photos, or CSV with a column `image` of paths or URLs (the service fetches those)")
     add("--url", type=base_url, required=True, help="a running service, e.g. http://127.0.0.1:8000")
     add("--key-env", type=key_from, metavar="NAME", help="environment variable that holds the key")
-    add("--output", type=Path, required=True, help="JSON lines; what is in it already is not scored again")
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        help="JSON lines; what is in it already is not scored again; missing folders are made",
+    )
     add("--concurrency", type=_count, default=8, help="requests under way at once (default: %(default)s)")
     add("--images-per-request", type=_count, default=8, help="(default: %(default)s)")
     add("--score-threshold", type=float, help="keep scores above this, 0..1 (default: the service's)")

@@ -1,7 +1,7 @@
 """Measure a model: COCO box and mask AP, and AzureML's VOC-style metrics, on the same predictions.
 
     python -m jobs.evaluate --annotations val.json --images photos/ --checkpoint model.safetensors
-    python -m jobs.evaluate --annotations val.json --images photos/ --checkpoint model.safetensors --engine openvino
+    python -m jobs.evaluate --annotations val.json --images photos/ --checkpoint rtmdet-ins_nano_person --engine openvino
     python -m jobs.evaluate --annotations val.json --images photos/ --url http://127.0.0.1:8000
     python -m jobs.evaluate --annotations val.json --images photos/ --results results.json
 
@@ -22,6 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from jobs.command_line import faults_in_a_line
 from jobs.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.metrics_coco import STATISTICS, coco_metrics
 from jobs.metrics_voc import voc_metrics
@@ -31,7 +32,7 @@ from jobs.service_client import base_url, key_from
 from pipeline.allocator import keep_freed_memory
 from pipeline.checkpoints import load_checkpoint
 from pipeline.engines import EngineOptions
-from pipeline.errors import ServiceError
+from pipeline.zoo import locate
 
 
 def measure(truth: dict[str, Any], predictions: CocoResults) -> dict[str, Any]:
@@ -61,25 +62,24 @@ def as_table(metrics: dict[str, Any]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
+@faults_in_a_line("jobs.evaluate", AnnotationsError, status=2)
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry."""
     options = _parser().parse_args(argv)
     keep_freed_memory()
-    try:
-        for file in filter(None, (options.save_results, options.output)):  # hours before they are written
-            file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as scratch:
-            annotations = read_annotations(options.annotations, options.images, Path(scratch))
-            truth = json.loads(annotations.coco_json.read_text())
-            if not options.results:
-                check_photos(annotations, truth)
-            predictions = _predict(options, annotations)
-        if options.save_results:
-            options.save_results.write_text(json.dumps(predictions))
-        metrics = measure(truth, predictions)
-    except (AnnotationsError, ServiceError, OSError) as error:
-        print(f"jobs.evaluate: {error}", file=sys.stderr)
-        return 2
+    if options.checkpoint:
+        options.checkpoint = locate(options.checkpoint, setting="--checkpoint")
+    for file in filter(None, (options.save_results, options.output)):  # hours before they are written
+        file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        annotations = read_annotations(options.annotations, options.images, Path(scratch))
+        truth = json.loads(annotations.coco_json.read_text())
+        if not options.results:
+            check_photos(annotations, truth)
+        predictions = _predict(options, annotations)
+    if options.save_results:
+        options.save_results.write_text(json.dumps(predictions))
+    metrics = measure(truth, predictions)
     print(as_table(metrics))
     if options.output:
         options.output.write_text(json.dumps(metrics, indent=1))
@@ -104,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--annotations", type=Path, required=True, help="COCO JSON, or AzureML annotations JSONL (*.jsonl)")
     add("--images", type=Path, required=True, help="folder of the photos")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", type=Path, help="model to run (.pth or .safetensors)")
+    source.add_argument(
+        "--checkpoint", help="model to run: a name that `python -m pipeline.zoo list` knows, or .pth or .safetensors"
+    )
     source.add_argument("--url", type=base_url, help="a running service, e.g. http://127.0.0.1:8000")
     source.add_argument("--results", type=Path, help="predictions made elsewhere, COCO results JSON")
     add("--key-env", type=key_from, metavar="NAME", help="environment variable that holds the service's key")

@@ -47,6 +47,7 @@ NEWEST_NAME = "last_checkpoint"
 def finetune(settings: FinetuneSettings) -> signal.Signals | None:
     """Train, and write the finished model file; returns the signal that ended the run early, if one did."""
     check_work_dir(settings.work_dir, resume=settings.resume)
+    start = locate(settings.init_weights, setting="--init-weights") if settings.init_weights else None
     train = read_annotations(settings.train, settings.train_images, settings.work_dir / "train", training=True)
     print(train.summary, flush=True)
     val = None
@@ -60,8 +61,8 @@ def finetune(settings: FinetuneSettings) -> signal.Signals | None:
     runner = Runner.from_cfg(runner_config(settings, spec, train, val, resume_from))
     network = runner.model
     network.init_weights()
-    if settings.init_weights:
-        print(load_what_fits(network, locate(settings.init_weights)))
+    if start:
+        print(load_what_fits(network, start))
     elif not settings.resume:
         print("No --init-weights: the network starts from random weights, which takes far more photos and epochs.", flush=True)
     if settings.restore_batch_norm:

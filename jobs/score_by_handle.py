@@ -3,21 +3,25 @@
     python -m jobs.score_by_handle photo.jpg https://example.com/other.jpg
     ray job submit --address http://127.0.0.1:8265 -- python -m jobs.score_by_handle photo.jpg
 
-The same stages, batches and error codes as over HTTP; no JSON, no base64, typed results.
+The same stages, batches and error codes as over HTTP; no JSON, no base64, typed results. A bad image is told on stderr, and the others are
+scored all the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import ray
 from ray import serve
+from ray.serve.exceptions import RayServeException
 
 from deployments.image_loader import ImageInput
-from deployments.params import ScoreParams
+from deployments.params import ScoreParams, parse_params
+from jobs.command_line import CommandFault, faults_in_a_line, reason_of
 from pipeline.decode import DecodeLimits, decode_image
 from pipeline.errors import DeadlineExceeded, ServiceError, StageFailed
 from pipeline.types import ScoredImage
@@ -62,28 +66,43 @@ def read_image(argument: str, as_pixels: bool) -> ImageInput:
     return Path(argument).read_bytes()
 
 
-def main() -> int:
-    """The command line; returns the exit status."""
+def readable(names: Sequence[str], as_pixels: bool) -> list[tuple[str, ImageInput]]:
+    """The images that can be read, with their names; why others cannot is said on stderr."""
+    images = []
+    for name in names:
+        try:
+            images.append((name, read_image(name, as_pixels)))
+        except OSError as error:
+            print(reason_of(error), file=sys.stderr)
+        except ServiceError as error:
+            print(f"{name}: {error.code}: {error.message}", file=sys.stderr)
+    return images
+
+
+@faults_in_a_line("jobs.score_by_handle", RayServeException)
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status: 1 where an image, or all of them, could not be scored."""
     parser = argparse.ArgumentParser(prog="python -m jobs.score_by_handle", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("images", nargs="+", help="files or URLs")
     parser.add_argument("--pixels", action="store_true", help="decode files here and send pixels")
-    parser.add_argument("--score-threshold", type=float, default=None)
-    args = parser.parse_args()
+    parser.add_argument("--score-threshold", type=float, help="keep scores above this, 0..1 (default: the service's)")
+    args = parser.parse_args(argv)
+    params = parse_params({"score_threshold": args.score_threshold, "on_error": "isolate"})
+    images = readable(args.images, args.pixels)
+    if not images:
+        return 1
     ray.init(address="auto", log_to_driver=False)
     try:
-        scored = score(
-            [read_image(argument, args.pixels) for argument in args.images], ScoreParams(score_threshold=args.score_threshold)
-        )
+        scored = score([image for _, image in images], params)
     except ServiceError as error:
-        for fault in error.faults:
-            print(f"{args.images[fault.index]}: {fault.code}: {fault.message}", file=sys.stderr)
-        print(f"{error.code}: {error.message}", file=sys.stderr)
-        return 1
-    for name, image in zip(args.images, scored, strict=True):
+        raise CommandFault(f"{error.code}: {error.message}") from error
+    for (name, _), image in zip(images, scored, strict=True):
+        if image.fault:
+            print(f"{name}: {image.fault.code}: {image.fault.message}", file=sys.stderr)
         for found in image.objects:
             corners = " ".join(f"{value:.3f}" for value in found.box)
             print(f"{name}: {found.label} {found.score:.3f} box {corners}, {len(found.polygon)} outline(s)")
-    return 0
+    return int(len(images) < len(args.images) or any(image.fault for image in scored))
 
 
 if __name__ == "__main__":

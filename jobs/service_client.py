@@ -112,7 +112,10 @@ class ServiceClient:
                     pause_s = max(pause_s, _retry_after_s(answer))
                     if time.monotonic() - began + pause_s > PATIENCE_S:
                         raise Unavailable(f"refused for {PATIENCE_S:g} s: {fault}")
-                elif answer.status_code in (401, 403, 404, 405):
+                elif answer.status_code == 401:
+                    key = "the one that --key-env names is wrong" if self._session.auth else "name its variable with --key-env"
+                    raise Unavailable(f"{fault}; it wants a key: {key}")
+                elif answer.status_code in (403, 404, 405):
                     raise Unavailable(fault)
                 elif tries >= TRIES or (answer.status_code < 500 and answer.status_code != 408):
                     raise ServiceFault(fault)
@@ -129,14 +132,19 @@ def _is_answer(answer: Any) -> bool:
 
 
 def base_url(text: str) -> str:
-    """An `--url` as argparse takes it: http or https, with a host; the slash at its end goes."""
+    """An `--url` as argparse takes it: http or https, with a host, without /score; the slash at its end goes."""
     try:
         parts = urlsplit(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no URL: {error}") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole URL; say http:// in front, such as http://127.0.0.1:8000")
-    return text.rstrip("/")
+    base = text.rstrip("/")
+    if parts.path.rstrip("/").endswith("/score"):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give it without /score, which is put behind it: {base.removesuffix('/score')}"
+        )
+    return base
 
 
 def key_from(name: str) -> str:

@@ -105,7 +105,9 @@ def _contradiction(settings: FinetuneSettings) -> str | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.finetune", description="Fine-tune an RTMDet-Ins model.")
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.finetune", description="Fine-tune an RTMDet-Ins model.", formatter_class=_WithDefaults
+    )
     add = parser.add_argument
     data = "COCO JSON, or AzureML annotations JSONL (*.jsonl)"
     add("--train", type=Path, required=True, help=f"annotations to train on: {data}")
@@ -150,11 +152,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--scale-jitter", type=float, nargs=2, default=[0.5, 2.0], metavar=("MIN", "MAX"), help="long side / image size")
     add("--warmup", type=int, default=100, help="steps of linear warm-up")
     add("--scheduler", choices=("cosine", "constant"), default="cosine", help="learning rate after the warm-up")
-    add("--optimizer", choices=("adamw", "sgd"), default="adamw")
+    add("--optimizer", choices=("adamw", "sgd"), default="adamw", help="what makes the steps")
     add("--weight-decay", type=float, default=0.05, help="not applied to norms and biases")
     add("--ema", type=float, default=0.002, help="momentum of the averaged weights that are saved; 0 turns averaging off")
     add("--clip-grad", type=float, default=10.0, help="largest gradient norm; 0 turns clipping off")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of everything random")
     add("--precision", choices=("bf16", "fp32", "fp16"), default="bf16", help="fp16 needs a CUDA device")
     add("--save-every", type=int, default=500, help="steps between checkpoints")
     add("--val-every", type=int, help="steps between measurements of AP on --val (default: an epoch); 0: none")
@@ -164,6 +166,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=default_workers(), help=workers)
     add("--log-every", type=int, default=20, help="steps between progress lines")
     return parser
+
+
+class _WithDefaults(argparse.HelpFormatter):
+    """Adds `(default: …)` to the help of each option that has one and does not tell it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        untold = action.default not in (None, [], argparse.SUPPRESS) and not isinstance(action.default, bool)
+        return f"{action.help} (default: %(default)s)" if untold and "(default" not in (action.help or "") else action.help
 
 
 def _prefix_and_factor(text: str) -> tuple[str, float]:

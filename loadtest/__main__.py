@@ -18,6 +18,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,17 +27,20 @@ from typing import Any
 
 import requests
 
+from jobs.command_line import CommandFault, faults_in_a_line
 from jobs.service_client import base_url
 from loadtest import costs, overload, peers_race, planner, soak, spike
 from loadtest.local_service import SHIPPED_CONFIG, local_service
 from loadtest.machine import describe_machine, free_port
-from loadtest.openloop import Client, run_single_stream, summarize
+from loadtest.openloop import NOT_CONNECTED, Client, run_single_stream, summarize
 from loadtest.photos import photos_from
-from loadtest.report import as_table, write_report
+from loadtest.report import as_table, read_results, write_report
 from loadtest.scenarios import Result, Setup, find_server_rate, run_offline, run_steady, run_stream
 from loadtest.scrape import Snapshot, discovery_file, snapshot
 from loadtest.traffic import OK, RemoteHostError, key_headers, refuse_remote, request_bodies
 from loadtest.watch import Processes, Watch, processes_here, watched
+from pipeline.errors import ServiceError
+from serve_app.config_file import check_config
 
 SCENARIOS = {"single-stream": run_stream, "server": find_server_rate, "steady": run_steady, "offline": run_offline}
 MEASUREMENTS: dict[str, tuple[Any, str]] = {
@@ -49,6 +53,7 @@ MEASUREMENTS: dict[str, tuple[Any, str]] = {
 }
 """Modules with `add_arguments(parser)` and `run(args)`, which gives the exit status; and what they are for."""
 WARM_UP_S = 2.0
+CONNECT_TRIES, CONNECT_PAUSE_S = 3, 0.2
 METRICS_EVERY_MS = 1000
 """How often a service started here hands its counters to the exporter; Ray's default is every ten seconds."""
 QUIET_S = 4.0, 13.0
@@ -57,8 +62,9 @@ SETTLE_TRIES = 5
 """Somebody else may be asking, too: then they never stand still."""
 
 
+@faults_in_a_line("loadtest")
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status: 0 measured, 1 nothing could be measured, 2 refused or wrong arguments."""
+    """The command line; returns the exit status: 0 measured, 1 nothing could be measured, 2 refused or wrong arguments, 130 Ctrl-C."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["locust"]:
         return run_locust(arguments[1:])
@@ -67,19 +73,16 @@ def main(argv: list[str] | None = None) -> int:
         status: int = MEASUREMENTS[args.command][0].run(args)
         return status
     if args.command == "report":
-        write_report(json.loads(args.results.read_text()), args.output or args.results.parent)
+        write_report(read_results(args.results), args.output or args.results.parent)
         return 0
     try:
         return run(args)
     except RemoteHostError as error:
         print(error, file=sys.stderr)
         return 2
-    except NothingAnswered as error:
-        print(error, file=sys.stderr)
-        return 1
 
 
-class NothingAnswered(RuntimeError):
+class NothingAnswered(CommandFault):
     """Not one request of the warm-up was answered rightly; the message says what became of them."""
 
 
@@ -133,7 +136,7 @@ class Target:
 async def _measure(client: Client, scenario: str, setup: Setup, target: Target) -> tuple[Result, dict[str, Any] | None]:
     """Run a scenario; beside its result what the service did meanwhile, None where that cannot be seen."""
     async with client:
-        await _warm_up(client)
+        await _warm_up(client, target.url)
         if target.processes is None:
             return await SCENARIOS[scenario](client, setup, _tell), None
         before = await _settled(target)
@@ -143,7 +146,12 @@ async def _measure(client: Client, scenario: str, setup: Setup, target: Target) 
     return result, watched(watch.samples, after - before) if before and after else None
 
 
-async def _warm_up(client: Client) -> None:
+async def _warm_up(client: Client, url: str) -> None:
+    began, tries = time.perf_counter(), 0
+    while (await client.ask(tries, began, time.perf_counter() - began)).outcome == NOT_CONNECTED:
+        if (tries := tries + 1) == CONNECT_TRIES:
+            raise NothingAnswered(f"nothing listens at {url}; start the service, or leave --url out to have one started here")
+        await asyncio.sleep(CONNECT_PAUSE_S)
     outcomes = summarize(await run_single_stream(client, WARM_UP_S), None).outcomes
     if OK not in outcomes:
         hint = "; the key ($LOADTEST_KEY or --key) is missing or wrong" if "status 401" in outcomes else ""
@@ -179,6 +187,10 @@ def _target(args: argparse.Namespace) -> Iterator[Target]:
     if args.url:
         yield Target(args.url, None if args.allow_remote else processes_here, args.metrics, QUIET_S[1])
         return
+    try:
+        check_config(args.config)
+    except ServiceError as error:
+        raise CommandFault(f"{args.config}: {error}") from error
     _tell("starting the service")
     with local_service(args.config, env={"RAY_metrics_report_interval_ms": str(METRICS_EVERY_MS)}) as service:
         yield Target(service.url, service.processes, discovery_file(service.folder / "ray"), QUIET_S[0])
@@ -210,7 +222,10 @@ def run_locust(arguments: list[str]) -> int:
 
 
 def _size(text: str) -> tuple[int, int]:
+    """`WxH` as argparse takes it."""
     width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) > 0 and int(height) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not WxH, width and height in pixels such as 640x480")
     return int(width), int(height)
 
 

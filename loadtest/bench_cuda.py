@@ -37,8 +37,6 @@ from pipeline.compiled_ops import ensure_mmcv_ops
 from pipeline.decode import DecodeLimits, decode_image
 from pipeline.engines import EngineOptions, create_engine
 from pipeline.engines.cuda_graphs import cudnn_at_its_fastest
-from pipeline.engines.devices import choose_torch_device
-from pipeline.errors import EngineUnavailable
 from pipeline.load import load_image
 from pipeline.types import DetectOptions
 
@@ -77,13 +75,7 @@ class CudaRow:
 
 def why_no_cuda() -> str | None:
     """The reason that there is no card to measure, or None."""
-    if torch.cuda.is_available():
-        return None
-    try:
-        choose_torch_device("cuda")
-    except EngineUnavailable as error:
-        return f"no GPU here: {error.message}"
-    return "no GPU here"
+    return None if torch.cuda.is_available() else "no GPU here: PyTorch sees no CUDA card"
 
 
 def measure_cuda(

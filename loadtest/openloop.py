@@ -29,6 +29,9 @@ MISSES_ALLOWED = 0.01
 ABANDONED = "abandoned"
 """Outcome of a query that was never sent, because its trial was lost already."""
 
+NOT_CONNECTED = f"connection: {aiohttp.ClientConnectorError.__name__}"
+"""Outcome of a query that nobody was there to take."""
+
 STALE_BOUNDS = 4.0
 """A trial is lost when a query has been waiting for so many times the bound."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from jobs.command_line import faults_in_a_line
 from loadtest.raster import rings_to_mask
 from pipeline.objects import instances_to_objects, objects_to_json
 from pipeline.rle import mask_logits_to_mask
@@ -147,15 +149,16 @@ def _plot(points: Sequence[CurvePoint], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def main() -> None:
-    """Measure the curve and print it."""
+@faults_in_a_line("loadtest.outline_curve")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure the curve and print it; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--logits", type=Path, help="npz of saved mask logits")
     parser.add_argument("--coco", type=Path, default=COCO_PERSON_VAL, help="COCO JSON whose masks are made into logits")
     parser.add_argument("--scale", type=float, default=1.0, help="pretend that the photos are this many times larger")
     parser.add_argument("--every", type=int, default=3, help="use every n-th image")
     parser.add_argument("--plot", type=Path, help="PNG to write")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     source = read_npz(args.logits) if args.logits else read_coco(args.coco, scale=args.scale)
     images = list(itertools.islice(source, 0, None, args.every))
     print(f"{sum(len(logits) for logits, _ in images)} masks of {len(images)} images; ceiling is tolerance 0 with all decimals")
@@ -165,7 +168,8 @@ def main() -> None:
     if args.plot:
         _plot(by_tolerance, args.plot)
     print(json.dumps({"by_tolerance": [asdict(p) for p in by_tolerance], "by_decimals": [asdict(p) for p in by_decimals]}))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

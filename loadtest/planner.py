@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.command_line import CommandFault
 from loadtest.costs import DECODERS, DETECTOR, Costs
 from loadtest.local_service import local_service
 from loadtest.openloop import Client, run_single_stream
@@ -257,10 +258,17 @@ def check(costs: Costs, detectors: int, cores: int) -> dict[str, Any]:
 
 
 def read_costs(path: Path) -> tuple[Costs, dict[str, Any]]:
-    """What `python -m loadtest costs --output` wrote, and the machine it was measured on."""
-    document = json.loads(path.read_text(encoding="utf-8"))
-    fields = document["costs"]
-    return Costs(**fields | {"engine_ms": [(batch, ms) for batch, ms in fields["engine_ms"]]}), document["machine"]
+    """What `python -m loadtest costs --output` wrote, and the machine it was measured on.
+
+    Raises:
+        CommandFault: the file holds something else.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        fields = document["costs"]
+        return Costs(**fields | {"engine_ms": [(batch, ms) for batch, ms in fields["engine_ms"]]}), document["machine"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CommandFault(f"{path} holds no costs; `python -m loadtest costs --output FILE` measures them") from error
 
 
 def run(args: argparse.Namespace) -> int:

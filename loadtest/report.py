@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from jobs.command_line import CommandFault
 from loadtest import plots
 
 Results = dict[str, Any]
@@ -44,6 +45,20 @@ STYLE = (
     "table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.2rem .7rem;text-align:right;"
     "border-bottom:1px solid #ddd}img{max-width:100%}pre{overflow:auto;background:#f5f5f5;padding:1rem}"
 )
+
+
+def read_results(path: Path) -> Results:
+    """A results.json of `python -m loadtest run --output`.
+
+    Raises:
+        CommandFault: the file holds something else.
+    """
+    try:
+        results: Results = json.loads(path.read_text(encoding="utf-8"))
+        as_table(results)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CommandFault(f"{path} holds no results; `python -m loadtest run --output DIR` writes results.json") from error
+    return results
 
 
 def write_report(results: Results, folder: Path) -> None:

@@ -12,9 +12,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
 
@@ -26,6 +29,10 @@ from pipeline.errors import CheckpointError, ConfigurationError, SetupError
 
 EMBEDDED_FOLDER = Path(__file__).parent / "models"
 DEFAULT_CACHE = Path("~/.cache/rtmdet-ins-serve").expanduser()
+AZUREML_PREFIX = "mmd-3x-"
+"""What AzureML's model catalogue puts before mmdet's names."""
+LEAST_LIKENESS = 0.6
+"""Of a wrong name to the one that it may be meant for; difflib's own measure and default."""
 _FILE_HASH = re.compile(r"-([0-9a-f]{8})\.pth$")
 
 
@@ -58,14 +65,15 @@ def embedded_models() -> dict[str, Path]:
     return {path.stem: path for path in sorted(EMBEDDED_FOLDER.glob("*.safetensors"))}
 
 
-def locate(name: str, cache_dir: Path = DEFAULT_CACHE) -> Path:
+def locate(name: str, cache_dir: Path = DEFAULT_CACHE, setting: str = "model.name") -> Path:
     """The file of a model; an official one is downloaded if it is not there yet.
 
     Args:
         name: embedded name, official config name, or a path to `.pth` or `.safetensors`.
         cache_dir: folder for downloads.
+        setting: where the name was given, for the message.
     Raises:
-        ConfigurationError: no such model; the known names are listed.
+        ConfigurationError: no such model; the known names are listed, and the nearest is suggested.
         DownloadError: the file could not be fetched or has the wrong hash.
     """
     if name in embedded_models():
@@ -77,11 +85,24 @@ def locate(name: str, cache_dir: Path = DEFAULT_CACHE) -> Path:
     if path.suffix in (".pth", ".safetensors"):
         if path.is_file():
             return path
-        raise ConfigurationError(f"model.name: there is no file {path}.")
-    known = ", ".join([*embedded_models(), *official_urls()])
+        raise ConfigurationError(f"{setting}: there is no file {path}.")
+    known = [*embedded_models(), *official_urls()]
+    near = nearest(name, known)
     raise ConfigurationError(
-        f"model.name: {name!r} is neither a known model ({known}) nor a path to a .pth or .safetensors file."
+        f"{setting}: {name!r} is neither a known model ({', '.join(known)}) nor a path to a .pth or .safetensors file."
+        + (f" Did you mean {near}?" if near else "")
     )
+
+
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """The known name that a wrong one may be meant for. One that begins alike comes first: what follows the size says less."""
+    asked = name.removeprefix(AZUREML_PREFIX)
+    likeness = {other: SequenceMatcher(None, asked, other).ratio() for other in known}
+
+    def rank(other: str) -> tuple[int, float]:
+        return len(os.path.commonprefix([asked, other])), likeness[other]  # noqa: RUF071  # of characters, not of folders
+
+    return max((other for other in known if likeness[other] >= LEAST_LIKENESS), key=rank, default=None)
 
 
 def read_header(name: str, cache_dir: Path = DEFAULT_CACHE) -> ModelHeader:
@@ -161,7 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error("name what to download; `list` shows the names")
         try:
             for name in args.names:
-                print(locate(name, args.cache_dir))
+                print(locate(name, args.cache_dir, setting="download"))
         except SetupError as error:
             print(error.message, file=sys.stderr)
             return 1

@@ -1,6 +1,6 @@
 """Score one photo against a running server and draw the answer: `make demo`.
 
-    python -m serve_app.demo [--url http://127.0.0.1:8000] [--image photo.jpg] [--out demo_output]
+    python -m serve_app.demo [--url http://127.0.0.1:8000] [--image photo.jpg] [--key-env NAME] [--out demo_output]
 
 Without --image it takes the photo that matplotlib installs everywhere (Grace Hopper, public domain).
 """
@@ -10,13 +10,15 @@ import base64
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import requests
 from PIL import Image, ImageOps
 
-from jobs.service_client import base_url
+from jobs.command_line import CommandFault, faults_in_a_line
+from jobs.service_client import base_url, key_from
 from pipeline.overlay import draw_overlay
 from pipeline.types import SegmentedObject
 
@@ -36,14 +38,25 @@ def score_photo(url: str, photo: Path, key: str | None = None) -> tuple[list[dic
     Returns:
         The objects found, as the contract writes them, and the milliseconds the answer took.
     Raises:
-        requests.RequestException: no connection or an HTTP error.
+        requests.RequestException: no connection.
+        CommandFault: an error; the message is the server's own.
     """
     body = {"input_data": {"columns": ["image"], "data": [base64.b64encode(photo.read_bytes()).decode()]}}
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     began = time.perf_counter()
     response = requests.post(f"{url}/score", json=body, headers=headers, timeout=60)
-    response.raise_for_status()
+    if not response.ok:
+        raise CommandFault(f"{url}/score answered {response.status_code}: {_said(response)}")
     return response.json()[0]["boxes"], (time.perf_counter() - began) * 1e3
+
+
+def _said(response: requests.Response) -> str:
+    """Message and code of an error; what another server says as it is."""
+    try:
+        said = "{message} ({code})".format_map(response.json())
+    except (ValueError, KeyError, TypeError):
+        said = response.text[:300]
+    return f"{said} The key is given by --key-env or --key." if response.status_code == 401 else said
 
 
 def to_objects(boxes: list[dict[str, Any]]) -> list[SegmentedObject]:
@@ -61,33 +74,52 @@ def to_objects(boxes: list[dict[str, Any]]) -> list[SegmentedObject]:
 
 
 def _wait_until_ready(url: str) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while True:
-        try:
-            if requests.get(f"{url}/ready", timeout=10).ok:
-                return
-        except requests.RequestException:
-            pass
+    deadline, waits = time.monotonic() + START_TIMEOUT_S, False
+    while status := _status_of(f"{url}/ready"):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"no server is ready at {url}; start one with `make serve` in another terminal")
+            raise CommandFault(f"no server is ready at {url}: {status}")
+        if not waits:
+            print(f"waiting for {url}/ready, {START_TIMEOUT_S:g} s at most", file=sys.stderr, flush=True)
+        waits = True
         time.sleep(0.5)
 
 
-def main() -> int:
+def _status_of(url: str) -> str | None:
+    """Why a server is not ready, and what to do; None where it is."""
+    try:
+        response = requests.get(url, timeout=10)
+    except requests.RequestException:
+        return "nobody answers; start one with `make serve` in another terminal"
+    if response.status_code == 404:
+        return f"{url} answered 404; nothing is deployed there yet, or --url names more than the server, such as http://127.0.0.1:8000"
+    return None if response.ok else f"{url} answered {response.status_code}: {_said(response)}"
+
+
+def check_photo(photo: Path) -> None:
+    """Raise CommandFault unless it is a file."""
+    if photo.is_dir():
+        raise CommandFault(f"--image: {photo} is a folder; name one photo of it, or score them all with jobs.batch_score")
+    if not photo.is_file():
+        raise CommandFault(f"--image: there is no file {photo}")
+
+
+@faults_in_a_line("serve_app.demo")
+def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m serve_app.demo", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--url", type=base_url, default="http://127.0.0.1:8000")
     parser.add_argument("--image", type=Path, help="a photo; default: matplotlib's Grace Hopper")
-    parser.add_argument("--key", help="bearer key")
+    key = parser.add_mutually_exclusive_group()
+    key.add_argument(
+        "--key-env", type=key_from, dest="key", metavar="NAME", help="environment variable that holds the bearer key"
+    )
+    key.add_argument("--key", help="the key itself; others see it in the list of processes")
     parser.add_argument("--out", type=Path, default=Path("demo_output"))
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     photo = args.image or default_photo()
-    try:
-        _wait_until_ready(args.url)
-        boxes, took_ms = score_photo(args.url, photo, args.key)
-    except (OSError, TimeoutError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    check_photo(photo)
+    _wait_until_ready(args.url)
+    boxes, took_ms = score_photo(args.url, photo, args.key)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "response.json").write_text(json.dumps([{"boxes": boxes}], indent=1))
     with Image.open(photo) as image:

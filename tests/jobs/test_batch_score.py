@@ -169,19 +169,23 @@ def test_large_photos_are_sent_apart(folder, tmp_path):
 
 
 def test_the_key_comes_from_the_environment(folder, tmp_path, monkeypatch, capsys):
-    """As a bearer key; a wrong one ends the run at once, with the service's words."""
+    """As a bearer key; a wrong one, or none, ends the run at once, with the service's words and the option's name."""
     monkeypatch.setenv("SCORING_KEY", "right")
     with stub_service(key="right") as stub:
         assert run(folder, stub.url, tmp_path / "preds.jsonl", "--key-env", "SCORING_KEY") == 0
         monkeypatch.setenv("SCORING_KEY", "wrong")
         assert run(folder, stub.url, tmp_path / "other.jsonl", "--key-env", "SCORING_KEY") == 1
-    assert "401" in capsys.readouterr().err
+        assert "401" in (said := capsys.readouterr().err)
+        assert "the one that --key-env names is wrong" in said
+        assert run(folder, stub.url, tmp_path / "other.jsonl") == 1
+    assert "name its variable with --key-env" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("source", "more", "said"),
     [
         ("photos", ["--url", "127.0.0.1:8000"], "say http:// in front"),
+        ("photos", ["--url", "https://host/base/score/"], "put behind it: https://host/base"),
         ("photos", ["--key-env", "NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE is not set"),
         ("photos", ["--concurrency", "0"], "not a number from 1"),
     ],
@@ -208,3 +212,12 @@ def test_another_file_is_not_written_into(folder, tmp_path, text, capsys):
     assert run(folder, "http://127.0.0.1:9", tmp_path / "mine.txt") == 2
     assert "not a line of this job" in capsys.readouterr().err
     assert (tmp_path / "mine.txt").read_text() == text
+
+
+def test_help_tells_the_exit_status(capsys):
+    """0 does not mean that there is no bad photo; and folders of the output need not be there."""
+    with pytest.raises(SystemExit):
+        batch_score.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "exit status is 0 where every photo has its line, though those of bad photos hold an error" in said
+    assert "missing folders are made" in said

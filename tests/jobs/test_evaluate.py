@@ -15,6 +15,7 @@ from jobs.metrics_voc import voc_metrics
 from jobs.predictions import category_ids_of, predict_with_mmdet, read_results
 from pipeline.checkpoints import Checkpoint, load_checkpoint, save_safetensors
 from pipeline.model import build_network, nano_spec
+from tests.jobs.stub_service import stub_service
 
 SIZE = 100
 
@@ -207,3 +208,44 @@ def test_results_file_is_checked(tmp_path):
     path.write_text('{"boxes": []}')
     with pytest.raises(AnnotationsError, match="not COCO results"):
         read_results(path)
+
+
+@pytest.fixture
+def common(tiny_coco):
+    return ["--annotations", str(tiny_coco / "coco.json"), "--images", str(tiny_coco / "photos")]
+
+
+def test_a_checkpoint_may_be_a_name(common, monkeypatch):
+    """As --init-weights and model.name may."""
+    asked = []
+    monkeypatch.setattr(evaluate, "_predict", lambda options, _: asked.append(options.checkpoint) or [])
+    assert evaluate.main([*common, "--checkpoint", "rtmdet-ins_nano_person"]) == 0
+    assert load_checkpoint(asked[0]).spec.classes == ("person",)
+
+
+@pytest.mark.parametrize(("name", "said"), [("nope.pth", "there is no file nope.pth"), ("nope", "neither a known model")])
+def test_no_such_checkpoint_is_told_before_the_work(common, name, said, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "read_annotations", lambda *_: pytest.fail("began to work"))
+    assert evaluate.main([*common, "--checkpoint", name]) == 2
+    assert (told := capsys.readouterr().err).startswith("jobs.evaluate: --checkpoint: ")
+    assert said in told
+
+
+def test_ctrl_c_is_130(common, monkeypatch, capsys):
+    """In one line, and the scratch folder is gone."""
+    scratch = []
+
+    def interrupted(_, annotations):
+        scratch.append(annotations.coco_json)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "_predict", interrupted)
+    assert evaluate.main([*common, "--url", "http://127.0.0.1:9"]) == 130
+    assert capsys.readouterr().err == "jobs.evaluate: interrupted\n"
+    assert not scratch[0].exists()
+
+
+def test_a_key_that_is_missing_is_asked_for(common, capsys):
+    with stub_service(key="right") as stub:
+        assert evaluate.main([*common, "--url", stub.url]) == 2
+    assert "name its variable with --key-env" in capsys.readouterr().err

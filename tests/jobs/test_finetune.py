@@ -406,3 +406,27 @@ def test_only_fp16_scales_gradients(monkeypatch):
 def test_fp16_needs_a_gpu(tiny_coco, tmp_path, capsys):
     assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "1", "--precision", "fp16")) == 2
     assert "use bf16 or fp32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("nope.pth", "there is no file nope.pth"), ("rtmdet-ins_x", "Did you mean rtmdet-ins_x_")]
+)
+def test_missing_weights_are_refused_before_anything_is_built(tiny_coco, tmp_path, name, said, monkeypatch, capsys):
+    monkeypatch.setattr(finetune, "read_annotations", lambda *_, **__: pytest.fail("began to work"))
+    assert finetune.main(arguments(tiny_coco, tmp_path, "--init-weights", name)) == 2
+    assert (told := capsys.readouterr().err).startswith("jobs.finetune: --init-weights: ")
+    assert said in told
+
+
+def test_help_tells_defaults(capsys):
+    """Once each, and none where there is none."""
+    with pytest.raises(SystemExit):
+        settings_from_args(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for told in (
+        "peak learning rate (default: 9.67e-05)",
+        "of everything random (default: 0)",
+        "(default: an epoch); 0: none --early",
+    ):
+        assert told in said
+    assert not re.search(r"default: (None|False|\[\]|==)|default: [^)]*\) \(default", said)

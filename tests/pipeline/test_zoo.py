@@ -48,6 +48,26 @@ def test_unknown_names_list_the_known(name, message):
         zoo.locate(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("mmd-3x-rtmdet-ins_x_8xb16-300e_coco", "rtmdet-ins_x_8xb16-300e_coco"),
+        ("rtmdet-ins_x", "rtmdet-ins_x_8xb16-300e_coco"),
+        ("rtmdet-ins_x_8xb32-300e_coco", "rtmdet-ins_x_8xb16-300e_coco"),
+        ("rtmdet-ins_nano", "rtmdet-ins_nano_person"),
+        ("rtmdet_ins_tiny_8xb32-300e_coco", TINY),
+        ("yolo11n", None),
+        ("", None),
+    ],
+)
+def test_the_nearest_name_is_suggested(name, near):
+    """AzureML's name leads to mmdet's, and no size to another."""
+    with pytest.raises(ConfigurationError) as raised:
+        zoo.locate(name, setting="--here")
+    assert raised.value.message.startswith("--here: ")
+    assert raised.value.message.partition(" Did you mean ")[2] == (f"{near}?" if near else "")
+
+
 def test_file_without_description(tmp_path):
     """A safetensors file of something else."""
     path = tmp_path / "other.safetensors"

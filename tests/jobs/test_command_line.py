@@ -1,0 +1,42 @@
+"""How a command ends that cannot do what it was told."""
+
+import pytest
+
+from jobs.command_line import CommandFault, faults_in_a_line
+from pipeline.errors import ConfigurationError
+
+
+def failing(error, *more, **how):
+    """The status of a command that raises this."""
+
+    @faults_in_a_line("prog", *more, **how)
+    def main():
+        raise error
+
+    return main()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "a.json"), "prog: a.json: No such file or directory\n"),
+        (ConnectionError("nobody there"), "prog: nobody there\n"),
+        (ConfigurationError("no such model"), "prog: no such model\n"),
+        (CommandFault("a folder"), "prog: a folder\n"),
+        (KeyError("asked for"), "prog: 'asked for'\n"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_fault_is_one_line(error, said, capsys):
+    assert failing(error, KeyError, status=2) == 2
+    assert capsys.readouterr().err == said
+
+
+def test_ctrl_c_is_130(capsys):
+    assert failing(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "prog: interrupted\n"
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        failing(ZeroDivisionError())
