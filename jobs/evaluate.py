@@ -36,7 +36,7 @@ from pipeline.zoo import locate
 
 
 def measure(truth: dict[str, Any], predictions: CocoResults) -> dict[str, Any]:
-    """All metrics of one set of predictions: `{"images", "predictions", "coco": {...}, "voc50": {...}}`.
+    """All metrics of one set of predictions: `{"images", "predictions", "crowds", "coco": {...}, "voc50": {...}}`.
 
     Raises:
         AnnotationsError: a photo was annotated in another size than it was scored in.
@@ -45,6 +45,7 @@ def measure(truth: dict[str, Any], predictions: CocoResults) -> dict[str, Any]:
     return {
         "images": len(truth["images"]),
         "predictions": len(predictions),
+        "crowds": sum(bool(found.get("iscrowd")) for found in truth["annotations"]),
         "coco": coco_metrics(truth, predictions),
         "voc50": {"box": voc_metrics(truth, predictions, over="box"), "mask": voc_metrics(truth, predictions, over="mask")},
     }
@@ -59,7 +60,12 @@ def as_table(metrics: dict[str, Any]) -> str:
         numbers = [metrics["coco"][kind][name] for name in STATISTICS] + [metrics["voc50"][kind][name] for name in azure]
         rows.append([kind, *("-" if number is None else f"{100 * number:.1f}" for number in numbers)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    if metrics["crowds"]:
+        lines.append(
+            f"voc50 is AzureML's rule: whoever stands within a crowd's box counts as on the crowd ({metrics['crowds']} here)"
+        )
+    return "\n".join(lines)
 
 
 @faults_in_a_line("jobs.evaluate", AnnotationsError, status=2)

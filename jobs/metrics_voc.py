@@ -2,8 +2,9 @@
 
 Per image and label, predictions go from the best score down. Each looks at the one object it overlaps most: a true
 positive if the overlap is enough and nobody took the object before, left out of the count if that object is a crowd, a
-false positive otherwise. Precision and recall are those of all predictions together (the lowest score), so a lower score
-threshold lowers the precision. None stands where a number is undefined; AzureML writes -1.
+false positive otherwise. A box within a crowd's box overlaps the crowd most, whomever it shows: few crowds cost boxes
+much recall. Precision and recall are those of all predictions together (the lowest score), so a lower score threshold
+lowers the precision. None stands where a number is undefined; AzureML writes -1.
 
 Source: azureml.automl.dnn.vision.object_detection.eval.incremental_voc_evaluator (behaviour, not code).
 """

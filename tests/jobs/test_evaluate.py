@@ -77,6 +77,16 @@ def test_crowds_do_not_count():
     assert (metrics["precision"], metrics["recall"]) == (1.0, 1.0)
 
 
+def test_crowds_take_whoever_stands_in_them():
+    """AzureML's rule, which costs boxes recall; the table says so."""
+    truth = document(thing(0, 0, 90, 90, iscrowd=1), thing(10, 10, 20, 20))
+    metrics = evaluate.measure(truth, [thing(10, 10, 20, 22, score=0.9)])
+    assert metrics["voc50"]["box"]["recall"] == 0.0
+    assert metrics["coco"]["box"]["ap50"] == 1.0
+    assert "AzureML's rule" in evaluate.as_table(metrics)
+    assert "AzureML's rule" not in evaluate.as_table(evaluate.measure(document(thing(0, 0, 9, 9)), []))
+
+
 def test_undefined_is_none_not_zero():
     """A label that is nowhere in the truth has no recall and stays out of the means."""
     truth = document(thing(0, 0, 40, 40), names=("cat", "dog"))
