@@ -36,6 +36,7 @@ def test_wrong_or_missing_key(monkeypatch, header):
 
 def test_file_rotates_without_restart(tmp_path, caplog):
     """A changed file is read again; an emptied or removed one keeps the keys that were, and the log says so once."""
+    caplog.set_level("WARNING", "ray.serve")
     file = tmp_path / "keys"
     file.write_text("# primary\nold\n\nsecond\n")
     ring = KeyRing(keys_file=file)
