@@ -30,8 +30,8 @@ locked: requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --requirement requirements.lock
 
 serve: $(VENV)/.installed
-	$(BIN)/python -m serve_app.config_file serve_config.yaml --ports
-	set -a && . ./ray.env && PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/serve run serve_config.yaml
+	set -a && . ./ray.env && $(BIN)/python -m serve_app.config_file serve_config.yaml --ports && \
+		PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/serve run serve_config.yaml
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m serve_app.demo

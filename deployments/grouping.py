@@ -20,6 +20,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from pipeline.errors import DeadlineExceeded, Overloaded, StageFailed
+
 PATIENCE_S = 1.0
 """A group under way for longer no longer counts against `max_under_way`. Where groups are only slow, one more is under way, no harm."""
 
@@ -59,7 +61,7 @@ class _Pace:
     def done(self, items: int) -> None:
         """Items are done."""
         now = time.monotonic()
-        passed = now - self._counted_until
+        passed = min(now - self._counted_until, self.MEMORY_S)
         kept = math.exp(-passed / self.MEMORY_S)
         self._items, self._busy_s, self._counted_until = self._items * kept + items, self._busy_s * kept + passed, now
 
@@ -78,12 +80,13 @@ class _Entry(Generic[Item, Result]):
     counted: bool = True
     future: asyncio.Future[Result | Exception] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     group: asyncio.Task[None] | None = None
+    began: float = 0.0
 
     @property
-    def succeeded(self) -> bool:
-        """Whether it has a result: refusals are quick, and given-up items no work done; neither says how long the others take."""
+    def was_worked_on(self) -> bool:
+        """Whether it has an outcome of its own, a refusal too: what is ahead is such a mixture. Given-up and failed ones have none."""
         done = self.future.done() and not self.future.cancelled()
-        return done and not isinstance(self.future.result(), Exception)
+        return done and not isinstance(self.future.result(), DeadlineExceeded | Overloaded | StageFailed)
 
 
 class Grouper(Generic[Item, Result]):
@@ -161,7 +164,9 @@ class Grouper(Generic[Item, Result]):
     def _start(self, entries: list[_Entry[Item, Result]]) -> None:
         """Carry a group. In a context of its own: in a request's, Ray would cancel the call when that one request ends."""
         loop, counted = asyncio.get_running_loop(), entries[0].counted
-        if counted and not any(group[0].counted for group in self._groups.values()):
+        now = time.monotonic()
+        # A group that hangs for longer than the pace remembers does not make idleness look like work.
+        if counted and not any(group[0].counted and now - group[0].began < _Pace.MEMORY_S for group in self._groups.values()):
             self._pace.begin()
         task = loop.create_task(self._run(entries), context=contextvars.Context())
         self._groups[task] = entries
@@ -169,7 +174,7 @@ class Grouper(Generic[Item, Result]):
             self._under_way[task] = loop.call_later(PATIENCE_S, self._make_room, task)
         task.add_done_callback(self._ended)
         for entry in entries:
-            entry.group = task
+            entry.group, entry.began = task, now
 
     async def _run(self, entries: list[_Entry[Item, Result]]) -> None:
         outcomes: Sequence[Result | Exception]
@@ -185,7 +190,7 @@ class Grouper(Generic[Item, Result]):
         """A group is done or was given up, maybe before it began."""
         entries = self._groups.pop(task)
         if entries[0].counted:
-            self._pace.done(sum(entry.succeeded for entry in entries))
+            self._pace.done(sum(entry.was_worked_on for entry in entries))
         self._make_room(task)
 
     def _make_room(self, task: asyncio.Task[None]) -> None:

@@ -26,7 +26,7 @@ from ray.serve.handle import DeploymentResponse
 from deployments.context import RequestContext
 from deployments.grouping import Grouper, GroupLimits
 from deployments.image_loader import ImageInput, SlowInCompany
-from deployments.in_process import LocalResponse, StageHandle
+from deployments.in_process import LocalHandle, LocalResponse, StageHandle
 from pipeline.engines import ModelInfo
 from pipeline.errors import DeadlineExceeded, EngineLost, ImageFault, Overloaded, ServiceError, StageFailed
 from pipeline.source import looks_like_url
@@ -104,6 +104,10 @@ class ScoringGraph:
         self._retry_after_s = retry_after_s
         self._overload_status = overload_status
         self._urls = asyncio.Semaphore(max_urls)
+        # Another replica may have a card that works; in this process there is no other.
+        self._worth_another_try: tuple[type[StageFailed], ...] = (StageLost, SlowInCompany)
+        if not isinstance(detector, LocalHandle):
+            self._worth_another_try += (EngineLost,)
         self._slow = asyncio.Semaphore(1)  # images that take long to decode never take all decoders
         self._grouper: Grouper[Parcel, Answer] = Grouper(self._chain, groups or GroupLimits())
 
@@ -179,7 +183,7 @@ class ScoringGraph:
             try:
                 async with turn:
                     return await self._grouper.send(parcel, size_bytes, alone=alone)
-            except (StageLost, SlowInCompany, EngineLost) as error:
+            except self._worth_another_try as error:
                 logger.warning("request %s: %s Trying again in %s s.", parcel.context.request_id, error, delay_s)
                 alone, turn = True, self._slow if isinstance(error, SlowInCompany) else turn
                 await asyncio.sleep(delay_s)

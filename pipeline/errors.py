@@ -12,6 +12,7 @@
     │   └── HeaderTooLarge        431   header_too_large
     ├── Overloaded                503   overloaded (429 where the operator prefers it), with Retry-After
     ├── StageFailed               500   internal_error: a replica died or raised something unforeseen
+    │   └── EngineFailed                out of memory (EngineOutOfMemory), or a card that is lost (EngineLost)
     └── SetupError                      refuses to start; never reaches a client
         ├── ConfigurationError
         ├── CheckpointError

@@ -16,8 +16,8 @@ EARLIER, MOST_EARLIER_S = 0.05, 0.5
 """How much earlier than the client's deadline the service answers: this share of it, seconds at most."""
 MOST_SILENCE_S = 10.0
 """A body of which nothing comes for so long has stalled."""
-MOST_BODIES = 512
-"""Bodies at a time, however small: each counts for its share of the budget at least."""
+BODIES_COMING = 256
+"""Bodies that may be on their way in, however small, beside those of the images in flight."""
 
 Hold = Callable[[int], None]
 
@@ -31,12 +31,13 @@ class BodyBudget:
 
     Args:
         max_bytes: of all together.
+        most: bodies at a time; each counts for its share of the bytes at least.
         refusal: makes the error of a request that finds no room.
     """
 
-    def __init__(self, max_bytes: int, refusal: Callable[[], Overloaded]) -> None:
+    def __init__(self, max_bytes: int, most: int, refusal: Callable[[], Overloaded]) -> None:
         self._left = max_bytes
-        self._least = max_bytes // MOST_BODIES
+        self._least = max_bytes // most
         self._refusal = refusal
 
     @contextmanager
@@ -95,13 +96,16 @@ async def read_json_body(request: Request, max_bytes: int, timeout_s: float, hol
 async def _read(request: Request, max_bytes: int, hold: Hold) -> bytearray:
     body = bytearray()
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(MOST_SILENCE_S) as silence:
-        async for chunk in request.stream():
-            silence.reschedule(loop.time() + MOST_SILENCE_S)
-            body += chunk
-            if len(body) > max_bytes:
-                raise _too_large(max_bytes)
-            hold(len(body))
+    try:
+        async with asyncio.timeout(MOST_SILENCE_S) as silence:
+            async for chunk in request.stream():
+                silence.reschedule(loop.time() + MOST_SILENCE_S)
+                body += chunk
+                if len(body) > max_bytes:
+                    raise _too_large(max_bytes)
+                hold(len(body))
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"Nothing of the request's body came for {MOST_SILENCE_S:g} s.") from error
     return body
 
 

@@ -2,7 +2,7 @@
 
     python -m serve_app.config_file serve_config.yaml [--ports]
 
-With --ports also: whether this machine's ports that it needs are free, which `make serve` asks.
+With --ports also: whether this machine's ports that it needs are free, which `make serve` asks; in the environment that `serve run` gets.
 
 Ray Serve 2.60 drops most unknown keys without a word and lays two entries for a deployment over one another; here both are errors.
 """
@@ -25,6 +25,7 @@ from deployments.image_loader import ImageLoader
 from deployments.ingress import Ingress
 from pipeline.errors import ConfigurationError
 from pipeline.zoo import locate, official_urls
+from serve_app.body import BODIES_COMING
 from serve_app.exposure import check_certificates, check_exposure
 from serve_app.settings import Settings
 
@@ -64,14 +65,16 @@ def check_config(path: Path) -> list[Settings]:
 class _NoKeyTwice(yaml.SafeLoader):
     """YAML whose mappings hold each key once; PyYAML would take the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise ConfigurationError(f"line {key_node.start_mark.line + 1}: {key} stands twice in one section")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if (key.tag, key.value) in seen:
+                raise ConfigurationError(f"line {key.start_mark.line + 1}: {key.value} stands twice in one section")
+            seen.add((key.tag, key.value))
+        return node
 
 
 def _is_ours(import_path: str) -> bool:
@@ -119,10 +122,10 @@ def _check_model(name: str) -> None:
 def _check_admission(ingress: dict[str, Any], settings: Settings) -> None:
     """What Ray does not let in waits without an answer, probes as well."""
     ongoing, images = ingress.get("max_ongoing_requests", _default("Ingress")), settings.ingress.max_images_in_flight
-    if ongoing <= images:
+    if ongoing <= images + BODIES_COMING:
         raise ConfigurationError(
-            f"deployments[Ingress]: max_ongoing_requests ({ongoing}) must be above args.ingress.max_images_in_flight ({images}): "
-            "requests beyond it wait unanswered, health probes too, instead of being refused"
+            f"deployments[Ingress]: max_ongoing_requests ({ongoing}) must be above args.ingress.max_images_in_flight ({images}) "
+            f"and {BODIES_COMING} bodies on their way in: requests beyond it wait unanswered, health probes too, instead of being refused"
         )
 
 
@@ -131,7 +134,7 @@ def _check_urls(deployments: dict[str, dict[str, Any]], settings: Settings) -> N
     if settings.layout == "together":
         return
     ingresses, loader = _replicas(deployments.get("Ingress", {}))[1], deployments.get("ImageLoader", {})
-    calls = _replicas(loader)[0] * loader.get("max_ongoing_requests", _default("ImageLoader"))
+    calls = max(_replicas(loader)[0], 1) * loader.get("max_ongoing_requests", _default("ImageLoader"))
     if ingresses * settings.ingress.max_urls_under_way >= calls:
         raise ConfigurationError(
             f"args.ingress.max_urls_under_way ({settings.ingress.max_urls_under_way}) at {ingresses} ingress replica(s) can take all "
@@ -243,16 +246,18 @@ def check_ports(http: dict[str, Any]) -> None:
     Raises:
         ConfigurationError: one is taken; what changes it.
     """
-    wanted = {"http_options.port": int(http.get("port", DEFAULT_HTTP_PORT))}
-    wanted |= {name: int(os.environ.get(name, port)) for name, port in HAPROXY_PORTS.items()}
-    for setting, port in wanted.items():
-        with socket.socket() as probe:
+    wanted = [("http_options.port", http.get("host") or "127.0.0.1", int(http.get("port", DEFAULT_HTTP_PORT)))]
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
+        wanted += [(name, "0.0.0.0", int(os.environ.get(name) or port)) for name, port in HAPROXY_PORTS.items()]
+    for setting, host, port in wanted:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", port))
-            except OSError as error:
+                probe.bind((host, port))
+            except (OSError, OverflowError) as error:
                 raise ConfigurationError(
-                    f"port {port} is taken on this machine ({error.strerror}): end what listens there, or choose another {setting}"
+                    f"nothing can listen on port {port} of {host} here ({getattr(error, 'strerror', None) or error}): "
+                    f"end what does, or choose another {setting}"
                 ) from error
 
 

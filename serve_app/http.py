@@ -24,7 +24,7 @@ from starlette.types import ASGIApp
 from deployments.ingress import Ingress
 from pipeline.errors import InvalidRequest, RequestError, ServiceError, StageFailed
 from serve_app.answers import error_response, score_response
-from serve_app.body import BodyBudget, read_json_body, requested_timeout_s
+from serve_app.body import BODIES_COMING, BodyBudget, read_json_body, requested_timeout_s
 from serve_app.contract import parse_score_request
 from serve_app.guard import RequestGuard
 from serve_app.keys import KeyRing
@@ -64,7 +64,7 @@ def service_version() -> str:
 
 
 def _add_score(app: FastAPI, ingress: Ingress, limits: IngressSettings) -> None:
-    budget = BodyBudget(int(limits.max_bodies_mb * 1e6), ingress.refusal)
+    budget = BodyBudget(int(limits.max_bodies_mb * 1e6), limits.max_images_in_flight + BODIES_COMING, ingress.refusal)
 
     @app.post("/score", **SCORE_ROUTE_DOCS)
     async def score(request: Request) -> Response:

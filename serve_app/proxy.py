@@ -50,7 +50,7 @@ class JsonErrors:
                 if replaced:
                     answer = error_response(_error_of(message["status"]))
                     answer.headers.update(
-                        {name: value for name, value in Headers(raw=message["headers"]).items() if name in KEPT}
+                        {name: value for name, value in Headers(raw=message.get("headers", [])).items() if name in KEPT}
                     )
                     await answer(scope, receive, send)
             if not replaced:

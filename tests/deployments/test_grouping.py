@@ -8,6 +8,7 @@ import pytest
 
 from deployments import grouping
 from deployments.grouping import Grouper, GroupLimits
+from pipeline.errors import DeadlineExceeded, Overloaded
 
 
 class Carrier:
@@ -173,19 +174,51 @@ async def test_expected_time_follows_the_pace():
     await senders
 
 
-async def test_items_that_got_nothing_say_nothing_about_the_pace():
-    """Refused ones are quick, given-up ones are not done: a service that does nothing else has no pace."""
-    grouper = Grouper(Carrier(0.01), GroupLimits(max_items=4, max_under_way=1))
-    await asyncio.gather(*(grouper.send(f"bad {number}") for number in range(40)), return_exceptions=True)
+@pytest.mark.parametrize(
+    ("outcome", "counts"), [(ValueError("bad"), True), (Overloaded("full"), False), (DeadlineExceeded("late"), False)], ids=repr
+)
+async def test_whose_time_says_something_about_the_pace(outcome, counts):
+    """Refused images are part of what is ahead; those that were given up or failed for the service's reasons are no work done."""
+
+    async def carry(items):
+        await asyncio.sleep(0.01)
+        return [outcome for _ in items]
+
+    grouper = Grouper(carry, GroupLimits(max_items=4, max_under_way=1))
+    await asyncio.gather(*(grouper.send(number) for number in range(40)), return_exceptions=True)
     given_up = [asyncio.create_task(grouper.send(number)) for number in range(40)]
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(0.001)
     for task in given_up:
         task.cancel()
     await asyncio.gather(*given_up, return_exceptions=True)
-    senders = asyncio.gather(*(grouper.send(number) for number in range(8)))
+    last = asyncio.create_task(grouper.send(0))
     await asyncio.sleep(0)
-    assert grouper.expected_s(100) == 0
-    await senders
+    assert (grouper.expected_s(100) > 0) == counts
+    with pytest.raises(type(outcome)):
+        await last
+
+
+async def test_idleness_beside_a_hung_group_is_no_work(monkeypatch):
+    """After what the pace remembers."""
+    monkeypatch.setattr(grouping, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(grouping._Pace, "MEMORY_S", 0.2)
+    hang = asyncio.Event()
+
+    async def carry(items):
+        await (hang.wait() if items[0] == "hung" else asyncio.sleep(0.002))
+        return items
+
+    grouper = Grouper(carry, GroupLimits(max_items=1, max_under_way=1))
+    hung = asyncio.create_task(grouper.send("hung"))
+    await asyncio.sleep(0.4)
+    for number in range(20):
+        await grouper.send(number)
+        await asyncio.sleep(0.02)
+    last = asyncio.create_task(grouper.send("last"))
+    await asyncio.sleep(0)
+    assert grouper.expected_s(0) < 3 * 0.01  # two items ahead, 2 ms of work each
+    hang.set()
+    await asyncio.gather(hung, last)
 
 
 async def test_the_pace_of_a_slow_service(monkeypatch):

@@ -10,6 +10,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from deployments import scoring
 from deployments.context import RequestContext
 from deployments.image_loader import SlowInCompany
+from deployments.in_process import LocalHandle
 from deployments.scoring import ScoreOptions, ScoringGraph
 from pipeline.errors import DeadlineExceeded, EngineLost, ImageError, ImageFault, Overloaded, ServiceError, StageFailed
 from pipeline.types import DetectOptions, OutlineOptions
@@ -117,6 +118,13 @@ async def test_a_lost_card_is_tried_again():
     """Its replica fails fast and therefore looks idle until Ray replaces it: another one may well score the image."""
     stages = FakeStages(lambda image, attempt: EngineLost("gone") if attempt < 3 else image)
     assert await graph(stages).score(["a"], options(), context()) == ["a"]
+
+
+async def test_a_lost_card_of_this_process_is_not():
+    """There is no other replica to try."""
+    local = object.__new__(LocalHandle)
+    graph = ScoringGraph(None, local, None)
+    assert EngineLost not in graph._worth_another_try
 
 
 async def test_the_model_that_nobody_names():

@@ -205,6 +205,29 @@ def test_a_key_that_stands_twice(tmp_path):
         check_config(path)
 
 
+def test_ports_that_cannot_be(monkeypatch):
+    """And those of HAProxy where there is none."""
+    with pytest.raises(ConfigurationError, match=r"http_options\.port"):
+        check_ports({"port": 70_000})
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        monkeypatch.setenv("RAY_SERVE_HAPROXY_STATS_PORT", str(taken.getsockname()[1]))
+        check_ports({"port": port})
+
+
+def test_anchors_and_merges_are_yaml(tmp_path):
+    """As Ray reads them; a merged key may be overridden."""
+    text = SHIPPED.read_text(encoding="utf-8")
+    text = text.replace("      - name: ImageLoader ", "      - &loader\n        name: ImageLoader ")
+    text = text.replace("      - name: Polygonizer ", "      - <<: *loader\n        name: Polygonizer ")
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    check_config(path)
+
+
 def test_files_that_are_elsewhere_are_mentioned(tmp_path, document, monkeypatch, capsys):
     """The check may run on another machine than the service: a note, no error."""
     document["applications"][0]["args"]["model"]["name"] = str(tmp_path / "mine.pth")
@@ -220,11 +243,12 @@ def test_ports_that_are_taken(monkeypatch, setting):
         for free in (one, other):
             free.bind(("127.0.0.1", 0))
         port, other_port = one.getsockname()[1], other.getsockname()[1]
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
     for name in HAPROXY_PORTS:
         monkeypatch.setenv(name, str(port if name == setting else other_port))
     http = {"port": port if setting == "http_options.port" else other_port}
     check_ports(http)
-    with socket.create_server(("127.0.0.1", port)), pytest.raises(ConfigurationError, match=rf"port {port} is taken.*{setting}"):
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(ConfigurationError, match=rf"port {port} .*{setting}"):
         check_ports(http)
 
 

@@ -22,7 +22,7 @@ from pipeline.errors import (
     StageFailed,
 )
 from pipeline.types import EncodedImage
-from serve_app import body
+from serve_app import body, http
 from serve_app.http import http_app
 from serve_app.settings import Settings
 
@@ -317,7 +317,7 @@ async def test_bodies_that_were_only_announced_keep_nobody_out(ingress):
 
 async def test_there_is_an_end_to_the_number_of_bodies(ingress, monkeypatch):
     """However little comes of them: they would hold all requests that Ray lets in, and the probes would wait."""
-    monkeypatch.setattr(body, "MOST_BODIES", 3)
+    monkeypatch.setattr(http, "BODIES_COMING", 3 - 256)
     stall = asyncio.Event()
 
     async def silent():
@@ -347,6 +347,7 @@ async def test_a_body_that_falls_silent_is_cut(client, monkeypatch):
 
     response = await client.post("/score", content=silent(), headers={"content-type": "application/json"})
     assert (response.status_code, response.json()["code"]) == (408, "deadline_exceeded")
+    assert "Nothing of the request's body" in response.json()["message"]
 
 
 @pytest.mark.parametrize("path", ["/ready", "/info"])
