@@ -119,7 +119,8 @@ class ImageLoader:
             For each its pixels, or why they cannot be had: FetchError, ImageError, LimitExceeded, DeadlineExceeded, StageFailed,
             and SlowInCompany for one that should come again on its own.
         """
-        company = _Company(COMPANY_S * self._options.threads) if len(images) > 1 else None
+        alone = len(images) == 1 or self._options.decoder.timeout_s <= COMPANY_S
+        company = None if alone else _Company(COMPANY_S * self._options.threads)
         return await self._stage.each(self._load_one, images, [company] * len(images), contexts)
 
     async def _load_one(self, image: ImageInput, company: _Company | None, context: RequestContext) -> LoadedImage:
@@ -135,7 +136,7 @@ class ImageLoader:
         if isinstance(data, np.ndarray):
             return load_image(data, limits, self._options.decoder.size)
         try:
-            if company is None or self._options.decoder.timeout_s <= COMPANY_S:
+            if company is None:
                 return self._decoders.load(data)
             return company.load(self._decoders, data, min(COMPANY_PIXELS, limits.max_pixels))
         except DecoderLost as error:

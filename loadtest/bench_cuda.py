@@ -37,6 +37,7 @@ from pipeline.compiled_ops import ensure_mmcv_ops
 from pipeline.decode import DecodeLimits, decode_image
 from pipeline.engines import EngineOptions, create_engine
 from pipeline.engines.cuda_graphs import cudnn_at_its_fastest
+from pipeline.engines.devices import switched
 from pipeline.load import load_image
 from pipeline.types import DetectOptions
 
@@ -111,13 +112,8 @@ def mmdets_best_case() -> Iterator[None]:
     Nobody's default, but mmdet eager at its fastest. Put back in the end: our engine has settings of its own, and the ceiling's
     float32 products are to stay float32.
     """
-    matmul = torch.backends.cuda.matmul
-    before, matmul.allow_tf32 = matmul.allow_tf32, True
-    try:
-        with cudnn_at_its_fastest(tf32=True):
-            yield
-    finally:
-        matmul.allow_tf32 = before
+    with cudnn_at_its_fastest(tf32=True), switched((torch.backends.cuda.matmul, "allow_tf32", True)):
+        yield
 
 
 def _measure_row(

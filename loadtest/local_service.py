@@ -25,6 +25,7 @@ import yaml
 
 from loadtest.local_cluster import LocalCluster, Node, local_cluster
 from loadtest.machine import free_port
+from serve_app.config_file import HAPROXY_PORTS
 
 REPOSITORY = Path(__file__).parents[1]
 SHIPPED_CONFIG = REPOSITORY / "serve_config.yaml"
@@ -120,10 +121,8 @@ def _haproxy_of_its_own(folder: Path) -> dict[str, str]:
     folder.mkdir()
     files = {"CONFIG_FILE_LOC": "cfg", "SOCKET_PATH": "admin", "SERVER_STATE_FILE": "state", "METRICS_SOCKET_PATH": "metrics"}
     settings = {name: str(folder / file) for name, file in files.items()} | {"SERVER_STATE_BASE": str(folder)}
-    settings |= {name: str(free_port()) for name in ("STATS_PORT", "METRICS_PORT")}
-    # Ray shares the fallback's ports among all its clusters on a machine: another service would answer while this one starts.
-    fallback = {f"RAY_SERVE_FALLBACK_PROXY_{protocol}_PORT": str(free_port()) for protocol in ("HTTP", "GRPC")}
-    return fallback | {f"RAY_SERVE_HAPROXY_{name}": value for name, value in settings.items()}
+    ports = {name: str(free_port()) for name in (*HAPROXY_PORTS, "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT")}
+    return ports | {f"RAY_SERVE_HAPROXY_{name}": value for name, value in settings.items()}
 
 
 def wait_until_ready(service: LocalService, timeout_s: float = START_TIMEOUT_S) -> float:

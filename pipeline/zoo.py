@@ -29,6 +29,7 @@ from pipeline.errors import CheckpointError, ConfigurationError, SetupError
 
 EMBEDDED_FOLDER = Path(__file__).parent / "models"
 DEFAULT_CACHE = Path("~/.cache/rtmdet-ins-serve").expanduser()
+CHECKPOINT_SUFFIXES = (".pth", ".safetensors")
 AZUREML_PREFIX = "mmd-3x-"
 """What AzureML's model catalogue puts before mmdet's names."""
 LEAST_LIKENESS = 0.6
@@ -82,7 +83,7 @@ def locate(name: str, cache_dir: Path = DEFAULT_CACHE, setting: str = "model.nam
         url = official_urls()[name]
         return download_file(url, cache_dir / "checkpoints" / url.rsplit("/", 1)[-1], sha256_prefix=_hash_in(url))
     path = Path(name).expanduser()
-    if path.suffix in (".pth", ".safetensors"):
+    if path.suffix in CHECKPOINT_SUFFIXES:
         if path.is_file():
             return path
         raise ConfigurationError(f"{setting}: there is no file {path}.")

@@ -24,13 +24,12 @@ from deployments.detector import Detector
 from deployments.image_loader import ImageLoader
 from deployments.ingress import Ingress
 from pipeline.errors import ConfigurationError
-from pipeline.zoo import locate, official_urls
+from pipeline.zoo import CHECKPOINT_SUFFIXES, locate, official_urls
 from serve_app.body import BODIES_COMING
 from serve_app.exposure import check_certificates, check_exposure
 from serve_app.settings import Settings
 
 BUILDER = "serve_app.app:build_app"
-CHECKPOINT_SUFFIXES = (".pth", ".safetensors")
 HAPROXY_PORTS = {
     "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
     "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
@@ -50,10 +49,18 @@ def check_config(path: Path) -> list[Settings]:
     Raises:
         ConfigurationError: what is wrong and where.
     """
+    return check_document(_read(path))
+
+
+def _read(path: Path) -> Any:
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoKeyTwice)
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_NoKeyTwice)
     except (OSError, yaml.YAMLError) as error:
         raise ConfigurationError(f"cannot be read: {error}") from error
+
+
+def check_document(document: Any) -> list[Settings]:
+    """As `check_config`, of what a file holds."""
     _check_keys(document, ServeDeploySchema, "")
     schema = _validated(ServeDeploySchema, document, "")
     ours = [app for app in schema.model_dump(exclude_unset=True)["applications"] if _is_ours(app["import_path"])]
@@ -278,9 +285,10 @@ def main() -> int:
     args = parser.parse_args()
     path: Path = args.path
     try:
-        applications = check_config(path)
+        document = _read(path)
+        applications = check_document(document)
         if args.ports:
-            check_ports(yaml.safe_load(path.read_text(encoding="utf-8")).get("http_options") or {})
+            check_ports(document.get("http_options") or {})
     except ConfigurationError as error:
         print(f"{path}: {error.message}", file=sys.stderr)
         return 1

@@ -19,14 +19,7 @@ from pipeline.engines.base import TORCH_DTYPES, BatchEngine, grey_image, naming_
 from pipeline.engines.cuda_graphs import BatchGraphs, Slot, Slots, default_buckets
 from pipeline.engines.cuda_kernels import compile_kernels
 from pipeline.engines.cuda_network import use_kernels
-from pipeline.fixed_postprocess import (
-    LIMITS,
-    MOST_INSTANCES,
-    FixedPostProcessor,
-    FixedResults,
-    to_instances,
-    wishes_of,
-)
+from pipeline.fixed_postprocess import LIMITS, MOST_INSTANCES, FixedPostProcessor, FixedResults, to_instances, wishes_of
 from pipeline.head_outputs import RawOutputs
 from pipeline.letterbox import pad_batch
 from pipeline.network import RawNetwork

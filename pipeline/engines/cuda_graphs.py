@@ -12,7 +12,7 @@ import gc
 import math
 import queue
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.engines.devices import switched
 from pipeline.fixed_postprocess import FixedResults
 from pipeline.head_outputs import RawOutputs
 
@@ -247,19 +248,10 @@ def without_collection() -> Iterator[None]:
             gc.enable()
 
 
-@contextmanager
-def cudnn_at_its_fastest(tf32: bool) -> Iterator[None]:
+def cudnn_at_its_fastest(tf32: bool) -> AbstractContextManager[None]:
     """Within: cuDNN tries its algorithms and takes the fastest; a graph keeps what was taken when it was recorded.
-
-    The switches belong to the process, so they are put back.
 
     Args:
         tf32: whether float32 convolutions may be computed in TF32.
     """
-    cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.allow_tf32
-    cudnn.benchmark, cudnn.allow_tf32 = True, tf32
-    try:
-        yield
-    finally:
-        cudnn.benchmark, cudnn.allow_tf32 = before
+    return switched((torch.backends.cudnn, "benchmark", True), (torch.backends.cudnn, "allow_tf32", tf32))

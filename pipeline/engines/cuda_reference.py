@@ -6,19 +6,20 @@ Nobody has tried them on every card, driver and compiler. The proof takes a mome
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Protocol
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.engines.devices import switched
 from pipeline.fixed_postprocess import MOST_CANDIDATES, suppress_in_passes
 from pipeline.mask_head import packed_mask_logits
+from pipeline.streamline import CHAINED_KERNELS
 
 INPUT_CHANNELS = 8
 """Of the network's input, three of them used: 16 bytes a pixel in half precision, as tensor cores want them."""
-POOLS_PX = (5, 9, 13)
 TOLERANCES = {torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Relative and absolute: some roundings to that precision."""
 
@@ -61,8 +62,8 @@ class ReferenceKernels:
         return functional.silu(functional.conv2d(features.float(), window, bias, padding=2, groups=len(bias))).to(self._dtype)
 
     def chained_pools(self, features: Tensor) -> None:
-        first, *others = features.chunk(1 + len(POOLS_PX), dim=1)
-        for size, other in zip(POOLS_PX, others, strict=True):
+        first, *others = features.chunk(1 + len(CHAINED_KERNELS), dim=1)
+        for size, other in zip(CHAINED_KERNELS, others, strict=True):
             other.copy_(functional.max_pool2d(first.float(), size, 1, size // 2))
 
     def fastest(self, ways: Sequence[Callable[[], object]]) -> int:  # noqa: ARG002  (nothing to choose here)
@@ -88,18 +89,9 @@ def prove(kernels: Kernels, dtype: torch.dtype, device: torch.device) -> None:
                     raise ArithmeticError(f"{name} is off by up to {float(apart.max()):.3g}")
 
 
-@contextmanager
-def without_tf32() -> Iterator[None]:
-    """Within: float32 is computed in float32 on a card, too. The switches belong to the process, so they are put back."""
-    switches: tuple[Any, Any] = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [switch.allow_tf32 for switch in switches]
-    try:
-        for switch in switches:
-            switch.allow_tf32 = False
-        yield
-    finally:
-        for switch, was in zip(switches, before, strict=True):
-            switch.allow_tf32 = was
+def without_tf32() -> AbstractContextManager[None]:
+    """Within: float32 is computed in float32 on a card, too."""
+    return switched((torch.backends.cudnn, "allow_tf32", False), (torch.backends.cuda.matmul, "allow_tf32", False))
 
 
 def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Callable[[Kernels], tuple[Tensor, ...]]]]:

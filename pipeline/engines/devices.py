@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -70,6 +73,19 @@ def _cgroup_cores() -> int:
     except (OSError, ValueError):
         return os.cpu_count() or 1
     return (os.cpu_count() or 1) if quota == "max" else max(1, math.floor(int(quota) / int(period)))
+
+
+@contextmanager
+def switched(*switches: tuple[Any, str, bool]) -> Iterator[None]:
+    """Within: PyTorch's backends have these attributes. They belong to the process, so they are put back."""
+    before = [getattr(backend, name) for backend, name, _ in switches]
+    try:
+        for backend, name, value in switches:
+            setattr(backend, name, value)
+        yield
+    finally:
+        for (backend, name, _), was in zip(switches, before, strict=True):
+            setattr(backend, name, was)
 
 
 def cpu_computes_bf16() -> bool:
