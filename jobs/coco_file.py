@@ -7,16 +7,16 @@ numbers its channels by the file's order), RLE masks (mmdet's training skips the
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
+
+from pipeline.rle import rle_to_mask
 
 FEWEST_NUMBERS = 6
 _EXIF_ORIENTATION, _FIRST_SIDEWAYS = 0x0112, 5
@@ -132,28 +132,34 @@ def _outline(found: dict[str, Any], photo: dict[str, Any], *, traced: bool) -> A
 
 def _traced(rle: dict[str, Any], photo: dict[str, Any]) -> list[list[float]]:
     """Outer contours of an RLE mask, x y x y ..., a quarter pixel inside its edge; holes are filled."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # pycocotools 2.0.11's own
-        mask = np.ascontiguousarray(coco_mask.decode(_compressed(rle, photo)))
-    enlarged = cv2.resize(mask, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+    enlarged = cv2.resize(
+        rle_to_mask(to_rle(rle, (photo["height"], photo["width"]))), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST
+    )
     contours, _ = cv2.findContours(enlarged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     rings = [((contour.reshape(-1) + 0.5) / 2).tolist() for contour in contours]
     return [ring for ring in rings if len(ring) >= FEWEST_NUMBERS]
 
 
-def _compressed(rle: dict[str, Any], photo: dict[str, Any]) -> Any:
-    if isinstance(rle["counts"], list):
-        return coco_mask.frPyObjects(rle, photo["height"], photo["width"])
-    return rle
+def to_rle(segmentation: Any, size_hw: tuple[int, int]) -> dict[str, Any]:
+    """COCO's polygons, plain run lengths or compressed ones → compressed run lengths.
+
+    Args:
+        segmentation: of an annotation or a result, pixels.
+        size_hw: of the photo, pixels.
+    """
+    height, width = size_hw
+    if isinstance(segmentation, list):
+        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        return coco_mask.frPyObjects(segmentation, height, width)
+    return segmentation
 
 
 def _completed(found: dict[str, Any], outline: Any, photo: dict[str, Any]) -> dict[str, Any]:
     """The object with its outline, iscrowd, area and box."""
     whole = found | {"segmentation": outline, "iscrowd": int(found.get("iscrowd") or 0)}
     if whole.get("area") is None or not whole.get("bbox"):
-        rle = _compressed(outline, photo) if isinstance(outline, dict) else None
-        if rle is None:
-            rle = coco_mask.merge(coco_mask.frPyObjects(outline, photo["height"], photo["width"]))
+        rle = to_rle(outline, (photo["height"], photo["width"]))
         whole["area"] = float(coco_mask.area(rle)) if whole.get("area") is None else whole["area"]
         whole["bbox"] = whole.get("bbox") or coco_mask.toBbox(rle).tolist()
     return whole

@@ -18,7 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle_masks
 
+from jobs.coco_file import to_rle
+
 IOU_THRESHOLD = 0.5
+FALSE_POSITIVE, ON_CROWD = -1, -2
 Objects = list[dict[str, Any]]
 
 
@@ -37,15 +40,16 @@ def voc_metrics(
         average_precision, precision and recall each.
     """
     sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
-    real, found = _by_image_and_label(truth["annotations"]), _by_image_and_label(predictions)
+    real, found = by_image_and_label(truth["annotations"]), by_image_and_label(predictions)
     per_label = {}
     for category in truth["categories"]:
         flags, scores, total = [np.zeros(0, bool)], [np.zeros(0)], 0
         for image_id, size_hw in sizes.items():
             key = (image_id, category["id"])
             total += sum(not truth_object.get("iscrowd", 0) for truth_object in real[key])
-            hits, counted = _match(real[key], found[key], over, size_hw, iou_threshold)
-            flags.append(hits[counted])
+            matched = match(real[key], found[key], over, size_hw, iou_threshold)
+            counted = matched != ON_CROWD
+            flags.append(matched[counted] >= 0)
             scores.append(_scores(found[key])[counted])
         per_label[category["name"]] = _label_metrics(np.concatenate(flags), np.concatenate(scores), total)
     return {
@@ -56,25 +60,32 @@ def voc_metrics(
     }
 
 
-def _match(
-    real: Objects, found: Objects, over: str, size_hw: tuple[int, int], iou_threshold: float
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which predictions of one image and label are hits, and which count at all (not those on a crowd)."""
-    hits, counted = np.zeros(len(found), bool), np.ones(len(found), bool)
+def match(
+    real: Objects, found: Objects, over: str, size_hw: tuple[int, int], iou_threshold: float = IOU_THRESHOLD
+) -> NDArray[np.int64]:
+    """Which annotated object each prediction of one image and label hits, by the rule above.
+
+    Args:
+        real, found: annotations and predictions of one image and one label.
+        over, iou_threshold: as in `voc_metrics`.
+        size_hw: of the image, pixels.
+    Returns:
+        (len(found),) places in `real`; FALSE_POSITIVE, or ON_CROWD for those that do not count.
+    """
+    matched = np.full(len(found), FALSE_POSITIVE)
     if not real or not found:
-        return hits, counted
+        return matched
     crowd = np.array([int(truth_object.get("iscrowd", 0)) for truth_object in real])
     overlaps = rle_masks.iou(_shapes(found, over, size_hw), _shapes(real, over, size_hw), crowd.tolist())
-    taken = np.zeros(len(real), bool)
     for place in np.argsort(-_scores(found), kind="stable"):
         nearest = int(overlaps[place].argmax())
         if overlaps[place, nearest] < iou_threshold:
             continue
         if crowd[nearest]:
-            counted[place] = False
-        elif not taken[nearest]:
-            hits[place] = taken[nearest] = True
-    return hits, counted
+            matched[place] = ON_CROWD
+        elif nearest not in matched:
+            matched[place] = nearest
+    return matched
 
 
 def _label_metrics(hits: NDArray[np.bool_], scores: NDArray[np.float64], total: int) -> dict[str, float | None]:
@@ -100,17 +111,7 @@ def _area_under(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> 
 def _shapes(objects: Objects, over: str, size_hw: tuple[int, int]) -> Any:
     if over == "box":
         return np.array([entry["bbox"] for entry in objects], np.float64)
-    return [_rle(entry["segmentation"], size_hw) for entry in objects]
-
-
-def _rle(segmentation: Any, size_hw: tuple[int, int]) -> dict[str, Any]:
-    """Polygons, uncompressed RLE or RLE → compressed RLE."""
-    height, width = size_hw
-    if isinstance(segmentation, list):
-        return rle_masks.merge(rle_masks.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return rle_masks.frPyObjects(segmentation, height, width)
-    return segmentation
+    return [to_rle(entry["segmentation"], size_hw) for entry in objects]
 
 
 def _scores(objects: Objects) -> NDArray[np.float64]:
@@ -122,7 +123,7 @@ def _mean(per_label: dict[str, dict[str, float | None]], name: str) -> float | N
     return round(float(np.mean(numbers)), 4) if numbers else None
 
 
-def _by_image_and_label(objects: Objects) -> dict[tuple[int, int], Objects]:
+def by_image_and_label(objects: Objects) -> dict[tuple[int, int], Objects]:
     groups: dict[tuple[int, int], Objects] = defaultdict(list)
     for entry in objects:
         groups[entry["image_id"], entry["category_id"]].append(entry)

@@ -95,9 +95,12 @@ def read_results(path: Path) -> CocoResults:
     Raises:
         AnnotationsError: not a list of results with the five keys.
     """
-    results = json.loads(path.read_text())
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise AnnotationsError(f"{path}: not COCO results: {error}.") from error
     needed = {"image_id", "category_id", "bbox", "score", "segmentation"}
-    if not isinstance(results, list) or any(needed - set(result) for result in results):
+    if not isinstance(results, list) or any(not isinstance(result, dict) or needed - set(result) for result in results):
         raise AnnotationsError(f"{path}: not COCO results, a list of objects with {', '.join(sorted(needed))}.")
     return results
 

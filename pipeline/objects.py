@@ -88,6 +88,25 @@ def objects_to_json(objects: Sequence[SegmentedObject]) -> bytes:
     return orjson.dumps(objects_to_dict(objects))
 
 
+def objects_from_dict(answer: dict[str, Any]) -> list[SegmentedObject]:
+    """The other way round, for clients and pictures: the objects of one image's `{"boxes": [...]}`.
+
+    Raises:
+        KeyError: a key of the contract is missing.
+    """
+    return [
+        SegmentedObject(
+            box=(row["box"]["topX"], row["box"]["topY"], row["box"]["bottomX"], row["box"]["bottomY"]),
+            label=row["label"],
+            score=row["score"],
+            polygon=row["polygon"],
+            holes=row.get("holes"),
+            rle=row.get("rle"),
+        )
+        for row in answer["boxes"]
+    ]
+
+
 def _object_to_dict(item: SegmentedObject) -> dict[str, Any]:
     left, top, right, bottom = item.box
     box = {"topX": left, "topY": top, "bottomX": right, "bottomY": bottom}

@@ -10,21 +10,25 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.rle import rle_to_mask
 from pipeline.types import SegmentedObject
 
 _GOLDEN_SHARE = 0.618034
 _FIRST_HUE = 0.57
 _FILL_OPACITY = 0.38
+_FEW_TAGS = 20
+"""More of them are written smaller."""
 _SUBPIXEL_BITS = 4
 _Colour = tuple[int, int, int]
 
 
-def draw_overlay(image: Image.Image, objects: Sequence[SegmentedObject]) -> Image.Image:
+def draw_overlay(image: Image.Image, objects: Sequence[SegmentedObject], tags: Sequence[str] | None = None) -> Image.Image:
     """Draw objects onto a copy of their image.
 
     Args:
-        image: the photo, in the orientation that was scored; any mode.
-        objects: what was found, highest score first; RLE-only objects show their box.
+        image: the photo, in the orientation that was scored; any mode and scale.
+        objects: what was found, highest score first; one without polygon is drawn by its run lengths, or its box.
+        tags: what to write on each, instead of label and score.
     Returns:
         RGB image of the same size. Lines and text grow with the image; the n-th object has the same colour in every picture.
     """
@@ -34,7 +38,8 @@ def draw_overlay(image: Image.Image, objects: Sequence[SegmentedObject]) -> Imag
     for item, colour in reversed(list(zip(objects, colours, strict=True))):
         _draw_object(canvas, item, colour, size_px)
     picture = Image.fromarray(canvas)
-    _draw_tags(picture, objects, colours, size_px)
+    texts = tags or [f"{item.label} {item.score:.0%}" for item in objects]
+    _draw_tags(picture, objects, texts, colours, size_px)
     return picture
 
 
@@ -48,9 +53,9 @@ def _colour(index: int) -> _Colour:
 def _draw_object(canvas: NDArray[np.uint8], item: SegmentedObject, colour: _Colour, size_px: float) -> None:
     """Fill and outline one object in place."""
     height, width = canvas.shape[:2]
-    rings = [*item.polygon, *(item.holes or [])] or [_box_ring(item)]
-    points = [_fixed_point(np.reshape(ring, (-1, 2)) * (width, height)) for ring in rings]
-    if item.polygon:
+    rings = [*item.polygon, *(item.holes or [])] or _run_length_rings(item)
+    points = [_fixed_point(np.reshape(ring, (-1, 2)) * (width, height)) for ring in rings or [_box_ring(item)]]
+    if rings:
         left, top = np.floor(np.min([p.min(axis=0) for p in points], axis=0) / 2**_SUBPIXEL_BITS).astype(int).clip(0)
         right, bottom = np.max([p.max(axis=0) for p in points], axis=0) // 2**_SUBPIXEL_BITS + 2
         part = canvas[top:bottom, left:right]
@@ -69,18 +74,30 @@ def _fixed_point(points: NDArray[np.float64]) -> NDArray[np.int32]:
     return np.round((points - 0.5) * 2**_SUBPIXEL_BITS).astype(np.int32)
 
 
+def _run_length_rings(item: SegmentedObject) -> list[NDArray[np.float64]]:
+    """Outer rings and holes of run lengths, (K, 2) x y through the centres of edge pixels, 0..1; none without."""
+    if item.rle is None:
+        return []
+    mask = rle_to_mask(item.rle)
+    contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    return [(contour[:, 0] + 0.5) / mask.shape[::-1] for contour in contours]
+
+
 def _box_ring(item: SegmentedObject) -> list[float]:
     left, top, right, bottom = item.box
     return [left, top, right, top, right, bottom, left, bottom]
 
 
-def _draw_tags(picture: Image.Image, objects: Sequence[SegmentedObject], colours: Sequence[_Colour], size_px: float) -> None:
-    """Write "label 98%" above each object, moved down where a better object's tag already stands."""
+def _draw_tags(
+    picture: Image.Image, objects: Sequence[SegmentedObject], texts: Sequence[str], colours: Sequence[_Colour], size_px: float
+) -> None:
+    """Write above each object, moved down where a better object's tag already stands."""
     draw = ImageDraw.Draw(picture)
+    size_px *= min(1.0, max((_FEW_TAGS / max(len(objects), 1)) ** 0.5, 0.6))
     font = ImageFont.load_default(size=max(round(12 * size_px), 9))
     taken: list[tuple[float, float, float, float]] = []
-    for item, colour in zip(objects, colours, strict=True):
-        text, pad = f"{item.label} {item.score:.0%}", round(3 * size_px)
+    for item, text, colour in zip(objects, texts, colours, strict=True):
+        pad = round(3 * size_px)
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
         width, height = right - left + 3 * pad, bottom - top + 2 * pad
         tag = _place((width, height), (item.box[0] * picture.width, item.box[1] * picture.height), picture.size, taken)

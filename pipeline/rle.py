@@ -8,6 +8,8 @@ out in blocks, so that an object which fills 12 Mpx needs no full-size mask (12 
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
@@ -44,6 +46,13 @@ def mask_logits_to_mask(mask_logits: NDArray[np.float16], letterbox: Letterbox) 
     height, width = letterbox.original_hw
     runs = mask_logits_to_runs(mask_logits, letterbox)
     return np.repeat(np.arange(len(runs), dtype=np.int64) % 2, runs).astype(np.uint8).reshape(width, height).T
+
+
+def rle_to_mask(rle: dict[str, object]) -> NDArray[np.uint8]:
+    """Make the full mask of compressed run lengths: (H, W) uint8, 1 is inside. For pictures and annotations, one thread at a time."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # pycocotools 2.0.11's own
+        return np.ascontiguousarray(coco_mask.decode(rle))
 
 
 def mask_logits_to_runs(mask_logits: NDArray[np.float16], letterbox: Letterbox) -> NDArray[np.int64]:

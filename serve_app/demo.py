@@ -19,8 +19,8 @@ from PIL import Image, ImageOps
 
 from jobs.command_line import CommandFault, faults_in_a_line
 from jobs.service_client import base_url, key_from
+from pipeline.objects import objects_from_dict
 from pipeline.overlay import draw_overlay
-from pipeline.types import SegmentedObject
 
 START_TIMEOUT_S = 60.0
 
@@ -32,11 +32,11 @@ def default_photo() -> Path:
     return Path(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
 
 
-def score_photo(url: str, photo: Path, key: str | None = None) -> tuple[list[dict[str, Any]], float]:
+def score_photo(url: str, photo: Path, key: str | None = None) -> tuple[dict[str, Any], float]:
     """POST one photo to a server.
 
     Returns:
-        The objects found, as the contract writes them, and the milliseconds the answer took.
+        Its answer, `{"boxes": [...]}` as the contract writes it, and the milliseconds it took.
     Raises:
         requests.RequestException: no connection.
         CommandFault: an error; the message is the server's own.
@@ -47,7 +47,7 @@ def score_photo(url: str, photo: Path, key: str | None = None) -> tuple[list[dic
     response = requests.post(f"{url}/score", json=body, headers=headers, timeout=60)
     if not response.ok:
         raise CommandFault(f"{url}/score answered {response.status_code}: {_said(response)}")
-    return response.json()[0]["boxes"], (time.perf_counter() - began) * 1e3
+    return response.json()[0], (time.perf_counter() - began) * 1e3
 
 
 def _said(response: requests.Response) -> str:
@@ -57,20 +57,6 @@ def _said(response: requests.Response) -> str:
     except (ValueError, KeyError, TypeError):
         said = response.text[:300]
     return f"{said} The key is given by --key-env or --key." if response.status_code == 401 else said
-
-
-def to_objects(boxes: list[dict[str, Any]]) -> list[SegmentedObject]:
-    """The contract's JSON objects as typed ones."""
-    return [
-        SegmentedObject(
-            box=tuple(entry["box"][key] for key in ("topX", "topY", "bottomX", "bottomY")),
-            label=entry["label"],
-            score=entry["score"],
-            polygon=entry["polygon"],
-            holes=entry.get("holes"),
-        )
-        for entry in boxes
-    ]
 
 
 def _wait_until_ready(url: str) -> None:
@@ -119,12 +105,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     photo = args.image or default_photo()
     check_photo(photo)
     _wait_until_ready(args.url)
-    boxes, took_ms = score_photo(args.url, photo, args.key)
+    answer, took_ms = score_photo(args.url, photo, args.key)
+    objects = objects_from_dict(answer)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "response.json").write_text(json.dumps([{"boxes": boxes}], indent=1))
+    (args.out / "response.json").write_text(json.dumps([answer], indent=1))
     with Image.open(photo) as image:
-        draw_overlay(ImageOps.exif_transpose(image).convert("RGB"), to_objects(boxes)).save(args.out / "overlay.png")
-    found = ", ".join(f"{entry['label']} {entry['score']:.2f}" for entry in boxes) or "nothing"
+        draw_overlay(ImageOps.exif_transpose(image).convert("RGB"), objects).save(args.out / "overlay.png")
+    found = ", ".join(f"{item.label} {item.score:.2f}" for item in objects) or "nothing"
     print(f"{photo.name}: {found} ({took_ms:.0f} ms)\nwrote {args.out / 'response.json'} and {args.out / 'overlay.png'}")
     return 0
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.objects import instances_to_objects, objects_to_dict, objects_to_json, split_instances
+from pipeline.objects import instances_to_objects, objects_from_dict, objects_to_dict, objects_to_json, split_instances
 from pipeline.types import Instances, OutlineOptions, SegmentedObject
 from tests.pipeline.mask_examples import decode_rle, ellipse_logits, letterbox_of
 
@@ -62,6 +62,13 @@ def test_holes_only_when_asked_for():
     assert list(dropped) == ["box", "label", "score", "polygon"]
     assert kept["polygon"] == dropped["polygon"]
     assert len(kept["holes"]) == 1
+
+
+@pytest.mark.parametrize("options", [OutlineOptions(), OutlineOptions(holes="rings"), OutlineOptions(mask_format="rle")], ids=str)
+def test_there_and_back(options):
+    """Who reads an answer has the objects that were sent, in every format."""
+    objects = instances_to_objects(_instances(RING_MASK, RING_MASK), ["a", "b"], options)
+    assert objects_from_dict(json.loads(objects_to_json(objects))) == objects
 
 
 def test_rle_stands_beside_an_empty_polygon():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from pipeline.overlay import draw_overlay
 from pipeline.types import SegmentedObject
@@ -33,6 +34,27 @@ def test_hole_stays_clear():
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
 @pytest.mark.parametrize("size", [(1, 1), (20, 400)])
 def test_any_image(mode, size):
-    """Any mode and tiny sizes are drawn on, objects with a run-length mask by their box."""
-    objects = [SQUARE, SegmentedObject((0, 0, 1, 1), "rle", 0.5, [], rle={"size": [1, 1], "counts": "0"})]
+    """Any mode and tiny sizes are drawn on, also an object without outline."""
+    objects = [SQUARE, SegmentedObject((0, 0, 1, 1), "box", 0.5, [])]
     assert draw_overlay(Image.new(mode, size), objects).size == size
+
+
+def test_run_lengths_are_filled():
+    """An object without polygon is drawn by its mask, holes stay clear, at any scale of the photo."""
+    mask = np.zeros((100, 200), np.uint8, order="F")
+    mask[20:80, 40:160] = 1
+    mask[40:60, 80:120] = 0
+    encoded = coco_mask.encode(mask)
+    item = SegmentedObject((0.2, 0.2, 0.8, 0.8), "ring", 0.9, [], rle={"size": [100, 200], "counts": encoded["counts"].decode()})
+    picture = np.asarray(draw_overlay(Image.new("RGB", (800, 400), (90, 90, 90)), [item]))
+    assert tuple(picture[200, 240]) != (90, 90, 90)
+    assert tuple(picture[200, 400]) == (90, 90, 90)
+    assert tuple(picture[200, 100]) == (90, 90, 90)
+
+
+def test_other_tags():
+    """What is written can be chosen; without, it is label and score."""
+    photo = Image.new("RGB", (400, 300), (90, 90, 90))
+    plain, same, other = (np.asarray(draw_overlay(photo, [SQUARE], tags)) for tags in (None, ["box 90%"], ["box: missed"]))
+    assert (plain == same).all()
+    assert (plain != other).any()

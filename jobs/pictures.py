@@ -1,0 +1,285 @@
+"""Pictures of results: what `jobs.batch_score` found, or a model's predictions beside the annotations, the worst photo first.
+
+    python -m jobs.pictures photos/ --preds preds.jsonl --output pictures/
+    python -m jobs.pictures photos/ --annotations val.json --output pictures/
+    python -m jobs.pictures photos/ --annotations val.json --results results.json --output pictures/
+
+    preds.jsonl (jobs.batch_score) ────────────────────────────────┐
+    annotations ───────────────────────────────────────────────────┼─▶ Sheet: photo, panels ─▶ pictures/00001-<photo>.jpg
+    annotations, results.json (jobs.evaluate --save-results) ──────┘   two panels: left annotated, right found
+
+"Worst" is the lowest F1 of a photo's masks at IoU 0.5, by the rule of `jobs.metrics_voc`, among predictions over the threshold.
+A photo that cannot be read is told on stderr, the others are drawn; the exit status is 1 then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from tqdm import tqdm
+
+from jobs.batch_inputs import InputsError, photos_of
+from jobs.coco_file import to_rle
+from jobs.command_line import faults_in_a_line
+from jobs.datasets import Annotations, AnnotationsError, read_annotations
+from jobs.metrics_voc import FALSE_POSITIVE, Objects, by_image_and_label, match
+from jobs.predictions import check_sizes, read_results
+from pipeline.objects import objects_from_dict
+from pipeline.overlay import draw_overlay
+from pipeline.types import SegmentedObject
+
+LONGEST_SIDE_PX, JPEG_QUALITY = 1280, 90
+_UNUSUAL = re.compile(r"[^\w.-]+")
+"""What some file system or shell stumbles over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One drawing of a photo.
+
+    Args:
+        objects: what to draw, best first.
+        tags: what to write on each; None: label and score.
+        title: above it; empty: no room is taken for one.
+    """
+
+    objects: Sequence[SegmentedObject]
+    tags: Sequence[str] | None = None
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """One picture to write.
+
+    Args:
+        name: of the photo, as its source calls it.
+        photo: the file.
+        panels: side by side.
+    """
+
+    name: str
+    photo: Path
+    panels: tuple[Panel, ...]
+
+    def draw(self, longest_side_px: int) -> Image.Image:
+        """All panels of the photo, turned upright.
+
+        Args:
+            longest_side_px: of a panel; larger photos are scaled down.
+        Raises:
+            OSError: the photo cannot be read.
+        """
+        with Image.open(self.photo) as opened:
+            opened.thumbnail((longest_side_px, longest_side_px))
+            photo = ImageOps.exif_transpose(opened).convert("RGB")
+        drawn = [_titled(draw_overlay(photo, panel.objects, panel.tags), panel.title) for panel in self.panels]
+        picture = Image.new("RGB", (sum(one.width for one in drawn), drawn[0].height))
+        for place, one in enumerate(drawn):
+            picture.paste(one, (place * drawn[0].width, 0))
+        return picture
+
+
+def sheets_of_predictions(source: Path, preds: Path) -> tuple[list[Sheet], int]:
+    """What `jobs.batch_score` wrote of the photos in `source`, its own first argument, in the order of its lines.
+
+    Returns:
+        A sheet for each photo that was scored and is a file here; and how many lines are errors, URLs or of no photo in `source`.
+    Raises:
+        InputsError: `source` or a line of `preds` cannot be understood.
+    """
+    places = {photo.name: photo.place for photo in photos_of(source)}
+    sheets, left_out = [], 0
+    with preds.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                objects, place = objects_from_dict(row["preds"]), places.get(row["file_name"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise InputsError(f"{preds}, line {number}: not a line of jobs.batch_score ({error!r})") from error
+            if place is None or "error" in row["preds"]:
+                left_out += 1
+            else:
+                sheets.append(Sheet(row["file_name"], place, (Panel(objects),)))
+    return sheets, left_out
+
+
+def sheets_of_annotations(annotations: Annotations) -> list[Sheet]:
+    """What is annotated, in the order of the file."""
+    document = json.loads(annotations.coco_json.read_text())
+    names = _label_names(document)
+    real: dict[int, Objects] = {image["id"]: [] for image in document["images"]}
+    for entry in document["annotations"]:
+        real[entry["image_id"]].append(entry)
+    return [
+        Sheet(
+            image["file_name"],
+            annotations.images / image["file_name"],
+            (Panel([_to_object(entry, names, image) for entry in real[image["id"]]], _annotated_tags(real[image["id"]], names)),),
+        )
+        for image in document["images"]
+    ]
+
+
+def sheets_of_comparison(annotations: Annotations, results: Objects, score_threshold: float) -> list[Sheet]:
+    """Annotations beside predictions, the photo with the lowest F1 first.
+
+    Args:
+        results: COCO results with `segmentation`.
+        score_threshold: predictions below it are left out.
+    Raises:
+        AnnotationsError: a photo was annotated in another size than it was scored in.
+    """
+    document = json.loads(annotations.coco_json.read_text())
+    check_sizes(document, results)
+    names = _label_names(document)
+    real = by_image_and_label(document["annotations"])
+    found = by_image_and_label([result for result in results if result["score"] >= score_threshold])
+    ranked = []
+    for image in document["images"]:
+        keys = [(image["id"], category["id"]) for category in document["categories"]]
+        f1, panels = _compare(image, [(real[key], found[key]) for key in keys], names)
+        ranked.append((f1, Sheet(image["file_name"], annotations.images / image["file_name"], panels)))
+    return [sheet for _, sheet in sorted(ranked, key=lambda pair: pair[0])]
+
+
+def _compare(
+    image: dict[str, Any], labels: Sequence[tuple[Objects, Objects]], names: dict[int, str]
+) -> tuple[float, tuple[Panel, Panel]]:
+    """F1 of one photo, and its two panels; 1 where nothing is to be found and nothing was."""
+    size_hw = image["height"], image["width"]
+    annotated: list[tuple[SegmentedObject, str]] = []
+    predicted: list[tuple[SegmentedObject, str]] = []
+    hits = missed = false = 0
+    for real, found in labels:
+        matched = match(real, found, "mask", size_hw).tolist()
+        for tag, entry, place in zip(_annotated_tags(real, names), real, range(len(real)), strict=True):
+            is_missed = place not in matched and not entry.get("iscrowd")
+            missed += is_missed
+            annotated.append((_to_object(entry, names, image), f"{tag}: missed" if is_missed else tag))
+        for entry, place in zip(found, matched, strict=True):
+            item, is_false = _to_object(entry, names, image), place == FALSE_POSITIVE
+            false, hits = false + is_false, hits + (place >= 0)
+            predicted.append((item, f"{item.label} {item.score:.0%}{': false' if is_false else ''}"))
+    predicted.sort(key=lambda pair: -pair[0].score)
+    f1 = 2 * hits / (2 * hits + missed + false) if hits + missed + false else 1.0
+    left = Panel([item for item, _ in annotated], [tag for _, tag in annotated], f"annotated: {len(annotated)}")
+    right = Panel([item for item, _ in predicted], [tag for _, tag in predicted])
+    title = f"found: {len(predicted)}, of them {false} false; {missed} missed; F1 {f1:.2f}"
+    return f1, (left, replace(right, title=title))
+
+
+def _label_names(document: dict[str, Any]) -> dict[int, str]:
+    return {category["id"]: category["name"] for category in document["categories"]}
+
+
+def _annotated_tags(real: Objects, names: dict[int, str]) -> list[str]:
+    return [names[entry["category_id"]] + (" (crowd)" if entry.get("iscrowd") else "") for entry in real]
+
+
+def _to_object(entry: dict[str, Any], names: dict[int, str], image: dict[str, Any]) -> SegmentedObject:
+    """A COCO annotation or result, pixels, as an object in fractions; annotations have the score 1."""
+    size_wh = np.array([image["width"], image["height"]])
+    left, top, width, height = entry["bbox"]
+    x1, y1, x2, y2 = (np.array([left, top, left + width, top + height]) / [*size_wh, *size_wh]).tolist()
+    outline, polygon, rle = entry["segmentation"], [], None
+    if isinstance(outline, list):
+        polygon = [(np.reshape(ring, (-1, 2)) / size_wh).ravel().tolist() for ring in outline]
+    else:
+        rle = to_rle(outline, (image["height"], image["width"]))
+    return SegmentedObject((x1, y1, x2, y2), names[entry["category_id"]], entry.get("score", 1.0), polygon, rle=rle)
+
+
+def _titled(picture: Image.Image, title: str) -> Image.Image:
+    if not title:
+        return picture
+    size_px = max(round(min(picture.size) / 32), 12)
+    font, bar = ImageFont.load_default(size=size_px), round(1.8 * size_px)
+    whole = Image.new("RGB", (picture.width, picture.height + bar), (24, 24, 24))
+    whole.paste(picture, (0, bar))
+    ImageDraw.Draw(whole).text((bar // 2, bar // 2), title, font=font, fill=(240, 240, 240), anchor="lm")
+    return whole
+
+
+def write_pictures(sheets: Sequence[Sheet], folder: Path, longest_side_px: int) -> Iterator[str | None]:
+    """Write each as <number>-<photo>.jpg; for each, what was wrong with its photo, or None."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, sheet in enumerate(sheets, start=1):
+        try:
+            picture = sheet.draw(longest_side_px)
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            yield f"{sheet.name}: cannot be read as a photo: {error}"
+            continue
+        picture.save(
+            folder / f"{number:05d}-{_UNUSUAL.sub('_', Path(sheet.name).with_suffix('.jpg').as_posix())}", quality=JPEG_QUALITY
+        )
+        yield None
+
+
+@faults_in_a_line("jobs.pictures", AnnotationsError, InputsError, status=2)
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status: 0 all drawn, 1 some photos could not be read, 2 wrong arguments or input."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.results and not args.annotations:
+        parser.error("--results are drawn beside --annotations; name those, too")
+    sheets, left_out = _sheets(args)
+    chosen, unread = sheets[: args.most], 0
+    bar = tqdm(
+        write_pictures(chosen, args.output, args.longest_side_px),
+        total=len(chosen),
+        unit="picture",
+        disable=not sys.stderr.isatty(),
+    )
+    for fault in bar:
+        if fault:
+            unread += 1
+            bar.write(f"jobs.pictures: {fault}", file=sys.stderr)
+    more = f", {left_out} lines are errors, URLs or of no photo in {args.photos}" if left_out else ""
+    print(f"{args.output}: {len(chosen) - unread} of {len(sheets)} pictures written, {unread} photos not readable{more}")
+    return 1 if unread else 0
+
+
+def _sheets(args: argparse.Namespace) -> tuple[list[Sheet], int]:
+    if args.preds:
+        return sheets_of_predictions(args.photos, args.preds)
+    with tempfile.TemporaryDirectory() as scratch:
+        annotations = read_annotations(args.annotations, args.photos, Path(scratch))
+        if args.results:
+            return sheets_of_comparison(annotations, read_results(args.results), args.score_threshold), 0
+        return sheets_of_annotations(annotations), 0
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.pictures", description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("photos", type=Path, help="folder of the photos; with --preds also the CSV that jobs.batch_score was given")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--preds", type=Path, help="what jobs.batch_score wrote")
+    source.add_argument("--annotations", type=Path, help="COCO JSON, or AzureML annotations JSONL (*.jsonl)")
+    add("--results", type=Path, help="with --annotations: COCO results JSON, such as jobs.evaluate --save-results writes")
+    add("--score-threshold", type=float, default=0.3, help="of --results: leave out predictions below it (default: %(default)s)")
+    add("--most", type=_count, metavar="N", help="draw the first N alone, with --results the worst (default: all)")
+    add("--longest-side-px", type=_count, default=LONGEST_SIDE_PX, help="scale larger photos down (default: %(default)s)")
+    add("--output", type=Path, required=True, help="folder for the pictures; missing folders are made")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
