@@ -34,7 +34,7 @@ serve: $(VENV)/.installed
 		PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/serve run serve_config.yaml
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m serve_app.demo
+	$(BIN)/python -m jobs.demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest

@@ -16,7 +16,7 @@ from deployments.metrics import BatchMetrics
 from deployments.stage import Stage
 from pipeline.batching import GreedyBatcher
 from pipeline.engines import EngineOptions, ModelInfo, load_engine
-from pipeline.errors import ConfigurationError, EngineLost, EngineOutOfMemory, ServiceError
+from pipeline.errors import ConfigurationError, EngineLost, ServiceError
 from pipeline.types import DetectOptions, Instances, LoadedImage
 
 Item = tuple[LoadedImage, DetectOptions]
@@ -54,7 +54,6 @@ class Detector:
             max_batch=options.max_batch,
             max_wait_s=options.max_wait_s,
             observer=BatchMetrics(),
-            out_of_memory=(EngineOutOfMemory, MemoryError),
         )
 
     def _run(self, items: list[Item]) -> Sequence[Instances]:

@@ -23,7 +23,7 @@ from typing import Generic, TypeVar
 from pipeline.errors import DeadlineExceeded, Overloaded, StageFailed
 
 PATIENCE_S = 1.0
-"""A group under way for longer no longer counts against `max_under_way`. Where groups are only slow, one more is under way, no harm."""
+"""A group under way for longer no longer counts against `max_in_flight`. Where groups are only slow, one more is under way, no harm."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,12 +36,12 @@ class GroupLimits:
     Args:
         max_items: most items in a group.
         max_bytes: most bytes in a group of several items; a larger item travels in a group of its own.
-        max_under_way: most groups under way at a time; those of items sent alone are not counted.
+        max_in_flight: most groups under way at a time; those of items sent alone are not counted.
     """
 
     max_items: int = 8
     max_bytes: int = 4_000_000
-    max_under_way: int = 2
+    max_in_flight: int = 1
 
 
 class _Pace:
@@ -150,7 +150,7 @@ class Grouper(Generic[Item, Result]):
 
     def _fill(self) -> None:
         self._filling = False
-        while self._waiting and len(self._under_way) < self._limits.max_under_way:
+        while self._waiting and len(self._under_way) < self._limits.max_in_flight:
             self._start(self._next_group())
 
     def _next_group(self) -> list[_Entry[Item, Result]]:

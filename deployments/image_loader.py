@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from ray import serve
 
 from deployments.context import RequestContext
-from deployments.stage import Stage
+from deployments.stage import SentBack, Stage
 from pipeline.decoder_options import DecoderOptions
 from pipeline.decoder_process import DecoderLost, DecoderPool, DecoderTimeout
-from pipeline.errors import LimitExceeded, ServiceError, StageFailed
+from pipeline.errors import LimitExceeded, ServiceError
 from pipeline.fetch import Fetcher, FetchPolicy
 from pipeline.load import load_image
 from pipeline.source import Url, parse_source
@@ -47,10 +47,6 @@ ImageInput = str | bytes | NDArray[np.uint8]
 """An image as callers give it: base64 text or URL, encoded bytes, or (H, W, 3) uint8 RGB / (H, W) grey pixels."""
 
 
-class SlowInCompany(StageFailed):
-    """An image took too long for those it came with; on its own it may take its time."""
-
-
 class _Company:
     """The images of one call, which wait for each other.
 
@@ -66,7 +62,7 @@ class _Company:
         """Decode one of them.
 
         Raises:
-            SlowInCompany: it takes longer than the others should wait.
+            SentBack: it takes longer than the others should wait.
         """
         limit_s = spent_s = min(max(self._left_s, SCARCE_S), COMPANY_S)
         try:
@@ -75,12 +71,12 @@ class _Company:
             return loaded
         except DecoderTimeout as error:
             message = f"The image took more than {limit_s:g} s to decode while others waited for it."
-            raise SlowInCompany(message, code="slow_in_company") from error
+            raise SentBack(message) from error
         except LimitExceeded as error:
             spent_s = 0.0
             if error.code != "too_many_pixels":
                 raise
-            raise SlowInCompany("The image is large, and others wait for it.", code="slow_in_company") from error
+            raise SentBack("The image is large, and others wait for it.") from error
         finally:
             with self._lock:
                 self._left_s -= spent_s
@@ -117,7 +113,7 @@ class ImageLoader:
 
         Returns:
             For each its pixels, or why they cannot be had: FetchError, ImageError, LimitExceeded, DeadlineExceeded, StageFailed,
-            and SlowInCompany for one that should come again on its own.
+            and SentBack for one that should come again on its own.
         """
         alone = len(images) == 1 or self._options.decoder.timeout_s <= COMPANY_S
         company = None if alone else _Company(COMPANY_S * self._options.threads)

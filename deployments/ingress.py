@@ -22,11 +22,11 @@ from deployments.grouping import GroupLimits
 from deployments.image_loader import ImageInput
 from deployments.in_process import LocalHandle, StageHandle, StageInProcess, started
 from deployments.metrics import IngressMetrics
-from deployments.params import ScoreParams, parse_params
+from deployments.params import ScoreParams, check_image_count, parse_params
 from deployments.probe import PROBE_IMAGE
 from deployments.scoring import ScoreOptions, ScoringGraph
 from pipeline.engines import ModelInfo
-from pipeline.errors import ImageFault, InvalidRequest, LimitExceeded, Overloaded, ServiceError, quoted
+from pipeline.errors import ImageFault, InvalidRequest, Overloaded, ServiceError, quoted
 from pipeline.types import Answer, DetectOptions, OutlineOptions, ScoredImage
 
 
@@ -43,7 +43,7 @@ class IngressOptions:
         overload_status, retry_after_s: how a refusal looks.
         ready_cache_s: how long a readiness answer stays valid, seconds.
         groups: how images share the calls between the stages.
-        max_urls_under_way: URLs that are fetched and scored at a time, per ingress replica; more wait.
+        max_urls_in_flight: URLs that are fetched and scored at a time, per ingress replica; more wait.
     """
 
     classes: tuple[str, ...]
@@ -56,7 +56,7 @@ class IngressOptions:
     retry_after_s: int
     ready_cache_s: float
     groups: GroupLimits
-    max_urls_under_way: int
+    max_urls_in_flight: int
 
 
 @serve.deployment(max_ongoing_requests=1000)
@@ -85,10 +85,9 @@ class Ingress:
             started(image_loader),
             self._detector,
             started(polygonizer),
-            options.retry_after_s,
-            options.overload_status,
+            self.refusal,
             options.groups,
-            options.max_urls_under_way,
+            options.max_urls_in_flight,
         )
         self._metrics = IngressMetrics()
         self._in_flight = 0
@@ -137,11 +136,8 @@ class Ingress:
             options = self.score_options(params, encoded)
             if not images:
                 return []
-            self.admit(len(images))
-            try:
+            with self.admitted(len(images)):
                 answers = await self._graph.score(images, options, context)
-            finally:
-                self._in_flight -= len(images)
         self._metrics.done((time.perf_counter() - began) * 1e3, len(images))
         return answers
 
@@ -154,16 +150,21 @@ class Ingress:
             self._metrics.failed(error.code, images)
             raise
 
-    def admit(self, count: int) -> None:
-        """Take `count` images in, or raise Overloaded at once."""
-        if count > self.options.max_images_per_request:
-            raise LimitExceeded(
-                f"The request has {count} images; the limit is {self.options.max_images_per_request} "
-                f"(ingress.max_images_per_request).",
-                code="too_many_images",
-            )
+    @contextmanager
+    def admitted(self, count: int) -> Iterator[None]:
+        """Within: `count` images are in flight.
+
+        Raises:
+            LimitExceeded: too many for one request.
+            Overloaded: there is no room for them now.
+        """
+        check_image_count(count, self.options.max_images_per_request)
         self.check_room(count)
         self._in_flight += count
+        try:
+            yield
+        finally:
+            self._in_flight -= count
 
     def check_room(self, count: int = 1) -> None:
         """Raise Overloaded when `count` more images do not fit (asked before a body is read)."""

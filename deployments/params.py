@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.errors import InvalidRequest, quoted
+from pipeline.errors import InvalidRequest, LimitExceeded, quoted
 
 
 class ScoreParams(BaseModel):
@@ -27,6 +27,13 @@ class ScoreParams(BaseModel):
     on_error: Literal["fail", "isolate"] = Field(
         "fail", description="isolate: a bad image gives its own error, the rest is scored."
     )
+
+
+def check_image_count(count: int, most: int) -> None:
+    """Raise LimitExceeded `too_many_images` where a request has more images than `most`."""
+    if count > most:
+        message = f"The request has {count} images; the limit is {most} (ingress.max_images_per_request)."
+        raise LimitExceeded(message, code="too_many_images")
 
 
 def parse_params(params: Any) -> ScoreParams:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from copy import copy
 from dataclasses import dataclass
@@ -25,8 +25,9 @@ from ray.serve.handle import DeploymentResponse
 
 from deployments.context import RequestContext
 from deployments.grouping import Grouper, GroupLimits
-from deployments.image_loader import ImageInput, SlowInCompany
+from deployments.image_loader import ImageInput
 from deployments.in_process import LocalHandle, LocalResponse, StageHandle
+from deployments.stage import SentBack
 from pipeline.engines import ModelInfo
 from pipeline.errors import DeadlineExceeded, EngineLost, ImageFault, Overloaded, ServiceError, StageFailed
 from pipeline.source import looks_like_url
@@ -82,8 +83,7 @@ class ScoringGraph:
 
     Args:
         image_loader, detector, polygonizer: handles of the stages' deployments.
-        retry_after_s: seconds told to callers who are refused because a queue is full.
-        overload_status: 503 or 429, the status of such a refusal.
+        refusal: makes the error of an image that finds no room.
         groups: how images share calls.
         max_urls: most URLs on their way at a time; more wait. Each holds a call at an image loader while it is fetched.
     """
@@ -93,19 +93,17 @@ class ScoringGraph:
         image_loader: StageHandle,
         detector: StageHandle,
         polygonizer: StageHandle,
-        retry_after_s: int = 1,
-        overload_status: int = 503,
+        refusal: Callable[[], Overloaded],
         groups: GroupLimits | None = None,
         max_urls: int = 32,
     ) -> None:
         self._image_loader = image_loader
         self._detector = detector
         self._polygonizer = polygonizer
-        self._retry_after_s = retry_after_s
-        self._overload_status = overload_status
+        self._refusal = refusal
         self._urls = asyncio.Semaphore(max_urls)
         # Another replica may have a card that works; in this process there is no other.
-        self._worth_another_try: tuple[type[StageFailed], ...] = (StageLost, SlowInCompany)
+        self._worth_another_try: tuple[type[StageFailed], ...] = (StageLost, SentBack)
         if not isinstance(detector, LocalHandle):
             self._worth_another_try += (EngineLost,)
         self._slow = asyncio.Semaphore(1)  # images that take long to decode never take all decoders
@@ -123,7 +121,7 @@ class ScoringGraph:
             ServiceError: without `isolate`, the first failure, its `faults` naming the images; the other images are cancelled.
         """
         if self._grouper.expected_s(len(images)) > context.remaining_s > 0:
-            raise self._overloaded()
+            raise self._refusal()
         tasks = [asyncio.create_task(self._score_one(image, options, context)) for image in images]
         try:
             mode = asyncio.ALL_COMPLETED if options.isolate else asyncio.FIRST_EXCEPTION
@@ -156,7 +154,7 @@ class ScoringGraph:
                 return info
         except TimeoutError as error:
             _cancel(response)
-            raise self._overloaded() from error
+            raise self._refusal() from error
         except Exception as error:
             raise self._known(error) from error
 
@@ -184,8 +182,10 @@ class ScoringGraph:
                 async with turn:
                     return await self._grouper.send(parcel, size_bytes, alone=alone)
             except self._worth_another_try as error:
-                logger.warning("request %s: %s Trying again in %s s.", parcel.context.request_id, error, delay_s)
-                alone, turn = True, self._slow if isinstance(error, SlowInCompany) else turn
+                sent_back = isinstance(error, SentBack)
+                level = logging.INFO if sent_back else logging.WARNING
+                logger.log(level, "request %s: %s Trying again in %s s.", parcel.context.request_id, error, delay_s)
+                alone, turn = True, self._slow if sent_back else turn
                 await asyncio.sleep(delay_s)
         async with turn:
             return await self._grouper.send(parcel, size_bytes, alone=alone)
@@ -206,11 +206,6 @@ class ScoringGraph:
                 raise
             return [self._known(error) for _ in parcels]
 
-    def _overloaded(self) -> Overloaded:
-        return Overloaded(
-            "The service is at its limit; try again later.", retry_after_s=self._retry_after_s, status=self._overload_status
-        )
-
     def _known(self, error: BaseException) -> ServiceError:
         """The error of this project that a foreign exception stands for; a new one for each image, as they are raised apart."""
         if isinstance(error, ServiceError):
@@ -218,7 +213,7 @@ class ScoringGraph:
         if isinstance(error, TimeoutError | RequestCancelledError):
             return DeadlineExceeded("The request's deadline passed before its images were scored.")
         if isinstance(error, BackPressureError | DeploymentUnavailableError):
-            return self._overloaded()
+            return self._refusal()
         if isinstance(error, LOST_REPLICA):
             return StageLost("A replica was lost while it worked on this image.")
         logger.error("an unforeseen error in the scoring graph", exc_info=error)

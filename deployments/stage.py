@@ -22,6 +22,10 @@ Result = TypeVar("Result")
 logger = logging.getLogger("ray.serve")
 
 
+class SentBack(StageFailed):
+    """An image that would keep those it came with waiting; on its own it may take its time. Neither done nor failed."""
+
+
 class Stage:
     """One stage's name and metrics.
 
@@ -70,6 +74,7 @@ class Stage:
 
         Raises:
             DeadlineExceeded: the deadline passed before the work began.
+            SentBack: not counted, the image comes again.
             ServiceError: what the work raised itself; of an engine's failure its type, without what the library said.
             StageFailed: anything else the work raised; the cause is logged with the request id, not sent on.
         """
@@ -77,6 +82,8 @@ class Stage:
         try:
             context.check(self.name)
             yield
+        except SentBack:
+            raise
         except EngineFailed as error:
             self._metrics.failed(error.code)
             logger.exception("request %s: stage %s failed: %s", context.request_id, self.name, error.message)

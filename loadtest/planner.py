@@ -88,7 +88,7 @@ class Plan:
         replicas: by deployment; those of CPU stages take one CPU each.
         batch: images in a pass, at most.
         cpus: CPUs for all stages and for Ray around them, detectors' host work included.
-        max_under_way: `ingress.groups.max_under_way`, so that two batches for every Detector fit.
+        max_in_flight: `ingress.groups.max_in_flight`, so that two batches for every Detector fit.
         p50_ms, p99_ms: expected latency.
         mb_per_s: bytes moved a second by hop, MB.
         limit: what the next images a second would have to be bought from.
@@ -97,7 +97,7 @@ class Plan:
     replicas: dict[str, int]
     batch: int
     cpus: float
-    max_under_way: int
+    max_in_flight: int
     p50_ms: float
     p99_ms: float
     mb_per_s: dict[str, float]
@@ -133,7 +133,7 @@ def plan(costs: Costs, step: Step, wish: Wish) -> Plan:
         replicas=replicas | {DETECTOR: detectors},
         batch=batch,
         cpus=cores / wish.utilisation,
-        max_under_way=max(2, math.ceil(2 * batch * detectors / (GROUP_IMAGES * replicas["Ingress"]))),
+        max_in_flight=max(2, math.ceil(2 * batch * detectors / (GROUP_IMAGES * replicas["Ingress"]))),
         p50_ms=outside_p50 + 1.5 * step.ms(usual_batch(step, wish.rate_per_s / detectors, batch)),
         p99_ms=outside_p99 + 2 * step.ms(batch),
         mb_per_s={hop: wish.rate_per_s * size / 1e6 for hop, size in costs.hop_bytes.items()},
@@ -214,7 +214,7 @@ def as_table(plan_: Plan, step: Step, assumed: bool) -> str:
     rows = [f"{stage:12} {count:4} replicas" for stage, count in plan_.replicas.items()]
     rows += [
         f"CPUs together {plan_.cpus:.1f}, the network's own aside; batches of {plan_.batch}; "
-        f"ingress.groups.max_under_way {plan_.max_under_way}",
+        f"ingress.groups.max_in_flight {plan_.max_in_flight}",
         f"expected p50 {plan_.p50_ms:.0f} ms, p99 {plan_.p99_ms:.0f} ms; next to be short: {plan_.limit}",
         "MB/s: " + ", ".join(f"{hop} {mb:.1f}" for hop, mb in plan_.mb_per_s.items()),
         f"measured: CPU milliseconds and bytes an image. {'assumed' if assumed else 'measured (this CPU)'}: a step of "
@@ -233,7 +233,7 @@ def check(costs: Costs, detectors: int, cores: int) -> dict[str, Any]:
             "engine": "simulated",
             "simulated": {"base_ms": step.base_ms, "per_image_ms": step.per_image_ms, "instances": 2},
         }
-        application["args"]["ingress"]["groups"] |= {"max_under_way": max(2, 2 * detectors)}
+        application["args"]["ingress"]["groups"] |= {"max_in_flight": max(2, 2 * detectors)}
         for deployment in application["deployments"]:
             if deployment["name"] == DETECTOR:
                 deployment |= {"num_replicas": detectors, "ray_actor_options": {"num_cpus": 0.1}}

@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, Literal, ParamSpec, Protocol, TypeVar
 
-from pipeline.errors import ConfigurationError, DeadlineExceeded, EngineOutOfMemory, Overloaded, StageFailed
+from pipeline.errors import ConfigurationError, DeadlineExceeded, EngineLost, EngineOutOfMemory, Overloaded, StageFailed
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -120,12 +120,14 @@ class GreedyBatcher(Generic[Item, Result]):
 
     Args:
         run_batch: blocking; takes 1..max_batch items, returns one result for each in order. An exception returned in an
-            item's place fails that item alone. An exception raised fails the batch, which is then tried in halves.
+            item's place fails that item alone. An exception raised fails the batch, which is then tried in halves, unless it
+            says that the model is lost.
             Runs on one of two threads; see `has_room` for when both are used.
         max_batch: largest number of items in a batch.
         max_wait_s: longest time an idle model waits for company after the first item came, seconds.
         observer: told of batches, splits and drops; None for nobody.
         out_of_memory: exceptions of `run_batch` that mean the batch was too large for the memory.
+        lost: exceptions of `run_batch` after which no batch will run, however small.
         oom_recover_s: seconds after running out of memory until the batch limit doubles again.
     Raises:
         ConfigurationError: max_batch is below 1 or a time is negative.
@@ -141,6 +143,7 @@ class GreedyBatcher(Generic[Item, Result]):
         max_wait_s: float,
         observer: BatchObserver | None = None,
         out_of_memory: tuple[type[Exception], ...] = (EngineOutOfMemory, MemoryError),
+        lost: tuple[type[Exception], ...] = (EngineLost,),
         oom_recover_s: float = 30.0,
     ) -> None:
         if max_batch < 1 or max_wait_s < 0 or oom_recover_s <= 0:
@@ -152,7 +155,7 @@ class GreedyBatcher(Generic[Item, Result]):
         self._limit = _BatchLimit(max_batch, oom_recover_s)
         self._max_wait_s = max_wait_s
         self._observer = observer or _Silent()
-        self._out_of_memory = out_of_memory
+        self._out_of_memory, self._lost = out_of_memory, lost
         self._queue: deque[_Entry[Item, Result]] = deque()
         self._threads = ThreadPoolExecutor(MOST_UNDER_WAY, thread_name_prefix="model")
         self._work: asyncio.Task[None] | None = None
@@ -290,7 +293,7 @@ class GreedyBatcher(Generic[Item, Result]):
             entry.started = True
         loop = asyncio.get_running_loop()
         outcomes, run_s = await loop.run_in_executor(self._threads, self._timed_run, [entry.item for entry in batch])
-        if isinstance(outcomes, Exception) and len(batch) > 1:
+        if isinstance(outcomes, Exception) and not isinstance(outcomes, self._lost) and len(batch) > 1:
             half = len(batch) // 2
             self._note_failure(outcomes, len(batch), half)
             await self._run(batch[:half])

@@ -73,8 +73,8 @@ class DecodeLimits:
         max_pixels_at_once: a lower cap for images that are always decoded at full size, which all but JPEGs are; None: `max_pixels`.
     """
 
-    max_pixels: int = 50_000_000
-    max_bytes: int = 20 * 2**20
+    max_pixels: int = 64_000_000
+    max_bytes: int = 20_000_000
     formats: tuple[str, ...] = tuple(FORMAT_MAGIC)
     max_pixels_at_once: int | None = None
 
@@ -119,7 +119,7 @@ def decode_image(data: bytes, limits: DecodeLimits, target_size: int | None = No
 def check_byte_count(byte_count: int, max_bytes: int) -> None:
     """Raise LimitExceeded `image_too_large` when an encoded image has more bytes than allowed."""
     if byte_count > max_bytes:
-        message = f"The image is larger than max_bytes = {max_bytes} bytes ({max_bytes / 2**20:.3g} MiB)."
+        message = f"The image is larger than {max_bytes / 1e6:g} MB (image_loader.max_image_mb)."
         raise LimitExceeded(message, code="image_too_large")
 
 
@@ -137,7 +137,8 @@ def check_pixel_count(size_wh: tuple[int, int], max_pixels: int) -> None:
 
 
 def _too_many_pixels(max_pixels: int, size: str = "") -> LimitExceeded:
-    return LimitExceeded(f"The image{size} has more pixels than max_pixels = {max_pixels}.", code="too_many_pixels")
+    message = f"The image{size} has more than {max_pixels / 1e6:g} megapixels (image_loader.max_megapixels)."
+    return LimitExceeded(message, code="too_many_pixels")
 
 
 def _open(data: bytes, limits: DecodeLimits) -> Image.Image:

@@ -8,7 +8,7 @@
     │   ├── LimitExceeded         413   body_too_large, image_too_large, too_many_pixels, too_many_images
     │   ├── UnsupportedMediaType  415   unsupported_media_type
     │   ├── ImageError            422   image_not_decodable, invalid_base64, unsupported_image_format
-    │   │   └── FetchError        422   url_refused, fetch_failed, fetch_timeout
+    │   │   └── FetchError        422   url_refused, fetch_failed, fetch_unavailable, fetch_timeout
     │   └── HeaderTooLarge        431   header_too_large
     ├── Overloaded                503   overloaded (429 where the operator prefers it), with Retry-After
     ├── StageFailed               500   internal_error: a replica died or raised something unforeseen
@@ -129,7 +129,7 @@ class ImageError(RequestError):
 
 
 class FetchError(ImageError):
-    """One URL gives no image: `url_refused` (by policy), `fetch_timeout` or `fetch_failed`."""
+    """One URL gives no image: `url_refused` (by policy) or `fetch_failed`; `fetch_timeout` and `fetch_unavailable` may work later."""
 
     code = "fetch_failed"
 

@@ -22,7 +22,8 @@ import httpcore
 import httpx
 
 from pipeline.address_policy import AddressPolicy, is_well_formed_host
-from pipeline.errors import ConfigurationError, DeadlineExceeded, FetchError, LimitExceeded
+from pipeline.decode import check_byte_count
+from pipeline.errors import ConfigurationError, DeadlineExceeded, FetchError
 from pipeline.guarded_backend import GuardedBackend, Resolver, SystemResolver
 
 MAX_URL_CHARS = 8192
@@ -60,8 +61,8 @@ class FetchPolicy:
 
     connect_timeout_s: float = 3.0
     read_timeout_s: float = 5.0
-    total_timeout_s: float = 15.0
-    max_bytes: int = 20 * 2**20
+    total_timeout_s: float = 10.0
+    max_bytes: int = 20_000_000
     max_redirects: int = 3
     retries: int = 1
     allowed_ports: tuple[int, ...] = (80, 443, 8080, 8443)
@@ -78,6 +79,8 @@ class FetchPolicy:
 
 class TransientFetchError(FetchError):
     """A FetchError that another try may cure."""
+
+    code = "fetch_unavailable"
 
 
 class Fetcher:
@@ -112,7 +115,7 @@ class Fetcher:
         Returns:
             The body, at most `max_bytes`, never empty.
         Raises:
-            FetchError: `url_refused` (by policy), `fetch_timeout`, or `fetch_failed`.
+            FetchError: `url_refused` (by policy), `fetch_timeout`, `fetch_unavailable`, or `fetch_failed`.
             LimitExceeded: `image_too_large`.
             DeadlineExceeded: the deadline came before `total_timeout_s` was over.
         """
@@ -182,12 +185,11 @@ class Fetcher:
         try:
             async for chunk in response.aiter_stream():
                 body += chunk
-                if len(body) > self._policy.max_bytes:
-                    raise _too_large(self._policy.max_bytes)
+                check_byte_count(len(body), self._policy.max_bytes)
         except httpcore.TimeoutException as error:
             raise _timed_out() from error
         except (httpcore.NetworkError, httpcore.ProtocolError) as error:
-            raise FetchError("The answer of the URL's host broke off.") from error
+            raise FetchError("The answer of the URL's host broke off.", code=TransientFetchError.code) from error
         if not body:
             raise FetchError("The URL gave an empty answer.")
         return bytes(body)
@@ -233,8 +235,8 @@ def _check_head(response: httpcore.Response, max_bytes: int) -> None:
     if (_header(response, b"content-encoding") or b"identity").strip().lower() != b"identity":
         raise FetchError("The URL's host sent a compressed answer though it was asked not to.")
     length = _header(response, b"content-length") or b""
-    if length.isdigit() and int(length) > max_bytes:
-        raise _too_large(max_bytes)
+    if length.isdigit():
+        check_byte_count(int(length), max_bytes)
 
 
 def _header(response: httpcore.Response, name: bytes) -> bytes | None:
@@ -255,8 +257,3 @@ def _refused(reason: str) -> FetchError:
 
 def _timed_out() -> FetchError:
     return FetchError("The URL's host took too long to answer.", code="fetch_timeout")
-
-
-def _too_large(max_bytes: int) -> LimitExceeded:
-    message = f"The image is larger than max_bytes = {max_bytes} bytes ({max_bytes / 2**20:.3g} MiB)."
-    return LimitExceeded(message, code="image_too_large")

@@ -9,10 +9,8 @@ from typing import TypeAlias
 
 import pybase64
 
-from pipeline.decode import check_byte_count
+from pipeline.decode import DecodeLimits, check_byte_count
 from pipeline.errors import FetchError, ImageError
-
-MAX_IMAGE_BYTES = 20 * 2**20
 
 _SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]*):", re.IGNORECASE)
 _DATA_URL = re.compile(r"\s*data:image/[a-z0-9.+-]+(?:;[a-z0-9-]+=[^;,\s]*)*;base64,", re.IGNORECASE)
@@ -42,7 +40,7 @@ def looks_like_url(text: str) -> bool:
     return scheme is not None and scheme[1].lower() != "data"
 
 
-def parse_source(text: str, max_bytes: int = MAX_IMAGE_BYTES) -> ImageSource:
+def parse_source(text: str, max_bytes: int = DecodeLimits().max_bytes) -> ImageSource:
     """Tell a URL from base64, and decode the base64.
 
     Args:

@@ -11,15 +11,22 @@ from starlette.responses import Response
 from pipeline.errors import ImageFault, Overloaded, ServiceError, Unauthorized
 from pipeline.types import Answer, EncodedImage
 
-STAGES = ("fetch", "decode", "queue", "detect", "polygonize", "encode")
-"""Names of the `server-timing` entries, in the order an image passes them."""
+STAGES = ("wait", "fetch", "decode", "queue", "detect", "polygonize", "encode")
+"""Names of the `server-timing` entries, in the order an image passes them. `queue` is the Detector's batcher; `wait` is what no stage
+accounts for: for a group, for the calls between the stages, and in their queues."""
 
 
-def score_response(answers: Sequence[Answer | ImageFault]) -> Response:
-    """The 200 answer: one object for each image, in order, and the time of each stage."""
+def score_response(answers: Sequence[Answer | ImageFault], took_ms: float) -> Response:
+    """The 200 answer: one object for each image, in order, and the time of each stage.
+
+    Args:
+        took_ms: from the request's admission to its last answer, milliseconds.
+    """
     began = time.perf_counter()
     body = b"[" + b",".join(_image_json(answer) for answer in answers) + b"]"
-    timings_ms = slowest_ms(answers) | {"encode": (time.perf_counter() - began) * 1e3}
+    worked_ms = max((sum(answer.timings_ms.values()) for answer in answers if isinstance(answer, EncodedImage)), default=0.0)
+    around = {"wait": max(took_ms - worked_ms, 0.0), "encode": (time.perf_counter() - began) * 1e3}
+    timings_ms = slowest_ms(answers) | around
     return Response(body, media_type="application/json", headers={"server-timing": server_timing(timings_ms)})
 
 

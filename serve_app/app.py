@@ -103,6 +103,6 @@ def _ingress_options(settings: Settings, header: ModelHeader) -> IngressOptions:
         overload_status=ingress.overload_status,
         retry_after_s=ingress.retry_after_s,
         ready_cache_s=ingress.ready_cache_s,
-        groups=GroupLimits(ingress.groups.max_images, int(ingress.groups.max_mb * 1e6), ingress.groups.max_under_way),
-        max_urls_under_way=ingress.max_urls_under_way,
+        groups=GroupLimits(ingress.groups.max_images, int(ingress.groups.max_mb * 1e6), ingress.groups.max_in_flight),
+        max_urls_in_flight=ingress.max_urls_in_flight,
     )

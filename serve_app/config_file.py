@@ -142,9 +142,9 @@ def _check_urls(deployments: dict[str, dict[str, Any]], settings: Settings) -> N
         return
     ingresses, loader = _replicas(deployments.get("Ingress", {}))[1], deployments.get("ImageLoader", {})
     calls = max(_replicas(loader)[0], 1) * loader.get("max_ongoing_requests", _default("ImageLoader"))
-    if ingresses * settings.ingress.max_urls_under_way >= calls:
+    if ingresses * settings.ingress.max_urls_in_flight >= calls:
         raise ConfigurationError(
-            f"args.ingress.max_urls_under_way ({settings.ingress.max_urls_under_way}) at {ingresses} ingress replica(s) can take all "
+            f"args.ingress.max_urls_in_flight ({settings.ingress.max_urls_in_flight}) at {ingresses} ingress replica(s) can take all "
             f"{calls} calls that the ImageLoaders answer at a time (fewest replicas x max_ongoing_requests): slow URLs would hold up "
             "every other image"
         )
@@ -203,11 +203,11 @@ def _check_autoscaling(deployments: dict[str, dict[str, Any]], settings: Setting
         if name == "Ingress":
             continue
         target = wanted.get_target_ongoing_requests()
-        if ingresses * groups.max_under_way <= target * (wanted.max_replicas - 1):
+        if ingresses * groups.max_in_flight <= target * (wanted.max_replicas - 1):
             raise ConfigurationError(
                 f"deployments[{name}].autoscaling_config: {wanted.max_replicas} replicas are never reached: each is wanted for "
                 f"{target:g} calls (of up to {groups.max_images} images), and the ingresses have at most "
-                f"{ingresses} x {groups.max_under_way} under way. Raise args.ingress.groups.max_under_way or lower target_ongoing_requests."
+                f"{ingresses} x {groups.max_in_flight} under way. Raise args.ingress.groups.max_in_flight or lower target_ongoing_requests."
             )
 
 

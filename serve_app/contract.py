@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
-from deployments.params import ScoreParams, parse_params
+from deployments.params import ScoreParams, check_image_count, parse_params
 from pipeline.errors import InvalidRequest, LimitExceeded, quoted
 
 INPUT_DATA_MISSING = "A value is not provided for the 'input_data' parameter."
@@ -99,11 +99,7 @@ def _parse_images(table: Any, max_images: int) -> list[str]:
     data = table.get("data")
     if not isinstance(data, list):
         raise InvalidRequest(f"'input_data.data' must be a list of images, got {_json_type(data)}.")
-    if len(data) > max_images:
-        raise LimitExceeded(
-            f"The request has {len(data)} images; the limit is {max_images} (ingress.max_images_per_request).",
-            code="too_many_images",
-        )
+    check_image_count(len(data), max_images)
     _check_index(table.get("index"), len(data))
     return [_parse_cell(row, position) for position, row in enumerate(data)]
 

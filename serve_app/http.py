@@ -10,12 +10,14 @@ GET  /swagger.json  /openapi.json  /docs
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import orjson
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Security
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -33,6 +35,8 @@ from serve_app.settings import IngressSettings, Settings
 
 logger = logging.getLogger("ray.serve")
 
+KEY = Security(HTTPBearer(auto_error=False, description="A key, where the service has keys."))
+"""Shown in the documents alone: `serve_app.guard` checks it before a route is looked for."""
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for the log; nobody is there to read it."""
 
@@ -66,7 +70,7 @@ def service_version() -> str:
 def _add_score(app: FastAPI, ingress: Ingress, limits: IngressSettings) -> None:
     budget = BodyBudget(int(limits.max_bodies_mb * 1e6), limits.max_images_in_flight + BODIES_COMING, ingress.refusal)
 
-    @app.post("/score", **SCORE_ROUTE_DOCS)
+    @app.post("/score", dependencies=[KEY], **SCORE_ROUTE_DOCS)
     async def score(request: Request) -> Response:
         """Segment the images of a request."""
         with ExitStack() as held:
@@ -78,8 +82,9 @@ def _add_score(app: FastAPI, ingress: Ingress, limits: IngressSettings) -> None:
                     await read_json_body(request, int(limits.max_body_mb * 1e6), context.remaining_s, hold),
                     limits.max_images_per_request,
                 )
+            began = time.perf_counter()
             answers = await ingress.score_images(scoring.images, scoring.params, context, encoded=True)
-        return score_response(answers)
+        return score_response(answers, (time.perf_counter() - began) * 1e3)
 
 
 def _add_probes(app: FastAPI, ingress: Ingress) -> None:
@@ -102,7 +107,7 @@ def _add_probes(app: FastAPI, ingress: Ingress) -> None:
 
 
 def _add_info(app: FastAPI, ingress: Ingress, settings: Settings) -> None:
-    @app.get("/info", tags=["model"])
+    @app.get("/info", tags=["model"], dependencies=[KEY])
     async def info() -> Response:
         """What is served and within which limits."""
         model = await ingress.model_info()

@@ -114,7 +114,6 @@ SCORE_ROUTE_DOCS: dict[str, Any] = {
                 "description": "Deadline of this request, seconds.",
             }
         ],
-        "security": [{"bearer": []}, {}],
     },
 }
 """Arguments of the route decorator."""

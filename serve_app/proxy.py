@@ -1,8 +1,9 @@
-"""A layer inside Ray Serve's own HTTP proxy, so that its refusals speak the contract too.
+"""A layer inside Ray Serve's own HTTP front, so that its refusals speak the contract too: in each Ingress replica where HAProxy stands in
+front, in Ray's proxy where it does not.
 
-The proxy answers some requests itself, in plain text: a timeout (408), a full queue (503), an application that is not
+Ray Serve answers some requests itself, in plain text: a timeout (408), a full queue (503), an application that is not
 deployed (404, 503), a replica that died (500, or nothing at all). Set
-`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.proxy:middlewares` where Ray starts (the Makefile does) and they
+`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.proxy:middlewares` where Ray starts (ray.env does) and they
 become the contract's JSON. Without it everything works, only these answers stay Ray's.
 """
 

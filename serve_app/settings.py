@@ -51,7 +51,7 @@ class GroupSettings(StrictModel):
     max_mb: float = Field(
         4.0, gt=0, description="Most MB (1e6 bytes, as sent) in a call of several images; a larger one goes alone."
     )
-    max_under_way: int = Field(
+    max_in_flight: int = Field(
         1,
         ge=1,
         description="Most calls under way per ingress replica; what comes meanwhile makes up the next. URLs are not counted.",
@@ -77,7 +77,7 @@ class IngressSettings(StrictModel):
     overload_status: Literal[429, 503] = Field(503, description="HTTP status of a refusal for load.")
     retry_after_s: int = Field(1, ge=1, description="Retry-After header of a refusal, seconds.")
     ready_cache_s: float = Field(1.0, ge=0, description="How long an answer of /ready stays valid, seconds.")
-    max_urls_under_way: int = Field(
+    max_urls_in_flight: int = Field(
         32, ge=1, description="Most URLs being fetched and scored at a time per ingress replica; more wait. Each holds a call."
     )
     groups: GroupSettings = GroupSettings()
@@ -143,7 +143,7 @@ class DetectorSettings(StrictModel):
     )
     simulated: SimulatedSettings = SimulatedSettings()
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: the fastest that keeps accuracy.")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     threads: int | None = Field(None, ge=1, description="CPU threads of the engine; None: the cores this replica owns.")
     fitted_input: bool = Field(
         True,
@@ -154,6 +154,12 @@ class DetectorSettings(StrictModel):
     max_wait_ms: float = Field(2.0, ge=0, description="An idle detector waits this long for company, milliseconds.")
     score_threshold: float = Field(0.3, ge=0, le=1, description="Default of the request parameter.")
     max_detections: int = Field(100, ge=1, le=100, description="Default and upper bound of the request parameter.")
+
+    @model_validator(mode="after")
+    def _engine_runs_there(self) -> "DetectorSettings":
+        if self.engine == "openvino" and self.device.startswith("cuda"):
+            raise ValueError(f"engine: openvino runs on CPUs, not on {self.device}; use torch, or device: cpu")
+        return self
 
 
 class PolygonizerSettings(StrictModel):

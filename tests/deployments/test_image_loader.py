@@ -12,7 +12,8 @@ from PIL import Image
 
 from deployments import image_loader
 from deployments.context import RequestContext
-from deployments.image_loader import ImageLoader, ImageLoaderOptions, SlowInCompany
+from deployments.image_loader import ImageLoader, ImageLoaderOptions
+from deployments.stage import SentBack
 from pipeline.decode import DecodeLimits
 from pipeline.decoder_options import DecoderOptions
 from pipeline.decoder_process import DecoderPool, DecoderTimeout
@@ -55,7 +56,7 @@ async def test_nobody_waits_for_a_slow_neighbour(loader):
     await load(loader, jpeg(), jpeg())
     began = time.monotonic()
     slow, good = await load(loader, b"HANG!!", jpeg())
-    assert isinstance(slow, SlowInCompany)
+    assert isinstance(slow, SentBack)
     assert isinstance(good, LoadedImage)
     assert COMPANY_S <= time.monotonic() - began < TIMEOUT_S
     began = time.monotonic()
@@ -71,7 +72,7 @@ async def test_large_images_go_back_before_they_are_decoded(loader, monkeypatch)
     image = Image.fromarray(np.full((48, 64, 3), 90, np.uint8))
     image.save(file := io.BytesIO(), "PNG")
     large, good, broken = await load(loader, file.getvalue(), jpeg(), b"no image")
-    assert isinstance(large, SlowInCompany)
+    assert isinstance(large, SentBack)
     assert isinstance(good, LoadedImage)
     assert isinstance(broken, ImageError)
     assert isinstance((await load(loader, file.getvalue()))[0], LoadedImage)
@@ -91,7 +92,7 @@ def test_slow_images_of_one_call_share_their_time(monkeypatch):
 
     company = image_loader._Company(0.2)
     for _ in range(8):
-        with pytest.raises(SlowInCompany):
+        with pytest.raises(SentBack):
             company.load(Hanging(), b"", 1)
     assert limits_s[0] == 0.1
     assert limits_s[2:] == [0.02] * 6

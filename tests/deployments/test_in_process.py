@@ -8,7 +8,7 @@ import pytest
 from deployments.context import RequestContext
 from deployments.in_process import LocalHandle
 from deployments.scoring import ScoreOptions, ScoringGraph
-from pipeline.errors import DeadlineExceeded, ImageError, StageFailed
+from pipeline.errors import DeadlineExceeded, ImageError, Overloaded, StageFailed
 from pipeline.types import DetectOptions, OutlineOptions
 
 
@@ -32,7 +32,7 @@ class Stage:
 
 
 def graph(*stages):
-    return ScoringGraph(*map(LocalHandle, stages))
+    return ScoringGraph(*map(LocalHandle, stages), lambda: Overloaded("full"))
 
 
 def score(scoring, images, seconds=5.0, **options):

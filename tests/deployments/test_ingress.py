@@ -26,7 +26,7 @@ OPTIONS = IngressOptions(
     retry_after_s=2,
     ready_cache_s=1,
     groups=GroupLimits(),
-    max_urls_under_way=4,
+    max_urls_in_flight=4,
 )
 
 
@@ -53,8 +53,7 @@ async def test_refusals_leave_the_room_free(ingress):
     for _ in range(3):
         with pytest.raises(Overloaded):
             await score(ingress, ["image"] * 3)
-    ingress.admit(4)
-    with pytest.raises(Overloaded) as caught:
+    with ingress.admitted(4), pytest.raises(Overloaded) as caught:
         await score(ingress, ["image"])
     assert (caught.value.status, caught.value.retry_after_s) == (429, 2)
 

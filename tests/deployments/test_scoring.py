@@ -9,9 +9,9 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 
 from deployments import scoring
 from deployments.context import RequestContext
-from deployments.image_loader import SlowInCompany
 from deployments.in_process import LocalHandle
 from deployments.scoring import ScoreOptions, ScoringGraph
+from deployments.stage import SentBack
 from pipeline.errors import DeadlineExceeded, EngineLost, ImageError, ImageFault, Overloaded, ServiceError, StageFailed
 from pipeline.types import DetectOptions, OutlineOptions
 
@@ -65,8 +65,12 @@ class FakeStages:
         return outcome
 
 
+def refusal():
+    return Overloaded("full", retry_after_s=4, status=429)
+
+
 def graph(stages):
-    return ScoringGraph(stages, stages, stages, retry_after_s=4, overload_status=429)
+    return ScoringGraph(stages, stages, stages, refusal)
 
 
 def options(**changes):
@@ -123,7 +127,7 @@ async def test_a_lost_card_is_tried_again():
 async def test_a_lost_card_of_this_process_is_not():
     """There is no other replica to try."""
     local = object.__new__(LocalHandle)
-    graph = ScoringGraph(None, local, None)
+    graph = ScoringGraph(None, local, None, refusal)
     assert EngineLost not in graph._worth_another_try
 
 
@@ -279,7 +283,7 @@ async def test_slow_images_come_again_one_at_a_time():
     def behave(image, attempt):
         if not image.startswith("slow"):
             return image
-        return SlowInCompany("slow") if attempt == 1 else alone(image)
+        return SentBack("slow") if attempt == 1 else alone(image)
 
     stages = FakeStages(behave)
     images = ["slow1", "a", "slow2", "b", "slow3"]
@@ -332,7 +336,7 @@ async def test_slow_urls_leave_room_for_others():
         return image
 
     stages = FakeStages(lambda image, _: fetch(image) if image.startswith("https:") else image)
-    few = ScoringGraph(stages, stages, stages, max_urls=2)
+    few = ScoringGraph(stages, stages, stages, refusal, max_urls=2)
     urls = [f"https://example.com/{number}.jpg" for number in range(5)]
     slow = asyncio.create_task(few.score(urls, options(), context()))
     await asyncio.sleep(0.01)

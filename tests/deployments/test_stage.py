@@ -1,11 +1,12 @@
 """What a stage makes of errors, without Ray."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from deployments.context import RequestContext
-from deployments.stage import Stage
+from deployments.stage import SentBack, Stage
 from pipeline.errors import EngineLost, EngineOutOfMemory, ImageError, StageFailed
 
 
@@ -32,3 +33,16 @@ async def test_errors_of_an_image(raised, kind, level, caplog):
     record = caplog.records[0]
     assert (record.levelname, "abc" in record.message) == (level, True)
     assert ("0xdead" in caplog.text) == (level == "ERROR")
+
+
+async def test_an_image_that_is_sent_back_is_no_error():
+    """Its sender gets the error, nobody counts it: it comes again."""
+
+    async def work(*_):
+        raise SentBack("large")
+
+    stage, counted = Stage("image_loader"), []
+    stage._metrics = SimpleNamespace(failed=counted.append, done=counted.append)
+    (error,) = await stage.each(work, ["image"], [None], [RequestContext("abc", time.time() + 10)])
+    assert type(error) is SentBack
+    assert counted == []

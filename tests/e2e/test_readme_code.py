@@ -22,7 +22,7 @@ def test_snippet_runs(service, snippet):
 
 def test_demo(service, tmp_path):
     """`make demo`'s program writes the JSON and the picture."""
-    command = [sys.executable, "-m", "serve_app.demo", "--url", service.url, "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "jobs.demo", "--url", service.url, "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "response.json").stat().st_size > 100

@@ -132,6 +132,16 @@ def test_the_services_own_failures_are_asked_again(folder, tmp_path, pauses):
     assert lines_of(tmp_path / "preds.jsonl") == {}
 
 
+def test_a_url_whose_host_did_not_answer_is_asked_for_once_more(folder, tmp_path, pauses):
+    """Then its error stands in its line: the host may be gone for good."""
+    silent = {"boxes": [], "error": {"code": "fetch_timeout", "message": "The URL's host took too long to answer."}}
+    with stub_service(answer=silent) as stub:
+        assert run(folder, stub.url, tmp_path / "preds.jsonl", "--concurrency", "1", "--images-per-request", "64") == 0
+    assert len(stub.asked) == 2
+    assert len(pauses) == 1
+    assert all(line["preds"] == silent for line in lines_of(tmp_path / "preds.jsonl").values())
+
+
 def test_another_service_is_told_apart(folder, tmp_path, capsys):
     """A 200 that is no answer is a failed request."""
     with stub_service(answer=["not an object"]) as stub:

@@ -54,7 +54,7 @@ def test_a_plan_keeps_its_promises(step, rate, utilisation):
         assert needed / made.replicas[stage] <= utilisation * (1 + 1e-9)
         assert made.replicas[stage] == 1 or needed / (made.replicas[stage] - 1) > utilisation
     assert made.replicas["Detector"] * step.per_s(made.batch) * utilisation >= rate * (1 - 1e-9)
-    assert made.max_under_way * 8 * made.replicas["Ingress"] >= 2 * made.batch * made.replicas["Detector"]
+    assert made.max_in_flight * 8 * made.replicas["Ingress"] >= 2 * made.batch * made.replicas["Detector"]
 
 
 @given(STEPS, st.floats(1, 1000), st.floats(1, 1000))

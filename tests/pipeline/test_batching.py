@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.batching import DropReason, GreedyBatcher, Served, _BatchLimit
-from pipeline.errors import ConfigurationError, DeadlineExceeded, EngineOutOfMemory, Overloaded, StageFailed
+from pipeline.errors import ConfigurationError, DeadlineExceeded, EngineLost, EngineOutOfMemory, Overloaded, StageFailed
 
 SLACK_S = 0.15
 """How late a loaded two-core machine may wake a thread or a timer."""
@@ -414,6 +414,18 @@ class TestFailing:
             assert [str(one) for one in results] == ["the card fell off the bus"] * 4
             broken = False
             assert (await batcher.submit(7)).result == 7
+
+    async def test_a_lost_model_is_not_tried_with_less(self) -> None:
+        """A card that is gone is gone for single items, too: one call, one failure for all."""
+        calls, notes = [], Notes()
+
+        def model(items: list[int]) -> list[int]:
+            calls.append(len(items))
+            raise EngineLost("the card is gone")
+
+        async with running(model, max_batch=8, observer=notes) as batcher:
+            assert [type(one) for one in await outcomes(submit_all(batcher, range(8)))] == [EngineLost] * 8
+        assert (calls, notes.splits) == ([8], [])
 
     async def test_out_of_memory_splits_and_keeps_batches_small_for_a_while(self) -> None:
         """A batch of 8 does not fit: all items are served in fours, later batches hold 4, and after a while 8 again."""

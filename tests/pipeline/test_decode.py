@@ -315,7 +315,7 @@ def test_too_many_pixels_cost_nothing(kind: str) -> None:
     data = BIG[kind] or tiff_with_huge_tiles()
     tracemalloc.start()
     started = time.thread_time()
-    with pytest.raises(LimitExceeded, match="max_pixels = 2000000") as caught:
+    with pytest.raises(LimitExceeded, match=r"more than 2 megapixels \(image_loader\.max_megapixels\)") as caught:
         decode_image(data, LIMITS)
     assert time.thread_time() - started < 0.5
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
@@ -349,7 +349,7 @@ def test_byte_cap() -> None:
     """The byte cap is exact and told."""
     data = encode(photo(), "PNG")
     assert decode_image(data, DecodeLimits(max_bytes=len(data)))[0].shape == RGB.shape
-    with pytest.raises(LimitExceeded, match=f"max_bytes = {len(data) - 1}") as caught:
+    with pytest.raises(LimitExceeded, match=r"MB \(image_loader\.max_image_mb\)") as caught:
         decode_image(data, DecodeLimits(max_bytes=len(data) - 1))
     assert caught.value.code == "image_too_large"
 

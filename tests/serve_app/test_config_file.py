@@ -77,7 +77,7 @@ INGRESS, LOADER, DETECTOR = ([*APP, "deployments", index] for index in range(3))
             DETECTOR,
             "autoscaling_config",
             {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 48},
-            "2 replicas are never reached.*max_under_way",
+            "2 replicas are never reached.*max_in_flight",
             id="autoscaling without effect",
         ),
         pytest.param(
@@ -93,6 +93,10 @@ INGRESS, LOADER, DETECTOR = ([*APP, "deployments", index] for index in range(3))
             [*ARGS, "detector"], "max_bach", 8, r"args\.detector: unknown key\(s\) max_bach; known: .*max_batch", id="our setting"
         ),
         pytest.param([*ARGS, "detector"], "max_batch", 0, r"args\.detector\.max_batch", id="value out of range"),
+        pytest.param([*ARGS, "detector"], "device", "gpu", r"args\.detector\.device: .*cuda", id="no such device"),
+        pytest.param(
+            ARGS, "detector", {"engine": "openvino", "device": "cuda:1"}, "openvino runs on CPUs", id="engine on another's device"
+        ),
         pytest.param([*ARGS, "ingress"], "max_images_in_flight", 5, "max_images_in_flight", id="limits that contradict"),
         pytest.param(
             [*ARGS, "ingress"], "timeout_s", 90, r"request_timeout_s \(60\) must be above .*timeout_s \(90\)", id="late 408"
@@ -117,7 +121,7 @@ INGRESS, LOADER, DETECTOR = ([*APP, "deployments", index] for index in range(3))
         pytest.param([*ARGS, "image_loader"], "fetch", {"allowed_hosts": ["*.a.example"]}, "no host name", id="star for a host"),
         pytest.param([*ARGS, "image_loader"], "fetch", {"allowed_ports": [0]}, r"allowed_ports\.0", id="no such port"),
         pytest.param([*ARGS, "ingress"], "max_body_mb", float("inf"), r"args\.ingress\.max_body_mb: .*finite", id="infinite"),
-        pytest.param([*ARGS, "ingress"], "max_urls_under_way", 64, "slow URLs would hold up", id="URLs could take all loaders"),
+        pytest.param([*ARGS, "ingress"], "max_urls_in_flight", 64, "slow URLs would hold up", id="URLs could take all loaders"),
         pytest.param([*ARGS, "model"], "name", "rtmdet-ins_nano_persn", "neither a known model", id="model name"),
         pytest.param(
             [*APP, "deployments", 0], "max_ongoing_requests", 256, "must be above .*max_images_in_flight", id="admission by Ray"

@@ -23,6 +23,7 @@ from pipeline.errors import (
 )
 from pipeline.types import EncodedImage
 from serve_app import body, http
+from serve_app.answers import score_response
 from serve_app.http import http_app
 from serve_app.settings import Settings
 
@@ -98,9 +99,20 @@ async def test_score(client, ingress):
     assert response.headers["x-ms-request-id"] == "abc"
     assert float(response.headers["x-ms-run-fn-exec-ms"]) > 0
     stages = [entry.split(";dur=") for entry in response.headers["server-timing"].split(", ")]
-    assert [name for name, _ in stages] == ["fetch", "decode", "queue", "detect", "polygonize", "encode"]
-    assert [float(ms) for _, ms in stages][:5] == [1, 2, 3, 4, 5]
+    assert [name for name, _ in stages] == ["wait", "fetch", "decode", "queue", "detect", "polygonize", "encode"]
+    assert [float(ms) for _, ms in stages][1:6] == [1, 2, 3, 4, 5]
     assert ingress.seen[0][0] == ["aGk=", "aGk="]
+
+
+def test_wait_is_what_no_stage_accounts_for():
+    """Of the image that its stages worked on longest, whichever stage was slowest in which image."""
+    answers = [
+        EncodedImage(b"{}", {"fetch": 1, "detect": 2}),
+        EncodedImage(b"{}", {"fetch": 2, "detect": 9}),
+        ImageFault(2, "c", "m"),
+    ]
+    for took_ms, wait in ((31, "wait;dur=20.00, "), (5, "wait;dur=0.00, ")):
+        assert score_response(answers, took_ms).headers["server-timing"].startswith(wait + "fetch;dur=2.00")
 
 
 async def test_timeout_header_becomes_the_deadline(client, ingress):
@@ -449,19 +461,24 @@ async def test_openapi_describes_score(client):
     assert "input_data" in score["requestBody"]["content"]["application/json"]["schema"]["properties"]
     assert set(score["responses"]) >= {"200", "400", "401", "408", "413", "415", "422", "429", "500", "503"}
     assert "$defs" not in json.dumps(document)
+    (scheme,) = document["components"]["securitySchemes"].values()
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    assert score["security"]
     assert (await client.get("/docs")).status_code == 200
 
 
-async def test_keys_guard_everything_but_health(ingress, monkeypatch):
-    """With keys set, scoring, info and documents want one; the probes do not."""
+async def test_keys_guard_everything_but_health_and_documents(ingress, monkeypatch):
+    """With keys set, scoring and info want one; probes and the documents, which browsers open without, do not."""
     monkeypatch.setenv("PRIMARY", "sesame")
     async with client_for(ingress, Settings(ingress={"auth": {"keys_env": ["PRIMARY"]}})) as client:
-        for path in ("/info", "/docs", "/swagger.json", "/openapi.json"):
-            assert (await client.get(path)).status_code == 401
+        assert (await client.get("/info")).status_code == 401
+        assert (await client.get("/nowhere")).status_code == 401
+        for path in ("/docs", "/swagger.json", "/openapi.json"):
+            assert (await client.get(path)).status_code == 200
         refused = await client.post("/score", json=GOOD)
         assert (refused.status_code, refused.json()["code"]) == (401, "unauthorized")
         assert refused.headers["www-authenticate"] == "Bearer"
-        assert ingress.counted == ["unauthorized"] * 5
+        assert ingress.counted == ["unauthorized"] * 3
         assert (await client.post("/score", json=GOOD, headers={"authorization": "Bearer sesame"})).status_code == 200
         assert (await client.get("/")).status_code == 200
         assert (await client.get("/ready")).status_code == 200

@@ -1,6 +1,6 @@
 """Score one photo against a running server and draw the answer: `make demo`.
 
-    python -m serve_app.demo [--url http://127.0.0.1:8000] [--image photo.jpg] [--key-env NAME] [--out demo_output]
+    python -m jobs.demo [--url http://127.0.0.1:8000] [--image photo.jpg] [--key-env NAME] [--out demo_output]
 
 Without --image it takes the photo that matplotlib installs everywhere (Grace Hopper, public domain).
 """
@@ -89,10 +89,10 @@ def check_photo(photo: Path) -> None:
         raise CommandFault(f"--image: there is no file {photo}")
 
 
-@faults_in_a_line("serve_app.demo")
+@faults_in_a_line("jobs.demo")
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m serve_app.demo", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m jobs.demo", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--url", type=base_url, default="http://127.0.0.1:8000")
     parser.add_argument("--image", type=Path, help="a photo; default: matplotlib's Grace Hopper")
     key = parser.add_mutually_exclusive_group()

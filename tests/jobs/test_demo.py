@@ -2,8 +2,8 @@
 
 import pytest
 
+from jobs import demo
 from loadtest.machine import free_port
-from serve_app import demo
 from tests.jobs.stub_service import Handler, stub_service
 
 
@@ -26,14 +26,14 @@ def test_an_error_is_told_in_the_servers_words(run, stub, capsys):
     """Message and code, and not what `requests` makes of the status; at 401 the options that give a key."""
     assert run(stub.url) == 1
     said = "The bearer key is not valid. (unauthorized) The key is given by --key-env or --key."
-    assert capsys.readouterr().err == f"serve_app.demo: {stub.url}/score answered 401: {said}\n"
+    assert capsys.readouterr().err == f"jobs.demo: {stub.url}/score answered 401: {said}\n"
 
 
 def test_an_error_of_another_server_is_told_as_it_is(run, stub, capsys):
     stub.key = None
     stub.statuses.append(422)
     assert run(stub.url) == 1
-    assert capsys.readouterr().err == f'serve_app.demo: {stub.url}/score answered 422: {{"message": "not now"}}\n'
+    assert capsys.readouterr().err == f'jobs.demo: {stub.url}/score answered 422: {{"message": "not now"}}\n'
 
 
 def test_the_key_may_come_from_the_environment(run, stub, monkeypatch):
@@ -50,7 +50,7 @@ def test_it_says_that_it_waits(run, capsys):
     assert run(url) == 1
     waits, ends = capsys.readouterr().err.splitlines()
     assert waits == f"waiting for {url}/ready, 0.5 s at most"
-    assert ends.startswith(f"serve_app.demo: no server is ready at {url}: nobody answers; start one with `make serve`")
+    assert ends.startswith(f"jobs.demo: no server is ready at {url}: nobody answers; start one with `make serve`")
 
 
 def test_a_url_of_something_else_is_told(run, monkeypatch, capsys):
@@ -72,6 +72,6 @@ def test_a_server_that_gets_ready_is_waited_for(run, monkeypatch, capsys):
 @pytest.mark.parametrize(("name", "said"), [(".", "is a folder; name one photo"), ("gone.jpg", "there is no file")])
 def test_what_is_no_photo_is_told_before_the_wait(run, tmp_path, name, said, capsys):
     assert run("http://127.0.0.1:9", "--image", str(tmp_path / name)) == 1
-    assert (told := capsys.readouterr().err).startswith("serve_app.demo: --image: ")
+    assert (told := capsys.readouterr().err).startswith("jobs.demo: --image: ")
     assert said in told
     assert told.count("\n") == 1
