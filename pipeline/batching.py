@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -160,6 +161,7 @@ class GreedyBatcher(Generic[Item, Result]):
         self._threads = ThreadPoolExecutor(MOST_UNDER_WAY, thread_name_prefix="model")
         self._work: asyncio.Task[None] | None = None
         self._under_way: set[asyncio.Task[None]] = set()
+        self._running_since: dict[int, float] = {}  # by thread
         self._fewest: int | None = 1  # None: no room
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_waiting = asyncio.Event()
@@ -170,6 +172,12 @@ class GreedyBatcher(Generic[Item, Result]):
     def queue_length(self) -> int:
         """Items that wait; those in running batches are not counted."""
         return len(self._queue)
+
+    @property
+    def running_s(self) -> float:
+        """Seconds since the oldest of the batches that run now began; 0 where none runs."""
+        now = time.perf_counter()
+        return now - min(self._running_since.copy().values(), default=now)
 
     async def submit(self, item: Item, *, deadline: float | None = None) -> Served[Result]:
         """Run one item with whatever else waits, and return its own result.
@@ -307,7 +315,7 @@ class GreedyBatcher(Generic[Item, Result]):
 
     def _timed_run(self, items: list[Item]) -> tuple[Sequence[Result | Exception] | Exception, float]:
         """On a thread of the model's: the results, or what was raised instead; and the seconds it took."""
-        started_at = time.perf_counter()
+        started_at = self._running_since[threading.get_ident()] = time.perf_counter()
         outcomes: Sequence[Result | Exception] | Exception
         try:
             outcomes = self._run_batch(items)
@@ -317,6 +325,8 @@ class GreedyBatcher(Generic[Item, Result]):
             outcomes = error
         except BaseException as error:  # SystemExit in the model must not end the event loop
             outcomes = StageFailed(f"the model's thread was told to stop: {type(error).__name__}")
+        finally:
+            del self._running_since[threading.get_ident()]
         return outcomes, time.perf_counter() - started_at
 
     def _note_failure(self, error: Exception, size: int, half: int) -> None:

@@ -86,6 +86,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         threads=detector.threads,
         max_batch=detector.max_batch,
         fitted=detector.fitted_input,
+        cuda_kernels=detector.cuda_kernels,
         cache_dir=settings.model.cache_dir.expanduser(),
         simulated=SimulatedStep(**detector.simulated.model_dump()),
     )

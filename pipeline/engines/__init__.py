@@ -58,6 +58,7 @@ class EngineOptions:
             padded up to the next one. Engines on a CPU take any size as it is.
         fitted: pad images to the smallest of five inputs that holds them instead of the square, where the engine takes them one by
             one (OpenVINO).
+        cuda_kernels: on a CUDA card, this project's own kernels where they prove right (`cuda_network.with_kernels`).
         cache_dir: folder for compiled models, so that the next start is quick; None keeps none.
         simulated: speed and answers of the simulated engine; the others do not look at it.
     """
@@ -69,6 +70,7 @@ class EngineOptions:
     max_batch: int = 8
     batch_buckets: tuple[int, ...] | None = None
     fitted: bool = True
+    cuda_kernels: bool = True
     cache_dir: Path | None = None
     simulated: SimulatedStep = SimulatedStep()
 

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from pipeline.model import ModelSpec
 
 _OUT_OF_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "bad allocation", "bad alloc", "alloc failed")
+_NO_ENGINE_SIGN = "unable to find an engine"
+"""What PyTorch says when cuDNN found no algorithm, also where it found no memory for any."""
+_FULL_SHARE = 0.05
+"""A card with less of its memory free counts as full."""
 _LOST_SIGN = "cuda error"
 """How torch's messages begin when a kernel or the card failed. The context is spoilt then: every later call fails as well."""
 
@@ -119,12 +123,23 @@ def naming_failures(batch: int) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         message = str(error).lower().replace("_", " ")
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in message for sign in _OUT_OF_MEMORY_SIGNS):
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or _tells_of_memory(message):
             traceback.clear_frames(error.__traceback__)
             raise EngineOutOfMemory(f"a batch of {batch} images does not fit into memory ({_first_line(error)})") from None
         if isinstance(error, torch.AcceleratorError) or _LOST_SIGN in message:
             raise EngineLost("the card failed, and this process cannot use it any more") from error
         raise
+
+
+def _tells_of_memory(message: str) -> bool:
+    return any(sign in message for sign in _OUT_OF_MEMORY_SIGNS) or (_NO_ENGINE_SIGN in message and _card_is_full())
+
+
+def _card_is_full() -> bool:
+    if not torch.cuda.is_available():
+        return False
+    free, total = torch.cuda.mem_get_info()
+    return free < _FULL_SHARE * total
 
 
 def _first_line(error: Exception) -> str:

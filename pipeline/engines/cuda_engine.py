@@ -16,9 +16,9 @@ from torch import Tensor
 from pipeline.checkpoints import Checkpoint
 from pipeline.engines import EngineOptions
 from pipeline.engines.base import TORCH_DTYPES, BatchEngine, grey_image, naming_failures, torch_engine_info
-from pipeline.engines.cuda_graphs import BatchGraphs, Slot, Slots, default_buckets
-from pipeline.engines.cuda_kernels import compile_kernels
-from pipeline.engines.cuda_network import use_kernels
+from pipeline.engines.cuda_graphs import BatchGraphs, Slot, Slots, cudnn_at_its_fastest, default_buckets
+from pipeline.engines.cuda_network import with_kernels
+from pipeline.errors import EngineUnavailable
 from pipeline.fixed_postprocess import LIMITS, MOST_INSTANCES, FixedPostProcessor, FixedResults, to_instances, wishes_of
 from pipeline.head_outputs import RawOutputs
 from pipeline.letterbox import pad_batch
@@ -28,6 +28,9 @@ from pipeline.types import DetectOptions, Instances, Letterbox, LoadedImage
 
 log = logging.getLogger(__name__)
 
+BF16_SINCE = (8, 0)
+"""Compute capability: cards before Ampere have no bf16, though PyTorch says that it is supported (it counts emulation)."""
+
 
 class CudaEngine(BatchEngine):
     """Runs on one CUDA card; see `EngineOptions` for what can be chosen.
@@ -36,20 +39,27 @@ class CudaEngine(BatchEngine):
         checkpoint: model and weights.
         options: precision `auto` is fp16.
         device: the card.
+    Raises:
+        EngineUnavailable: the card cannot compute in that precision, or a kernel made it unusable.
     """
 
     def __init__(self, checkpoint: Checkpoint, options: EngineOptions, device: torch.device) -> None:
         precision = "fp16" if options.precision == "auto" else options.precision
         spec, dtype = checkpoint.spec, TORCH_DTYPES[precision]
+        if precision == "bf16" and torch.cuda.get_device_capability(device) < BF16_SINCE:
+            name = torch.cuda.get_device_name(device)
+            raise EngineUnavailable(f"detector.precision: {name} cannot compute in bf16; use auto, fp16 or fp32.")
         super().__init__(torch_engine_info(spec, options, precision, torch.cuda.get_device_name(device)))
         self._device = device
         network = RawNetwork(checkpoint.network(), spec.input_size).convert(dtype).to(device)
         self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out of its types
         buckets = options.batch_buckets or default_buckets(options.max_batch)
         with torch.cuda.device(device):
-            kernels = compile_kernels(dtype, device)
-            if kernels is not None:
-                use_kernels(self._network, kernels)
+            kernels = None
+            if options.cuda_kernels:
+                ends = sorted({min(buckets), max(buckets)})
+                with cudnn_at_its_fastest(tf32=True):  # here it is chosen what is faster, too
+                    self._network, kernels = with_kernels(self._network, spec.input_size, ends, dtype, device)
             input_hw, branch = (spec.input_size, spec.input_size), network.kernel_branch.convert(dtype, from_channels=0)
             own = (kernels.greedy_nms, kernels.packed_mask_logits) if kernels is not None else ()
             self._postprocess = FixedPostProcessor(input_hw, branch, device, *own)

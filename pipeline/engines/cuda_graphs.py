@@ -4,16 +4,18 @@
 
 - A `Slot` is one batch's room on both sides. There are two: one batch travels to or from the card while the other is computed.
 - A graph holds network and post-processing. Replaying it is one launch instead of some hundreds, and the host waits for nothing in between.
+  Where one cannot be recorded, its operators are launched each time.
 """
 
 from __future__ import annotations
 
 import gc
+import logging
 import math
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from pipeline.engines.devices import switched
 from pipeline.fixed_postprocess import FixedResults
 from pipeline.head_outputs import RawOutputs
 
+log = logging.getLogger(__name__)
 WARM_UP_RUNS = 3
 """Runs before recording: cuDNN picks its algorithms and libraries allocate their work space (PyTorch's CUDA graph notes)."""
 SLOTS = 2
@@ -74,10 +77,10 @@ class Slot:
             self.wishes[:count].copy_(self._host_wishes[:count], non_blocking=True)
             self._uploaded.record()
 
-    def reserve(self) -> None:
-        """Have PyTorch take page-locked memory of every size that masks may need, which takes milliseconds: it keeps powers of two."""
-        for power in range(self._masks.nbytes.bit_length() + 1):
-            torch.empty(2**power, dtype=torch.uint8, pin_memory=True)
+    def reserve(self) -> list[Tensor]:
+        """Page-locked memory of every size that masks may need: it takes milliseconds to get, and PyTorch keeps it, in powers of two."""
+        powers = range(self._masks.nbytes.bit_length() + 1)
+        return [torch.empty(2**power, dtype=torch.uint8, pin_memory=True) for power in powers]
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -141,8 +144,8 @@ class Slots:
     def fill(self) -> None:
         """Make all of them now; nobody else may use them meanwhile."""
         with ExitStack() as borrowed:
-            for _ in range(SLOTS):
-                borrowed.enter_context(self.borrow()).reserve()
+            reserved = [borrowed.enter_context(self.borrow()).reserve() for _ in range(SLOTS)]
+            del reserved  # of all slots together: else each would be handed the memory of the one before
 
     def clear(self) -> None:
         """Give up the slots that nobody has."""
@@ -152,7 +155,7 @@ class Slots:
 
 
 class _Recorded(NamedTuple):
-    graph: torch.cuda.CUDAGraph
+    replay: Callable[[], None]
     pixels: Tensor
     wishes: Tensor
     raw: RawOutputs
@@ -176,6 +179,7 @@ class BatchGraphs:
         self._input_size, self._wishes, self._tf32 = size, wishes, tf32
         self._stream = torch.cuda.Stream(device)
         self._recorded: dict[int, _Recorded] = {}
+        self._pool: Any = None  # memory of the graphs, which replay one at a time
 
     def slot(self) -> Slot:
         """Room for the largest batch."""
@@ -194,7 +198,7 @@ class BatchGraphs:
             recorded.pixels[:count].copy_(slot.pixels[:count])
             recorded.wishes[:count].copy_(slot.wishes[:count])
             recorded.wishes[count:].fill_(1.0)  # no score exceeds a threshold of 1
-            recorded.graph.replay()
+            recorded.replay()
             slot.keep(recorded.results, count)
         return recorded.raw
 
@@ -210,6 +214,7 @@ class BatchGraphs:
     def clear(self) -> None:
         """Drop the recorded graphs and their memory."""
         self._recorded.clear()
+        self._pool = None
         torch.cuda.empty_cache()
 
     def _of_size(self, size: int) -> _Recorded:
@@ -228,11 +233,39 @@ class BatchGraphs:
                 for _ in range(WARM_UP_RUNS):
                     self._compute(pixels, wishes)
             self._stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            pool = next(iter(self._recorded.values())).graph.pool() if self._recorded else None
-            with without_collection(), torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
-                raw, results = self._compute(pixels, wishes)
-        return _Recorded(graph, pixels, wishes, raw, results)
+            before = torch.cuda.current_stream(self._device)
+            try:
+                return self._captured(pixels, wishes)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                torch.cuda.set_stream(before)  # torch.cuda.graph leaves its own where the capture cannot end
+                torch.cuda.synchronize(self._device)  # raises where more than the capture failed
+                reason = str(error).partition("\n")[0]
+                log.warning("no CUDA graph for batches of %d (%s): they run slower, operator by operator", count, reason)
+                with self.stream():
+                    return self._uncaptured(pixels, wishes)
+
+    def _captured(self, pixels: Tensor, wishes: Tensor) -> _Recorded:
+        graph = torch.cuda.CUDAGraph()
+        with (
+            without_collection(),
+            torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+        ):
+            raw, results = self._compute(pixels, wishes)
+        self._pool = graph.pool()
+        return _Recorded(graph.replay, pixels, wishes, raw, results)
+
+    def _uncaptured(self, pixels: Tensor, wishes: Tensor) -> _Recorded:
+        """Replays by computing again, into the same results."""
+        raw, results = self._compute(pixels, wishes)
+
+        def replay() -> None:
+            again_raw, again = self._compute(pixels, wishes)
+            for kept, fresh in zip((*raw, *results), (*again_raw, *again), strict=True):
+                kept.copy_(fresh)
+
+        return _Recorded(replay, pixels, wishes, raw, results)
 
 
 @contextmanager

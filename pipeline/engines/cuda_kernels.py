@@ -7,13 +7,11 @@ chained_pools   the three max pools of spatial pyramid pooling, side by side wit
 greedy_nms      non-maximum suppression, exact, in one launch instead of some fifty
 instance_masks  the dynamic mask head with its hidden layers in registers, of the kept instances only
 
-NVIDIA's `cuda-core` compiles them (NVRTC, which PyTorch brings with it) and starts them. On whatever card this is, they must first agree
-with PyTorch's own operators (`cuda_reference`), which take their place where they do not, and where there is no cuda-core.
+NVIDIA's `cuda-core` compiles them (NVRTC, which PyTorch brings with it) and starts them; `cuda_network.with_kernels` says when.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.engines.cuda_reference import INPUT_CHANNELS, prove
-from pipeline.errors import EngineUnavailable
+from pipeline.engines.cuda_reference import INPUT_CHANNELS
 from pipeline.mask_head import first_cells, layers_of
 from pipeline.postprocess import NMS_IOU
 from pipeline.types import MASK_STRIDE_PX
@@ -41,44 +38,6 @@ DEPTHWISE_BUSY = 60_000
 """Threads that keep a card busy: of a hundred multiprocessors some 400 each."""
 NMS_BOXES = 512  # BOXES in the source
 TIMED_RUNS = 10
-log = logging.getLogger(__name__)
-
-
-def compile_kernels(dtype: torch.dtype, device: torch.device) -> CudaKernels | None:
-    """The kernels for a precision on a card; None where they do not work, with a line in the log that says why.
-
-    Args:
-        dtype: of the network's features, float16 or bfloat16; there are none for float32.
-        device: a CUDA device, current.
-    Raises:
-        EngineUnavailable: a kernel failed in a way that leaves the card unusable for this process.
-    """
-    if dtype == torch.float32:
-        return None
-    try:
-        kernels = CudaKernels(dtype, device)
-        prove(kernels, dtype, device)
-    except ImportError as error:
-        log.warning("cuda-core is not here (%s): the network runs up to a third slower; pip install '.[cuda]'", error)
-    except Exception as error:  # whatever NVRTC, the driver or the proof says: nothing that PyTorch could not do without them
-        reason = "; ".join(str(error).splitlines()[:3])
-        _check_alive(device, reason)
-        log.warning("the CUDA kernels do not work here (%s): the network runs up to a third slower", reason)
-    else:
-        return kernels
-    return None
-
-
-def _check_alive(device: torch.device, reason: str) -> None:
-    if device.type != "cuda":
-        return
-    try:
-        torch.cuda.synchronize(device)
-    except Exception as error:
-        raise EngineUnavailable(
-            f"a CUDA kernel made the card unusable for this process ({reason}); "
-            "uninstall cuda-core to run without these kernels, and please report it"
-        ) from error
 
 
 class CudaKernels:

@@ -5,10 +5,16 @@ bytes ─▶ float, mean, std, half       ─▶ one pass, with 8 channels of wh
 convolution, bias, SiLU, sum, concat  ─▶ convolution, then everything else in one pass, to where the concatenation wants it
 depthwise convolution, bias, SiLU     ─▶ one pass, where that is faster
 three pools, concat                   ─▶ one pass
+
+Nobody has tried the kernels on every card, driver and compiler: they must first agree with PyTorch's own operators, each by itself and
+the rewritten network as a whole. Where they do not, PyTorch's operators do the work, and the log says why.
 """
 
 from __future__ import annotations
 
+import copy
+import logging
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -23,11 +29,13 @@ ensure_mmcv_ops()
 from mmcv.cnn import ConvModule  # noqa: E402  (after the stand-in)
 from mmdet.models.layers.csp_layer import CSPLayer, CSPNeXtBlock  # noqa: E402
 
-from pipeline.engines.cuda_kernels import DEPTHWISE_TAPS, MOST_POOLED_CELLS  # noqa: E402
-from pipeline.engines.cuda_reference import INPUT_CHANNELS, Kernels  # noqa: E402
+from pipeline.engines.cuda_kernels import DEPTHWISE_TAPS, MOST_POOLED_CELLS, CudaKernels  # noqa: E402
+from pipeline.engines.cuda_reference import INPUT_CHANNELS, Kernels, prove, prove_network  # noqa: E402
+from pipeline.errors import EngineUnavailable  # noqa: E402
 from pipeline.network import RawNetwork  # noqa: E402
 from pipeline.streamline import ChainedPooling  # noqa: E402
 
+log = logging.getLogger(__name__)
 EIGHT = 8
 """Channels in 16 bytes of half precision, which is what one thread of a kernel moves."""
 
@@ -170,6 +178,55 @@ class OnePassPooling(nn.Module):
             for place, pool in enumerate(self.pools, 1):
                 last = parts[:, place * channels : (place + 1) * channels].copy_(pool(last))
         return self.conv2(parts)
+
+
+def with_kernels(
+    network: RawNetwork, size: int, batches: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> tuple[RawNetwork, CudaKernels | None]:
+    """The network rewritten for the kernels, and these; as it is and None where they do not work, with a line in the log that says why.
+
+    Args:
+        network: on the card, in `dtype`, channels last.
+        size: side of its input, pixels.
+        batches: sizes to compare the two networks at.
+        dtype: float16 or bfloat16; there are no kernels for float32.
+        device: a CUDA device, current.
+    Raises:
+        EngineUnavailable: a kernel failed in a way that leaves the card unusable for this process.
+        torch.OutOfMemoryError: the card is full; with PyTorch's operators it would be, too.
+    """
+    if dtype == torch.float32:
+        return network, None
+    try:
+        kernels = CudaKernels(dtype, device)
+        prove(kernels, dtype, device)
+        rewritten = copy.deepcopy(network)
+        use_kernels(rewritten, kernels)
+        for batch in batches:
+            prove_network(rewritten, network, (batch, size, size, 3), dtype, device)
+    except torch.OutOfMemoryError:
+        raise
+    except ImportError as error:
+        log.warning("cuda-core is not here (%s): the network runs up to a third slower; pip install '.[cuda]'", error)
+    except Exception as error:  # whatever NVRTC, the driver or the proof says: nothing that PyTorch could not do without them
+        reason = "; ".join(str(error).splitlines()[:3])
+        _check_alive(device, reason)
+        log.warning("the CUDA kernels do not work here (%s): the network runs up to a third slower", reason)
+    else:
+        return rewritten, kernels
+    return network, None
+
+
+def _check_alive(device: torch.device, reason: str) -> None:
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except Exception as error:
+        raise EngineUnavailable(
+            f"a CUDA kernel made the card unusable for this process ({reason}); "
+            "set detector.cuda_kernels: false to run without these kernels, and please report it"
+        ) from error
 
 
 def use_kernels(network: RawNetwork, kernels: Kernels) -> None:

@@ -45,7 +45,7 @@ def choose_torch_device(name: str) -> torch.device:
     if device.type != "cuda":
         raise ConfigurationError(f"detector.device: {name!r} is not auto, cpu, cuda or cuda:N.")
     index = device.index or 0
-    if index >= torch.cuda.device_count():
+    if index >= torch.cuda.device_count() or not torch.cuda.is_available():  # the former asks the driver, which may be too old
         raise EngineUnavailable(f"detector.device: {name!r} is asked for, but {_why_no_card()}")
     return torch.device("cuda", index)
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from deployments.detector import Detector, on_granted_device
+from deployments.detector import HUNG_S, Detector, on_granted_device
 from pipeline.engines import EngineOptions
 from pipeline.errors import EngineLost
 
@@ -36,9 +36,18 @@ async def test_a_detector_that_lost_its_card_says_so():
         raise EngineLost("the card failed")
 
     detector = object.__new__(Detector.func_or_class)
-    detector._engine, detector._batcher, detector._lost = SimpleNamespace(detect=detect), SimpleNamespace(has_room=None), None
+    detector._engine, detector._lost = SimpleNamespace(detect=detect), None
+    detector._batcher = SimpleNamespace(has_room=None, running_s=1.0)
     await detector.check_health()
     with pytest.raises(EngineLost):
         detector._run([("image", "options")])
     with pytest.raises(EngineLost):
+        await detector.check_health()
+
+
+async def test_a_detector_whose_card_hangs_says_so():
+    """It fails no batch, it just never ends one."""
+    detector = object.__new__(Detector.func_or_class)
+    detector._lost, detector._batcher = None, SimpleNamespace(running_s=HUNG_S + 1)
+    with pytest.raises(EngineLost, match="running for more than"):
         await detector.check_health()

@@ -415,6 +415,23 @@ class TestFailing:
             broken = False
             assert (await batcher.submit(7)).result == 7
 
+    async def test_how_long_a_batch_has_been_running(self) -> None:
+        """Of the oldest one, while it runs; 0 before and after, also after a failure."""
+        go_on = threading.Event()
+
+        def model(_items: list[int]) -> list[int]:
+            go_on.wait(10)
+            raise EngineLost("gone")
+
+        async with running(model) as batcher:
+            assert batcher.running_s == 0
+            waiting = asyncio.gather(*submit_all(batcher, range(2)), return_exceptions=True)
+            await asyncio.sleep(0.1)
+            assert 0.01 < batcher.running_s < 10
+            go_on.set()
+            await waiting
+            assert batcher.running_s == 0
+
     async def test_a_lost_model_is_not_tried_with_less(self) -> None:
         """A card that is gone is gone for single items, too: one call, one failure for all."""
         calls, notes = [], Notes()

@@ -5,6 +5,8 @@ What a card computes is tested by `pytest --cuda` (test_cuda.py); here it is who
 
 from __future__ import annotations
 
+import itertools
+import logging
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -17,10 +19,11 @@ import pytest
 import torch
 
 from pipeline.engines import EngineOptions
+from pipeline.engines.base import naming_failures
 from pipeline.engines.cuda_engine import CudaEngine
 from pipeline.engines.cuda_graphs import SLOTS
 from pipeline.engines.torch_engine import TorchEngine
-from pipeline.errors import EngineOutOfMemory
+from pipeline.errors import EngineLost, EngineOutOfMemory, EngineUnavailable
 from pipeline.letterbox import scale_to_fit
 from pipeline.types import DetectOptions, Instances, LoadedImage
 from tests.pipeline.seeded import SIZE_PX, photo, seeded_checkpoint
@@ -74,6 +77,8 @@ class Card:
             "stream": lambda _: nullcontext(),
             "device": lambda _: nullcontext(),
             "current_stream": Quiet,
+            "set_stream": lambda _: None,
+            "synchronize": lambda _: None,
             "get_device_name": lambda _: "a card that is none",
             "empty_cache": lambda: None,
         }.items():
@@ -228,6 +233,57 @@ def test_a_slot_that_does_not_fit_is_not_lost(card, images, expected, monkeypatc
             engine.warm_up()
     engine.warm_up()
     assert_same(engine.detect(images[:1], [LOW])[0], expected(LOW)[0])
+
+
+@pytest.mark.parametrize("failing", [(0,), (1, 2), (0, 1, 2)], ids=["the largest", "the others", "all"])
+def test_sizes_whose_graph_cannot_be_recorded_run_without(failing, card, images, expected, monkeypatch, caplog):
+    """Whatever stands against a capture: those sizes take PyTorch's way, the log says so, and all are right."""
+    real, number = torch.cuda.graph, itertools.count()
+
+    @contextmanager
+    def graph(*args: Any, **options: Any) -> Iterator[None]:
+        with real(*args, **options):
+            yield
+        if next(number) in failing:
+            raise torch.AcceleratorError("CUDA error: operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    engine = card.engine()
+    with caplog.at_level(logging.WARNING):
+        engine.warm_up()
+    assert caplog.text.count("no CUDA graph for batches of") == len(failing)
+    for places in ([0], [1, 2], [3, 0, 1], [2, 3, 1, 0], [1]):
+        for place, one in zip(places, engine.detect([images[n] for n in places], [LOW] * len(places)), strict=True):
+            assert_same(one, expected(LOW)[place])
+
+
+def test_a_card_that_is_lost_while_recording_is_told(card, monkeypatch):
+    """There is no other way to run on it."""
+
+    def fail(*_: object, **_options: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "graph", fail)
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    with pytest.raises(EngineLost):
+        card.engine().warm_up()
+
+
+def test_a_card_without_bf16_is_told(monkeypatch):
+    """PyTorch says that it has it, and its convolutions fail."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    with pytest.raises(EngineUnavailable, match="Tesla T4 cannot compute in bf16"):
+        CudaEngine(seeded_checkpoint("nano"), EngineOptions("torch", "bf16"), torch.device("cuda", 0))
+
+
+@pytest.mark.parametrize(("free", "kind"), [(1, EngineOutOfMemory), (90, RuntimeError)])
+def test_cudnn_without_memory_finds_no_algorithm(free, kind, monkeypatch):
+    """It does not say why; a full card does."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 100))
+    with pytest.raises(kind), naming_failures(4):
+        raise RuntimeError("GET was unable to find an engine to execute this computation")
 
 
 def test_cudnns_switches_are_put_back(card):

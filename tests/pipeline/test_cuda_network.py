@@ -11,10 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.engines import cuda_kernels
-from pipeline.engines.cuda_kernels import compile_kernels
-from pipeline.engines.cuda_network import EIGHT, OnePassConvModule, OnePassCSPLayer, OnePassDepthwise, OnePassPooling, use_kernels
-from pipeline.engines.cuda_reference import ReferenceKernels
+from pipeline.engines import cuda_network
+from pipeline.engines.cuda_network import (
+    EIGHT,
+    OnePassConvModule,
+    OnePassCSPLayer,
+    OnePassDepthwise,
+    OnePassPooling,
+    use_kernels,
+    with_kernels,
+)
+from pipeline.engines.cuda_reference import ReferenceKernels, prove_network
 from pipeline.errors import EngineUnavailable
 from pipeline.network import RawNetwork
 from tests.pipeline.cuda_on_host import COMPILER, HostKernels
@@ -126,50 +133,109 @@ def test_the_kernels_themselves_fit_in(tmp_path):
     torch.testing.assert_close(found.mask_features, expected.mask_features, rtol=0.05, atol=0.05)
 
 
+CARD, CPU = torch.device("cuda", 0), torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return RawNetwork(seeded_checkpoint("nano").network(), SIZE_PX).convert(torch.float16).to(memory_format=torch.channels_last)
+
+
+class Kernels(ReferenceKernels):
+    """Right ones, made as `CudaKernels` are."""
+
+    def __init__(self, dtype: torch.dtype, _device: torch.device) -> None:
+        super().__init__(dtype)
+
+
+def tried(plain, device=CPU, dtype=torch.float16):
+    return with_kernels(plain, SIZE_PX, (1, 2), dtype, device)
+
+
+def test_kernels_that_prove_right_are_used(plain, monkeypatch):
+    """In a copy: the network itself is what they are compared with."""
+    monkeypatch.setattr(cuda_network, "CudaKernels", Kernels)
+    network, kernels = tried(plain)
+    assert isinstance(kernels, Kernels)
+    assert any(isinstance(part, OnePassConvModule) for part in network.modules())
+    assert not any(isinstance(part, OnePassConvModule) for part in plain.modules())
+
+
 @pytest.mark.parametrize(
     ("fault", "word"), [(ImportError("No module named 'cuda'"), "cuda-core"), (RuntimeError("NVRTC_ERROR"), "NVRTC_ERROR")]
 )
-def test_without_kernels_the_log_says_so(fault, word, monkeypatch, caplog):
+def test_without_kernels_the_log_says_so(fault, word, plain, monkeypatch, caplog):
     """And the engine starts all the same."""
 
     def fail(*_args: object) -> None:
         raise fault
 
-    monkeypatch.setattr(cuda_kernels, "CudaKernels", fail)
+    monkeypatch.setattr(cuda_network, "CudaKernels", fail)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: None)
     with caplog.at_level(logging.WARNING):
-        assert compile_kernels(torch.float16, torch.device("cuda", 0)) is None
+        assert tried(plain, CARD) == (plain, None)
     assert word in caplog.text
 
 
-def test_a_kernel_that_breaks_the_card_is_told(monkeypatch):
+def test_a_kernel_that_breaks_the_card_is_told(plain, monkeypatch):
     """Nothing works there any more, PyTorch's operators neither: the error says what to do."""
 
     def fail(*_args: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(cuda_kernels, "CudaKernels", fail)
+    monkeypatch.setattr(cuda_network, "CudaKernels", fail)
     monkeypatch.setattr(torch.cuda, "synchronize", fail)
-    with pytest.raises(EngineUnavailable, match=r"illegal memory access .*uninstall cuda-core"):
-        compile_kernels(torch.float16, torch.device("cuda", 0))
+    with pytest.raises(EngineUnavailable, match=r"illegal memory access .*detector\.cuda_kernels: false"):
+        tried(plain, CARD)
 
 
-def test_kernels_that_are_wrong_are_not_used(monkeypatch, caplog):
+def test_a_full_card_is_no_fault_of_the_kernels(plain, monkeypatch):
+    def fail(*_args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(cuda_network, "CudaKernels", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        tried(plain, CARD)
+
+
+def test_kernels_that_are_wrong_are_not_used(plain, monkeypatch, caplog):
     """Whatever the reason: the log names the kernel, and the engine starts with PyTorch's operators."""
 
-    class Wrong(ReferenceKernels):
-        def __init__(self, dtype: torch.dtype, _device: torch.device) -> None:
-            super().__init__(dtype)
-
+    class Wrong(Kernels):
         def depthwise_silu(self, features: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
             return super().depthwise_silu(features, weights.flip(0), bias)
 
-    monkeypatch.setattr(cuda_kernels, "CudaKernels", Wrong)
+    monkeypatch.setattr(cuda_network, "CudaKernels", Wrong)
     with caplog.at_level(logging.WARNING):
-        assert compile_kernels(torch.float16, torch.device("cpu")) is None
+        assert tried(plain) == (plain, None)
     assert "depthwise_silu is off" in caplog.text
 
 
-def test_float32_wants_none():
+@pytest.mark.parametrize("fault", [0.0, float("nan")], ids=["wrong numbers", "not a number"])
+def test_a_network_that_comes_out_wrong_is_not_used(fault, plain, monkeypatch, caplog):
+    """Where each kernel is right on its samples, and not on what this network gives it."""
+
+    class WrongWhenLarge(Kernels):
+        def bias_silu(self, features: Tensor, bias: Tensor, added: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+            right = super().bias_silu(features, bias, added, out)
+            return right if features.shape[2] < SIZE_PX // 4 else right.mul_(fault)
+
+    monkeypatch.setattr(cuda_network, "CudaKernels", WrongWhenLarge)
+    with caplog.at_level(logging.WARNING):
+        assert tried(plain) == (plain, None)
+    assert "of the network is off by" in caplog.text
+
+
+def test_the_proof_takes_bf16s_roundings():
+    """They are no fault, neither are those of the embedded model's small channels."""
+    network = (
+        RawNetwork(seeded_checkpoint("nano").network(), SIZE_PX).convert(torch.bfloat16).to(memory_format=torch.channels_last)
+    )
+    rewritten = copy.deepcopy(network)
+    use_kernels(rewritten, ReferenceKernels(torch.bfloat16))
+    prove_network(rewritten, network, (2, SIZE_PX, SIZE_PX, 3), torch.bfloat16, CPU)
+
+
+def test_float32_wants_none(plain):
     """Its engine is for accuracy; nothing is compiled, and nothing logged."""
-    assert compile_kernels(torch.float32, torch.device("cuda", 0)) is None
+    assert tried(plain, CARD, torch.float32) == (plain, None)
