@@ -18,7 +18,7 @@ import requests
 from PIL import Image, ImageOps
 
 from jobs.command_line import CommandFault, faults_in_a_line
-from jobs.service_client import base_url, key_from
+from jobs.service_client import base_url, key_from, what_it_said
 from pipeline.objects import objects_from_dict
 from pipeline.overlay import draw_overlay
 
@@ -51,11 +51,7 @@ def score_photo(url: str, photo: Path, key: str | None = None) -> tuple[dict[str
 
 
 def _said(response: requests.Response) -> str:
-    """Message and code of an error; what another server says as it is."""
-    try:
-        said = "{message} ({code})".format_map(response.json())
-    except (ValueError, KeyError, TypeError):
-        said = response.text[:300]
+    said = what_it_said(response)
     return f"{said} The key is given by --key-env or --key." if response.status_code == 401 else said
 
 

@@ -111,7 +111,7 @@ class ServiceClient:
                 if tries >= TRIES:
                     raise Unavailable(f"{self.url} does not answer: {error}") from error
             else:
-                fault = _said(answer)
+                fault = f"the service answered {answer.status_code}: {what_it_said(answer)}"
                 if answer.status_code in (429, 503):
                     pause_s = max(pause_s, _retry_after_s(answer))
                     if time.monotonic() - began + pause_s > PATIENCE_S:
@@ -185,5 +185,9 @@ def _retry_after_s(answer: requests.Response) -> float:
     return float(text) if text.isdecimal() else 0.0
 
 
-def _said(answer: requests.Response) -> str:
-    return f"the service answered {answer.status_code}: {answer.text[:300]}"
+def what_it_said(answer: requests.Response) -> str:
+    """Message and code of an error of this service; the beginning of what another one says."""
+    try:
+        return "{message} ({code})".format_map(answer.json())
+    except (ValueError, KeyError, TypeError):
+        return answer.text[:300]

@@ -23,6 +23,7 @@ import psutil
 import requests
 import yaml
 
+from jobs.command_line import CommandFault
 from loadtest.local_cluster import LocalCluster, Node, local_cluster
 from loadtest.machine import free_port
 from serve_app.config_file import HAPROXY_PORTS
@@ -36,6 +37,10 @@ _DEPLOY_FAILED = re.compile(r"Deploying app .* failed|Failed to update the deplo
 _RAYLET_GCS = re.compile(r"--gcs-address=(\S+)")
 
 Change = Callable[[dict[str, Any]], None]
+
+
+class NotReady(CommandFault):
+    """A service did not start; the message holds the end of its log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +98,7 @@ def local_service(
         env: further environment variables.
         nodes: 0 is Ray as `serve run` starts it; else a cluster of so many nodes, with the HTTP proxy on its head.
     Raises:
-        RuntimeError: it was not ready in time; the message holds the end of its log.
+        NotReady: in time.
     """
     folder = Path(tempfile.mkdtemp(prefix="rt", dir="/tmp"))  # short: Ray's socket names hang below it, 107 characters at most
     port = free_port()
@@ -129,7 +134,7 @@ def wait_until_ready(service: LocalService, timeout_s: float = START_TIMEOUT_S) 
     """Wait until /ready is 200; returns the seconds it took.
 
     Raises:
-        RuntimeError: not in time, or the deployment failed, or the process ended.
+        NotReady: in time, or the deployment failed, or the process ended.
     """
     began = time.monotonic()
     while time.monotonic() - began < timeout_s:
@@ -139,7 +144,7 @@ def wait_until_ready(service: LocalService, timeout_s: float = START_TIMEOUT_S) 
         if service.process.poll() is not None or _DEPLOY_FAILED.search(service.log_tail(400)):
             break
         time.sleep(0.1)
-    raise RuntimeError(f"the service was not ready within {timeout_s:.0f} s; its log ends:\n{service.log_tail()}")
+    raise NotReady(f"the service was not ready within {timeout_s:.0f} s; its log ends:\n{service.log_tail()}")
 
 
 def _write_config(config: Path, change: Change | None, port: int, folder: Path, *, head_only: bool) -> Path:

@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loadtest.local_service import SHIPPED_CONFIG, local_service
+from loadtest.local_service import SHIPPED_CONFIG, NotReady, local_service
 from loadtest.machine import describe_machine
 from loadtest.openloop import ABANDONED, Client, run_single_stream, summarize
 from loadtest.peers.process import PYTHONS, peer_process
@@ -60,7 +60,7 @@ class Contestant:
 
     Args:
         name: `ours`, or a peer's.
-        start: runs it until the block ends and gives its base URL; RuntimeError where it cannot.
+        start: runs it until the block ends and gives its base URL; NotReady (ours) or RuntimeError (a peer) where it cannot.
     """
 
     name: str
@@ -122,7 +122,7 @@ def measure_contestant(
     try:
         with contestant.start() as url:
             details = asyncio.run(_scenarios(url, bodies, scenarios, setup, tell))
-    except RuntimeError as error:
+    except (NotReady, RuntimeError) as error:
         tell(f"{contestant.name} did not start: {error}")
         return Turn(contestant.name, round_, fault=str(error))
     server, offline = details.get("server"), details.get("offline")

@@ -17,7 +17,7 @@ import pytest
 import requests
 
 from loadtest.attacks import SPECIALS, as_body, attack_with_bodies, attack_with_files
-from loadtest.local_service import local_service, title_of
+from loadtest.local_service import NotReady, local_service, title_of
 from loadtest.mutants import mutants
 from tests.e2e.batches import settled_batches
 
@@ -169,7 +169,7 @@ def test_a_refusal_is_one_line_of_log(service):
 def test_an_open_door_does_not_start():
     """`serve run` beyond loopback without keys ends by itself, and says what to set."""
     with (
-        pytest.raises(RuntimeError, match=r"0\.0\.0\.0, beyond loopback.*allow_anonymous"),
+        pytest.raises(NotReady, match=r"0\.0\.0\.0, beyond loopback.*allow_anonymous"),
         local_service(change=lambda document: document["http_options"].update(host="0.0.0.0")),
     ):
         pytest.fail("it started")
