@@ -110,10 +110,12 @@ def done_before(output: Path) -> set[str]:
     """Names that an earlier run has written; a last line that it could not finish is cut off.
 
     Raises:
-        InputsError: the file holds something else.
+        InputsError: it is no file, or holds something else.
     """
     if not output.exists():
         return set()
+    if not output.is_file():  # of /dev/full, say, the first line never ends
+        raise InputsError(f"{output} is no file: name one for --output, new or of an earlier run")
     names, whole = set(), 0
     with output.open("rb+") as lines:
         for number, line in enumerate(lines, start=1):

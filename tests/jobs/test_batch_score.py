@@ -100,6 +100,15 @@ def test_a_dead_server_ends_the_run(folder, tmp_path, pauses, capsys):
     assert f"{url} does not answer" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("output", ["/dev/full", "/"], ids=["a device", "a folder"])
+def test_an_output_that_is_no_file_is_told(folder, capsys, output):
+    """Before anything is read of it, or scored."""
+    with stub_service() as stub:
+        assert run(folder, stub.url, output) == 2
+        assert not stub.asked
+    assert f"{output} is no file" in capsys.readouterr().err
+
+
 def test_a_server_that_dies_ends_the_run(folder, tmp_path, capsys):
     """What was answered is kept, the rest has no line and is done by the next run."""
     output = tmp_path / "preds.jsonl"
