@@ -28,13 +28,14 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from jobs.batch_norm import measure_batch_norms, restore_batch_norms
-from jobs.datasets import AnnotationsError, read_annotations
+from jobs.command_line import faults_in_a_line
+from jobs.datasets import read_annotations
 from jobs.hooks import check_layers, layers_of
 from jobs.runner_config import train_loader
 from jobs.settings import FinetuneSettings
 from pipeline.allocator import keep_freed_memory
 from pipeline.checkpoints import Checkpoint, load_checkpoint, save_safetensors
-from pipeline.errors import CheckpointError, ServiceError
+from pipeline.errors import CheckpointError
 
 MOSAIC_SHARE = 0.2
 BATCH_SIZE = 8
@@ -99,6 +100,7 @@ def training_batches(options: argparse.Namespace, scratch: Path, tuned: Checkpoi
     return itertools.islice(loader, math.ceil(options.photos / BATCH_SIZE))
 
 
+@faults_in_a_line("jobs.merge", ValueError, status=2)
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry."""
     parser = _parser()
@@ -109,15 +111,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--out is a .safetensors file in a folder that exists, got {options.out}.")
     keep_freed_memory()
     torch.manual_seed(options.seed)
-    try:
-        with tempfile.TemporaryDirectory() as scratch, known_warnings_ignored():
-            base, tuned = load_checkpoint(options.base), load_checkpoint(options.tuned)
-            batches = list(training_batches(options, Path(scratch), tuned))
-            merged = merge(base, tuned, options.share, batches, options.only_tuned, options.restore_batch_norm)
-            save_safetensors(merged, options.out)
-    except (AnnotationsError, ServiceError, ValueError) as error:
-        print(f"jobs.merge: {error}", file=sys.stderr)
-        return 2
+    with tempfile.TemporaryDirectory() as scratch, known_warnings_ignored():
+        base, tuned = load_checkpoint(options.base), load_checkpoint(options.tuned)
+        batches = list(training_batches(options, Path(scratch), tuned))
+        merged = merge(base, tuned, options.share, batches, options.only_tuned, options.restore_batch_norm)
+        save_safetensors(merged, options.out)
     print(f"{options.out}: {options.share:.0%} tuned, statistics of {len(batches) * BATCH_SIZE} samples.")
     return 0
 
