@@ -48,6 +48,8 @@ def photos_of(source: Path) -> list[Photo]:
     Raises:
         InputsError: neither, or nothing in it.
     """
+    if source.suffix.lower() in SUFFIXES and source.is_file():
+        raise InputsError(f"{source} is one photo: name its folder, or a CSV that lists it")
     try:
         found = _of_folder(source) if source.is_dir() else _of_csv(source)
         photos = list({photo.name: photo for photo in found}.values())
@@ -68,7 +70,14 @@ def _of_csv(file: Path) -> Iterator[Photo]:
     with file.open(encoding="utf-8-sig", newline="") as lines:
         rows = csv.DictReader(lines)
         if "image" not in (rows.fieldnames or ()):
-            raise InputsError(f"{file}: there is no column `image`; the columns are {', '.join(rows.fieldnames or ['none'])}")
+            hint = (
+                "; columns must be separated by commas"
+                if len(rows.fieldnames or ()) == 1 and ";" in (rows.fieldnames or "")[0]
+                else ""
+            )
+            raise InputsError(
+                f"{file}: there is no column `image`; the columns are {', '.join(rows.fieldnames or ['none'])}{hint}"
+            )
         for number, row in enumerate(rows):
             if name := (row["image"] or "").strip():
                 yield Photo(name, number, None if name.lower().startswith(("http://", "https://")) else file.parent / name)

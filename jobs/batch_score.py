@@ -26,6 +26,7 @@ from typing import Any
 from tqdm import tqdm
 
 from jobs.batch_inputs import InputsError, Photo, photos_of
+from jobs.command_line import faults_in_a_line
 from jobs.service_client import Answer, ServiceClient, ServiceFault, Unavailable, base_url, is_of_the_moment, key_from
 
 REST_OF_BODY_BYTES = 10_000
@@ -155,6 +156,7 @@ def _results(done: Iterable[Future[Done]]) -> Iterator[Done]:
         yield future.result()
 
 
+@faults_in_a_line("jobs.batch_score")
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status: 0 all done, 1 stopped or requests failed for good, 2 wrong arguments or input."""
     args = _parser().parse_args(argv)
@@ -201,8 +203,9 @@ def _run(results: Iterator[Done], total: int, skipped: int, output: Path) -> int
         finally:
             results.close()  # type: ignore[attr-defined]  # a generator: waits for what is under way, starts nothing more
     took_s = time.perf_counter() - began
+    before = f"{skipped} done before" + (" (another --output scores them again)" if skipped else "")
     print(
-        f"{scored} scored, {errors} errors, {skipped} done before, {total - skipped - scored - errors} not done; "
+        f"{scored} scored, {errors} errors, {before}, {total - skipped - scored - errors} not done; "
         f"{(scored + errors) / took_s:.1f} images/s"
     )
     return 1 if failed else 0

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from pipeline.rle import rle_to_mask
 
 FEWEST_NUMBERS = 6
+LEAST_BOX_IOU = 0.05
+"""Below it, a box is not its outline's: corners instead of width and height, or another object's."""
 _EXIF_ORIENTATION, _FIRST_SIDEWAYS = 0x0112, 5
 
 
@@ -58,7 +61,10 @@ def _normalise(
     names = tuple(classes or (category["name"] for category in ordered))
     unknown = {category["name"] for category in ordered} - set(names)
     if unknown:
-        raise AnnotationsError(f"{source}: categories that the model does not know: {', '.join(sorted(unknown))}.")
+        raise AnnotationsError(
+            f"{source}: categories that the model does not know: {', '.join(sorted(unknown))}. It knows what the training set has: add "
+            "photos of them there, or leave them out here."
+        )
     ids = {category["id"]: names.index(category["name"]) + 1 if training else category["id"] for category in ordered}
     photos = {photo["id"]: with_size(photo, source, images) for photo in coco["images"]}
     left_out: Counter[str] = Counter()
@@ -71,12 +77,20 @@ def _normalise(
             continue
         try:
             outline = _outline(found, photo, traced=training)
+            box = _box(found)
         except (TypeError, ValueError, KeyError) as error:
-            raise AnnotationsError(f"{place}: its segmentation is neither polygons nor RLE ({error}).") from error
+            raise AnnotationsError(
+                f"{place}: its segmentation is neither polygons nor RLE, or its bbox no box ({error})."
+            ) from error
         if not outline:
             left_out["without an outline"] += 1
             continue
-        objects.append(_completed(found, outline, photo) | {"id": number + 1, "category_id": ids[found["category_id"]]})
+        whole = _completed(found | {"bbox": box}, outline, photo)
+        if isinstance(outline, list) and not _overlap(whole["bbox"], outline):
+            raise AnnotationsError(
+                f"{place}: its bbox {whole['bbox']} lies elsewhere than its outline; COCO's is x, y, width, height."
+            )
+        objects.append(whole | {"id": number + 1, "category_id": ids[found["category_id"]]})
     categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)] if training else ordered
     return coco | {"images": list(photos.values()), "annotations": objects, "categories": categories}, left_out
 
@@ -127,7 +141,30 @@ def _outline(found: dict[str, Any], photo: dict[str, Any], *, traced: bool) -> A
         return _traced(outline, photo)
     if outline and not isinstance(outline[0], list):
         outline = [outline]
-    return [ring for ring in outline if len(ring) >= FEWEST_NUMBERS and len(ring) % 2 == 0]
+    rings = [ring for ring in outline if len(ring) >= FEWEST_NUMBERS and len(ring) % 2 == 0]
+    if not all(np.isfinite(np.asarray(ring, np.float64)).all() for ring in rings):
+        raise ValueError("a coordinate is not a finite number")
+    return rings
+
+
+def _box(found: dict[str, Any]) -> list[float] | None:
+    """x, y, width, height of an object that has a box."""
+    if not found.get("bbox"):
+        return None
+    left, top, width, height = np.asarray(found["bbox"], np.float64).tolist()
+    if not np.isfinite([left, top, width, height]).all():
+        raise ValueError("a number of bbox is not finite")
+    return [left, top, width, height]
+
+
+def _overlap(box: Sequence[float], rings: Sequence[Sequence[float]]) -> bool:
+    """Whether a box has anything to do with the one around the outline; annotators draw boxes larger and smaller than that."""
+    left, top, width, height = box
+    points = np.concatenate([np.reshape(ring, (-1, 2)) for ring in rings])
+    first, last = points.min(0), points.max(0)
+    shared = np.minimum(last, (left + width, top + height)) - np.maximum(first, (left, top))
+    both = width * height + np.prod(last - first) - (inside := np.prod(np.maximum(shared, 0)))
+    return bool(inside >= LEAST_BOX_IOU * both)
 
 
 def _traced(rle: dict[str, Any], photo: dict[str, Any]) -> list[list[float]]:
@@ -171,7 +208,10 @@ def missing_photos(coco: dict[str, Any], images: Path, most: int = 3) -> str | N
     if not missing:
         return None
     named = ", ".join(itertools.islice(missing, most))
-    return f"{len(missing)} of {len(coco['images'])} photos are missing in {images}, first: {named}"
+    said = f"{len(missing)} of {len(coco['images'])} photos are missing in {images}, first: {named}"
+    if "/" in missing[0] and (images / Path(missing[0]).name).is_file():
+        said += f" ({Path(missing[0]).name} is there, without its folders: name the folder that they are in, or move the photos into them)"
+    return said
 
 
 def wrong_size(coco: dict[str, Any], images: Path) -> str | None:

@@ -7,6 +7,7 @@ AzureML annotations JSONL ─▶ azureml_to_coco ─┴▶ normalise ─▶ file
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,14 @@ def read_annotations(
     coco, left_out = normalise(coco, path, images, classes, training=training)
     summary = f"{path.name}: {len(coco['images']):,} photos, {len(coco['annotations']):,} objects"
     summary += "".join(f", {count:,} left out {why}" for why, count in left_out.items())
-    if training and not coco["annotations"]:
+    objects = Counter(found["category_id"] for found in coco["annotations"] if not found["iscrowd"])
+    if training:
+        shown = {found["image_id"] for found in coco["annotations"]}
+        empty = sum(photo["id"] not in shown for photo in coco["images"])
+        summary += f"; {empty:,} photos without objects" if empty else ""
+        unused = [category["name"] for category in coco["categories"] if not objects[category["id"]]]
+        summary += f"; no object of {', '.join(unused)}" if unused and objects else ""
+    if training and not objects:
         raise AnnotationsError(f"{summary}: there is nothing to learn or to measure.")
     if training and (missing := missing_photos(coco, images)):
         raise AnnotationsError(f"{path}: {missing}.")

@@ -58,14 +58,24 @@ def as_table(metrics: dict[str, Any]) -> str:
     rows = [heads]
     for kind in ("box", "mask"):
         numbers = [metrics["coco"][kind][name] for name in STATISTICS] + [metrics["voc50"][kind][name] for name in azure]
-        rows.append([kind, *("-" if number is None else f"{100 * number:.1f}" for number in numbers)])
+        rows.append([kind, *map(_per_cent, numbers)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    per_label = metrics["coco"]["mask"]["per_label"]
+    if len(per_label) > 1:
+        longest = max(map(len, per_label))
+        lines += ["mask AP by label", *(f"  {name.ljust(longest)}  {_per_cent(ap).rjust(5)}" for name, ap in per_label.items())]
+    if not metrics["predictions"]:
+        lines.append("nothing was found: not one prediction above the score threshold of 0.05")
     if metrics["crowds"]:
         lines.append(
             f"voc50 is AzureML's rule: whoever stands within a crowd's box counts as on the crowd ({metrics['crowds']} here)"
         )
     return "\n".join(lines)
+
+
+def _per_cent(number: float | None) -> str:
+    return "-" if number is None else f"{100 * number:.1f}"
 
 
 @faults_in_a_line("jobs.evaluate", AnnotationsError, status=2)

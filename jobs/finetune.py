@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.runner import Runner
 from torch import nn
 
 from jobs import augment, hooks, precision  # noqa: F401  (their transforms, hooks and wrappers register themselves)
 from jobs.batch_norm import restore_batch_norms
 from jobs.datasets import AnnotationsError, read_annotations
 from jobs.interruption import StopOnSignal, end_loaders, ending_on_signals
+from jobs.runner import ConciseRunner
 from jobs.runner_config import lasting_settings, runner_config, steps_an_epoch
 from jobs.settings import FinetuneSettings, settings_from_args
 from pipeline.allocator import keep_freed_memory
@@ -40,6 +40,8 @@ from pipeline.model import OFFICIAL_NAMES, ModelSpec, nano_spec, official_spec
 from pipeline.zoo import locate
 
 FINAL_NAME = "final.safetensors"
+LEAST_BACKBONE_SHARE = 0.5
+"""Of the backbone's numbers that initial weights must bring: with fewer, the training would start from random ones."""
 NEWEST_NAME = "last_checkpoint"
 """Where mmengine notes its newest checkpoint."""
 
@@ -58,18 +60,18 @@ def finetune(settings: FinetuneSettings) -> signal.Signals | None:
         settings = replace(settings, val_every=steps_an_epoch(settings, train) if val else 0)
     spec = spec_for(settings, train.classes)
     resume_from = checkpoint_to_resume(settings.work_dir, lasting_settings(settings, spec, train)) if settings.resume else None
-    runner = Runner.from_cfg(runner_config(settings, spec, train, val, resume_from))
+    runner = ConciseRunner.from_cfg(runner_config(settings, spec, train, val, resume_from))
     network = runner.model
     network.init_weights()
     if start:
-        print(load_what_fits(network, start))
+        print(load_what_fits(network, start), flush=True)
     elif not settings.resume:
         print("No --init-weights: the network starts from random weights, which takes far more photos and epochs.", flush=True)
     if settings.restore_batch_norm:
         batches = math.ceil(settings.restore_batch_norm / settings.batch_size)
         here = runner.cfg.train_dataloader | {"num_workers": 0, "persistent_workers": False}
         loader = runner.build_dataloader(here, seed=settings.seed)
-        print(f"{restore_batch_norms(network, itertools.islice(loader, batches))} batch norms restored.")
+        print(f"{restore_batch_norms(network, itertools.islice(loader, batches))} batch norms restored.", flush=True)
     trained = hooks.freeze(network, settings.freeze)
     hooks.check_layers(network, "--fix-batch-norm", settings.fix_batch_norm, batch_norms=True)
     print(f"{spec.name}: {trained:,} of {sum(p.numel() for p in network.parameters()):,} parameters train.", flush=True)
@@ -111,12 +113,17 @@ def load_what_fits(network: nn.Module, path: Path) -> str:
     """Copy every weight of the file whose name and shape the network has.
 
     Returns: one line that says how many were loaded and which parts start fresh.
-    Raises: ValueError where nothing fits.
+    Raises: ValueError where less than half of the backbone fits: the weights are of another network.
     """
     weights, own = load_weights(path), network.state_dict()
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
-    if not fitting:
-        raise ValueError(f"{path}: none of its {len(weights)} tensors fits this network. Is --model right?")
+    backbone = {name: value.numel() for name, value in own.items() if name.startswith("backbone.")}
+    share = sum(numbers for name, numbers in backbone.items() if name in fitting) / sum(backbone.values())
+    if share < LEAST_BACKBONE_SHARE:
+        raise ValueError(
+            f"{path}: {len(fitting)} of its {len(weights)} tensors fit this network, {share:.0%} of the backbone: they are another "
+            "network's, or of another size. Is --model right?"
+        )
     network.load_state_dict(fitting, strict=False)
     fresh = hooks.layers_of(name for name in own if name not in fitting and "num_batches" not in name)
     return f"{path.name}: {len(fitting)} of {len(own)} tensors loaded; fresh: {', '.join(fresh) or 'none'}."
@@ -168,7 +175,9 @@ def export(work_dir: Path) -> Path:
     path = work_dir / FINAL_NAME
     save_safetensors(load_checkpoint(chosen), path)
     steps = hooks.step_of(chosen.name)
-    print(f"{path}: written{f' after {steps} steps' if steps else ''}{why}.")
+    print(f"{path}: written{f' after {steps} steps' if steps else ''}{why}.", flush=True)
+    if measured.get("best_score", 1) <= 0:
+        print("It found nothing of --val when it was measured: train for more steps, or with a higher --lr.", flush=True)
     return path
 
 

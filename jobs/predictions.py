@@ -10,6 +10,7 @@ from __future__ import annotations
 from jobs.third_party import known_warnings_ignored  # isort: skip  (before mmdet)
 
 import json
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from pipeline.checkpoints import Checkpoint
 from pipeline.engines.devices import choose_torch_device
 
 CocoResults = list[dict[str, Any]]
+MOST_NAMED = 10
 
 
 def predict_with_mmdet(
@@ -113,6 +115,14 @@ def category_ids_of(classes: tuple[str, ...], truth: dict[str, Any]) -> dict[int
         raise AnnotationsError(
             f"the model knows {', '.join(classes)}; the annotations know {', '.join(known)}: nothing in common."
         )
+    apart = [name for name in classes if name not in known], [name for name in known if name not in classes]
+    for names, whose in zip(
+        apart, ("the annotations do not know, so they are not counted", "the model does not know"), strict=True
+    ):
+        if names:
+            print(
+                f"labels that {whose}: {', '.join(names[:MOST_NAMED])}{' …' if len(names) > MOST_NAMED else ''}", file=sys.stderr
+            )
     return matched
 
 

@@ -15,7 +15,7 @@ from jobs import interruption  # noqa: F401  (registers start_loader)
 from jobs.augment import image_transforms, train_transforms
 from jobs.datasets import Annotations
 from jobs.precision import optim_wrapper_type
-from jobs.settings import FinetuneSettings
+from jobs.settings import LEAST_EMA, FinetuneSettings
 from pipeline.model import ModelSpec
 
 FINAL_LR_SHARE = 0.02
@@ -62,6 +62,11 @@ def training_steps(settings: FinetuneSettings, train: Annotations) -> int:
     return settings.epochs * steps_an_epoch(settings, train) if settings.steps is None else settings.steps
 
 
+def ema_momentum(settings: FinetuneSettings, steps: int) -> float:
+    """Of the averaged weights, for a run of so many steps. One that remembers longer than the run would save what it began with."""
+    return min(max(LEAST_EMA, 10 / steps), 0.5) if settings.ema is None else settings.ema
+
+
 def lasting_settings(settings: FinetuneSettings, spec: ModelSpec, train: Annotations) -> dict[str, Any]:
     """What a run keeps from its first step to its last, by option, as plain JSON types: a checkpoint goes on with nothing else."""
     return {
@@ -76,7 +81,7 @@ def lasting_settings(settings: FinetuneSettings, spec: ModelSpec, train: Annotat
         "--scheduler": settings.scheduler,
         "--warmup": settings.warmup,
         "--freeze": sorted(settings.freeze),
-        "--ema": settings.ema,
+        "--ema": ema_momentum(settings, training_steps(settings, train)),
         "--val": bool(settings.val_every),
     }
 
@@ -166,8 +171,8 @@ def _custom_hooks(settings: FinetuneSettings, spec: ModelSpec, steps: int, lasti
         {"type": "FreezeHook", "frozen": settings.freeze, "fixed_statistics": settings.fix_batch_norm},
         {"type": "DescribeModelHook", "model_spec": json.dumps(model_spec), "lasting": json.dumps(lasting)},
     ]
-    if settings.ema:
-        average = {"type": "EMAHook", "ema_type": "ExpMomentumEMA", "momentum": settings.ema, "gamma": max(steps // 20, 1)}
+    if momentum := ema_momentum(settings, steps):
+        average = {"type": "EMAHook", "ema_type": "ExpMomentumEMA", "momentum": momentum, "gamma": max(steps // 20, 1)}
         hooks.append(average | {"update_buffers": True, "priority": 49})
     if settings.early_stopping:
         hooks.append({"type": "StopWithoutProgress", "patience": settings.early_stopping, "every": settings.val_every})

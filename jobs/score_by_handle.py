@@ -99,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for (name, _), image in zip(images, scored, strict=True):
         if image.fault:
             print(f"{name}: {image.fault.code}: {image.fault.message}", file=sys.stderr)
+        elif not image.objects:
+            print(f"{name}: nothing found")
         for found in image.objects:
             corners = " ".join(f"{value:.3f}" for value in found.box)
             print(f"{name}: {found.label} {found.score:.3f} box {corners}, {len(found.polygon)} outline(s)")

@@ -16,6 +16,9 @@ MOST_WORKERS = 8
 """Loader processes that are started unasked; each holds a copy of the libraries and two batches."""
 MODELS = ("rtmdet-ins_nano", "rtmdet-ins_tiny", "rtmdet-ins_s", "rtmdet-ins_m", "rtmdet-ins_l", "rtmdet-ins_x")
 
+LEAST_EMA = 0.002
+"""Momentum of the averaged weights in a long run: their memory is some 500 steps."""
+
 _RANGES = {
     **dict.fromkeys(("batch_size", "epochs", "steps", "log_every"), (1.0, math.inf)),
     **dict.fromkeys(("warmup", "save_every", "val_every", "early_stopping", "restore_batch_norm", "workers"), (0.0, math.inf)),
@@ -54,7 +57,7 @@ class FinetuneSettings:
     scheduler: str = "cosine"
     optimizer: str = "adamw"
     weight_decay: float = 0.05
-    ema: float = 0.002
+    ema: float | None = None
     clip_grad: float = 10.0
     seed: int = 0
     precision: str = "bf16"
@@ -154,7 +157,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--scheduler", choices=("cosine", "constant"), default="cosine", help="learning rate after the warm-up")
     add("--optimizer", choices=("adamw", "sgd"), default="adamw", help="what makes the steps")
     add("--weight-decay", type=float, default=0.05, help="not applied to norms and biases")
-    add("--ema", type=float, default=0.002, help="momentum of the averaged weights that are saved; 0 turns averaging off")
+    add(
+        "--ema",
+        type=float,
+        help="momentum of the averaged weights that are saved; 0 turns averaging off (default: 10 over the run's steps, and at least "
+        f"{LEAST_EMA:g}, so that the average is of the run's last tenth)",
+    )
     add("--clip-grad", type=float, default=10.0, help="largest gradient norm; 0 turns clipping off")
     add("--seed", type=int, default=0, help="of everything random")
     add("--precision", choices=("bf16", "fp32", "fp16"), default="bf16", help="fp16 needs a CUDA device")

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from mmengine.logging.history_buffer import HistoryBuffer
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from pipeline.errors import CheckpointError
 from pipeline.model import OFFICIAL_NAMES, ModelSpec, build_network, check_types, nano_spec, official_spec
@@ -98,7 +98,8 @@ def save_safetensors(checkpoint: Checkpoint, path: Path | str) -> None:
             raise CheckpointError(f"{spec.name}: {name} has values that half precision cannot hold.")
         tensors[name] = half.contiguous()
     description = {"name": spec.name, "classes": list(spec.classes), "input_size": spec.input_size, "config": spec.config}
-    save_file(tensors, str(path), metadata={"format": FORMAT, "model_spec": json.dumps(description)})
+    # Not save_file: its files are for nobody but their owner, and a service often is another user.
+    Path(path).write_bytes(save(tensors, metadata={"format": FORMAT, "model_spec": json.dumps(description)}))
 
 
 def _load_safetensors(path: Path) -> Checkpoint:

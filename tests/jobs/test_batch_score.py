@@ -216,7 +216,12 @@ def test_wrong_arguments(folder, tmp_path, source, more, said, capsys):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("path\na.jpg\n", "no column `image`; the columns are path"), ("image\n", "there is no photo")]
+    ("text", "said"),
+    [
+        ("path\na.jpg\n", "no column `image`; the columns are path"),
+        ("image;label\na.jpg;1\n", "columns must be separated by commas"),
+        ("image\n", "there is no photo"),
+    ],
 )
 def test_wrong_inputs(tmp_path, text, said, capsys):
     (tmp_path / "list.csv").write_text(text)

@@ -110,6 +110,44 @@ def test_validation_speaks_of_the_training_sets_classes(tmp_path, photos):
         read(tmp_path, photos, [{"category_id": 5, "segmentation": [SQUARE]}], own, training=True, classes=("ball",))
 
 
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ({"segmentation": [[1, 1, 9, None, 9, 9]]}, "not a finite number"),
+        ({"segmentation": [[1, 1, 9, float("nan"), 9, 9]]}, "not a finite number"),
+        ({"segmentation": [["a", 1, 9, 1, 9, 9]]}, "neither polygons nor RLE"),
+        ({"bbox": [1, 2]}, "unpack"),
+        ({"bbox": [1, 2, 3, None]}, "not finite"),
+        (
+            {"segmentation": [[40, 30, 60, 30, 60, 44]], "bbox": [1, 2, 10, 10]},
+            r"bbox \[1\.0, .* lies elsewhere than its outline",
+        ),
+    ],
+    ids=["null", "NaN", "text", "half a box", "no number in a box", "box elsewhere"],
+)
+def test_numbers_that_are_none_are_named(tmp_path, photos, fault, message):
+    """With the file and the annotation, before mmdet or shapely stumble over them."""
+    for training in (True, False):
+        with pytest.raises(AnnotationsError, match=rf"coco\.json: annotation 12: .*{message}"):
+            read(tmp_path, photos, [{"id": 12, "segmentation": [SQUARE]} | fault], training=training)
+
+
+def test_what_is_in_a_training_set_is_told(tmp_path, photos):
+    """Categories that no object has become classes all the same, photos without objects are negatives, crowds teach nothing."""
+    categories = [{"id": 1, "name": "ball"}, {"id": 2, "name": "balls"}]
+    found = read(tmp_path, photos, [{"segmentation": [SQUARE]}], categories, training=True)
+    assert found.summary.endswith("1 photos, 1 objects; no object of balls")
+    with pytest.raises(AnnotationsError, match="nothing to learn"):
+        read(tmp_path, photos, [{"segmentation": [SQUARE], "iscrowd": 1}], training=True)
+
+
+def test_photos_that_lie_without_their_folders_are_told(tmp_path, photos):
+    """As AzureML's exports name them, from the datastore's root on."""
+    image = {"id": 7, "file_name": "UI/2023/a.jpg", "width": 64, "height": 48}
+    with pytest.raises(AnnotationsError, match=r"first: UI/2023/a\.jpg \(a\.jpg is there, without its folders"):
+        read(tmp_path, photos, [{"segmentation": [SQUARE]}], image=image, training=True)
+
+
 def test_missing_photos_are_named_before_training(tmp_path, photos):
     """Not in the middle of an epoch."""
     (photos / "a.jpg").unlink()

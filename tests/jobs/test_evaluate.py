@@ -57,6 +57,23 @@ def test_nothing_found_scores_zero():
     assert label == {"average_precision": 0.0, "precision": None, "recall": 0.0}
 
 
+def test_the_table_says_what_a_mean_hides():
+    """Each label's AP where there are several; and that nothing was found at all, which a row of zeros does not."""
+    truth = document(thing(0, 0, 40, 40), thing(50, 50, 40, 40, category_id=2), names=("cat", "dog"))
+    table = evaluate.as_table(evaluate.measure(truth, [thing(0, 0, 40, 40, score=0.9)]))
+    assert table.splitlines()[-3:] == ["mask AP by label", "  cat  100.0", "  dog    0.0"]
+    assert "nothing was found" not in table
+    assert "nothing was found" in evaluate.as_table(evaluate.measure(truth, []))
+
+
+def test_labels_that_only_one_side_knows_are_told(capsys):
+    """They count for nothing, which looks like a bad model."""
+    assert category_ids_of(("cat", "fox"), document(names=("dog", "cat"))) == {0: 2}
+    said = capsys.readouterr().err
+    assert "annotations do not know, so they are not counted: fox" in said
+    assert "the model does not know: dog" in said
+
+
 def test_voc_by_hand():
     """Hit, miss, hit by falling score: precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1; area 1/2 + 1/2 x 2/3."""
     found = [thing(0, 0, 40, 40, score=0.9), thing(0, 60, 20, 20, score=0.8), thing(50, 50, 40, 40, score=0.7)]

@@ -17,11 +17,14 @@ from jobs import finetune  # isort: skip  (before mmdet)
 
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric
+from mmdet.models.layers import ExpMomentumEMA
 from mmengine.model import BaseModel
 
 from jobs.batch_norm import restore_batch_norms
+from jobs.datasets import Annotations
 from jobs.hooks import RatesByLayer, check_layers, freeze
 from jobs.precision import optim_wrapper_type
+from jobs.runner_config import runner_config
 from jobs.settings import default_workers, settings_from_args
 from jobs.third_party import known_warnings_ignored
 from pipeline.checkpoints import Checkpoint, load_checkpoint, save_safetensors
@@ -81,6 +84,32 @@ def test_frozen_layers_stay(trained):
     }
     assert not any(name.startswith("backbone") for name in changed)
     assert "bbox_head.mask_head" in changed
+
+
+@pytest.mark.parametrize("steps", [36, 120, 500, 2_000, 20_000])
+def test_the_average_is_of_the_runs_end(steps, tmp_path):
+    """Of any run: a fixed memory of 500 steps would save what short ones began with."""
+    settings = settings_from_args(["--train", "a", "--train-images", "b", "--work-dir", str(tmp_path), "--steps", str(steps)])
+    hooks = runner_config(settings, nano_spec(), Annotations(tmp_path, tmp_path, ("a",), 8, ""), None, None).custom_hooks
+    options = next(hook for hook in hooks if hook["type"] == "EMAHook")
+    weight = torch.nn.Linear(1, 1, bias=False)
+    average = ExpMomentumEMA(weight, momentum=options["momentum"], gamma=options["gamma"])
+    with torch.no_grad():
+        for step in range(steps):
+            weight.weight.fill_(float(step >= steps // 2))
+            average.update_parameters(weight)
+    assert float(average.module.weight) > 0.95
+
+
+def test_the_console_shows_progress_and_the_file_everything(tiny_coco, tmp_path, capsys):
+    """Hundreds of lines about the machine and every parameter are for the file."""
+    assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "1")) == 0
+    shown, logged = capsys.readouterr().out, next(tmp_path.rglob("*.log")).read_text()
+    assert "Iter(train) [1/1]" in shown
+    assert len(shown.splitlines()) < 20
+    for beginning in ("paramwise_options", "System environment", "Hooks will be executed"):
+        assert beginning in logged
+        assert beginning not in shown
 
 
 def test_progress_and_ap_are_logged(trained):
@@ -171,7 +200,9 @@ def test_without_any_ap_the_last_is_the_result(tiny_coco, tmp_path, capsys, monk
     """The first of equals would be the least trained."""
     measured_as(monkeypatch, [0.0, 0.0])
     assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "2", "--val-every", "1", *validated(tiny_coco))) == 0
-    assert "written after 2 steps.\n" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "written after 2 steps.\n" in told
+    assert "It found nothing of --val" in told
 
 
 def test_a_moved_run_goes_on(tiny_coco, tmp_path, capsys, monkeypatch):
@@ -376,7 +407,14 @@ def test_wrong_weights_are_named(tiny_coco, tmp_path, capsys):
     torch.save({"state_dict": {"fc.weight": torch.zeros(2, 2)}}, tmp_path / "resnet.pth")
     more = ["--steps", "1", "--init-weights", str(tmp_path / "resnet.pth")]
     assert finetune.main(arguments(tiny_coco, tmp_path / "run", *more)) == 2
-    assert "none of its 1 tensors fits" in capsys.readouterr().err
+    assert "0 of its 1 tensors fit this network, 0% of the backbone" in capsys.readouterr().err
+
+
+def test_weights_of_another_size_are_named(tiny_coco, trained, tmp_path, capsys):
+    """A few layers of any RTMDet fit any other; the rest would start from random numbers, unnoticed."""
+    more = ["--steps", "1", "--model", "rtmdet-ins_tiny", "--init-weights", str(trained / "start.safetensors")]
+    assert finetune.main(arguments(tiny_coco, tmp_path / "run", *more)) == 2
+    assert "or of another size. Is --model right?" in capsys.readouterr().err
 
 
 def test_a_card_gets_more_loaders(monkeypatch):

@@ -67,6 +67,14 @@ def test_safetensors_come_back(nano, tmp_path):
     again.network()
 
 
+def test_safetensors_may_be_read_by_whoever_may_read_files(nano, tmp_path):
+    """A service is often another user than who trained."""
+    path, plain = tmp_path / "model.safetensors", tmp_path / "plain"
+    save_safetensors(nano, path)
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode
+
+
 def test_safetensors_are_half_precision(nano, tmp_path):
     path = tmp_path / "model.safetensors"
     save_safetensors(nano, path)
