@@ -17,7 +17,7 @@ _GOLDEN_SHARE = 0.618034
 _FIRST_HUE = 0.57
 _FILL_OPACITY = 0.38
 _FEW_TAGS = 20
-"""More of them are written smaller."""
+"""More of them are written smaller, and left out where they would cover their object."""
 _SUBPIXEL_BITS = 4
 _Colour = tuple[int, int, int]
 
@@ -100,6 +100,8 @@ def _draw_tags(
         pad = round(3 * size_px)
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
         width, height = right - left + 3 * pad, bottom - top + 2 * pad
+        if len(objects) > _FEW_TAGS and width > (item.box[2] - item.box[0]) * picture.width:
+            continue
         tag = _place((width, height), (item.box[0] * picture.width, item.box[1] * picture.height), picture.size, taken)
         taken.append(tag)
         draw.rounded_rectangle(tag, radius=1.2 * pad, fill=colour, outline=(255, 255, 255), width=max(round(size_px), 1))
