@@ -20,8 +20,9 @@ from pycocotools import mask as coco_mask
 from pipeline.rle import rle_to_mask
 
 FEWEST_NUMBERS = 6
-LEAST_BOX_IOU = 0.05
-"""Below it, a box is not its outline's: corners instead of width and height, or another object's."""
+LEAST_BOX_IOU, MOST_BOXES_ELSEWHERE = 0.05, 0.1
+"""Below the first, a box is not its outline's. Large files have a few such; above the second, a share of the objects, the boxes mean
+something else, such as two corners."""
 _EXIF_ORIENTATION, _FIRST_SIDEWAYS = 0x0112, 5
 
 
@@ -68,7 +69,8 @@ def _normalise(
     ids = {category["id"]: names.index(category["name"]) + 1 if training else category["id"] for category in ordered}
     photos = {photo["id"]: with_size(photo, source, images) for photo in coco["images"]}
     left_out: Counter[str] = Counter()
-    objects = []
+    objects: list[dict[str, Any]] = []
+    elsewhere: list[str] = []
     for number, found in enumerate(coco["annotations"]):
         place = f"{source}: annotation {found.get('id', f'number {number}')}"
         photo = photos.get(found.get("image_id"))
@@ -87,10 +89,10 @@ def _normalise(
             continue
         whole = _completed(found | {"bbox": box}, outline, photo)
         if isinstance(outline, list) and not _overlap(whole["bbox"], outline):
-            raise AnnotationsError(
-                f"{place}: its bbox {whole['bbox']} lies elsewhere than its outline; COCO's is x, y, width, height."
-            )
+            elsewhere.append(f"{place}: its bbox {whole['bbox']} lies elsewhere than its outline")
         objects.append(whole | {"id": number + 1, "category_id": ids[found["category_id"]]})
+    if len(elsewhere) > MOST_BOXES_ELSEWHERE * len(objects):
+        raise AnnotationsError(f"{elsewhere[0]}, as {len(elsewhere)} of {len(objects)} do; COCO's is x, y, width, height.")
     categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)] if training else ordered
     return coco | {"images": list(photos.values()), "annotations": objects, "categories": categories}, left_out
 
@@ -158,10 +160,10 @@ def _box(found: dict[str, Any]) -> list[float] | None:
 
 
 def _overlap(box: Sequence[float], rings: Sequence[Sequence[float]]) -> bool:
-    """Whether a box has anything to do with the one around the outline; annotators draw boxes larger and smaller than that."""
-    left, top, width, height = box
+    """Whether a box has anything to do with the one around the outline, each a pixel larger: some are lines."""
+    left, top, width, height = (*box[:2], box[2] + 1, box[3] + 1)
     points = np.concatenate([np.reshape(ring, (-1, 2)) for ring in rings])
-    first, last = points.min(0), points.max(0)
+    first, last = points.min(0), points.max(0) + 1
     shared = np.minimum(last, (left + width, top + height)) - np.maximum(first, (left, top))
     both = width * height + np.prod(last - first) - (inside := np.prod(np.maximum(shared, 0)))
     return bool(inside >= LEAST_BOX_IOU * both)

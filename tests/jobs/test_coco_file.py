@@ -132,6 +132,14 @@ def test_numbers_that_are_none_are_named(tmp_path, photos, fault, message):
             read(tmp_path, photos, [{"id": 12, "segmentation": [SQUARE]} | fault], training=training)
 
 
+def test_a_single_odd_box_stops_nothing(tmp_path, photos):
+    """Large files have some; nor does a box without width, of an outline without."""
+    line = {"segmentation": [[9, 9, 9, 20, 9, 15]], "bbox": [9, 9, 0, 11]}
+    odd = {"segmentation": [[40, 30, 60, 30, 60, 44]], "bbox": [1, 2, 10, 10]}
+    found = read(tmp_path, photos, [line, odd, *[{"segmentation": [SQUARE]}] * 8])
+    assert "10 objects" in found.summary
+
+
 def test_what_is_in_a_training_set_is_told(tmp_path, photos):
     """Categories that no object has become classes all the same, photos without objects are negatives, crowds teach nothing."""
     categories = [{"id": 1, "name": "ball"}, {"id": 2, "name": "balls"}]
