@@ -79,7 +79,7 @@ def _normalise(
             continue
         try:
             outline = _outline(found, photo, traced=training)
-            box = _box(found)
+            box = _box(found) if outline else None
         except (TypeError, ValueError, KeyError) as error:
             raise AnnotationsError(
                 f"{place}: its segmentation is neither polygons nor RLE, or its bbox no box ({error})."
@@ -91,7 +91,7 @@ def _normalise(
         if isinstance(outline, list) and not _overlap(whole["bbox"], outline):
             elsewhere.append(f"{place}: its bbox {whole['bbox']} lies elsewhere than its outline")
         objects.append(whole | {"id": number + 1, "category_id": ids[found["category_id"]]})
-    if len(elsewhere) > MOST_BOXES_ELSEWHERE * len(objects):
+    if len(elsewhere) > max(MOST_BOXES_ELSEWHERE * len(objects), 1):
         raise AnnotationsError(f"{elsewhere[0]}, as {len(elsewhere)} of {len(objects)} do; COCO's is x, y, width, height.")
     categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)] if training else ordered
     return coco | {"images": list(photos.values()), "annotations": objects, "categories": categories}, left_out
@@ -139,6 +139,7 @@ def _outline(found: dict[str, Any], photo: dict[str, Any], *, traced: bool) -> A
     outline = found.get("segmentation") or []
     if isinstance(outline, dict):
         if not traced or found.get("iscrowd"):
+            to_rle(outline, (photo["height"], photo["width"]))  # raises where it is none
             return outline
         return _traced(outline, photo)
     if outline and not isinstance(outline[0], list):
@@ -150,8 +151,8 @@ def _outline(found: dict[str, Any], photo: dict[str, Any], *, traced: bool) -> A
 
 
 def _box(found: dict[str, Any]) -> list[float] | None:
-    """x, y, width, height of an object that has a box."""
-    if not found.get("bbox"):
+    """x, y, width, height of an object that has a box; zeros alone stand for none."""
+    if not any(found.get("bbox") or ()):
         return None
     left, top, width, height = np.asarray(found["bbox"], np.float64).tolist()
     if not np.isfinite([left, top, width, height]).all():

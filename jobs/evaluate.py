@@ -66,7 +66,7 @@ def as_table(metrics: dict[str, Any]) -> str:
         longest = max(map(len, per_label))
         lines += ["mask AP by label", *(f"  {name.ljust(longest)}  {_per_cent(ap).rjust(5)}" for name, ap in per_label.items())]
     if not metrics["predictions"]:
-        lines.append("nothing was found: not one prediction above the score threshold of 0.05")
+        lines.append("nothing was found: there is not one prediction")
     if metrics["crowds"]:
         lines.append(
             f"voc50 is AzureML's rule: whoever stands within a crowd's box counts as on the crowd ({metrics['crowds']} here)"

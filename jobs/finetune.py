@@ -176,8 +176,8 @@ def export(work_dir: Path) -> Path:
     save_safetensors(load_checkpoint(chosen), path)
     steps = hooks.step_of(chosen.name)
     print(f"{path}: written{f' after {steps} steps' if steps else ''}{why}.", flush=True)
-    if measured.get("best_score", 1) <= 0:
-        print("It found nothing of --val when it was measured: train for more steps, or with a higher --lr.", flush=True)
+    if _read(chosen).get("meta", {}).get("lasting", {}).get("--val") and not measured.get("best_score", 0) > 0:
+        print("No measurement of --val has found anything so far: train for more steps, or with a higher --lr.", flush=True)
     return path
 
 

@@ -100,8 +100,10 @@ def sheets_of_predictions(source: Path, preds: Path) -> tuple[list[Sheet], int]:
     """
     places = {photo.name: photo.place for photo in photos_of(source)}
     sheets, left_out = [], 0
-    with preds.open(encoding="utf-8") as lines:
+    with preds.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                break  # not finished yet
             try:
                 row = json.loads(line)
                 objects, place = objects_from_dict(row["preds"]), places.get(row["file_name"])

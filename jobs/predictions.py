@@ -104,6 +104,8 @@ def read_results(path: Path) -> CocoResults:
     needed = {"image_id", "category_id", "bbox", "score", "segmentation"}
     if not isinstance(results, list) or any(not isinstance(result, dict) or needed - set(result) for result in results):
         raise AnnotationsError(f"{path}: not COCO results, a list of objects with {', '.join(sorted(needed))}.")
+    if any(not result["segmentation"] for result in results):
+        raise AnnotationsError(f"{path}: a result without outline, `segmentation` is empty; results of masks are wanted.")
     return results
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from jobs.command_line import CommandFault
 from loadtest.machine import free_port
 
 CPUS_A_NODE = 4
@@ -24,6 +25,10 @@ CPUS_A_NODE = 4
 _OBJECT_STORE_BYTES = 200_000_000
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 20.0
+
+
+class NotReady(CommandFault):
+    """A service or a node of its cluster did not start; the message holds the end of its log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,7 @@ def local_cluster(nodes: int, folder: Path, env: Mapping[str, str]) -> Iterator[
         folder: for logs.
         env: environment of every node; `ray.env` belongs to it.
     Raises:
-        RuntimeError: a node did not start in time; the message holds the end of its log.
+        NotReady: a node did not start in time; the message holds the end of its log.
     """
     env = {name: value for name, value in env.items() if name != "RAY_ADDRESS"}
     port = free_port()
@@ -123,5 +128,5 @@ def _wait_until_started(process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + _START_TIMEOUT_S
     while "Ray runtime started" not in log.read_text(errors="replace"):
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"`ray start` did not come up; its log ends:\n{log.read_text(errors='replace')[-2000:]}")
+            raise NotReady(f"`ray start` did not come up; its log ends:\n{log.read_text(errors='replace')[-2000:]}")
         time.sleep(0.1)

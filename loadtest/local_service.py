@@ -23,8 +23,7 @@ import psutil
 import requests
 import yaml
 
-from jobs.command_line import CommandFault
-from loadtest.local_cluster import LocalCluster, Node, local_cluster
+from loadtest.local_cluster import LocalCluster, Node, NotReady, local_cluster
 from loadtest.machine import free_port
 from serve_app.config_file import HAPROXY_PORTS
 
@@ -37,10 +36,6 @@ _DEPLOY_FAILED = re.compile(r"Deploying app .* failed|Failed to update the deplo
 _RAYLET_GCS = re.compile(r"--gcs-address=(\S+)")
 
 Change = Callable[[dict[str, Any]], None]
-
-
-class NotReady(CommandFault):
-    """A service did not start; the message holds the end of its log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +93,7 @@ def local_service(
         env: further environment variables.
         nodes: 0 is Ray as `serve run` starts it; else a cluster of so many nodes, with the HTTP proxy on its head.
     Raises:
-        NotReady: in time.
+        NotReady: it was not ready in time, or a node did not start.
     """
     folder = Path(tempfile.mkdtemp(prefix="rt", dir="/tmp"))  # short: Ray's socket names hang below it, 107 characters at most
     port = free_port()

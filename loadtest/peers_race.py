@@ -27,7 +27,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loadtest.local_service import SHIPPED_CONFIG, NotReady, local_service
+from loadtest.local_cluster import NotReady
+from loadtest.local_service import SHIPPED_CONFIG, local_service
 from loadtest.machine import describe_machine
 from loadtest.openloop import ABANDONED, Client, run_single_stream, summarize
 from loadtest.peers.process import PYTHONS, peer_process

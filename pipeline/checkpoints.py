@@ -12,6 +12,7 @@ configuration as Python source (`meta["cfg"]`): that is never executed. The netw
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import warnings
@@ -98,8 +99,14 @@ def save_safetensors(checkpoint: Checkpoint, path: Path | str) -> None:
             raise CheckpointError(f"{spec.name}: {name} has values that half precision cannot hold.")
         tensors[name] = half.contiguous()
     description = {"name": spec.name, "classes": list(spec.classes), "input_size": spec.input_size, "config": spec.config}
-    # Not save_file: its files are for nobody but their owner, and a service often is another user.
-    Path(path).write_bytes(save(tensors, metadata={"format": FORMAT, "model_spec": json.dumps(description)}))
+    # Not save_file: its files are for nobody but their owner, and a service often is another user. As with it, a reader of the file
+    # that was there keeps that one, and a full disk leaves it.
+    draft = Path(f"{path}.{os.getpid()}.part")
+    try:
+        draft.write_bytes(save(tensors, metadata={"format": FORMAT, "model_spec": json.dumps(description)}))
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _load_safetensors(path: Path) -> Checkpoint:

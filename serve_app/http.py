@@ -35,7 +35,7 @@ from serve_app.settings import IngressSettings, Settings
 
 logger = logging.getLogger("ray.serve")
 
-KEY = Security(HTTPBearer(auto_error=False, description="A key, where the service has keys."))
+KEY = Security(HTTPBearer(scheme_name="bearer", auto_error=False, description="A key, where the service has keys."))
 """Shown in the documents alone: `serve_app.guard` checks it before a route is looked for."""
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for the log; nobody is there to read it."""

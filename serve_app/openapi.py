@@ -104,6 +104,7 @@ SCORE_ROUTE_DOCS: dict[str, Any] = {
     "response_model": list[ImageAnswer],
     "responses": {status: {"model": ErrorAnswer, "description": text} for status, text in _ERRORS.items()},
     "openapi_extra": {
+        "security": [{}],  # or none: beside the bearer key, where the service has no keys
         "requestBody": {"required": True, "content": {"application/json": {"schema": _body_schema(), "example": _EXAMPLE}}},
         "parameters": [
             {

@@ -58,7 +58,7 @@ class CudaEngine(BatchEngine):
             kernels = None
             if options.cuda_kernels:
                 ends = sorted({min(buckets), max(buckets)})
-                with cudnn_at_its_fastest(tf32=True):  # here it is chosen what is faster, too
+                with naming_failures(max(buckets)), cudnn_at_its_fastest(tf32=True):  # here it is chosen what is faster, too
                     self._network, kernels = with_kernels(self._network, spec.input_size, ends, dtype, device)
             input_hw, branch = (spec.input_size, spec.input_size), network.kernel_branch.convert(dtype, from_channels=0)
             own = (kernels.greedy_nms, kernels.packed_mask_logits) if kernels is not None else ()

@@ -193,7 +193,7 @@ def with_kernels(
         device: a CUDA device, current.
     Raises:
         EngineUnavailable: a kernel failed in a way that leaves the card unusable for this process.
-        torch.OutOfMemoryError: the card is full; with PyTorch's operators it would be, too.
+        torch.OutOfMemoryError: the largest batch does not fit; that is no fault of the kernels.
     """
     if dtype == torch.float32:
         return network, None

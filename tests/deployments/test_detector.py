@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from deployments.detector import HUNG_S, Detector, on_granted_device
+from deployments.detector import HUNG_S, HUNG_S_AN_IMAGE, Detector, on_granted_device
 from pipeline.engines import EngineOptions
 from pipeline.errors import EngineLost
 
@@ -36,7 +36,7 @@ async def test_a_detector_that_lost_its_card_says_so():
         raise EngineLost("the card failed")
 
     detector = object.__new__(Detector.func_or_class)
-    detector._engine, detector._lost = SimpleNamespace(detect=detect), None
+    detector._engine, detector._lost = SimpleNamespace(detect=detect, info=SimpleNamespace(max_batch=8)), None
     detector._batcher = SimpleNamespace(has_room=None, running_s=1.0)
     await detector.check_health()
     with pytest.raises(EngineLost):
@@ -48,6 +48,9 @@ async def test_a_detector_that_lost_its_card_says_so():
 async def test_a_detector_whose_card_hangs_says_so():
     """It fails no batch, it just never ends one."""
     detector = object.__new__(Detector.func_or_class)
-    detector._lost, detector._batcher = None, SimpleNamespace(running_s=HUNG_S + 1)
+    detector._lost, detector._engine = None, SimpleNamespace(info=SimpleNamespace(max_batch=10))
+    detector._batcher = SimpleNamespace(running_s=HUNG_S + 10 * HUNG_S_AN_IMAGE - 1)
+    await detector.check_health()
+    detector._batcher.running_s += 2
     with pytest.raises(EngineLost, match="running for more than"):
         await detector.check_health()

@@ -17,7 +17,8 @@ import pytest
 import requests
 
 from loadtest.attacks import SPECIALS, as_body, attack_with_bodies, attack_with_files
-from loadtest.local_service import NotReady, local_service, title_of
+from loadtest.local_cluster import NotReady
+from loadtest.local_service import local_service, title_of
 from loadtest.mutants import mutants
 from tests.e2e.batches import settled_batches
 

@@ -202,7 +202,7 @@ def test_without_any_ap_the_last_is_the_result(tiny_coco, tmp_path, capsys, monk
     assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "2", "--val-every", "1", *validated(tiny_coco))) == 0
     told = capsys.readouterr().out
     assert "written after 2 steps.\n" in told
-    assert "It found nothing of --val" in told
+    assert "No measurement of --val has found anything" in told
 
 
 def test_a_moved_run_goes_on(tiny_coco, tmp_path, capsys, monkeypatch):

@@ -66,6 +66,15 @@ def test_draws_what_batch_score_wrote(folder, tmp_path, capsys):
     assert "2 of 2 pictures written" in capsys.readouterr().out
 
 
+def test_a_batch_that_goes_on_is_drawn_as_far_as_it_is(folder, tmp_path):
+    """Its last line may be half there."""
+    preds = write_preds(tmp_path / "preds.jsonl", ("a.png", {"boxes": [FOUND]}))
+    with preds.open("a") as lines:
+        lines.write('{"row_number_per_file": 0, "pre')
+    assert pictures.main([str(folder), "--preds", str(preds), "--output", str(tmp_path / "out")]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["00001-a.jpg"]
+
+
 def test_draws_annotations_alone(tiny_coco, tmp_path):
     """What fine-tuning would learn from, before it does, of either kind of file; `--most` draws the first."""
     for name in ("coco.json", "azureml.jsonl"):
@@ -132,12 +141,16 @@ def test_a_photo_that_cannot_be_read_loses_no_other(folder, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("line", "said"),
-    [("nonsense", "line 1: not a line of jobs.batch_score"), ('{"file_name": "a.png"}', "KeyError('preds')")],
-    ids=["no JSON", "no predictions"],
+    [
+        (b"nonsense", "line 1: not a line of jobs.batch_score"),
+        (b'{"file_name": "a.png"}', "KeyError('preds')"),
+        (b"\xff\xfe", "line 1"),
+    ],
+    ids=["no JSON", "no predictions", "no text"],
 )
 def test_what_is_no_output_of_batch_score_is_told(folder, tmp_path, capsys, line, said):
     preds = tmp_path / "preds.jsonl"
-    preds.write_text(line + "\n")
+    preds.write_bytes(line + b"\n")
     assert pictures.main([str(folder), "--preds", str(preds), "--output", str(tmp_path / "out")]) == 2
     assert said in capsys.readouterr().err
 

@@ -67,6 +67,24 @@ def test_safetensors_come_back(nano, tmp_path):
     again.network()
 
 
+def test_a_file_that_is_written_anew_stays_whole(nano, tmp_path, monkeypatch):
+    """Who reads the old one goes on, and a full disk leaves it as it was."""
+    path = tmp_path / "model.safetensors"
+    save_safetensors(nano, path)
+    before = path.stat().st_ino
+    save_safetensors(nano, path)
+    assert path.stat().st_ino != before
+
+    def full(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(path), "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        save_safetensors(nano, path)
+    load_checkpoint(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+
+
 def test_safetensors_may_be_read_by_whoever_may_read_files(nano, tmp_path):
     """A service is often another user than who trained."""
     path, plain = tmp_path / "model.safetensors", tmp_path / "plain"

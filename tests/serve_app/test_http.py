@@ -463,7 +463,7 @@ async def test_openapi_describes_score(client):
     assert "$defs" not in json.dumps(document)
     (scheme,) = document["components"]["securitySchemes"].values()
     assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
-    assert score["security"]
+    assert score["security"] == [{"bearer": []}, {}]
     assert (await client.get("/docs")).status_code == 200
 
 
