@@ -26,7 +26,7 @@ from typing import Any
 from tqdm import tqdm
 
 from jobs.batch_inputs import InputsError, Photo, photos_of
-from jobs.command_line import faults_in_a_line
+from jobs.command_line import count, faults_in_a_line
 from jobs.service_client import Answer, ServiceClient, ServiceFault, Unavailable, base_url, is_of_the_moment, key_from
 
 REST_OF_BODY_BYTES = 10_000
@@ -211,12 +211,6 @@ def _run(results: Iterator[Done], total: int, skipped: int, output: Path) -> int
     return 1 if failed else 0
 
 
-def _count(text: str) -> int:
-    if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m jobs.batch_score",
@@ -235,8 +229,8 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="JSON lines; what is in it already is not scored again; missing folders are made",
     )
-    add("--concurrency", type=_count, default=8, help="requests under way at once (default: %(default)s)")
-    add("--images-per-request", type=_count, default=8, help="(default: %(default)s)")
+    add("--concurrency", type=count, default=8, help="requests under way at once (default: %(default)s)")
+    add("--images-per-request", type=count, default=8, help="(default: %(default)s)")
     add("--score-threshold", type=float, help="keep scores above this, 0..1 (default: the service's)")
     add("--deadline-s", type=float, default=30.0, help="of a request, seconds (default: %(default)s)")
     return parser

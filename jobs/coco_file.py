@@ -172,9 +172,8 @@ def _overlap(box: Sequence[float], rings: Sequence[Sequence[float]]) -> bool:
 
 def _traced(rle: dict[str, Any], photo: dict[str, Any]) -> list[list[float]]:
     """Outer contours of an RLE mask, x y x y ..., a quarter pixel inside its edge; holes are filled."""
-    enlarged = cv2.resize(
-        rle_to_mask(to_rle(rle, (photo["height"], photo["width"]))), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST
-    )
+    mask = rle_to_mask(to_rle(rle, (photo["height"], photo["width"])))
+    enlarged = cv2.resize(mask, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(enlarged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     rings = [((contour.reshape(-1) + 0.5) / 2).tolist() for contour in contours]
     return [ring for ring in rings if len(ring) >= FEWEST_NUMBERS]

@@ -6,6 +6,7 @@ command ─▶ OSError, ServiceError, CommandFault ─▶ "program: what was wro
 
 from __future__ import annotations
 
+import argparse
 import functools
 import signal
 import sys
@@ -46,6 +47,13 @@ def faults_in_a_line(program: str, *more: type[Exception], status: int = 1) -> C
         return told
 
     return wrap
+
+
+def count(text: str) -> int:
+    """A number from 1 as argparse takes it."""
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
+    return int(text)
 
 
 def reason_of(error: Exception) -> str:

@@ -168,7 +168,8 @@ def export(work_dir: Path) -> Path:
     chosen, why = _newest_checkpoint(work_dir), ""
     if chosen is None:
         raise FileNotFoundError(f"{work_dir}: no checkpoint yet.")
-    measured = _read(chosen).get("message_hub", {}).get("runtime_info", {})
+    saved = _read(chosen)
+    measured, lasting = saved.get("message_hub", {}).get("runtime_info", {}), saved.get("meta", {}).get("lasting", {})
     best = work_dir / Path(measured.get("best_ckpt", "")).name
     if measured.get("best_score", 0) > 0 and best.is_file():  # with 0 throughout the first one counts as the best
         chosen, why = best, f", the best measured (mask AP {measured['best_score']:.3f})"
@@ -176,7 +177,7 @@ def export(work_dir: Path) -> Path:
     save_safetensors(load_checkpoint(chosen), path)
     steps = hooks.step_of(chosen.name)
     print(f"{path}: written{f' after {steps} steps' if steps else ''}{why}.", flush=True)
-    if _read(chosen).get("meta", {}).get("lasting", {}).get("--val") and not measured.get("best_score", 0) > 0:
+    if lasting.get("--val") and not measured.get("best_score", 0) > 0:
         print("No measurement of --val has found anything so far: train for more steps, or with a higher --lr.", flush=True)
     return path
 

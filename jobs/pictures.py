@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from jobs.batch_inputs import InputsError, photos_of
 from jobs.coco_file import to_rle
-from jobs.command_line import faults_in_a_line
+from jobs.command_line import count, faults_in_a_line
 from jobs.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.metrics_voc import FALSE_POSITIVE, Objects, by_image_and_label, match
 from jobs.predictions import check_sizes, read_results
@@ -262,12 +262,6 @@ def _sheets(args: argparse.Namespace) -> tuple[list[Sheet], int]:
         return sheets_of_annotations(annotations), 0
 
 
-def _count(text: str) -> int:
-    if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.pictures", description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
@@ -277,8 +271,8 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--annotations", type=Path, help="COCO JSON, or AzureML annotations JSONL (*.jsonl)")
     add("--results", type=Path, help="with --annotations: COCO results JSON, such as jobs.evaluate --save-results writes")
     add("--score-threshold", type=float, default=0.3, help="of --results: leave out predictions below it (default: %(default)s)")
-    add("--most", type=_count, metavar="N", help="draw the first N alone, with --results the worst (default: all)")
-    add("--longest-side-px", type=_count, default=LONGEST_SIDE_PX, help="scale larger photos down (default: %(default)s)")
+    add("--most", type=count, metavar="N", help="draw the first N alone, with --results the worst (default: all)")
+    add("--longest-side-px", type=count, default=LONGEST_SIDE_PX, help="scale larger photos down (default: %(default)s)")
     add("--output", type=Path, required=True, help="folder for the pictures; missing folders are made")
     return parser
 
