@@ -14,9 +14,9 @@ from ray import serve
 from deployments.context import RequestContext
 from deployments.metrics import BatchMetrics
 from deployments.stage import Stage
-from pipeline.batching import GreedyBatcher
-from pipeline.engines import EngineOptions, ModelInfo, load_engine
 from pipeline.errors import ConfigurationError, EngineLost, ServiceError
+from pipeline.inference.batcher import GreedyBatcher
+from pipeline.inference.engine import EngineOptions, ModelInfo, load_engine
 from pipeline.types import DetectOptions, Instances, LoadedImage
 
 Item = tuple[LoadedImage, DetectOptions]

@@ -4,7 +4,7 @@
 base64 ───────────────┼─▶ decode ─▶ scale ─▶ LoadedImage
 bytes, ndarray ───────┘   (a process)
 
-Files are decoded in processes of their own (pipeline.decoder_process), so that the one that kills or blocks its decoder
+Files are decoded in processes of their own (pipeline.images.decoder_pool), so that the one that kills or blocks its decoder
 costs nobody else anything. Arrays from Python callers need no decoder. An image that takes long to decode goes back, to come
 again on its own: those it came with do not wait for it.
 """
@@ -25,12 +25,12 @@ from ray import serve
 
 from deployments.context import RequestContext
 from deployments.stage import SentBack, Stage
-from pipeline.decoder_options import DecoderOptions
-from pipeline.decoder_process import DecoderLost, DecoderPool, DecoderTimeout
 from pipeline.errors import LimitExceeded, ServiceError
-from pipeline.fetch import Fetcher, FetchPolicy
-from pipeline.load import load_image
-from pipeline.source import Url, parse_source
+from pipeline.images.decoder_options import DecoderOptions
+from pipeline.images.decoder_pool import DecoderLost, DecoderPool, DecoderTimeout
+from pipeline.images.fetch import Fetcher, FetchPolicy
+from pipeline.images.load import load_image
+from pipeline.images.source import Url, parse_source
 from pipeline.types import LoadedImage
 
 logger = logging.getLogger("ray.serve")

@@ -25,8 +25,8 @@ from deployments.metrics import IngressMetrics
 from deployments.params import ScoreParams, check_image_count, parse_params
 from deployments.probe import PROBE_IMAGE
 from deployments.scoring import ScoreOptions, ScoringGraph
-from pipeline.engines import ModelInfo
 from pipeline.errors import ImageFault, InvalidRequest, Overloaded, ServiceError, quoted
+from pipeline.inference.engine import ModelInfo
 from pipeline.types import Answer, DetectOptions, OutlineOptions, ScoredImage
 
 

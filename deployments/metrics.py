@@ -12,8 +12,8 @@ from typing import get_args
 
 from ray.serve import metrics
 
-from pipeline.batching import DropReason
 from pipeline.errors import StageFailed
+from pipeline.inference.batcher import DropReason
 
 _LATENCY_MS: list[float] = [1, 2, 5, 10, 20, 35, 50, 75, 100, 150, 200, 250, 350, 500, 750, 1000, 2000, 5000, 10000, 30000]
 _BATCH: list[float] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256]
@@ -80,7 +80,7 @@ class ObjectMetrics:
 
 
 class BatchMetrics:
-    """How well the detector's batches fill; a `pipeline.batching.BatchObserver`."""
+    """How well the detector's batches fill; a `pipeline.inference.batcher.BatchObserver`."""
 
     def __init__(self) -> None:
         self._size = metrics.Histogram("rtmdet_batch_size", "Images in one pass of the network.", _BATCH)

@@ -15,7 +15,7 @@ from deployments.context import RequestContext
 from deployments.metrics import ObjectMetrics
 from deployments.stage import Stage
 from pipeline.errors import ServiceError
-from pipeline.objects import instances_to_objects, objects_to_json, split_instances
+from pipeline.masks.encode import instances_to_objects, objects_to_json, split_instances
 from pipeline.types import Answer, EncodedImage, Instances, OutlineOptions, ScoredImage
 
 

@@ -28,9 +28,9 @@ from deployments.grouping import Grouper, GroupLimits
 from deployments.image_loader import ImageInput
 from deployments.in_process import LocalHandle, LocalResponse, StageHandle
 from deployments.stage import SentBack
-from pipeline.engines import ModelInfo
 from pipeline.errors import DeadlineExceeded, EngineLost, ImageFault, Overloaded, ServiceError, StageFailed
-from pipeline.source import looks_like_url
+from pipeline.images.source import looks_like_url
+from pipeline.inference.engine import ModelInfo
 from pipeline.types import Answer, DetectOptions, OutlineOptions
 
 logger = logging.getLogger("ray.serve")

@@ -3,7 +3,7 @@
     python -m jobs.batch_score photos/ --url http://127.0.0.1:8000 --output preds.jsonl
     python -m jobs.batch_score photos.csv --url https://scoring.example.com --key-env SCORING_KEY --output preds.jsonl
 
-    photos ─▶ groups ─▶ CONCURRENCY threads: read, ask (jobs.service_client waits and asks again) ─▶ preds.jsonl
+    photos ─▶ groups ─▶ CONCURRENCY threads: read, ask (jobs.scoring.service_client waits and asks again) ─▶ preds.jsonl
 
 A line is `{"row_number_per_file", "preds", "file_name"}`; `preds` is the image's object of the contract, `{"boxes": [...]}`, with
 `"error": {"code", "message"}` where the photo is bad. Lines come in the order in which photos get done. Stopped and started again, it
@@ -25,9 +25,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from jobs.batch_inputs import InputsError, Photo, photos_of
 from jobs.command_line import count, faults_in_a_line
-from jobs.service_client import Answer, ServiceClient, ServiceFault, Unavailable, base_url, is_of_the_moment, key_from
+from jobs.scoring.batch_inputs import InputsError, Photo, photos_of
+from jobs.scoring.service_client import Answer, ServiceClient, ServiceFault, Unavailable, base_url, is_of_the_moment, key_from
 
 REST_OF_BODY_BYTES = 10_000
 """Of a request's body, what is not images."""

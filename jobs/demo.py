@@ -18,9 +18,9 @@ import requests
 from PIL import Image, ImageOps
 
 from jobs.command_line import CommandFault, faults_in_a_line
-from jobs.service_client import base_url, key_from, what_it_said
-from pipeline.objects import objects_from_dict
-from pipeline.overlay import draw_overlay
+from jobs.scoring.service_client import base_url, key_from, what_it_said
+from pipeline.masks.draw import draw_overlay
+from pipeline.masks.encode import objects_from_dict
 
 START_TIMEOUT_S = 60.0
 

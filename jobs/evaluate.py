@@ -5,8 +5,7 @@
     python -m jobs.evaluate --annotations val.json --images photos/ --url http://127.0.0.1:8000
     python -m jobs.evaluate --annotations val.json --images photos/ --results results.json
 
-Predictions come from `jobs.predictions`, numbers from `jobs.metrics_coco` and `jobs.metrics_voc`; neither knows the other.
-Prints a table and, last, one line of JSON.
+Predictions come from `jobs.evaluation.predictions`, numbers from `jobs.evaluation.metrics_coco` and `metrics_voc`. Prints a table and, last, one line of JSON.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from typing import Any
 
 from tqdm import tqdm
 
+from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.command_line import faults_in_a_line
-from jobs.datasets import Annotations, AnnotationsError, read_annotations
-from jobs.metrics_coco import STATISTICS, coco_metrics
-from jobs.metrics_voc import voc_metrics
-from jobs.predictions import CocoResults, check_photos, check_sizes, predict_with_mmdet, read_results
-from jobs.predictions_served import predict_with_engine, predict_with_service
-from jobs.service_client import base_url, key_from
-from pipeline.allocator import keep_freed_memory
-from pipeline.checkpoints import load_checkpoint
-from pipeline.engines import EngineOptions
-from pipeline.zoo import locate
+from jobs.evaluation.metrics_coco import STATISTICS, coco_metrics
+from jobs.evaluation.metrics_voc import voc_metrics
+from jobs.evaluation.predictions import CocoResults, check_photos, check_sizes, predict_with_mmdet, read_results
+from jobs.evaluation.predictions_served import predict_with_engine, predict_with_service
+from jobs.scoring.service_client import base_url, key_from
+from jobs.training.allocator import keep_freed_memory
+from pipeline.inference.engine import EngineOptions
+from pipeline.model.checkpoints import load_checkpoint
+from pipeline.model.zoo import locate
 
 
 def measure(truth: dict[str, Any], predictions: CocoResults) -> dict[str, Any]:
@@ -121,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--images", type=Path, required=True, help="folder of the photos")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--checkpoint", help="model to run: a name that `python -m pipeline.zoo list` knows, or .pth or .safetensors"
+        "--checkpoint", help="model to run: a name that `python -m pipeline.model.zoo list` knows, or .pth or .safetensors"
     )
     source.add_argument("--url", type=base_url, help="a running service, e.g. http://127.0.0.1:8000")
     source.add_argument("--results", type=Path, help="predictions made elsewhere, COCO results JSON")

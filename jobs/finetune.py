@@ -26,18 +26,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from jobs import augment, hooks, precision  # noqa: F401  (their transforms, hooks and wrappers register themselves)
-from jobs.batch_norm import restore_batch_norms
-from jobs.datasets import AnnotationsError, read_annotations
-from jobs.interruption import StopOnSignal, end_loaders, ending_on_signals
-from jobs.runner import ConciseRunner
-from jobs.runner_config import lasting_settings, runner_config, steps_an_epoch
-from jobs.settings import FinetuneSettings, settings_from_args
-from pipeline.allocator import keep_freed_memory
-from pipeline.checkpoints import harmless_types_only, load_checkpoint, load_weights, save_safetensors
+from jobs.annotations.datasets import AnnotationsError, read_annotations
+from jobs.training import augment, hooks, precision  # noqa: F401  (their transforms, hooks and wrappers register themselves)
+from jobs.training.allocator import keep_freed_memory
+from jobs.training.batch_norm import restore_batch_norms
+from jobs.training.interruption import StopOnSignal, end_loaders, ending_on_signals
+from jobs.training.runner import ConciseRunner
+from jobs.training.runner_config import lasting_settings, runner_config, steps_an_epoch
+from jobs.training.settings import FinetuneSettings, settings_from_args
 from pipeline.errors import ServiceError
-from pipeline.model import OFFICIAL_NAMES, ModelSpec, nano_spec, official_spec
-from pipeline.zoo import locate
+from pipeline.model.checkpoints import harmless_types_only, load_checkpoint, load_weights, save_safetensors
+from pipeline.model.spec import OFFICIAL_NAMES, ModelSpec, nano_spec, official_spec
+from pipeline.model.zoo import locate
 
 FINAL_NAME = "final.safetensors"
 LEAST_BACKBONE_SHARE = 0.5
@@ -134,7 +134,7 @@ def checkpoint_to_resume(work_dir: Path, lasting: dict[str, Any]) -> Path:
 
     Args:
         work_dir: of the run, also where it was moved since.
-        lasting: `jobs.runner_config.lasting_settings` of this call.
+        lasting: `jobs.training.runner_config.lasting_settings` of this call.
     Raises:
         ValueError: there is no checkpoint, it cannot be read, or it is of a run with other settings.
     """
@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except (AnnotationsError, ServiceError, ValueError, OSError) as error:
         reason = str(error).rstrip().rsplit("\n", 1)[-1]  # a loader process sends its whole traceback in the message
-        print(f"jobs.finetune: {reason.removeprefix('jobs.coco_file.AnnotationsError: ')}", file=sys.stderr)
+        print(f"jobs.finetune: {reason.removeprefix('jobs.annotations.coco_file.AnnotationsError: ')}", file=sys.stderr)
         return 2
     return 128 + stopped_by if stopped_by else 0
 

@@ -4,7 +4,7 @@
         --train train.json --train-images photos/ --out merged.safetensors
 
 A model fine-tuned on a thousand photos forgets some of what tens of thousands had taught it. Between both sets of weights
-the accuracy is often above either end. Measured for rtmdet-ins_nano_person in `pipeline/models/rtmdet-ins_nano_person.md`.
+the accuracy is often above either end. Measured for rtmdet-ins_nano_person in `pipeline/model/weights/rtmdet-ins_nano_person.md`.
 The averaged network's batch-norm statistics are measured anew on training photos.
 
 Source: Wortsman et al. 2022, Robust fine-tuning of zero-shot models (arXiv 2109.01903).
@@ -27,15 +27,15 @@ import torch
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from jobs.batch_norm import measure_batch_norms, restore_batch_norms
+from jobs.annotations.datasets import read_annotations
 from jobs.command_line import faults_in_a_line
-from jobs.datasets import read_annotations
-from jobs.hooks import check_layers, layers_of
-from jobs.runner_config import train_loader
-from jobs.settings import FinetuneSettings
-from pipeline.allocator import keep_freed_memory
-from pipeline.checkpoints import Checkpoint, load_checkpoint, save_safetensors
+from jobs.training.allocator import keep_freed_memory
+from jobs.training.batch_norm import measure_batch_norms, restore_batch_norms
+from jobs.training.hooks import check_layers, layers_of
+from jobs.training.runner_config import train_loader
+from jobs.training.settings import FinetuneSettings
 from pipeline.errors import CheckpointError
+from pipeline.model.checkpoints import Checkpoint, load_checkpoint, save_safetensors
 
 MOSAIC_SHARE = 0.2
 BATCH_SIZE = 8
@@ -58,7 +58,7 @@ def merge(
         tuned_share: 0 gives base, 1 gives tuned.
         batches: samples as mmdet's data loader gives them; a hundred photos are enough.
         only_tuned: name prefixes of layers that are taken from `tuned` alone, such as those that started fresh.
-        restore: measure base's batch-norm statistics first, as the fine-tuning did (`jobs.batch_norm`).
+        restore: measure base's batch-norm statistics first, as the fine-tuning did (`jobs.training.batch_norm`).
     Raises:
         CheckpointError: the two are different networks.
         ValueError: `only_tuned` names no layer.

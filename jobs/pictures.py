@@ -8,7 +8,7 @@
     annotations ───────────────────────────────────────────────────┼─▶ Sheet: photo, panels ─▶ pictures/00001-<photo>.jpg
     annotations, results.json (jobs.evaluate --save-results) ──────┘   two panels: left annotated, right found
 
-"Worst" is the lowest F1 of a photo's masks at IoU 0.5, by the rule of `jobs.metrics_voc`, among predictions over the threshold.
+"Worst" is the lowest F1 of a photo's masks at IoU 0.5, by the rule of `jobs.evaluation.metrics_voc`, among predictions over the threshold.
 A photo that cannot be read is told on stderr, the others are drawn; the exit status is 1 then.
 """
 
@@ -28,14 +28,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
-from jobs.batch_inputs import InputsError, photos_of
-from jobs.coco_file import to_rle
+from jobs.annotations.coco_file import to_rle
+from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.command_line import count, faults_in_a_line
-from jobs.datasets import Annotations, AnnotationsError, read_annotations
-from jobs.metrics_voc import FALSE_POSITIVE, Objects, by_image_and_label, match
-from jobs.predictions import check_sizes, read_results
-from pipeline.objects import objects_from_dict
-from pipeline.overlay import draw_overlay
+from jobs.evaluation.metrics_voc import FALSE_POSITIVE, Objects, by_image_and_label, match
+from jobs.evaluation.predictions import check_sizes, read_results
+from jobs.scoring.batch_inputs import InputsError, photos_of
+from pipeline.masks.draw import draw_overlay
+from pipeline.masks.encode import objects_from_dict
 from pipeline.types import SegmentedObject
 
 LONGEST_SIDE_PX, JPEG_QUALITY = 1280, 90

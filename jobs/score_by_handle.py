@@ -22,8 +22,8 @@ from ray.serve.exceptions import RayServeException
 from deployments.image_loader import ImageInput
 from deployments.params import ScoreParams, parse_params
 from jobs.command_line import CommandFault, faults_in_a_line, reason_of
-from pipeline.decode import DecodeLimits, decode_image
 from pipeline.errors import DeadlineExceeded, ServiceError, StageFailed
+from pipeline.images.decode import DecodeLimits, decode_image
 from pipeline.types import ScoredImage
 
 APPLICATION = "rtmdet-ins"

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipeline.compiled_ops import ensure_mmcv_ops
+from pipeline.model.compiled_ops import ensure_mmcv_ops
 
 ensure_mmcv_ops()
 

@@ -1,7 +1,7 @@
 """Load tests from the command line.
 
     python -m loadtest run --scenario single-stream|server|steady|offline [--p99-ms 250] [--url http://127.0.0.1:8000] [--output folder]
-    python -m loadtest peers|overload|spike|soak|costs|plan [--help]                         (see the module of that name)
+    python -m loadtest overload|spike|soak|costs|plan [--help]                         (see the module of that name)
     python -m loadtest report results.json [--output folder]
     python -m loadtest locust MixedUser --headless -u 4 -t 30s --shape ramp      (everything after `locust` is Locust's)
 
@@ -28,8 +28,8 @@ from typing import Any
 import requests
 
 from jobs.command_line import CommandFault, faults_in_a_line
-from jobs.service_client import base_url
-from loadtest import costs, overload, peers_race, planner, soak, spike
+from jobs.scoring.service_client import base_url
+from loadtest import costs, overload, planner, soak, spike
 from loadtest.local_service import SHIPPED_CONFIG, local_service
 from loadtest.machine import describe_machine, free_port
 from loadtest.openloop import NOT_CONNECTED, Client, run_single_stream, summarize
@@ -44,7 +44,6 @@ from serve_app.config_file import check_config
 
 SCENARIOS = {"single-stream": run_stream, "server": find_server_rate, "steady": run_steady, "offline": run_offline}
 MEASUREMENTS: dict[str, tuple[Any, str]] = {
-    "peers": (peers_race, "race this service against what people would use instead"),
     "overload": (overload, "twice the limit: goodput, refusals, recovery"),
     "spike": (spike, "from one client to ten: do replicas follow"),
     "soak": (soak, "long: errors and memory, minute by minute"),

@@ -23,16 +23,16 @@ import numpy as np
 import psutil
 import requests
 
+from loadtest.engine_alone import measure_engine
 from loadtest.local_service import SHIPPED_CONFIG, Change, LocalService, local_service, title_of
 from loadtest.machine import describe_machine
 from loadtest.photos import photos_from
-from loadtest.service_bench import measure_engine
 from loadtest.traffic import JSON_HEADERS, request_bodies
-from pipeline.decode import DecodeLimits
-from pipeline.engines import Engine, load_engine
 from pipeline.errors import ServiceError
-from pipeline.load import load_image
-from pipeline.objects import instances_to_objects, objects_to_json
+from pipeline.images.decode import DecodeLimits
+from pipeline.images.load import load_image
+from pipeline.inference.engine import Engine, load_engine
+from pipeline.masks.encode import instances_to_objects, objects_to_json
 from pipeline.types import DetectOptions, OutlineOptions
 from serve_app.app import engine_options
 from serve_app.config_file import check_config
@@ -99,7 +99,7 @@ class Costs:
 def part_of(process: psutil.Process) -> str:
     """Which part of the service a process belongs to."""
     title = title_of(process)
-    if "pipeline.decoder_child" in title:
+    if "pipeline.images.decoder_worker" in title:
         return DECODERS
     if "ServeReplica" in title:
         return next((stage for stage in STAGES if f":{stage}" in title), "other")

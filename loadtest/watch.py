@@ -115,7 +115,7 @@ def watched(samples: Sequence[Sample], during: Snapshot) -> dict[str, Any]:
 
 def processes_here() -> list[psutil.Process]:
     """Ray's processes of this user on this machine, for a service that somebody else has started."""
-    signs = ("ray::", "raylet", "gcs_server", "haproxy", "pipeline.decoder_child", "ray/dashboard", "ray/_private")
+    signs = ("ray::", "raylet", "gcs_server", "haproxy", "pipeline.images.decoder_worker", "ray/dashboard", "ray/_private")
     return [
         process
         for process in psutil.process_iter(["cmdline"])

@@ -16,12 +16,12 @@ from deployments.image_loader import ImageLoaderOptions
 from deployments.in_process import StageInProcess
 from deployments.ingress import Ingress, IngressOptions
 from deployments.polygonizer import PolygonizerOptions
-from pipeline.decode import DecodeLimits
-from pipeline.decoder_options import DecoderOptions
-from pipeline.engines import EngineOptions, SimulatedStep
-from pipeline.fetch import FetchPolicy
+from pipeline.images.decode import DecodeLimits
+from pipeline.images.decoder_options import DecoderOptions
+from pipeline.images.fetch import FetchPolicy
+from pipeline.inference.engine import EngineOptions, SimulatedStep
+from pipeline.model.zoo import ModelHeader, read_header
 from pipeline.types import DetectOptions, OutlineOptions
-from pipeline.zoo import ModelHeader, read_header
 from serve_app.exposure import http_app_unless_exposed
 from serve_app.settings import Settings
 

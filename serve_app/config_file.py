@@ -24,7 +24,7 @@ from deployments.detector import Detector
 from deployments.image_loader import ImageLoader
 from deployments.ingress import Ingress
 from pipeline.errors import ConfigurationError
-from pipeline.zoo import CHECKPOINT_SUFFIXES, locate, official_urls
+from pipeline.model.zoo import CHECKPOINT_SUFFIXES, locate, official_urls
 from serve_app.body import BODIES_COMING
 from serve_app.exposure import check_certificates, check_exposure
 from serve_app.settings import Settings

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.address_policy import is_well_formed_host
+from pipeline.images.address_policy import is_well_formed_host
 
 EMBEDDED_MODEL = "rtmdet-ins_nano_person"
 

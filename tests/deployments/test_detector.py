@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from deployments.detector import HUNG_S, HUNG_S_AN_IMAGE, Detector, on_granted_device
-from pipeline.engines import EngineOptions
 from pipeline.errors import EngineLost
+from pipeline.inference.engine import EngineOptions
 
 
 @pytest.mark.parametrize(

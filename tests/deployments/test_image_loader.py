@@ -14,14 +14,14 @@ from deployments import image_loader
 from deployments.context import RequestContext
 from deployments.image_loader import ImageLoader, ImageLoaderOptions
 from deployments.stage import SentBack
-from pipeline.decode import DecodeLimits
-from pipeline.decoder_options import DecoderOptions
-from pipeline.decoder_process import DecoderPool, DecoderTimeout
 from pipeline.errors import ImageError
-from pipeline.fetch import FetchPolicy
+from pipeline.images.decode import DecodeLimits
+from pipeline.images.decoder_options import DecoderOptions
+from pipeline.images.decoder_pool import DecoderPool, DecoderTimeout
+from pipeline.images.fetch import FetchPolicy
 from pipeline.types import LoadedImage
 
-BAD_PROGRAM = (sys.executable, str(Path(__file__).parents[1] / "pipeline" / "bad_decoder.py"))
+BAD_PROGRAM = (sys.executable, str(Path(__file__).parents[1] / "support" / "bad_decoder.py"))
 TIMEOUT_S, COMPANY_S = 1.5, 0.5
 
 

@@ -11,8 +11,8 @@ import pytest
 from matplotlib import cbook
 from PIL import Image
 
-from loadtest.hostile_servers import hostile_server
 from loadtest.local_service import local_service
+from tests.security.hostile_servers import hostile_server
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The real service in hostile hands, the quick version of `python -m loadtest.hostile`: it answers, leaks nothing, loses nothing."""
+"""The real service in hostile hands, the quick version of `python -m tests.security.hostile`: it answers, leaks nothing, loses nothing."""
 
 import os
 import re
@@ -16,11 +16,11 @@ import psutil
 import pytest
 import requests
 
-from loadtest.attacks import SPECIALS, as_body, attack_with_bodies, attack_with_files
 from loadtest.local_cluster import NotReady
 from loadtest.local_service import local_service, title_of
-from loadtest.mutants import mutants
 from tests.e2e.batches import settled_batches
+from tests.security.attacks import SPECIALS, as_body, attack_with_bodies, attack_with_files
+from tests.security.mutants import mutants
 
 JSON = {"content-type": "application/json"}
 ODD_IMAGES = Path(__file__).parents[3] / "shared" / "images"
@@ -40,7 +40,7 @@ def post(service, body, **headers):
 
 
 def decoders(service):
-    return [process for process in service.processes() if "pipeline.decoder_child" in title_of(process)]
+    return [process for process in service.processes() if "pipeline.images.decoder_worker" in title_of(process)]
 
 
 def all_decoders(service, photo):

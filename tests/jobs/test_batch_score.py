@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from jobs import batch_score, service_client
+from jobs import batch_score
+from jobs.scoring import service_client
 from loadtest.machine import free_port
-from tests.jobs.stub_service import FOUND, UNREADABLE, stub_service
+from tests.support.stub_service import FOUND, UNREADABLE, stub_service
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import pytest
 
 from jobs import demo
 from loadtest.machine import free_port
-from tests.jobs.stub_service import Handler, stub_service
+from tests.support.stub_service import Handler, stub_service
 
 
 @pytest.fixture

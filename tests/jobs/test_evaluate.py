@@ -8,14 +8,15 @@ import pytest
 import torch
 from pycocotools import mask as rle_masks
 
-from jobs import evaluate, predictions
-from jobs.datasets import AnnotationsError, read_annotations
-from jobs.metrics_coco import coco_metrics
-from jobs.metrics_voc import voc_metrics
-from jobs.predictions import category_ids_of, predict_with_mmdet, read_results
-from pipeline.checkpoints import Checkpoint, load_checkpoint, save_safetensors
-from pipeline.model import build_network, nano_spec
-from tests.jobs.stub_service import stub_service
+from jobs import evaluate
+from jobs.annotations.datasets import AnnotationsError, read_annotations
+from jobs.evaluation import predictions
+from jobs.evaluation.metrics_coco import coco_metrics
+from jobs.evaluation.metrics_voc import voc_metrics
+from jobs.evaluation.predictions import category_ids_of, predict_with_mmdet, read_results
+from pipeline.model.checkpoints import Checkpoint, load_checkpoint, save_safetensors
+from pipeline.model.spec import build_network, nano_spec
+from tests.support.stub_service import stub_service
 
 SIZE = 100
 

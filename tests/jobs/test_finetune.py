@@ -20,15 +20,15 @@ from mmdet.evaluation import CocoMetric
 from mmdet.models.layers import ExpMomentumEMA
 from mmengine.model import BaseModel
 
-from jobs.batch_norm import restore_batch_norms
-from jobs.datasets import Annotations
-from jobs.hooks import RatesByLayer, check_layers, freeze
-from jobs.precision import optim_wrapper_type
-from jobs.runner_config import runner_config
-from jobs.settings import default_workers, settings_from_args
+from jobs.annotations.datasets import Annotations
 from jobs.third_party import known_warnings_ignored
-from pipeline.checkpoints import Checkpoint, load_checkpoint, save_safetensors
-from pipeline.model import build_network, nano_spec
+from jobs.training.batch_norm import restore_batch_norms
+from jobs.training.hooks import RatesByLayer, check_layers, freeze
+from jobs.training.precision import optim_wrapper_type
+from jobs.training.runner_config import runner_config
+from jobs.training.settings import default_workers, settings_from_args
+from pipeline.model.checkpoints import Checkpoint, load_checkpoint, save_safetensors
+from pipeline.model.spec import build_network, nano_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:torch.meshgrid")
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from jobs import merge
-from jobs.batch_norm import measure_batch_norms
-from pipeline.checkpoints import Checkpoint, load_checkpoint, save_safetensors
+from jobs.training.batch_norm import measure_batch_norms
 from pipeline.errors import CheckpointError
-from pipeline.model import build_network, nano_spec
+from pipeline.model.checkpoints import Checkpoint, load_checkpoint, save_safetensors
+from pipeline.model.spec import build_network, nano_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 

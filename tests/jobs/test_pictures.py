@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from jobs import pictures
-from jobs.datasets import read_annotations
+from jobs.annotations.datasets import read_annotations
 from jobs.pictures import sheets_of_comparison
 from tests.jobs.test_evaluate import SIZE, document, thing
 

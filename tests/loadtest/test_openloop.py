@@ -6,7 +6,7 @@ from loadtest.openloop import Client, Query, percentile, poisson_schedule, run_o
 from loadtest.rate_search import PRECISION, STEP_DOWN, NoMoreTrials, highest_rate
 from loadtest.scenarios import Setup, find_server_rate, run_offline, run_steady
 from loadtest.traffic import OK, RemoteHostError, outcome_of, refuse_remote, request_bodies, stages_of
-from tests.loadtest.fake_service import fake_service
+from tests.support.fake_service import fake_service
 
 BODIES = request_bodies([b"photo"], 1)
 

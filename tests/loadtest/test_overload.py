@@ -7,8 +7,8 @@ import pytest
 
 from loadtest.overload import as_table, overload
 from loadtest.scenarios import Setup
-from tests.loadtest.fake_service import fake_service
 from tests.loadtest.test_openloop import BODIES
+from tests.support.fake_service import fake_service
 
 SETUP = Setup(p99_ms=200, seconds=2)
 

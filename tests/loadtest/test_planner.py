@@ -27,7 +27,7 @@ from loadtest.planner import (
     usual_batch,
     wait_ms,
 )
-from tests.jobs.stub_service import stub_service
+from tests.support.stub_service import stub_service
 
 NET = {"Ingress": 4.0, "ImageLoader": 2.0, "decoders": 3.0, "Detector": 33.0, "Polygonizer": 3.0, "raylet": 1.0}
 COSTS = Costs(

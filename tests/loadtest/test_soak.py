@@ -3,9 +3,9 @@
 import pytest
 
 from loadtest.soak import growth_of, soak
-from tests.loadtest.fake_service import fake_service
 from tests.loadtest.test_openloop import BODIES
 from tests.loadtest.test_overload import service_at
+from tests.support.fake_service import fake_service
 
 USUAL = {"Polygonizer": 2}
 

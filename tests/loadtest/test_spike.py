@@ -9,7 +9,7 @@ from loadtest.openloop import Client, Query
 from loadtest.spike import as_png, as_table, recovery_s, run_clients, scale_by_itself, summarize_spike
 from loadtest.watch import Sample
 from serve_app.settings import Settings
-from tests.loadtest.fake_service import fake_service
+from tests.support.fake_service import fake_service
 
 
 def queries(latency_ms_of):

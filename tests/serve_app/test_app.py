@@ -1,10 +1,10 @@
 """From settings to what the stages take."""
 
 from deployments.grouping import GroupLimits
-from pipeline.decode import DecodeLimits
-from pipeline.fetch import FetchPolicy
+from pipeline.images.decode import DecodeLimits
+from pipeline.images.fetch import FetchPolicy
+from pipeline.model.zoo import read_header
 from pipeline.types import DetectOptions, OutlineOptions
-from pipeline.zoo import read_header
 from serve_app import app
 from serve_app.settings import EMBEDDED_MODEL, Settings
 

@@ -1,0 +1,294 @@
+"""The same on a CUDA card: images/s of our engine and of mmdet eager, and the share of the card's matrix peak.
+
+    python -m benchmarks.bench_cuda [--models tiny x] [--batches 1 8 32] [--rounds 3] [--seconds 4]
+
+`benchmarks.bench` runs it where there is a card; alone it needs neither Ray nor OpenVINO. Each row is printed as soon as it is measured.
+
+Both take decoded, scaled images and give boxes, scores and masks. mmdet's masks are made at network size here (rescale off):
+at original size they would be most of its time. mmdet gets whole batches, which `inference_detector` would not give it. Our
+engine runs as in the service: precision `auto`, and two threads, so that one batch is copied while the other is computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from benchmarks.bench_ceiling import Ceiling
+from benchmarks.bench_compare import Spread, as_range, load_model, spread
+from benchmarks.bench_flops import count_flops
+from benchmarks.bench_photos import SMALL_WH, bench_photos
+from benchmarks.peers.mmdet_reference import MmdetReference
+from pipeline.images.decode import DecodeLimits, decode_image
+from pipeline.images.load import load_image
+from pipeline.inference.cuda.graphs import cudnn_at_its_fastest
+from pipeline.inference.devices import switched
+from pipeline.inference.engine import EngineOptions, create_engine
+from pipeline.model.checkpoints import Checkpoint
+from pipeline.model.compiled_ops import ensure_mmcv_ops
+from pipeline.types import DetectOptions
+
+MODELS, BATCHES = ("tiny", "x"), (1, 8, 32)
+SIDES = (4096, 8192, 16384)
+"""A card needs larger matrices than two cores to show its peak."""
+OURS, MMDET = "ours", "mmdet eager fp32"
+CALLERS = 2
+"""Threads that call our engine; the Detector keeps as many batches under way on a card."""
+Run = Callable[[], Sequence[Any]]
+Contestant = TypeVar("Contestant", bound=Run)
+
+
+@dataclass(frozen=True, slots=True)
+class CudaRow:
+    """One model at one batch size.
+
+    Args:
+        model, batch, precision: what ran; precision is ours, mmdet computes in float32 (its products in TF32).
+        instances: kept, an image.
+        images_per_s: by contestant, ours first; (median, lowest, highest) over the rounds.
+        times_faster: ours over mmdet's, within a round.
+        of_peak: share of the card's matrix peak in our precision that ours reaches, post-processing and copies within the time.
+        memory_mb: most memory on the card that PyTorch held for each contestant, MB; 1e6 bytes.
+    """
+
+    model: str
+    batch: int
+    precision: str
+    instances: float
+    images_per_s: dict[str, Spread]
+    times_faster: Spread
+    of_peak: float
+    memory_mb: dict[str, float]
+
+
+def why_no_cuda() -> str | None:
+    """The reason that there is no card to measure, or None."""
+    return None if torch.cuda.is_available() else "no GPU here: PyTorch sees no CUDA card"
+
+
+def measure_cuda(
+    photo: bytes,
+    ceiling: Ceiling,
+    rounds: int,
+    seconds: float,
+    device: str = "cuda",
+    models: Sequence[str] = MODELS,
+    batches: Sequence[int] = BATCHES,
+) -> Iterator[CudaRow]:
+    """Models and batch sizes on the first card, one after the other.
+
+    Args:
+        photo: encoded.
+        ceiling: of the card; measured before each model.
+        rounds, seconds: how often, and how long each.
+        device: where both contestants run.
+        models: sizes with seeded weights.
+        batches: images a pass.
+    """
+    for model in models:
+        ceiling.measure()
+        checkpoint = load_model(model)
+        for batch in batches:
+            yield _measure_row(checkpoint, photo, batch, ceiling, rounds, seconds, device)
+
+
+@contextmanager
+def mmdets_best_case() -> Iterator[None]:
+    """Within: cuDNN times its algorithms and takes the fastest, and float32 products are made in TF32.
+
+    Nobody's default, but mmdet eager at its fastest. Put back in the end: our engine has settings of its own, and the ceiling's
+    float32 products are to stay float32.
+    """
+    with cudnn_at_its_fastest(tf32=True), switched((torch.backends.cuda.matmul, "allow_tf32", True)):
+        yield
+
+
+def _measure_row(
+    checkpoint: Checkpoint, photo: bytes, batch: int, ceiling: Ceiling, rounds: int, seconds: float, device: str
+) -> CudaRow:
+    mmdet = mmdet_label()
+    memory_mb: dict[str, float] = {}
+    engine, memory_mb[OURS] = peak_mb(lambda: _OurBatch(checkpoint, photo, batch, device), CALLERS)
+    with mmdets_best_case():
+        reference, memory_mb[mmdet] = peak_mb(
+            lambda: mmdet_batch(MmdetReference(checkpoint, 0.05, device=device), decode_image(photo, DecodeLimits())[0], batch), 1
+        )
+    ours, theirs = [], []
+    for _ in range(rounds):
+        ours.append(batch * passes_per_s(engine, seconds, CALLERS))
+        with mmdets_best_case():
+            theirs.append(batch * passes_per_s(reference, seconds))
+    flop, _ = count_flops(checkpoint.spec)
+    found = engine()
+    engine.close()
+    return CudaRow(
+        checkpoint.spec.name,
+        batch,
+        engine.precision,
+        sum(map(len, found)) / batch,
+        {OURS: spread(ours), mmdet: spread(theirs)},
+        spread([one / other for one, other in zip(ours, theirs, strict=True)]),
+        spread(ours)[0] * flop / ceiling.peak(engine.precision),
+        memory_mb,
+    )
+
+
+def mmdet_label() -> str:
+    """mmdet's name in tables; it tells when its NMS was not mmcv's compiled one but the stand-in of `pipeline.model.compiled_ops`."""
+    return MMDET if ensure_mmcv_ops() else f"{MMDET}, stand-in NMS"
+
+
+class _OurBatch:
+    """Gives one batch of the same photo to an engine of its own.
+
+    Args:
+        checkpoint: model and weights.
+        photo: encoded.
+        batch: images.
+        device: where the engine runs.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, photo: bytes, batch: int, device: str) -> None:
+        self._engine = create_engine(checkpoint, EngineOptions("torch", "auto", device, max_batch=batch, batch_buckets=(batch,)))
+        self._engine.warm_up()
+        self.precision, self.close = self._engine.info.precision, self._engine.close
+        self._images = [load_image(photo, DecodeLimits(), self._engine.info.input_size)] * batch
+        self._options = [DetectOptions(0.05)] * batch
+
+    def __call__(self) -> Sequence[Any]:
+        return self._engine.detect(self._images, self._options)
+
+
+def peak_mb(prepare: Callable[[], Contestant], callers: int) -> tuple[Contestant, float]:
+    """Make a contestant, run it from an emptied card, and say how much of the card PyTorch held for it.
+
+    Reserved memory, not allocated: what CUDA graphs keep for their replays counts only there. What was held before, and what
+    cuDNN only tried in the first passes, is left out.
+
+    Args:
+        prepare: makes the contestant, weights and all.
+        callers: threads that run it.
+    Returns:
+        The contestant, and MB (1e6 bytes).
+    """
+    _empty_card()
+    before = torch.cuda.memory_reserved()
+    run = prepare()
+    passes_per_s(run, 0, callers)
+    _empty_card()
+    torch.cuda.reset_peak_memory_stats()
+    passes_per_s(run, 0, callers)
+    return run, (torch.cuda.max_memory_reserved() - before) / 1e6
+
+
+def _empty_card() -> None:
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+
+
+def mmdet_batch(reference: Any, bgr: np.ndarray, batch: int) -> Run:
+    """A function that gives one batch of the same photo to mmdet and waits for its results on the host."""
+    sample = reference._pipeline({"img": bgr, "img_id": 0})
+
+    def run() -> Sequence[Any]:
+        inputs = {"inputs": [sample["inputs"]] * batch, "data_samples": [sample["data_samples"].clone() for _ in range(batch)]}
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # mmdet's, about autocast
+            data = reference._detector.data_preprocessor(inputs, False)
+            found = reference._detector.predict(data["inputs"], data["data_samples"], rescale=False)
+            return [one.pred_instances.cpu() for one in found]
+
+    return run
+
+
+def passes_per_s(run: Callable[[], object], seconds: float, callers: int = 1) -> float:
+    """Passes a second, warm, of all callers together; three each at least.
+
+    Every thread warms up by itself: what cuDNN finds out about its algorithms, it keeps by thread. All contestants end with
+    results on the host, so the clock needs no synchronising.
+    """
+    warm = threading.Barrier(callers)
+
+    def call() -> tuple[int, float, float]:
+        try:
+            for _ in range(2):
+                run()
+            warm.wait()
+        except threading.BrokenBarrierError:  # another caller failed, and its error is raised below
+            return 0, 0.0, 0.0
+        except BaseException:
+            warm.abort()
+            raise
+        count, began = 0, time.perf_counter()
+        while count < 3 or time.perf_counter() - began < seconds:
+            run()
+            count += 1
+        return count, began, time.perf_counter()
+
+    with ThreadPoolExecutor(callers) as pool:
+        calls = [pool.submit(call) for _ in range(callers)]
+    counts, began, ended = zip(*(one.result() for one in calls), strict=True)
+    return sum(counts) / (max(ended) - min(began))
+
+
+def measure_and_print(
+    rounds: int, seconds: float, models: Sequence[str] = MODELS, batches: Sequence[int] = BATCHES, photo: bytes | None = None
+) -> dict[str, object]:
+    """Print the ceiling, then each row as it comes; returns everything as JSON-ready facts, or the reason that there is no card."""
+    if reason := why_no_cuda():
+        print(f"\n{reason}", flush=True)
+        return {"skipped": reason}
+    ceiling, rows = Ceiling("cuda", SIDES), []
+    ceiling.measure()
+    print("", *ceiling.as_lines(), "", *table_head(mmdet_label()), sep="\n", flush=True)
+    for row in measure_cuda(photo or bench_photos(None, 1, SMALL_WH)[0], ceiling, rounds, seconds, "cuda", models, batches):
+        rows.append(row)
+        print(table_row(row), flush=True)
+    return {"card": torch.cuda.get_device_name(), "ceiling": asdict(ceiling), "rows": [asdict(row) for row in rows]}
+
+
+def table_head(mmdet: str) -> list[str]:
+    """Of a Markdown table."""
+    columns = ["on the card", "batch", "ours images/s", f"{mmdet} images/s", "times faster", "of matrix peak", "MB: mmdet / ours"]
+    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+
+
+def table_row(row: CudaRow) -> str:
+    """Of the same table."""
+    (ours, theirs), (our_mb, their_mb) = row.images_per_s.values(), row.memory_mb.values()
+    return (
+        f"| {row.model} {row.precision} | {row.batch} | {as_range(ours)} | {as_range(theirs)} "
+        f"| {as_range(row.times_faster)} | {row.of_peak:.1%} | {their_mb:,.0f} / {our_mb:,.0f} |"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status: 1 where there is no card."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_cuda", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=("nano", "tiny", "s", "m", "l", "x"), default=MODELS)
+    parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each contestant in each round")
+    args = parser.parse_args(argv)
+    warnings.simplefilter("ignore")  # mmdet's, many
+    facts = measure_and_print(args.rounds, args.seconds, args.models, args.batches)
+    print(json.dumps(facts))
+    return 1 if "skipped" in facts else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,346 @@
+"""Our service beside what people would use instead: same weights, photos, client and cores, one contestant at a time.
+
+    python -m benchmarks.peers_race [--peers litserve ...] [--model rtmdet-ins_nano_person | rtmdet-ins_s] [--rounds 3] [--output FILE.json]
+
+    round 1: engine alone ─▶ ours: start, warm up, server rate, offline, stop ─▶ peer ─▶ peer ...
+    round 2: the same, another contestant first, from the rates of round 1
+
+Requests hold one photo each: LitServe batches requests, not images. Server is the highest rate of Poisson arrivals whose p99 holds
+the bound; offline sends all photos at once. Nobody keeps an access log. Ratios are taken within a round and their median is shown: the
+machine drifts less in a round than between rounds. Failures are counted. Prints a table and, last, one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import statistics
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.process import PYTHONS, peer_process
+from jobs.command_line import faults_in_a_line
+from loadtest.engine_alone import measure_engine
+from loadtest.local_cluster import NotReady
+from loadtest.local_service import SHIPPED_CONFIG, local_service
+from loadtest.machine import describe_machine
+from loadtest.openloop import ABANDONED, Client, run_single_stream, summarize
+from loadtest.photos import photos_from
+from loadtest.scenarios import Result, Setup, find_server_rate, run_offline
+from loadtest.traffic import OK, request_bodies
+from pipeline.images.decode import DecodeLimits
+from pipeline.images.load import load_image
+from pipeline.inference.engine import Engine, EngineOptions, load_engine
+from pipeline.types import DetectOptions
+from serve_app.settings import EMBEDDED_MODEL
+from tests.support.seeded import seeded_checkpoint
+
+OURS = "ours"
+SEEDED_S = "rtmdet-ins_s"
+SEEDED_INSTANCES = 100
+SCENARIOS = ("server", "offline")
+MAX_BATCH = 8
+THREADS = 2
+WARM_UP_S = 3.0
+OFFLINE_S = 60.0
+"""A contestant so slow that its offline run would take longer gets fewer photos."""
+
+Tell = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """Who races.
+
+    Args:
+        name: `ours`, or a peer's.
+        start: runs it until the block ends and gives its base URL; NotReady (ours) or RuntimeError (a peer) where it cannot.
+    """
+
+    name: str
+    start: Callable[[], AbstractContextManager[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One contestant's results in one round; None where there is nothing.
+
+    Args:
+        name, round: whose, and which, from 0.
+        server_per_s: highest rate that held the bound; 0.0 where none did.
+        offline_per_s: images a second.
+        errors: queries that failed, by outcome, in both scenarios.
+        fault: why there are no results.
+        details: the scenarios' own results.
+    """
+
+    name: str
+    round: int
+    server_per_s: float | None = None
+    offline_per_s: float | None = None
+    errors: dict[str, int] | None = None
+    fault: str | None = None
+    details: dict[str, Result] | None = None
+
+
+Measure = Callable[[Contestant, int, float | None], Turn]
+
+
+def race(
+    contestants: Sequence[Contestant], rounds: int, measure: Measure, save: Callable[[list[Turn]], object] = lambda _: None
+) -> list[Turn]:
+    """Every contestant once a round, each round beginning with another; rates of a round start the search of the next.
+
+    Args:
+        measure: of a contestant, the round, and the rate to start at (None: unknown).
+        save: gets all turns so far after every round: a race takes hours.
+    """
+    turns: list[Turn] = []
+    known: dict[str, float] = {}
+    for round_ in range(rounds):
+        first = round_ % len(contestants)
+        for contestant in (*contestants[first:], *contestants[:first]):
+            turn = measure(contestant, round_, known.get(contestant.name))
+            if turn.server_per_s:
+                known[contestant.name] = turn.server_per_s
+            turns.append(turn)
+        save(turns)
+    return turns
+
+
+def measure_contestant(
+    contestant: Contestant, round_: int, bodies: Sequence[bytes], scenarios: Sequence[str], setup: Setup, tell: Tell
+) -> Turn:
+    """Start, warm up, measure, stop."""
+    tell(f"round {round_ + 1}: {contestant.name}")
+    try:
+        with contestant.start() as url:
+            details = asyncio.run(_scenarios(url, bodies, scenarios, setup, tell))
+    except (NotReady, RuntimeError) as error:
+        tell(f"{contestant.name} did not start: {error}")
+        return Turn(contestant.name, round_, fault=str(error))
+    server, offline = details.get("server"), details.get("offline")
+    return Turn(
+        contestant.name,
+        round_,
+        None if server is None else server["rate_per_s"] or 0.0,
+        None if offline is None else offline["summary"]["images_per_s"],
+        errors_of(details),
+        details=details,
+    )
+
+
+async def _scenarios(url: str, bodies: Sequence[bytes], scenarios: Sequence[str], setup: Setup, tell: Tell) -> dict[str, Result]:
+    async with Client(url, bodies) as client:
+        alone_ms = summarize(await run_single_stream(client, WARM_UP_S), None).p50_ms
+        few = max(MAX_BATCH, int(OFFLINE_S * 1e3 / alone_ms)) if alone_ms else MAX_BATCH
+        setup = replace(setup, offline_images=min(setup.offline_images, few))
+        await run_offline(client, replace(setup, offline_images=2 * MAX_BATCH), lambda _: None)  # full batches warmed, too
+        results: dict[str, Result] = {}
+        if "server" in scenarios:
+            results["server"] = await find_server_rate(client, setup, tell)
+        if "offline" in scenarios:
+            results["offline"] = await run_offline(client, setup, tell)
+        return results
+
+
+def errors_of(details: dict[str, Result]) -> dict[str, int]:
+    """Queries that failed, by outcome; what a lost trial never sent is no failure of the server's."""
+    summaries = [trial for result in details.values() for trial in result.get("trials", [result.get("summary")])]
+    counts: Counter[str] = Counter()
+    for summary in summaries:
+        counts.update({name: count for name, count in summary["outcomes"].items() if name not in (OK, ABANDONED)})
+    return dict(counts)
+
+
+def standings(turns: Sequence[Turn], ceilings: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
+    """One row a contestant: medians, least and most, ratios to ours within rounds, share of the engine alone.
+
+    Args:
+        ceilings: images/s of the engine alone in each round, by batch size.
+    """
+    by_name: dict[str, list[Turn]] = {}
+    for turn in sorted(turns, key=lambda turn: turn.name != OURS):  # ours first
+        by_name.setdefault(turn.name, []).append(turn)
+    ours = {turn.round: turn for turn in turns if turn.name == OURS}
+    rows = []
+    for name, mine in by_name.items():
+        row: dict[str, Any] = {"name": name}
+        for key in ("server_per_s", "offline_per_s"):
+            values = [value for turn in mine if (value := getattr(turn, key)) is not None]
+            pairs = [(getattr(ours[turn.round], key), getattr(turn, key)) for turn in mine if turn.round in ours]
+            row[key] = _spread(values)
+            row[f"ours_by_{key}"] = _spread([our / their for our, their in pairs if our is not None and their])
+        shares = [turn.offline_per_s / max(ceilings[turn.round].values()) for turn in mine if turn.offline_per_s is not None]
+        row["of_engine_alone"] = _spread(shares)
+        row["errors"] = dict(sum((Counter(turn.errors or {}) for turn in mine), Counter()))
+        row["faults"] = [turn.fault for turn in mine if turn.fault]
+        searches = [turn.details["server"] for turn in mine if turn.details and "server" in turn.details]
+        row["unfinished_searches"] = sum(not search["finished"] for search in searches)
+        rows.append(row)
+    return rows
+
+
+def _spread(values: Sequence[float]) -> dict[str, float] | None:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)} if values else None
+
+
+def as_table(results: dict[str, Any]) -> str:
+    """The results for people."""
+    alone = ", ".join(f"batch {batch}: {rate:.1f} images/s" for batch, rate in results["engine_alone_images_per_s"].items())
+    lines = [
+        f"{results['model']}, {results['objects_per_image']:.1f} objects an image; engine alone {alone}; "
+        f"bound p99 {results['bound_p99_ms']:g} ms; {results['rounds']} rounds, median (least to most)",
+        f"{'':22}{'server/s':>22}{'ours / it':>11}{'offline images/s':>24}{'ours / it':>11}{'of engine':>11}  errors",
+    ]
+    for row in results["standings"]:
+        cells = (
+            f"{_cell(row['server_per_s']):>22}{_median(row['ours_by_server_per_s'], 'x'):>11}"
+            f"{_cell(row['offline_per_s']):>24}{_median(row['ours_by_offline_per_s'], 'x'):>11}"
+            f"{_median(row['of_engine_alone'], ''):>11}"
+        )
+        said = ", ".join(f"{name} {count}" for name, count in row["errors"].items()) or "none"
+        lines.append(
+            f"{row['name']:22}{cells}  {said}{'; did not start' if row['faults'] else ''}{_doubt(row['unfinished_searches'])}"
+        )
+    return "\n".join(lines)
+
+
+def _doubt(unfinished: int) -> str:
+    return f"; {unfinished} server rate{'s' if unfinished > 1 else ''} not confirmed: lower limit" if unfinished else ""
+
+
+def _cell(spread: dict[str, float] | None) -> str:
+    return "-" if spread is None else f"{spread['median']:.1f} ({spread['min']:.1f} to {spread['max']:.1f})"
+
+
+def _median(spread: dict[str, float] | None, unit: str) -> str:
+    return "-" if spread is None else f"{spread['median']:.2f}{unit}"
+
+
+def objects_per_image(engine: Engine, photos: Sequence[bytes]) -> float:
+    """Mean number of objects that a photo has at the threshold that all contestants use."""
+    loaded = [load_image(photo, DecodeLimits(), engine.info.input_size) for photo in photos]
+    return statistics.mean(map(len, engine.detect(loaded, [DetectOptions(0.3, 100)] * len(loaded))))
+
+
+@contextmanager
+def model_file(model: str) -> Iterator[str]:
+    """What every contestant loads: a model's name or path as it is; for `rtmdet-ins_s` a file of seeded weights."""
+    if model != SEEDED_S:
+        yield str(Path(model).resolve()) if Path(model).is_file() else model
+        return
+    from pipeline.model.checkpoints import save_safetensors
+
+    with tempfile.TemporaryDirectory(prefix="rtmdet-s") as folder:
+        path = Path(folder) / f"{SEEDED_S}.safetensors"
+        save_safetensors(seeded_checkpoint("s", 640, instances=SEEDED_INSTANCES), path)
+        yield str(path)
+
+
+def contestants_of(peers: Sequence[str], model: str, config: Path, also: Sequence[Path], body: bytes) -> list[Contestant]:
+    """Ours from a serve_config.yaml with its model replaced, the same from other files (by their names), and the named peers."""
+
+    def use_model(document: dict[str, Any]) -> None:
+        document["applications"][0]["args"].setdefault("model", {})["name"] = model
+        document["logging_config"]["enable_access_log"] = False  # nobody keeps one here
+
+    @contextmanager
+    def served(file: Path) -> Iterator[str]:
+        with local_service(file, change=use_model) as service:
+            yield service.url
+
+    def own(name: str, file: Path) -> Contestant:
+        return Contestant(name, lambda: served(file))
+
+    def peer(name: str) -> Contestant:
+        return Contestant(name, lambda: peer_process(name, model, body))
+
+    return [own(OURS, config), *(own(file.stem, file) for file in also), *map(peer, peers)]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Race and print; returns the exit status: 0 where everybody started."""
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the contestant is stopped on the way out
+    photos = photos_from(args.images)
+    bodies = request_bodies(photos, 1)
+    setup = Setup(args.p99_ms, args.seconds, args.seed, offline_images=args.offline_images, max_search_s=args.search_seconds)
+    ceilings: list[dict[str, float]] = []
+    with model_file(args.model) as model:
+        engine = load_engine(model, EngineOptions(threads=THREADS, max_batch=MAX_BATCH))
+
+        def measure(contestant: Contestant, round_: int, start_per_s: float | None) -> Turn:
+            if len(ceilings) == round_:  # first of its round: nothing else runs
+                ceilings.append({str(batch): measure_engine(engine, photos, batch, args.seconds) for batch in (1, MAX_BATCH)})
+            known = setup if round_ == 0 else replace(setup, start_per_s=start_per_s, repeats=1)
+            return measure_contestant(contestant, round_, bodies, args.scenario, known, tell)
+
+        facts = {
+            "machine": describe_machine(),
+            "model": args.model,
+            "engine": asdict(engine.info),
+            "objects_per_image": objects_per_image(engine, photos),
+            "photos": str(args.images or "generated 640x480"),
+            "bound_p99_ms": args.p99_ms,
+            "seconds_per_trial": args.seconds,
+        }
+
+        def results_of(turns: Sequence[Turn]) -> dict[str, Any]:
+            return facts | {
+                "rounds": len(ceilings),
+                "engine_alone_images_per_s": {
+                    batch: statistics.median(ceiling[batch] for ceiling in ceilings) for batch in ceilings[0]
+                },
+                "standings": standings(turns, ceilings),
+                "turns": [asdict(turn) for turn in turns],
+            }
+
+        def save(turns: Sequence[Turn]) -> None:
+            if args.output:
+                args.output.write_text(json.dumps(results_of(turns)) + "\n")
+
+        turns = race(contestants_of(args.peers, model, args.config, args.also, bodies[0]), args.rounds, measure, save)
+        results = results_of(turns)
+    print(as_table(results))
+    print(json.dumps({key: value for key, value in results.items() if key != "turns"}))
+    return 1 if any(turn.fault for turn in turns) else 0
+
+
+@faults_in_a_line("benchmarks.peers_race")
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status: 0 measured, 1 a contestant failed, 2 wrong arguments, 130 Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers_race", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--peers", nargs="+", choices=PYTHONS, default=list(PYTHONS), help="(default: all)")
+    parser.add_argument("--model", default=EMBEDDED_MODEL, help=f"name, path, or {SEEDED_S}, seeded (default: %(default)s)")
+    parser.add_argument("--scenario", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), help="(default: both)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--p99-ms", type=float, default=250.0, help="latency bound (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of one trial, at least 100 queries (default: %(default)s)")
+    parser.add_argument("--search-seconds", type=float, default=400.0, help="of one search at most (default: %(default)s)")
+    parser.add_argument("--offline-images", type=int, default=128, help="fewer for who is slow (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images", type=Path, help="folder of photos (default: generated ones)")
+    parser.add_argument("--config", type=Path, default=SHIPPED_CONFIG, help="of ours (default: %(default)s)")
+    parser.add_argument(
+        "--also", type=Path, nargs="+", default=[], metavar="CONFIG", help="race these configurations of ours, too"
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write everything here, every trial included")
+    return run(parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""AzureML's metrics: VOC style, at one IoU threshold, over masks and over boxes.
+
+Per image and label, predictions go from the best score down. Each looks at the one object it overlaps most: a true
+positive if the overlap is enough and nobody took the object before, left out of the count if that object is a crowd, a
+false positive otherwise. A box within a crowd's box overlaps the crowd most, whomever it shows: few crowds cost boxes
+much recall. Precision and recall are those of all predictions together (the lowest score), so a lower score threshold
+lowers the precision. None stands where a number is undefined; AzureML writes -1.
+
+Source: azureml.automl.dnn.vision.object_detection.eval.incremental_voc_evaluator (behaviour, not code).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as rle_masks
+
+from jobs.annotations.coco_file import to_rle
+
+IOU_THRESHOLD = 0.5
+FALSE_POSITIVE, ON_CROWD = -1, -2
+Objects = list[dict[str, Any]]
+
+
+def voc_metrics(
+    truth: dict[str, Any], predictions: Objects, over: str = "mask", iou_threshold: float = IOU_THRESHOLD
+) -> dict[str, Any]:
+    """Mean average precision, precision and recall at one IoU.
+
+    Args:
+        truth: COCO annotations document.
+        predictions: COCO results with `bbox` (x y width height, pixels) and `segmentation` (RLE).
+        over: "mask" or "box", what the overlap is measured on.
+        iou_threshold: smallest overlap of a match.
+    Returns:
+        mean_average_precision, precision, recall (means over the labels where they are defined), and `per_label` with
+        average_precision, precision and recall each.
+    """
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    real, found = by_image_and_label(truth["annotations"]), by_image_and_label(predictions)
+    per_label = {}
+    for category in truth["categories"]:
+        flags, scores, total = [np.zeros(0, bool)], [np.zeros(0)], 0
+        for image_id, size_hw in sizes.items():
+            key = (image_id, category["id"])
+            total += sum(not truth_object.get("iscrowd", 0) for truth_object in real[key])
+            matched = match(real[key], found[key], over, size_hw, iou_threshold)
+            counted = matched != ON_CROWD
+            flags.append(matched[counted] >= 0)
+            scores.append(_scores(found[key])[counted])
+        per_label[category["name"]] = _label_metrics(np.concatenate(flags), np.concatenate(scores), total)
+    return {
+        "mean_average_precision": _mean(per_label, "average_precision"),
+        "precision": _mean(per_label, "precision"),
+        "recall": _mean(per_label, "recall"),
+        "per_label": per_label,
+    }
+
+
+def match(
+    real: Objects, found: Objects, over: str, size_hw: tuple[int, int], iou_threshold: float = IOU_THRESHOLD
+) -> NDArray[np.int64]:
+    """Which annotated object each prediction of one image and label hits, by the rule above.
+
+    Args:
+        real, found: annotations and predictions of one image and one label.
+        over, iou_threshold: as in `voc_metrics`.
+        size_hw: of the image, pixels.
+    Returns:
+        (len(found),) places in `real`; FALSE_POSITIVE, or ON_CROWD for those that do not count.
+    """
+    matched = np.full(len(found), FALSE_POSITIVE)
+    if not real or not found:
+        return matched
+    crowd = np.array([int(truth_object.get("iscrowd", 0)) for truth_object in real])
+    overlaps = rle_masks.iou(_shapes(found, over, size_hw), _shapes(real, over, size_hw), crowd.tolist())
+    for place in np.argsort(-_scores(found), kind="stable"):
+        nearest = int(overlaps[place].argmax())
+        if overlaps[place, nearest] < iou_threshold:
+            continue
+        if crowd[nearest]:
+            matched[place] = ON_CROWD
+        elif nearest not in matched:
+            matched[place] = nearest
+    return matched
+
+
+def _label_metrics(hits: NDArray[np.bool_], scores: NDArray[np.float64], total: int) -> dict[str, float | None]:
+    if total == 0 or len(hits) == 0:
+        nothing = None if total == 0 else 0.0
+        return {"average_precision": nothing, "precision": 0.0 if len(hits) else None, "recall": nothing}
+    hits = hits[np.argsort(-scores, kind="stable")]
+    true_positives = np.cumsum(hits)
+    precision, recall = true_positives / np.arange(1, len(hits) + 1), true_positives / total
+    return {
+        "average_precision": round(_area_under(precision, recall), 4),
+        "precision": round(float(precision[-1]), 4),
+        "recall": round(float(recall[-1]), 4),
+    }
+
+
+def _area_under(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> float:
+    """Area under the precision envelope, VOC 2010 style: every recall step times the best precision at or after it."""
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
+
+
+def _shapes(objects: Objects, over: str, size_hw: tuple[int, int]) -> Any:
+    if over == "box":
+        return np.array([entry["bbox"] for entry in objects], np.float64)
+    return [to_rle(entry["segmentation"], size_hw) for entry in objects]
+
+
+def _scores(objects: Objects) -> NDArray[np.float64]:
+    return np.array([entry["score"] for entry in objects], np.float64)
+
+
+def _mean(per_label: dict[str, dict[str, float | None]], name: str) -> float | None:
+    numbers = [number for label in per_label.values() if (number := label[name]) is not None]
+    return round(float(np.mean(numbers)), 4) if numbers else None
+
+
+def by_image_and_label(objects: Objects) -> dict[tuple[int, int], Objects]:
+    groups: dict[tuple[int, int], Objects] = defaultdict(list)
+    for entry in objects:
+        groups[entry["image_id"], entry["category_id"]].append(entry)
+    return groups

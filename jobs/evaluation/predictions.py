@@ -1,0 +1,146 @@
+"""Where predictions come from. Every source gives the same thing, a list of COCO results, so that all are measured alike.
+
+a checkpoint by mmdet's own test path ─┐
+a COCO results file                    ├─▶ [{"image_id", "category_id", "bbox", "score", "segmentation"}, …]
+(our engine, a running service) ───────┘
+"""
+
+from __future__ import annotations
+
+from jobs.third_party import known_warnings_ignored  # isort: skip  (before mmdet)
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.transforms import Compose
+from pycocotools import mask as rle_masks
+
+from jobs.annotations.datasets import Annotations, AnnotationsError
+from jobs.training import augment
+from pipeline.inference.devices import choose_torch_device
+from pipeline.model.checkpoints import Checkpoint
+
+CocoResults = list[dict[str, Any]]
+MOST_NAMED = 10
+
+
+def predict_with_mmdet(
+    checkpoint: Checkpoint,
+    annotations: Annotations,
+    input_size_px: int | None = None,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> CocoResults:
+    """Run mmdet's own test path (its transforms, network, NMS and masks) photo by photo, on the first card where there is one.
+
+    On a card, convolutions are in TF32: PyTorch's default, and so mmdet's.
+
+    Args:
+        checkpoint: the model; its classes are matched to the annotations' categories by name.
+        annotations: whose photos to score.
+        input_size_px: side of the square input, when another than the model's own is wanted.
+        progress: wraps the photos to show how far it is, such as `tqdm`.
+    Raises:
+        AnnotationsError: model and annotations share no label.
+    """
+    truth = json.loads(annotations.coco_json.read_text())
+    category_ids = category_ids_of(checkpoint.spec.classes, truth)
+    network = checkpoint.network().to(choose_torch_device("auto"))
+    load = Compose(augment.image_transforms(input_size_px or checkpoint.spec.input_size))
+    results: CocoResults = []
+    for image in progress(truth["images"]):
+        try:
+            sample = load({"img_path": str(annotations.images / image["file_name"]), "img_id": image["id"]})
+        except Exception as error:  # mmcv's and cv2's, of every type
+            raise AnnotationsError(f"{image['file_name']}: the photo cannot be read: {error}") from error
+        batch = {"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]}
+        with torch.inference_mode(), known_warnings_ignored():
+            found = network.test_step(batch)[0].pred_instances.cpu().numpy()
+        results += _results_of_image(image["id"], found, category_ids)
+    return results
+
+
+def check_photos(annotations: Annotations, truth: dict[str, Any]) -> None:
+    """Raise AnnotationsError where photos are missing: before the first is scored, not hours later."""
+    missing = [image["file_name"] for image in truth["images"] if not (annotations.images / image["file_name"]).is_file()]
+    if missing:
+        raise AnnotationsError(
+            f"{len(missing)} of {len(truth['images'])} photos are not in {annotations.images}; the first is {missing[0]}"
+        )
+
+
+def check_sizes(truth: dict[str, Any], predictions: CocoResults) -> None:
+    """Raise AnnotationsError where a mask has another size than its photo's annotation: their overlap would count as 0.
+
+    Cameras store photos sideways and say so in EXIF. Scoring turns them upright; some annotation tools do not.
+    """
+    images = {image["id"]: image for image in truth["images"]}
+    for prediction in predictions:
+        image, segmentation = images.get(prediction["image_id"]), prediction["segmentation"]
+        if image is None or not isinstance(segmentation, dict):
+            continue
+        (height, width), annotated = segmentation["size"], (image["width"], image["height"])
+        if (width, height) != annotated:
+            raise AnnotationsError(
+                f"{image['file_name']} was scored as {width} x {height} pixels but is annotated as {annotated[0]} x {annotated[1]}. "
+                "Scoring turns photos upright as their EXIF orientation says; annotations must be of the upright photo."
+            )
+
+
+def read_results(path: Path) -> CocoResults:
+    """A COCO results file, as pycocotools, mmdet or Detectron2 write it.
+
+    Raises:
+        AnnotationsError: not a list of results with the five keys.
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise AnnotationsError(f"{path}: not COCO results: {error}.") from error
+    needed = {"image_id", "category_id", "bbox", "score", "segmentation"}
+    if not isinstance(results, list) or any(not isinstance(result, dict) or needed - set(result) for result in results):
+        raise AnnotationsError(f"{path}: not COCO results, a list of objects with {', '.join(sorted(needed))}.")
+    if any(not result["segmentation"] for result in results):
+        raise AnnotationsError(f"{path}: a result without outline, `segmentation` is empty; results of masks are wanted.")
+    return results
+
+
+def category_ids_of(classes: tuple[str, ...], truth: dict[str, Any]) -> dict[int, int]:
+    """Class channel → COCO category id, by name; channels whose label the annotations do not know are left out."""
+    known = {category["name"]: category["id"] for category in truth["categories"]}
+    matched = {channel: known[name] for channel, name in enumerate(classes) if name in known}
+    if not matched:
+        raise AnnotationsError(
+            f"the model knows {', '.join(classes)}; the annotations know {', '.join(known)}: nothing in common."
+        )
+    apart = [name for name in classes if name not in known], [name for name in known if name not in classes]
+    for names, whose in zip(
+        apart, ("the annotations do not know, so they are not counted", "the model does not know"), strict=True
+    ):
+        if names:
+            print(
+                f"labels that {whose}: {', '.join(names[:MOST_NAMED])}{' …' if len(names) > MOST_NAMED else ''}", file=sys.stderr
+            )
+    return matched
+
+
+def _results_of_image(image_id: int, found: Any, category_ids: dict[int, int]) -> CocoResults:
+    results = []
+    for box, score, label, mask in zip(found.bboxes, found.scores, found.labels, found.masks, strict=True):
+        if int(label) not in category_ids:
+            continue
+        rle = rle_masks.encode(np.asfortranarray(mask, dtype=np.uint8))
+        results.append(
+            {
+                "image_id": image_id,
+                "category_id": category_ids[int(label)],
+                "bbox": [float(box[0]), float(box[1]), float(box[2] - box[0]), float(box[3] - box[1])],
+                "score": float(score),
+                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+            }
+        )
+    return results

@@ -1,0 +1,114 @@
+"""Predictions by the code that serves: the pipeline in this process, or a running service over HTTP.
+
+Both read the photo files as a client would send them, so decoding, scaling, engine, masks (and JSON) are all measured.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from jobs.annotations.datasets import Annotations, AnnotationsError
+from jobs.evaluation.predictions import CocoResults, category_ids_of
+from jobs.scoring.service_client import ServiceClient, ServiceFault
+from pipeline.errors import RequestError
+from pipeline.images.decode import DecodeLimits
+from pipeline.images.load import load_image
+from pipeline.inference.engine import EngineOptions, load_engine
+from pipeline.masks.encode import instances_to_objects, objects_to_dict
+from pipeline.types import DetectOptions, OutlineOptions
+
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+MMDET_SCORE_THRESHOLD = 0.05
+"""The threshold of mmdet's test configuration; AP needs the low scores too."""
+
+
+def predict_with_engine(model: str, options: EngineOptions, annotations: Annotations, progress: Progress = iter) -> CocoResults:
+    """Run the service's own pipeline in this process, photo by photo.
+
+    Args:
+        model: embedded or official name, or a path.
+        options: engine, precision, threads.
+        annotations: whose photos to score.
+        progress: wraps the photos to show how far it is, such as `tqdm`.
+    Raises:
+        AnnotationsError: model and annotations share no label, or a photo cannot be read.
+    """
+    truth = json.loads(annotations.coco_json.read_text())
+    engine = load_engine(model, options)
+    detect, outline = DetectOptions(score_threshold=MMDET_SCORE_THRESHOLD), OutlineOptions(mask_format="rle")
+
+    def score(name: str) -> dict[str, Any]:
+        try:
+            loaded = load_image((annotations.images / name).read_bytes(), DecodeLimits(), engine.info.input_size)
+        except (RequestError, OSError) as error:
+            raise AnnotationsError(f"{name}: {error}") from error
+        return objects_to_dict(instances_to_objects(engine.detect([loaded], [detect])[0], engine.info.classes, outline))
+
+    images = progress(truth["images"])
+    ids = {engine.info.classes[channel]: number for channel, number in category_ids_of(engine.info.classes, truth).items()}
+    answers = ((image, score(image["file_name"])) for image in images)
+    return [result for image, answer in answers for result in _to_coco(image["id"], answer["boxes"], ids)]
+
+
+def predict_with_service(
+    url: str, annotations: Annotations, progress: Progress = iter, clients: int = 4, key: str | None = None
+) -> CocoResults:
+    """Ask a running service, over HTTP, in RLE, at mmdet's threshold; a service that is busy or breaks is asked again.
+
+    Args:
+        url: base URL, such as http://127.0.0.1:8000.
+        annotations: whose photos to score.
+        progress: wraps the photos to show how far it is, such as `tqdm`.
+        clients: requests under way at once.
+        key: bearer key of the service.
+    Raises:
+        AnnotationsError: the service does not answer, or refuses a photo; the message is the service's own.
+    """
+    truth = json.loads(annotations.coco_json.read_text())
+    ids = {category["name"]: category["id"] for category in truth["categories"]}
+    client = ServiceClient(url, key, deadline_s=120, connections=clients)
+
+    def score(image: dict[str, Any]) -> CocoResults:
+        boxes = _ask(client, annotations.images / image["file_name"])
+        return _to_coco(image["id"], boxes, ids)
+
+    pool = ThreadPoolExecutor(clients)
+    try:
+        return [result for results in progress(pool.map(score, truth["images"])) for result in results]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _ask(client: ServiceClient, photo: Path) -> list[dict[str, Any]]:
+    params = {"score_threshold": MMDET_SCORE_THRESHOLD, "max_detections": 100, "mask_format": "rle", "decimals": 9}
+    try:
+        (answer,) = client.score([base64.b64encode(photo.read_bytes()).decode()], params)
+    except (ServiceFault, OSError) as error:
+        raise AnnotationsError(f"{photo.name}: {error}") from error
+    return answer["boxes"]
+
+
+def _to_coco(image_id: int, boxes: list[dict[str, Any]], category_ids: dict[str, int]) -> CocoResults:
+    """The contract's objects (with RLE) as COCO results; labels that the annotations do not know are left out."""
+    results = []
+    for found in boxes:
+        if found["label"] not in category_ids:
+            continue
+        height, width = found["rle"]["size"]
+        box = found["box"]
+        x1, y1, x2, y2 = box["topX"] * width, box["topY"] * height, box["bottomX"] * width, box["bottomY"] * height
+        results.append(
+            {
+                "image_id": image_id,
+                "category_id": category_ids[found["label"]],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "score": found["score"],
+                "segmentation": found["rle"],
+            }
+        )
+    return results

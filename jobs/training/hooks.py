@@ -1,0 +1,160 @@
+"""What a training does besides what mmengine brings: layers that stay or learn at a rate of their own, a checkpoint that knows what it
+is, and one at the end, wherever the end is."""
+
+from __future__ import annotations
+
+import jobs.third_party  # isort: skip  # noqa: F401  (before mmdet)
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmdet.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.runner import Runner
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@HOOKS.register_module()
+class FreezeHook(Hook):
+    """Keeps parts of the network as they are.
+
+    Args:
+        frozen: name prefixes of layers whose parameters and batch-norm statistics stay.
+        fixed_statistics: name prefixes of layers that train but keep their batch-norm statistics.
+    """
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, frozen: Sequence[str] = (), fixed_statistics: Sequence[str] = ()) -> None:
+        self._frozen = tuple(frozen)
+        self._fixed = tuple(frozen) + tuple(fixed_statistics)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:  # noqa: ARG002
+        """mmengine puts the whole network in train mode now and then: put the fixed batch norms back."""
+        for name, module in runner.model.named_modules():
+            if isinstance(module, _BatchNorm) and name.startswith(self._fixed) and self._fixed:
+                module.eval()
+
+
+def freeze(network: nn.Module, prefixes: Sequence[str]) -> int:
+    """Stop the gradient of every parameter whose name starts with one of the prefixes.
+
+    Returns: how many numbers still train.
+    Raises: ValueError where a prefix names no parameter, or nothing is left to train.
+    """
+    check_layers(network, "--freeze", prefixes)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(not (prefixes and name.startswith(tuple(prefixes))))
+    trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    if not trained:
+        raise ValueError(f"--freeze {' '.join(prefixes)}: nothing is left to train.")
+    return trained
+
+
+def check_layers(network: nn.Module, option: str, prefixes: Sequence[str], *, batch_norms: bool = False) -> None:
+    """Raise ValueError where one of the option's prefixes names no parameter, or no batch norm."""
+    named = network.named_modules() if batch_norms else network.named_parameters()
+    names = [name for name, part in named if not batch_norms or isinstance(part, _BatchNorm)]
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name in names):
+            kind = "batch norm" if batch_norms else "layer"
+            raise ValueError(f"{option} {prefix}: the network has no such {kind}. It has {', '.join(layers_of(names))}.")
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class RatesByLayer(DefaultOptimWrapperConstructor):
+    """Learning rates by name prefix, `paramwise_cfg["rates"]`: pairs of prefix and factor, the longest prefix wins.
+
+    mmengine's own `custom_keys` match in the middle of a name, too, and switch `norm_decay_mult` and `bias_decay_mult` off for
+    what they match.
+    """
+
+    def add_params(self, params: list[dict[str, Any]], module: nn.Module, prefix: str = "", **kwargs: Any) -> None:
+        """Add the parameters of the whole network, or of one of its parts, where mmengine calls this again for each."""
+        super().add_params(params, module, prefix=prefix, **kwargs)
+        if prefix:
+            return
+        rates = sorted(self.paramwise_cfg["rates"], key=lambda rate: len(rate[0]))
+        check_layers(module, "--lr-mult", [layer for layer, _ in rates])
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        for group in params:
+            for layer, factor in rates:
+                if names[id(group["params"][0])].startswith(layer):
+                    group["lr"] = self.base_lr * factor
+
+
+@HOOKS.register_module()
+class SavingHook(CheckpointHook):
+    """mmengine's, which also saves where a run ends before its last step: early stopping, or a signal."""
+
+    best_ckpt_path: str | None
+
+    def before_train(self, runner: Runner) -> None:
+        """Take this folder's best checkpoint for the best, where the run has moved: mmengine would delete the other folder's."""
+        super().before_train(runner)
+        if self.save_best and self.best_ckpt_path:
+            self.best_ckpt_path = str(Path(self.out_dir) / Path(self.best_ckpt_path).name)
+
+    def after_train(self, runner: Runner) -> None:
+        """Save what the last save does not have."""
+        done = runner.iter
+        if done and (self.last_ckpt is None or Path(self.last_ckpt).name != self.filename_tmpl.format(done)):
+            self._save_checkpoint_with_step(runner, done, {"epoch": runner.epoch, "iter": done})
+        super().after_train(runner)
+
+
+@HOOKS.register_module()
+class StopWithoutProgress(Hook):
+    """Ends a run when its best measurement lies so many measurements back.
+
+    Not mmengine's EarlyStoppingHook: that one takes less than ten points of AP for no progress, and counts anew when a run goes on.
+    Here the step of the best one counts, which every checkpoint knows.
+
+    Args:
+        patience: measurements.
+        every: steps between them.
+    """
+
+    def __init__(self, patience: int, every: int) -> None:
+        self._patience, self._every = patience, every
+
+    def after_val(self, runner: Runner) -> None:
+        """Look when the best was."""
+        best = step_of(runner.message_hub.runtime_info.get("best_ckpt", ""))
+        if runner.iter - best >= self._patience * self._every:
+            runner.logger.info(f"No better mask AP in {self._patience} measurements since step {best}: the training ends.")
+            runner.train_loop.stop_training = True
+
+
+def step_of(checkpoint: str) -> int:
+    """The step after which mmengine wrote a checkpoint, by its file name; 0 where it tells none."""
+    found = re.search(r"iter_(\d+)\.pth$", checkpoint)
+    return int(found[1]) if found else 0
+
+
+@HOOKS.register_module()
+class DescribeModelHook(Hook):
+    """Writes what a model and its training are into every checkpoint, as plain JSON types.
+
+    Args:
+        model_spec: JSON of what `pipeline.model.checkpoints.load_checkpoint` needs to build the network again. As text, because
+            mmengine turns the dicts of its configuration into a class of its own, which our loader rightly refuses.
+        lasting: JSON of what `--resume` must find unchanged.
+    """
+
+    def __init__(self, model_spec: str, lasting: str) -> None:
+        self._described = {"model_spec": json.loads(model_spec), "lasting": json.loads(lasting)}
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+        """Add it to the checkpoint's own description."""
+        checkpoint["meta"] |= self._described
+
+
+def layers_of(names: Iterable[str]) -> list[str]:
+    """The parts of the network, `backbone.stem`, that parameters or modules of these names belong to; sorted."""
+    return sorted({".".join(name.split(".")[:2]) for name in names})

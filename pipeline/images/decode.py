@@ -1,0 +1,217 @@
+"""Bytes from a stranger to BGR pixels, or an error that says what is wrong with them.
+
+    byte cap ─▶ format by allow-list ─▶ pixel cap (header only) ─▶ structure limits ─▶ decode (scaled) ─▶ BGR ─▶ EXIF turn
+
+Nothing is allocated for pixels before the header passed the caps. Truncated files are refused. Metadata is used for the
+orientation only, and a damaged orientation counts as none. Every exception of Pillow ends here.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+import cv2
+import numpy as np
+from cv2.typing import MatLike
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from pipeline.errors import ConfigurationError, ImageError, LimitExceeded
+from pipeline.images.colours import image_to_bgr
+from pipeline.images.letterbox import fit
+
+FORMAT_MAGIC = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG",
+    "WEBP": rb"RIFF....WEBP",
+    "TIFF": rb"II\*\0|MM\0\*|II\+\0|MM\0\+",
+    "BMP": rb"BM",
+    "GIF": rb"GIF8[79]a",
+    "AVIF": rb"....ftyp(avif|avis|mif1)",
+}
+"""Formats that can be allowed, and how their files begin."""
+
+LONGEST_SIDE = 65_535
+"""Pixels; JPEG's own limit. What is long and thin costs a run-length mask far more than its pixels: 29 s at 1 x 50,000,000."""
+
+MAX_JPEG_SCANS = 100
+"""Scans of one JPEG. Encoders write about 10; each costs a pass over the whole picture however few bytes it has, which is
+how a small file can keep a decoder busy for minutes (libjpeg-turbo, "Two Issues with the JPEG Standard")."""
+
+TIFF_COMPRESSIONS = frozenset({"raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "jpeg", "tiff_jpeg"})
+"""TIFF compressions that photos come in. The rest is only risk: libtiff's fax decoder, for one, writes a line to stderr for
+every damaged row, so that one small file could fill a disk with log."""
+
+_TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
+
+_TURNS_UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], MatLike]] = {
+    1: lambda bgr: bgr,
+    2: lambda bgr: cv2.flip(bgr, 1),
+    3: lambda bgr: cv2.rotate(bgr, cv2.ROTATE_180),
+    4: lambda bgr: cv2.flip(bgr, 0),
+    5: cv2.transpose,
+    6: lambda bgr: cv2.rotate(bgr, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda bgr: cv2.flip(cv2.transpose(bgr), -1),
+    8: lambda bgr: cv2.rotate(bgr, cv2.ROTATE_90_COUNTERCLOCKWISE),
+}
+"""What undoes each EXIF orientation (Exif 2.32, tag 0x0112)."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeLimits:
+    """What is decoded at all.
+
+    Args:
+        max_pixels: width times height of one image, pixels. Decoding takes 7 bytes a pixel at its peak.
+        max_bytes: size of one encoded image, bytes.
+        formats: Pillow format names, a subset of FORMAT_MAGIC.
+        max_pixels_at_once: a lower cap for images that are always decoded at full size, which all but JPEGs are; None: `max_pixels`.
+    """
+
+    max_pixels: int = 64_000_000
+    max_bytes: int = 20_000_000
+    formats: tuple[str, ...] = tuple(FORMAT_MAGIC)
+    max_pixels_at_once: int | None = None
+
+    def __post_init__(self) -> None:
+        unknown = set(self.formats) - set(FORMAT_MAGIC)
+        if unknown or not self.formats:
+            raise ConfigurationError(f"formats: expected some of {', '.join(FORMAT_MAGIC)}, got {', '.join(self.formats)}")
+        if self.max_pixels < 1 or self.max_bytes < 1:
+            raise ConfigurationError("max_pixels and max_bytes must be at least 1")
+
+
+def decode_image(data: bytes, limits: DecodeLimits, target_size: int | None = None) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Decode the first frame, in the right colours, turned upright.
+
+    Args:
+        data: an encoded image file.
+        limits: caps and allowed formats.
+        target_size: side of the square that the image will be scaled to fit, pixels. A JPEG at least twice as large
+            is decoded at 1/2, 1/4 or 1/8, never below its size in that square. None decodes at full size.
+    Returns:
+        (H, W, 3) uint8 BGR, possibly reduced as above, and the true (height, width) of the image.
+    Raises:
+        ImageError: `image_not_decodable` or `unsupported_image_format`.
+        LimitExceeded: `image_too_large` (bytes) or `too_many_pixels`.
+    """
+    check_byte_count(len(data), limits.max_bytes)
+    _silence_pillow()
+    with _open(data, limits) as image:
+        at_once = None if image.format in ("JPEG", "MPO") else limits.max_pixels_at_once
+        check_pixel_count(image.size, min(limits.max_pixels, at_once or limits.max_pixels))
+        try:
+            _check_structure(image, data, limits)
+            return _decode(image, target_size)
+        except (ImageError, LimitExceeded):
+            raise
+        except Image.DecompressionBombError as error:
+            raise _too_many_pixels(limits.max_pixels) from error
+        except Exception as error:  # Pillow raises nearly every type there is on damaged files
+            raise ImageError("The image is damaged or truncated and cannot be decoded.") from error
+
+
+def check_byte_count(byte_count: int, max_bytes: int) -> None:
+    """Raise LimitExceeded `image_too_large` when an encoded image has more bytes than allowed."""
+    if byte_count > max_bytes:
+        message = f"The image is larger than {max_bytes / 1e6:g} MB (image_loader.max_image_mb)."
+        raise LimitExceeded(message, code="image_too_large")
+
+
+def check_pixel_count(size_wh: tuple[int, int], max_pixels: int) -> None:
+    """Raise LimitExceeded `too_many_pixels` when width times height is over the cap, ImageError when it is zero."""
+    width, height = size_wh
+    if width < 1 or height < 1:
+        raise ImageError("The image has no pixels.")
+    if width * height > max_pixels:
+        raise _too_many_pixels(max_pixels, f" of {width} x {height}")
+    if max(width, height) > LONGEST_SIDE:
+        raise LimitExceeded(
+            f"The image of {width} x {height} has a side of more than {LONGEST_SIDE} pixels.", code="too_many_pixels"
+        )
+
+
+def _too_many_pixels(max_pixels: int, size: str = "") -> LimitExceeded:
+    message = f"The image{size} has more than {max_pixels / 1e6:g} megapixels (image_loader.max_megapixels)."
+    return LimitExceeded(message, code="too_many_pixels")
+
+
+def _open(data: bytes, limits: DecodeLimits) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=limits.formats)
+    except UnidentifiedImageError as error:
+        _refuse_unidentified(data, limits, error)
+    except Image.DecompressionBombError as error:
+        raise _too_many_pixels(limits.max_pixels) from error
+    except Exception as error:  # a damaged header, in as many types as there are plugins
+        raise ImageError("The image's header is damaged.") from error
+
+
+def _refuse_unidentified(data: bytes, limits: DecodeLimits, error: Exception) -> NoReturn:
+    for name in limits.formats:
+        if re.match(FORMAT_MAGIC[name], data, re.DOTALL):
+            raise ImageError(f"The file begins like a {name} image, but its header is damaged.") from error
+    message = f"The data is not an image in an accepted format. Accepted: {', '.join(limits.formats)}."
+    raise ImageError(message, code="unsupported_image_format") from error
+
+
+def _check_structure(image: Image.Image, data: bytes, limits: DecodeLimits) -> None:
+    """Refuse small files that would make a decoder work or allocate far beyond their pixels."""
+    if image.format in ("JPEG", "MPO") and _scans(data) > MAX_JPEG_SCANS:
+        raise ImageError(f"The JPEG has more than {MAX_JPEG_SCANS} scans.")
+    if image.format == "TIFF":
+        _check_tiff_structure(image, data, limits)
+
+
+def _scans(jpeg: bytes) -> int:
+    r"""Start-of-scan markers, those of a thumbnail too; as `jpeg.count(b"\xff\xda")`, ten times as fast where 0xff is frequent."""
+    values = np.frombuffer(jpeg, np.uint8)
+    return int(np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == 0xDA)))
+
+
+def _check_tiff_structure(image: Image.Image, data: bytes, limits: DecodeLimits) -> None:
+    compression = image.info.get("compression", "raw")
+    if compression not in TIFF_COMPRESSIONS:
+        message = f"The TIFF's compression is not accepted. Accepted: {', '.join(sorted(TIFF_COMPRESSIONS))}."
+        raise ImageError(message, code="unsupported_image_format")
+    if "jpeg" in compression and b"\xff\xc2" in data:
+        raise ImageError("The TIFF holds a progressive JPEG, which is not accepted.")
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    check_pixel_count((tags.get(_TIFF_TILE_WIDTH, 1), tags.get(_TIFF_TILE_LENGTH, 1)), limits.max_pixels)
+
+
+def _decode(image: Image.Image, target_size: int | None) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    full_wh = image.size
+    if target_size is not None and image.format in ("JPEG", "MPO"):
+        scaled_h, scaled_w = fit((image.height, image.width), target_size).scaled_hw
+        image.draft(image.mode, (scaled_w, scaled_h))
+    bgr = image_to_bgr(image)
+    if image.format == "TIFF":  # Pillow has turned it while loading
+        return bgr, bgr.shape[:2]
+    orientation = _read_orientation(image)
+    full_w, full_h = full_wh
+    upright = np.asarray(_TURNS_UPRIGHT[orientation](bgr), np.uint8)
+    return upright, (full_w, full_h) if orientation >= 5 else (full_h, full_w)
+
+
+def _read_orientation(image: Image.Image) -> int:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged metadata of a good picture
+        return 1
+    return orientation if orientation in _TURNS_UPRIGHT else 1
+
+
+def _silence_pillow() -> None:
+    """Drop Pillow's warnings: about metadata nobody reads, and about sizes that the pixel cap has judged already.
+
+    A filter, not `catch_warnings`, which is not safe between threads; put back when something reset the filters.
+    """
+    module = re.compile(r"PIL\.")
+    if ("ignore", None, Warning, module, 0) not in warnings.filters:
+        warnings.filterwarnings("ignore", category=Warning, module=module.pattern)

@@ -1,0 +1,40 @@
+"""What a decoder process needs to know; goes to it as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import orjson
+
+from pipeline.errors import ConfigurationError
+from pipeline.images.decode import DecodeLimits
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderOptions:
+    """How images are decoded, and for how long.
+
+    Args:
+        limits: caps on bytes and pixels, allowed formats.
+        size: side of the square network input, pixels.
+        timeout_s: longest time for one image, seconds; its decoder is killed after it.
+    """
+
+    limits: DecodeLimits
+    size: int
+    timeout_s: float
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.timeout_s <= 0:
+            raise ConfigurationError(f"size and timeout_s must be above 0, got {self.size} and {self.timeout_s}")
+
+    def as_json(self) -> str:
+        """For the command line of the process."""
+        return orjson.dumps(asdict(self)).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> DecoderOptions:
+        """The reverse of `as_json`."""
+        document = orjson.loads(text)
+        limits = document.pop("limits")
+        return cls(DecodeLimits(**limits | {"formats": tuple(limits["formats"])}), **document)

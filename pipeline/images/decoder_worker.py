@@ -1,0 +1,94 @@
+"""The program of one decoder process: encoded images in on a socket, pixels ready for the network out.
+
+    python -m pipeline.images.decoder_worker <socket's file descriptor> <JSON of DecoderOptions>
+
+    in    8 bytes: length, 8 bytes: max_pixels_at_once of DecodeLimits or 0, big-endian │ the encoded image
+    out   4 bytes: length, big-endian │ JSON: letterbox, or error │ pixels (h, w, 3) uint8, where there is no error
+
+No pickle in either direction: whoever breaks a decoder gains a process that can only send numbers. It limits its own
+memory, writes no core files, and ends when its parent does.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+
+import cv2
+import orjson
+
+from pipeline.errors import ServiceError
+from pipeline.images.decode import DecodeLimits
+from pipeline.images.decoder_options import DecoderOptions
+from pipeline.images.load import load_image
+from pipeline.types import LoadedImage
+
+READY = b"\1"
+REQUEST_HEAD, ANSWER_HEAD = struct.Struct("!QQ"), struct.Struct("!I")
+BYTES_A_PIXEL = 24
+"""Most memory a pixel, and half as much again: WebP peaks at 16.5 bytes, PNG and AVIF at 8 (measured, 16 megapixels)."""
+SPARE_BYTES = 256 * 2**20
+
+Load = Callable[[bytes, DecodeLimits, int], LoadedImage]
+
+
+def serve(connection: socket.socket, options: DecoderOptions, load: Load = load_image) -> None:
+    """Answer image after image until the other side closes."""
+    connection.sendall(READY)
+    with connection.makefile("rb") as requests:
+        while head := requests.read(REQUEST_HEAD.size):
+            length, pixels_at_once = REQUEST_HEAD.unpack(head)
+            limits = replace(options.limits, max_pixels_at_once=pixels_at_once or None)
+            # Its own end even when its parent is gone and cannot end it: SIGALRM's default is to kill.
+            signal.setitimer(signal.ITIMER_REAL, 2 * options.timeout_s)
+            for part in _answer(requests.read(length), limits, options.size, load):
+                connection.sendall(part)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _answer(data: bytes, limits: DecodeLimits, size: int, load: Load) -> tuple[bytes | memoryview, ...]:
+    try:
+        image = load(data, limits, size)
+    except ServiceError as error:
+        return _headed({"error": type(error).__name__, "code": error.code, "message": error.message})
+    except Exception as error:
+        return _headed({"error": "bug", "message": f"{type(error).__name__}: {error}"[:500]})
+    return *_headed({"letterbox": asdict(image.letterbox)}), image.pixels.reshape(-1).data
+
+
+def _headed(document: dict[str, object]) -> tuple[bytes, ...]:
+    text = orjson.dumps(document)
+    return (ANSWER_HEAD.pack(len(text)) + text,)
+
+
+def confine(options: DecoderOptions) -> None:
+    """Give up what decoding does not need: memory beyond the largest image, core files, the terminal, standard error.
+
+    What codecs print about damaged files would fill the service's log; our own errors go over the socket.
+    """
+    most = options.limits.max_pixels * BYTES_A_PIXEL + 4 * options.limits.max_bytes + SPARE_BYTES
+    for name, limit in ((resource.RLIMIT_DATA, most), (resource.RLIMIT_CORE, 0)):
+        _, hard = resource.getrlimit(name)
+        resource.setrlimit(name, (limit, hard) if hard == resource.RLIM_INFINITY else (min(limit, hard), hard))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    cv2.setNumThreads(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def main(load: Load = load_image) -> None:
+    """The program."""
+    options = DecoderOptions.from_json(sys.argv[2])
+    confine(options)
+    with socket.socket(fileno=int(sys.argv[1])) as connection:
+        serve(connection, options, load)
+
+
+if __name__ == "__main__":
+    main()

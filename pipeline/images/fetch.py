@@ -1,0 +1,259 @@
+"""Fetch an image from a stranger's URL, within limits, from the public internet only.
+
+    URL ─▶ form (scheme, host, port, no credentials) ─▶ GET ─▶ status, encoding, length ─▶ body, counted ─▶ bytes
+            ▲                                            │
+            └──────── redirect, checked anew, at most 3 ─┘      addresses are judged in guarded_backend.py
+
+Built on httpcore: no proxies or settings from the environment, no cookies, no redirects of its own, and a public seam for
+the network. Everything is cut by one total timeout; nothing is ever decompressed. Messages name no address and no URL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import re
+import ssl
+import time
+from dataclasses import dataclass
+
+import certifi
+import httpcore
+import httpx
+
+from pipeline.errors import ConfigurationError, DeadlineExceeded, FetchError
+from pipeline.images.address_policy import AddressPolicy, is_well_formed_host
+from pipeline.images.decode import check_byte_count
+from pipeline.images.network_guard import GuardedBackend, Resolver, SystemResolver
+
+MAX_URL_CHARS = 8192
+KEEPALIVE_CONNECTIONS = 32
+KEEPALIVE_S = 15.0
+FIRST_RETRY_DELAY_S = 0.1
+
+_AUTHORITY = re.compile(r"[^/]*//([^/?#]*).*", re.DOTALL)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
+_TRANSIENT_STATUSES = frozenset({502, 503, 504})
+_HEADERS = [
+    (b"User-Agent", b"rtmdet-ins-serve"),
+    (b"Accept", b"image/*,*/*;q=0.1"),
+    (b"Accept-Encoding", b"identity"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchPolicy:
+    """What a URL may lead to and what it may cost.
+
+    Args:
+        connect_timeout_s: look-up and connection, and TLS once more, seconds.
+        read_timeout_s: longest silence of the server, seconds.
+        total_timeout_s: everything together: look-ups, redirects, retries, the body, seconds.
+        max_bytes: largest body, bytes.
+        max_redirects: redirects followed.
+        retries: more tries after a connection error or status 502, 503, 504.
+        allowed_ports: TCP ports.
+        allowed_networks: networks (CIDR) allowed though they are not public.
+        allowed_hosts: names that may resolve to any address; ".example.net" means all names below it.
+        ca_file: PEM file of the certificate authorities trusted for https; None takes certifi's.
+    """
+
+    connect_timeout_s: float = 3.0
+    read_timeout_s: float = 5.0
+    total_timeout_s: float = 10.0
+    max_bytes: int = 20_000_000
+    max_redirects: int = 3
+    retries: int = 1
+    allowed_ports: tuple[int, ...] = (80, 443, 8080, 8443)
+    allowed_networks: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    ca_file: str | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.connect_timeout_s, self.read_timeout_s, self.total_timeout_s, self.max_bytes) <= 0:
+            raise ConfigurationError("timeouts and max_bytes must be above 0")
+        if min(self.max_redirects, self.retries) < 0:
+            raise ConfigurationError("max_redirects and retries must be at least 0")
+
+
+class TransientFetchError(FetchError):
+    """A FetchError that another try may cure."""
+
+    code = "fetch_unavailable"
+
+
+class Fetcher:
+    """Fetch URLs over a pool of kept connections. One per process; not for use from several event loops.
+
+    Args:
+        policy: limits and permissions.
+        resolve: gives the addresses of a host; the system's resolver when None.
+        connector: makes the connections to judged addresses; httpcore's own when None.
+    """
+
+    def __init__(
+        self, policy: FetchPolicy, resolve: Resolver | None = None, connector: httpcore.AsyncNetworkBackend | None = None
+    ) -> None:
+        self._policy = policy
+        self._resolver = resolve or SystemResolver()
+        addresses = AddressPolicy.from_text(policy.allowed_networks, policy.allowed_hosts)
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=_make_ssl_context(policy.ca_file),
+            max_connections=None,
+            max_keepalive_connections=KEEPALIVE_CONNECTIONS,
+            keepalive_expiry=KEEPALIVE_S,
+            network_backend=GuardedBackend(addresses, self._resolver, connector),
+        )
+
+    async def fetch(self, url: str, deadline: float | None = None) -> bytes:
+        """Get the body behind a URL.
+
+        Args:
+            url: http or https URL.
+            deadline: when the caller's own time is up, seconds as `time.time()`.
+        Returns:
+            The body, at most `max_bytes`, never empty.
+        Raises:
+            FetchError: `url_refused` (by policy), `fetch_timeout`, `fetch_unavailable`, or `fetch_failed`.
+            LimitExceeded: `image_too_large`.
+            DeadlineExceeded: the deadline came before `total_timeout_s` was over.
+        """
+        target = check_url(url, self._policy)
+        time_left_s = float("inf") if deadline is None else deadline - time.time()
+        try:
+            async with asyncio.timeout(min(time_left_s, self._policy.total_timeout_s)):
+                return await self._follow(target)
+        except TimeoutError as error:
+            if time_left_s < self._policy.total_timeout_s:
+                raise DeadlineExceeded("The request's deadline passed while an image was fetched.") from error
+            raise _timed_out() from error
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._pool.aclose()
+        if isinstance(self._resolver, SystemResolver):
+            self._resolver.close()
+
+    async def _follow(self, target: httpx.URL) -> bytes:
+        for _ in range(self._policy.max_redirects + 1):
+            answer = await self._get_with_retries(target)
+            if isinstance(answer, bytes):
+                return answer
+            target = answer
+        raise FetchError(f"The URL redirects more than {self._policy.max_redirects} times.")
+
+    async def _get_with_retries(self, target: httpx.URL) -> bytes | httpx.URL:
+        for attempt in range(self._policy.retries):
+            try:
+                return await self._get(target)
+            except TransientFetchError:
+                await asyncio.sleep(FIRST_RETRY_DELAY_S * 2**attempt)
+        return await self._get(target)
+
+    async def _get(self, target: httpx.URL) -> bytes | httpx.URL:
+        """Give the body, or where it redirects to."""
+        response = await self._send(target)
+        try:
+            location = _header(response, b"location")
+            if response.status in _REDIRECT_STATUSES and location is not None:
+                return check_url(_join(target, location), self._policy)
+            return await self._read(response)
+        finally:
+            await response.aclose()
+
+    async def _send(self, target: httpx.URL) -> httpcore.Response:
+        policy = self._policy
+        request = httpcore.Request(
+            "GET",
+            httpcore.URL(scheme=target.raw_scheme, host=target.raw_host, port=target.port, target=target.raw_path),
+            headers=[(b"Host", target.netloc), *_HEADERS],
+            extensions={"timeout": {"connect": policy.connect_timeout_s, "read": policy.read_timeout_s}},
+        )
+        try:
+            return await self._pool.handle_async_request(request)
+        except httpcore.TimeoutException as error:
+            raise _timed_out() from error
+        except (httpcore.NetworkError, httpcore.ProtocolError) as error:
+            if isinstance(error.__context__, ssl.SSLError):
+                raise FetchError("The URL's host could not be verified over TLS.") from error
+            raise TransientFetchError("The connection to the URL's host failed.") from error
+
+    async def _read(self, response: httpcore.Response) -> bytes:
+        _check_head(response, self._policy.max_bytes)
+        body = bytearray()
+        try:
+            async for chunk in response.aiter_stream():
+                body += chunk
+                check_byte_count(len(body), self._policy.max_bytes)
+        except httpcore.TimeoutException as error:
+            raise _timed_out() from error
+        except (httpcore.NetworkError, httpcore.ProtocolError) as error:
+            raise FetchError("The answer of the URL's host broke off.", code=TransientFetchError.code) from error
+        if not body:
+            raise FetchError("The URL gave an empty answer.")
+        return bytes(body)
+
+
+def check_url(url: str, policy: FetchPolicy) -> httpx.URL:
+    """Check the form of a URL: scheme, host, port, no credentials; its addresses are judged when it is connected to.
+
+    Raises:
+        FetchError: `url_refused`, the message says why.
+    """
+    if len(url) > MAX_URL_CHARS:
+        raise _refused(f"it has more than {MAX_URL_CHARS} characters")
+    try:
+        parsed = httpx.URL(url.strip())
+        host = parsed.raw_host.decode("ascii")
+    except (httpx.InvalidURL, UnicodeError, ValueError) as error:
+        raise _refused("it is malformed") from error
+    if parsed.scheme not in _DEFAULT_PORTS:
+        raise _refused("only http and https are fetched")
+    if "@" in _AUTHORITY.sub(r"\1", url, count=1):
+        raise _refused("it carries credentials")
+    if not is_well_formed_host(host):
+        raise _refused("its host is not a plain name or address")
+    port = _DEFAULT_PORTS[parsed.scheme] if parsed.port is None else parsed.port
+    if port not in policy.allowed_ports:
+        raise _refused("its port is not allowed")
+    return parsed
+
+
+def _join(base: httpx.URL, location: bytes) -> str:
+    try:
+        return str(base.join(location.decode("utf-8")))
+    except (httpx.InvalidURL, UnicodeError, ValueError) as error:
+        raise _refused("it redirects to a malformed URL") from error
+
+
+def _check_head(response: httpcore.Response, max_bytes: int) -> None:
+    if response.status in _TRANSIENT_STATUSES:
+        raise TransientFetchError(f"The URL's host answered with status {response.status}.")
+    if not 200 <= response.status < 300:
+        raise FetchError(f"The URL's host answered with status {response.status}.")
+    if (_header(response, b"content-encoding") or b"identity").strip().lower() != b"identity":
+        raise FetchError("The URL's host sent a compressed answer though it was asked not to.")
+    length = _header(response, b"content-length") or b""
+    if length.isdigit():
+        check_byte_count(int(length), max_bytes)
+
+
+def _header(response: httpcore.Response, name: bytes) -> bytes | None:
+    return next((value for key, value in response.headers if key.lower() == name), None)
+
+
+@functools.cache
+def _make_ssl_context(ca_file: str | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file or certifi.where())
+    except OSError as error:
+        raise ConfigurationError("ca_file cannot be read as PEM certificates") from error
+
+
+def _refused(reason: str) -> FetchError:
+    return FetchError(f"The URL is refused: {reason}.", code="url_refused")
+
+
+def _timed_out() -> FetchError:
+    return FetchError("The URL's host took too long to answer.", code="fetch_timeout")

@@ -1,0 +1,59 @@
+"""One image, encoded or as an array, to what the detector takes."""
+
+from __future__ import annotations
+
+import time
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ImageError
+from pipeline.images.decode import DecodeLimits, check_pixel_count, decode_image
+from pipeline.images.letterbox import scale_to_fit
+from pipeline.types import LoadedImage
+
+
+def load_image(data: bytes | NDArray[np.uint8], limits: DecodeLimits, size: int) -> LoadedImage:
+    """Decode and scale one image for a network input of `size` x `size` pixels.
+
+    Args:
+        data: an encoded image file, or pixels: uint8 (H, W, 3) RGB or (H, W) grey.
+        limits: caps and allowed formats; arrays obey the pixel cap.
+        size: side of the square network input, pixels.
+    Returns:
+        The scaled image, with `decode` (decoding and scaling) in its timings_ms.
+    Raises:
+        ImageError: not decodable, an unsupported format, or an array of another shape or dtype.
+        LimitExceeded: too many bytes or pixels.
+    """
+    started = time.perf_counter()
+    if isinstance(data, np.ndarray):
+        bgr = pixels_to_bgr(data, limits)
+        original_hw = (bgr.shape[0], bgr.shape[1])
+    else:
+        bgr, original_hw = decode_image(data, limits, size)
+    pixels = scale_to_fit(bgr, original_hw, size)
+    decode_ms = (time.perf_counter() - started) * 1e3
+    return LoadedImage(pixels=pixels.pixels, letterbox=pixels.letterbox, timings_ms={"decode": decode_ms})
+
+
+def pixels_to_bgr(pixels: NDArray, limits: DecodeLimits) -> NDArray[np.uint8]:
+    """Check pixels from a caller and bring them to BGR.
+
+    Args:
+        pixels: uint8 (H, W, 3) RGB or (H, W) grey, any strides.
+        limits: the pixel cap.
+    Returns:
+        (H, W, 3) uint8 BGR, contiguous, a copy.
+    Raises:
+        ImageError: another dtype or shape, or no pixels.
+        LimitExceeded: too many pixels.
+    """
+    is_grey, is_rgb = pixels.ndim == 2, pixels.ndim == 3 and pixels.shape[-1] == 3
+    if pixels.dtype != np.uint8 or not (is_grey or is_rgb):
+        got = f"{pixels.dtype} {pixels.shape}"
+        raise ImageError(f"Expected pixels as uint8 (H, W, 3) RGB or (H, W) grey, got {got}.", code="unsupported_image_format")
+    check_pixel_count((pixels.shape[1], pixels.shape[0]), limits.max_pixels)
+    to_bgr = cv2.COLOR_RGB2BGR if is_rgb else cv2.COLOR_GRAY2BGR
+    return np.asarray(cv2.cvtColor(np.ascontiguousarray(pixels), to_bgr), np.uint8)

@@ -1,0 +1,122 @@
+"""The network seam of the fetcher: resolve, judge every address, connect to a judged one.
+
+host ─▶ resolve ─▶ all addresses permitted? ─no─▶ FetchError url_refused
+                            │yes
+                            ▼
+                   connect to the address itself (no second look-up, so no rebinding); TLS still verifies the host
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import httpcore
+
+from pipeline.errors import FetchError
+from pipeline.images.address_policy import AddressPolicy
+
+MAX_ADDRESSES_TRIED = 4
+RESOLVER_THREADS = 16
+"""Look-ups cannot be cancelled: a stranger's slow name server holds a thread for the system resolver's patience, so they
+have threads of their own."""
+
+REFUSED_HOST_MESSAGE = "The URL is refused: its host does not resolve to public addresses only."
+"""One text for private and for unknown hosts, so that nobody can list the names of an internal network with it."""
+
+Resolver = Callable[[str, int], Awaitable[list[str]]]
+
+
+class SystemResolver:
+    """Resolve names with the system's resolver, in threads of its own."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(RESOLVER_THREADS, thread_name_prefix="fetch-resolver")
+
+    async def __call__(self, host: str, port: int) -> list[str]:
+        """Give all addresses of a host; raises OSError as `socket.getaddrinfo` does."""
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._threads, _look_up, host, port)
+        return list(dict.fromkeys(found))
+
+    def close(self) -> None:
+        """Let the threads go when their look-ups end."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _look_up(host: str, port: int) -> list[str]:
+    return [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
+class GuardedBackend(httpcore.AsyncNetworkBackend):
+    """Connect only where the policy permits.
+
+    Args:
+        policy: judges each address.
+        resolve: gives the addresses of a host; a fake one in tests.
+        connector: makes the connection to an address.
+    """
+
+    def __init__(self, policy: AddressPolicy, resolve: Resolver, connector: httpcore.AsyncNetworkBackend | None = None) -> None:
+        self._policy = policy
+        self._resolve = resolve
+        self._connector = connector or httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect to a permitted address of `host`; raises FetchError `url_refused` when any of them is not."""
+        try:
+            async with asyncio.timeout(timeout):
+                addresses = await self._permitted_addresses(host, port)
+                return await self._connect_first(addresses, port, timeout, local_address, socket_options)
+        except TimeoutError as error:
+            raise httpcore.ConnectTimeout from error
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait, as httpcore asks."""
+        await asyncio.sleep(seconds)
+
+    async def _permitted_addresses(self, host: str, port: int) -> list[str]:
+        addresses = await self._addresses(host, port)
+        if not addresses or not all(self._policy.permits(host, address) for address in addresses):
+            raise FetchError(REFUSED_HOST_MESSAGE, code="url_refused")
+        return addresses[:MAX_ADDRESSES_TRIED]
+
+    async def _addresses(self, host: str, port: int) -> list[str]:
+        try:
+            return [str(ipaddress.ip_address(host))]
+        except ValueError:
+            pass
+        try:
+            return await self._resolve(host, port)
+        except socket.gaierror as error:
+            if error.errno == socket.EAI_AGAIN:
+                raise httpcore.ConnectError from error
+            return []
+        except (OSError, UnicodeError):
+            return []
+
+    async def _connect_first(
+        self,
+        addresses: list[str],
+        port: int,
+        timeout: float | None,
+        local_address: str | None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None,
+    ) -> httpcore.AsyncNetworkStream:
+        share = None if timeout is None else timeout / len(addresses)
+        for address in addresses[:-1]:
+            try:
+                return await self._connector.connect_tcp(address, port, share, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+                continue
+        return await self._connector.connect_tcp(addresses[-1], port, timeout, local_address, socket_options)

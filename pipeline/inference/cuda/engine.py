@@ -1,0 +1,136 @@
+"""The engine of a CUDA card: everything from bytes to kept instances is one CUDA graph a batch size.
+
+images ─▶ pinned memory ─▶ card: normalise ─▶ network ─▶ FixedPostProcessor ─▶ pinned memory ─▶ Instances
+          ╰ the next batch's copies overlap this one's computing, when two threads call `detect` ╯
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import EngineUnavailable
+from pipeline.images.letterbox import pad_batch
+from pipeline.inference.base import TORCH_DTYPES, BatchEngine, grey_image, naming_failures, torch_engine_info
+from pipeline.inference.cuda.graphs import BatchGraphs, Slot, Slots, cudnn_at_its_fastest, default_buckets
+from pipeline.inference.cuda.network import with_kernels
+from pipeline.inference.cuda.postprocess import LIMITS, MOST_INSTANCES, FixedPostProcessor, FixedResults, to_instances, wishes_of
+from pipeline.inference.engine import EngineOptions
+from pipeline.inference.postprocess import PostProcessor
+from pipeline.model.checkpoints import Checkpoint
+from pipeline.model.head_outputs import RawOutputs
+from pipeline.model.rtmdet import RawNetwork
+from pipeline.types import DetectOptions, Instances, Letterbox, LoadedImage
+
+log = logging.getLogger(__name__)
+
+BF16_SINCE = (8, 0)
+"""Compute capability: cards before Ampere have no bf16, though PyTorch says that it is supported (it counts emulation)."""
+
+
+class CudaEngine(BatchEngine):
+    """Runs on one CUDA card; see `EngineOptions` for what can be chosen.
+
+    Args:
+        checkpoint: model and weights.
+        options: precision `auto` is fp16.
+        device: the card.
+    Raises:
+        EngineUnavailable: the card cannot compute in that precision, or a kernel made it unusable.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, options: EngineOptions, device: torch.device) -> None:
+        precision = "fp16" if options.precision == "auto" else options.precision
+        spec, dtype = checkpoint.spec, TORCH_DTYPES[precision]
+        if precision == "bf16" and torch.cuda.get_device_capability(device) < BF16_SINCE:
+            name = torch.cuda.get_device_name(device)
+            raise EngineUnavailable(f"detector.precision: {name} cannot compute in bf16; use auto, fp16 or fp32.")
+        super().__init__(torch_engine_info(spec, options, precision, torch.cuda.get_device_name(device)))
+        self._device = device
+        network = RawNetwork(checkpoint.network(), spec.input_size).convert(dtype).to(device)
+        self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out of its types
+        buckets = options.batch_buckets or default_buckets(options.max_batch)
+        with torch.cuda.device(device):
+            kernels = None
+            if options.cuda_kernels:
+                ends = sorted({min(buckets), max(buckets)})
+                with naming_failures(max(buckets)), cudnn_at_its_fastest(tf32=True):  # here it is chosen what is faster, too
+                    self._network, kernels = with_kernels(self._network, spec.input_size, ends, dtype, device)
+            input_hw, branch = (spec.input_size, spec.input_size), network.kernel_branch.convert(dtype, from_channels=0)
+            own = (kernels.greedy_nms, kernels.packed_mask_logits) if kernels is not None else ()
+            self._postprocess = FixedPostProcessor(input_hw, branch, device, *own)
+            self._exact_postprocess = PostProcessor(input_hw, branch, device)
+            # With TF32, cuDNN's default, fp32 would have the 10 bits of mantissa of fp16.
+            wishes, tf32 = len(spec.classes) + LIMITS, precision != "fp32"
+            self._graphs = BatchGraphs(self._compute, device, buckets, spec.input_size, wishes, tf32)
+        self._slots = Slots(self._make_slot)
+        self._computing = threading.Lock()
+
+    def _make_slot(self) -> Slot:
+        with self._computing:  # it may have to record a graph, and nothing else may run on that stream meanwhile
+            return self._graphs.slot()
+
+    def _compute(self, pixels: Tensor, wishes: Tensor) -> tuple[RawOutputs, FixedResults]:
+        raw = self._network(pixels)
+        return raw, self._postprocess(raw, wishes)
+
+    def _run(
+        self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], has_room: Callable[[int], object]
+    ) -> list[Instances]:
+        count, letterboxes = len(images), [image.letterbox for image in images]
+        with torch.cuda.device(self._device), self._slots.borrow() as slot:
+            pad_batch(images, self._info.input_size, out=slot.host_pixels)
+            wishes_of(letterboxes, options, len(self._info.classes), out=slot.host_wishes)
+            slot.upload(count)
+            with self._computing:
+                self._graphs.run(slot, count)
+            has_room(self._info.max_batch)  # it computes now, and the host can fill the other slot
+            summary, masks = slot.download([letterbox.mask_grid_hw for letterbox in letterboxes])
+            found = to_instances(summary, masks, letterboxes)
+            beyond = [n for n in range(count) if not summary[n, 1] or options[n].max_detections > MOST_INSTANCES]
+            if beyond:
+                exactly = self._run_exactly(slot, count, beyond, letterboxes, options)
+                for place, instances in zip(beyond, exactly, strict=True):
+                    found[place] = instances
+            return found
+
+    def _run_exactly(
+        self,
+        slot: Slot,
+        count: int,
+        places: Sequence[int],
+        letterboxes: Sequence[Letterbox],
+        options: Sequence[DetectOptions],
+    ) -> list[Instances]:
+        """Some images of the slot's batch once more, by the post-processing without bounds: they have too much for the other."""
+        log.debug("%d images of %d go through the post-processing without bounds", len(places), count)
+        with self._computing:
+            raw = self._graphs.run(slot, count)
+            with self._graphs.stream(), torch.inference_mode():
+                own = RawOutputs(*(part[list(places)] for part in raw))
+                return self._exact_postprocess(own, [letterboxes[n] for n in places], [options[n] for n in places])
+
+    def warm_up(self) -> None:
+        """Record the graphs of all batch sizes, then run grey images, alone and as a full batch, with both ways to post-process.
+
+        Raises:
+            EngineOutOfMemory: a full batch does not fit on the card.
+        """
+        most = self._info.max_batch
+        with torch.cuda.device(self._device), naming_failures(most):
+            with self._computing:
+                self._graphs.record_all()
+            self._slots.fill()
+        super().warm_up()
+        beyond = DetectOptions(0.0, MOST_INSTANCES + 1, frozenset({0}))
+        self.detect([grey_image(self._info.input_size)] * most, [beyond] * most)
+
+    def close(self) -> None:
+        """Free the card's memory, as far as this engine holds it."""
+        self._slots.clear()
+        with self._computing:
+            self._graphs.clear()

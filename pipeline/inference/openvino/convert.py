@@ -1,0 +1,183 @@
+"""From a checkpoint to an OpenVINO model, and the folder that keeps the result for the next start.
+
+model file ─▶ mmdet network ─▶ RawNetwork ─▶ OpenVINO IR for a precision   (seconds: mmdet's import and the tracing)
+     └──────────▶ <cache>/openvino/<key>/{network.xml, network.bin, head.safetensors}   (a fraction of a second)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import openvino as ov
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from pipeline import model
+from pipeline.errors import EngineUnavailable
+from pipeline.inference.devices import cpu_has_matrix_unit
+from pipeline.model.kernel_branch import KernelBranch
+
+if TYPE_CHECKING:
+    from pipeline.model.checkpoints import Checkpoint
+
+log = logging.getLogger(__name__)
+
+CORE = ov.Core()
+"""OpenVINO in this process, for its whole life.
+
+Each core's CPU plugin gives the thread a stack for signals (openvinotoolkit/openvino#11894) and takes it back when it ends, whatever came
+between. With two, the thread can be left with one that is gone, and the next signal ends the process.
+"""
+
+_MODEL_SOURCES = [Path(model.__file__).with_name(f"{name}.py") for name in ("rtmdet", "kernel_branch", "fusion", "rtmdet_nano")]
+_SOURCES = (*_MODEL_SOURCES, Path(__file__).with_name("packed.py"), Path(__file__))
+"""What shapes the converted network: when one of these changes, so does the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedNetwork:
+    """A network ready to compile, and what the post-processing needs beside it.
+
+    Args:
+        name, classes, input_size: of the model; pixels.
+        kernel_branch: what the post-processing runs.
+        precision: `fp32`, `bf16` or `fp16`, to compute in.
+        model: input (B, H, W, 3) uint8, all three open, outputs in the order of RawOutputs.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    input_size: int
+    kernel_branch: KernelBranch
+    precision: str
+    model: ov.Model
+
+    def for_one_image(self, input_hw: tuple[int, int]) -> ov.Model:
+        """A copy for one image of this height and width, whole strides of the network and at most `input_size`.
+
+        Shapes are closed before compiling: OpenVINO 2026.4 copies at every layout change where the batch is open, and crashes on
+        open height and width.
+        """
+        model = self.model.clone()
+        model.reshape({model.input(0): ov.PartialShape([1, *input_hw, 3])})
+        return model
+
+
+def choose_precision(asked: str) -> str:
+    """The precision to compute in; `auto` is bf16 on CPUs that have it.
+
+    Raises:
+        EngineUnavailable: the CPU cannot compute in the precision that was asked for.
+    """
+    able = CORE.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if asked == "auto":
+        if "BF16" in able:
+            return "bf16"
+        log.warning("this CPU has no bf16 instructions: the openvino engine computes in fp32, at about half the speed")
+        return "fp32"
+    if asked != "fp32" and asked.upper() not in able:
+        raise EngineUnavailable(
+            f"detector.precision: this CPU has no {asked} instructions ({', '.join(able)}); use auto or fp32."
+        )
+    return asked
+
+
+def convert(checkpoint: Checkpoint, precision: str) -> ConvertedNetwork:
+    """Build mmdet's network and convert it.
+
+    Args:
+        precision: as in EngineOptions.
+    Raises:
+        EngineUnavailable: the CPU cannot compute in it.
+    """
+    from pipeline.inference.openvino.packed import normalise_rows, pack_layers
+    from pipeline.model.rtmdet import RawNetwork  # mmdet takes seconds to import: only where it is needed
+
+    precision = choose_precision(precision)
+    spec = checkpoint.spec
+    network = RawNetwork(checkpoint.network(), spec.input_size)
+    normalise_rows(network, whole_means=precision == "bf16")
+    if _packs(precision):
+        pack_layers(network)
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # tracing announces its deprecation and every shape it bakes in
+        pixels = torch.zeros(1, spec.input_size, spec.input_size, 3, dtype=torch.uint8)
+        model = ov.convert_model(network, example_input=pixels)
+    model.reshape({model.input(0): ov.PartialShape([-1, -1, -1, 3])})
+    branch = network.kernel_branch.convert(torch.bfloat16 if precision == "bf16" else torch.float32)
+    return ConvertedNetwork(spec.name, spec.classes, spec.input_size, branch, precision, model)
+
+
+def convert_cached(path: Path, precision: str, cache_dir: Path) -> ConvertedNetwork:
+    """The converted network of a model file, from the cache where it is there.
+
+    Args:
+        path: `.pth` or `.safetensors`.
+        precision: as in EngineOptions.
+        cache_dir: folder for downloads and compiled models; several processes may share it.
+    """
+    precision = choose_precision(precision)
+    folder = cache_dir / "openvino" / _key(path, precision)
+    if not folder.is_dir():
+        from pipeline.model.checkpoints import load_checkpoint
+
+        _store(convert(load_checkpoint(path), precision), folder)
+    return _read(folder)
+
+
+def _key(path: Path, precision: str) -> str:
+    digest = hashlib.sha256(path.read_bytes())
+    for source in _SOURCES:
+        digest.update(source.read_bytes())
+    digest.update(f"{ov.__version__} {torch.__version__}".encode())
+    packed = "-packed" if _packs(precision) else ""
+    return f"{path.stem}-{precision}{packed}-{digest.hexdigest()[:16]}"
+
+
+def _packs(precision: str) -> bool:
+    """Whether packed layers pay on this CPU; another one may share the cache folder."""
+    return precision == "bf16" and cpu_has_matrix_unit()
+
+
+def _store(converted: ConvertedNetwork, folder: Path) -> None:
+    """Write beside the final place, then rename: a reader sees all of it or nothing."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
+    ov.save_model(converted.model, str(draft / "network.xml"), compress_to_fp16=False)
+    description = {
+        "name": converted.name,
+        "classes": converted.classes,
+        "input_size": converted.input_size,
+        "strides": converted.kernel_branch.strides,
+        "precision": converted.precision,
+    }
+    save_file(converted.kernel_branch.state_dict(), str(draft / "head.safetensors"), metadata={"model": json.dumps(description)})
+    try:
+        draft.rename(folder)
+    except OSError:  # another process was first
+        shutil.rmtree(draft)
+
+
+def _read(folder: Path) -> ConvertedNetwork:
+    with safe_open(str(folder / "head.safetensors"), framework="pt") as file:
+        description = json.loads(file.metadata()["model"])
+        layers = range(len(file.keys()) // 2)
+        weights, biases = ([file.get_tensor(f"{kind}.{layer}") for layer in layers] for kind in ("weights", "biases"))
+    kernel_branch = KernelBranch(weights, biases, tuple(description["strides"]))
+    return ConvertedNetwork(
+        description["name"],
+        tuple(description["classes"]),
+        description["input_size"],
+        kernel_branch,
+        description["precision"],
+        CORE.read_model(str(folder / "network.xml")),
+    )

@@ -1,0 +1,75 @@
+"""Rewrite a trained detector into a cheaper one with the same outputs: for inference only.
+
+convolution, batch norm                   ─▶ convolution
+max pools 5, 9, 13 side by side           ─▶ 5 after 5 after 5: the same windows, a quarter of the comparisons
+`torch.cuda.amp.autocast(enabled=False)`  ─▶ gone: it guards training, warns when run, and stops exporters
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from pipeline.model.compiled_ops import ensure_mmcv_ops
+
+ensure_mmcv_ops()
+
+from mmcv.cnn import ConvModule  # noqa: E402  (after the stand-in)
+from mmdet.models.backbones.csp_darknet import SPPBottleneck  # noqa: E402
+from mmdet.models.layers.se_layer import ChannelAttention  # noqa: E402
+
+CHAINED_KERNELS = [5, 9, 13]
+"""Two chained 5x5 windows reach as far as one of 9x9, three as far as 13x13."""
+
+
+class Attention(nn.Module):
+    """mmdet's ChannelAttention without its guard: channels weighted by a gate made of their means."""
+
+    def __init__(self, attention: ChannelAttention) -> None:
+        super().__init__()
+        self.fc, self.act = attention.fc, attention.act
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        gate = self.act(self.fc(features.mean((2, 3), keepdim=True)))
+        return features * gate
+
+
+class ChainedPooling(nn.Module):
+    """mmdet's SPPBottleneck with its pools in a chain, where their sizes allow it."""
+
+    def __init__(self, bottleneck: SPPBottleneck) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = bottleneck.conv1, bottleneck.conv2
+        sizes = [pool.kernel_size for pool in bottleneck.poolings]
+        self.chained = sizes == CHAINED_KERNELS
+        self.pools = nn.ModuleList([bottleneck.poolings[0]] * len(sizes)) if self.chained else bottleneck.poolings
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H, W)."""
+        first = last = self.conv1(features)
+        parts = [first]
+        for pool in self.pools:
+            last = pool(last if self.chained else first)
+            parts.append(last)
+        return self.conv2(torch.cat(parts, dim=1))
+
+
+def simplify(detector: nn.Module) -> None:
+    """Rewrite in place; the detector must be in eval mode and is not trainable any more."""
+    for part in list(detector.modules()):
+        if isinstance(part, ConvModule) and part.with_norm:
+            _fold_batch_norm(part)
+        for name, child in list(part.named_children()):
+            if isinstance(child, ChannelAttention):
+                setattr(part, name, Attention(child))
+            elif isinstance(child, SPPBottleneck):
+                setattr(part, name, ChainedPooling(child))
+
+
+def _fold_batch_norm(part: ConvModule) -> None:
+    """A convolution that several norms share (one a level) becomes one for each, as mmengine's own fusion does not do."""
+    part.conv = fuse_conv_bn_eval(part.conv, part.norm)
+    part.with_norm = False
+    setattr(part, part.norm_name, nn.Identity())

@@ -1,0 +1,152 @@
+"""What a model is, before it has weights: a name, its classes, its input size and mmdet's description of its layers.
+
+    official_spec("rtmdet-ins_x_8xb16-300e_coco") ─┐
+    nano_spec(classes=("person",))                 ├─▶ ModelSpec ─▶ build_network(spec) ─▶ torch module, eval mode
+    load_checkpoint(path).spec                     ─┘
+
+Weights come from `pipeline.model.checkpoints`; nothing is downloaded here.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.model.compiled_ops import ensure_mmcv_ops
+
+ensure_mmcv_ops()
+
+import mmdet  # noqa: E402  (after the stand-in)
+from mmdet.registry import MODELS  # noqa: E402
+from mmengine.config import Config, ConfigDict  # noqa: E402
+from mmengine.registry import init_default_scope  # noqa: E402
+from torch import nn  # noqa: E402
+
+from pipeline.errors import CheckpointError  # noqa: E402
+from pipeline.model.rtmdet_nano import nano_model_config  # noqa: E402
+from pipeline.types import COARSEST_STRIDE_PX  # noqa: E402
+
+NANO_NAME = "rtmdet-ins_nano"
+OFFICIAL_NAMES = (
+    "rtmdet-ins_tiny_8xb32-300e_coco",
+    "rtmdet-ins_s_8xb32-300e_coco",
+    "rtmdet-ins_m_8xb32-300e_coco",
+    "rtmdet-ins_l_8xb32-300e_coco",
+    "rtmdet-ins_x_8xb16-300e_coco",
+)
+OFFICIAL_INPUT_SIZE_PX = 640
+
+# Every `type` that a model configuration may name. mmengine builds any dotted Python name it is given, so a
+# configuration that comes from a file is checked against this list before anything is built from it.
+ALLOWED_TYPES = frozenset(
+    "RTMDet DetDataPreprocessor CSPNeXt CSPNeXtPAFPN RTMDetInsSepBNHead RTMDetInsDepthwiseHead "
+    "MlvlPointGenerator DistancePointBBoxCoder QualityFocalLoss GIoULoss DiceLoss DynamicSoftLabelAssigner "
+    "nms BN SiLU ReLU".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model without its weights.
+
+    Attributes:
+        name: OpenMMLab configuration name, or the name a fine-tuning gave it.
+        classes: label names, in the order of the network's class channels.
+        input_size: side of the square network input, pixels, a multiple of 32.
+        config: the `model` section of mmdet's configuration, plain JSON types only.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    input_size: int
+    config: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.input_size <= 0 or self.input_size % COARSEST_STRIDE_PX:
+            raise CheckpointError(f"{self.name}: input_size must be a positive multiple of 32, got {self.input_size}.")
+        channels = self.config["bbox_head"]["num_classes"]
+        if channels != len(self.classes):
+            raise CheckpointError(f"{self.name}: {len(self.classes)} class names for {channels} class channels.")
+
+    def with_classes(self, classes: tuple[str, ...]) -> ModelSpec:
+        """The same network with another set of labels (and as many class channels)."""
+        head = self.config["bbox_head"] | {"num_classes": len(classes)}
+        return replace(self, classes=tuple(classes), config=self.config | {"bbox_head": head})
+
+
+def official_spec(name: str) -> ModelSpec:
+    """One of OpenMMLab's five RTMDet-Ins sizes on the 80 COCO classes, from the configuration mmdet ships.
+
+    Raises:
+        CheckpointError: no such model; the message lists the names there are.
+    """
+    if name not in OFFICIAL_NAMES:
+        raise CheckpointError(f"No official RTMDet-Ins model is called {name!r}. There are: {', '.join(OFFICIAL_NAMES)}.")
+    path = Path(mmdet.__file__).parent / ".mim" / "configs" / "rtmdet" / f"{name}.py"
+    config = _portable(Config.fromfile(path).model.to_dict())
+    return ModelSpec(name, coco_classes(), OFFICIAL_INPUT_SIZE_PX, config)
+
+
+def nano_spec(classes: tuple[str, ...] = ("person",), input_size: int = OFFICIAL_INPUT_SIZE_PX) -> ModelSpec:
+    """RTMDet-Ins-nano, the size this project trains and ships itself (`pipeline/model/rtmdet_nano.py`)."""
+    suffix = f"_{classes[0]}" if len(classes) == 1 else ""
+    return ModelSpec(NANO_NAME + suffix, tuple(classes), input_size, _portable(nano_model_config(len(classes))))
+
+
+def build_network(spec: ModelSpec) -> nn.Module:
+    """Build mmdet's RTMDet with fresh weights, in eval mode, without downloading pretrained ones.
+
+    Raises:
+        CheckpointError: the configuration names a layer type that RTMDet-Ins does not use.
+    """
+    check_types(spec.config, spec.name)
+    init_default_scope("mmdet")
+    network = MODELS.build(ConfigDict(copy.deepcopy(spec.config)))
+    network.dataset_meta = {"classes": spec.classes}
+    return network.eval()
+
+
+def mmdet_config(spec: ModelSpec) -> Config:
+    """The whole configuration that mmdet's own `inference_detector` and test loop want, for comparisons with it."""
+    size = (spec.input_size, spec.input_size)
+    meta_keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+    pipeline = [
+        {"type": "LoadImageFromFile", "backend_args": None},
+        {"type": "Resize", "scale": size, "keep_ratio": True},
+        {"type": "Pad", "size": size, "pad_val": {"img": (114, 114, 114)}},
+        {"type": "PackDetInputs", "meta_keys": meta_keys},
+    ]
+    loader = {"dataset": {"pipeline": pipeline}}
+    return Config({"model": spec.config, "test_dataloader": loader, "test_pipeline": pipeline, "default_scope": "mmdet"})
+
+
+def coco_classes() -> tuple[str, ...]:
+    """The 80 COCO labels in the order of the official models' class channels."""
+    from mmdet.datasets import CocoDataset
+
+    return tuple(CocoDataset.METAINFO["classes"])
+
+
+def check_types(config: Any, name: str) -> None:
+    """Refuse a configuration that would make mmengine build anything but the parts of RTMDet-Ins."""
+    if isinstance(config, dict):
+        kind = config.get("type")
+        if kind is not None and kind not in ALLOWED_TYPES:
+            raise CheckpointError(f"{name}: its configuration asks for {kind!r}, which is no part of RTMDet-Ins. Refused.")
+        config = config.values()
+    elif not isinstance(config, (list, tuple)):
+        return
+    for part in config:
+        check_types(part, name)
+
+
+def _portable(config: Any) -> Any:
+    """Plain JSON types, no pretrained downloads, and batch norm that runs without a process group."""
+    if isinstance(config, dict):
+        kept = {key: _portable(value) for key, value in config.items() if key not in ("init_cfg", "batch_augments")}
+        return kept | {"type": "BN"} if kept.get("type") == "SyncBN" else kept
+    if isinstance(config, (list, tuple)):
+        return [_portable(part) for part in config]
+    return config

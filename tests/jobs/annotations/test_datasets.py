@@ -1,0 +1,125 @@
+"""COCO JSON and AzureML JSONL come out as the same annotations."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.annotations.datasets import AnnotationsError, azureml_to_coco, read_annotations
+
+
+def test_coco_is_taken_as_it_is(tiny_coco, tmp_path):
+    found = read_annotations(tiny_coco / "coco.json", tiny_coco / "photos", tmp_path)
+    assert json.loads(found.coco_json.read_text()) == json.loads((tiny_coco / "coco.json").read_text())
+    assert found.classes == ("ball", "egg")
+    assert found.photo_count == 6
+
+
+def test_azureml_equals_coco(tiny_coco, tmp_path):
+    """The same objects written in AzureML's format give the same pixels, boxes, areas and labels."""
+    found = read_annotations(tiny_coco / "azureml.jsonl", tiny_coco / "photos", tmp_path)
+    converted, original = json.loads(found.coco_json.read_text()), json.loads((tiny_coco / "coco.json").read_text())
+    assert converted["images"] == original["images"]
+    assert converted["categories"] == original["categories"]
+    for mine, theirs in zip(converted["annotations"], original["annotations"], strict=True):
+        assert mine["category_id"] == theirs["category_id"]
+        assert mine["bbox"] == pytest.approx(theirs["bbox"])
+        assert mine["area"] == pytest.approx(theirs["area"])
+        assert mine["segmentation"][0] == pytest.approx(theirs["segmentation"][0])
+
+
+def row(**label):
+    polygon = [[0.1, 0.1, 0.5, 0.1, 0.5, 0.5]]
+    details = {"format": "jpg", "width": 100, "height": 50}
+    return {"image_url": "a.jpg", "image_details": details, "label": [{"label": "cat", "polygon": polygon} | label]}
+
+
+@pytest.mark.parametrize(
+    ("flag", "crowd"), [("true", 1), ("false", 0), (True, 1), (0, 0), ("1", 1)], ids=["true", "false", "bool", "zero", "one"]
+)
+def test_crowd_flag_in_any_spelling(flag, crowd):
+    assert azureml_to_coco([row(isCrowd=flag)], "x", Path())["annotations"][0]["iscrowd"] == crowd
+
+
+@pytest.mark.parametrize(
+    ("url", "file_name"),
+    [
+        ("azureml://subscriptions/1/resourcegroups/2/workspaces/3/datastores/4/paths/a/b.jpg", "a/b.jpg"),
+        ("AmlDatastore://images/a/b.jpg", "a/b.jpg"),
+        ("https://host/a/b.jpg", "b.jpg"),
+        ("a/b.jpg", "a/b.jpg"),
+    ],
+)
+def test_file_name_of_url(url, file_name):
+    assert azureml_to_coco([row() | {"image_url": url}], "x", Path())["images"][0]["file_name"] == file_name
+
+
+def test_two_rings_are_one_object():
+    """Areas add up, and the box goes around both."""
+    rings = [[0.0, 0.0, 0.1, 0.0, 0.1, 0.1, 0.0, 0.1], [0.5, 0.5, 0.6, 0.5, 0.6, 0.6, 0.5, 0.6]]
+    found = azureml_to_coco([row(polygon=rings)], "x", Path())["annotations"][0]
+    assert found["area"] == pytest.approx(2 * 10 * 5)
+    assert found["bbox"] == pytest.approx([0, 0, 60, 30])
+
+
+@pytest.mark.parametrize("details", [None, {}, {"format": "png"}, {"width": "128px", "height": None}], ids=str)
+def test_size_is_read_from_the_photo_where_it_is_missing(tiny_coco, details):
+    """As exports without `image_details` need it."""
+    found = azureml_to_coco([row() | {"image_url": "x://host/1.png", "image_details": details}], "x", tiny_coco / "photos")
+    assert (found["images"][0]["width"], found["images"][0]["height"]) == (128, 96)
+    assert found["annotations"][0]["segmentation"][0][:4] == pytest.approx([12.8, 9.6, 64, 9.6])
+
+
+def test_labels_without_an_outline_are_counted(tmp_path):
+    """A box alone teaches no mask; the others are kept."""
+    path = tmp_path / "a.jsonl"
+    with_and_without = row()
+    with_and_without["label"].append({"label": "cat", "polygon": []})
+    path.write_text(json.dumps(with_and_without))
+    found = read_annotations(path, tmp_path, tmp_path)
+    assert found.summary == "a.jsonl: 1 photos, 1 objects, 1 left out without an outline"
+
+
+def test_two_urls_of_one_name_are_told(tmp_path):
+    """Their labels would land on one photo."""
+    rows = [row() | {"image_url": f"https://host/{folder}/1.jpg"} for folder in "ab"]
+    with pytest.raises(AnnotationsError, match=r"https://host/a/1\.jpg and https://host/b/1\.jpg are both 1\.jpg"):
+        azureml_to_coco(rows, "x", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"image_url": "a.jpg"}', "label"),
+        ("{broken", "line 1: not JSON"),
+        (json.dumps(row(polygon=[[0.1, 0.2]])), "3 points or more"),
+        (json.dumps(row(polygon=[[10, 10, 50, 10, 50, 50]])), "polygon from 10 to 50: expected fractions"),
+        ('["a"]', "not AzureML annotations"),
+    ],
+    ids=["no labels", "not JSON", "two numbers", "pixels", "a list"],
+)
+def test_bad_jsonl_names_the_fault(tmp_path, content, message):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(content)
+    with pytest.raises(AnnotationsError, match=message):
+        read_annotations(path, tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"images": []}', "nothing"])
+def test_bad_coco_is_refused(tmp_path, content):
+    path = tmp_path / "bad.json"
+    path.write_text(content)
+    with pytest.raises(AnnotationsError, match=r"bad\.json"):
+        read_annotations(path, tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["bad.json", "bad.jsonl"])
+def test_another_encoding_is_named(tmp_path, name):
+    (tmp_path / name).write_bytes('{"images": "Müll"}'.encode("latin-1"))
+    with pytest.raises(AnnotationsError, match=rf"{name}: not UTF-8"):
+        read_annotations(tmp_path / name, tmp_path, tmp_path)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(AnnotationsError, match=r"none\.json: no such file"):
+        read_annotations(tmp_path / "none.json", tmp_path, tmp_path)

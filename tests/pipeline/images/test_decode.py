@@ -1,0 +1,409 @@
+"""Decoding: right colours of every mode, upright, capped, and nothing but our own errors."""
+
+import io
+import struct
+import time
+import tracemalloc
+import warnings
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from pipeline.errors import ConfigurationError, ImageError, LimitExceeded
+from pipeline.images.decode import DecodeLimits, check_pixel_count, decode_image
+
+LIMITS = DecodeLimits(max_pixels=2_000_000)
+IMAGES = Path(__file__).parents[4] / "shared" / "images"
+
+
+def photo(width: int = 96, height: int = 64) -> Image.Image:
+    """A smooth colourful picture: red grows to the right, green downwards, a blue spot."""
+    y, x = np.mgrid[0:height, 0:width]
+    blue = 255 * np.exp(-((x - width / 3) ** 2 + (y - height / 3) ** 2) / (2 * (height / 5) ** 2))
+    return Image.fromarray(np.stack([x * 255 / width, y * 255 / height, blue], axis=-1).astype(np.uint8))
+
+
+def encode(image: Image.Image, image_format: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, image_format, **options)
+    return file.getvalue()
+
+
+def decode_rgb(data: bytes, target_size: int | None = None) -> np.ndarray:
+    return decode_image(data, LIMITS, target_size)[0][:, :, ::-1]
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a.astype(int) - b.astype(int)).mean())
+
+
+# ---- formats and colours --------------------------------------------------------------------------------------------
+
+LOSSLESS = [("PNG", {}), ("BMP", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("WEBP", {"lossless": True})]
+
+
+@pytest.mark.parametrize(("image_format", "options"), LOSSLESS, ids=str)
+def test_lossless_formats_are_exact(image_format: str, options: dict) -> None:
+    """What went in comes out, as BGR, contiguous."""
+    bgr, hw = decode_image(encode(photo(), image_format, **options), LIMITS)
+    np.testing.assert_array_equal(bgr[:, :, ::-1], np.asarray(photo()))
+    assert hw == (64, 96)
+    assert bgr.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("image_format", "options"), [("JPEG", {}), ("JPEG", {"progressive": True}), ("WEBP", {}), ("AVIF", {})], ids=str
+)
+def test_lossy_formats_are_close(image_format: str, options: dict) -> None:
+    """Colours stay in their channels."""
+    assert distance(decode_rgb(encode(photo(), image_format, quality=95, **options)), np.asarray(photo())) < 3
+
+
+def test_jpeg_equals_cv2() -> None:
+    """The same libjpeg result as cv2.imdecode, which mmdet trains with, to a rounding step."""
+    data = encode(photo(640, 480), "JPEG", quality=90)
+    reference = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert np.abs(decode_image(data, LIMITS)[0].astype(int) - reference).max() <= 2
+
+
+def grey() -> Image.Image:
+    return photo().convert("L")
+
+
+def on_white(rgba: Image.Image) -> np.ndarray:
+    values = np.asarray(rgba.convert("RGBA")).astype(float)
+    alpha = values[..., 3:] / 255
+    return np.rint(values[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+
+
+def with_alpha(mode: str) -> Image.Image:
+    image = photo().convert(mode)
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return image
+
+
+def as_lab() -> Image.Image:
+    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    return ImageCms.applyTransform(photo(), ImageCms.buildTransform(srgb, lab, "RGB", "LAB"))
+
+
+def sixteen_bit() -> Image.Image:
+    return Image.fromarray(np.asarray(grey()).astype(np.uint16) * 257)
+
+
+def twelve_in_sixteen_bit() -> Image.Image:
+    return Image.fromarray(np.asarray(grey()).astype(np.uint16) * 16)
+
+
+GREY_RGB = np.asarray(grey().convert("RGB"))
+BLACK_WHITE_RGB = np.asarray(grey().convert("1").convert("RGB"))
+RGB = np.asarray(photo())
+MODES = {
+    "grey PNG": (encode(grey(), "PNG"), GREY_RGB, 0),
+    "grey JPEG": (encode(grey(), "JPEG", quality=95), GREY_RGB, 1),
+    "1-bit PNG": (encode(grey().convert("1"), "PNG"), BLACK_WHITE_RGB, 0),
+    "1-bit TIFF": (
+        encode(grey().convert("1"), "TIFF"),
+        np.asarray(grey().convert("1").convert("RGB")),
+        0,
+    ),
+    "palette PNG": (encode(photo().quantize(64), "PNG"), np.asarray(photo().quantize(64).convert("RGB")), 0),
+    "palette GIF": (encode(photo().quantize(64), "GIF"), np.asarray(photo().quantize(64).convert("RGB")), 1),
+    "RGBA PNG": (encode(with_alpha("RGB"), "PNG"), on_white(with_alpha("RGB")), 0.6),
+    "LA PNG": (encode(with_alpha("L"), "PNG"), on_white(with_alpha("L")), 0.6),
+    "RGBA WebP": (encode(with_alpha("RGB"), "WEBP", lossless=True), on_white(with_alpha("RGB")), 2),
+    "RGBA TIFF": (encode(with_alpha("RGB"), "TIFF"), on_white(with_alpha("RGB")), 0.6),
+    "CMYK JPEG (Adobe, inverted)": (encode(photo().convert("CMYK"), "JPEG", quality=95), RGB, 3),
+    "CMYK TIFF": (encode(photo().convert("CMYK"), "TIFF"), RGB, 1),
+    "YCbCr TIFF": (encode(photo().convert("YCbCr"), "TIFF"), RGB, 2),
+    "Lab TIFF": (encode(as_lab(), "TIFF"), RGB, 6),
+    "16-bit PNG": (encode(sixteen_bit(), "PNG"), GREY_RGB, 0),
+    "16-bit TIFF": (encode(sixteen_bit(), "TIFF"), GREY_RGB, 0),
+    "12 bits in a 16-bit PNG": (encode(twelve_in_sixteen_bit(), "PNG"), GREY_RGB, 1),
+    "32-bit TIFF of 16-bit values": (encode(Image.fromarray(np.asarray(sixteen_bit()).astype(np.int32)), "TIFF"), GREY_RGB, 0),
+    "32-bit TIFF of 8-bit values": (encode(Image.fromarray(np.asarray(grey()).astype(np.int32)), "TIFF"), GREY_RGB, 0),
+    "float TIFF 0..1": (encode(Image.fromarray(np.asarray(grey()).astype(np.float32) / 255), "TIFF"), GREY_RGB, 0),
+    "float TIFF 0..255": (encode(Image.fromarray(np.asarray(grey()).astype(np.float32)), "TIFF"), GREY_RGB, 0),
+}
+
+
+@pytest.mark.parametrize("kind", MODES)
+def test_modes_have_right_colours(kind: str) -> None:
+    """Every mode gives the picture one would see, transparency on white, 16 bits scaled and not clipped."""
+    data, expected, tolerance = MODES[kind]
+    rgb = decode_rgb(data)
+    assert rgb.shape == expected.shape
+    assert distance(rgb, expected) <= tolerance
+
+
+def test_palette_with_transparency_is_on_white() -> None:
+    """tRNS of palettes, as bytes and as one index, and of RGB: white shows through."""
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, 200, 10, 20] + [0] * 762)
+    image.putpixel((0, 0), 0)
+    for data in (
+        encode(image, "PNG", transparency=0),
+        encode(image, "PNG", transparency=b"\0\xff"),
+        encode(image, "GIF", transparency=0),
+    ):
+        rgb = decode_rgb(data)
+        assert tuple(rgb[0, 0]) == (255, 255, 255)
+        assert tuple(rgb[4, 4]) == (200, 10, 20)
+    rgb = decode_rgb(encode(image.convert("RGB"), "PNG", transparency=(0, 0, 0)))
+    assert tuple(rgb[0, 0]) == (255, 255, 255)
+    assert tuple(rgb[4, 4]) == (200, 10, 20)
+
+
+@pytest.mark.parametrize("image_format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_first_frame_of_many(image_format: str) -> None:
+    """Of animations and multi-page files the first picture counts."""
+    frames = [Image.new("RGB", (32, 24), colour) for colour in ("red", "lime", "blue")]
+    data = encode(frames[0], image_format, save_all=True, append_images=frames[1:])
+    assert distance(decode_rgb(data), np.asarray(frames[0])) < 3
+
+
+def test_mpo_is_a_jpeg() -> None:
+    """Phones write JPEG files with a second picture behind the first (MPO); they are JPEGs, scaled decoding included."""
+    data = encode(photo(512, 512), "MPO", save_all=True, append_images=[photo(512, 512)])
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    assert decode_rgb(data).shape == (512, 512, 3)
+    assert decode_rgb(data, 100).shape == (128, 128, 3)
+
+
+def test_nan_and_negative_floats() -> None:
+    """NaN, infinities and negative values give a picture, not an error."""
+    values = np.linspace(-3, 5, 64 * 64, dtype=np.float32).reshape(64, 64)
+    values[0, :3] = np.nan, np.inf, -np.inf
+    rgb = decode_rgb(encode(Image.fromarray(values), "TIFF"))
+    assert rgb[-1, -1, 0] == 255
+    assert tuple(rgb[0, :3, 0]) == (0, 255, 0)
+    assert decode_rgb(encode(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF")).max() == 0
+
+
+# ---- orientation and scaled decoding --------------------------------------------------------------------------------
+
+STORED_AS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+"""Pillow's transpose method that stores an upright picture with this EXIF orientation."""
+
+
+def stored_with(orientation: int, image_format: str, width: int = 96, height: int = 64) -> bytes:
+    image = photo(width, height)
+    if orientation in STORED_AS:
+        image = image.transpose(Image.Transpose(STORED_AS[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encode(image, image_format, exif=exif, **({"quality": 95} if image_format != "PNG" else {}))
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(0, 10))
+def test_exif_orientation(orientation: int, image_format: str) -> None:
+    """All eight orientations come out upright with the upright size, senseless ones count as none."""
+    rgb = decode_rgb(stored_with(orientation, image_format))
+    assert rgb.shape == RGB.shape
+    assert distance(rgb, RGB) < 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_scaled_decoding_of_turned_photos(orientation: int) -> None:
+    """Scaled decoding and orientation together: true size told, picture upright, not below the target."""
+    bgr, hw = decode_image(stored_with(orientation, "JPEG", 901, 601), LIMITS, 220)
+    assert hw == (601, 901)
+    assert bgr.shape[:2] == (151, 226)
+    assert distance(bgr[:, :, ::-1], np.asarray(photo(901, 601).resize((226, 151), Image.Resampling.BOX))) < 3
+
+
+REDUCTIONS = [(400, 400), (399, 399), (200, 200), (199, 199), (101, 101), (100, 100), (50, 100), (10_000, 400)]
+
+
+@pytest.mark.parametrize(("target", "expected_width"), REDUCTIONS)
+def test_scaled_decoding_never_goes_below_the_target(target: int, expected_width: int) -> None:
+    """Only photos at least twice the target are reduced, and never below it."""
+    bgr, hw = decode_image(encode(photo(400, 300), "JPEG"), LIMITS, target)
+    assert hw == (300, 400)
+    assert bgr.shape[1] == max(expected_width, 100) if target <= 100 else bgr.shape[1] in (200, 400)
+    assert bgr.shape[1] >= min(target, 400)
+
+
+def test_damaged_exif_is_ignored() -> None:
+    """A picture with broken metadata is still a picture, and nothing is warned about."""
+    data = stored_with(6, "JPEG")
+    start = data.index(b"Exif\0\0") + 6
+    for cut in (0, 2, 4, 8, 10):
+        broken = data[: start + cut] + b"\xff" * 8 + data[start + cut + 8 :]
+        assert decode_image(broken, LIMITS)[0].size == RGB.size
+
+
+# ---- refusals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF"])
+@pytest.mark.parametrize("keep", [0.02, 0.5, 0.9])
+def test_truncated_files_are_refused(image_format: str, keep: float) -> None:
+    """Half a file is no image."""
+    data = encode(photo(200, 150), image_format)
+    with pytest.raises(ImageError) as caught:
+        decode_image(data[: int(len(data) * keep)], LIMITS)
+    assert caught.value.code in ("image_not_decodable", "unsupported_image_format")
+
+
+OTHER_DATA = {"nothing": b"", "text": b"hello world", "PDF": b"%PDF-1.7\n", "SVG": b"<svg xmlns='http://www.w3.org/2000/svg'/>"}
+OTHER_DATA |= {"EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PPM": b"P6 1 1 255\nabc", "HTML": b"<!doctype html>"}
+OTHER_DATA |= {"PSD": encode(photo(), "PNG")[:0] + b"8BPS\0\1", "TGA": encode(photo(), "TGA"), "ICO": encode(photo(), "ICO")}
+
+
+@pytest.mark.parametrize("kind", OTHER_DATA)
+def test_other_formats_are_refused(kind: str) -> None:
+    """Formats off the list are not opened, however willing Pillow is; the message lists what is accepted."""
+    with pytest.raises(ImageError, match="Accepted: JPEG, PNG") as caught:
+        decode_image(OTHER_DATA[kind], LIMITS)
+    assert caught.value.code == "unsupported_image_format"
+    assert "0x" not in caught.value.message
+
+
+def test_allow_list_can_be_narrowed() -> None:
+    """Only the named formats pass; unknown names stop the start."""
+    with pytest.raises(ImageError, match="Accepted: JPEG"):
+        decode_image(encode(photo(), "PNG"), DecodeLimits(formats=("JPEG",)))
+    for fields in ({"formats": ("EPS",)}, {"formats": ()}, {"max_pixels": 0}, {"max_bytes": 0}):
+        with pytest.raises(ConfigurationError):
+            DecodeLimits(**fields)
+
+
+@pytest.mark.parametrize("compression", ["group3", "group4", "tiff_ccitt"])
+def test_fax_is_no_photo(compression: str, capfd) -> None:
+    """Fax-compressed TIFFs are refused before libtiff can write a line of log for each damaged row."""
+    data = bytearray(encode(grey().convert("1"), "TIFF", compression=compression))
+    data[8:60] = b"\x55" * 52
+    with pytest.raises(ImageError, match="compression") as caught:
+        decode_image(bytes(data), LIMITS)
+    assert caught.value.code == "unsupported_image_format"
+    assert capfd.readouterr().err == ""
+
+
+def png_of(width: int, height: int, data: bytes = b"") -> bytes:
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+BIG = {
+    "PNG": png_of(20_000, 20_000, zlib.compress(b"\0" * 10_000_000)),
+    "PNG of 4 billion squared": png_of(2**31 - 1, 2**31 - 1),
+    "PNG a little over": png_of(2001, 1000),
+    "BMP": b"BM" + struct.pack("<IIIIiiHHIIiiII", 54, 0, 54, 40, 20_000, 20_000, 1, 24, 0, 0, 0, 0, 0, 0),
+    "GIF": b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b",\0\0\0\0\xff\xff\xff\xff\0\2\0;",
+    "TIFF with huge tiles": None,
+}
+
+
+def tiff_with_huge_tiles() -> bytes:
+    tags = [(256, 10), (257, 10), (258, 8), (259, 8), (262, 1), (277, 1), (322, 32768), (323, 32768), (324, 8), (325, 8)]
+    body = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags) + b"\0" * 4
+    return b"II*\0" + struct.pack("<I", 8) + body
+
+
+@pytest.mark.parametrize("kind", BIG)
+def test_too_many_pixels_cost_nothing(kind: str) -> None:
+    """Bombs are refused by their header, in milliseconds and without memory."""
+    data = BIG[kind] or tiff_with_huge_tiles()
+    tracemalloc.start()
+    started = time.thread_time()
+    with pytest.raises(LimitExceeded, match=r"more than 2 megapixels \(image_loader\.max_megapixels\)") as caught:
+        decode_image(data, LIMITS)
+    assert time.thread_time() - started < 0.5
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+    assert caught.value.code == "too_many_pixels"
+
+
+def test_text_bomb_in_png() -> None:
+    """A compressed comment that would grow to 30 megabytes is not unpacked."""
+    comment = b"Comment\0\0" + zlib.compress(b"A" * 30_000_000)
+    chunk = struct.pack(">I", len(comment)) + b"zTXt" + comment + struct.pack(">I", zlib.crc32(b"zTXt" + comment))
+    data = encode(photo(), "PNG")
+    tracemalloc.start()
+    with pytest.raises(ImageError):
+        decode_image(data[:33] + chunk + data[33:], LIMITS)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+
+
+def test_many_scans_in_jpeg() -> None:
+    """A progressive JPEG with thousands of scans would keep the decoder busy for minutes."""
+    data = encode(photo(), "JPEG", progressive=True)
+    scan = data.rindex(b"\xff\xda")
+    started = time.thread_time()
+    with pytest.raises(ImageError, match="scans"):
+        decode_image(data[:scan] + data[scan:-2] * 5000 + data[-2:], LIMITS)
+    assert time.thread_time() - started < 0.2
+
+
+def test_byte_cap() -> None:
+    """The byte cap is exact and told."""
+    data = encode(photo(), "PNG")
+    assert decode_image(data, DecodeLimits(max_bytes=len(data)))[0].shape == RGB.shape
+    with pytest.raises(LimitExceeded, match=r"MB \(image_loader\.max_image_mb\)") as caught:
+        decode_image(data, DecodeLimits(max_bytes=len(data) - 1))
+    assert caught.value.code == "image_too_large"
+
+
+def test_pillow_warnings_do_not_decide() -> None:
+    """A large picture under the cap decodes although Pillow would warn, also when warnings are errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)
+            assert decode_image(encode(photo(), "PNG"), LIMITS)[1] == (64, 96)
+            with pytest.raises(LimitExceeded):
+                decode_image(encode(photo(200, 150), "PNG"), LIMITS)
+
+
+# ---- the shared collection ------------------------------------------------------------------------------------------
+
+NOT_DECODABLE = {"testimages__monkey12.jpg"}
+
+
+def shared_images() -> list[Path]:
+    return sorted(path for path in IMAGES.glob("*/*") if path.is_file())
+
+
+@pytest.mark.skipif(not IMAGES.is_dir(), reason="the shared collection of awkward images is not on this machine")
+@pytest.mark.parametrize("path", shared_images(), ids=lambda path: path.name)
+def test_shared_images(path: Path) -> None:
+    """Every file gives a picture with content, and JPEGs the same one as cv2; 12-bit JPEG is refused in our own words."""
+    data = path.read_bytes()
+    if path.name in NOT_DECODABLE:
+        with pytest.raises(ImageError):
+            decode_image(data, DecodeLimits())
+        return
+    bgr, hw = decode_image(data, DecodeLimits(), None)
+    assert bgr.shape == (*hw, 3)
+    assert bgr.std() > 0.5
+    if path.suffix == ".jpg":
+        reference = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        assert reference.shape == bgr.shape
+        assert distance(bgr, reference) < 1
+
+
+@pytest.mark.skipif(not IMAGES.is_dir(), reason="the shared collection of awkward images is not on this machine")
+@pytest.mark.parametrize("name", ["Landscape", "Portrait"])
+def test_shared_orientations_agree(name: str) -> None:
+    """The nine files of one photo with nine orientations decode to one picture, at the reduced size too."""
+    files = [(IMAGES / "exif" / f"{name}_{n}.jpg").read_bytes() for n in range(9)]
+    pictures = [decode_image(data, DecodeLimits(), 320) for data in files]
+    assert len({hw for _, hw in pictures}) == 1
+    assert max(distance(pictures[1][0], bgr) for bgr, _ in pictures) < 6
+
+
+def test_long_and_thin_is_refused() -> None:
+    """Few pixels, but a side that makes run lengths of its masks take half a minute."""
+    check_pixel_count((65_535, 10), 2_000_000)
+    with pytest.raises(LimitExceeded, match="side of more than 65535"):
+        check_pixel_count((1_000_000, 1), 2_000_000)

@@ -1,0 +1,253 @@
+"""Reading and writing weights, and refusing files that want to run code."""
+
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging.history_buffer import HistoryBuffer
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from pipeline.errors import CheckpointError
+from pipeline.model.checkpoints import Checkpoint, load_checkpoint, load_weights, save_safetensors
+from pipeline.model.spec import OFFICIAL_NAMES, build_network, nano_spec, official_spec
+
+SHIPPED = Path(__file__).parents[3] / "pipeline" / "model" / "weights" / "rtmdet-ins_nano_person.safetensors"
+
+
+@pytest.fixture(scope="module")
+def nano():
+    """A nano network with fresh weights."""
+    torch.manual_seed(0)
+    spec = nano_spec(input_size=320)
+    return Checkpoint(spec, build_network(spec).state_dict())
+
+
+def released(state_dict, **more):
+    """The structure of an OpenMMLab release: meta with configuration source, log history, numpy scalars, averages."""
+    history = HistoryBuffer(np.array([1.0, 0.5]), np.array([1, 1]))
+    return {
+        "meta": {
+            "cfg": "import os; os.abort()  # Python source: must never run",
+            "dataset_meta": {"CLASSES": ("person",), "PALETTE": [(220, 20, 60)]},
+            "mmdet_version": "3.0.0rc3",
+            "epoch": 300,
+            "seed": np.int64(7),
+        },
+        "message_hub": {
+            "log_scalars": {"train/loss": history},
+            "runtime_info": {"iter": np.int64(3), "lr": np.float64(1e-3), "ok": np.bool_(True)},
+            "resumed_keys": {"train/loss": True},
+        },
+        "state_dict": state_dict,
+        "ema_state_dict": {"steps": torch.tensor(9)}
+        | {f"module.{k}": v * 0 for k, v in state_dict.items() if v.is_floating_point()},
+        **more,
+    }
+
+
+def saved(content, path):
+    torch.save(content, path)
+    return path
+
+
+def test_safetensors_come_back(nano, tmp_path):
+    """Name, classes, input size, configuration and weights survive; weights within half precision."""
+    path = tmp_path / "model.safetensors"
+    save_safetensors(nano, path)
+    again = load_checkpoint(path)
+    assert again.spec == nano.spec
+    for name, value in again.state_dict.items():
+        torch.testing.assert_close(value, nano.state_dict[name].to(value.dtype), rtol=1e-3, atol=1e-6)
+    again.network()
+
+
+def test_a_file_that_is_written_anew_stays_whole(nano, tmp_path, monkeypatch):
+    """Who reads the old one goes on, and a full disk leaves it as it was."""
+    path = tmp_path / "model.safetensors"
+    save_safetensors(nano, path)
+    before = path.stat().st_ino
+    save_safetensors(nano, path)
+    assert path.stat().st_ino != before
+
+    def full(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(path), "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        save_safetensors(nano, path)
+    load_checkpoint(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_safetensors_may_be_read_by_whoever_may_read_files(nano, tmp_path):
+    """A service is often another user than who trained."""
+    path, plain = tmp_path / "model.safetensors", tmp_path / "plain"
+    save_safetensors(nano, path)
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode
+
+
+def test_safetensors_are_half_precision(nano, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_safetensors(nano, path)
+    with safe_open(path, "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
+    assert path.stat().st_size < 3.2e6
+
+
+def test_weights_too_large_for_half_are_refused(nano, tmp_path):
+    """float16 ends at 65504: such a weight must not silently become infinite."""
+    name = "bbox_head.rtm_cls.0.weight"
+    large = Checkpoint(nano.spec, nano.state_dict | {name: nano.state_dict[name] + 1e6})
+    with pytest.raises(CheckpointError, match="half precision"):
+        save_safetensors(large, tmp_path / "model.safetensors")
+
+
+def test_released_structure_is_read(nano, tmp_path):
+    """Meta, HistoryBuffer, numpy scalars and averages are accepted; the size is recognised, the classes are meta's."""
+    again = load_checkpoint(saved(released(nano.state_dict), tmp_path / "rtmdet-ins_nano.pth"))
+    assert again.spec.classes == ("person",)
+    assert again.spec.config == nano.spec.config
+    torch.testing.assert_close(again.state_dict["backbone.stem.0.conv.weight"], nano.state_dict["backbone.stem.0.conv.weight"])
+    again.network()
+
+
+def test_official_size_is_recognised(tmp_path):
+    """A file with COCO's classes and the tensors of the tiny model is the official tiny model."""
+    spec = official_spec(OFFICIAL_NAMES[0])
+    path = saved({"state_dict": build_network(spec).state_dict(), "meta": {}}, tmp_path / "anything.pth")
+    assert load_checkpoint(path).spec == spec
+
+
+def test_average_copies_are_left_out(nano, tmp_path):
+    """mmdet 2's `ema_*` buffers and a `module.` prefix do not reach the network."""
+    state = {f"module.{name}": value for name, value in nano.state_dict.items()}
+    state |= {"ema_backbone_stem_0_conv_weight": torch.zeros(1)}
+    weights = load_weights(saved({"state_dict": state}, tmp_path / "old.pth"))
+    assert set(weights) == set(nano.state_dict)
+
+
+def test_own_description_is_used(nano, tmp_path):
+    """Checkpoints of jobs.finetune carry the whole specification in their meta."""
+    spec = nano.spec
+    description = {"name": "mine", "classes": ["person"], "input_size": 480, "config": spec.config}
+    path = saved({"state_dict": nano.state_dict, "meta": {"model_spec": description}}, tmp_path / "iter_1.pth")
+    assert load_checkpoint(path).spec.name == "mine"
+    assert load_checkpoint(path).spec.input_size == 480
+
+
+class Bomb:
+    """Unpickling this creates a file."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("place", ["meta", "state_dict", "message_hub"])
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip format", "legacy format"])
+def test_hostile_pickle_is_refused(nano, tmp_path, place, legacy):
+    """A file that asks for os.mkdir anywhere is refused by name, and the call is not made."""
+    marker = tmp_path / "owned"
+    content = released(nano.state_dict)
+    content[place] = content[place] | {"x": Bomb(marker)}
+    path = tmp_path / "hostile.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match=r"refused.*mkdir"):
+        load_checkpoint(path)
+    assert not marker.exists()
+
+
+class Attribute:
+    """Unpickling this looks an attribute up, as a log history does, but of something else."""
+
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, "__init__")
+
+
+def test_attribute_access_is_no_way_out(nano, tmp_path):
+    """`getattr` is in every log history; only the four methods of a history can be reached with it."""
+    content = released(nano.state_dict) | {"x": Attribute()}
+    with pytest.raises(CheckpointError, match=r"refused.*__init__"):
+        load_checkpoint(saved(content, tmp_path / "hostile.pth"))
+
+
+def test_plain_pickle_is_refused(tmp_path):
+    """A bare pickle under the name of a checkpoint is refused as well."""
+    marker = tmp_path / "owned"
+    path = tmp_path / "plain.pth"
+    path.write_bytes(pickle.dumps(Bomb(marker)))
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    assert not marker.exists()
+
+
+def test_hostile_configuration_is_refused(nano, tmp_path):
+    """A safetensors header that asks for another layer type builds nothing."""
+    config = nano.spec.config | {"neck": {"type": "os.system", "command": "true"}}
+    description = {"name": "x", "classes": ["person"], "input_size": 640, "config": config}
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(1)}, path, {"format": "rtmdet-ins-serve/1", "model_spec": json.dumps(description)})
+    with pytest.raises(CheckpointError, match=r"os\.system"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a model", b"PK\x03\x04broken", b"\x80\x02}q\x00."], ids=["empty", "text", "zip", "dict"]
+)
+def test_damaged_files_are_clear(tmp_path, suffix, content):
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="model"):
+        load_checkpoint(path)
+
+
+def test_truncated_file_is_clear(nano, tmp_path):
+    path = saved(released(nano.state_dict), tmp_path / "model.pth")
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(CheckpointError, match=r"model\.pth"):
+        load_checkpoint(path)
+
+
+def test_missing_file_is_clear(tmp_path):
+    for name in ("none.pth", "none.safetensors"):
+        with pytest.raises(CheckpointError, match="none"):
+            load_checkpoint(tmp_path / name)
+
+
+def test_foreign_network_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="not an RTMDet-Ins model"):
+        load_checkpoint(saved({"state_dict": {"conv.weight": torch.zeros(3)}}, tmp_path / "resnet.pth"))
+
+
+def test_missing_weights_are_named(nano):
+    state = dict(nano.state_dict)
+    del state["bbox_head.rtm_reg.0.weight"]
+    with pytest.raises(CheckpointError, match=r"1 missing.*rtm_reg"):
+        Checkpoint(nano.spec, state).network()
+
+
+def test_zip_without_pickle_is_clear(tmp_path):
+    path = tmp_path / "model.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme", "nothing")
+    with pytest.raises(CheckpointError, match=r"model\.pth"):
+        load_checkpoint(path)
+
+
+def test_shipped_model_loads():
+    """The file in the repository is whole, small, and is the person model."""
+    checkpoint = load_checkpoint(SHIPPED)
+    assert checkpoint.spec.name == "rtmdet-ins_nano_person"
+    assert checkpoint.spec.classes == ("person",)
+    assert SHIPPED.stat().st_size < 4e6
+    checkpoint.network()
