@@ -46,7 +46,7 @@ SIDES = (4096, 8192, 16384)
 """A card needs larger matrices than two cores to show its peak."""
 OURS, MMDET = "ours", "mmdet eager fp32"
 CALLERS = 2
-"""Threads that call our engine; the Detector keeps as many batches under way on a card."""
+"""Threads that call our engine; the Detector keeps as many batches in flight on a card."""
 Run = Callable[[], Sequence[Any]]
 Contestant = TypeVar("Contestant", bound=Run)
 

@@ -62,7 +62,7 @@ def measure_utilisation(model: str, photo: bytes, ceiling: Ceiling, rounds: int,
         photo: encoded.
         ceiling: measured again before each round.
         rounds, seconds: how often, and how long each.
-        batch: images a pass. Batches of several have two callers, as the Detector has two batches under way.
+        batch: images a pass. Batches of several have two callers, as the Detector has two batches in flight.
     """
     checkpoint = load_model(model)
     converted = convert(checkpoint, "auto")

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from benchmarks.raster import rings_to_mask
-from jobs.command_line import faults_in_a_line
+from jobs.command_line import cli_errors
 from pipeline.masks.encode import instances_to_objects, objects_to_json
 from pipeline.masks.rle import mask_logits_to_mask
 from pipeline.types import MASK_STRIDE_PX, Instances, Letterbox, OutlineOptions
@@ -149,7 +149,7 @@ def _plot(points: Sequence[CurvePoint], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-@faults_in_a_line("benchmarks.outline_curve")
+@cli_errors("benchmarks.outline_curve")
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the curve and print it; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.process import PYTHONS, peer_process
-from jobs.command_line import faults_in_a_line
+from jobs.command_line import cli_errors
 from loadtest.engine_alone import measure_engine
 from loadtest.local_cluster import NotReady
 from loadtest.local_service import SHIPPED_CONFIG, local_service
@@ -320,7 +320,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if any(turn.fault for turn in turns) else 0
 
 
-@faults_in_a_line("benchmarks.peers_race")
+@cli_errors("benchmarks.peers_race")
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status: 0 measured, 1 a contestant failed, 2 wrong arguments, 130 Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers_race", description=(__doc__ or "").splitlines()[0])

@@ -63,7 +63,7 @@ class Detector:
     def _run(self, items: list[Item]) -> Sequence[Instances]:
         images, options = zip(*items, strict=True)
         try:
-            return self._engine.detect(images, options, self._batcher.has_room)
+            return self._engine.detect(images, options, self._batcher.notify_capacity)
         except EngineLost as error:
             self._lost = error
             raise

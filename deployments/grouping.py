@@ -1,9 +1,9 @@
 """Sends images on in groups, so that the price of a call between stages is shared when there is load.
 
-    send(item) ──▶ waiting ──▶ group ──▶ carry(items), one call for all of them ──▶ each sender's own outcome
+    send(item) ──▶ waiting ──▶ group ──▶ dispatch(items), one call for all of them ──▶ each sender's own outcome
     send(item, alone=True) ──▶ a group of its own, at once
 
-A few groups are under way at a time; what comes meanwhile waits and makes up the next ones. So an idle service carries each
+A few groups are in flight at a time; what comes meanwhile waits and makes up the next ones. So an idle service carries each
 image at once, alone, and a busy one carries full groups: nobody chooses between latency and throughput. Who may take long
 for reasons of its own (a URL) or has lost its replica before travels alone, and holds up nobody. Nor does a group whose call
 hangs, on a node that fell silent for instance: after `PATIENCE_S` the next one goes past it.
@@ -23,7 +23,7 @@ from typing import Generic, TypeVar
 from pipeline.errors import DeadlineExceeded, Overloaded, StageFailed
 
 PATIENCE_S = 1.0
-"""A group under way for longer no longer counts against `max_in_flight`. Where groups are only slow, one more is under way, no harm."""
+"""A group in flight for longer no longer counts against `max_in_flight`. Where groups are only slow, one more is in flight, no harm."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,12 +31,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class GroupLimits:
-    """How large groups get, and how many are under way.
+    """How large groups get, and how many are in flight.
 
     Args:
         max_items: most items in a group.
         max_bytes: most bytes in a group of several items; a larger item travels in a group of its own.
-        max_in_flight: most groups under way at a time; those of items sent alone are not counted.
+        max_in_flight: most groups in flight at a time; those of items sent alone are not counted.
     """
 
     max_items: int = 8
@@ -49,7 +49,7 @@ class _Pace:
 
     MEMORY_S = 10.0
     """RTMDet-Ins-x on a CPU makes two images a second: a shorter memory would never hold enough of them to judge by."""
-    FEWEST_ITEMS = 8.0
+    MIN_ITEMS = 8.0
 
     def __init__(self) -> None:
         self._items = self._busy_s = self._counted_until = 0.0
@@ -68,7 +68,7 @@ class _Pace:
     @property
     def seconds_an_item(self) -> float:
         """0 before enough is known."""
-        return self._busy_s / self._items if self._items >= self.FEWEST_ITEMS else 0.0
+        return self._busy_s / self._items if self._items >= self.MIN_ITEMS else 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -93,18 +93,20 @@ class Grouper(Generic[Item, Result]):
     """Groups single items for a call that takes several.
 
     Args:
-        carry: takes items, returns one outcome for each in order; an exception in an item's place is raised to its sender.
+        dispatch: takes items, returns one outcome for each in order; an exception in an item's place is raised to its sender.
             What it raises itself is a bug, and is raised to all. Cancelled when every sender of the group has gone.
         limits: of the groups.
 
     Belongs to one event loop.
     """
 
-    def __init__(self, carry: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]], limits: GroupLimits) -> None:
-        self._carry = carry
+    def __init__(
+        self, dispatch: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]], limits: GroupLimits
+    ) -> None:
+        self._dispatch = dispatch
         self._limits = limits
         self._waiting: deque[_Entry[Item, Result]] = deque()
-        self._under_way: dict[asyncio.Task[None], asyncio.TimerHandle] = {}
+        self._in_flight: dict[asyncio.Task[None], asyncio.TimerHandle] = {}
         self._filling = False
         self._pace = _Pace()
         self._groups: dict[asyncio.Task[None], list[_Entry[Item, Result]]] = {}
@@ -113,11 +115,11 @@ class Grouper(Generic[Item, Result]):
         """Carry one item, with others where that saves calls. Cancelling gives up the item.
 
         Args:
-            item: handed to `carry` as it is.
+            item: handed to `dispatch` as it is.
             size_bytes: counted against `max_bytes`.
             alone: in a group of its own and at once.
         Raises:
-            Exception: what `carry` returned in the item's place.
+            Exception: what `dispatch` returned in the item's place.
         """
         entry: _Entry[Item, Result] = _Entry(item, size_bytes, counted=not alone)
         if alone:
@@ -150,7 +152,7 @@ class Grouper(Generic[Item, Result]):
 
     def _fill(self) -> None:
         self._filling = False
-        while self._waiting and len(self._under_way) < self._limits.max_in_flight:
+        while self._waiting and len(self._in_flight) < self._limits.max_in_flight:
             self._start(self._next_group())
 
     def _next_group(self) -> list[_Entry[Item, Result]]:
@@ -171,7 +173,7 @@ class Grouper(Generic[Item, Result]):
         task = loop.create_task(self._run(entries), context=contextvars.Context())
         self._groups[task] = entries
         if counted:
-            self._under_way[task] = loop.call_later(PATIENCE_S, self._make_room, task)
+            self._in_flight[task] = loop.call_later(PATIENCE_S, self._make_room, task)
         task.add_done_callback(self._ended)
         for entry in entries:
             entry.group, entry.began = task, now
@@ -179,7 +181,7 @@ class Grouper(Generic[Item, Result]):
     async def _run(self, entries: list[_Entry[Item, Result]]) -> None:
         outcomes: Sequence[Result | Exception]
         try:
-            outcomes = await self._carry([entry.item for entry in entries])
+            outcomes = await self._dispatch([entry.item for entry in entries])
         except Exception as error:
             outcomes = [error] * len(entries)
         for entry, outcome in zip(entries, outcomes, strict=True):
@@ -195,13 +197,13 @@ class Grouper(Generic[Item, Result]):
 
     def _make_room(self, task: asyncio.Task[None]) -> None:
         """A group ended or is overdue: the next one may go."""
-        overdue = self._under_way.pop(task, None)
+        overdue = self._in_flight.pop(task, None)
         if overdue:
             overdue.cancel()
         self._fill_soon()
 
     def _leave(self, entry: _Entry[Item, Result]) -> None:
-        """Its sender has gone: do not carry it, or give up a group that nobody waits for."""
+        """Its sender has gone: do not dispatch it, or give up a group that nobody waits for."""
         if entry.group is None:
             self._waiting.remove(entry)
         elif all(other.future.cancelled() for other in self._groups.get(entry.group, ())):

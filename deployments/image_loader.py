@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ray import serve
 
 from deployments.context import RequestContext
-from deployments.stage import SentBack, Stage
+from deployments.stage import RetryAlone, Stage
 from pipeline.errors import LimitExceeded, ServiceError
 from pipeline.images.decoder_options import DecoderOptions
 from pipeline.images.decoder_pool import DecoderLost, DecoderPool, DecoderTimeout
@@ -35,11 +35,11 @@ from pipeline.types import LoadedImage
 
 logger = logging.getLogger("ray.serve")
 
-COMPANY_S = 1.0
+SHARED_DECODE_S = 1.0
 """Longest time to decode an image that others wait for. Honest ones that take longer are files of many megabytes, which share no calls.
 All images of a call have as much for each thread together, and then `SCARCE_S` each."""
 SCARCE_S = 0.4
-COMPANY_PIXELS = 16_000_000
+SHARED_MAX_PIXELS = 16_000_000
 """Larger images than phones make that are not JPEGs go back before they are decoded: 64 megapixels of one colour are 40 bytes of WebP,
 and take 1.6 s."""
 
@@ -47,7 +47,7 @@ ImageInput = str | bytes | NDArray[np.uint8]
 """An image as callers give it: base64 text or URL, encoded bytes, or (H, W, 3) uint8 RGB / (H, W) grey pixels."""
 
 
-class _Company:
+class _DecodeBudget:
     """The images of one call, which wait for each other.
 
     Args:
@@ -62,21 +62,21 @@ class _Company:
         """Decode one of them.
 
         Raises:
-            SentBack: it takes longer than the others should wait.
+            RetryAlone: it takes longer than the others should wait.
         """
-        limit_s = spent_s = min(max(self._left_s, SCARCE_S), COMPANY_S)
+        limit_s = spent_s = min(max(self._left_s, SCARCE_S), SHARED_DECODE_S)
         try:
             loaded = decoders.load(data, limit_s, max_pixels)
             spent_s = loaded.timings_ms["decode"] / 1e3
             return loaded
         except DecoderTimeout as error:
             message = f"The image took more than {limit_s:g} s to decode while others waited for it."
-            raise SentBack(message) from error
+            raise RetryAlone(message) from error
         except LimitExceeded as error:
             spent_s = 0.0
             if error.code != "too_many_pixels":
                 raise
-            raise SentBack("The image is large, and others wait for it.") from error
+            raise RetryAlone("The image is large, and others wait for it.") from error
         finally:
             with self._lock:
                 self._left_s -= spent_s
@@ -113,13 +113,13 @@ class ImageLoader:
 
         Returns:
             For each its pixels, or why they cannot be had: FetchError, ImageError, LimitExceeded, DeadlineExceeded, StageFailed,
-            and SentBack for one that should come again on its own.
+            and RetryAlone for one that should come again on its own.
         """
-        alone = len(images) == 1 or self._options.decoder.timeout_s <= COMPANY_S
-        company = None if alone else _Company(COMPANY_S * self._options.threads)
+        alone = len(images) == 1 or self._options.decoder.timeout_s <= SHARED_DECODE_S
+        company = None if alone else _DecodeBudget(SHARED_DECODE_S * self._options.threads)
         return await self._stage.each(self._load_one, images, [company] * len(images), contexts)
 
-    async def _load_one(self, image: ImageInput, company: _Company | None, context: RequestContext) -> LoadedImage:
+    async def _load_one(self, image: ImageInput, company: _DecodeBudget | None, context: RequestContext) -> LoadedImage:
         began = time.perf_counter()
         data = await self._fetch(image, context.deadline) if isinstance(image, str) else image
         fetch_ms = (time.perf_counter() - began) * 1e3
@@ -127,14 +127,14 @@ class ImageLoader:
         loaded = await loop.run_in_executor(self._threads, self._load, data, company, context.request_id)
         return replace(loaded, timings_ms={"fetch": fetch_ms, **loaded.timings_ms})
 
-    def _load(self, data: bytes | NDArray[np.uint8], company: _Company | None, request_id: str) -> LoadedImage:
+    def _load(self, data: bytes | NDArray[np.uint8], company: _DecodeBudget | None, request_id: str) -> LoadedImage:
         limits = self._options.decoder.limits
         if isinstance(data, np.ndarray):
             return load_image(data, limits, self._options.decoder.size)
         try:
             if company is None:
                 return self._decoders.load(data)
-            return company.load(self._decoders, data, min(COMPANY_PIXELS, limits.max_pixels))
+            return company.load(self._decoders, data, min(SHARED_MAX_PIXELS, limits.max_pixels))
         except DecoderLost as error:
             logger.warning("request %s: %s A new decoder takes its place.", request_id, error.message)
             raise

@@ -27,7 +27,7 @@ from deployments.context import RequestContext
 from deployments.grouping import Grouper, GroupLimits
 from deployments.image_loader import ImageInput
 from deployments.in_process import LocalHandle, LocalResponse, StageHandle
-from deployments.stage import SentBack
+from deployments.stage import RetryAlone
 from pipeline.errors import DeadlineExceeded, EngineLost, ImageFault, Overloaded, ServiceError, StageFailed
 from pipeline.images.source import looks_like_url
 from pipeline.inference.engine import ModelInfo
@@ -70,7 +70,7 @@ class ScoreOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class ImageTask:
     """One image on its way, and what it is asked for."""
 
     image: ImageInput
@@ -103,11 +103,11 @@ class ScoringGraph:
         self._refusal = refusal
         self._urls = asyncio.Semaphore(max_urls)
         # Another replica may have a card that works; in this process there is no other.
-        self._worth_another_try: tuple[type[StageFailed], ...] = (StageLost, SentBack)
+        self._worth_another_try: tuple[type[StageFailed], ...] = (StageLost, RetryAlone)
         if not isinstance(detector, LocalHandle):
             self._worth_another_try += (EngineLost,)
         self._slow = asyncio.Semaphore(1)  # images that take long to decode never take all decoders
-        self._grouper: Grouper[Parcel, Answer] = Grouper(self._chain, groups or GroupLimits())
+        self._grouper: Grouper[ImageTask, Answer] = Grouper(self._chain, groups or GroupLimits())
 
     async def score(
         self, images: Sequence[ImageInput], options: ScoreOptions, context: RequestContext
@@ -162,39 +162,39 @@ class ScoringGraph:
         self, image: ImageInput, options: ScoreOptions, context: RequestContext, *, alone: bool = False
     ) -> Answer:
         context.check("ingress")
-        parcel = Parcel(image, options, context)
+        task = ImageTask(image, options, context)
         try:
             async with asyncio.timeout(context.remaining_s):
                 if isinstance(image, str) and looks_like_url(image):
                     async with self._urls:
-                        return await self._send(parcel, alone=True)
-                return await self._send(parcel, alone=alone)
+                        return await self._send(task, alone=True)
+                return await self._send(task, alone=alone)
         except TimeoutError as error:
             raise self._known(error) from error
 
-    async def _send(self, parcel: Parcel, *, alone: bool) -> Answer:
+    async def _send(self, task: ImageTask, *, alone: bool) -> Answer:
         """Carry one image through the stages; one that may take long to fetch, or came back from a group, travels alone."""
-        image = parcel.image
+        image = task.image
         size_bytes = image.nbytes if isinstance(image, np.ndarray) else len(image)
         turn: AbstractAsyncContextManager[Any] = nullcontext()
         for delay_s in RETRY_DELAYS_S:
             try:
                 async with turn:
-                    return await self._grouper.send(parcel, size_bytes, alone=alone)
+                    return await self._grouper.send(task, size_bytes, alone=alone)
             except self._worth_another_try as error:
-                sent_back = isinstance(error, SentBack)
+                sent_back = isinstance(error, RetryAlone)
                 level = logging.INFO if sent_back else logging.WARNING
-                logger.log(level, "request %s: %s Trying again in %s s.", parcel.context.request_id, error, delay_s)
+                logger.log(level, "request %s: %s Trying again in %s s.", task.context.request_id, error, delay_s)
                 alone, turn = True, self._slow if sent_back else turn
                 await asyncio.sleep(delay_s)
         async with turn:
-            return await self._grouper.send(parcel, size_bytes, alone=alone)
+            return await self._grouper.send(task, size_bytes, alone=alone)
 
-    async def _chain(self, parcels: Sequence[Parcel]) -> list[Answer | ServiceError]:
+    async def _chain(self, tasks: Sequence[ImageTask]) -> list[Answer | ServiceError]:
         """One group through the stages: an answer or an error for each image, never raises but for cancelling."""
-        contexts = [parcel.context for parcel in parcels]
-        options = [parcel.options for parcel in parcels]
-        loaded: Any = self._image_loader.load.remote([parcel.image for parcel in parcels], contexts)
+        contexts = [task.context for task in tasks]
+        options = [task.options for task in tasks]
+        loaded: Any = self._image_loader.load.remote([task.image for task in tasks], contexts)
         instances: Any = self._detector.detect.remote(loaded, [option.detect for option in options], contexts)
         outlines = [(option.outline, option.encoded) for option in options]
         answers: Any = self._polygonizer.outline.remote(instances, outlines, contexts)
@@ -204,7 +204,7 @@ class ScoringGraph:
             _cancel(answers, instances, loaded)
             if isinstance(error, asyncio.CancelledError):
                 raise
-            return [self._known(error) for _ in parcels]
+            return [self._known(error) for _ in tasks]
 
     def _known(self, error: BaseException) -> ServiceError:
         """The error of this project that a foreign exception stands for; a new one for each image, as they are raised apart."""

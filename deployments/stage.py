@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 logger = logging.getLogger("ray.serve")
 
 
-class SentBack(StageFailed):
+class RetryAlone(StageFailed):
     """An image that would keep those it came with waiting; on its own it may take its time. Neither done nor failed."""
 
 
@@ -74,7 +74,7 @@ class Stage:
 
         Raises:
             DeadlineExceeded: the deadline passed before the work began.
-            SentBack: not counted, the image comes again.
+            RetryAlone: not counted, the image comes again.
             ServiceError: what the work raised itself; of an engine's failure its type, without what the library said.
             StageFailed: anything else the work raised; the cause is logged with the request id, not sent on.
         """
@@ -82,7 +82,7 @@ class Stage:
         try:
             context.check(self.name)
             yield
-        except SentBack:
+        except RetryAlone:
             raise
         except EngineFailed as error:
             self._metrics.failed(error.code)

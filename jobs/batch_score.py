@@ -25,14 +25,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from jobs.command_line import count, faults_in_a_line
+from jobs.command_line import cli_errors, count
 from jobs.scoring.batch_inputs import InputsError, Photo, photos_of
 from jobs.scoring.service_client import Answer, ServiceClient, ServiceFault, Unavailable, base_url, is_of_the_moment, key_from
 
 REST_OF_BODY_BYTES = 10_000
 """Of a request's body, what is not images."""
 LINE_START = b'{"row_number_per_file": '
-MOST_FAILED_REQUESTS = 20
+MAX_FAILED_REQUESTS = 20
 """A service that fails so many requests for good gets no more of them."""
 
 
@@ -136,15 +136,15 @@ def done_before(output: Path) -> set[str]:
 def score_all(scorer: Scorer, photos: Sequence[Photo], group: int, concurrency: int) -> Iterator[Done]:
     """Score groups side by side and give each as it gets done; never more than twice `concurrency` of them exist."""
     groups = (photos[first : first + group] for first in range(0, len(photos), group))
-    pool, under_way = ThreadPoolExecutor(concurrency), set[Future[Done]]()
+    pool, in_flight = ThreadPoolExecutor(concurrency), set[Future[Done]]()
     try:
         for photos_of_group in groups:
-            under_way.add(pool.submit(scorer.score, photos_of_group))
-            if len(under_way) == 2 * concurrency:
-                done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+            in_flight.add(pool.submit(scorer.score, photos_of_group))
+            if len(in_flight) == 2 * concurrency:
+                done, in_flight = wait(in_flight, return_when=FIRST_COMPLETED)
                 yield from _results(done)
-        while under_way:
-            done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+        while in_flight:
+            done, in_flight = wait(in_flight, return_when=FIRST_COMPLETED)
             yield from _results(done)
     finally:
         pool.shutdown(cancel_futures=True)
@@ -156,7 +156,7 @@ def _results(done: Iterable[Future[Done]]) -> Iterator[Done]:
         yield future.result()
 
 
-@faults_in_a_line("jobs.batch_score")
+@cli_errors("jobs.batch_score")
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status: 0 all done, 1 stopped or requests failed for good, 2 wrong arguments or input."""
     args = _parser().parse_args(argv)
@@ -192,7 +192,7 @@ def _run(results: Iterator[Done], total: int, skipped: int, output: Path) -> int
                 bar.update(len(done.lines))
                 for fault in done.faults:
                     bar.write(f"jobs.batch_score: {fault}", file=sys.stderr)
-                if failed >= MOST_FAILED_REQUESTS:
+                if failed >= MAX_FAILED_REQUESTS:
                     raise Unavailable(f"{failed} requests failed for good")
         except Unavailable as error:
             failed += 1
@@ -201,7 +201,7 @@ def _run(results: Iterator[Done], total: int, skipped: int, output: Path) -> int
             failed += 1
             bar.write("jobs.batch_score: interrupted; the same command goes on from here", file=sys.stderr)
         finally:
-            results.close()  # type: ignore[attr-defined]  # a generator: waits for what is under way, starts nothing more
+            results.close()  # type: ignore[attr-defined]  # a generator: waits for what is in flight, starts nothing more
     took_s = time.perf_counter() - began
     before = f"{skipped} done before" + (" (another --output scores them again)" if skipped else "")
     print(
@@ -229,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="JSON lines; what is in it already is not scored again; missing folders are made",
     )
-    add("--concurrency", type=count, default=8, help="requests under way at once (default: %(default)s)")
+    add("--concurrency", type=count, default=8, help="requests in flight at once (default: %(default)s)")
     add("--images-per-request", type=count, default=8, help="(default: %(default)s)")
     add("--score-threshold", type=float, help="keep scores above this, 0..1 (default: the service's)")
     add("--deadline-s", type=float, default=30.0, help="of a request, seconds (default: %(default)s)")

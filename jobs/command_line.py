@@ -22,7 +22,7 @@ class CommandFault(Exception):
     """A command cannot do what it was told; the message says what was wrong and what to do."""
 
 
-def faults_in_a_line(program: str, *more: type[Exception], status: int = 1) -> Callable[[Callable[P, int]], Callable[P, int]]:
+def cli_errors(program: str, *more: type[Exception], status: int = 1) -> Callable[[Callable[P, int]], Callable[P, int]]:
     """For a `main` that returns its exit status.
 
     Args:

@@ -17,7 +17,7 @@ from typing import Any
 import requests
 from PIL import Image, ImageOps
 
-from jobs.command_line import CommandFault, faults_in_a_line
+from jobs.command_line import CommandFault, cli_errors
 from jobs.scoring.service_client import base_url, key_from, what_it_said
 from pipeline.masks.draw import draw_overlay
 from pipeline.masks.encode import objects_from_dict
@@ -85,7 +85,7 @@ def check_photo(photo: Path) -> None:
         raise CommandFault(f"--image: there is no file {photo}")
 
 
-@faults_in_a_line("jobs.demo")
+@cli_errors("jobs.demo")
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m jobs.demo", description=(__doc__ or "").splitlines()[0])

@@ -5,7 +5,8 @@
     python -m jobs.evaluate --annotations val.json --images photos/ --url http://127.0.0.1:8000
     python -m jobs.evaluate --annotations val.json --images photos/ --results results.json
 
-Predictions come from `jobs.evaluation.predictions`, numbers from `jobs.evaluation.metrics_coco` and `metrics_voc`. Prints a table and, last, one line of JSON.
+Predictions come from `jobs.evaluation.predictions`, numbers from `jobs.evaluation.metrics_coco` and `metrics_voc`.
+Prints a table and, last, one line of JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
-from jobs.command_line import faults_in_a_line
+from jobs.command_line import cli_errors
 from jobs.evaluation.metrics_coco import STATISTICS, coco_metrics
 from jobs.evaluation.metrics_voc import voc_metrics
 from jobs.evaluation.predictions import CocoResults, check_photos, check_sizes, predict_with_mmdet, read_results
@@ -77,7 +78,7 @@ def _per_cent(number: float | None) -> str:
     return "-" if number is None else f"{100 * number:.1f}"
 
 
-@faults_in_a_line("jobs.evaluate", AnnotationsError, status=2)
+@cli_errors("jobs.evaluate", AnnotationsError, status=2)
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry."""
     options = _parser().parse_args(argv)

@@ -40,7 +40,7 @@ from pipeline.model.spec import OFFICIAL_NAMES, ModelSpec, nano_spec, official_s
 from pipeline.model.zoo import locate
 
 FINAL_NAME = "final.safetensors"
-LEAST_BACKBONE_SHARE = 0.5
+MIN_BACKBONE_SHARE = 0.5
 """Of the backbone's numbers that initial weights must bring: with fewer, the training would start from random ones."""
 NEWEST_NAME = "last_checkpoint"
 """Where mmengine notes its newest checkpoint."""
@@ -119,7 +119,7 @@ def load_what_fits(network: nn.Module, path: Path) -> str:
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     backbone = {name: value.numel() for name, value in own.items() if name.startswith("backbone.")}
     share = sum(numbers for name, numbers in backbone.items() if name in fitting) / sum(backbone.values())
-    if share < LEAST_BACKBONE_SHARE:
+    if share < MIN_BACKBONE_SHARE:
         raise ValueError(
             f"{path}: {len(fitting)} of its {len(weights)} tensors fit this network, {share:.0%} of the backbone: they are another "
             "network's, or of another size. Is --model right?"

@@ -28,7 +28,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from jobs.annotations.datasets import read_annotations
-from jobs.command_line import faults_in_a_line
+from jobs.command_line import cli_errors
 from jobs.training.allocator import keep_freed_memory
 from jobs.training.batch_norm import measure_batch_norms, restore_batch_norms
 from jobs.training.hooks import check_layers, layers_of
@@ -39,7 +39,7 @@ from pipeline.model.checkpoints import Checkpoint, load_checkpoint, save_safeten
 
 MOSAIC_SHARE = 0.2
 BATCH_SIZE = 8
-MOST_NAMED = 5
+MAX_NAMED = 5
 
 
 def merge(
@@ -71,7 +71,7 @@ def merge(
     shared = [name for name in new if not (only_tuned and name.startswith(tuple(only_tuned)))]
     apart = [name for name in shared if name not in old or old[name].shape != new[name].shape]
     if apart:
-        named = ", ".join(layers_of(apart)[:MOST_NAMED])
+        named = ", ".join(layers_of(apart)[:MAX_NAMED])
         raise CheckpointError(
             f"{base.spec.name} and {tuned.spec.name} differ in {named}: nothing to average there. Layers that started fresh, because "
             "the classes are others, go to --only-tuned."
@@ -100,7 +100,7 @@ def training_batches(options: argparse.Namespace, scratch: Path, tuned: Checkpoi
     return itertools.islice(loader, math.ceil(options.photos / BATCH_SIZE))
 
 
-@faults_in_a_line("jobs.merge", ValueError, status=2)
+@cli_errors("jobs.merge", ValueError, status=2)
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry."""
     parser = _parser()

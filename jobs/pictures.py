@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from jobs.annotations.coco_file import to_rle
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
-from jobs.command_line import count, faults_in_a_line
+from jobs.command_line import cli_errors, count
 from jobs.evaluation.metrics_voc import FALSE_POSITIVE, Objects, by_image_and_label, match
 from jobs.evaluation.predictions import check_sizes, read_results
 from jobs.scoring.batch_inputs import InputsError, photos_of
@@ -228,7 +228,7 @@ def write_pictures(sheets: Sequence[Sheet], folder: Path, longest_side_px: int) 
         yield None
 
 
-@faults_in_a_line("jobs.pictures", AnnotationsError, InputsError, status=2)
+@cli_errors("jobs.pictures", AnnotationsError, InputsError, status=2)
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status: 0 all drawn, 1 some photos could not be read, 2 wrong arguments or input."""
     parser = _parser()

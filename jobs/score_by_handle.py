@@ -21,7 +21,7 @@ from ray.serve.exceptions import RayServeException
 
 from deployments.image_loader import ImageInput
 from deployments.params import ScoreParams, parse_params
-from jobs.command_line import CommandFault, faults_in_a_line, reason_of
+from jobs.command_line import CommandFault, cli_errors, reason_of
 from pipeline.errors import DeadlineExceeded, ServiceError, StageFailed
 from pipeline.images.decode import DecodeLimits, decode_image
 from pipeline.types import ScoredImage
@@ -79,7 +79,7 @@ def readable(names: Sequence[str], as_pixels: bool) -> list[tuple[str, ImageInpu
     return images
 
 
-@faults_in_a_line("jobs.score_by_handle", RayServeException)
+@cli_errors("jobs.score_by_handle", RayServeException)
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status: 1 where an image, or all of them, could not be scored."""
     parser = argparse.ArgumentParser(prog="python -m jobs.score_by_handle", description=(__doc__ or "").splitlines()[0])

@@ -27,7 +27,7 @@ from typing import Any
 
 import requests
 
-from jobs.command_line import CommandFault, faults_in_a_line
+from jobs.command_line import CommandFault, cli_errors
 from jobs.scoring.service_client import base_url
 from loadtest import costs, overload, planner, soak, spike
 from loadtest.local_service import SHIPPED_CONFIG, local_service
@@ -61,7 +61,7 @@ SETTLE_TRIES = 5
 """Somebody else may be asking, too: then they never stand still."""
 
 
-@faults_in_a_line("loadtest")
+@cli_errors("loadtest")
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status: 0 measured, 1 nothing could be measured, 2 refused or wrong arguments, 130 Ctrl-C."""
     arguments = sys.argv[1:] if argv is None else argv

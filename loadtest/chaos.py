@@ -3,7 +3,7 @@
     python -m loadtest.chaos [--rounds 3] [--nodes] [--output results.json]
 
 For each stage: seconds until /ready is 200 again, seconds until the first good answer, the slowest answer to a request that
-was under way, and requests that failed. With `--nodes` a node of two, each with replicas of every stage, on this machine.
+was in flight, and requests that failed. With `--nodes` a node of two, each with replicas of every stage, on this machine.
 Prints a table and, last, one line of JSON.
 """
 
@@ -108,9 +108,9 @@ def _lose(what: str, service: LocalService, callers: Callers, kill: Callable[[],
     time.sleep(REST_S)
     after = [answer for answer in callers.answers if answer[1] > killed]
     first = min(done for sent, done, status in after if status == 200 and sent > killed)
-    under_way = [done - sent for sent, done, _ in after if sent < ready_at]
+    in_flight = [done - sent for sent, done, _ in after if sent < ready_at]
     failed = sum(status != 200 for _, _, status in after)
-    return Loss(what, ready_at - killed, first - killed, failed, max(under_way))
+    return Loss(what, ready_at - killed, first - killed, failed, max(in_flight))
 
 
 def _until(met: Callable[[], bool], timeout_s: float) -> None:

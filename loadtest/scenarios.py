@@ -26,7 +26,7 @@ from loadtest.openloop import (
 )
 from loadtest.rate_search import NoMoreTrials, highest_rate
 
-LEAST_QUERIES = 100
+MIN_QUERIES = 100
 """Fewer have no 99th percentile."""
 
 OFFLINE_PATIENCE_S = 600.0
@@ -42,7 +42,7 @@ class Setup:
 
     Args:
         p99_ms: the latency bound.
-        seconds: of one trial; longer where LEAST_QUERIES need it.
+        seconds: of one trial; longer where MIN_QUERIES need it.
         seed: of the arrivals; every trial has its own, derived from it.
         repeats: confirming trials of the found rate.
         pause_s: between trials, so that one's queue is not the next one's.
@@ -82,7 +82,7 @@ async def run_offline(client: Client, setup: Setup, tell: Tell) -> Result:
 
 async def run_steady(client: Client, setup: Setup, tell: Tell) -> Result:
     """Steady: what a rate does, whether it holds the bound or not."""
-    count = max(LEAST_QUERIES, round(setup.rate_per_s * setup.seconds))
+    count = max(MIN_QUERIES, round(setup.rate_per_s * setup.seconds))
     queries = await run_open_loop(client, poisson_schedule(setup.rate_per_s, count, setup.seed), client.timeout_s)
     summary = summarize(queries, setup.p99_ms, setup.rate_per_s, client.images)
     tell(_line(f"{setup.rate_per_s:.2f}/s", summary))
@@ -102,7 +102,7 @@ async def find_server_rate(client: Client, setup: Setup, tell: Tell) -> Result:
 
     async def holds(rate_per_s: float) -> bool:
         nonlocal finished
-        ends_s = time.perf_counter() - began + max(setup.seconds, LEAST_QUERIES / rate_per_s)
+        ends_s = time.perf_counter() - began + max(setup.seconds, MIN_QUERIES / rate_per_s)
         if len(trials) >= setup.max_trials or ends_s > setup.max_search_s:
             finished = False
             raise NoMoreTrials
@@ -135,7 +135,7 @@ async def find_server_rate(client: Client, setup: Setup, tell: Tell) -> Result:
 
 async def offer(client: Client, setup: Setup, rate_per_s: float, seed: int) -> Summary:
     """One trial at a rate, cut short when it is lost; answers are waited for until well past the bound, then given up."""
-    count = max(LEAST_QUERIES, round(rate_per_s * setup.seconds))
+    count = max(MIN_QUERIES, round(rate_per_s * setup.seconds))
     schedule = poisson_schedule(rate_per_s, count, seed)
     queries = await run_open_loop(client, schedule, setup.p99_ms / 1e3 * STALE_BOUNDS + 1, setup.p99_ms)
     return summarize(queries, setup.p99_ms, rate_per_s, client.images)

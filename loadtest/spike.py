@@ -84,7 +84,7 @@ def scale_by_itself(document: dict[str, Any]) -> None:
         "max_batch": 2,
         "simulated": {"base_ms": base_ms, "per_image_ms": per_image_ms, "instances": 8},
     }
-    arguments["ingress"]["groups"] = {"max_images": 1, "max_in_flight": 64}  # replicas are counted by the calls under way
+    arguments["ingress"]["groups"] = {"max_images": 1, "max_in_flight": 64}  # replicas are counted by the calls in flight
     for deployment in application["deployments"]:
         if deployment["name"] != "Ingress":
             deployment.pop("num_replicas", None)

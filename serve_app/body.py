@@ -12,9 +12,9 @@ from starlette.requests import Request
 from pipeline.errors import DeadlineExceeded, InvalidRequest, LimitExceeded, Overloaded, UnsupportedMediaType
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
-EARLIER, MOST_EARLIER_S = 0.05, 0.5
+EARLIER, MAX_EARLIER_S = 0.05, 0.5
 """How much earlier than the client's deadline the service answers: this share of it, seconds at most."""
-MOST_SILENCE_S = 10.0
+MAX_SILENCE_S = 10.0
 """A body of which nothing comes for so long has stalled."""
 BODIES_COMING = 256
 """Bodies that may be on their way in, however small, beside those of the images in flight."""
@@ -75,7 +75,7 @@ async def read_json_body(request: Request, max_bytes: int, timeout_s: float, hol
     Raises:
         UnsupportedMediaType: the content type is not JSON.
         LimitExceeded: larger than `max_bytes`; raised from Content-Length before reading, else as soon as it is passed.
-        DeadlineExceeded: not all there in time, or nothing came for `MOST_SILENCE_S`.
+        DeadlineExceeded: not all there in time, or nothing came for `MAX_SILENCE_S`.
         Overloaded: from `hold`.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -97,15 +97,15 @@ async def _read(request: Request, max_bytes: int, hold: Hold) -> bytearray:
     body = bytearray()
     loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(MOST_SILENCE_S) as silence:
+        async with asyncio.timeout(MAX_SILENCE_S) as silence:
             async for chunk in request.stream():
-                silence.reschedule(loop.time() + MOST_SILENCE_S)
+                silence.reschedule(loop.time() + MAX_SILENCE_S)
                 body += chunk
                 if len(body) > max_bytes:
                     raise _too_large(max_bytes)
                 hold(len(body))
     except TimeoutError as error:
-        raise DeadlineExceeded(f"Nothing of the request's body came for {MOST_SILENCE_S:g} s.") from error
+        raise DeadlineExceeded(f"Nothing of the request's body came for {MAX_SILENCE_S:g} s.") from error
     return body
 
 
@@ -126,7 +126,7 @@ def requested_timeout_s(request: Request) -> float | None:
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds > 0):
         raise InvalidRequest(f"Header {TIMEOUT_HEADER} must be a positive number of seconds.")
-    return seconds - min(EARLIER * seconds, MOST_EARLIER_S)
+    return seconds - min(EARLIER * seconds, MAX_EARLIER_S)
 
 
 def _too_large(max_bytes: int) -> LimitExceeded:

@@ -195,7 +195,7 @@ def _check_timeout(request_timeout_s: float | None, settings: Settings) -> None:
 
 
 def _check_autoscaling(deployments: dict[str, dict[str, Any]], settings: Settings) -> None:
-    """A stage whose target is more calls than the ingresses ever have under way would stay at its fewest replicas, in silence."""
+    """A stage whose target is more calls than the ingresses ever have in flight would stay at its fewest replicas, in silence."""
     scaled = {name: config for name, deployment in deployments.items() if (config := _autoscaling(deployment))}
     ingresses = _replicas(deployments.get("Ingress", {}))[1]
     groups = settings.ingress.groups
@@ -207,7 +207,7 @@ def _check_autoscaling(deployments: dict[str, dict[str, Any]], settings: Setting
             raise ConfigurationError(
                 f"deployments[{name}].autoscaling_config: {wanted.max_replicas} replicas are never reached: each is wanted for "
                 f"{target:g} calls (of up to {groups.max_images} images), and the ingresses have at most "
-                f"{ingresses} x {groups.max_in_flight} under way. Raise args.ingress.groups.max_in_flight or lower target_ongoing_requests."
+                f"{ingresses} x {groups.max_in_flight} in flight. Raise args.ingress.groups.max_in_flight or lower target_ongoing_requests."
             )
 
 

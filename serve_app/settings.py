@@ -54,7 +54,7 @@ class GroupSettings(StrictModel):
     max_in_flight: int = Field(
         1,
         ge=1,
-        description="Most calls under way per ingress replica; what comes meanwhile makes up the next. URLs are not counted.",
+        description="Most calls in flight per ingress replica; what comes meanwhile makes up the next. URLs are not counted.",
     )
 
 

@@ -30,7 +30,7 @@ SETTINGS: Any = {
     "runner_connection": {"max_age": 1e9, "max_requests": 10**9},
 }
 """`runner_connection`: the client between the two services. At BentoML 1.4's defaults it is closed after 100 requests, or 300 s, and every
-request under way then becomes a 500: 99 of 160 photos sent at once."""
+request in flight then becomes a 500: 99 of 160 photos sent at once."""
 
 
 @bentoml.service(**SETTINGS)

@@ -19,8 +19,8 @@ from pycocotools import mask as coco_mask
 
 from pipeline.masks.rle import rle_to_mask
 
-FEWEST_NUMBERS = 6
-LEAST_BOX_IOU, MOST_BOXES_ELSEWHERE = 0.05, 0.1
+MIN_NUMBERS = 6
+MIN_BOX_IOU, MAX_BOXES_ELSEWHERE = 0.05, 0.1
 """Below the first, a box is not its outline's. Large files have a few such; above the second, a share of the objects, the boxes mean
 something else, such as two corners."""
 _EXIF_ORIENTATION, _FIRST_SIDEWAYS = 0x0112, 5
@@ -91,7 +91,7 @@ def _normalise(
         if isinstance(outline, list) and not _overlap(whole["bbox"], outline):
             elsewhere.append(f"{place}: its bbox {whole['bbox']} lies elsewhere than its outline")
         objects.append(whole | {"id": number + 1, "category_id": ids[found["category_id"]]})
-    if len(elsewhere) > max(MOST_BOXES_ELSEWHERE * len(objects), 1):
+    if len(elsewhere) > max(MAX_BOXES_ELSEWHERE * len(objects), 1):
         raise AnnotationsError(f"{elsewhere[0]}, as {len(elsewhere)} of {len(objects)} do; COCO's is x, y, width, height.")
     categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)] if training else ordered
     return coco | {"images": list(photos.values()), "annotations": objects, "categories": categories}, left_out
@@ -144,7 +144,7 @@ def _outline(found: dict[str, Any], photo: dict[str, Any], *, traced: bool) -> A
         return _traced(outline, photo)
     if outline and not isinstance(outline[0], list):
         outline = [outline]
-    rings = [ring for ring in outline if len(ring) >= FEWEST_NUMBERS and len(ring) % 2 == 0]
+    rings = [ring for ring in outline if len(ring) >= MIN_NUMBERS and len(ring) % 2 == 0]
     if not all(np.isfinite(np.asarray(ring, np.float64)).all() for ring in rings):
         raise ValueError("a coordinate is not a finite number")
     return rings
@@ -167,7 +167,7 @@ def _overlap(box: Sequence[float], rings: Sequence[Sequence[float]]) -> bool:
     first, last = points.min(0), points.max(0) + 1
     shared = np.minimum(last, (left + width, top + height)) - np.maximum(first, (left, top))
     both = width * height + np.prod(last - first) - (inside := np.prod(np.maximum(shared, 0)))
-    return bool(inside >= LEAST_BOX_IOU * both)
+    return bool(inside >= MIN_BOX_IOU * both)
 
 
 def _traced(rle: dict[str, Any], photo: dict[str, Any]) -> list[list[float]]:
@@ -176,7 +176,7 @@ def _traced(rle: dict[str, Any], photo: dict[str, Any]) -> list[list[float]]:
     enlarged = cv2.resize(mask, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(enlarged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     rings = [((contour.reshape(-1) + 0.5) / 2).tolist() for contour in contours]
-    return [ring for ring in rings if len(ring) >= FEWEST_NUMBERS]
+    return [ring for ring in rings if len(ring) >= MIN_NUMBERS]
 
 
 def to_rle(segmentation: Any, size_hw: tuple[int, int]) -> dict[str, Any]:

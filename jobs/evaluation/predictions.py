@@ -26,7 +26,7 @@ from pipeline.inference.devices import choose_torch_device
 from pipeline.model.checkpoints import Checkpoint
 
 CocoResults = list[dict[str, Any]]
-MOST_NAMED = 10
+MAX_NAMED = 10
 
 
 def predict_with_mmdet(
@@ -122,9 +122,7 @@ def category_ids_of(classes: tuple[str, ...], truth: dict[str, Any]) -> dict[int
         apart, ("the annotations do not know, so they are not counted", "the model does not know"), strict=True
     ):
         if names:
-            print(
-                f"labels that {whose}: {', '.join(names[:MOST_NAMED])}{' …' if len(names) > MOST_NAMED else ''}", file=sys.stderr
-            )
+            print(f"labels that {whose}: {', '.join(names[:MAX_NAMED])}{' …' if len(names) > MAX_NAMED else ''}", file=sys.stderr)
     return matched
 
 

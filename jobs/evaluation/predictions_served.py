@@ -64,7 +64,7 @@ def predict_with_service(
         url: base URL, such as http://127.0.0.1:8000.
         annotations: whose photos to score.
         progress: wraps the photos to show how far it is, such as `tqdm`.
-        clients: requests under way at once.
+        clients: requests in flight at once.
         key: bearer key of the service.
     Raises:
         AnnotationsError: the service does not answer, or refuses a photo; the message is the service's own.

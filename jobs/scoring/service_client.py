@@ -31,7 +31,7 @@ PATIENCE_S = 600.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 GRACE_S = 5.0
 """What an answer may take beyond the request's deadline: the service itself says 408 by then."""
-OF_THE_MOMENT = {"overloaded", "internal_error", "deadline_exceeded"}
+TRANSIENT_CODES = {"overloaded", "internal_error", "deadline_exceeded"}
 """Codes of an image that the service failed on, not of a bad image."""
 OF_THE_HOST = {"fetch_timeout", "fetch_unavailable"}
 """Codes of a URL whose host did not answer: asked for once more, then its error stands."""
@@ -79,10 +79,10 @@ class ServiceClient:
             ServiceFault: the request failed for good; Unavailable where others would, too.
         """
         answers = self._score(images, params)
-        codes = OF_THE_MOMENT | OF_THE_HOST
+        codes = TRANSIENT_CODES | OF_THE_HOST
         for pause_s in _pauses(TRIES - 1):
             again = [place for place, answer in enumerate(answers) if _code_of(answer) in codes]
-            codes = OF_THE_MOMENT
+            codes = TRANSIENT_CODES
             if not again:
                 break
             time.sleep(pause_s)
@@ -128,7 +128,7 @@ class ServiceClient:
 
 def is_of_the_moment(answer: Answer) -> bool:
     """Whether an image has an error that is the service's and may be gone the next time."""
-    return _code_of(answer) in OF_THE_MOMENT
+    return _code_of(answer) in TRANSIENT_CODES
 
 
 def _code_of(answer: Answer) -> Any:

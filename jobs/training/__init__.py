@@ -1,0 +1,1 @@
+"""What `jobs.finetune` runs: settings, augmentation, mmengine's Runner and the hooks around it."""

@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM end a training with a result, whoever gets them: the training process alone, or its loader processes too.
 
-first signal ─▶ ending_on_signals notes it ─▶ StopOnSignal ends the loop after the step, or the measurement, that is under way
+first signal ─▶ ending_on_signals notes it ─▶ StopOnSignal ends the loop after the step, or the measurement, that is in flight
 second       ─▶ as if nobody listened: ends the process at once
 """
 

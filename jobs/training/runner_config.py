@@ -15,7 +15,7 @@ from jobs.annotations.datasets import Annotations
 from jobs.training import interruption  # noqa: F401  (registers start_loader)
 from jobs.training.augment import image_transforms, train_transforms
 from jobs.training.precision import optim_wrapper_type
-from jobs.training.settings import LEAST_EMA, FinetuneSettings
+from jobs.training.settings import MIN_EMA, FinetuneSettings
 from pipeline.model.spec import ModelSpec
 
 FINAL_LR_SHARE = 0.02
@@ -64,7 +64,7 @@ def training_steps(settings: FinetuneSettings, train: Annotations) -> int:
 
 def ema_momentum(settings: FinetuneSettings, steps: int) -> float:
     """Of the averaged weights, for a run of so many steps. One that remembers longer than the run would save what it began with."""
-    return min(max(LEAST_EMA, 10 / steps), 0.5) if settings.ema is None else settings.ema
+    return min(max(MIN_EMA, 10 / steps), 0.5) if settings.ema is None else settings.ema
 
 
 def lasting_settings(settings: FinetuneSettings, spec: ModelSpec, train: Annotations) -> dict[str, Any]:

@@ -12,11 +12,11 @@ import torch
 
 from pipeline.inference.devices import owned_cores
 
-MOST_WORKERS = 8
+MAX_WORKERS = 8
 """Loader processes that are started unasked; each holds a copy of the libraries and two batches."""
 MODELS = ("rtmdet-ins_nano", "rtmdet-ins_tiny", "rtmdet-ins_s", "rtmdet-ins_m", "rtmdet-ins_l", "rtmdet-ins_x")
 
-LEAST_EMA = 0.002
+MIN_EMA = 0.002
 """Momentum of the averaged weights in a long run: their memory is some 500 steps."""
 
 _RANGES = {
@@ -84,7 +84,7 @@ def settings_from_args(argv: Sequence[str] | None = None) -> FinetuneSettings:
 
 def default_workers() -> int:
     """Loader processes: a card computes beside them and eats more; a CPU that trains has no core to spare for a second."""
-    return max(1, min(MOST_WORKERS, owned_cores() - 1)) if torch.cuda.is_available() else 1
+    return max(1, min(MAX_WORKERS, owned_cores() - 1)) if torch.cuda.is_available() else 1
 
 
 def _contradiction(settings: FinetuneSettings) -> str | None:
@@ -163,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
         "--ema",
         type=float,
         help="momentum of the averaged weights that are saved; 0 turns averaging off (default: 10 over the run's steps, and at least "
-        f"{LEAST_EMA:g}, so that the average is of the run's last tenth)",
+        f"{MIN_EMA:g}, so that the average is of the run's last tenth)",
     )
     add("--clip-grad", type=float, default=10.0, help="largest gradient norm; 0 turns clipping off")
     add("--seed", type=int, default=0, help="of everything random")

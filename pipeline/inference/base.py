@@ -51,14 +51,17 @@ class BatchEngine(ABC):
         return self._info
 
     def detect(
-        self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], has_room: Callable[[int], object] = lambda _: None
+        self,
+        images: Sequence[LoadedImage],
+        options: Sequence[DetectOptions],
+        notify_capacity: Callable[[int], object] = lambda _: None,
     ) -> list[Instances]:
         """Find the instances of each image, as `Engine.detect` says; `timings_ms` gains `detect`, the whole pass."""
         if len(images) != len(options):
             raise ShapeError(f"options: expected one for each of {len(images)} images, got {len(options)}")
         pairs, results = iter(zip(images, options, strict=True)), []
         while batch := list(islice(pairs, self._info.max_batch)):
-            results += self._timed_run([image for image, _ in batch], [wanted for _, wanted in batch], has_room)
+            results += self._timed_run([image for image, _ in batch], [wanted for _, wanted in batch], notify_capacity)
         return results
 
     def warm_up(self) -> None:
@@ -76,16 +79,16 @@ class BatchEngine(ABC):
 
     @abstractmethod
     def _run(
-        self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], has_room: Callable[[int], object]
+        self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], notify_capacity: Callable[[int], object]
     ) -> list[Instances]:
-        """One pass of the network over at most `max_batch` images. Calls `has_room` as `Engine.detect` says, or not at all."""
+        """One pass of the network over at most `max_batch` images. Calls `notify_capacity` as `Engine.detect` says, or not at all."""
 
     def _timed_run(
-        self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], has_room: Callable[[int], object]
+        self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], notify_capacity: Callable[[int], object]
     ) -> list[Instances]:
         started = time.perf_counter()
         with naming_failures(len(images)):
-            found = self._run(images, options, has_room)
+            found = self._run(images, options, notify_capacity)
         spent = {"detect": (time.perf_counter() - started) * 1e3}
         return [replace(one, timings_ms={**image.timings_ms, **spent}) for image, one in zip(images, found, strict=True)]
 

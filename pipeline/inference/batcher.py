@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 DropReason = Literal["deadline", "cancelled", "closed"]
 
-MOST_UNDER_WAY = 2
+MAX_UNDER_WAY = 2
 """Batches: one that computes, and one that is prepared or takes the part of the model that came free."""
 
 
@@ -61,7 +61,7 @@ class _Silent:
 
 
 @dataclass(frozen=True, slots=True)
-class Served(Generic[Result]):
+class BatchResult(Generic[Result]):
     """One item's result and what it took.
 
     Args:
@@ -79,11 +79,11 @@ class Served(Generic[Result]):
 
 @dataclass(slots=True, eq=False)
 class _Entry(Generic[Item, Result]):
-    """One waiting item. Its future never holds an exception, only a `Served` or the error to raise."""
+    """One waiting item. Its future never holds an exception, only a `BatchResult` or the error to raise."""
 
     item: Item
     deadline: float | None
-    future: asyncio.Future[Served[Result] | BaseException]
+    future: asyncio.Future[BatchResult[Result] | BaseException]
     submitted_at: float = field(default_factory=time.perf_counter)
     started: bool = False
 
@@ -92,7 +92,7 @@ class _Entry(Generic[Item, Result]):
         """Whether its caller still waits and its deadline lies ahead (past it, the timer in `submit` tells the caller)."""
         return not self.future.done() and (self.deadline is None or time.time() < self.deadline)
 
-    def resolve(self, outcome: Served[Result] | BaseException) -> None:
+    def resolve(self, outcome: BatchResult[Result] | BaseException) -> None:
         if not self.future.done():
             self.future.set_result(outcome)
 
@@ -123,7 +123,7 @@ class GreedyBatcher(Generic[Item, Result]):
         run_batch: blocking; takes 1..max_batch items, returns one result for each in order. An exception returned in an
             item's place fails that item alone. An exception raised fails the batch, which is then tried in halves, unless it
             says that the model is lost.
-            Runs on one of two threads; see `has_room` for when both are used.
+            Runs on one of two threads; see `notify_capacity` for when both are used.
         max_batch: largest number of items in a batch.
         max_wait_s: longest time an idle model waits for company after the first item came, seconds.
         observer: told of batches, splits and drops; None for nobody.
@@ -158,9 +158,9 @@ class GreedyBatcher(Generic[Item, Result]):
         self._observer = observer or _Silent()
         self._out_of_memory, self._lost = out_of_memory, lost
         self._queue: deque[_Entry[Item, Result]] = deque()
-        self._threads = ThreadPoolExecutor(MOST_UNDER_WAY, thread_name_prefix="model")
+        self._threads = ThreadPoolExecutor(MAX_UNDER_WAY, thread_name_prefix="model")
         self._work: asyncio.Task[None] | None = None
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._in_flight: set[asyncio.Task[None]] = set()
         self._running_since: dict[int, float] = {}  # by thread
         self._fewest: int | None = 1  # None: no room
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -179,7 +179,7 @@ class GreedyBatcher(Generic[Item, Result]):
         now = time.perf_counter()
         return now - min(self._running_since.copy().values(), default=now)
 
-    async def submit(self, item: Item, *, deadline: float | None = None) -> Served[Result]:
+    async def submit(self, item: Item, *, deadline: float | None = None) -> BatchResult[Result]:
         """Run one item with whatever else waits, and return its own result.
 
         Cancelling this call takes the item out of the queue; once the model has it, only the result is thrown away.
@@ -209,7 +209,7 @@ class GreedyBatcher(Generic[Item, Result]):
             raise outcome
         return outcome
 
-    def has_room(self, fewest: int = 1) -> None:
+    def notify_capacity(self, fewest: int = 1) -> None:
         """The model could begin another batch now, beside the one that runs; for `run_batch` to call, from any thread.
 
         What waits is then formed into a batch and handed over on a second thread. A model that never says so gets one
@@ -254,7 +254,7 @@ class GreedyBatcher(Generic[Item, Result]):
 
     async def _work_until_idle(self) -> None:
         await self._wait_for_company()
-        while self._queue or self._under_way:
+        while self._queue or self._in_flight:
             self._look_again.clear()
             if self._may_start():
                 self._start_batch()
@@ -262,7 +262,7 @@ class GreedyBatcher(Generic[Item, Result]):
                 await self._look_again.wait()
 
     def _may_start(self) -> bool:
-        if self._fewest is None or len(self._under_way) == MOST_UNDER_WAY:
+        if self._fewest is None or len(self._in_flight) == MAX_UNDER_WAY:
             return False
         return len(self._queue) >= min(self._fewest, self._limit.now())
 
@@ -271,13 +271,13 @@ class GreedyBatcher(Generic[Item, Result]):
         entries = [self._queue.popleft() for _ in range(size)]
         self._fewest = None
         task = asyncio.create_task(self._run(entries))
-        self._under_way.add(task)
+        self._in_flight.add(task)
         task.add_done_callback(self._end_batch)
 
     def _end_batch(self, task: asyncio.Task[None]) -> None:
-        self._under_way.discard(task)
+        self._in_flight.discard(task)
         self._look_again.set()
-        if not self._under_way:
+        if not self._in_flight:
             self._note_room(1)
 
     def _note_room(self, fewest: int) -> None:
@@ -310,7 +310,7 @@ class GreedyBatcher(Generic[Item, Result]):
         waits_s = [started_at - entry.submitted_at for entry in batch]
         for index, (entry, wait_s) in enumerate(zip(batch, waits_s, strict=True)):
             outcome = outcomes if isinstance(outcomes, Exception) else outcomes[index]
-            entry.resolve(outcome if isinstance(outcome, Exception) else Served(outcome, wait_s, run_s, len(batch)))
+            entry.resolve(outcome if isinstance(outcome, Exception) else BatchResult(outcome, wait_s, run_s, len(batch)))
         self._report(self._observer.batch_ran, waits_s, run_s)
 
     def _timed_run(self, items: list[Item]) -> tuple[Sequence[Result | Exception] | Exception, float]:

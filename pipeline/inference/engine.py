@@ -121,14 +121,14 @@ class Engine(Protocol):
         ...
 
     def detect(
-        self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], has_room: Callable[[int], object] = ...
+        self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], notify_capacity: Callable[[int], object] = ...
     ) -> list[Instances]:
         """Find the instances of each image; more than `max_batch` images go in several passes.
 
         Args:
             images: made for this model's input size.
             options: what to keep, one for each image.
-            has_room: called, from any thread, once a second call from another thread would not just wait for this one:
+            notify_capacity: called, from any thread, once a second call from another thread would not just wait for this one:
                 part of the device is free, or its memory can be filled meanwhile. Its argument is how many images make
                 that worth it.
         Raises:

@@ -58,7 +58,7 @@ class SimulatedEngine(BatchEngine):
         self,
         images: Sequence[LoadedImage],
         options: Sequence[DetectOptions],
-        has_room: Callable[[int], object],  # noqa: ARG002 (one pass at a time)
+        notify_capacity: Callable[[int], object],  # noqa: ARG002 (one pass at a time)
     ) -> list[Instances]:
         with self._device:
             began = time.perf_counter()

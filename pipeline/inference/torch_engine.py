@@ -46,7 +46,7 @@ class TorchEngine(BatchEngine):
         self,
         images: Sequence[LoadedImage],
         options: Sequence[DetectOptions],
-        has_room: Callable[[int], object],  # noqa: ARG002  (there never is any: all cores compute)
+        notify_capacity: Callable[[int], object],  # noqa: ARG002  (there never is any: all cores compute)
     ) -> list[Instances]:
         pixels = torch.from_numpy(pad_batch(images, self._info.input_size))
         with self._computing, torch.inference_mode():

@@ -23,7 +23,7 @@ from pipeline.masks.rle import mask_logits_to_rle
 from pipeline.masks.simplify import simplify_outlines
 from pipeline.types import Instances, Letterbox, OutlineOptions, SegmentedObject
 
-FEWEST_A_THREAD = 16
+MIN_A_THREAD = 16
 """Instances that are worth a thread of their own."""
 
 
@@ -61,7 +61,7 @@ def split_instances(instances: Instances, threads: int) -> list[Instances]:
     Returns:
         At least one part, together all instances in their order.
     """
-    parts = max(1, min(threads, len(instances) // FEWEST_A_THREAD))
+    parts = max(1, min(threads, len(instances) // MIN_A_THREAD))
     bounds = [len(instances) * part // parts for part in range(parts + 1)]
     return [
         replace(

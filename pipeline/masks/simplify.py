@@ -23,7 +23,7 @@ from pipeline.masks.outlines import Outlines
 _FULL_TOLERANCE_SIDE_PX = 200.0
 _FIRST_BUDGET_SHARE = 0.005
 _BUDGET_STEP = 2**0.5
-_FEWEST_POINTS = 3
+_MIN_POINTS = 3
 _SECOND_TRY = 0.25
 """Share of the tolerance for rings that the whole of it would collapse or make cross. With 100 ragged instances, 15 parts each, it
 leaves few for the way that keeps topology, which took half of all the time there."""
@@ -46,7 +46,7 @@ def simplify_outlines(outlines: Outlines, tolerance_px: float, max_points: int |
     tolerances = tolerance_px * np.minimum(1.0, sides / _FULL_TOLERANCE_SIDE_PX)
     kept = _simplify(outlines, tolerances) if tolerance_px > 0 else np.ones(len(outlines.points), dtype=bool)
     if max_points is not None:
-        kept = _fit(outlines, kept, tolerances, sides, max(max_points, _FEWEST_POINTS))
+        kept = _fit(outlines, kept, tolerances, sides, max(max_points, _MIN_POINTS))
     return outlines.keep(kept)
 
 
@@ -88,7 +88,7 @@ def _simplify_fast(outlines: Outlines, tolerances: NDArray[np.float64]) -> NDArr
 
 
 def _collapsed(lines: NDArray[np.object_]) -> NDArray[np.bool_]:
-    collapsed: NDArray[np.bool_] = shapely.get_num_coordinates(lines) < _FEWEST_POINTS + 1
+    collapsed: NDArray[np.bool_] = shapely.get_num_coordinates(lines) < _MIN_POINTS + 1
     return collapsed
 
 

@@ -32,7 +32,7 @@ DEFAULT_CACHE = Path("~/.cache/rtmdet-ins-serve").expanduser()
 CHECKPOINT_SUFFIXES = (".pth", ".safetensors")
 AZUREML_PREFIX = "mmd-3x-"
 """What AzureML's model catalogue puts before mmdet's names."""
-LEAST_LIKENESS = 0.6
+MIN_LIKENESS = 0.6
 """Of a wrong name to the one that it may be meant for; difflib's own measure and default."""
 _FILE_HASH = re.compile(r"-([0-9a-f]{8})\.pth$")
 
@@ -103,7 +103,7 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
     def rank(other: str) -> tuple[int, float]:
         return len(os.path.commonprefix([asked, other])), likeness[other]  # noqa: RUF071  # of characters, not of folders
 
-    return max((other for other in known if likeness[other] >= LEAST_LIKENESS), key=rank, default=None)
+    return max((other for other in known if likeness[other] >= MIN_LIKENESS), key=rank, default=None)
 
 
 def read_header(name: str, cache_dir: Path = DEFAULT_CACHE) -> ModelHeader:

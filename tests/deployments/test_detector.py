@@ -37,7 +37,7 @@ async def test_a_detector_that_lost_its_card_says_so():
 
     detector = object.__new__(Detector.func_or_class)
     detector._engine, detector._lost = SimpleNamespace(detect=detect, info=SimpleNamespace(max_batch=8)), None
-    detector._batcher = SimpleNamespace(has_room=None, running_s=1.0)
+    detector._batcher = SimpleNamespace(notify_capacity=None, running_s=1.0)
     await detector.check_health()
     with pytest.raises(EngineLost):
         detector._run([("image", "options")])

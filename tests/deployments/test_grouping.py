@@ -17,20 +17,20 @@ class Carrier:
     def __init__(self, step_s=0.0):
         self.groups = []
         self.cancelled = []
-        self.under_way = self.most_under_way = 0
+        self.in_flight = self.most_in_flight = 0
         self._step_s = step_s
 
     async def __call__(self, items):
         self.groups.append(list(items))
-        self.under_way += 1
-        self.most_under_way = max(self.most_under_way, self.under_way)
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
             await asyncio.sleep(self._step_s)
         except asyncio.CancelledError:
             self.cancelled.append(list(items))
             raise
         finally:
-            self.under_way -= 1
+            self.in_flight -= 1
         return [ValueError(item) if str(item).startswith("bad") else f"{item}!" for item in items]
 
 
@@ -47,7 +47,7 @@ async def test_an_idle_service_carries_at_once():
 
 
 async def test_a_busy_service_fills_groups():
-    """What comes while two groups are under way makes up the next ones; never more than two, never more than four in one."""
+    """What comes while two groups are in flight makes up the next ones; never more than two, never more than four in one."""
     carrier = Carrier(0.02)
     grouper = Grouper(carrier, GroupLimits(max_items=4, max_in_flight=2))
     senders = []
@@ -58,7 +58,7 @@ async def test_a_busy_service_fills_groups():
     assert carrier.groups[:2] == [[0], [1]]
     assert max(map(len, carrier.groups)) == 4
     assert len(carrier.groups) <= 6
-    assert carrier.most_under_way == 2
+    assert carrier.most_in_flight == 2
     assert [item for group in carrier.groups for item in group] == list(range(14))
 
 
@@ -72,7 +72,7 @@ async def test_large_items_go_by_themselves():
 
 
 async def test_alone_means_alone_and_at_once():
-    """Also while the groups that may be under way are."""
+    """Also while the groups that may be in flight are."""
     carrier = Carrier(0.05)
     grouper = Grouper(carrier, GroupLimits(max_in_flight=1))
     first = asyncio.create_task(send_all(grouper, "ab"))
@@ -96,13 +96,13 @@ async def test_a_carrier_that_raises_fails_its_group_and_no_other():
     """A bug in the call reaches all its senders; the next group is carried."""
     calls = []
 
-    async def carry(items):
+    async def dispatch(items):
         calls.append(items)
         if len(calls) == 1:
             raise RuntimeError("bug")
         return items
 
-    grouper = Grouper(carry, GroupLimits(max_in_flight=1))
+    grouper = Grouper(dispatch, GroupLimits(max_in_flight=1))
     outcomes = await asyncio.gather(*(grouper.send(item) for item in "ab"), return_exceptions=True)
     assert [str(outcome) for outcome in outcomes] == ["bug", "bug"]
     assert await grouper.send("c") == "c"
@@ -145,12 +145,12 @@ async def test_a_group_belongs_to_no_request():
     request = contextvars.ContextVar("request", default="none")
     seen = []
 
-    async def carry(items):
+    async def dispatch(items):
         seen.append(request.get())
         return items
 
     request.set("a request")
-    await Grouper(carry, GroupLimits()).send("a")
+    await Grouper(dispatch, GroupLimits()).send("a")
     assert seen == ["none"]
 
 
@@ -180,11 +180,11 @@ async def test_expected_time_follows_the_pace():
 async def test_whose_time_says_something_about_the_pace(outcome, counts):
     """Refused images are part of what is ahead; those that were given up or failed for the service's reasons are no work done."""
 
-    async def carry(items):
+    async def dispatch(items):
         await asyncio.sleep(0.01)
         return [outcome for _ in items]
 
-    grouper = Grouper(carry, GroupLimits(max_items=4, max_in_flight=1))
+    grouper = Grouper(dispatch, GroupLimits(max_items=4, max_in_flight=1))
     await asyncio.gather(*(grouper.send(number) for number in range(40)), return_exceptions=True)
     given_up = [asyncio.create_task(grouper.send(number)) for number in range(40)]
     await asyncio.sleep(0.001)
@@ -204,11 +204,11 @@ async def test_idleness_beside_a_hung_group_is_no_work(monkeypatch):
     monkeypatch.setattr(grouping._Pace, "MEMORY_S", 0.2)
     hang = asyncio.Event()
 
-    async def carry(items):
+    async def dispatch(items):
         await (hang.wait() if items[0] == "hung" else asyncio.sleep(0.002))
         return items
 
-    grouper = Grouper(carry, GroupLimits(max_items=1, max_in_flight=1))
+    grouper = Grouper(dispatch, GroupLimits(max_items=1, max_in_flight=1))
     hung = asyncio.create_task(grouper.send("hung"))
     await asyncio.sleep(0.4)
     for number in range(20):
@@ -252,12 +252,12 @@ async def test_a_hung_group_holds_up_nobody(monkeypatch):
     monkeypatch.setattr(grouping, "PATIENCE_S", 0.02)
     hang = asyncio.Event()
 
-    async def carry(items):
+    async def dispatch(items):
         if items[0] == "hung":
             await hang.wait()
         return items
 
-    grouper = Grouper(carry, GroupLimits(max_in_flight=1))
+    grouper = Grouper(dispatch, GroupLimits(max_in_flight=1))
     hung = asyncio.create_task(grouper.send("hung"))
     await asyncio.sleep(0.001)
     async with asyncio.timeout(5):

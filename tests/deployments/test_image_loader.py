@@ -13,7 +13,7 @@ from PIL import Image
 from deployments import image_loader
 from deployments.context import RequestContext
 from deployments.image_loader import ImageLoader, ImageLoaderOptions
-from deployments.stage import SentBack
+from deployments.stage import RetryAlone
 from pipeline.errors import ImageError
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.decoder_options import DecoderOptions
@@ -22,7 +22,7 @@ from pipeline.images.fetch import FetchPolicy
 from pipeline.types import LoadedImage
 
 BAD_PROGRAM = (sys.executable, str(Path(__file__).parents[1] / "support" / "bad_decoder.py"))
-TIMEOUT_S, COMPANY_S = 1.5, 0.5
+TIMEOUT_S, SHARED_DECODE_S = 1.5, 0.5
 
 
 def jpeg() -> bytes:
@@ -34,7 +34,7 @@ def jpeg() -> bytes:
 @pytest.fixture
 def loader(monkeypatch):
     """With two decoders that misbehave on request, both started."""
-    monkeypatch.setattr(image_loader, "COMPANY_S", COMPANY_S)
+    monkeypatch.setattr(image_loader, "SHARED_DECODE_S", SHARED_DECODE_S)
     monkeypatch.setattr(image_loader, "DecoderPool", functools.partial(DecoderPool, program=BAD_PROGRAM))
     options = DecoderOptions(DecodeLimits(), 320, TIMEOUT_S)
     return ImageLoader.func_or_class(ImageLoaderOptions(FetchPolicy(), options, threads=2))
@@ -52,13 +52,13 @@ async def test_each_image_gets_its_own_outcome(loader):
 
 
 async def test_nobody_waits_for_a_slow_neighbour(loader):
-    """It is sent back after COMPANY_S; on its own it has the whole time, and its decoder's end is its own fault."""
+    """It is sent back after SHARED_DECODE_S; on its own it has the whole time, and its decoder's end is its own fault."""
     await load(loader, jpeg(), jpeg())
     began = time.monotonic()
     slow, good = await load(loader, b"HANG!!", jpeg())
-    assert isinstance(slow, SentBack)
+    assert isinstance(slow, RetryAlone)
     assert isinstance(good, LoadedImage)
-    assert COMPANY_S <= time.monotonic() - began < TIMEOUT_S
+    assert SHARED_DECODE_S <= time.monotonic() - began < TIMEOUT_S
     began = time.monotonic()
     (ended,) = await load(loader, b"HANG!!")
     assert isinstance(ended, DecoderTimeout)
@@ -68,11 +68,11 @@ async def test_nobody_waits_for_a_slow_neighbour(loader):
 
 async def test_large_images_go_back_before_they_are_decoded(loader, monkeypatch):
     """A few bytes may be as many pixels as are allowed. JPEGs are decoded at a part of their size."""
-    monkeypatch.setattr(image_loader, "COMPANY_PIXELS", 48 * 64 - 1)
+    monkeypatch.setattr(image_loader, "SHARED_MAX_PIXELS", 48 * 64 - 1)
     image = Image.fromarray(np.full((48, 64, 3), 90, np.uint8))
     image.save(file := io.BytesIO(), "PNG")
     large, good, broken = await load(loader, file.getvalue(), jpeg(), b"no image")
-    assert isinstance(large, SentBack)
+    assert isinstance(large, RetryAlone)
     assert isinstance(good, LoadedImage)
     assert isinstance(broken, ImageError)
     assert isinstance((await load(loader, file.getvalue()))[0], LoadedImage)
@@ -80,7 +80,7 @@ async def test_large_images_go_back_before_they_are_decoded(loader, monkeypatch)
 
 def test_slow_images_of_one_call_share_their_time(monkeypatch):
     """Eight of them do not take eight times as long as one."""
-    monkeypatch.setattr(image_loader, "COMPANY_S", 0.1)
+    monkeypatch.setattr(image_loader, "SHARED_DECODE_S", 0.1)
     monkeypatch.setattr(image_loader, "SCARCE_S", 0.02)
     limits_s = []
 
@@ -90,9 +90,9 @@ def test_slow_images_of_one_call_share_their_time(monkeypatch):
             time.sleep(limit_s)
             raise DecoderTimeout("too slow")
 
-    company = image_loader._Company(0.2)
+    company = image_loader._DecodeBudget(0.2)
     for _ in range(8):
-        with pytest.raises(SentBack):
+        with pytest.raises(RetryAlone):
             company.load(Hanging(), b"", 1)
     assert limits_s[0] == 0.1
     assert limits_s[2:] == [0.02] * 6

@@ -11,7 +11,7 @@ from deployments import scoring
 from deployments.context import RequestContext
 from deployments.in_process import LocalHandle
 from deployments.scoring import ScoreOptions, ScoringGraph
-from deployments.stage import SentBack
+from deployments.stage import RetryAlone
 from pipeline.errors import DeadlineExceeded, EngineLost, ImageError, ImageFault, Overloaded, ServiceError, StageFailed
 from pipeline.types import DetectOptions, OutlineOptions
 
@@ -283,7 +283,7 @@ async def test_slow_images_come_again_one_at_a_time():
     def behave(image, attempt):
         if not image.startswith("slow"):
             return image
-        return SentBack("slow") if attempt == 1 else alone(image)
+        return RetryAlone("slow") if attempt == 1 else alone(image)
 
     stages = FakeStages(behave)
     images = ["slow1", "a", "slow2", "b", "slow3"]

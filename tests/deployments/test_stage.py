@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from deployments.context import RequestContext
-from deployments.stage import SentBack, Stage
+from deployments.stage import RetryAlone, Stage
 from pipeline.errors import EngineLost, EngineOutOfMemory, ImageError, StageFailed
 
 
@@ -39,10 +39,10 @@ async def test_an_image_that_is_sent_back_is_no_error():
     """Its sender gets the error, nobody counts it: it comes again."""
 
     async def work(*_):
-        raise SentBack("large")
+        raise RetryAlone("large")
 
     stage, counted = Stage("image_loader"), []
     stage._metrics = SimpleNamespace(failed=counted.append, done=counted.append)
     (error,) = await stage.each(work, ["image"], [None], [RequestContext("abc", time.time() + 10)])
-    assert type(error) is SentBack
+    assert type(error) is RetryAlone
     assert counted == []

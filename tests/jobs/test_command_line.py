@@ -2,14 +2,14 @@
 
 import pytest
 
-from jobs.command_line import CommandFault, faults_in_a_line
+from jobs.command_line import CommandFault, cli_errors
 from pipeline.errors import ConfigurationError
 
 
 def failing(error, *more, **how):
     """The status of a command that raises this."""
 
-    @faults_in_a_line("prog", *more, **how)
+    @cli_errors("prog", *more, **how)
     def main():
         raise error
 

@@ -282,7 +282,7 @@ def test_ctrl_c_outside_of_the_training_is_one_line(tiny_coco, tmp_path, capsys,
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_run_with_a_result_and_resume_goes_on(tiny_coco, tmp_path, capsys, monkeypatch, number):
-    """The step under way is the last; nothing is lost."""
+    """The step in flight is the last; nothing is lost."""
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         patch.setattr(BaseModel, "train_step", signalling(BaseModel.train_step, number))

@@ -349,7 +349,7 @@ async def test_there_is_an_end_to_the_number_of_bodies(ingress, monkeypatch):
 
 async def test_a_body_that_falls_silent_is_cut(client, monkeypatch):
     """Long before its deadline."""
-    monkeypatch.setattr(body, "MOST_SILENCE_S", 0.1)
+    monkeypatch.setattr(body, "MAX_SILENCE_S", 0.1)
 
     async def silent():
         for _ in range(4):

@@ -18,7 +18,7 @@ from pipeline.images.letterbox import pad_batch
 from pipeline.inference.base import TORCH_DTYPES, BatchEngine, grey_image, naming_failures, torch_engine_info
 from pipeline.inference.cuda.graphs import BatchGraphs, Slot, Slots, cudnn_at_its_fastest, default_buckets
 from pipeline.inference.cuda.network import with_kernels
-from pipeline.inference.cuda.postprocess import LIMITS, MOST_INSTANCES, FixedPostProcessor, FixedResults, to_instances, wishes_of
+from pipeline.inference.cuda.postprocess import LIMITS, MAX_INSTANCES, FixedPostProcessor, FixedResults, to_instances, wishes_of
 from pipeline.inference.engine import EngineOptions
 from pipeline.inference.postprocess import PostProcessor
 from pipeline.model.checkpoints import Checkpoint
@@ -79,7 +79,7 @@ class CudaEngine(BatchEngine):
         return raw, self._postprocess(raw, wishes)
 
     def _run(
-        self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], has_room: Callable[[int], object]
+        self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], notify_capacity: Callable[[int], object]
     ) -> list[Instances]:
         count, letterboxes = len(images), [image.letterbox for image in images]
         with torch.cuda.device(self._device), self._slots.borrow() as slot:
@@ -88,10 +88,10 @@ class CudaEngine(BatchEngine):
             slot.upload(count)
             with self._computing:
                 self._graphs.run(slot, count)
-            has_room(self._info.max_batch)  # it computes now, and the host can fill the other slot
+            notify_capacity(self._info.max_batch)  # it computes now, and the host can fill the other slot
             summary, masks = slot.download([letterbox.mask_grid_hw for letterbox in letterboxes])
             found = to_instances(summary, masks, letterboxes)
-            beyond = [n for n in range(count) if not summary[n, 1] or options[n].max_detections > MOST_INSTANCES]
+            beyond = [n for n in range(count) if not summary[n, 1] or options[n].max_detections > MAX_INSTANCES]
             if beyond:
                 exactly = self._run_exactly(slot, count, beyond, letterboxes, options)
                 for place, instances in zip(beyond, exactly, strict=True):
@@ -126,7 +126,7 @@ class CudaEngine(BatchEngine):
                 self._graphs.record_all()
             self._slots.fill()
         super().warm_up()
-        beyond = DetectOptions(0.0, MOST_INSTANCES + 1, frozenset({0}))
+        beyond = DetectOptions(0.0, MAX_INSTANCES + 1, frozenset({0}))
         self.detect([grey_image(self._info.input_size)] * most, [beyond] * most)
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ SOURCE = Path(__file__).with_suffix(".cu")
 KERNELS = ("normalise", "bias_silu", "depthwise_silu", "chained_pools", "greedy_nms", "instance_masks")
 THREADS = 256
 MASK_THREADS, MASK_CELLS_A_THREAD = 128, 4  # CELLS_A_THREAD in the source
-MOST_POOLED_CELLS = 1536  # the same in the source
+MAX_POOLED_CELLS = 1536  # the same in the source
 """Twice as many vectors fill the 48 KB that every block of threads may share; a 1248 px input's coarsest level has 1521 cells."""
 DEPTHWISE_TAPS, DEPTHWISE_THREADS, DEPTHWISE_COLUMNS = 25, 128, 4  # COLUMNS in the source
 DEPTHWISE_ROWS = (16, 8, 4)
@@ -99,7 +99,7 @@ class CudaKernels:
         """Max pools of 5x5, 9x9 and 13x13 of the first quarter of the channels, into the other three.
 
         Args:
-            features: (B, 4 * C, H, W) of this precision, channels last in memory, C a multiple of 8; H * W at most `MOST_POOLED_CELLS`.
+            features: (B, 4 * C, H, W) of this precision, channels last in memory, C a multiple of 8; H * W at most `MAX_POOLED_CELLS`.
         """
         batch, channels, height, width = features.shape
         vectors = channels // 4 // 8

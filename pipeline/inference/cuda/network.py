@@ -30,8 +30,8 @@ from mmcv.cnn import ConvModule  # noqa: E402  (after the stand-in)
 from mmdet.models.layers.csp_layer import CSPLayer, CSPNeXtBlock  # noqa: E402
 
 from pipeline.errors import EngineUnavailable  # noqa: E402
-from pipeline.inference.cuda.kernels import DEPTHWISE_TAPS, MOST_POOLED_CELLS, CudaKernels  # noqa: E402
-from pipeline.inference.cuda.reference import INPUT_CHANNELS, Kernels, prove, prove_network  # noqa: E402
+from pipeline.inference.cuda.kernels import DEPTHWISE_TAPS, MAX_POOLED_CELLS, CudaKernels  # noqa: E402
+from pipeline.inference.cuda.reference import INPUT_CHANNELS, Kernels, self_test, self_test_network  # noqa: E402
 from pipeline.model.fusion import ChainedPooling  # noqa: E402
 from pipeline.model.rtmdet import RawNetwork  # noqa: E402
 
@@ -172,7 +172,7 @@ class OnePassPooling(nn.Module):
         channels = self.conv1.conv.out_channels
         parts = _empty_like(features, (1 + len(self.pools)) * channels)
         last = self.conv1(features, None, parts[:, :channels])
-        if features.shape[2] * features.shape[3] <= MOST_POOLED_CELLS:
+        if features.shape[2] * features.shape[3] <= MAX_POOLED_CELLS:
             self._kernels.chained_pools(parts)
         else:
             for place, pool in enumerate(self.pools, 1):
@@ -199,11 +199,11 @@ def with_kernels(
         return network, None
     try:
         kernels = CudaKernels(dtype, device)
-        prove(kernels, dtype, device)
+        self_test(kernels, dtype, device)
         rewritten = copy.deepcopy(network)
         use_kernels(rewritten, kernels)
         for batch in batches:
-            prove_network(rewritten, network, (batch, size, size, 3), dtype, device)
+            self_test_network(rewritten, network, (batch, size, size, 3), dtype, device)
     except torch.OutOfMemoryError:
         raise
     except ImportError as error:

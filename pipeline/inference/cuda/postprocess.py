@@ -4,9 +4,9 @@
     + wishes      of an image                                     side by side                        one copy to the host
 
 `pipeline.inference.postprocess` looks at the data again and again, so as to do no work that is not needed: at each look the host
-waits for the card. Here nothing is looked at; what is done for nothing costs a card little (docs/RESULTS.md). Two bounds make that possible, and each
-image says whether its result is exact within them: 512 candidates were enough, and NMS had settled. Where it was not, the caller runs
-`PostProcessor` on the same outputs. The rules are the same, except that equal scores come in any order.
+waits for the card. Here nothing is looked at; what is done for nothing costs a card little (docs/RESULTS.md). Two bounds make that
+possible, and each image says whether its result is exact within them: 512 candidates were enough, and NMS had settled. Where it was
+not, the caller runs `PostProcessor` on the same outputs. The rules are the same, except that equal scores come in any order.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from pipeline.model.head_outputs import RawOutputs
 from pipeline.model.kernel_branch import KernelBranch
 from pipeline.types import DetectOptions, Instances, Letterbox
 
-MOST_CANDIDATES = 512
+MAX_CANDIDATES = 512
 """Scores of an image that are looked at, the highest; below mmdet's 1000 a level, which therefore never cuts any of them off."""
-MOST_INSTANCES = 100
+MAX_INSTANCES = 100
 """Kept of an image: mmdet's max_per_img."""
 NMS_PASSES = 10
 """A box is settled one pass after the better boxes that overlap it; chains of overlaps are short (4 to 7 passes on photos of crowds)."""
@@ -76,7 +76,7 @@ def wishes_of(
         scaled_wh, original_wh, grid_wh = (
             hw[::-1] for hw in (letterbox.scaled_hw, letterbox.original_hw, letterbox.mask_grid_hw)
         )
-        most = min(wanted.max_detections, MOST_INSTANCES)
+        most = min(wanted.max_detections, MAX_INSTANCES)
         row[classes:] = (most, *scaled_wh, *letterbox.to_original_xy, *original_wh, *grid_wh)
     return rows
 
@@ -191,16 +191,16 @@ def _best(logits: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     _, count, classes = logits.shape
     scores = logits.float().sigmoid()
     scores = torch.where(scores > thresholds[:, None], scores, scores * 0)
-    best, position = scores.amax(2).nan_to_num_(0).topk(min(MOST_CANDIDATES, count), sorted=False)
+    best, position = scores.amax(2).nan_to_num_(0).topk(min(MAX_CANDIDATES, count), sorted=False)
     rows = scores.gather(1, position[..., None].expand(-1, -1, classes))
     rows = torch.where(best[..., None] > 0, rows, 0).flatten(1)
-    score, place = rows.topk(min(MOST_CANDIDATES, rows.shape[1]))
+    score, place = rows.topk(min(MAX_CANDIDATES, rows.shape[1]))
     return score, position.gather(1, place // classes), place % classes
 
 
 def _places(kept: Tensor, rank: Tensor) -> Tensor:
     """(B, 100, 1) int64: columns of the kept ones, in order; then 0. `rank` counts them from 1."""
-    slot = torch.where(kept, rank - 1, MOST_INSTANCES).clamp_(max=MOST_INSTANCES)
+    slot = torch.where(kept, rank - 1, MAX_INSTANCES).clamp_(max=MAX_INSTANCES)
     columns = torch.arange(kept.shape[1], device=kept.device).expand_as(slot)
-    places = torch.zeros(len(kept), MOST_INSTANCES + 1, dtype=torch.int64, device=kept.device)
-    return places.scatter_(1, slot, columns)[:, :MOST_INSTANCES, None]
+    places = torch.zeros(len(kept), MAX_INSTANCES + 1, dtype=torch.int64, device=kept.device)
+    return places.scatter_(1, slot, columns)[:, :MAX_INSTANCES, None]

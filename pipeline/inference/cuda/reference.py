@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.inference.cuda.postprocess import MOST_CANDIDATES, suppress_in_passes
+from pipeline.inference.cuda.postprocess import MAX_CANDIDATES, suppress_in_passes
 from pipeline.inference.devices import switched
 from pipeline.inference.mask_head import packed_mask_logits
 from pipeline.model.fusion import CHAINED_KERNELS
@@ -69,7 +69,7 @@ class ReferenceKernels:
         return 0
 
 
-def prove(kernels: Kernels, dtype: torch.dtype, device: torch.device) -> None:
+def self_test(kernels: Kernels, dtype: torch.dtype, device: torch.device) -> None:
     """Run each kernel once on random numbers.
 
     Args:
@@ -89,7 +89,7 @@ def prove(kernels: Kernels, dtype: torch.dtype, device: torch.device) -> None:
 
 
 @torch.inference_mode()
-def prove_network(
+def self_test_network(
     rewritten: nn.Module, network: nn.Module, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
 ) -> None:
     """Run a rewritten network and the one that it comes from on the same smooth pictures.
@@ -149,9 +149,9 @@ def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Ca
 
     yield "chained_pools", chained_pools
 
-    corner, extent = between(0, 60, 2, MOST_CANDIDATES, 2).float(), between(20, 60, 2, MOST_CANDIDATES, 2).float()
-    boxes, labels = torch.cat([corner, corner + extent], 2), between(0, 3, 2, MOST_CANDIDATES)
-    alive = between(0, 10, 2, MOST_CANDIDATES) > 0
+    corner, extent = between(0, 60, 2, MAX_CANDIDATES, 2).float(), between(20, 60, 2, MAX_CANDIDATES, 2).float()
+    boxes, labels = torch.cat([corner, corner + extent], 2), between(0, 3, 2, MAX_CANDIDATES)
+    alive = between(0, 10, 2, MAX_CANDIDATES) > 0
     yield "greedy_nms", lambda kernels: kernels.greedy_nms(boxes, labels, alive)
 
     counts, grids = torch.tensor([10, 3], device=device), torch.tensor([[37, 21], [17, 33]], device=device)

@@ -114,14 +114,14 @@ class OpenVinoEngine(BatchEngine):
                 self._early_compiler.submit(self._prepare, self._input_of(fit(original_hw, self._info.input_size)), [streams])
 
     def _run(
-        self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], has_room: Callable[[int], object]
+        self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], notify_capacity: Callable[[int], object]
     ) -> list[Instances]:
         def find(stream: _Stream, part: slice) -> list[Instances]:
             return self._find(stream, images[part], options[part])
 
         for input_hw in {self._input_of(image.letterbox) for image in images}:
             self._prepare(input_hw, self._modes)
-        return [one for found in self._spread(len(images), find, has_room) for one in found]
+        return [one for found in self._spread(len(images), find, notify_capacity) for one in found]
 
     def _prepare(self, input_hw: tuple[int, int], modes: Sequence[int]) -> None:
         """Compile for these images before they take streams from others; without success they are padded to the square."""
@@ -157,7 +157,9 @@ class OpenVinoEngine(BatchEngine):
         fitted = fitted_input(letterbox.scaled_hw, self._info.input_size) if self._fitted else self._square
         return self._square if fitted in self._without_input else fitted
 
-    def _spread(self, batch: int, work: Callable[[_Stream, slice], Result], has_room: Callable[[int], object]) -> list[Result]:
+    def _spread(
+        self, batch: int, work: Callable[[_Stream, slice], Result], notify_capacity: Callable[[int], object]
+    ) -> list[Result]:
         """Do a batch's work, each part as a stream comes free; results in order. Calls from several threads begin in turn."""
         with self._turn:
             if self._closed:
@@ -170,13 +172,13 @@ class OpenVinoEngine(BatchEngine):
                 wait(mine)  # the threads are theirs
             alone = [work(self._alone, slice(image, image + 1)) for image in left]
         for future in mine:
-            future.add_done_callback(lambda _: self._tell_of_room(has_room))
+            future.add_done_callback(lambda _: self._tell_of_room(notify_capacity))
         wait(mine)  # all of them, also when one fails: nobody is told of a batch that still runs
         return [future.result() for future in mine] + alone
 
-    def _tell_of_room(self, has_room: Callable[[int], object]) -> None:
+    def _tell_of_room(self, notify_capacity: Callable[[int], object]) -> None:
         if not self._turn.locked():  # else the next call takes the stream that came free
-            has_room(1)
+            notify_capacity(1)
 
     def _on_stream(self, stream: _Stream, work: Callable[[_Stream, slice], Result], part: slice) -> Result:
         try:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigurationError, DeadlineExceeded, EngineLost, EngineOutOfMemory, Overloaded, StageFailed
-from pipeline.inference.batcher import DropReason, GreedyBatcher, Served, _BatchLimit
+from pipeline.inference.batcher import BatchResult, DropReason, GreedyBatcher, _BatchLimit
 
 SLACK_S = 0.15
 """How late a loaded two-core machine may wake a thread or a timer."""
@@ -75,14 +75,14 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
-def submit_all(batcher: GreedyBatcher[Any, Any], items: Sequence[Any], **options: Any) -> list[asyncio.Task[Served[Any]]]:
+def submit_all(batcher: GreedyBatcher[Any, Any], items: Sequence[Any], **options: Any) -> list[asyncio.Task[BatchResult[Any]]]:
     return [asyncio.create_task(batcher.submit(item, **options)) for item in items]
 
 
-async def outcomes(tasks: Sequence[asyncio.Task[Served[Any]]]) -> list[Any]:
+async def outcomes(tasks: Sequence[asyncio.Task[BatchResult[Any]]]) -> list[Any]:
     """Each task's result, or the exception it ended with."""
     ended = await asyncio.gather(*tasks, return_exceptions=True)
-    return [one.result if isinstance(one, Served) else one for one in ended]
+    return [one.result if isinstance(one, BatchResult) else one for one in ended]
 
 
 class TestForming:
@@ -211,10 +211,10 @@ class TestRoom:
             await until(lambda: model.batches)
             tasks += submit_all(batcher, [1, 2])
             await until(lambda: batcher.queue_length == 2)
-            batcher.has_room()
+            batcher.notify_capacity()
             await until(lambda: len(model.batches) == 2)
             tasks += submit_all(batcher, [3])
-            batcher.has_room()
+            batcher.notify_capacity()
             await asyncio.sleep(0.02)
             assert model.batches == [[0], [1, 2]]
             model.gate.set()
@@ -228,7 +228,7 @@ class TestRoom:
         async with running(model, max_wait_s=0.05) as batcher:
             first = submit_all(batcher, [0])
             await until(lambda: model.batches)
-            batcher.has_room()
+            batcher.notify_capacity()
             await asyncio.sleep(0)
             late = submit_all(batcher, [1])
             await until(lambda: model.batches == [[0], [1]])
@@ -241,7 +241,7 @@ class TestRoom:
         async with running(model) as batcher:
             tasks = submit_all(batcher, [0])
             await until(lambda: model.batches)
-            batcher.has_room(3)
+            batcher.notify_capacity(3)
             tasks += submit_all(batcher, [1, 2])
             await asyncio.sleep(0.02)
             assert model.batches == [[0]]
@@ -265,7 +265,7 @@ class TestRoom:
     async def test_a_word_before_the_first_item_does_no_harm(self) -> None:
         """Nobody listens yet."""
         async with running(lambda items: items) as batcher:
-            batcher.has_room()
+            batcher.notify_capacity()
             assert (await batcher.submit(1)).result == 1
 
 
@@ -675,7 +675,7 @@ class TestAnyTraffic:
         def model(items: list[int]) -> list[int | Exception]:
             assert 1 <= len(items) <= max_batch
             if roomy:
-                batchers[0].has_room(len(items))
+                batchers[0].notify_capacity(len(items))
             time.sleep(0.001)
             kinds = [arrivals[item].kind for item in items]
             if "heavy" in kinds and len(items) > 1:
@@ -685,7 +685,7 @@ class TestAnyTraffic:
             done.extend(items)
             return [KeyError(item) if kind == "bad" else 10 * item for item, kind in zip(items, kinds, strict=True)]
 
-        async def call(batcher: GreedyBatcher[int, int], number: int) -> Served[int]:
+        async def call(batcher: GreedyBatcher[int, int], number: int) -> BatchResult[int]:
             after_ms = arrivals[number].deadline_ms
             deadline = None if after_ms is None else time.time() + after_ms / 1000
             return await batcher.submit(number, deadline=deadline)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.inference.cuda.kernels import DEPTHWISE_ROWS, KERNELS, MOST_POOLED_CELLS, NMS_BOXES, CudaKernels
-from pipeline.inference.cuda.postprocess import MOST_CANDIDATES
-from pipeline.inference.cuda.reference import TOLERANCES, ReferenceKernels, prove, without_tf32
+from pipeline.inference.cuda.kernels import DEPTHWISE_ROWS, KERNELS, MAX_POOLED_CELLS, NMS_BOXES, CudaKernels
+from pipeline.inference.cuda.postprocess import MAX_CANDIDATES
+from pipeline.inference.cuda.reference import TOLERANCES, ReferenceKernels, self_test, without_tf32
 from pipeline.inference.engine import cuda_kernels
 from tests.support.cuda_on_host import COMPILER, HostKernels
 
@@ -97,7 +97,7 @@ def test_depthwise(kernels, reference, monkeypatch, shape, rows):
 def test_pools(kernels, reference, shape):
     """The same values to the bit, infinities and what is no number as well."""
     batch, channels, height, width = shape
-    assert height * width <= MOST_POOLED_CELLS
+    assert height * width <= MAX_POOLED_CELLS
     found = features(kernels, batch, 4 * channels, height, width)
     found[0, 0, 0, 0], found[0, 1, -1, -1], found[0, 2] = torch.nan, torch.inf, -torch.inf
     expected = found.clone()
@@ -106,7 +106,7 @@ def test_pools(kernels, reference, shape):
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("count", [1, 37, MOST_CANDIDATES])
+@pytest.mark.parametrize("count", [1, 37, MAX_CANDIDATES])
 @pytest.mark.parametrize("side", [20, 300])
 def test_nms(kernels, reference, device, count, side):
     """Crowds and loose boxes of three labels, some of them out of it."""
@@ -159,14 +159,14 @@ class OneWrong:
 
 def test_they_are_proved(kernels, dtype, device):
     """As when the engine starts."""
-    prove(kernels, dtype, device)
+    self_test(kernels, dtype, device)
 
 
 @pytest.mark.parametrize("name", [name for name in KERNELS if name != "instance_masks"] + ["packed_mask_logits"])
 def test_one_that_is_wrong_is_not(dtype, name):
     """By its name."""
     with pytest.raises(ArithmeticError, match=name.replace("packed_mask_logits", "instance_masks")):
-        prove(OneWrong(dtype, name), dtype, torch.device("cpu"))
+        self_test(OneWrong(dtype, name), dtype, torch.device("cpu"))
 
 
 @pytest.mark.cuda

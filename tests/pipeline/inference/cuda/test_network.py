@@ -21,7 +21,7 @@ from pipeline.inference.cuda.network import (
     use_kernels,
     with_kernels,
 )
-from pipeline.inference.cuda.reference import ReferenceKernels, prove_network
+from pipeline.inference.cuda.reference import ReferenceKernels, self_test_network
 from pipeline.inference.engine import cuda_network
 from pipeline.model.rtmdet import RawNetwork
 from tests.support.cuda_on_host import COMPILER, HostKernels
@@ -233,7 +233,7 @@ def test_the_proof_takes_bf16s_roundings():
     )
     rewritten = copy.deepcopy(network)
     use_kernels(rewritten, ReferenceKernels(torch.bfloat16))
-    prove_network(rewritten, network, (2, SIZE_PX, SIZE_PX, 3), torch.bfloat16, CPU)
+    self_test_network(rewritten, network, (2, SIZE_PX, SIZE_PX, 3), torch.bfloat16, CPU)
 
 
 def test_float32_wants_none(plain):

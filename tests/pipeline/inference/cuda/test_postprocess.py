@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.images.letterbox import fit, pad_batch, scale_to_fit
-from pipeline.inference.cuda.postprocess import LIMITS, MOST_CANDIDATES, NMS_PASSES, FixedPostProcessor, to_instances, wishes_of
+from pipeline.inference.cuda.postprocess import LIMITS, MAX_CANDIDATES, NMS_PASSES, FixedPostProcessor, to_instances, wishes_of
 from pipeline.inference.postprocess import PostProcessor
 from pipeline.model.head_outputs import RawOutputs
 from pipeline.model.kernel_branch import KernelBranch
@@ -165,7 +165,7 @@ def test_boxes_without_area_are_nothing():
 
 def test_too_many_candidates_are_told():
     """A crowd on one spot uses up what is looked at before the few others come; asked for fewer, the same image is exact."""
-    crowd = {place: 3.0 - place / 1000 for place in range(MOST_CANDIDATES + 20)}
+    crowd = {place: 3.0 - place / 1000 for place in range(MAX_CANDIDATES + 20)}
     reach = {place: (place % 32 * 8.0, place // 32 * 8.0, 255.0 - place % 32 * 8, 255.0 - place // 32 * 8) for place in crowd}
     outputs = made_up(crowd, reach)
     run = Both(256, small_branch()).run
