@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.model import compiled_ops
 from pipeline.model.compiled_ops import CompiledOpMissing, StandInOps, ensure_mmcv_ops, greedy_nms, keep_greedily
-from pipeline.model.spec import compiled_ops
 
 
 def slow_nms(boxes, scores, iou_threshold, offset):

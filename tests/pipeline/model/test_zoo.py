@@ -8,8 +8,9 @@ import torch
 from mmengine.logging.history_buffer import HistoryBuffer
 
 from pipeline.errors import CheckpointError, ConfigurationError, DownloadError
+from pipeline.model import zoo
 from pipeline.model.checkpoints import load_checkpoint
-from pipeline.model.spec import build_network, official_spec, zoo
+from pipeline.model.spec import build_network, official_spec
 from tests.support.file_server import file_server
 
 TINY = "rtmdet-ins_tiny_8xb32-300e_coco"

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.inference.cuda import kernels as cuda_kernels
 from pipeline.inference.cuda.kernels import DEPTHWISE_ROWS, KERNELS, MAX_POOLED_CELLS, NMS_BOXES, CudaKernels
 from pipeline.inference.cuda.postprocess import MAX_CANDIDATES
 from pipeline.inference.cuda.reference import TOLERANCES, ReferenceKernels, self_test, without_tf32
-from pipeline.inference.engine import cuda_kernels
 from tests.support.cuda_on_host import COMPILER, HostKernels
 
 HOST = pytest.param("cpu", marks=pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler"))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import EngineUnavailable
+from pipeline.inference.cuda import network as cuda_network
 from pipeline.inference.cuda.network import (
     EIGHT,
     OnePassConvModule,
@@ -22,7 +23,6 @@ from pipeline.inference.cuda.network import (
     with_kernels,
 )
 from pipeline.inference.cuda.reference import ReferenceKernels, self_test_network
-from pipeline.inference.engine import cuda_network
 from pipeline.model.rtmdet import RawNetwork
 from tests.support.cuda_on_host import COMPILER, HostKernels
 from tests.support.seeded import SIZE_PX, photo, seeded_checkpoint

@@ -6,7 +6,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from pipeline.inference.engine import openvino_model
+from pipeline.inference.openvino import convert as openvino_model
 from pipeline.inference.openvino.convert import CORE, convert_cached
 from pipeline.model.zoo import embedded_models
 from tests.support.seeded import photo
