@@ -86,7 +86,7 @@ def measure(images: Sequence[tuple[NDArray[np.float16], Letterbox]], options: Ou
                 [np.reshape(ring, (-1, 2)) * letterbox.original_hw[::-1] for ring in rings], letterbox.original_hw
             )
             ious.append(np.count_nonzero(drawn & mask) / np.count_nonzero(drawn | mask))
-            points.append(sum(map(len, rings)) / 2)
+            points.append(sum(len(ring) / 2 - 1 for ring in rings))  # without the repeated first points
             sizes.append(len(objects_to_json(objects)))
     means = [round(float(np.mean(values)), 4) for values in (ious, points, sizes)]
     return CurvePoint(options.tolerance_px, options.decimals, means[0], round(min(ious), 4), means[1], means[2])

@@ -213,6 +213,7 @@ class Ingress:
                 decimals=_either(params.decimals, outline.decimals),
                 holes=_either(params.holes, outline.holes),
                 mask_format=params.mask_format,
+                closed=params.closed,
             ),
             isolate=params.on_error == "isolate",
             encoded=encoded,

@@ -20,9 +20,12 @@ class ScoreParams(BaseModel):
     polygon_tolerance_px: Annotated[float, Field(ge=0, le=1e4)] | None = Field(
         None, description="Largest distance of the outline from the mask edge, original pixels."
     )
-    polygon_max_points: Annotated[int, Field(ge=3)] | None = Field(None, description="Most vertices of one object's outline.")
+    polygon_max_points: Annotated[int, Field(ge=3)] | None = Field(
+        None, description="Most vertices of one object's outline, repeated first points not counted."
+    )
     decimals: Annotated[int, Field(ge=1, le=17)] | None = Field(None, description="Digits of the normalised coordinates.")
     holes: Literal["drop", "rings"] | None = Field(None, description="rings: give holes beside the polygon.")
+    closed: bool = Field(True, description="Rings repeat their first point at the end, as AzureML's; false saves its bytes.")
     mask_format: Literal["polygon", "rle"] = Field("polygon", description="rle: COCO RLE of the exact mask at original size.")
     on_error: Literal["fail", "isolate"] = Field(
         "fail", description="isolate: a bad image gives its own error, the rest is scored."

@@ -135,10 +135,11 @@ class OutlineOptions:
 
     Args:
         tolerance_px: largest distance of the outline from the mask edge, original pixels; 0 keeps every vertex.
-        max_points: largest number of vertices of one object's rings together; None is no limit.
+        max_points: largest number of vertices of one object's rings together, repeated first points not counted; None is no limit.
         decimals: digits after the point of the normalised coordinates; None keeps float64.
         holes: `drop` fills them, so that parts in them are gone too; `rings` gives them beside the polygon.
         mask_format: `polygon`, or `rle` to give COCO RLE of the exact mask at original size beside an empty polygon.
+        closed: each ring repeats its first point at the end, as AzureML's rings do.
     """
 
     tolerance_px: float = 1.0
@@ -146,6 +147,7 @@ class OutlineOptions:
     decimals: int | None = 5
     holes: str = "drop"
     mask_format: str = "polygon"
+    closed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,8 @@ class SegmentedObject:
         box: (x1, y1, x2, y2), 0..1.
         label: class name.
         score: 0..1.
-        polygon: outer rings, largest first; each a flat list x1 y1 x2 y2 ..., 0..1.
+        polygon: outer rings, largest first; each a flat list x1 y1 x2 y2 ..., 0..1, the first point repeated at its end unless
+            open rings were asked for.
         holes: hole rings in the same form, when asked for.
         rle: COCO run-length encoding {"size": [h, w], "counts": str} at original size, when asked for.
     """

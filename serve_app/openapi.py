@@ -32,7 +32,7 @@ class DetectedObject(BaseModel):
     box: Box
     label: str
     score: float
-    polygon: list[list[float]] = Field(description="Outer rings x1 y1 x2 y2 …, fractions, largest first.")
+    polygon: list[list[float]] = Field(description="Outer rings x1 y1 x2 y2 … x1 y1, fractions, largest first.")
     holes: list[list[float]] | None = None
     rle: Rle | None = None
 

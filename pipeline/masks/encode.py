@@ -35,7 +35,7 @@ def instances_to_objects(instances: Instances, classes: Sequence[str], options: 
     Args:
         instances: what the detector found, highest score first.
         classes: names by label index.
-        options: tolerance, budget, decimals, holes, mask format.
+        options: tolerance, budget, decimals, holes, closed or open rings, mask format.
     Returns:
         Objects with boxes and rings in 0..1.
     """
@@ -124,11 +124,11 @@ def _polygons(instances: Instances, options: OutlineOptions) -> tuple[list[dict[
     traced = trace_outlines(instances.mask_logits, letterbox, fill_holes=not with_holes)
     outlines = simplify_outlines(traced, options.tolerance_px, options.max_points)
     points, ends, outer, holes = split_outlines(outlines, lambda points: _to_fractions(points, letterbox, options.decimals))
-    flat = points.ravel().tolist()  # once for all rings: slices of a list cost less than lists of slices
+    flat: list[float] = points.ravel().tolist()  # once for all rings: slices of a list cost less than lists of slices
 
     def ring(k: int) -> list[float]:
-        coordinates: list[float] = flat[2 * ends[k] : 2 * ends[k + 1]]
-        return coordinates
+        first, end = 2 * ends[k], 2 * ends[k + 1]
+        return [*flat[first:end], *flat[first : first + 2]] if options.closed else flat[first:end]
 
     kept = [i for i, own in enumerate(outer) if own]
     masks = [

@@ -44,7 +44,9 @@ def test_full_image_rectangle():
     """A mask over the whole image is its four corners in fractions; float32 scores keep their short form."""
     full = np.full(VGA.mask_grid_hw, 3, np.float16)
     (item,) = instances_to_objects(_instances(full), ["cat"], OutlineOptions())
-    assert sorted(zip(item.polygon[0][::2], item.polygon[0][1::2], strict=True)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    corners = list(zip(item.polygon[0][::2], item.polygon[0][1::2], strict=True))
+    assert sorted(corners[:-1]) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert corners[-1] == corners[0]
     assert (item.box, item.label, item.score) == ((0.25, 0.16667, 0.75, 0.83333), "cat", 0.98)
 
 
@@ -89,13 +91,24 @@ def test_decimals(decimals):
     points = np.reshape(item.polygon[0], (-1, 2))
     assert (points == (points if decimals is None else np.round(points, decimals))).all()
     assert (points[1:] != points[:-1]).any(axis=1).all()
-    assert (points[0] != points[-1]).any()
+    assert (points[1:-1] != points[0]).any(axis=1).all()
+
+
+def test_closed_rings_repeat_their_first_point():
+    """By default, as AzureML's do, holes too; open ones are the same without it."""
+    closed, opened = (
+        instances_to_objects(_instances(RING_MASK), ["a"], OutlineOptions(holes="rings", closed=closed))[0]
+        for closed in (True, False)
+    )
+    for ring, shorter in zip([*closed.polygon, *closed.holes], [*opened.polygon, *opened.holes], strict=True):
+        assert ring == [*shorter, *shorter[:2]]
+        assert shorter[-2:] != shorter[:2]
 
 
 def test_budget_counts_what_is_sent():
     """`max_points` bounds all rings of an object together."""
     (item,) = instances_to_objects(_instances(RING_MASK), ["a"], OutlineOptions(max_points=12, holes="rings", tolerance_px=0))
-    assert sum(map(len, [*item.polygon, *item.holes])) <= 24
+    assert sum(len(ring) - 2 for ring in [*item.polygon, *item.holes]) <= 24  # without the repeated first points
 
 
 def test_dropped_holes_do_not_use_the_budget():
@@ -104,7 +117,7 @@ def test_dropped_holes_do_not_use_the_budget():
         instances_to_objects(_instances(RING_MASK), ["a"], OutlineOptions(tolerance_px=0.2, max_points=40, holes=holes))[0]
         for holes in ("rings", "drop")
     )
-    assert len(sent.polygon[0]) < len(dropped.polygon[0]) <= 80
+    assert len(sent.polygon[0]) < len(dropped.polygon[0]) <= 82
 
 
 def test_nothing_lies_in_a_dropped_hole():
