@@ -35,10 +35,11 @@ from loadtest.openloop import Client, run_single_stream
 from loadtest.photos import photos_from
 from loadtest.scenarios import Setup, run_offline
 from loadtest.traffic import request_bodies
+from serve_app.settings import GroupSettings
 
 P99_OF_EXPONENTIAL = math.log(100)
 CPU_STAGES = ("Ingress", "ImageLoader", "Polygonizer")
-GROUP_IMAGES = 8
+GROUP_IMAGES = GroupSettings().max_images
 CHECK_STEP = (150.0, 30.0)
 """Milliseconds of the simulated step in a check: 21 images/s a detector at batch 8, so that two of them leave two CPUs some room."""
 

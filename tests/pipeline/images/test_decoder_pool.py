@@ -21,7 +21,7 @@ from pipeline.images.decoder_pool import DecoderLost, DecoderPool, DecoderProces
 from pipeline.images.load import load_image
 
 OPTIONS = DecoderOptions(DecodeLimits(max_pixels=1_000_000), size=320, timeout_s=1.0)
-BAD_PROGRAM = (sys.executable, str(Path(__file__).parents[3] / "support" / "bad_decoder.py"))
+BAD_PROGRAM = (sys.executable, str(Path(__file__).parents[2] / "support" / "bad_decoder.py"))
 
 
 def png(size_wh=(64, 48)) -> bytes:
