@@ -67,7 +67,7 @@ def _image_loader_options(settings: Settings, header: ModelHeader) -> ImageLoade
         allowed_hosts=tuple(fetch.allowed_hosts),
         allowed_networks=tuple(fetch.allowed_networks),
     )
-    limits = DecodeLimits(max_pixels=int(loader.max_megapixels * 1e6), max_bytes=max_bytes)
+    limits = DecodeLimits(int(loader.max_megapixels * 1e6), max_bytes, exif_orientation=loader.exif_orientation)
     return ImageLoaderOptions(policy, DecoderOptions(limits, header.input_size, loader.decode_timeout_s), loader.threads)
 
 

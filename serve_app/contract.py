@@ -9,7 +9,7 @@ mmd-3x-rtmdet-ins_x_8xb16-300e_coco; `params` are ours.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,14 +21,14 @@ INPUT_DATA_MISSING = "A value is not provided for the 'input_data' parameter."
 
 
 class InputData(BaseModel):
-    """The table of images: `columns`, optional `index`, and `data` flat or in rows of one cell. (Documents the body.)"""
+    """The table of images: `columns`, optional `index`, and `data` flat or in rows of a cell for each column. (Documents the body.)"""
 
     model_config = ConfigDict(extra="forbid")
 
-    columns: list[Literal["image"]] = Field(min_length=1, max_length=1)
+    columns: list[str] = Field(min_length=1, description="`image`, and maybe others, which are ignored.", examples=[["image"]])
     index: list[int | str] | None = None
-    data: list[str] | list[Annotated[list[str], Field(min_length=1, max_length=1)]] = Field(
-        description="Images as base64 text, data: URL, or http(s) URL."
+    data: list[str] | list[list[Any]] = Field(
+        description="Images as base64 text, data: URL, or http(s) URL: one a row, flat, or in rows of a cell for each column."
     )
 
 
@@ -44,6 +44,9 @@ MAX_JSON_VALUES = 100_000
 fit into 32 MB of text and would take 700 MB of memory once they are read. Depth is bounded by orjson, at 1024."""
 
 _COUNTED_AT_ONCE = 2**20
+
+BOM = b"\xef\xbb\xbf"
+"""UTF-8's byte order mark: PowerShell and some editors write it in front of JSON; AzureML's server reads such bodies, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ def parse_score_request(body: bytes | bytearray, max_images: int) -> ScoreReques
         raise InvalidRequest("The request body is empty; expected a JSON object with 'input_data'.")
     _check_structure(body)
     try:
-        document = orjson.loads(body)
+        document = orjson.loads(memoryview(body)[len(BOM) :] if body.startswith(BOM) else body)
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"The request body is not valid JSON: {error}.") from error
     if not isinstance(document, dict):
@@ -94,14 +97,16 @@ def _parse_images(table: Any, max_images: int) -> list[str]:
     unknown = set(table) - {"columns", "index", "data"}
     if unknown:
         raise InvalidRequest(f"'input_data' has unknown key(s) {quoted(unknown)}; known keys: columns, index, data.")
-    if table.get("columns") != ["image"]:
-        raise InvalidRequest("'input_data.columns' must be [\"image\"].")
+    columns = table.get("columns")
+    if not isinstance(columns, list) or columns.count("image") != 1:
+        raise InvalidRequest('\'input_data.columns\' must be a list with "image" in it once, such as ["image"].')
     data = table.get("data")
     if not isinstance(data, list):
         raise InvalidRequest(f"'input_data.data' must be a list of images, got {_json_type(data)}.")
     check_image_count(len(data), max_images)
     _check_index(table.get("index"), len(data))
-    return [_parse_cell(row, position) for position, row in enumerate(data)]
+    place = columns.index("image")
+    return [_parse_row(row, position, place, len(columns)) for position, row in enumerate(data)]
 
 
 def _check_index(index: Any, length: int) -> None:
@@ -113,15 +118,21 @@ def _check_index(index: Any, length: int) -> None:
         raise InvalidRequest(f"'input_data.index' has {len(index)} entries but 'input_data.data' has {length}.")
 
 
-def _parse_cell(row: Any, position: int) -> str:
+def _parse_row(row: Any, position: int, column: int, columns: int) -> str:
+    """The image of one row: the row itself, or its cell in the column `image`; MLflow ignores the other columns, and so does this."""
     place = f"'input_data.data[{position}]'"
+    cells = row if isinstance(row, list) else [row]
+    if len(cells) != columns:
+        raise InvalidRequest(f"{place} must hold {_cells(columns)}, got {len(cells)}.")
     if isinstance(row, list):
-        if len(row) != 1:
-            raise InvalidRequest(f"{place} must hold one cell, got {len(row)}.")
-        row, place = row[0], f"'input_data.data[{position}][0]'"
-    if not isinstance(row, str):
-        raise InvalidRequest(f"{place} must be a string (base64 or URL), got {_json_type(row)}.")
-    return row
+        place = f"'input_data.data[{position}][{column}]'"
+    if not isinstance(cells[column], str):
+        raise InvalidRequest(f"{place} must be a string (base64 or URL), got {_json_type(cells[column])}.")
+    return cells[column]
+
+
+def _cells(count: int) -> str:
+    return "one cell" if count == 1 else f"{count} cells"
 
 
 def _json_type(value: Any) -> str:

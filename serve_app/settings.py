@@ -120,6 +120,11 @@ class ImageLoaderSettings(StrictModel):
 
     max_image_mb: float = Field(20.0, gt=0, description="Largest encoded image, MB (1e6 bytes).")
     max_megapixels: float = Field(64.0, gt=0, description="Largest decoded image, megapixels, checked before decoding.")
+    exif_orientation: bool = Field(
+        True,
+        description="Turn photos upright as their EXIF orientation says. False: as stored, as AzureML's scorer does, for clients that draw "
+        "on the stored pixels.",
+    )
     decode_timeout_s: float = Field(
         10.0, gt=0, description="Longest time to decode one image, seconds; its decoder is then killed."
     )

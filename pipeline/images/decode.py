@@ -70,6 +70,8 @@ class DecodeLimits:
         max_pixels: width times height of one image, pixels. Decoding takes 7 bytes a pixel at its peak.
         max_bytes: size of one encoded image, bytes.
         formats: Pillow format names, a subset of FORMAT_MAGIC.
+        exif_orientation: turn images upright as their EXIF orientation says. False leaves them as they are stored, as AzureML's scorer
+            does (a TIFF is turned by Pillow either way, there too).
         max_pixels_at_once: a lower cap for images that are always decoded at full size, which all but JPEGs are; None: `max_pixels`.
     """
 
@@ -77,6 +79,7 @@ class DecodeLimits:
     max_bytes: int = 20_000_000
     formats: tuple[str, ...] = tuple(FORMAT_MAGIC)
     max_pixels_at_once: int | None = None
+    exif_orientation: bool = True
 
     def __post_init__(self) -> None:
         unknown = set(self.formats) - set(FORMAT_MAGIC)
@@ -107,7 +110,7 @@ def decode_image(data: bytes, limits: DecodeLimits, target_size: int | None = No
         check_pixel_count(image.size, min(limits.max_pixels, at_once or limits.max_pixels))
         try:
             _check_structure(image, data, limits)
-            return _decode(image, target_size)
+            return _decode(image, target_size, limits.exif_orientation)
         except (ImageError, LimitExceeded):
             raise
         except Image.DecompressionBombError as error:
@@ -185,7 +188,7 @@ def _check_tiff_structure(image: Image.Image, data: bytes, limits: DecodeLimits)
     check_pixel_count((tags.get(_TIFF_TILE_WIDTH, 1), tags.get(_TIFF_TILE_LENGTH, 1)), limits.max_pixels)
 
 
-def _decode(image: Image.Image, target_size: int | None) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+def _decode(image: Image.Image, target_size: int | None, turn: bool) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     full_wh = image.size
     if target_size is not None and image.format in ("JPEG", "MPO"):
         scaled_h, scaled_w = fit((image.height, image.width), target_size).scaled_hw
@@ -193,7 +196,7 @@ def _decode(image: Image.Image, target_size: int | None) -> tuple[NDArray[np.uin
     bgr = image_to_bgr(image)
     if image.format == "TIFF":  # Pillow has turned it while loading
         return bgr, bgr.shape[:2]
-    orientation = _read_orientation(image)
+    orientation = _read_orientation(image) if turn else 1
     full_w, full_h = full_wh
     upright = np.asarray(_TURNS_UPRIGHT[orientation](bgr), np.uint8)
     return upright, (full_w, full_h) if orientation >= 5 else (full_h, full_w)

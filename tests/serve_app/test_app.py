@@ -18,3 +18,10 @@ def test_defaults_are_the_same_on_both_sides():
     assert loader.decoder.limits == DecodeLimits()
     assert ingress.groups == GroupLimits()
     assert (ingress.detect, ingress.outline) == (DetectOptions(), OutlineOptions())
+
+
+def test_exif_orientation_reaches_the_decoders():
+    """`image_loader.exif_orientation: false` is for clients that draw on photos as they are stored."""
+    settings = Settings(image_loader={"exif_orientation": False})
+    loader = app._image_loader_options(settings, read_header(EMBEDDED_MODEL, settings.model.cache_dir))
+    assert loader.decoder.limits == DecodeLimits(exif_orientation=False)

@@ -45,6 +45,8 @@ def test_model_card_sample_is_read():
         pytest.param(table(data=["a", "b"], index=[5, "x"]), id="index of any labels"),
         pytest.param(table(data=["a", "b"]) | {"anything": 1}, id="unknown top-level key"),
         pytest.param(table(data=["a", "b"]) | {"params": None}, id="params null"),
+        pytest.param(table(columns=["id", "image"], data=[[1, "a"], [None, "b"]]), id="another column, ignored as MLflow does"),
+        pytest.param(b"\xef\xbb\xbf" + json.dumps(table(data=["a", "b"])).encode(), id="a byte order mark"),
     ],
 )
 def test_accepted_shapes(document):
@@ -63,7 +65,17 @@ def test_accepted_shapes(document):
         pytest.param({"input_data": None}, INPUT_DATA_MISSING, id="null input_data"),
         pytest.param({"input_data": "x"}, "'input_data' must be an object", id="input_data a string"),
         pytest.param({"input_data": {"data": ["a"]}}, "'input_data.columns'", id="columns missing"),
-        pytest.param(table(columns=["image", "image"]), "'input_data.columns'", id="two columns"),
+        pytest.param(table(columns=["image", "image"]), "'input_data.columns'", id="image twice"),
+        pytest.param(table(columns=["picture"]), "'input_data.columns'", id="no column image"),
+        pytest.param(table(columns="image"), "'input_data.columns'", id="columns a string"),
+        pytest.param(table(columns=["image", "id"]), "'input_data.data[0]' must hold 2 cells", id="flat data of two columns"),
+        pytest.param(
+            table(columns=["image", "id"], data=[["a"]]), "'input_data.data[0]' must hold 2 cells", id="row of too few cells"
+        ),
+        pytest.param(
+            table(columns=["id", "image"], data=[["a", 1]]), "'input_data.data[0][1]' must be a string", id="cell of its column"
+        ),
+        pytest.param(b"\xef\xbb\xbf", "not valid JSON", id="a byte order mark alone"),
         pytest.param(table(data="a"), "'input_data.data'", id="data a string"),
         pytest.param({"input_data": {"columns": ["image"]}}, "'input_data.data'", id="data missing"),
         pytest.param(table(index=[0, 1]), "'input_data.index' has 2 entries", id="index length"),

@@ -208,6 +208,16 @@ def test_exif_orientation(orientation: int, image_format: str) -> None:
     assert distance(rgb, RGB) < 4
 
 
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+def test_exif_orientation_switched_off(image_format: str) -> None:
+    """As the pixels are stored, in their own width and height."""
+    data = stored_with(6, image_format)
+    bgr, hw = decode_image(data, DecodeLimits(exif_orientation=False))
+    with Image.open(io.BytesIO(data)) as stored:
+        assert hw == bgr.shape[:2] == (stored.height, stored.width)
+        assert np.abs(bgr[..., ::-1].astype(int) - np.asarray(stored.convert("RGB"))).max() <= 2
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_scaled_decoding_of_turned_photos(orientation: int) -> None:
     """Scaled decoding and orientation together: true size told, picture upright, not below the target."""
