@@ -27,7 +27,8 @@ import orjson
 
 from pipeline.errors import ImageError, LimitExceeded, ServiceError, StageFailed
 from pipeline.images.decoder_options import DecoderOptions
-from pipeline.images.decoder_worker import ANSWER_HEAD, READY, REQUEST_HEAD
+from pipeline.images.decoder_worker import ANSWER_HEAD, REQUEST_HEAD
+from pipeline.images.sandbox import Sandbox
 from pipeline.types import Letterbox, LoadedImage
 
 logger = logging.getLogger(__name__)
@@ -148,10 +149,13 @@ class DecoderProcess:
         if self._ready:
             return
         try:
-            self._ready = self._receive(1, time.monotonic() + START_TIMEOUT_S) == READY
+            sandbox = Sandbox(self._receive(1, time.monotonic() + START_TIMEOUT_S)[0])
         except (OSError, EOFError) as error:
             logger.error("a decoder process does not start (%s); its standard error says why", self._replace())
             raise StageFailed("The service cannot decode images now.") from error
+        self._ready = True
+        for missing in ~sandbox:
+            logger.warning("decoder process %d runs without %s: this kernel does not offer it", self.pid, missing.name)
 
     def _exchange(self, head: bytes, data: bytes, deadline: float) -> tuple[Letterbox, np.ndarray]:
         for part in (head, data):

@@ -5,12 +5,15 @@
     in    8 bytes: length, 8 bytes: max_pixels_at_once of DecodeLimits or 0, big-endian │ the encoded image
     out   4 bytes: length, big-endian │ JSON: letterbox, or error │ pixels (h, w, 3) uint8, where there is no error
 
-No pickle in either direction: whoever breaks a decoder gains a process that can only send numbers. It limits its own
-memory, writes no core files, and ends when its parent does.
+It first sends one byte: the Sandbox that holds it. No pickle in either direction: whoever breaks a decoder gains a process that
+can open no file and no socket (pipeline.images.sandbox) and can only send numbers. It limits its own memory, writes no core files,
+and ends when its parent does.
 """
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import resource
 import signal
@@ -22,25 +25,29 @@ from dataclasses import asdict, replace
 
 import cv2
 import orjson
+from PIL import Image, MpoImagePlugin  # noqa: F401  (a JPEG of several pictures asks for the second)
 
 from pipeline.errors import ServiceError
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.decoder_options import DecoderOptions
 from pipeline.images.load import load_image
+from pipeline.images.sandbox import confine_process
 from pipeline.types import LoadedImage
 
-READY = b"\1"
 REQUEST_HEAD, ANSWER_HEAD = struct.Struct("!QQ"), struct.Struct("!I")
 BYTES_A_PIXEL = 24
 """Most memory a pixel, and half as much again: WebP peaks at 16.5 bytes, PNG and AVIF at 8 (measured, 16 megapixels)."""
 SPARE_BYTES = 256 * 2**20
+METADATA_ENCODINGS = ("ascii", "latin-1", "utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252")
+"""Text in metadata; Python loads an encoding when it is first used."""
 
 Load = Callable[[bytes, DecodeLimits, int], LoadedImage]
 
 
 def serve(connection: socket.socket, options: DecoderOptions, load: Load = load_image) -> None:
     """Answer image after image until the other side closes."""
-    connection.sendall(READY)
+    _load_codecs(options, load)
+    connection.sendall(bytes([confine_process()]))
     with connection.makefile("rb") as requests:
         while head := requests.read(REQUEST_HEAD.size):
             length, pixels_at_once = REQUEST_HEAD.unpack(head)
@@ -50,6 +57,16 @@ def serve(connection: socket.socket, options: DecoderOptions, load: Load = load_
             for part in _answer(requests.read(length), limits, options.size, load):
                 connection.sendall(part)
             signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _load_codecs(options: DecoderOptions, load: Load) -> None:
+    """Decode a small picture of each format, so that all that decoding imports is there before files are out of reach."""
+    for encoding in METADATA_ENCODINGS:
+        codecs.lookup(encoding)
+    for name in options.limits.formats:
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(file, name, exif=Image.Exif().tobytes())
+        load(file.getvalue(), options.limits, options.size)
 
 
 def _answer(data: bytes, limits: DecodeLimits, size: int, load: Load) -> tuple[bytes | memoryview, ...]:
