@@ -31,7 +31,7 @@ _MACHINES = {"x86_64": (0, 0xC000_003E), "aarch64": (1, 0xC000_00B7)}
 """Column of CALLS, and the kernel's AUDIT_ARCH."""
 
 _SECCOMP, _CLONE, _CLONE3 = (317, 277), (56, 220), (435, 435)
-_CALLS: dict[str, tuple[int | None, int]] = {
+_CALLS: dict[str, tuple[int | None, int | None]] = {
     "read": (0, 63), "write": (1, 64), "close": (3, 57), "fstat": (5, 80), "lseek": (8, 62), "readv": (19, 65), "writev": (20, 66),
     "sendto": (44, 206), "recvfrom": (45, 207), "sendmsg": (46, 211), "recvmsg": (47, 212), "poll": (7, None), "ppoll": (271, 73),
     "mmap": (9, 222), "mprotect": (10, 226), "munmap": (11, 215), "brk": (12, 214), "mremap": (25, 216), "madvise": (28, 233),
@@ -97,7 +97,7 @@ def _deny_calls(libc: ctypes.CDLL) -> Sandbox:
 
 def _filter(column: int, architecture: int) -> bytes:
     """The filter in classic BPF: one comparison after the other, the three ends last."""
-    allowed = [numbers[column] for numbers in _CALLS.values() if numbers[column] is not None]
+    allowed = [number for numbers in _CALLS.values() if (number := numbers[column]) is not None]
     allow, deny = _instruction(_RETURN, _RET_ALLOW), _instruction(_RETURN, _RET_ERRNO | errno.EPERM)
     program = [
         _instruction(_LOAD_WORD, _ARCHITECTURE_OFFSET),
