@@ -73,7 +73,7 @@ async def read_json_body(request: Request, max_bytes: int, timeout_s: float, hol
         timeout_s: longest time for all of it, seconds; a body that drips does not hold its place for longer.
         hold: takes the bytes out of the replica's budget, as they come.
     Raises:
-        UnsupportedMediaType: the content type is not JSON.
+        UnsupportedMediaType: the content type is not JSON, or the body is compressed.
         LimitExceeded: larger than `max_bytes`; raised from Content-Length before reading, else as soon as it is passed.
         DeadlineExceeded: not all there in time, or nothing came for `MAX_SILENCE_S`.
         Overloaded: from `hold`.
@@ -81,6 +81,11 @@ async def read_json_body(request: Request, max_bytes: int, timeout_s: float, hol
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise UnsupportedMediaType(f"Content-Type must be application/json, got {content_type[:80] or 'none'!r}.")
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedMediaType(
+            f"Content-Encoding {encoding[:80]!r} is not read: send the body as it is, without this header."
+        )
     declared = request.headers.get("content-length", "")
     if declared.isdecimal():
         length = int(declared[:20])  # Python refuses numbers of thousands of digits

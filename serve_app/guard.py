@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -22,6 +22,15 @@ from serve_app.keys import KeyRing
 logger = logging.getLogger("ray.serve")
 
 MAX_REQUEST_ID_CHARS = 100
+ID_HEADERS = ("x-ms-request-id", "x-ms-client-request-id", "x-request-id")
+"""Where a caller may name its request; the first that came is the id in logs and answers. x-request-id is the last: HAProxy and Ray Serve
+make one where none came."""
+MODEL_ERROR_STATUS = 424
+"""A managed endpoint's answer to whatever its model refused."""
+AZUREML_STATUS = {400: MODEL_ERROR_STATUS, 415: MODEL_ERROR_STATUS, 422: MODEL_ERROR_STATUS, 503: 429}
+"""What a managed endpoint of AzureML answers where we answer otherwise."""
+MODEL_ERROR_HEADER = "ms-azureml-model-error-statuscode"
+"""The status behind a 424, as the managed endpoint tells it."""
 OPEN_PATHS = frozenset({"/", "/ready", "/docs", "/openapi.json", "/swagger.json"})
 """Health probes carry no keys, nor do browsers that look at the documents, which tell no more than the source does."""
 BODILESS_PATHS = frozenset({"/ready", "/info"})
@@ -38,30 +47,39 @@ class RequestGuard:
             only after sending finds one. The connection of a longer or endless body is closed with the answer: Ray Serve's
             proxy would go on reading it (measured: 0.8 GB/s, a whole core) for as long as it comes.
         errors_counted: a context that counts the errors raised within.
+        azureml_status: answer /score with the status codes of AzureML's managed endpoints.
     """
 
     def __init__(
-        self, app: ASGIApp, keys: KeyRing, max_rest_bytes: int, errors_counted: Callable[[], AbstractContextManager[None]]
+        self,
+        app: ASGIApp,
+        keys: KeyRing,
+        max_rest_bytes: int,
+        errors_counted: Callable[[], AbstractContextManager[None]],
+        azureml_status: bool = False,
     ) -> None:
         self._app = app
         self._keys = keys
         self._max_rest_bytes = max_rest_bytes
         self._errors_counted = errors_counted
+        self._azureml_status = azureml_status
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        request_id = headers.get("x-request-id") or str(uuid.uuid4())
+        request_id = next(filter(None, map(headers.get, ID_HEADERS)), None) or str(uuid.uuid4())
         body = _Body(receive, self._is_long(headers))
-        answer = _Answer(send, request_id, body)
+        prefix = scope.get("root_path", "")
+        if scope["path"] == prefix:
+            scope["path"] += "/"
+        path = scope["path"].removeprefix(prefix)
+        ids = {"x-ms-request-id": request_id, "x-ms-client-request-id": headers.get("x-ms-client-request-id")}
+        answer = _Answer(send, ids, body, AZUREML_STATUS if self._azureml_status and path == "/score" else {})
         try:
-            prefix = scope.get("root_path", "")
-            if scope["path"] == prefix:
-                scope["path"] += "/"
             with self._errors_counted():
-                self._admit(scope["path"].removeprefix(prefix), headers, request_id)
+                self._admit(path, headers)
             scope.setdefault("state", {})["request_id"] = request_id
             await self._app(scope, body.receive, answer.send)
         except ServiceError as error:
@@ -75,9 +93,10 @@ class RequestGuard:
         length = headers.get("content-length", "")
         return "transfer-encoding" in headers or (length.isdecimal() and int(length[:20]) > self._max_rest_bytes)
 
-    def _admit(self, path: str, headers: Headers, request_id: str) -> None:
-        if len(request_id) > MAX_REQUEST_ID_CHARS:
-            raise HeaderTooLarge(f"Header x-request-id is longer than {MAX_REQUEST_ID_CHARS} characters.")
+    def _admit(self, path: str, headers: Headers) -> None:
+        for name in ID_HEADERS:
+            if len(headers.get(name, "")) > MAX_REQUEST_ID_CHARS:
+                raise HeaderTooLarge(f"Header {name} is longer than {MAX_REQUEST_ID_CHARS} characters.")
         if path not in OPEN_PATHS:
             self._keys.check(headers.get("authorization"))
         if path in BODILESS_PATHS and ("transfer-encoding" in headers or headers.get("content-length", "0") != "0"):
@@ -99,12 +118,19 @@ class _Body:
 
 
 class _Answer:
-    """Adds the id and timing headers to an answer on its way out (x-request-id is added by Ray Serve's proxy)."""
+    """Adds the id and timing headers to an answer on its way out (x-request-id is added by Ray Serve's proxy).
 
-    def __init__(self, send: Send, request_id: str, body: _Body) -> None:
+    Args:
+        ids: header and value; None is left out.
+        body: of the request.
+        status: other status codes for those that the routes answer with.
+    """
+
+    def __init__(self, send: Send, ids: Mapping[str, str | None], body: _Body, status: Mapping[int, int]) -> None:
         self._send = send
         self._body = body
-        self._request_id = request_id[:MAX_REQUEST_ID_CHARS]
+        self._ids = {name: value[:MAX_REQUEST_ID_CHARS] for name, value in ids.items() if value}
+        self._status = status
         self._began = time.perf_counter()
         self.begun = False
 
@@ -112,9 +138,13 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.begun = True
             headers = MutableHeaders(raw=message.setdefault("headers", []))
-            headers["x-ms-request-id"] = self._request_id
+            headers.update(self._ids)
             headers["x-ms-run-fn-exec-ms"] = f"{(time.perf_counter() - self._began) * 1e3:.2f}"
             if self._body.keeps_coming:
                 headers["connection"] = "close"
+            if (status := self._status.get(message["status"])) is not None:
+                if status == MODEL_ERROR_STATUS:
+                    headers[MODEL_ERROR_HEADER] = str(message["status"])
+                message["status"] = status
             message["headers"] = headers.raw
         await self._send(message)

@@ -4,13 +4,15 @@ POST /score         the contract (serve_app.contract)
 GET  /              Healthy: this process answers
 GET  /ready         200 only after a real tiny image went through every stage
 GET  /info          model, classes, engine, limits
-GET  /swagger.json  /openapi.json  /docs
+GET  /swagger.json  Swagger 2.0 by AzureML's names; OpenAPI 3.0 with ?version=3
+GET  /openapi.json  /docs
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -19,6 +21,7 @@ import orjson
 from fastapi import FastAPI, Request, Security
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp
@@ -26,17 +29,20 @@ from starlette.types import ASGIApp
 from deployments.ingress import Ingress
 from pipeline.errors import InvalidRequest, RequestError, ServiceError, StageFailed
 from serve_app.answers import error_response, score_response
-from serve_app.body import BODIES_COMING, BodyBudget, read_json_body, requested_timeout_s
+from serve_app.body import BODIES_COMING, TIMEOUT_HEADER, BodyBudget, read_json_body, requested_timeout_s
 from serve_app.contract import parse_score_request
-from serve_app.guard import RequestGuard
+from serve_app.guard import ID_HEADERS, MODEL_ERROR_HEADER, RequestGuard
 from serve_app.keys import KeyRing
 from serve_app.openapi import SCORE_ROUTE_DOCS
 from serve_app.settings import IngressSettings, Settings
+from serve_app.swagger import swagger_document
 
 logger = logging.getLogger("ray.serve")
 
 KEY = Security(HTTPBearer(scheme_name="bearer", auto_error=False, description="A key, where the service has keys."))
 """Shown in the documents alone: `serve_app.guard` checks it before a route is looked for."""
+CORS_REQUEST_HEADERS = ["authorization", "content-type", TIMEOUT_HEADER, *ID_HEADERS]
+CORS_ANSWER_HEADERS = ["retry-after", "server-timing", "x-ms-run-fn-exec-ms", MODEL_ERROR_HEADER, *ID_HEADERS]
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for the log; nobody is there to read it."""
 
@@ -56,7 +62,23 @@ def http_app(ingress: Ingress, settings: Settings) -> ASGIApp:
     _add_info(app, ingress, settings)
     _add_score(app, ingress, settings.ingress)
     _add_error_answers(app)
-    return RequestGuard(app, keys, int(2e6 * settings.ingress.max_body_mb), ingress.errors_counted)
+    guard = RequestGuard(
+        app, keys, int(2e6 * settings.ingress.max_body_mb), ingress.errors_counted, settings.ingress.azureml_status_codes
+    )
+    return _with_cors(guard, settings.ingress.cors_origins)
+
+
+def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Let pages of these origins call from browsers: their preflight requests carry no key, so they are answered before it is asked for."""
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=CORS_REQUEST_HEADERS,
+        expose_headers=CORS_ANSWER_HEADERS,
+    )
 
 
 def service_version() -> str:
@@ -114,8 +136,8 @@ def _add_info(app: FastAPI, ingress: Ingress, settings: Settings) -> None:
         return _json({"version": service_version(), **model.as_dict(), "limits": _limits(settings)})
 
     @app.get("/swagger.json", include_in_schema=False)
-    async def swagger() -> Response:
-        return _json(app.openapi())
+    async def swagger(version: str = "2") -> Response:
+        return _json(swagger_document(version, service_version()))
 
 
 def _limits(settings: Settings) -> dict[str, Any]:

@@ -70,7 +70,8 @@ _ERRORS = {
     401: "The bearer key is missing or wrong.",
     408: "The request's deadline passed.",
     413: "Body, image bytes, pixels or image count over a limit.",
-    415: "The content type is not JSON.",
+    415: "The content type is not JSON, or the body is compressed.",
+    424: "What is 400, 415 or 422 without ingress.azureml_status_codes.",
     422: "An image cannot be decoded, or its URL is refused or could not be fetched.",
     429: "The service is at its limit (or 503, as configured); see Retry-After.",
     431: "A header is too long.",
@@ -78,7 +79,7 @@ _ERRORS = {
     503: "The service is at its limit; see Retry-After.",
 }
 
-_EXAMPLE = {
+SCORE_EXAMPLE = {
     "input_data": {"columns": ["image"], "index": [0], "data": ["https://example.com/photo.jpg"]},
     "params": {"score_threshold": 0.5},
 }
@@ -105,7 +106,7 @@ SCORE_ROUTE_DOCS: dict[str, Any] = {
     "responses": {status: {"model": ErrorAnswer, "description": text} for status, text in _ERRORS.items()},
     "openapi_extra": {
         "security": [{}],  # or none: beside the bearer key, where the service has no keys
-        "requestBody": {"required": True, "content": {"application/json": {"schema": _body_schema(), "example": _EXAMPLE}}},
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _body_schema(), "example": SCORE_EXAMPLE}}},
         "parameters": [
             {
                 "name": TIMEOUT_HEADER,

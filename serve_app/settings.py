@@ -7,6 +7,7 @@ under `deployments`; `serve_app.config_file` checks both.
 
 # No `from __future__ import annotations` here or in app.py: Ray Serve would then hand the builder a plain dict.
 import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -34,6 +35,14 @@ class ModelSettings(StrictModel):
         Path("~/.cache/rtmdet-ins-serve"),
         description="Folder for downloaded checkpoints and compiled models; `~` is the home folder.",
     )
+
+
+def _origin(text: str) -> str:
+    if text != "*" and not re.fullmatch(r"https?://[^/?#@\s]+", text):
+        raise ValueError(
+            f"{text!r} is no origin; wanted is scheme and host, and a port where it has one: https://app.example.com"
+        )
+    return text
 
 
 class AuthSettings(StrictModel):
@@ -75,6 +84,14 @@ class IngressSettings(StrictModel):
         256, ge=1, description="Most images inside the service per ingress replica; above it requests are refused at once."
     )
     overload_status: Literal[429, 503] = Field(503, description="HTTP status of a refusal for load.")
+    azureml_status_codes: bool = Field(
+        False,
+        description="Answer /score with the status codes of AzureML's managed endpoints: 424 for 400, 415 and 422, 429 for overload.",
+    )
+    cors_origins: list[Annotated[str, AfterValidator(_origin)]] = Field(
+        [],
+        description='Origins whose pages may call from browsers, e.g. https://app.example.com; ["*"]: all. None: no CORS headers.',
+    )
     retry_after_s: int = Field(1, ge=1, description="Retry-After header of a refusal, seconds.")
     ready_cache_s: float = Field(1.0, ge=0, description="How long an answer of /ready stays valid, seconds.")
     max_urls_in_flight: int = Field(

@@ -145,6 +145,7 @@ def test_routes(service):
     assert info["model"] == "rtmdet-ins_nano_person"
     assert info["classes"] == ["person"]
     assert info["engine"] in ("openvino", "torch")
-    assert requests.get(f"{service.url}/swagger.json", timeout=10).json()["openapi"].startswith("3.")
+    assert requests.get(f"{service.url}/swagger.json", timeout=10).json()["swagger"] == "2.0"
+    assert requests.get(f"{service.url}/openapi.json", timeout=10).json()["openapi"].startswith("3.")
     missing = requests.get(f"{service.url}/nowhere", timeout=10)
     assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
