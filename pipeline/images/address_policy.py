@@ -1,13 +1,14 @@
 """Which hosts and addresses a URL from a stranger may lead to: the public internet, and what the operator has listed.
 
 Judging names is not enough (a name can resolve to anything, and to something else a moment later), so addresses are judged,
-where the connection is made (`guarded_backend.py`). Names are only checked for their form.
+where the connection is made (`network_guard.py`). Names are only checked for their form.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
@@ -50,6 +51,9 @@ FORBIDDEN_IPV6 = tuple(
 )
 """IANA IPv6 Special-Purpose Address Registry, the part inside PUBLIC_IPV6."""
 
+NAT64 = tuple(IPv6Network(network) for network in ("64:ff9b::/96", "64:ff9b:1::/48"))
+"""Prefixes before an IPv4 address that a translator connects to: well-known (RFC 6052) and local (RFC 8215), in their last 32 bits."""
+
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
@@ -59,7 +63,8 @@ class AddressPolicy:
     """The public internet, plus the operator's exceptions.
 
     Args:
-        allowed_networks: networks in CIDR form that are allowed though not public.
+        allowed_networks: networks in CIDR form that are allowed though not public. An IPv6 address that carries an IPv4 address
+            (NAT64, mapped, 6to4, Teredo) is permitted only where both are.
         allowed_hosts: host names or addresses that may resolve to anything; ".example.net" means all names below it.
     """
 
@@ -88,7 +93,21 @@ class AddressPolicy:
             address = ipaddress.ip_address(text)
         except ValueError:
             return False
-        return is_public(address) or any(address in network for network in self.allowed_networks)
+        return all(is_public(each) or self._allows(each) for each in _reached_by(address))
+
+    def _allows(self, address: IPv4Address | IPv6Address) -> bool:
+        return any(address in network for network in self.allowed_networks)
+
+
+def _reached_by(address: IPv4Address | IPv6Address) -> Iterator[IPv4Address | IPv6Address]:
+    """The addresses that a connection to `address` may end at: itself, and an IPv4 address that it carries."""
+    yield address
+    if isinstance(address, IPv6Address):
+        carried = address.ipv4_mapped or address.sixtofour or (address.teredo and address.teredo[1])
+        if any(address in network for network in NAT64):
+            carried = IPv4Address(int(address) & 0xFFFF_FFFF)
+        if carried:
+            yield carried
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:

@@ -2,7 +2,7 @@
 
     URL ─▶ form (scheme, host, port, no credentials) ─▶ GET ─▶ status, encoding, length ─▶ body, counted ─▶ bytes
             ▲                                            │
-            └──────── redirect, checked anew, at most 3 ─┘      addresses are judged in guarded_backend.py
+            └──────── redirect, checked anew, at most 3 ─┘      addresses are judged in network_guard.py
 
 Built on httpcore: no proxies or settings from the environment, no cookies, no redirects of its own, and a public seam for
 the network. Everything is cut by one total timeout; nothing is ever decompressed. Messages name no address and no URL.
@@ -24,7 +24,8 @@ import httpx
 from pipeline.errors import ConfigurationError, DeadlineExceeded, FetchError
 from pipeline.images.address_policy import AddressPolicy, is_well_formed_host
 from pipeline.images.decode import check_byte_count
-from pipeline.images.network_guard import GuardedBackend, Resolver, SystemResolver
+from pipeline.images.network_guard import GuardedBackend, Resolver
+from pipeline.images.resolver import DnsResolver
 
 MAX_URL_CHARS = 8192
 KEEPALIVE_CONNECTIONS = 32
@@ -88,7 +89,7 @@ class Fetcher:
 
     Args:
         policy: limits and permissions.
-        resolve: gives the addresses of a host; the system's resolver when None.
+        resolve: gives the addresses of a host; DnsResolver when None.
         connector: makes the connections to judged addresses; httpcore's own when None.
     """
 
@@ -96,7 +97,7 @@ class Fetcher:
         self, policy: FetchPolicy, resolve: Resolver | None = None, connector: httpcore.AsyncNetworkBackend | None = None
     ) -> None:
         self._policy = policy
-        self._resolver = resolve or SystemResolver()
+        self._resolver = resolve or DnsResolver()
         addresses = AddressPolicy.from_text(policy.allowed_networks, policy.allowed_hosts)
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=_make_ssl_context(policy.ca_file),
@@ -132,8 +133,8 @@ class Fetcher:
     async def aclose(self) -> None:
         """Close all connections."""
         await self._pool.aclose()
-        if isinstance(self._resolver, SystemResolver):
-            self._resolver.close()
+        if isinstance(self._resolver, DnsResolver):
+            await self._resolver.aclose()
 
     async def _follow(self, target: httpx.URL) -> bytes:
         for _ in range(self._policy.max_redirects + 1):

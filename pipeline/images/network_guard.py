@@ -12,7 +12,6 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 
 import httpcore
 
@@ -20,35 +19,12 @@ from pipeline.errors import FetchError
 from pipeline.images.address_policy import AddressPolicy
 
 MAX_ADDRESSES_TRIED = 4
-RESOLVER_THREADS = 16
-"""Look-ups cannot be cancelled: a stranger's slow name server holds a thread for the system resolver's patience, so they
-have threads of their own."""
 
 REFUSED_HOST_MESSAGE = "The URL is refused: its host does not resolve to public addresses only."
 """One text for private and for unknown hosts, so that nobody can list the names of an internal network with it."""
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
-
-
-class SystemResolver:
-    """Resolve names with the system's resolver, in threads of its own."""
-
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(RESOLVER_THREADS, thread_name_prefix="fetch-resolver")
-
-    async def __call__(self, host: str, port: int) -> list[str]:
-        """Give all addresses of a host; raises OSError as `socket.getaddrinfo` does."""
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._threads, _look_up, host, port)
-        return list(dict.fromkeys(found))
-
-    def close(self) -> None:
-        """Let the threads go when their look-ups end."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _look_up(host: str, port: int) -> list[str]:
-    return [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+"""Gives the addresses of a host (for a port); raises socket.gaierror, EAI_AGAIN where another try may help."""
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):

@@ -72,3 +72,23 @@ def test_bad_network_is_a_configuration_error() -> None:
     """A network with host bits set or nonsense stops the start."""
     with pytest.raises(ConfigurationError, match="allowed_networks"):
         AddressPolicy.from_text(("10.0.0.1/8",), ())
+
+
+@pytest.mark.parametrize(
+    ("networks", "address", "permitted"),
+    [
+        (("64:ff9b::/96",), "64:ff9b::8.8.8.8", True),
+        (("64:ff9b::/96",), "64:ff9b::169.254.169.254", False),
+        (("64:ff9b::/96",), "64:ff9b::10.0.0.1", False),
+        (("64:ff9b::/96", "10.0.0.0/8"), "64:ff9b::10.0.0.1", True),
+        (("64:ff9b:1::/48",), "64:ff9b:1::127.0.0.1", False),
+        (("::ffff:0:0/96",), "::ffff:169.254.169.254", False),
+        (("2002::/16",), "2002:a9fe:a9fe::1", False),
+        (("2002::/16",), "2002:808:808::1", True),
+        (("2001::/32",), "2001:0:808:808::5601:5601", False),  # Teredo keeps the client's address inverted: 169.254.169.254
+        (("::/0",), "64:ff9b::127.0.0.1", False),
+    ],
+)
+def test_an_address_that_carries_another_is_judged_by_both(networks, address, permitted):
+    """An operator's translator (NAT64, 6to4, …) opens the public internet behind it, and nothing inside."""
+    assert AddressPolicy.from_text(networks, ()).permits("photos.example", address) is permitted

@@ -1,0 +1,64 @@
+"""Look up host names: asynchronous, with a deadline, and with a bound on how many look-ups one domain has at a time.
+
+Built on c-ares (aiodns), which reads /etc/hosts and /etc/resolv.conf. A look-up that nobody waits for any more holds nothing back:
+a name server that never answers delays the names of its own domain only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import Counter
+from collections.abc import Iterable
+
+import aiodns
+from aiodns.error import ARES_ENODATA, ARES_ENOTFOUND, DNSError
+
+LOOKUP_TIMEOUT_S, LOOKUP_TRIES = 1.5, 2
+"""Of one question to one name server, and how often it is asked. A URL's `connect_timeout_s` ends the whole look-up."""
+MAX_LOOKUPS_OF_A_DOMAIN = 8
+"""At a time, of a name's last two labels; more wait within their own deadlines."""
+
+
+class DnsResolver:
+    """Resolve names as the machine's configuration says. For one event loop."""
+
+    def __init__(self, nameservers: Iterable[str] | None = None) -> None:
+        self._nameservers = list(nameservers) if nameservers else None
+        self._resolver: aiodns.DNSResolver | None = None
+        self._turns: dict[str, asyncio.Semaphore] = {}
+        self._interested: Counter[str] = Counter()
+
+    async def __call__(self, host: str, port: int) -> list[str]:
+        """Give all addresses of a host, IPv4 and IPv6.
+
+        Raises:
+            socket.gaierror: EAI_NONAME where the name has no address, EAI_AGAIN where no name server answered.
+        """
+        domain = ".".join(host.lower().rstrip(".").rsplit(".", 2)[-2:])
+        self._interested[domain] += 1
+        try:
+            async with self._turns.setdefault(domain, asyncio.Semaphore(MAX_LOOKUPS_OF_A_DOMAIN)):
+                return await self._look_up(host, port)
+        finally:
+            self._interested[domain] -= 1
+            if not self._interested[domain]:
+                del self._interested[domain], self._turns[domain]
+
+    async def _look_up(self, host: str, port: int) -> list[str]:
+        if host == "localhost":  # c-ares adds ::1 to what /etc/hosts says (RFC 6761)
+            entries = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            return list(dict.fromkeys(str(entry[4][0]) for entry in entries))
+        if self._resolver is None:
+            self._resolver = aiodns.DNSResolver(self._nameservers, timeout=LOOKUP_TIMEOUT_S, tries=LOOKUP_TRIES)
+        try:
+            found = await self._resolver.getaddrinfo(host, socket.AF_UNSPEC, port, type=socket.SOCK_STREAM)
+        except DNSError as error:
+            missing = error.args[0] in (ARES_ENOTFOUND, ARES_ENODATA)
+            raise socket.gaierror(socket.EAI_NONAME if missing else socket.EAI_AGAIN, error.args[-1]) from error
+        return list(dict.fromkeys(node.addr[0].decode() for node in found.nodes))
+
+    async def aclose(self) -> None:
+        """End all look-ups."""
+        if self._resolver is not None:
+            await self._resolver.close()
