@@ -10,7 +10,6 @@ factors of width and height. Prints a table and, last, one line of JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -20,9 +19,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.peers.mmdet_reference import MmdetReference, Reference
+from benchmarks.measure import finish
+from benchmarks.mmdet_reference import MmdetReference, Reference
 from benchmarks.raster import rings_to_mask
-from loadtest.machine import describe_machine
 from loadtest.photos import photos_from
 from pipeline.images.decode import DecodeLimits, decode_image
 from pipeline.images.letterbox import scale_to_fit
@@ -169,7 +168,7 @@ def main() -> int:
         print(name)
         for key, value in summary(rows).items():
             print(f"  {key:26} {value if not isinstance(value, float) else format(value, '.4g')}")
-    print(json.dumps({"machine": describe_machine(), "engine": args.engine, "precision": args.precision, **results}))
+    finish("against_mmdet", {"engine": args.engine, "precision": args.precision, **results})
     return 0
 
 

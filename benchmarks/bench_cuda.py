@@ -13,13 +13,9 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import sys
-import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -27,19 +23,18 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from benchmarks.bench_ceiling import Ceiling
-from benchmarks.bench_compare import Spread, as_range, load_model, spread
-from benchmarks.bench_flops import count_flops
-from benchmarks.bench_photos import SMALL_WH, bench_photos
-from benchmarks.peers.mmdet_reference import MmdetReference
+from benchmarks.ceiling import Ceiling, count_flops
+from benchmarks.compare import load_model
+from benchmarks.measure import Spread, add_arguments, as_range, finish, passes_per_s, ratios, spread, table
+from benchmarks.mmdet_reference import MmdetReference
+from benchmarks.network import detection
+from benchmarks.photos import SMALL_WH, bench_photos
 from pipeline.images.decode import DecodeLimits, decode_image
-from pipeline.images.load import load_image
 from pipeline.inference.cuda.graphs import cudnn_at_its_fastest
 from pipeline.inference.devices import switched
 from pipeline.inference.engine import EngineOptions, create_engine
 from pipeline.model.checkpoints import Checkpoint
 from pipeline.model.compiled_ops import ensure_mmcv_ops
-from pipeline.types import DetectOptions
 
 MODELS, BATCHES = ("tiny", "x"), (1, 8, 32)
 SIDES = (4096, 8192, 16384)
@@ -140,8 +135,8 @@ def _measure_row(
         engine.precision,
         sum(map(len, found)) / batch,
         {OURS: spread(ours), mmdet: spread(theirs)},
-        spread([one / other for one, other in zip(ours, theirs, strict=True)]),
-        spread(ours)[0] * flop / ceiling.peak(engine.precision),
+        ratios(ours, theirs),
+        spread(ours).median * flop / ceiling.peak(engine.precision),
         memory_mb,
     )
 
@@ -152,24 +147,16 @@ def mmdet_label() -> str:
 
 
 class _OurBatch:
-    """Gives one batch of the same photo to an engine of its own.
-
-    Args:
-        checkpoint: model and weights.
-        photo: encoded.
-        batch: images.
-        device: where the engine runs.
-    """
+    """Gives one batch of the same photo to an engine of its own."""
 
     def __init__(self, checkpoint: Checkpoint, photo: bytes, batch: int, device: str) -> None:
-        self._engine = create_engine(checkpoint, EngineOptions("torch", "auto", device, max_batch=batch, batch_buckets=(batch,)))
-        self._engine.warm_up()
-        self.precision, self.close = self._engine.info.precision, self._engine.close
-        self._images = [load_image(photo, DecodeLimits(), self._engine.info.input_size)] * batch
-        self._options = [DetectOptions(0.05)] * batch
+        engine = create_engine(checkpoint, EngineOptions("torch", "auto", device, max_batch=batch, batch_buckets=(batch,)))
+        engine.warm_up()
+        self.precision, self.close = engine.info.precision, engine.close
+        self._run = detection(engine, photo, batch, threshold=0.05)
 
     def __call__(self) -> Sequence[Any]:
-        return self._engine.detect(self._images, self._options)
+        return self._run()
 
 
 def peak_mb(prepare: Callable[[], Contestant], callers: int) -> tuple[Contestant, float]:
@@ -215,36 +202,6 @@ def mmdet_batch(reference: Any, bgr: np.ndarray, batch: int) -> Run:
     return run
 
 
-def passes_per_s(run: Callable[[], object], seconds: float, callers: int = 1) -> float:
-    """Passes a second, warm, of all callers together; three each at least.
-
-    Every thread warms up by itself: what cuDNN finds out about its algorithms, it keeps by thread. All contestants end with
-    results on the host, so the clock needs no synchronising.
-    """
-    warm = threading.Barrier(callers)
-
-    def call() -> tuple[int, float, float]:
-        try:
-            for _ in range(2):
-                run()
-            warm.wait()
-        except threading.BrokenBarrierError:  # another caller failed, and its error is raised below
-            return 0, 0.0, 0.0
-        except BaseException:
-            warm.abort()
-            raise
-        count, began = 0, time.perf_counter()
-        while count < 3 or time.perf_counter() - began < seconds:
-            run()
-            count += 1
-        return count, began, time.perf_counter()
-
-    with ThreadPoolExecutor(callers) as pool:
-        calls = [pool.submit(call) for _ in range(callers)]
-    counts, began, ended = zip(*(one.result() for one in calls), strict=True)
-    return sum(counts) / (max(ended) - min(began))
-
-
 def measure_and_print(
     rounds: int, seconds: float, models: Sequence[str] = MODELS, batches: Sequence[int] = BATCHES, photo: bytes | None = None
 ) -> dict[str, object]:
@@ -254,26 +211,23 @@ def measure_and_print(
         return {"skipped": reason}
     ceiling, rows = Ceiling("cuda", SIDES), []
     ceiling.measure()
-    print("", *ceiling.as_lines(), "", *table_head(mmdet_label()), sep="\n", flush=True)
+    print("", *ceiling.as_lines(), "", table(table_head(mmdet_label()), []), sep="\n", flush=True)
     for row in measure_cuda(photo or bench_photos(None, 1, SMALL_WH)[0], ceiling, rounds, seconds, "cuda", models, batches):
         rows.append(row)
-        print(table_row(row), flush=True)
+        print(f"| {' | '.join(table_row(row))} |", flush=True)
     return {"card": torch.cuda.get_device_name(), "ceiling": asdict(ceiling), "rows": [asdict(row) for row in rows]}
 
 
 def table_head(mmdet: str) -> list[str]:
-    """Of a Markdown table."""
-    columns = ["on the card", "batch", "ours images/s", f"{mmdet} images/s", "times faster", "of matrix peak", "MB: mmdet / ours"]
-    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    """Columns, with mmdet's name."""
+    return ["on the card", "batch", "ours images/s", f"{mmdet} images/s", "times faster", "of matrix peak", "MB: mmdet / ours"]
 
 
-def table_row(row: CudaRow) -> str:
-    """Of the same table."""
+def table_row(row: CudaRow) -> list[str]:
+    """Cells of the same table."""
     (ours, theirs), (our_mb, their_mb) = row.images_per_s.values(), row.memory_mb.values()
-    return (
-        f"| {row.model} {row.precision} | {row.batch} | {as_range(ours)} | {as_range(theirs)} "
-        f"| {as_range(row.times_faster)} | {row.of_peak:.1%} | {their_mb:,.0f} / {our_mb:,.0f} |"
-    )
+    name, share, mb = f"{row.model} {row.precision}", f"{row.of_peak:.1%}", f"{their_mb:,.0f} / {our_mb:,.0f}"
+    return [name, str(row.batch), as_range(ours), as_range(theirs), as_range(row.times_faster), share, mb]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -281,12 +235,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_cuda", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=("nano", "tiny", "s", "m", "l", "x"), default=MODELS)
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each contestant in each round")
+    add_arguments(parser)
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")  # mmdet's, many
-    facts = measure_and_print(args.rounds, args.seconds, args.models, args.batches)
-    print(json.dumps(facts))
+    (photo,) = bench_photos(args.images, 1, SMALL_WH)
+    facts = measure_and_print(args.rounds, args.seconds, args.models, args.batches, photo)
+    finish("bench_cuda", facts, args.output)
     return 1 if "skipped" in facts else 0
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from benchmarks.measure import finish, table
 from benchmarks.raster import rings_to_mask
 from jobs.command_line import cli_errors
 from pipeline.masks.encode import instances_to_objects, objects_to_json
@@ -122,10 +123,10 @@ def _to_logits(mask: NDArray[np.uint8], letterbox: Letterbox) -> NDArray[np.floa
     return np.log(share / (1 - share)).astype(np.float16)
 
 
-def _print_table(points: Sequence[CurvePoint]) -> None:
-    print(f"{'tolerance px':>12} {'decimals':>8} {'IoU':>7} {'worst':>7} {'points':>7} {'bytes':>7}")
-    for p in points:
-        print(f"{p.tolerance_px:12g} {p.decimals!s:>8} {p.iou:7.4f} {p.iou_worst:7.4f} {p.points:7.1f} {p.bytes:7.0f}")
+def as_table(points: Sequence[CurvePoint]) -> str:
+    """For people."""
+    rows = [[f"{p.tolerance_px:g}", str(p.decimals), *map(str, (p.iou, p.iou_worst, p.points, p.bytes))] for p in points]
+    return table(["tolerance px", "decimals", "IoU", "worst", "points", "bytes"], rows)
 
 
 def _plot(points: Sequence[CurvePoint], path: Path) -> None:
@@ -164,10 +165,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{sum(len(logits) for logits, _ in images)} masks of {len(images)} images; ceiling is tolerance 0 with all decimals")
     by_tolerance = [measure(images, OutlineOptions(tolerance_px=t, holes="rings")) for t in TOLERANCES_PX]
     by_decimals = [measure(images, OutlineOptions(decimals=d, holes="rings")) for d in DECIMALS]
-    _print_table([*by_tolerance, *by_decimals])
+    print(as_table([*by_tolerance, *by_decimals]))
     if args.plot:
         _plot(by_tolerance, args.plot)
-    print(json.dumps({"by_tolerance": [asdict(p) for p in by_tolerance], "by_decimals": [asdict(p) for p in by_decimals]}))
+    finish("outline_curve", {"by_tolerance": [asdict(p) for p in by_tolerance], "by_decimals": [asdict(p) for p in by_decimals]})
     return 0
 
 

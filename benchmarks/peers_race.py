@@ -19,23 +19,24 @@ import signal
 import statistics
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import add_arguments, finish, tell, turns
 from benchmarks.peers.process import PYTHONS, peer_process
+from benchmarks.peers.standings import OURS, Turn, as_table, errors_of, standings
 from jobs.command_line import cli_errors
 from loadtest.engine_alone import measure_engine
 from loadtest.local_cluster import NotReady
 from loadtest.local_service import SHIPPED_CONFIG, local_service
 from loadtest.machine import describe_machine
-from loadtest.openloop import ABANDONED, Client, run_single_stream, summarize
+from loadtest.openloop import Client, run_single_stream, summarize
 from loadtest.photos import photos_from
 from loadtest.scenarios import Result, Setup, find_server_rate, run_offline
-from loadtest.traffic import OK, request_bodies
+from loadtest.traffic import request_bodies
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
 from pipeline.inference.engine import Engine, EngineOptions, load_engine
@@ -43,7 +44,6 @@ from pipeline.types import DetectOptions
 from serve_app.settings import EMBEDDED_MODEL
 from tests.support.seeded import seeded_checkpoint
 
-OURS = "ours"
 SEEDED_S = "rtmdet-ins_s"
 SEEDED_INSTANCES = 100
 SCENARIOS = ("server", "offline")
@@ -52,8 +52,6 @@ THREADS = 2
 WARM_UP_S = 3.0
 OFFLINE_S = 60.0
 """A contestant so slow that its offline run would take longer gets fewer photos."""
-
-Tell = Callable[[str], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,28 +67,6 @@ class Contestant:
     start: Callable[[], AbstractContextManager[str]]
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One contestant's results in one round; None where there is nothing.
-
-    Args:
-        name, round: whose, and which, from 0.
-        server_per_s: highest rate that held the bound; 0.0 where none did.
-        offline_per_s: images a second.
-        errors: queries that failed, by outcome, in both scenarios.
-        fault: why there are no results.
-        details: the scenarios' own results.
-    """
-
-    name: str
-    round: int
-    server_per_s: float | None = None
-    offline_per_s: float | None = None
-    errors: dict[str, int] | None = None
-    fault: str | None = None
-    details: dict[str, Result] | None = None
-
-
 Measure = Callable[[Contestant, int, float | None], Turn]
 
 
@@ -103,27 +79,27 @@ def race(
         measure: of a contestant, the round, and the rate to start at (None: unknown).
         save: gets all turns so far after every round: a race takes hours.
     """
-    turns: list[Turn] = []
+    by_name = {contestant.name: contestant for contestant in contestants}
+    done: list[Turn] = []
     known: dict[str, float] = {}
-    for round_ in range(rounds):
-        first = round_ % len(contestants)
-        for contestant in (*contestants[first:], *contestants[:first]):
-            turn = measure(contestant, round_, known.get(contestant.name))
-            if turn.server_per_s:
-                known[contestant.name] = turn.server_per_s
-            turns.append(turn)
-        save(turns)
-    return turns
+    for round_, name in turns(list(by_name), rounds):
+        turn = measure(by_name[name], round_, known.get(name))
+        if turn.server_per_s:
+            known[name] = turn.server_per_s
+        done.append(turn)
+        if len(done) % len(by_name) == 0:
+            save(done)
+    return done
 
 
 def measure_contestant(
-    contestant: Contestant, round_: int, bodies: Sequence[bytes], scenarios: Sequence[str], setup: Setup, tell: Tell
+    contestant: Contestant, round_: int, bodies: Sequence[bytes], scenarios: Sequence[str], setup: Setup
 ) -> Turn:
     """Start, warm up, measure, stop."""
     tell(f"round {round_ + 1}: {contestant.name}")
     try:
         with contestant.start() as url:
-            details = asyncio.run(_scenarios(url, bodies, scenarios, setup, tell))
+            details = asyncio.run(_scenarios(url, bodies, scenarios, setup))
     except (NotReady, RuntimeError) as error:
         tell(f"{contestant.name} did not start: {error}")
         return Turn(contestant.name, round_, fault=str(error))
@@ -138,7 +114,7 @@ def measure_contestant(
     )
 
 
-async def _scenarios(url: str, bodies: Sequence[bytes], scenarios: Sequence[str], setup: Setup, tell: Tell) -> dict[str, Result]:
+async def _scenarios(url: str, bodies: Sequence[bytes], scenarios: Sequence[str], setup: Setup) -> dict[str, Result]:
     async with Client(url, bodies) as client:
         alone_ms = summarize(await run_single_stream(client, WARM_UP_S), None).p50_ms
         few = max(MAX_BATCH, int(OFFLINE_S * 1e3 / alone_ms)) if alone_ms else MAX_BATCH
@@ -150,80 +126,6 @@ async def _scenarios(url: str, bodies: Sequence[bytes], scenarios: Sequence[str]
         if "offline" in scenarios:
             results["offline"] = await run_offline(client, setup, tell)
         return results
-
-
-def errors_of(details: dict[str, Result]) -> dict[str, int]:
-    """Queries that failed, by outcome; what a lost trial never sent is no failure of the server's."""
-    summaries = [trial for result in details.values() for trial in result.get("trials", [result.get("summary")])]
-    counts: Counter[str] = Counter()
-    for summary in summaries:
-        counts.update({name: count for name, count in summary["outcomes"].items() if name not in (OK, ABANDONED)})
-    return dict(counts)
-
-
-def standings(turns: Sequence[Turn], ceilings: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
-    """One row a contestant: medians, least and most, ratios to ours within rounds, share of the engine alone.
-
-    Args:
-        ceilings: images/s of the engine alone in each round, by batch size.
-    """
-    by_name: dict[str, list[Turn]] = {}
-    for turn in sorted(turns, key=lambda turn: turn.name != OURS):  # ours first
-        by_name.setdefault(turn.name, []).append(turn)
-    ours = {turn.round: turn for turn in turns if turn.name == OURS}
-    rows = []
-    for name, mine in by_name.items():
-        row: dict[str, Any] = {"name": name}
-        for key in ("server_per_s", "offline_per_s"):
-            values = [value for turn in mine if (value := getattr(turn, key)) is not None]
-            pairs = [(getattr(ours[turn.round], key), getattr(turn, key)) for turn in mine if turn.round in ours]
-            row[key] = _spread(values)
-            row[f"ours_by_{key}"] = _spread([our / their for our, their in pairs if our is not None and their])
-        shares = [turn.offline_per_s / max(ceilings[turn.round].values()) for turn in mine if turn.offline_per_s is not None]
-        row["of_engine_alone"] = _spread(shares)
-        row["errors"] = dict(sum((Counter(turn.errors or {}) for turn in mine), Counter()))
-        row["faults"] = [turn.fault for turn in mine if turn.fault]
-        searches = [turn.details["server"] for turn in mine if turn.details and "server" in turn.details]
-        row["unfinished_searches"] = sum(not search["finished"] for search in searches)
-        rows.append(row)
-    return rows
-
-
-def _spread(values: Sequence[float]) -> dict[str, float] | None:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)} if values else None
-
-
-def as_table(results: dict[str, Any]) -> str:
-    """The results for people."""
-    alone = ", ".join(f"batch {batch}: {rate:.1f} images/s" for batch, rate in results["engine_alone_images_per_s"].items())
-    lines = [
-        f"{results['model']}, {results['objects_per_image']:.1f} objects an image; engine alone {alone}; "
-        f"bound p99 {results['bound_p99_ms']:g} ms; {results['rounds']} rounds, median (least to most)",
-        f"{'':22}{'server/s':>22}{'ours / it':>11}{'offline images/s':>24}{'ours / it':>11}{'of engine':>11}  errors",
-    ]
-    for row in results["standings"]:
-        cells = (
-            f"{_cell(row['server_per_s']):>22}{_median(row['ours_by_server_per_s'], 'x'):>11}"
-            f"{_cell(row['offline_per_s']):>24}{_median(row['ours_by_offline_per_s'], 'x'):>11}"
-            f"{_median(row['of_engine_alone'], ''):>11}"
-        )
-        said = ", ".join(f"{name} {count}" for name, count in row["errors"].items()) or "none"
-        lines.append(
-            f"{row['name']:22}{cells}  {said}{'; did not start' if row['faults'] else ''}{_doubt(row['unfinished_searches'])}"
-        )
-    return "\n".join(lines)
-
-
-def _doubt(unfinished: int) -> str:
-    return f"; {unfinished} server rate{'s' if unfinished > 1 else ''} not confirmed: lower limit" if unfinished else ""
-
-
-def _cell(spread: dict[str, float] | None) -> str:
-    return "-" if spread is None else f"{spread['median']:.1f} ({spread['min']:.1f} to {spread['max']:.1f})"
-
-
-def _median(spread: dict[str, float] | None, unit: str) -> str:
-    return "-" if spread is None else f"{spread['median']:.2f}{unit}"
 
 
 def objects_per_image(engine: Engine, photos: Sequence[bytes]) -> float:
@@ -269,10 +171,6 @@ def contestants_of(peers: Sequence[str], model: str, config: Path, also: Sequenc
 
 def run(args: argparse.Namespace) -> int:
     """Race and print; returns the exit status: 0 where everybody started."""
-
-    def tell(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the contestant is stopped on the way out
@@ -287,10 +185,9 @@ def run(args: argparse.Namespace) -> int:
             if len(ceilings) == round_:  # first of its round: nothing else runs
                 ceilings.append({str(batch): measure_engine(engine, photos, batch, args.seconds) for batch in (1, MAX_BATCH)})
             known = setup if round_ == 0 else replace(setup, start_per_s=start_per_s, repeats=1)
-            return measure_contestant(contestant, round_, bodies, args.scenario, known, tell)
+            return measure_contestant(contestant, round_, bodies, args.scenario, known)
 
         facts = {
-            "machine": describe_machine(),
             "model": args.model,
             "engine": asdict(engine.info),
             "objects_per_image": objects_per_image(engine, photos),
@@ -299,25 +196,25 @@ def run(args: argparse.Namespace) -> int:
             "seconds_per_trial": args.seconds,
         }
 
-        def results_of(turns: Sequence[Turn]) -> dict[str, Any]:
+        def results_of(done: Sequence[Turn]) -> dict[str, Any]:
             return facts | {
                 "rounds": len(ceilings),
                 "engine_alone_images_per_s": {
                     batch: statistics.median(ceiling[batch] for ceiling in ceilings) for batch in ceilings[0]
                 },
-                "standings": standings(turns, ceilings),
-                "turns": [asdict(turn) for turn in turns],
+                "standings": standings(done, ceilings),
+                "turns": [asdict(turn) for turn in done],
             }
 
-        def save(turns: Sequence[Turn]) -> None:
+        def save(done: Sequence[Turn]) -> None:
             if args.output:
-                args.output.write_text(json.dumps(results_of(turns)) + "\n")
+                args.output.write_text(json.dumps({"machine": describe_machine()} | results_of(done)) + "\n")
 
-        turns = race(contestants_of(args.peers, model, args.config, args.also, bodies[0]), args.rounds, measure, save)
-        results = results_of(turns)
+        done = race(contestants_of(args.peers, model, args.config, args.also, bodies[0]), args.rounds, measure, save)
+        results = results_of(done)
     print(as_table(results))
-    print(json.dumps({key: value for key, value in results.items() if key != "turns"}))
-    return 1 if any(turn.fault for turn in turns) else 0
+    finish("peers_race", {key: value for key, value in results.items() if key != "turns"})
+    return 1 if any(turn.fault for turn in done) else 0
 
 
 @cli_errors("benchmarks.peers_race")
@@ -327,18 +224,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--peers", nargs="+", choices=PYTHONS, default=list(PYTHONS), help="(default: all)")
     parser.add_argument("--model", default=EMBEDDED_MODEL, help=f"name, path, or {SEEDED_S}, seeded (default: %(default)s)")
     parser.add_argument("--scenario", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), help="(default: both)")
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--p99-ms", type=float, default=250.0, help="latency bound (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of one trial, at least 100 queries (default: %(default)s)")
     parser.add_argument("--search-seconds", type=float, default=400.0, help="of one search at most (default: %(default)s)")
     parser.add_argument("--offline-images", type=int, default=128, help="fewer for who is slow (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--images", type=Path, help="folder of photos (default: generated ones)")
     parser.add_argument("--config", type=Path, default=SHIPPED_CONFIG, help="of ours (default: %(default)s)")
     parser.add_argument(
         "--also", type=Path, nargs="+", default=[], metavar="CONFIG", help="race these configurations of ours, too"
     )
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write everything here, every trial included")
+    add_arguments(parser, seconds=10.0)
     return run(parser.parse_args(argv))
 
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Protocol, Self
 
 import aiohttp
 import numpy as np
@@ -148,6 +148,14 @@ def _mean_stages(queries: Sequence[Query]) -> dict[str, float]:
     return {name: float(np.mean([q.stages_ms[name] for q in queries if name in q.stages_ms])) for name in names}
 
 
+class Asker(Protocol):
+    """Who can be loaded: `Client` over HTTP, or anything else that makes a Query of a number."""
+
+    async def ask(self, number: int, began: float, scheduled_s: float, patience_s: float = 0.0) -> Query:
+        """See `Client.ask`."""
+        ...
+
+
 class Client(AbstractAsyncContextManager["Client"]):
     """Sends bodies to one service without a limit on connections of its own.
 
@@ -224,7 +232,7 @@ class _Watch:
 
 
 async def run_open_loop(
-    client: Client, schedule: Sequence[float], patience_s: float, bound_ms: float | None = None
+    client: Asker, schedule: Sequence[float], patience_s: float, bound_ms: float | None = None
 ) -> list[Query]:
     """Send every query at its time; give up on what is unanswered `patience_s` after the last was sent.
 
@@ -255,7 +263,7 @@ async def run_open_loop(
     return answered + [Query(at, at, at, ABANDONED) for at in schedule[len(tasks) :]]
 
 
-async def keep_asking(client: Client, queries: list[Query], began: float, until_s: float) -> None:
+async def keep_asking(client: Asker, queries: list[Query], began: float, until_s: float) -> None:
     """One client of a closed loop: the next query when the last is done, until `until_s` seconds after `began`; adds to `queries`."""
     while (now_s := time.perf_counter() - began) < until_s:
         queries.append(await client.ask(len(queries), began, now_s))

@@ -19,9 +19,9 @@ import torch
 from flask import Flask, Response, request
 from gunicorn.app.base import BaseApplication
 
-from benchmarks.bench_ways import reference_rows
-from benchmarks.peers.mmdet_reference import MmdetReference
+from benchmarks.mmdet_reference import MmdetReference
 from benchmarks.peers.scoring import MAX_DETECTIONS, SCORE_THRESHOLD, arguments
+from benchmarks.ways import reference_rows
 from pipeline.model.checkpoints import load_checkpoint
 from pipeline.model.zoo import locate
 

@@ -16,7 +16,8 @@ import requests
 
 from benchmarks.peers.process import PYTHONS, peer_process, session_process, wait_until_scoring
 from benchmarks.peers.scoring import Scorer, answer
-from benchmarks.peers_race import Contestant, Turn, as_table, errors_of, measure_contestant, race, standings
+from benchmarks.peers.standings import Turn, as_table, errors_of, standings
+from benchmarks.peers_race import Contestant, measure_contestant, race
 from benchmarks.raster import rings_to_mask
 from loadtest.photos import photos_from
 from loadtest.scenarios import Setup
@@ -51,10 +52,10 @@ def test_ratios_within_rounds():
     turns = [Turn("peer", 0, 10, 20), Turn("ours", 0, 20, 40), Turn("ours", 1, 40, 80), Turn("peer", 1, 20, 40)]
     ours, peer = standings(turns, CEILINGS)
     assert (ours["name"], peer["name"]) == ("ours", "peer")
-    assert peer["ours_by_server_per_s"] == {"median": 2, "min": 2, "max": 2}
-    assert peer["ours_by_offline_per_s"] == {"median": 2, "min": 2, "max": 2}
-    assert ours["of_engine_alone"] == {"median": 0.8, "min": 0.8, "max": 0.8}
-    assert ours["server_per_s"] == {"median": 30, "min": 20, "max": 40}
+    assert peer["ours_by_server_per_s"] == (2, 2, 2)
+    assert peer["ours_by_offline_per_s"] == (2, 2, 2)
+    assert ours["of_engine_alone"] == (0.8, 0.8, 0.8)
+    assert ours["server_per_s"] == (30, 20, 40)
 
 
 def test_no_rate_is_no_ratio():
@@ -115,7 +116,7 @@ def test_measures_a_contestant():
     """Both scenarios against a server of 5 ms, errors none."""
     setup = Setup(p99_ms=500, seconds=0.2, repeats=1, pause_s=0.01, offline_images=20, start_per_s=20, max_trials=1)
     who = Contestant("fake", lambda: served(step_s=0.005))
-    turn = measure_contestant(who, 0, request_bodies([b"photo"], 1), ["server", "offline"], setup, print)
+    turn = measure_contestant(who, 0, request_bodies([b"photo"], 1), ["server", "offline"], setup)
     assert (turn.server_per_s, turn.errors, turn.fault) == (20, {}, None)
     assert 20 < turn.offline_per_s < 201
 
@@ -128,7 +129,7 @@ def test_contestant_that_does_not_start():
         raise RuntimeError("no such model")
         yield
 
-    turn = measure_contestant(Contestant("broken", broken), 1, [b""], ["offline"], Setup(), print)
+    turn = measure_contestant(Contestant("broken", broken), 1, [b""], ["offline"], Setup())
     assert (turn.fault, turn.server_per_s, turn.errors) == ("no such model", None, None)
 
 

@@ -10,8 +10,7 @@ import psutil
 import pytest
 from ray.serve.handle import DeploymentHandle
 
-from benchmarks.batching_contestants import deploy, local_serve
-from benchmarks.batching_race import Load, Outcome, measure
+from benchmarks.batching_race import Load, Outcome, deploy, local_serve, measure
 
 LOAD = Load(step_s=0.1, max_batch=16, callers=32, rate_per_s=80.0, seconds=2.0)
 """The ceiling is 160 items a second; the Poisson arrivals ask for half of it."""

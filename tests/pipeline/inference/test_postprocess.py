@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from benchmarks.peers.mmdet_reference import MmdetReference, Reference
+from benchmarks.mmdet_reference import MmdetReference, Reference
 from pipeline.images.letterbox import pad_batch, scale_to_fit
 from pipeline.inference.postprocess import PostProcessor
 from pipeline.model.rtmdet import RawNetwork

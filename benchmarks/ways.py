@@ -22,7 +22,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from benchmarks.peers.mmdet_reference import MmdetReference, Reference
+from benchmarks.mmdet_reference import MmdetReference, Reference
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
 from pipeline.inference.engine import Engine, EngineOptions, create_engine

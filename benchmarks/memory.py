@@ -1,6 +1,6 @@
 """Peak memory of one photo's way, each contestant in a process of its own that measures itself.
 
-    python -m benchmarks.bench_memory ours|mmdet PHOTO.jpg VGA.jpg --model tiny --threshold 0.05 --instances 100
+    python -m benchmarks.memory ours|mmdet PHOTO.jpg VGA.jpg --model tiny --threshold 0.05 --instances 100
 
 The child loads its model, answers a VGA photo to be warm, gives freed memory back, resets the kernel's high-water mark, answers
 the photo, and prints what it grew by beyond what it held before, and its highest size in all. Resident pages only: what is
@@ -15,8 +15,11 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from benchmarks.measure import table
 
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_HIGH_WATER_MARK = "5"  # proc(5), /proc/pid/clear_refs
@@ -45,7 +48,7 @@ def measure_memory(way: str, model: str, threshold: float, instances: int, photo
     Raises:
         RuntimeError: it failed; the message ends with what it wrote.
     """
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.bench_memory", way, str(photo), str(small)]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", way, str(photo), str(small)]
     command += ["--model", model, "--threshold", str(threshold), "--instances", str(instances)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
     if done.returncode:
@@ -53,9 +56,15 @@ def measure_memory(way: str, model: str, threshold: float, instances: int, photo
     return Memory(**json.loads(done.stdout.splitlines()[-1]))
 
 
+def as_table(results: Iterable[Memory]) -> str:
+    """Peak memory by contestant."""
+    rows = [[m.way, str(m.instances), f"{m.grown_mb:,.0f}", f"{m.peak_mb:,.0f}"] for m in results]
+    return table(["peak memory at 12 megapixels", "instances", "grown by, MB", "process in all, MB"], rows)
+
+
 def _measure_here(args: argparse.Namespace) -> Memory:
-    from benchmarks.bench_compare import load_model
-    from benchmarks.bench_ways import MmdetWay, OurWay, Way
+    from benchmarks.compare import load_model
+    from benchmarks.ways import MmdetWay, OurWay, Way
     from pipeline.inference.engine import EngineOptions
     from pipeline.types import DetectOptions
 
@@ -84,7 +93,7 @@ def _status_mb(name: str) -> float:
 
 def main() -> int:
     """The child's command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_memory")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory")
     parser.add_argument("way", choices=["ours", "mmdet"])
     parser.add_argument("photo", type=Path)
     parser.add_argument("small", type=Path, help="VGA photo to warm up with")

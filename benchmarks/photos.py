@@ -6,7 +6,6 @@ An enlarged photo without grain compresses to a fraction of a camera's bytes, an
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +28,6 @@ def bench_photos(folder: Path | None, count: int, size_wh: tuple[int, int]) -> l
         size_wh: width and height, pixels.
     """
     return [_refit(photo, size_wh, seed) for seed, photo in enumerate(photos_from(folder, count, SMALL_WH))]
-
-
-def largest_photo(photos: Sequence[bytes]) -> bytes:
-    """The one with most bytes: the hardest to decode."""
-    return max(photos, key=len)
 
 
 def _refit(photo: bytes, size_wh: tuple[int, int], seed: int) -> bytes:

@@ -1,0 +1,132 @@
+"""How every benchmark here repeats, sums up and prints what it measures.
+
+    turns (rounds, interleaved) ─▶ spread (median, lowest, highest), ratios within rounds ─▶ table ─▶ finish: one line of JSON, last
+
+A ratio is taken within a round, where both contestants saw the same neighbours on the machine. An empty sample is None, never 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from loadtest.machine import describe_machine
+
+MIN_PASSES = 3
+
+
+class Spread(NamedTuple):
+    """One figure over the rounds."""
+
+    median: float
+    low: float
+    high: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median, lowest and highest of at least one value."""
+    return Spread(statistics.median(values), min(values), max(values))
+
+
+def spread_if_any(values: Sequence[float]) -> Spread | None:
+    """The same; None of nothing."""
+    return spread(values) if values else None
+
+
+def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
+    """Of two contestants, round by round."""
+    return spread([above / below for above, below in zip(numerators, denominators, strict=True)])
+
+
+def turns(names: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
+    """(round from 0, name): every name once a round, each round beginning with another one."""
+    for round_ in range(rounds):
+        first = round_ % len(names)
+        for name in (*names[first:], *names[:first]):
+            yield round_, name
+        tell(f"round {round_ + 1} of {rounds} done")
+
+
+def passes_per_s(run: Callable[[], object], seconds: float, callers: int = 1) -> float:
+    """Passes a second of all callers together, warm; three each at least.
+
+    Every thread warms up by itself: cuDNN keeps what it finds out about its algorithms by thread.
+
+    Args:
+        run: one pass; results are on the host when it returns.
+        seconds: of measuring, after the warm-up.
+        callers: threads that call at a time.
+    """
+    warm = threading.Barrier(callers)
+
+    def call() -> tuple[int, float, float]:
+        try:
+            for _ in range(2):
+                run()
+            warm.wait()
+        except threading.BrokenBarrierError:  # another caller failed, and its error is raised below
+            return 0, 0.0, 0.0
+        except BaseException:
+            warm.abort()
+            raise
+        count, began = 0, time.perf_counter()
+        while count < MIN_PASSES or time.perf_counter() - began < seconds:
+            run()
+            count += 1
+        return count, began, time.perf_counter()
+
+    with ThreadPoolExecutor(callers) as pool:
+        calls = [pool.submit(call) for _ in range(callers)]
+    counts, began, ended = zip(*(one.result() for one in calls), strict=True)
+    return sum(counts) / (max(ended) - min(began))
+
+
+def as_number(value: float | None) -> str:
+    """Three digits or more; `-` for None."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def as_range(values: Spread | None) -> str:
+    """`median (lowest to highest)`; `-` for None."""
+    if values is None:
+        return "-"
+    median, low, high = map(as_number, values)
+    return median if low == high else f"{median} ({low} to {high})"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def tell(line: str) -> None:
+    """Progress, on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def add_arguments(parser: argparse.ArgumentParser, seconds: float = 4.0, images: bool = True) -> None:
+    """The options that benchmarks share; --images only where photos are measured."""
+    parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=seconds, help="of each measurement (default: %(default)s)")
+    if images:
+        parser.add_argument("--images", type=Path, help="folder of photos (default: crops of matplotlib's photo)")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write the JSON here")
+
+
+def finish(benchmark: str, facts: dict[str, Any], output: Path | None = None) -> None:
+    """Print one line of JSON, machine included, and write it to a file where one is wanted."""
+    line = json.dumps({"benchmark": benchmark, "machine": describe_machine()} | facts)
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(line + "\n", encoding="utf-8")
+    print(line)
