@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from PIL import Image, ImageOps
+from PIL import Image
 
 from jobs.command_line import CommandFault, cli_errors
+from jobs.photos import read_photo
 from jobs.scoring.service_client import base_url, key_from, what_it_said
 from pipeline.masks.draw import draw_overlay
 from pipeline.masks.encode import objects_from_dict
@@ -105,8 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     objects = objects_from_dict(answer)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "response.json").write_text(json.dumps([answer], indent=1))
-    with Image.open(photo) as image:
-        draw_overlay(ImageOps.exif_transpose(image).convert("RGB"), objects).save(args.out / "overlay.png")
+    draw_overlay(Image.fromarray(read_photo(photo)[..., ::-1]), objects).save(args.out / "overlay.png")
     found = ", ".join(f"{item.label} {item.score:.2f}" for item in objects) or "nothing"
     print(f"{photo.name}: {found} ({took_ms:.0f} ms)\nwrote {args.out / 'response.json'} and {args.out / 'overlay.png'}")
     return 0

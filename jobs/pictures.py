@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from jobs.annotations.coco_file import to_rle
@@ -33,6 +33,7 @@ from jobs.annotations.datasets import Annotations, AnnotationsError, read_annota
 from jobs.command_line import cli_errors, count
 from jobs.evaluation.metrics_voc import FALSE_POSITIVE, Objects, by_image_and_label, match
 from jobs.evaluation.predictions import check_sizes, read_results
+from jobs.photos import PhotoError, read_photo_within
 from jobs.scoring.batch_inputs import InputsError, photos_of
 from pipeline.masks.draw import draw_overlay
 from pipeline.masks.encode import objects_from_dict
@@ -78,11 +79,9 @@ class Sheet:
         Args:
             longest_side_px: of a panel; larger photos are scaled down.
         Raises:
-            OSError: the photo cannot be read.
+            PhotoError: it cannot be read.
         """
-        with Image.open(self.photo) as opened:
-            opened.thumbnail((longest_side_px, longest_side_px))
-            photo = ImageOps.exif_transpose(opened).convert("RGB")
+        photo = read_photo_within(self.photo, longest_side_px)
         drawn = [_titled(draw_overlay(photo, panel.objects, panel.tags), panel.title) for panel in self.panels]
         picture = Image.new("RGB", (sum(one.width for one in drawn), drawn[0].height))
         for place, one in enumerate(drawn):
@@ -219,8 +218,8 @@ def write_pictures(sheets: Sequence[Sheet], folder: Path, longest_side_px: int) 
     for number, sheet in enumerate(sheets, start=1):
         try:
             picture = sheet.draw(longest_side_px)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            yield f"{sheet.name}: cannot be read as a photo: {error}"
+        except PhotoError as error:
+            yield str(error)
             continue
         picture.save(
             folder / f"{number:05d}-{_UNUSUAL.sub('_', Path(sheet.name).with_suffix('.jpg').as_posix())}", quality=JPEG_QUALITY

@@ -115,7 +115,7 @@ class LimitExceeded(RequestError):
 
 
 class UnsupportedMediaType(RequestError):
-    """The content type is not JSON."""
+    """The content type is not JSON, or the body is compressed."""
 
     status = 415
     code = "unsupported_media_type"

@@ -14,16 +14,15 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
 from pycocotools import mask as coco_mask
 
+from jobs.photos import PhotoError, upright_size
 from pipeline.masks.rle import rle_to_mask
 
 MIN_NUMBERS = 6
 MIN_BOX_IOU, MAX_BOXES_ELSEWHERE = 0.05, 0.1
 """Below the first, a box is not its outline's. Large files have a few such; above the second, a share of the objects, the boxes mean
 something else, such as two corners."""
-_EXIF_ORIENTATION, _FIRST_SIDEWAYS = 0x0112, 5
 
 
 class AnnotationsError(ValueError):
@@ -114,24 +113,9 @@ def with_size(photo: dict[str, Any], source: Path | str, images: Path) -> dict[s
         return photo
     try:
         width, height = upright_size(file)
-    except OSError as error:
-        raise AnnotationsError(
-            f"{source}: photo {photo.get('id')} has no width and height, and cannot be read: {error}."
-        ) from error
+    except PhotoError as error:
+        raise AnnotationsError(f"{source}: photo {photo.get('id')} has no width and height. {error}.") from error
     return photo | {"width": width, "height": height}
-
-
-def upright_size(photo: Path) -> tuple[int, int]:
-    """Width and height in pixels, turned as the EXIF tag says; of the file's header alone.
-
-    Raises:
-        OSError: no such file, or no photo.
-    """
-    with Image.open(photo) as opened:
-        width, height = opened.size
-        told = opened.format != "PNG" or "exif" in opened.info  # else Pillow decodes all of a PNG to look behind its pixels
-        sideways = told and opened.getexif().get(_EXIF_ORIENTATION, 1) >= _FIRST_SIDEWAYS
-    return (height, width) if sideways else (width, height)
 
 
 def _outline(found: dict[str, Any], photo: dict[str, Any], *, traced: bool) -> Any:
@@ -221,12 +205,12 @@ def wrong_size(coco: dict[str, Any], images: Path) -> str | None:
     for photo in coco["images"]:
         try:
             size = upright_size(images / photo["file_name"])
-        except OSError as error:
-            return f"{photo['file_name']}: not a readable photo ({error})"
+        except PhotoError as error:
+            return str(error)
         annotated = photo["width"], photo["height"]
         if size != annotated:
             return (
-                f"{photo['file_name']} is {size[0]} x {size[1]} pixels upright, as its EXIF orientation turns it, but is annotated as "
+                f"{photo['file_name']} is {size[0]} x {size[1]} pixels upright, as its orientation turns it, but is annotated as "
                 f"{annotated[0]} x {annotated[1]}: its outlines would lie in the wrong place"
             )
     return None

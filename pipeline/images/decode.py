@@ -1,19 +1,22 @@
 """Bytes from a stranger to BGR pixels, or an error that says what is wrong with them.
 
-    byte cap ─▶ format by allow-list ─▶ pixel cap (header only) ─▶ structure limits ─▶ decode (scaled) ─▶ BGR ─▶ EXIF turn
+    byte cap ─▶ format by allow-list ─▶ pixel cap (header only) ─▶ structure limits ─▶ decode (scaled) ─▶ BGR ─▶ turned upright
 
+The one reader of photos: serving, training, evaluation and pictures all decode here, so they see the same pixels.
 Nothing is allocated for pixels before the header passed the caps. Truncated files are refused. Metadata is used for the
-orientation only, and a damaged orientation counts as none. Every exception of Pillow ends here.
+orientation only (EXIF, else XMP; `irot` and `imir` of AVIF), and a damaged orientation counts as none. Every exception of Pillow ends here.
 """
 
 from __future__ import annotations
 
 import io
+import mmap
 import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn
+from pathlib import Path
+from typing import BinaryIO, NoReturn
 
 import cv2
 import numpy as np
@@ -48,6 +51,10 @@ TIFF_COMPRESSIONS = frozenset({"raw", "packbits", "tiff_lzw", "tiff_deflate", "t
 every damaged row, so that one small file could fill a disk with log."""
 
 _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
+_FIRST_SIDEWAYS = 5
+"""Orientations from here on swap width and height."""
+_PNG_METADATA = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type")
+"""What stands in a PNG that may say its orientation; it may stand behind the pixels."""
 
 _TURNS_UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], MatLike]] = {
     1: lambda bgr: bgr,
@@ -89,6 +96,26 @@ class DecodeLimits:
             raise ConfigurationError("max_pixels and max_bytes must be at least 1")
 
 
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """A decoded image as its file stores it.
+
+    Args:
+        bgr: (h, w, 3) uint8, possibly decoded at 1/2, 1/4 or 1/8.
+        full_hw: height and width as stored at full size, pixels.
+        orientation: EXIF orientation, 1 to 8, that `turn_upright` takes.
+    """
+
+    bgr: NDArray[np.uint8]
+    full_hw: tuple[int, int]
+    orientation: int
+
+    @property
+    def upright_hw(self) -> tuple[int, int]:
+        """Height and width at full size, upright, pixels."""
+        return _turned_hw(self.full_hw, self.orientation)
+
+
 def decode_image(data: bytes, limits: DecodeLimits, target_size: int | None = None) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Decode the first frame, in the right colours, turned upright.
 
@@ -103,9 +130,15 @@ def decode_image(data: bytes, limits: DecodeLimits, target_size: int | None = No
         ImageError: `image_not_decodable` or `unsupported_image_format`.
         LimitExceeded: `image_too_large` (bytes) or `too_many_pixels`.
     """
+    stored = decode_stored(data, limits, target_size)
+    return turn_upright(stored.bgr, stored.orientation), stored.upright_hw
+
+
+def decode_stored(data: bytes, limits: DecodeLimits, target_size: int | None = None) -> StoredImage:
+    """Decode the first frame as its file stores it; arguments and errors as `decode_image`."""
     check_byte_count(len(data), limits.max_bytes)
     _silence_pillow()
-    with _open(data, limits) as image:
+    with _open(io.BytesIO(data), limits) as image:
         at_once = None if image.format in ("JPEG", "MPO") else limits.max_pixels_at_once
         check_pixel_count(image.size, min(limits.max_pixels, at_once or limits.max_pixels))
         try:
@@ -117,6 +150,41 @@ def decode_image(data: bytes, limits: DecodeLimits, target_size: int | None = No
             raise _too_many_pixels(limits.max_pixels) from error
         except Exception as error:  # Pillow raises nearly every type there is on damaged files
             raise ImageError("The image is damaged or truncated and cannot be decoded.") from error
+
+
+def upright_size(photo: Path, limits: DecodeLimits) -> tuple[int, int]:
+    """Height and width of a photo, upright, pixels: those that `decode_image` gives, from the file's header.
+
+    Raises:
+        OSError: the file cannot be read.
+        ImageError, LimitExceeded: as `decode_image`, as far as the header tells.
+    """
+    check_byte_count(photo.stat().st_size, limits.max_bytes)
+    _silence_pillow()
+    with photo.open("rb") as file, _open(file, limits) as image:
+        check_pixel_count(image.size, limits.max_pixels)
+        width, height = image.size
+        # Pillow decodes all of a PNG to look for an orientation behind its pixels.
+        may_turn = limits.exif_orientation and (image.format != "PNG" or _png_has_metadata(file))
+        orientation = _read_orientation(image) if may_turn else 1
+        if image.format == "TIFF" and image.tag_v2.get(ExifTags.Base.Orientation) in range(_FIRST_SIDEWAYS, 9):  # type: ignore[attr-defined]
+            return height, width  # Pillow has turned its size
+        return _turned_hw((height, width), orientation)
+
+
+def turn_upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Undo an EXIF orientation, 1 to 8, of (H, W, 3) pixels."""
+    return np.asarray(_TURNS_UPRIGHT[orientation](pixels), np.uint8)
+
+
+def _turned_hw(stored_hw: tuple[int, int], orientation: int) -> tuple[int, int]:
+    height, width = stored_hw
+    return (width, height) if orientation >= _FIRST_SIDEWAYS else (height, width)
+
+
+def _png_has_metadata(file: BinaryIO) -> bool:
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return any(data.find(name) >= 0 for name in _PNG_METADATA)
 
 
 def check_byte_count(byte_count: int, max_bytes: int) -> None:
@@ -144,20 +212,21 @@ def _too_many_pixels(max_pixels: int, size: str = "") -> LimitExceeded:
     return LimitExceeded(message, code="too_many_pixels")
 
 
-def _open(data: bytes, limits: DecodeLimits) -> Image.Image:
+def _open(file: BinaryIO, limits: DecodeLimits) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data), formats=limits.formats)
+        return Image.open(file, formats=limits.formats)
     except UnidentifiedImageError as error:
-        _refuse_unidentified(data, limits, error)
+        file.seek(0)
+        _refuse_unidentified(file.read(16), limits, error)
     except Image.DecompressionBombError as error:
         raise _too_many_pixels(limits.max_pixels) from error
     except Exception as error:  # a damaged header, in as many types as there are plugins
         raise ImageError("The image's header is damaged.") from error
 
 
-def _refuse_unidentified(data: bytes, limits: DecodeLimits, error: Exception) -> NoReturn:
+def _refuse_unidentified(beginning: bytes, limits: DecodeLimits, error: Exception) -> NoReturn:
     for name in limits.formats:
-        if re.match(FORMAT_MAGIC[name], data, re.DOTALL):
+        if re.match(FORMAT_MAGIC[name], beginning, re.DOTALL):
             raise ImageError(f"The file begins like a {name} image, but its header is damaged.") from error
     message = f"The data is not an image in an accepted format. Accepted: {', '.join(limits.formats)}."
     raise ImageError(message, code="unsupported_image_format") from error
@@ -188,18 +257,14 @@ def _check_tiff_structure(image: Image.Image, data: bytes, limits: DecodeLimits)
     check_pixel_count((tags.get(_TIFF_TILE_WIDTH, 1), tags.get(_TIFF_TILE_LENGTH, 1)), limits.max_pixels)
 
 
-def _decode(image: Image.Image, target_size: int | None, turn: bool) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    full_wh = image.size
+def _decode(image: Image.Image, target_size: int | None, turn: bool) -> StoredImage:
+    full_hw = None
     if target_size is not None and image.format in ("JPEG", "MPO"):
-        scaled_h, scaled_w = fit((image.height, image.width), target_size).scaled_hw
+        full_hw = image.height, image.width
+        scaled_h, scaled_w = fit(full_hw, target_size).scaled_hw
         image.draft(image.mode, (scaled_w, scaled_h))
-    bgr = image_to_bgr(image)
-    if image.format == "TIFF":  # Pillow has turned it while loading
-        return bgr, bgr.shape[:2]
-    orientation = _read_orientation(image) if turn else 1
-    full_w, full_h = full_wh
-    upright = np.asarray(_TURNS_UPRIGHT[orientation](bgr), np.uint8)
-    return upright, (full_w, full_h) if orientation >= 5 else (full_h, full_w)
+    bgr = image_to_bgr(image)  # of a TIFF turned already: Pillow turns it while loading, and says no orientation any more
+    return StoredImage(bgr, full_hw or bgr.shape[:2], _read_orientation(image) if turn else 1)
 
 
 def _read_orientation(image: Image.Image) -> int:
@@ -207,6 +272,8 @@ def _read_orientation(image: Image.Image) -> int:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged metadata of a good picture
         return 1
+    if isinstance(orientation, bytes) and len(orientation) == 1:  # of type BYTE, where the standard says SHORT
+        orientation = orientation[0]
     return orientation if orientation in _TURNS_UPRIGHT else 1
 
 

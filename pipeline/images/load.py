@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ImageError
-from pipeline.images.decode import DecodeLimits, check_pixel_count, decode_image
-from pipeline.images.letterbox import scale_to_fit
+from pipeline.images.decode import DecodeLimits, check_pixel_count, decode_stored, turn_upright
+from pipeline.images.letterbox import fit, scale_to_fit
 from pipeline.types import LoadedImage
 
 
@@ -30,12 +30,15 @@ def load_image(data: bytes | NDArray[np.uint8], limits: DecodeLimits, size: int)
     started = time.perf_counter()
     if isinstance(data, np.ndarray):
         bgr = pixels_to_bgr(data, limits)
-        original_hw = (bgr.shape[0], bgr.shape[1])
+        scaled = scale_to_fit(bgr, (bgr.shape[0], bgr.shape[1]), size)
+        pixels, letterbox = scaled.pixels, scaled.letterbox
     else:
-        bgr, original_hw = decode_image(data, limits, size)
-    pixels = scale_to_fit(bgr, original_hw, size)
-    decode_ms = (time.perf_counter() - started) * 1e3
-    return LoadedImage(pixels=pixels.pixels, letterbox=pixels.letterbox, timings_ms={"decode": decode_ms})
+        stored = decode_stored(data, limits, size)
+        scaled = scale_to_fit(
+            stored.bgr, stored.full_hw, size
+        )  # before turning: a reduced JPEG's partial blocks are right and below
+        pixels, letterbox = turn_upright(scaled.pixels, stored.orientation), fit(stored.upright_hw, size)
+    return LoadedImage(pixels, letterbox, timings_ms={"decode": (time.perf_counter() - started) * 1e3})
 
 
 def pixels_to_bgr(pixels: NDArray, limits: DecodeLimits) -> NDArray[np.uint8]:

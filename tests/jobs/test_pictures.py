@@ -136,7 +136,7 @@ def test_a_photo_that_cannot_be_read_loses_no_other(folder, tmp_path, capsys):
     preds = write_preds(tmp_path / "preds.jsonl", ("a.png", {"boxes": []}), ("b.png", {"boxes": [FOUND]}))
     assert pictures.main([str(folder), "--preds", str(preds), "--output", str(tmp_path / "out")]) == 1
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["00002-b.jpg"]
-    assert "jobs.pictures: a.png: cannot be read as a photo" in capsys.readouterr().err
+    assert "a.png: not a readable photo (The data is not an image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import ImageError, LimitExceeded
-from pipeline.images.decode import DecodeLimits
+from pipeline.images.decode import DecodeLimits, decode_stored
 from pipeline.images.letterbox import scale_to_fit
 from pipeline.images.load import load_image
+from tests.support.odd_images import exif_of, stored_with
 
 LIMITS = DecodeLimits(max_pixels=1_000_000)
 RGB = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -59,3 +60,20 @@ def test_array_over_the_pixel_cap() -> None:
     """Arrays obey the cap too."""
     with pytest.raises(LimitExceeded, match="more than 1 megapixels"):
         load_image(np.zeros((1001, 1000), np.uint8), LIMITS, 320)
+
+
+def waves(width=901, height=601):
+    """Smooth stripes both ways: a shift of a tenth of a pixel shows."""
+    y, x = np.mgrid[0:height, 0:width]
+    return Image.fromarray((128 + 60 * np.sin(x / 11)[..., None] + 60 * np.sin(y / 11)[..., None] * [1, 0.5, 0]).astype(np.uint8))
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_turned_photos_are_not_shifted(orientation):
+    """A JPEG decoded at 1/4 whose sides are no multiple of 4 has its partial blocks at the right and below as stored, not as turned."""
+    upright, turned = (stored_with(value, "JPEG", waves(), exif=exif_of(value)) for value in (1, orientation))
+    limits = DecodeLimits()
+    assert decode_stored(turned, limits, 220).bgr.shape[0] in (151, 226)
+    first, second = (load_image(data, limits, 220) for data in (upright, turned))
+    assert first.letterbox == second.letterbox
+    assert np.abs(first.pixels.astype(int) - second.pixels).mean() < 1

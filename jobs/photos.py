@@ -1,0 +1,66 @@
+"""Photos of data sets, read as the service reads those of requests: same colours, same way up, same limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from jobs.command_line import CommandFault
+from pipeline.errors import RequestError
+from pipeline.images import decode
+from pipeline.images.decode import DecodeLimits, decode_image
+
+LIMITS = DecodeLimits()
+"""The service's defaults."""
+
+
+class PhotoError(CommandFault):
+    """A photo cannot be read; the message names the file and says why."""
+
+
+def read_photo(photo: Path, target_size: int | None = None) -> NDArray[np.uint8]:
+    """Decode a photo.
+
+    Args:
+        photo: the file.
+        target_size: None decodes at full size; else as `decode_image`, which reduces JPEGs.
+    Returns:
+        (H, W, 3) uint8 BGR, upright.
+    Raises:
+        PhotoError: it cannot be read.
+    """
+    try:
+        return decode_image(photo.read_bytes(), LIMITS, target_size)[0]
+    except (RequestError, OSError) as error:
+        raise PhotoError(f"{photo}: not a readable photo ({_reason(error)})") from error
+
+
+def upright_size(photo: Path) -> tuple[int, int]:
+    """Width and height that `read_photo` gives at full size, pixels; of the file's header alone.
+
+    Raises:
+        PhotoError: it cannot be read.
+    """
+    try:
+        height, width = decode.upright_size(photo, LIMITS)
+    except (RequestError, OSError) as error:
+        raise PhotoError(f"{photo}: not a readable photo ({_reason(error)})") from error
+    return width, height
+
+
+def read_photo_within(photo: Path, longest_side_px: int) -> Image.Image:
+    """A photo for drawing: RGB, upright, scaled down to this longest side where it is larger.
+
+    Raises:
+        PhotoError: it cannot be read.
+    """
+    picture = Image.fromarray(np.ascontiguousarray(read_photo(photo, longest_side_px)[..., ::-1]))
+    picture.thumbnail((longest_side_px, longest_side_px))
+    return picture
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)

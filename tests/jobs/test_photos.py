@@ -1,0 +1,55 @@
+"""One reader: whatever a photo is, serving, training, evaluation and pictures see the same pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from jobs import photos
+from jobs.photos import PhotoError
+from jobs.training import augment
+from pipeline.images.decode import DecodeLimits, decode_image
+from pipeline.images.load import load_image
+from tests.support.odd_images import HEIGHT, WIDTH, odd_images
+
+ODD = odd_images()
+
+
+def seen_by_training(path, transforms):
+    """What the first transform of a list gives to the others."""
+    options = {key: value for key, value in transforms[0].items() if key != "type"}
+    return augment.LoadImageOnce(**options)({"img_path": str(path)})["img"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_all_readers_see_the_same(name, tmp_path):
+    """And what is in the file: colours, transparency on white, the right way up."""
+    odd = ODD[name]
+    path = tmp_path / f"odd{odd.suffix}"
+    path.write_bytes(odd.data)
+    bgr, size_hw = decode_image(odd.data, DecodeLimits())
+    readers = {
+        "served": load_image(odd.data, DecodeLimits(), WIDTH).pixels,  # not scaled: its long side is the network's input
+        "trained": seen_by_training(path, augment.train_transforms(64, 0.5, 10)),
+        "measured": seen_by_training(path, augment.image_transforms(64)),
+        "drawn": np.asarray(photos.read_photo_within(path, WIDTH))[..., ::-1],
+    }
+    for reader, pixels in readers.items():
+        np.testing.assert_array_equal(pixels, bgr, err_msg=reader)
+    assert size_hw == (HEIGHT, WIDTH)
+    assert photos.upright_size(path) == (WIDTH, HEIGHT)
+    assert np.abs(bgr[..., ::-1].astype(int) - odd.rgb).mean() <= odd.tolerance
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no photo", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n"], ids=["empty", "text", "JPEG", "PNG"]
+)
+def test_what_is_no_photo_is_named(content, tmp_path):
+    """By its size and by its pixels; so is a file that is not there."""
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    for read in (photos.read_photo, photos.upright_size):
+        with pytest.raises(PhotoError, match=r"a\.jpg: not a readable photo \(The "):
+            read(path)
+        with pytest.raises(PhotoError, match=r"b\.jpg: not a readable photo \(No such file"):
+            read(tmp_path / "b.jpg")

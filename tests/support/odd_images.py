@@ -1,0 +1,148 @@
+"""Images that readers disagree about: wide values, transparency, colour spaces, and every way to say which side is up.
+
+Each is an encoded file of one picture, and the picture: (H, W, 3) uint8 RGB, upright, as a person should see it.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageCms
+
+WIDTH, HEIGHT = 96, 64
+STORED_AS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+"""Pillow's transpose method that stores an upright picture with this EXIF orientation."""
+XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="{}"/></x:xmpmeta>'
+ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True, slots=True)
+class OddImage:
+    """A file, what it shows, and how far from that a lossy format may be (mean absolute difference, grey levels)."""
+
+    suffix: str
+    data: bytes
+    rgb: np.ndarray
+    tolerance: float = 1.0
+
+
+def picture(width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
+    """A smooth colourful picture: red grows to the right, green downwards, a blue spot at the top left."""
+    y, x = np.mgrid[0:height, 0:width]
+    blue = 255 * np.exp(-((x - width / 3) ** 2 + (y - height / 3) ** 2) / (2 * (height / 5) ** 2))
+    return Image.fromarray(np.stack([x * 255 / width, y * 255 / height, blue], axis=-1).astype(np.uint8))
+
+
+def encode(image: Image.Image, image_format: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, image_format, **options)
+    return file.getvalue()
+
+
+def stored_with(orientation: int, image_format: str, image: Image.Image | None = None, **options: object) -> bytes:
+    """A file whose pixels lie as this orientation says, without saying it."""
+    image = image or picture()
+    if orientation in STORED_AS:
+        image = image.transpose(Image.Transpose(STORED_AS[orientation]))
+    lossy = {"quality": 95} if image_format in ("JPEG", "WEBP", "AVIF") else {}
+    return encode(image, image_format, **lossy, **options)
+
+
+def exif_of(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return exif
+
+
+def exif_as_byte(orientation: int) -> bytes:
+    """The tag in type BYTE, where the standard says SHORT; little-endian TIFF header, one entry."""
+    entry = struct.pack("<HHIBBBB", ORIENTATION, 1, 1, orientation, 0, 0, 0)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + struct.pack("<I", 0)
+
+
+def _on_white(rgba: Image.Image) -> np.ndarray:
+    values = np.asarray(rgba.convert("RGBA")).astype(float)
+    alpha = values[..., 3:] / 255
+    return np.rint(values[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+
+
+def _with_alpha(mode: str) -> Image.Image:
+    image = picture().convert(mode)
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return image
+
+
+def _lab() -> Image.Image:
+    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    return ImageCms.applyTransform(picture(), ImageCms.buildTransform(srgb, lab, "RGB", "LAB"))
+
+
+def _colours() -> dict[str, OddImage]:
+    rgb, grey = np.asarray(picture()), np.asarray(picture().convert("L"))
+    grey_rgb = np.repeat(grey[..., None], 3, axis=2)
+    palette = picture().quantize(64)
+    cut_out = palette.copy()
+    seen = _on_white(cut_out)
+    seen[np.asarray(palette) == 5] = 255
+    return {
+        "16-bit grey PNG": OddImage(".png", encode(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"), grey_rgb),
+        "12 bits in a 16-bit PNG": OddImage(".png", encode(Image.fromarray(grey.astype(np.uint16) * 16), "PNG"), grey_rgb),
+        "16-bit grey TIFF": OddImage(".tif", encode(Image.fromarray(grey.astype(np.uint16) * 257), "TIFF"), grey_rgb),
+        "RGBA PNG": OddImage(".png", encode(_with_alpha("RGB"), "PNG"), _on_white(_with_alpha("RGB"))),
+        "LA PNG": OddImage(".png", encode(_with_alpha("L"), "PNG"), _on_white(_with_alpha("L"))),
+        "palette with a transparent index": OddImage(".png", encode(cut_out, "PNG", transparency=5), seen),
+        "CMYK JPEG": OddImage(".jpg", encode(picture().convert("CMYK"), "JPEG", quality=95), rgb, 3),
+        "LAB TIFF": OddImage(".tif", encode(_lab(), "TIFF"), rgb, 6),
+        "float TIFF": OddImage(".tif", encode(Image.fromarray(grey.astype(np.float32) / 255), "TIFF"), grey_rgb),
+    }
+
+
+def _orientations() -> dict[str, OddImage]:
+    rgb = np.asarray(picture())
+    odd = {}
+    for image_format, suffix in {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "AVIF": ".avif"}.items():
+        for value in range(10):  # 0 and 9 mean nothing
+            data = stored_with(value, image_format, exif=exif_of(value))
+            odd[f"{image_format} EXIF {value}"] = OddImage(suffix, data, rgb, 4)
+    for value in (1, 6, 8):
+        odd[f"JPEG XMP {value}"] = OddImage(".jpg", stored_with(value, "JPEG", xmp=XMP.format(value).encode()), rgb, 4)
+        odd[f"WEBP XMP {value}"] = OddImage(".webp", stored_with(value, "WEBP", xmp=XMP.format(value).encode()), rgb, 4)
+        odd[f"TIFF XMP {value}"] = OddImage(".tif", stored_with(value, "TIFF", tiffinfo={700: XMP.format(value).encode()}), rgb)
+        odd[f"PNG XMP {value}"] = OddImage(".png", _png_with_xmp(value), rgb)
+        odd[f"PNG EXIF {value} behind the pixels"] = OddImage(".png", _png_with_late_exif(value), rgb)
+        odd[f"JPEG EXIF {value} as BYTE"] = OddImage(".jpg", stored_with(value, "JPEG", exif=exif_as_byte(value)), rgb, 4)
+        odd[f"TIFF {value} as BYTE"] = OddImage(".tif", _tiff_as_byte(value), rgb)
+    odd["JPEG EXIF 6 beats XMP 8"] = OddImage(".jpg", stored_with(6, "JPEG", exif=exif_of(6), xmp=XMP.format(8).encode()), rgb, 4)
+    return odd
+
+
+def _png_with_xmp(orientation: int) -> bytes:
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", XMP.format(orientation))
+    return stored_with(orientation, "PNG", pnginfo=info)
+
+
+def _png_with_late_exif(orientation: int) -> bytes:
+    """Its eXIf chunk moved behind the pixels, where the standard allows it."""
+    data = stored_with(orientation, "PNG", exif=exif_of(orientation))
+    start = data.index(b"eXIf") - 4
+    (length,) = struct.unpack(">I", data[start : start + 4])
+    chunk, end = data[start : start + 12 + length], data.index(b"IEND") - 4
+    return data[:start] + data[start + len(chunk) : end] + chunk + data[end:]
+
+
+def _tiff_as_byte(orientation: int) -> bytes:
+    data = stored_with(orientation, "TIFF", tiffinfo={ORIENTATION: orientation})
+    short = struct.pack("<HHIH", ORIENTATION, 3, 1, orientation)
+    assert short in data
+    return data.replace(short, struct.pack("<HHIBB", ORIENTATION, 1, 1, orientation, 0))
+
+
+def odd_images() -> dict[str, OddImage]:
+    """All of them, by name."""
+    return _colours() | _orientations()
