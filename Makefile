@@ -1,4 +1,4 @@
-# make serve   install if needed, then serve on http://127.0.0.1:8000 (Ctrl-C ends it)
+# make serve   install if needed, then serve on http://127.0.0.1:8000 (Ctrl-C ends it; make serve ARGS=-v shows Ray's log, too)
 # make demo    score a photo against the running server: JSON and a picture in demo_output/
 # make test    install if needed, then run the tests        make check   format, lint, types
 # make lock    pin dependencies with hashes     make locked  install exactly those (CI does), Python 3.11
@@ -14,9 +14,10 @@ BIN    := $(VENV)/bin
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || \
 		{ echo "Python 3.11 or 3.12 is needed; name it: make PYTHON=/path/to/python3.11"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
-	touch $@
+	@echo "Installing into $(VENV): some minutes the first time …"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
@@ -30,8 +31,7 @@ locked: requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --requirement requirements.lock
 
 serve: $(VENV)/.installed
-	set -a && . ./ray.env && $(BIN)/python -m serve_app.config_file serve_config.yaml --ports && \
-		PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/serve run serve_config.yaml
+	@$(BIN)/python -m serve_app.start serve_config.yaml $(ARGS)
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m jobs.demo

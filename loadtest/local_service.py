@@ -97,7 +97,7 @@ def local_service(
     """
     folder = Path(tempfile.mkdtemp(prefix="rt", dir="/tmp"))  # short: Ray's socket names hang below it, 107 characters at most
     port = free_port()
-    environment = _environment(folder) | (env or {})
+    environment = service_environment(folder) | (env or {})
     path = _write_config(config, change, port, folder, head_only=nodes > 0)
     try:
         with ExitStack() as stack:
@@ -154,7 +154,8 @@ def _write_config(config: Path, change: Change | None, port: int, folder: Path, 
     return path
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def service_environment(folder: Path) -> dict[str, str]:
+    """The environment of a service whose files lie in `folder` and whose ports no other uses."""
     ours = {"RAY_TMPDIR": str(folder), "RAY_ADDRESS": "local", "PYTHONPATH": str(REPOSITORY)}
     return os.environ | ray_environment() | ours | _haproxy_of_its_own(folder / "haproxy")
 

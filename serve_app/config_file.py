@@ -49,10 +49,10 @@ def check_config(path: Path) -> list[Settings]:
     Raises:
         ConfigurationError: what is wrong and where.
     """
-    return check_document(_read(path))
+    return check_document(read_document(path))
 
 
-def _read(path: Path) -> Any:
+def read_document(path: Path) -> Any:
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_NoKeyTwice)
     except (OSError, yaml.YAMLError) as error:
@@ -268,7 +268,7 @@ def check_ports(http: dict[str, Any]) -> None:
                 ) from error
 
 
-def _absent_files(settings: Settings) -> list[Path]:
+def absent_files(settings: Settings) -> list[Path]:
     """Files that the settings name and that are not here; they may be elsewhere."""
     model = Path(settings.model.name)
     named = [model if model.suffix in CHECKPOINT_SUFFIXES else None, settings.ingress.auth.keys_file]
@@ -285,7 +285,7 @@ def main() -> int:
     args = parser.parse_args()
     path: Path = args.path
     try:
-        document = _read(path)
+        document = read_document(path)
         applications = check_document(document)
         if args.ports:
             check_ports(document.get("http_options") or {})
@@ -293,7 +293,7 @@ def main() -> int:
         print(f"{path}: {error.message}", file=sys.stderr)
         return 1
     for settings in applications:
-        for absent in _absent_files(settings):
+        for absent in absent_files(settings):
             print(
                 f"{path}: note: {absent} is not on this machine; it must be on every node that runs the service", file=sys.stderr
             )

@@ -1,0 +1,200 @@
+"""One run of the service on this machine: start it as `serve run` does, tell its progress, watch it, stop it.
+
+Ray's own log stays in its files unless `verbose`. What `serve run` starts is started by its own command, so that both read the same YAML.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import quote
+
+import click
+import ray
+import requests
+from ray import serve
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ServeDeploySchema
+from ray.serve.scripts import run as serve_run
+
+from pipeline.errors import ConfigurationError
+from serve_app.config_file import absent_files, check_document, check_ports, read_document
+
+LOOK_EVERY_S, WATCH_EVERY_S = 0.3, 5.0
+CHANGE_AFTER_S, REMIND_AFTER_S = 4.0, 20.0
+"""Least seconds between two lines of progress, where something changed and where nothing did."""
+FAILED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
+
+
+class LocalRun:
+    """Start, watch and stop one configuration.
+
+    Args:
+        config: a serve_config.yaml.
+        verbose: show Ray's log on the terminal.
+    Raises:
+        ConfigurationError: from `run`; what is wrong, and what to do about it.
+    """
+
+    def __init__(self, config: Path, *, verbose: bool) -> None:
+        self._config, self._verbose = config, verbose
+        self._began = time.monotonic()
+
+    def run(self) -> None:
+        """All of it; returns after Ctrl-C or SIGTERM."""
+        document = self._check()
+        try:
+            self._start()
+            self._wait_until_ready(document)
+            self._watch()
+        except KeyboardInterrupt:
+            self._stop()
+        finally:
+            ray.shutdown()
+
+    def _stop(self) -> None:
+        self._say("Stopping: requests that are being scored end first. Ctrl-C again stops at once.")
+        with self._quiet(), contextlib.suppress(KeyboardInterrupt):
+            serve.shutdown()
+        with self._quiet():
+            ray.shutdown()
+        self._say("Stopped.")
+
+    def _check(self) -> ServeDeploySchema:
+        document = read_document(self._config)
+        applications = check_document(document)
+        check_ports(document.get("http_options") or {})
+        names = ", ".join(settings.model.name for settings in applications)
+        self._say(f"{self._config} is valid. Model: {names}. Starting Ray …")
+        for absent in (path for settings in applications for path in absent_files(settings)):
+            self._say(f"Note: {absent} is not on this machine; every node that runs the service needs it.")
+        return ServeDeploySchema.model_validate(document)
+
+    def _start(self) -> None:
+        _interrupt_on_signals()
+        level = logging.INFO if self._verbose else logging.ERROR
+        ray.init(namespace="serve", log_to_driver=self._verbose, logging_level=level)
+        _interrupt_on_signals()  # Ray's handler of SIGTERM prints a C++ stack trace
+        if not self._verbose:
+            logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        self._say("Ray runs. Starting the stages and loading the model …")
+        with self._quiet() as said:
+            try:
+                serve_run.main([str(self._config), "--non-blocking"], standalone_mode=False)
+            except (SystemExit, click.ClickException) as error:
+                raise ConfigurationError(f"Ray Serve does not start. {said.getvalue() if said else error}") from error
+
+    def _wait_until_ready(self, document: ServeDeploySchema) -> None:
+        urls = {app.name: _address(document, app.route_prefix or "/") for app in document.applications}
+        told, told_at = "", time.monotonic()
+        while True:
+            status = {name: found for name, found in serve.status().applications.items() if name in urls}
+            for name, application in status.items():
+                if application.status in FAILED:
+                    self._give_up(name, application)
+            running = [found.status == ApplicationStatus.RUNNING for found in status.values()]
+            if len(running) == len(urls) and all(running) and all(_is_ready(url) for url in urls.values()):
+                break
+            waits = ", ".join(line for application in status.values() for line in waits_for(application))
+            if waits and time.monotonic() - told_at > (CHANGE_AFTER_S if waits != told else REMIND_AFTER_S):
+                self._say(f"Waiting for {waits}")
+                told, told_at = waits, time.monotonic()
+            time.sleep(LOOK_EVERY_S)
+        for url in urls.values():
+            self._say_ready(url)
+
+    def _say_ready(self, url: str) -> None:
+        self._say(
+            f"Ready: {url}\n"
+            f"    Open it in a browser, drop a photo on it. Or:  curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' {url}score\n"
+            f"    API: {url}docs    Logs: {_log_folder()}    Stop: Ctrl-C"
+        )
+
+    def _give_up(self, name: str, application: ApplicationStatusOverview) -> NoReturn:
+        messages = [application.message, *(deployment.message for deployment in application.deployments.values())]
+        reason = next((found for message in messages if (found := reason_of(message))), "Ray Serve does not say why.")
+        serve.shutdown()
+        raise ConfigurationError(f"the application {name} does not start: {reason}\nRay's log, with all of it: {_log_folder()}")
+
+    def _watch(self) -> None:
+        """Until it is interrupted: say when an application gets ill, and when it is well again."""
+        ill: set[str] = set()
+        while True:
+            time.sleep(WATCH_EVERY_S)
+            for name, application in serve.status().applications.items():
+                is_ill = application.status in FAILED
+                if is_ill != (name in ill):
+                    ill ^= {name}
+                    reason = next(filter(None, (reason_of(d.message) for d in application.deployments.values())), "")
+                    self._say(f"{name} is {application.status.value}. {reason}".rstrip())
+
+    @contextlib.contextmanager
+    def _quiet(self) -> Iterator[io.StringIO | None]:
+        """What Ray prints within is kept, unless `verbose`."""
+        if self._verbose:
+            yield None
+            return
+        with io.StringIO() as said, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            yield said
+
+    def _say(self, line: str) -> None:
+        print(f"[{time.monotonic() - self._began:5.1f} s] {line}", flush=True)
+
+
+def reason_of(message: str) -> str:
+    """What went wrong, from the message of a status: of a traceback its last line, with the exception's own words."""
+    lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
+    if not lines:
+        return ""
+    raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Unavailable|Failed|Exceeded|Exit)\b.*:", line)]
+    last = raised[-1] if raised else lines[0]
+    return re.sub(r"^(?:[a-z_]\w*\.)+(?=[A-Z])", "", last)
+
+
+def waits_for(application: ApplicationStatusOverview) -> list[str]:
+    """Deployments that have not all their replicas, such as `Detector (0 of 1 replicas)`, and why Ray cannot place one."""
+    found = []
+    for name, deployment in application.deployments.items():
+        states: dict[Any, int] = dict(deployment.replica_states)
+        running, wanted = states.get("RUNNING", 0), sum(states.values())
+        if running < wanted:
+            found.append(f"{name} ({running} of {wanted} replicas{_unplaced(deployment.message)})")
+    return found
+
+
+def _unplaced(message: str) -> str:
+    needs = re.search(r"Resources required for each replica: (\{.*?\}), total resources available: (\{.*?\})", message)
+    if needs is None:
+        return ""
+    return f"; a replica needs {needs[1]}, free are {needs[2]}: lower num_cpus, num_gpus or replicas under `deployments`, or add a node"
+
+
+def _address(document: ServeDeploySchema, prefix: str) -> str:
+    host = document.http_options.host or "127.0.0.1"
+    here = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{here}:{document.http_options.port}{quote(prefix.rstrip('/'))}/"
+
+
+def _is_ready(url: str) -> bool:
+    with contextlib.suppress(requests.RequestException):
+        return requests.get(f"{url}ready", timeout=10).ok
+    return False
+
+
+def _log_folder() -> Path:
+    return Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray/session_latest/logs/serve"
+
+
+def _interrupt_on_signals() -> None:
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)

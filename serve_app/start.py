@@ -1,0 +1,49 @@
+"""Start the service on this machine and say what happens: `make serve`.
+
+    python -m serve_app.start [serve_config.yaml] [-v]
+
+ray.env beside the configuration ─▶ checks ─▶ Ray ─▶ stages ─▶ "Ready: http://…" ─▶ Ctrl-C or SIGTERM ─▶ stopped
+
+Variables that the environment sets already win over ray.env. The exit status is 0 after a stop, 1 where the service cannot start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.errors import ConfigurationError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m serve_app.start", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("config", type=Path, nargs="?", default=Path("serve_config.yaml"))
+    parser.add_argument("-v", "--verbose", action="store_true", help="show Ray's log here, too")
+    args = parser.parse_args(argv)
+    print(f"Checking {args.config} …", flush=True)
+    read_ray_env(args.config.parent / "ray.env")
+    from serve_app.local_run import LocalRun  # not at the top: Ray reads the environment when it is imported
+
+    try:
+        LocalRun(args.config, verbose=args.verbose).run()
+    except ConfigurationError as error:
+        print(f"{args.config}: {error.message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def read_ray_env(path: Path) -> None:
+    """Add the lines NAME=value of `path` to the environment, except those that it has already; no file is no fault."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for line in lines:
+        name, equals, value = line.partition("=")
+        if equals and not name.startswith("#"):
+            os.environ.setdefault(name, value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""What `make serve` says: progress, faults with their remedy. That it starts and stops, tests/e2e/test_start.py shows."""
+
+import os
+import textwrap
+
+import pytest
+from ray.serve.schema import (
+    ApplicationStatus,
+    ApplicationStatusOverview,
+    DeploymentStatus,
+    DeploymentStatusOverview,
+    DeploymentStatusTrigger,
+    ReplicaState,
+)
+
+from serve_app import start
+from serve_app.local_run import reason_of, waits_for
+
+
+def deployment(message="", **states):
+    replicas = {ReplicaState(state): count for state, count in states.items()}
+    return DeploymentStatusOverview(DeploymentStatus.UPDATING, DeploymentStatusTrigger.CONFIG_UPDATE_STARTED, replicas, message)
+
+
+def application(**deployments):
+    return ApplicationStatusOverview(ApplicationStatus.DEPLOYING, "", 0.0, deployments)
+
+
+def test_names_the_deployments_that_are_waited_for():
+    """Those that have all their replicas are left out."""
+    waiting = application(
+        Ingress=deployment(RUNNING=2), Detector=deployment(STARTING=1), ImageLoader=deployment(RUNNING=1, STARTING=1)
+    )
+    assert waits_for(waiting) == ["Detector (0 of 1 replicas)", "ImageLoader (1 of 2 replicas)"]
+
+
+def test_says_why_a_replica_finds_no_place():
+    """With what it needs, what is free, and the setting to change."""
+    rays = (
+        "Deployment 'Detector' in application 'rtmdet-ins' has 1 replicas that have taken more than 30s to be scheduled. This may be "
+        'due to waiting for the cluster to auto-scale. Resources required for each replica: {"CPU": 100.0}, total resources '
+        'available: {"CPU": 1.2}. Use `ray status` for more details.'
+    )
+    (line,) = waits_for(
+        application(
+            Detector=deployment(rays, PENDING_ALLOCATION=1)
+            if hasattr(ReplicaState, "PENDING_ALLOCATION")
+            else deployment(rays, STARTING=1)
+        )
+    )
+    assert '{"CPU": 100.0}, free are {"CPU": 1.2}: lower num_cpus' in line
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        pytest.param("", "", id="nothing"),
+        pytest.param("The deployment is new.", "The deployment is new.", id="a sentence"),
+        pytest.param(
+            """\
+            The deployment failed to start 3 times in a row. See controller logs for details. Error:
+            ray::ServeReplica:rtmdet-ins:Detector.initialize_and_get_metadata() (pid=1, ip=127.0.0.1)
+              File "/ray/serve/_private/replica.py", line 1, in initialize
+                raise RuntimeError(traceback.format_exc()) from None
+            RuntimeError: Traceback (most recent call last):
+              File "/pipeline/model/zoo.py", line 1, in locate
+            pipeline.errors.CheckpointError: there is no file x.pth; put it there""",
+            "CheckpointError: there is no file x.pth; put it there",
+            id="a traceback",
+        ),
+    ],
+)
+def test_reason_is_the_exceptions_own_words(message, reason):
+    assert reason_of(textwrap.dedent(message)) == reason
+
+
+def test_ray_env_leaves_what_the_environment_sets(tmp_path, monkeypatch):
+    """So `RAY_SERVE_ENABLE_HA_PROXY=0 make serve` does what it says."""
+    (tmp_path / "ray.env").write_text("# comment\nTEST_A=file\n\nTEST_B=file\n#TEST_C=file\n")
+    monkeypatch.setattr(os, "environ", {"TEST_A": "mine"})
+    start.read_ray_env(tmp_path / "ray.env")
+    assert os.environ == {"TEST_A": "mine", "TEST_B": "file"}
+
+
+def test_no_ray_env_is_no_fault(tmp_path):
+    start.read_ray_env(tmp_path / "ray.env")
+
+
+def test_a_fault_of_the_file_is_one_line(tmp_path, capsys):
+    """Before anything starts, with status 1."""
+    path = tmp_path / "serve_config.yaml"
+    path.write_text("applications: []\nspeed: 3\n")
+    assert start.main([str(path)]) == 1
+    told = capsys.readouterr()
+    assert told.out == f"Checking {path} …\n"
+    assert told.err.startswith(f"{path}: top level: unknown key(s) speed; known: ")
+    assert told.err.count("\n") == 1
