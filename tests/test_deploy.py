@@ -1,9 +1,11 @@
 """deploy/ agrees with the files it repeats. Neither Docker nor Kubernetes is needed, so what they make of it is not tested here."""
 
+import copy
 import re
 import shlex
 from pathlib import Path, PurePosixPath
 
+import jsonschema
 import pytest
 import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import (
@@ -17,7 +19,8 @@ GPU_CONFIG = yaml.safe_load((REPOSITORY / "serve_config.gpu.yaml").read_text())
 PYPROJECT = (REPOSITORY / "pyproject.toml").read_text()
 DOCKERFILE = (REPOSITORY / "deploy/Dockerfile").read_text()
 MANIFEST_TEXT = (REPOSITORY / "deploy/rayservice.yaml").read_text()
-MANIFEST = yaml.safe_load(MANIFEST_TEXT)
+MANIFEST, *BUDGETS = yaml.safe_load_all(MANIFEST_TEXT)
+CRD = REPOSITORY.parent / "shared/kuberay/ray.io_rayservices.yaml"
 CLUSTER = MANIFEST["spec"]["rayClusterConfig"]
 GROUPS = [CLUSTER["headGroupSpec"], *CLUSTER["workerGroupSpecs"]]
 PODS = [group["template"]["spec"] for group in GROUPS]
@@ -44,7 +47,12 @@ def test_says_that_it_was_not_run():
 def test_serves_the_file_for_gpus(tmp_path):
     """serveConfigV2 is serve_config.gpu.yaml, and passes its check."""
     config = MANIFEST["spec"]["serveConfigV2"]
-    assert yaml.safe_load(config) == GPU_CONFIG
+    document = yaml.safe_load(config)
+    ingress = document["applications"][0]["deployments"][0]
+    # Only where there are several nodes: a lost one takes only some of the Ingresses, and the pods that are always there hold them all.
+    most_on_a_node = ingress.pop("max_replicas_per_node")
+    assert most_on_a_node < ingress["num_replicas"] <= most_on_a_node * CLUSTER["workerGroupSpecs"][1]["minReplicas"]
+    assert document == GPU_CONFIG
     (tmp_path / "serve_config.yaml").write_text(config)
     assert check_config(tmp_path / "serve_config.yaml")
 
@@ -79,7 +87,7 @@ def test_replicas_fit_into_the_pods():
     assert (
         gpu["resources"]["GPU"] * gpu["max_workers"] == most.pop("Detector") * stages["Detector"]["ray_actor_options"]["num_gpus"]
     )
-    assert gpu["resources"]["CPU"] > cpus["Detector"]
+    assert gpu["resources"]["CPU"] == cpus["Detector"]  # no other replica fits beside it, so an idle pod is empty and given back
     assert cpu["resources"]["CPU"] * cpu["max_workers"] >= sum(cpus[name] * count for name, count in most.items())
 
 
@@ -91,11 +99,66 @@ def test_pods_hold_what_the_settings_name(pod):
     mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
     keys = mounts[str(PurePosixPath(args["ingress"]["auth"]["keys_file"]).parent)]
     assert "subPath" not in keys
-    assert args["model"]["cache_dir"].replace("~", instructions("WORKDIR")[-1]) in mounts
+    assert args["model"]["cache_dir"].replace("~", instructions("WORKDIR")[-1]) not in mounts  # the image has the model there
     assert {mount["name"] for mount in mounts.values()} == {volume["name"] for volume in pod["volumes"]}
     assert container["resources"]["requests"]["memory"] == container["resources"]["limits"]["memory"]
     assert pod["securityContext"]["runAsNonRoot"]
     assert str(pod["securityContext"]["runAsUser"]) == instructions("USER")[-1] == "1000"
+
+
+def test_the_image_holds_the_model_that_is_served():
+    """New pods download nothing."""
+    (model,) = re.findall(r"^ARG MODEL=(\S+)$", DOCKERFILE, re.MULTILINE)
+    assert model == GPU_CONFIG["applications"][0]["args"]["model"]["name"]
+
+
+def test_pods_answer_until_nobody_sends_to_them_any_more():
+    """A pod outlives its Ingress' draining and the longest request; an Ingress outlives them within its pod."""
+    config = GPU_CONFIG["applications"][0]["deployments"][0], GPU_CONFIG["http_options"]
+    draining_s, request_s = int(DIFFERENT["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"]), config[1]["request_timeout_s"]
+    assert config[0]["graceful_shutdown_timeout_s"] > draining_s + deadline_s()
+    for pod in PODS[1:]:
+        (container,) = pod["containers"]
+        pause_s = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+        assert pod["terminationGracePeriodSeconds"] > pause_s >= draining_s + request_s
+
+
+def deadline_s():
+    """The longest time that an image may take by our own setting."""
+    (settings,) = check_config(REPOSITORY / "serve_config.gpu.yaml")
+    return settings.ingress.timeout_s
+
+
+def test_disruptions_take_one_pod_at_a_time():
+    """Each group of workers has its budget, by the labels that KubeRay gives to pods."""
+    labels = [budget["spec"]["selector"]["matchLabels"] for budget in BUDGETS]
+    groups = {group["groupName"] for group in CLUSTER["workerGroupSpecs"]}
+    assert {label["ray.io/group"] for label in labels} == groups
+    assert {label["ray.io/originated-from-cr-name"] for label in labels} == {MANIFEST["metadata"]["name"]}
+    assert all(budget["spec"]["maxUnavailable"] == 1 for budget in BUDGETS)
+
+
+def strict(schema):
+    """The schema with every field that it does not name forbidden, where it names any."""
+    if isinstance(schema, list):
+        return [strict(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: strict(part) for key, part in schema.items()}
+    if isinstance(schema.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        closed.setdefault("additionalProperties", False)
+    return closed
+
+
+@pytest.mark.skipif(not CRD.is_file(), reason="KubeRay's schemas are not part of the repository: ../shared/kuberay")
+def test_kuberay_accepts_the_manifest():
+    """No error and no unknown field by KubeRay's own schema; a field that it does not know would be found."""
+    (schema,) = [v["schema"]["openAPIV3Schema"] for v in yaml.safe_load(CRD.read_text())["spec"]["versions"] if v["name"] == "v1"]
+    validator = jsonschema.Draft7Validator(strict({**schema, "properties": {**schema["properties"], "metadata": {}}}))
+    assert [f"{error.json_path}: {error.message}" for error in validator.iter_errors(MANIFEST)] == []
+    wrong = copy.deepcopy(MANIFEST)
+    wrong["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["maxReplica"] = 4
+    assert not validator.is_valid(wrong)
 
 
 def test_image_is_made_of_files_that_are_there():
