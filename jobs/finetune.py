@@ -15,6 +15,7 @@ from jobs.third_party import known_warnings_ignored  # isort: skip  (before mmde
 
 import itertools
 import math
+import os
 import pickle
 import signal
 import sys
@@ -24,30 +25,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from jobs.annotations.datasets import AnnotationsError, read_annotations
 from jobs.training import augment, hooks, precision  # noqa: F401  (their transforms, hooks and wrappers register themselves)
 from jobs.training.allocator import keep_freed_memory
 from jobs.training.batch_norm import restore_batch_norms
+from jobs.training.initial_weights import load_what_fits
 from jobs.training.interruption import StopOnSignal, end_loaders, ending_on_signals
 from jobs.training.runner import ConciseRunner
 from jobs.training.runner_config import lasting_settings, runner_config, steps_an_epoch
 from jobs.training.settings import FinetuneSettings, settings_from_args
+from jobs.training.stopping import Diverged, step_of
 from pipeline.errors import ServiceError
-from pipeline.model.checkpoints import harmless_types_only, load_checkpoint, load_weights, save_safetensors
+from pipeline.model.checkpoints import harmless_types_only, load_checkpoint, save_safetensors
 from pipeline.model.spec import OFFICIAL_NAMES, ModelSpec, nano_spec, official_spec
 from pipeline.model.zoo import locate
 
 FINAL_NAME = "final.safetensors"
-MIN_BACKBONE_SHARE = 0.5
-"""Of the backbone's numbers that initial weights must bring: with fewer, the training would start from random ones."""
 NEWEST_NAME = "last_checkpoint"
 """Where mmengine notes its newest checkpoint."""
 
 
 def finetune(settings: FinetuneSettings) -> signal.Signals | None:
     """Train, and write the finished model file; returns the signal that ended the run early, if one did."""
+    check_single_process()
     check_work_dir(settings.work_dir, resume=settings.resume)
     start = locate(settings.init_weights, setting="--init-weights") if settings.init_weights else None
     train = read_annotations(settings.train, settings.train_images, settings.work_dir / "train", training=True)
@@ -64,7 +65,7 @@ def finetune(settings: FinetuneSettings) -> signal.Signals | None:
     network = runner.model
     network.init_weights()
     if start:
-        print(load_what_fits(network, start), flush=True)
+        print(load_what_fits(network, start, spec.classes), flush=True)
     elif not settings.resume:
         print("No --init-weights: the network starts from random weights, which takes far more photos and epochs.", flush=True)
     if settings.restore_batch_norm:
@@ -81,6 +82,8 @@ def finetune(settings: FinetuneSettings) -> signal.Signals | None:
         runner.register_hook(StopOnSignal(signals))
         try:
             runner.train()
+        except Diverged as error:
+            raise ValueError(diverged(settings, runner.iter, error)) from error
         finally:
             end_loaders(runner)
         if runner.iter:
@@ -90,6 +93,22 @@ def finetune(settings: FinetuneSettings) -> signal.Signals | None:
     so_far = f"after {runner.iter:,} of {runner.max_iters:,} steps. --resume goes on"
     print(f"Stopped by {signals[0].name} {so_far if runner.iter else 'before the first step: nothing is saved'}.")
     return signals[0]
+
+
+def check_single_process() -> None:
+    """Raise ValueError under torchrun or mpirun: each of its processes would train the same run into the same folder."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            f"torchrun started {os.environ['WORLD_SIZE']} processes, but this command trains in one: start it with plain python."
+        )
+
+
+def diverged(settings: FinetuneSettings, step: int, error: Diverged) -> str:
+    """What to say of a run whose loss is not finite, after the last good checkpoint was exported."""
+    said = f"after {step} steps {error}: the training diverged. Try again with a lower --lr, such as {settings.lr / 10:g}"
+    if _newest_checkpoint(settings.work_dir) is None:
+        return f"{said}. No checkpoint was written before (--save-every {settings.save_every})."
+    return f"{said}. {export(settings.work_dir)} has the last good checkpoint."
 
 
 def check_work_dir(work_dir: Path, *, resume: bool) -> None:
@@ -107,26 +126,6 @@ def spec_for(settings: FinetuneSettings, classes: tuple[str, ...]) -> ModelSpec:
         name = next(name for name in OFFICIAL_NAMES if name.startswith(settings.model + "_"))
         spec, name = official_spec(name).with_classes(classes), settings.name or settings.model
     return ModelSpec(name, spec.classes, settings.image_size, spec.config)
-
-
-def load_what_fits(network: nn.Module, path: Path) -> str:
-    """Copy every weight of the file whose name and shape the network has.
-
-    Returns: one line that says how many were loaded and which parts start fresh.
-    Raises: ValueError where less than half of the backbone fits: the weights are of another network.
-    """
-    weights, own = load_weights(path), network.state_dict()
-    fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
-    backbone = {name: value.numel() for name, value in own.items() if name.startswith("backbone.")}
-    share = sum(numbers for name, numbers in backbone.items() if name in fitting) / sum(backbone.values())
-    if share < MIN_BACKBONE_SHARE:
-        raise ValueError(
-            f"{path}: {len(fitting)} of its {len(weights)} tensors fit this network, {share:.0%} of the backbone: they are another "
-            "network's, or of another size. Is --model right?"
-        )
-    network.load_state_dict(fitting, strict=False)
-    fresh = hooks.layers_of(name for name in own if name not in fitting and "num_batches" not in name)
-    return f"{path.name}: {len(fitting)} of {len(own)} tensors loaded; fresh: {', '.join(fresh) or 'none'}."
 
 
 def checkpoint_to_resume(work_dir: Path, lasting: dict[str, Any]) -> Path:
@@ -175,7 +174,7 @@ def export(work_dir: Path) -> Path:
         chosen, why = best, f", the best measured (mask AP {measured['best_score']:.3f})"
     path = work_dir / FINAL_NAME
     save_safetensors(load_checkpoint(chosen), path)
-    steps = hooks.step_of(chosen.name)
+    steps = step_of(chosen.name)
     print(f"{path}: written{f' after {steps} steps' if steps else ''}{why}.", flush=True)
     if lasting.get("--val") and not measured.get("best_score", 0) > 0:
         print("No measurement of --val has found anything so far: train for more steps, or with a higher --lr.", flush=True)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import jobs.third_party  # isort: skip  # noqa: F401  (before mmdet)
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,35 +105,6 @@ class SavingHook(CheckpointHook):
         if done and (self.last_ckpt is None or Path(self.last_ckpt).name != self.filename_tmpl.format(done)):
             self._save_checkpoint_with_step(runner, done, {"epoch": runner.epoch, "iter": done})
         super().after_train(runner)
-
-
-@HOOKS.register_module()
-class StopWithoutProgress(Hook):
-    """Ends a run when its best measurement lies so many measurements back.
-
-    Not mmengine's EarlyStoppingHook: that one takes less than ten points of AP for no progress, and counts anew when a run goes on.
-    Here the step of the best one counts, which every checkpoint knows.
-
-    Args:
-        patience: measurements.
-        every: steps between them.
-    """
-
-    def __init__(self, patience: int, every: int) -> None:
-        self._patience, self._every = patience, every
-
-    def after_val(self, runner: Runner) -> None:
-        """Look when the best was."""
-        best = step_of(runner.message_hub.runtime_info.get("best_ckpt", ""))
-        if runner.iter - best >= self._patience * self._every:
-            runner.logger.info(f"No better mask AP in {self._patience} measurements since step {best}: the training ends.")
-            runner.train_loop.stop_training = True
-
-
-def step_of(checkpoint: str) -> int:
-    """The step after which mmengine wrote a checkpoint, by its file name; 0 where it tells none."""
-    found = re.search(r"iter_(\d+)\.pth$", checkpoint)
-    return int(found[1]) if found else 0
 
 
 @HOOKS.register_module()

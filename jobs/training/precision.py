@@ -15,12 +15,38 @@ from typing import Any
 
 import torch
 from mmdet.registry import OPTIM_WRAPPERS
-from mmengine.optim import OptimWrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import nn
+
+from jobs.training.stopping import Diverged
+
+
+class _FiniteLoss:
+    """Of an optimizer wrapper: makes no step with a loss that is not finite, which would spoil every weight."""
+
+    def update_params(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        """One backward pass, and the optimizer's step where it is due.
+
+        Raises:
+            Diverged: the loss is NaN or infinite; weights and average are still those of the last step.
+        """
+        if not torch.isfinite(loss).all():
+            raise Diverged("the loss is not finite")
+        super().update_params(loss, *args, **kwargs)  # type: ignore[misc]  # mmengine's, whichever wrapper follows
 
 
 @OPTIM_WRAPPERS.register_module()
-class Bf16OptimWrapper(OptimWrapper):
+class Fp32OptimWrapper(_FiniteLoss, OptimWrapper):
+    """Computes in float32 throughout."""
+
+
+@OPTIM_WRAPPERS.register_module()
+class Fp16OptimWrapper(_FiniteLoss, AmpOptimWrapper):
+    """float16 autocast and gradient scaling; a gradient that overflows skips its step, as it should."""
+
+
+@OPTIM_WRAPPERS.register_module()
+class Bf16OptimWrapper(_FiniteLoss, OptimWrapper):
     """Runs the forward pass under bfloat16 autocast on the model's device; weights and optimizer stay float32."""
 
     @contextmanager
@@ -37,11 +63,11 @@ def optim_wrapper_type(precision: str) -> dict[str, Any]:
         ValueError: fp16 on a CPU, which has no fast float16 and no gradient scaler.
     """
     if precision == "fp32":
-        return {"type": "OptimWrapper"}
+        return {"type": "Fp32OptimWrapper"}
     if precision == "bf16":
         return {"type": "Bf16OptimWrapper"}
     if precision == "fp16" and torch.cuda.is_available():
-        return {"type": "AmpOptimWrapper", "dtype": "float16"}
+        return {"type": "Fp16OptimWrapper", "dtype": "float16"}
     raise ValueError(f"--precision {precision} needs a CUDA device; on a CPU use bf16 or fp32.")
 
 

@@ -144,8 +144,13 @@ def _optim_wrapper(settings: FinetuneSettings) -> dict[str, Any]:
     return wrapper | ({"clip_grad": {"max_norm": settings.clip_grad}} if settings.clip_grad else {})
 
 
+def warmup_steps(settings: FinetuneSettings, steps: int) -> int:
+    """Steps during which the learning rate rises: half of a short run at most."""
+    return min(settings.warmup, steps // 2)
+
+
 def _schedule(settings: FinetuneSettings, steps: int) -> list[dict[str, Any]]:
-    warmup = min(settings.warmup, steps // 2)
+    warmup = warmup_steps(settings, steps)
     schedule: list[dict[str, Any]] = []
     if warmup:
         schedule.append({"type": "LinearLR", "start_factor": WARMUP_START_SHARE, "by_epoch": False, "begin": 0, "end": warmup})
@@ -169,11 +174,13 @@ def _custom_hooks(settings: FinetuneSettings, spec: ModelSpec, steps: int, lasti
     model_spec = {"name": spec.name, "classes": list(spec.classes), "input_size": spec.input_size, "config": spec.config}
     hooks: list[dict[str, Any]] = [
         {"type": "FreezeHook", "frozen": settings.freeze, "fixed_statistics": settings.fix_batch_norm},
+        {"type": "RefuseDivergedWeights"},
         {"type": "DescribeModelHook", "model_spec": json.dumps(model_spec), "lasting": json.dumps(lasting)},
     ]
     if momentum := ema_momentum(settings, steps):
         average = {"type": "EMAHook", "ema_type": "ExpMomentumEMA", "momentum": momentum, "gamma": max(steps // 20, 1)}
         hooks.append(average | {"update_buffers": True, "priority": 49})
     if settings.early_stopping:
-        hooks.append({"type": "StopWithoutProgress", "patience": settings.early_stopping, "every": settings.val_every})
+        patience = {"patience": settings.early_stopping, "every": settings.val_every, "warmup": warmup_steps(settings, steps)}
+        hooks.append({"type": "StopWithoutProgress"} | patience)
     return hooks

@@ -4,19 +4,20 @@
     our .safetensors         ─▶ raw tensors + JSON header ────────────────┴▶ Checkpoint(spec, state_dict)
 
 A `.pth` is a pickle, and a pickle can run anything. It is read with torch's `weights_only` unpickler, which builds tensors
-and the few harmless types that mmengine adds; whatever else it asks for is refused. mmengine also stores its
-configuration as Python source (`meta["cfg"]`): that is never executed. The network is known from the file's own
-`model_spec` (checkpoints of `jobs.finetune`), or recognised by the shapes of its tensors (OpenMMLab's releases).
+and the few harmless types that mmengine adds; whatever else it asks for is refused. The network is known from the file's own
+`model_spec` (checkpoints of `jobs.finetune`), or recognised by the shapes of its tensors; labels and input size then come from what
+mmdet wrote beside them (`pipeline.model.config_text`), or from whoever imports the file (`python -m pipeline.model.zoo import`).
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from pipeline.errors import CheckpointError
-from pipeline.model.spec import OFFICIAL_NAMES, ModelSpec, build_network, check_types, nano_spec, official_spec
+from pipeline.model.config_text import MmdetFacts, read_facts
+from pipeline.model.spec import (
+    OFFICIAL_INPUT_SIZE_PX,
+    OFFICIAL_NAMES,
+    ModelSpec,
+    build_network,
+    check_types,
+    coco_classes,
+    nano_spec,
+    official_spec,
+)
 
+log = logging.getLogger(__name__)
 FORMAT = "rtmdet-ins-serve/1"
 SPEC_KEYS = ("name", "classes", "input_size", "config")
 
@@ -64,40 +76,62 @@ class Checkpoint:
         return network
 
 
-def load_checkpoint(path: Path | str) -> Checkpoint:
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The tensors of a file, whatever network they belong to.
+
+    Attributes:
+        tensors: by mmdet's names; float ones are float32.
+        classes: label names in the order of the class channels, None where the file does not say.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    classes: tuple[str, ...] | None
+
+
+def load_checkpoint(path: Path | str, classes: tuple[str, ...] | None = None, input_size: int | None = None) -> Checkpoint:
     """Read an mmengine `.pth` or one of our `.safetensors` files.
 
+    Args:
+        classes, input_size: labels, and side of the square input in pixels, instead of what a `.pth` of mmdet says of itself.
     Raises:
-        CheckpointError: missing, damaged, hostile, or not an RTMDet-Ins model.
+        CheckpointError: missing, damaged, hostile, not an RTMDet-Ins model, or labels or size are not known.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
-    return _from_mmengine(_unpickle_tensors(path), path)
+    return _from_mmengine(_unpickle_tensors(path), path, classes, input_size)
 
 
-def load_weights(path: Path | str) -> dict[str, torch.Tensor]:
-    """Only the tensors of a file, whatever network they belong to: to start a training from."""
+def load_weights(path: Path | str) -> Weights:
+    """Only the tensors of a file and its labels: to start a training from."""
     path = Path(path)
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)[0]
-    return _network_tensors(_unpickle_tensors(path), path)
+        tensors, metadata = _read_safetensors(path)
+        described = json.loads(metadata.get("model_spec", "{}")).get("classes")
+        return Weights(tensors, tuple(map(str, described)) if described else None)
+    content = _unpickle_tensors(path)
+    meta = content.get("meta") or {}
+    described = (meta.get("model_spec") or {}).get("classes")
+    return Weights(_network_tensors(content, path), tuple(map(str, described)) if described else read_facts(meta).classes)
 
 
 def save_safetensors(checkpoint: Checkpoint, path: Path | str) -> None:
     """Write weights in half precision, with name, classes, input size and configuration as JSON in the header.
 
-    Batch-norm statistics and every other float become float16; tensors that float16 cannot hold are refused.
+    Batch-norm statistics and every other float become float16; a tensor with a number that float16 cannot hold stays float32.
+
+    Raises:
+        CheckpointError: a number is NaN or infinite.
     """
     spec = checkpoint.spec
     tensors = {}
     for name, value in checkpoint.state_dict.items():
         if name.endswith("num_batches_tracked"):
             continue
-        half = value.to(torch.float16) if value.is_floating_point() else value
-        if not torch.isfinite(half).all():
-            raise CheckpointError(f"{spec.name}: {name} has values that half precision cannot hold.")
-        tensors[name] = half.contiguous()
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{spec.name}: {name} has values that are not finite: the training that made them diverged.")
+        tensors[name] = _smaller(value).contiguous()
     description = {"name": spec.name, "classes": list(spec.classes), "input_size": spec.input_size, "config": spec.config}
     # Not save_file: its files are for nobody but their owner, and a service often is another user. As with it, a reader of the file
     # that was there keeps that one, and a full disk leaves it.
@@ -107,6 +141,12 @@ def save_safetensors(checkpoint: Checkpoint, path: Path | str) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _smaller(value: torch.Tensor) -> torch.Tensor:
+    """In half precision where that holds every number."""
+    half = value.to(torch.float16) if value.is_floating_point() else value
+    return half if torch.isfinite(half).all() else value
 
 
 def _load_safetensors(path: Path) -> Checkpoint:
@@ -163,25 +203,61 @@ def _history_method(owner: Any, name: str) -> Any:
     raise pickle.UnpicklingError(f"Unsupported attribute {name}")
 
 
-def _from_mmengine(content: dict[str, Any], path: Path) -> Checkpoint:
+def _from_mmengine(content: dict[str, Any], path: Path, classes: tuple[str, ...] | None, input_size: int | None) -> Checkpoint:
     tensors = _network_tensors(content, path)
     meta = content.get("meta") or {}
     if "model_spec" in meta:
         return Checkpoint(_spec_from_description(meta["model_spec"], path), tensors)
-    spec = _recognise(tensors, path)
-    classes = _classes_in(meta)
-    return Checkpoint(spec.with_classes(classes) if classes else spec, tensors)
+    facts, spec = read_facts(meta), _recognise(tensors, path)
+    if any(
+        path.name.startswith(f"{name}_") for name in OFFICIAL_NAMES
+    ):  # OpenMMLab's own release: known, whatever it says of itself
+        classes, input_size = classes or facts.classes or coco_classes(), input_size or OFFICIAL_INPUT_SIZE_PX
+    return Checkpoint(_spec_of_mmdet(spec, facts, path, classes or facts.classes, input_size), tensors)
+
+
+def _spec_of_mmdet(
+    spec: ModelSpec, facts: MmdetFacts, path: Path, classes: tuple[str, ...] | None, input_size: int | None
+) -> ModelSpec:
+    """The recognised network with the labels, input size and normalisation of the file, or as told."""
+    if classes is None:
+        raise CheckpointError(f"{path.name}: the file does not say which labels its channels are. {_how_to_import(path)}")
+    if len(classes) != len(spec.classes):
+        raise CheckpointError(f"{path.name}: {len(classes)} labels for {len(spec.classes)} class channels.")
+    width, height = facts.test_size_wh or (0, 0)
+    if input_size is None and (not width or width != height):
+        said = f"it was tested at {width} x {height}, which is no square, so say" if width else "the file does not say"
+        raise CheckpointError(f"{path.name}: {said} at which image size to run the network. {_how_to_import(path)}")
+    preprocessor = facts.preprocessor or {}
+    if preprocessor.get("bgr_to_rgb"):
+        raise CheckpointError(
+            f"{path.name}: trained on RGB (bgr_to_rgb=True); only networks that read BGR, mmdet's default, run here."
+        )
+    if unserved := facts.unserved_settings():
+        log.warning("%s: test settings of the file that are not used here: %s", path.name, ", ".join(unserved))
+    config = spec.config | {"data_preprocessor": spec.config["data_preprocessor"] | preprocessor}
+    config["test_cfg"] = spec.config["test_cfg"] | (facts.test_settings or {})
+    return replace(spec, classes=classes, input_size=input_size or width, config=config)
+
+
+def _how_to_import(path: Path) -> str:
+    return f"Say it once: python -m pipeline.model.zoo import {path.name} --labels cat,dog --image-size 640 --output mine.safetensors"
 
 
 def _network_tensors(content: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
-    """The weights to use. Where a run kept an average (EMA), mmengine saves the average under the plain names and the
-    raw weights in `ema_state_dict`; mmdet 2 kept copies as `ema_*` buffers. Both extra copies are left out.
+    """The weights to use, without what other programs put before their names, such as `module.` or `model.`.
+
+    Where a run kept an average (EMA), mmengine saves the average under the plain names and the raw weights in `ema_state_dict`;
+    mmdet 2 kept copies as `ema_*` buffers. Both extra copies are left out.
     """
-    state = content.get("state_dict", content)
+    nested = (content.get(key) for key in ("state_dict", "model"))
+    state = next((part for part in nested if isinstance(part, dict)), content)
+    names = [name for name in state if isinstance(name, str)]
+    prefix = min((name.split("backbone.", 1)[0] for name in names if ".backbone." in f".{name}"), key=len, default="")
     tensors = {
-        name.removeprefix("module."): _as_fp32(value)
-        for name, value in state.items()
-        if isinstance(value, torch.Tensor) and not name.startswith("ema_") and not name.startswith("data_preprocessor.")
+        name.removeprefix(prefix): _as_fp32(state[name])
+        for name in names
+        if isinstance(state[name], torch.Tensor) and not name.removeprefix(prefix).startswith(("ema_", "data_preprocessor."))
     }
     if not tensors:
         raise CheckpointError(f"{path.name}: holds no tensors.")
@@ -207,12 +283,6 @@ def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
         for name, value in tensors.items()
         if not any(part in name for part in skipped) and not name.startswith("data_preprocessor.")
     }
-
-
-def _classes_in(meta: dict[str, Any]) -> tuple[str, ...] | None:
-    data = meta.get("dataset_meta") or {}
-    classes = data.get("classes") or data.get("CLASSES") or meta.get("CLASSES")
-    return tuple(str(name) for name in classes) if classes else None
 
 
 def _spec_from_description(description: Any, path: Path) -> ModelSpec:

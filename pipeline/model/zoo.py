@@ -5,6 +5,7 @@
 "/models/mine.pth", "mine.safetensors" ─▶ itself
 
 python -m pipeline.model.zoo list | download NAME … | verify [NAME …]
+python -m pipeline.model.zoo import weights.pth --labels cat,dog --image-size 640 --output mine.safetensors
 """
 
 from __future__ import annotations
@@ -167,26 +168,58 @@ def _verify(names: list[str], cache_dir: Path) -> bool:
     return right
 
 
+def _import(source: Path, labels: str | None, image_size: int | None, output: Path) -> None:
+    """Write mmdet's weights, or a bare state dict, as a file that knows its labels and its image size.
+
+    Raises:
+        CheckpointError: the file is no RTMDet-Ins, or labels or size are known neither from it nor from here.
+    """
+    from pipeline.model.checkpoints import load_checkpoint, save_safetensors
+
+    if output.suffix != ".safetensors":
+        raise ConfigurationError(f"--output: {output} must end in .safetensors.")
+    checkpoint = load_checkpoint(source, _labels(labels) if labels else None, image_size)
+    save_safetensors(checkpoint, output)
+    spec = checkpoint.spec
+    print(f"{output}: {spec.name}, {spec.input_size} px, {len(spec.classes)} labels: {', '.join(spec.classes)}")
+
+
+def _labels(told: str) -> tuple[str, ...]:
+    """Names between commas, or the lines of a file."""
+    names = Path(told).read_text(encoding="utf-8").splitlines() if Path(told).is_file() else told.split(",")
+    return tuple(name.strip() for name in names if name.strip())
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.model.zoo", description="List, download and check models.")
-    parser.add_argument("action", choices=["list", "download", "verify"])
-    parser.add_argument("names", nargs="*", help="official config names")
+    parser.add_argument("action", choices=["list", "download", "verify", "import"])
+    parser.add_argument("names", nargs="*", help="official config names; for import, the file")
     parser.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE)
+    parser.add_argument(
+        "--labels", help="import: names of the class channels in their order, between commas or as lines of a file"
+    )
+    parser.add_argument("--image-size", type=int, help="import: side of the square network input, px (default: as the file says)")
+    parser.add_argument("--output", type=Path, help="import: the .safetensors file to write")
     args = parser.parse_args(arguments)
     if args.action == "list":
         _list(args.cache_dir)
-    elif args.action == "verify":
+        return 0
+    if args.action == "verify":
         return 0 if _verify(args.names, args.cache_dir) else 1
-    else:
-        if not args.names:
-            parser.error("name what to download; `list` shows the names")
-        try:
+    if args.action == "import" and (len(args.names) != 1 or args.output is None):
+        parser.error("import takes one file, and --output")
+    if not args.names:
+        parser.error("name what to download; `list` shows the names")
+    try:
+        if args.action == "import":
+            _import(Path(args.names[0]), args.labels, args.image_size, args.output)
+        else:
             for name in args.names:
                 print(locate(name, args.cache_dir, setting="download"))
-        except SetupError as error:
-            print(error.message, file=sys.stderr)
-            return 1
+    except (SetupError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

@@ -1,5 +1,6 @@
 """A real training of a few steps on generated pictures."""
 
+import itertools
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from jobs import finetune  # isort: skip  (before mmdet)
 
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric
+from mmdet.models.dense_heads import RTMDetInsHead
 from mmdet.models.layers import ExpMomentumEMA
 from mmengine.model import BaseModel
 
@@ -194,6 +196,71 @@ def test_the_best_measured_is_the_result(tiny_coco, tmp_path, capsys, monkeypatc
     save_safetensors(load_checkpoint(tmp_path / "best_coco_segm_mAP_iter_4.pth"), tmp_path / "best.safetensors")
     result, best = (load_checkpoint(tmp_path / f"{name}.safetensors").state_dict for name in ("final", "best"))
     assert all(torch.equal(value, best[name]) for name, value in result.items())
+
+
+@pytest.mark.parametrize(
+    ("scores", "warmup", "last"),
+    [([0.0] * 6, 0, 6), ([0.0, 0.0, 0.0, 0.2, 0.1, 0.1], 0, 6), ([0.2, 0.1, 0.1, 0.1, 0.1, 0.1], 3, 5)],
+    ids=["nothing found yet", "first find late", "warm-up"],
+)
+def test_early_stopping_waits_for_the_first_find(tiny_coco, tmp_path, monkeypatch, scores, warmup, last):
+    """With a patience of 2 it counts from the later of the warm-up's end and the first find."""
+    measured_as(monkeypatch, scores)
+    more = ["--steps", "6", "--val-every", "1", "--early-stopping", "2", "--warmup", str(warmup), *validated(tiny_coco)]
+    assert finetune.main(arguments(tiny_coco, tmp_path, *more)) == 0
+    assert (tmp_path / f"iter_{last}.pth").is_file()
+    assert not (tmp_path / f"iter_{last + 1}.pth").exists()
+
+
+def diverging(loss, from_step):
+    """A loss function of the detector that is NaN from a step on."""
+    calls = itertools.count(1)
+
+    def wrapped(self, *args, **kwargs):
+        losses = loss(self, *args, **kwargs)
+        return losses if next(calls) < from_step else losses | {"loss_mask": losses["loss_mask"] * float("nan")}
+
+    return wrapped
+
+
+def test_a_diverged_run_stops_with_its_last_good_checkpoint(tiny_coco, tmp_path, capsys, monkeypatch):
+    """At once, in a line that names --lr; the result is finite."""
+    monkeypatch.setattr(RTMDetInsHead, "loss_by_feat", diverging(RTMDetInsHead.loss_by_feat, from_step=4))
+    assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "20", "--save-every", "2")) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "after 3 steps the loss is not finite: the training diverged. Try again with a lower --lr, such as 0.0001" in told
+    assert "final.safetensors has the last good checkpoint" in told
+    assert all(value.isfinite().all() for value in load_checkpoint(tmp_path / "final.safetensors").state_dict.values())
+    assert (tmp_path / "last_checkpoint").read_text().endswith("iter_2.pth")
+
+
+def test_a_run_that_diverges_before_its_first_checkpoint_says_so(tiny_coco, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(RTMDetInsHead, "loss_by_feat", diverging(RTMDetInsHead.loss_by_feat, from_step=1))
+    assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "20")) == 2
+    assert "No checkpoint was written before (--save-every 500)" in capsys.readouterr().err
+
+
+def test_diverged_weights_replace_no_checkpoint(tiny_coco, tmp_path, capsys, monkeypatch):
+    """An optimizer step can spoil the weights while the loss was still finite."""
+    step = torch.optim.AdamW.step
+
+    def spoiling(self, *args, **kwargs):
+        step(self, *args, **kwargs)
+        with torch.no_grad():
+            self.param_groups[-1]["params"][0].fill_(float("inf"))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spoiling)
+    assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "1")) == 2
+    assert re.search(r"weight \S+ is not finite: the training diverged", capsys.readouterr().err)
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def test_torchrun_is_refused(tiny_coco, tmp_path, capsys, monkeypatch):
+    """Its processes would all write into one folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "1")) == 2
+    assert "torchrun started 2 processes" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_any_ap_the_last_is_the_result(tiny_coco, tmp_path, capsys, monkeypatch):
@@ -432,7 +499,7 @@ def test_only_fp16_scales_gradients(monkeypatch):
     """On a card too; and the scaler's announcement, mmengine's business, does not show."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     kinds = {name: optim_wrapper_type(name)["type"] for name in ("fp32", "bf16", "fp16")}
-    assert kinds == {"fp32": "OptimWrapper", "bf16": "Bf16OptimWrapper", "fp16": "AmpOptimWrapper"}
+    assert kinds == {"fp32": "Fp32OptimWrapper", "bf16": "Bf16OptimWrapper", "fp16": "Fp16OptimWrapper"}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(FutureWarning, match="GradScaler"):

@@ -28,12 +28,22 @@ def nano():
     return Checkpoint(spec, build_network(spec).state_dict())
 
 
+def test_pipeline(width, height):
+    """Source as mmengine writes it into a checkpoint."""
+    resize = f"dict(keep_ratio=True, scale=({width}, {height}), type='Resize')"
+    pad = f"dict(pad_val=dict(img=(114, 114, 114)), size=({width}, {height}), type='Pad')"
+    return f"test_pipeline = [dict(type='LoadImageFromFile'), {resize}, {pad}, dict(type='PackDetInputs')]"
+
+
+test_pipeline.__test__ = False
+
+
 def released(state_dict, **more):
     """The structure of an OpenMMLab release: meta with configuration source, log history, numpy scalars, averages."""
     history = HistoryBuffer(np.array([1.0, 0.5]), np.array([1, 1]))
     return {
         "meta": {
-            "cfg": "import os; os.abort()  # Python source: must never run",
+            "cfg": f"import os; os.abort()  # Python source: must never run\n{test_pipeline(640, 640)}",
             "dataset_meta": {"CLASSES": ("person",), "PALETTE": [(220, 20, 60)]},
             "mmdet_version": "3.0.0rc3",
             "epoch": 300,
@@ -101,12 +111,21 @@ def test_safetensors_are_half_precision(nano, tmp_path):
     assert path.stat().st_size < 3.2e6
 
 
-def test_weights_too_large_for_half_are_refused(nano, tmp_path):
-    """float16 ends at 65504: such a weight must not silently become infinite."""
+def test_weights_too_large_for_half_stay_float32(nano, tmp_path):
+    """float16 ends at 65504: such a tensor must neither become infinite nor cost the whole result."""
     name = "bbox_head.rtm_cls.0.weight"
     large = Checkpoint(nano.spec, nano.state_dict | {name: nano.state_dict[name] + 1e6})
-    with pytest.raises(CheckpointError, match="half precision"):
-        save_safetensors(large, tmp_path / "model.safetensors")
+    save_safetensors(large, tmp_path / "model.safetensors")
+    again = load_checkpoint(tmp_path / "model.safetensors").state_dict
+    assert torch.equal(again[name], large.state_dict[name])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(nano, tmp_path, value):
+    name = "bbox_head.rtm_cls.0.weight"
+    diverged = Checkpoint(nano.spec, nano.state_dict | {name: nano.state_dict[name] * value})
+    with pytest.raises(CheckpointError, match=r"rtm_cls\.0\.weight has values that are not finite"):
+        save_safetensors(diverged, tmp_path / "model.safetensors")
 
 
 def test_released_structure_is_read(nano, tmp_path):
@@ -121,8 +140,81 @@ def test_released_structure_is_read(nano, tmp_path):
 def test_official_size_is_recognised(tmp_path):
     """A file with COCO's classes and the tensors of the tiny model is the official tiny model."""
     spec = official_spec(OFFICIAL_NAMES[0])
-    path = saved({"state_dict": build_network(spec).state_dict(), "meta": {}}, tmp_path / "anything.pth")
+    meta = {"dataset_meta": {"classes": spec.classes}, "cfg": test_pipeline(640, 640)}
+    path = saved({"state_dict": build_network(spec).state_dict(), "meta": meta}, tmp_path / "anything.pth")
     assert load_checkpoint(path).spec == spec
+
+
+def mmdet_file(nano, path, source, **dataset_meta):
+    return saved({"state_dict": nano.state_dict, "meta": {"cfg": source, "dataset_meta": dataset_meta}}, path)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        test_pipeline(320, 320),
+        f"test_dataloader = dict(dataset=dict({test_pipeline(320, 320).replace('test_pipeline', 'pipeline')}))",
+        "data = dict(test=dict(pipeline=[dict(type='MultiScaleFlipAug', img_scale=(320, 320), transforms=[dict(type='Resize')])]))",
+    ],
+    ids=["mmdet 3", "mmdet 3, data loader", "mmdet 2"],
+)
+def test_image_size_is_read_from_the_configuration(nano, tmp_path, source):
+    """A network that was trained at 320 px must not be run at 640."""
+    spec = load_checkpoint(mmdet_file(nano, tmp_path / "a.pth", source, classes=("person",))).spec
+    assert (spec.input_size, spec.classes) == (320, ("person",))
+
+
+def test_a_single_class_without_its_comma_is_one_class(nano, tmp_path):
+    """`classes=('cat')` is a string in Python, not a tuple of c, a and t."""
+    path = mmdet_file(nano, tmp_path / "a.pth", test_pipeline(320, 320), classes="cat")
+    assert load_checkpoint(path).spec.classes == ("cat",)
+
+
+def test_test_settings_come_along_and_differences_are_told(nano, tmp_path, caplog):
+    """The normalisation of the file is used; what the service computes otherwise is a warning."""
+    model = (
+        "model = dict(data_preprocessor=dict(mean=[1.0, 2.0, 3.0]), test_cfg=dict(nms_pre=3000, nms=dict(iou_threshold=0.65)))"
+    )
+    path = mmdet_file(nano, tmp_path / "a.pth", f"{model}\n{test_pipeline(320, 320)}", classes=("cat",))
+    config = load_checkpoint(path).spec.config
+    assert config["data_preprocessor"]["mean"] == [1.0, 2.0, 3.0]
+    assert config["data_preprocessor"]["std"] == nano.spec.config["data_preprocessor"]["std"]
+    assert config["test_cfg"]["nms_pre"] == 3000
+    assert "nms_pre 3000 (here 1000), nms.iou_threshold 0.65 (here 0.6)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("source", "classes", "said"),
+    [
+        ("", ("cat",), "the file does not say at which image size"),
+        (test_pipeline(1333, 800), ("cat",), "tested at 1333 x 800, which is no square"),
+        (test_pipeline(320, 320), None, "does not say which labels"),
+        ("((((" * 10_000, ("cat",), "at which image size"),
+        (f"model = dict(data_preprocessor=dict(bgr_to_rgb=True))\n{test_pipeline(320, 320)}", ("cat",), "trained on RGB"),
+    ],
+    ids=["no size", "no square", "no labels", "no Python", "RGB"],
+)
+def test_what_the_file_does_not_say_is_asked_for(nano, tmp_path, source, classes, said):
+    """Never guessed: a network at the wrong size finds worse in silence."""
+    path = mmdet_file(nano, tmp_path / "a.pth", source, classes=classes)
+    with pytest.raises(CheckpointError, match=said):
+        load_checkpoint(path)
+
+
+def test_configuration_text_is_never_run(nano, tmp_path):
+    marker = tmp_path / "run"
+    source = f"import os\nos.mkdir({str(marker)!r})\nx = [os.mkdir({str(marker)!r})]\n{test_pipeline(320, 320)}"
+    load_checkpoint(mmdet_file(nano, tmp_path / "a.pth", source, classes=("cat",)))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "model.detector."])
+def test_prefixes_of_other_programs_are_stripped(nano, tmp_path, prefix):
+    """A bare state dict, with labels and size told."""
+    state = {f"{prefix}{name}": value for name, value in nano.state_dict.items()}
+    checkpoint = load_checkpoint(saved(state, tmp_path / "a.pth"), ("cat",), 320)
+    assert (checkpoint.spec.classes, checkpoint.spec.input_size) == (("cat",), 320)
+    checkpoint.network()
 
 
 def test_average_copies_are_left_out(nano, tmp_path):
@@ -130,7 +222,7 @@ def test_average_copies_are_left_out(nano, tmp_path):
     state = {f"module.{name}": value for name, value in nano.state_dict.items()}
     state |= {"ema_backbone_stem_0_conv_weight": torch.zeros(1)}
     weights = load_weights(saved({"state_dict": state}, tmp_path / "old.pth"))
-    assert set(weights) == set(nano.state_dict)
+    assert set(weights.tensors) == set(nano.state_dict)
 
 
 def test_own_description_is_used(nano, tmp_path):

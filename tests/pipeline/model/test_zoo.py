@@ -10,7 +10,7 @@ from mmengine.logging.history_buffer import HistoryBuffer
 from pipeline.errors import CheckpointError, ConfigurationError, DownloadError
 from pipeline.model import zoo
 from pipeline.model.checkpoints import load_checkpoint
-from pipeline.model.spec import build_network, official_spec
+from pipeline.model.spec import build_network, nano_spec, official_spec
 from tests.support.file_server import file_server
 
 TINY = "rtmdet-ins_tiny_8xb32-300e_coco"
@@ -125,3 +125,23 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "checkpoints" / "tiny-ec670f7e.pth").write_bytes(b"wrong")
     assert zoo.main(["verify", *arguments]) == 1
     assert "WRONG HASH" in capsys.readouterr().out
+
+
+def test_import_gives_a_bare_state_dict_labels_and_a_size(tmp_path, capsys):
+    """What a file does not say is told once, on the command line."""
+    bare, output = tmp_path / "bare.pth", tmp_path / "mine.safetensors"
+    torch.save({f"model.{name}": value for name, value in build_network(nano_spec()).state_dict().items()}, bare)
+    command = ["import", str(bare), "--output", str(output)]
+    assert zoo.main(command) == 1
+    assert "does not say which labels" in capsys.readouterr().err
+    (tmp_path / "labels.txt").write_text("cat\n")
+    assert zoo.main([*command, "--labels", str(tmp_path / "labels.txt"), "--image-size", "320"]) == 0
+    assert "320 px, 1 labels: cat" in capsys.readouterr().out
+    assert zoo.read_header(str(output)) == zoo.ModelHeader(("cat",), 320)
+
+
+def test_import_with_too_many_labels_is_refused(tmp_path, capsys):
+    torch.save(build_network(nano_spec()).state_dict(), tmp_path / "bare.pth")
+    command = ["import", str(tmp_path / "bare.pth"), "--output", str(tmp_path / "mine.safetensors")]
+    assert zoo.main([*command, "--labels", "cat,dog", "--image-size", "320"]) == 1
+    assert "2 labels for 1 class channels" in capsys.readouterr().err

@@ -1,0 +1,71 @@
+"""What a training starts from: every weight of a file that fits, and the class channels by the names of their classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from jobs.training.hooks import layers_of
+from pipeline.model.checkpoints import load_weights
+
+MIN_BACKBONE_SHARE = 0.5
+"""Of the backbone's numbers that initial weights must bring: with fewer, the training would start from random ones."""
+CLASS_LAYER = "bbox_head.rtm_cls."
+"""Convolutions whose output channels are the classes, one for each level of the pyramid."""
+
+
+def load_what_fits(network: nn.Module, path: Path, classes: Sequence[str]) -> str:
+    """Copy every weight of the file whose name and shape the network has; class channels by name, the others stay as they are.
+
+    Args:
+        network: mmdet's RTMDet-Ins, initialised.
+        path: `.pth` or `.safetensors`, of a detector with or without masks.
+        classes: names of the network's class channels, in their order.
+    Returns:
+        Lines that say how many tensors were loaded, which parts start fresh, and which classes keep their channels.
+    Raises:
+        ValueError: less than half of the backbone fits: the weights are of another network.
+    """
+    weights, own = load_weights(path), network.state_dict()
+    tensors = {name: value for name, value in weights.tensors.items() if not name.startswith(CLASS_LAYER)}
+    fitting = {name: value for name, value in tensors.items() if name in own and own[name].shape == value.shape}
+    backbone = {name: value.numel() for name, value in own.items() if name.startswith("backbone.")}
+    share = sum(numbers for name, numbers in backbone.items() if name in fitting) / sum(backbone.values())
+    if share < MIN_BACKBONE_SHARE:
+        raise ValueError(
+            f"{path}: {len(fitting)} of its {len(weights.tensors)} tensors fit this network, {share:.0%} of the backbone: they are "
+            "another network's, or of another size. Is --model right?"
+        )
+    copied = _class_channels(own, weights.tensors, weights.classes or (), classes)
+    network.load_state_dict(fitting | copied, strict=False)
+    absent = [name for name in own if name not in fitting and name not in copied and "num_batches" not in name]
+    told = f"{path.name}: {len(fitting) + len(copied)} of {len(own)} tensors loaded; fresh: {', '.join(layers_of(absent)) or 'none'}."
+    return f"{told}\n{_told(classes, weights.classes, bool(copied))}"
+
+
+def _class_channels(
+    own: dict[str, Tensor], given: dict[str, Tensor], names: Sequence[str], classes: Sequence[str]
+) -> dict[str, Tensor]:
+    """The network's class layers with the rows of those classes that the file has, too."""
+    rows = [(row, names.index(name)) for row, name in enumerate(classes) if name in names]
+    layers = {}
+    for name, fresh in own.items():
+        value = given.get(name)
+        if not (rows and name.startswith(CLASS_LAYER) and value is not None and value.shape[1:] == fresh.shape[1:]):
+            continue
+        if len(value) != len(names):
+            raise ValueError(f"the file names {len(names)} classes for the {len(value)} channels of {name}.")
+        layers[name] = fresh.clone()
+        for row, source in rows:
+            layers[name][row] = value[source]
+    return layers
+
+
+def _told(classes: Sequence[str], names: Sequence[str] | None, copied: bool) -> str:
+    if names is None:
+        return "Class channels: all fresh, the file does not say which classes its channels are."
+    kept = [name for name in classes if copied and name in names]
+    fresh = [name for name in classes if name not in kept]
+    return f"Class channels: {', '.join(kept) or 'none'} from the file by name; fresh: {', '.join(fresh) or 'none'}."

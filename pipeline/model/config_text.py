@@ -1,0 +1,141 @@
+"""What a checkpoint of mmdet says about itself: its labels, and the configuration that it keeps as Python source.
+
+The source is parsed and searched for literals (numbers, strings, lists, `dict(...)`); nothing in it is ever run.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+MAX_SOURCE_CHARS = 1_000_000
+"""mmdet's longest configurations have some 20,000."""
+SERVED_TEST_SETTINGS = {"nms_pre": 1000, "min_bbox_size": 0, "mask_thr_binary": 0.5, "nms.iou_threshold": 0.6}
+"""RTMDet-Ins's own, which `pipeline.inference.postprocess` uses. score_thr and max_per_img are chosen with each request."""
+
+
+@dataclass(frozen=True, slots=True)
+class MmdetFacts:
+    """What is known of a checkpoint besides its tensors; None where the file does not say.
+
+    Attributes:
+        classes: label names, in the order of the class channels.
+        test_size_wh: width and height that the test pipeline scales and pads to, pixels.
+        preprocessor: of mmdet's `data_preprocessor`: mean, std, bgr_to_rgb, as far as they are given.
+        test_settings: mmdet's `model.test_cfg`, such as {"nms_pre": 1000, "nms": {"iou_threshold": 0.6}}.
+    """
+
+    classes: tuple[str, ...] | None = None
+    test_size_wh: tuple[int, int] | None = None
+    preprocessor: dict[str, Any] | None = None
+    test_settings: dict[str, Any] | None = None
+
+    def unserved_settings(self) -> list[str]:
+        """Test settings of the file that differ from what this project computes with, such as "nms_pre 3000 (here 1000)"."""
+        settings = self.test_settings or {}
+        nms = settings.get("nms")
+        given = settings | ({"nms.iou_threshold": nms.get("iou_threshold")} if isinstance(nms, dict) else {})
+        known = ((name, given.get(name), ours) for name, ours in SERVED_TEST_SETTINGS.items())
+        return [f"{name} {value} (here {ours})" for name, value, ours in known if value is not None and value != ours]
+
+
+def read_facts(meta: dict[str, Any]) -> MmdetFacts:
+    """Facts of a checkpoint's `meta`: of mmdet 3 (`dataset_meta`, `cfg`) and of mmdet 2 (`CLASSES`, `config`)."""
+    data = meta.get("dataset_meta") or {}
+    source = meta.get("cfg") or meta.get("config")
+    config = read_literals(source) if isinstance(source, str) else {}
+    return MmdetFacts(
+        _names(data.get("classes") or data.get("CLASSES") or meta.get("CLASSES")),
+        _test_size(config),
+        _section(config, "data_preprocessor", ("mean", "std", "bgr_to_rgb")),
+        _section(config, "test_cfg", None),
+    )
+
+
+def read_literals(source: str) -> dict[str, Any]:
+    """Top-level assignments of a Python file whose values are literals; what is none becomes None. Empty where it is no Python."""
+    if len(source) > MAX_SOURCE_CHARS:
+        return {}
+    try:
+        body = ast.parse(source).body
+        return {
+            target.id: _literal(statement.value)
+            for statement in body
+            if isinstance(statement, ast.Assign)
+            for target in statement.targets
+            if isinstance(target, ast.Name)
+        }
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+
+
+def _literal(node: ast.expr) -> Any:
+    """The value of a literal or a `dict(...)` of literals; None for any other expression."""
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.List(elts=parts):
+            return [_literal(part) for part in parts]
+        case ast.Tuple(elts=parts):
+            return tuple(_literal(part) for part in parts)
+        case ast.Dict(keys=keys, values=values):
+            pairs = zip(keys, values, strict=True)
+            return {key.value: _literal(value) for key, value in pairs if isinstance(key, ast.Constant)}
+        case ast.Call(func=ast.Name(id="dict"), args=[], keywords=keywords):
+            return {keyword.arg: _literal(keyword.value) for keyword in keywords if keyword.arg}
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
+            return -number
+    return None
+
+
+def _names(classes: Any) -> tuple[str, ...] | None:
+    """`classes=('cat')` is a plain string in Python, and means one class."""
+    if isinstance(classes, str):
+        return (classes,)
+    return tuple(str(name) for name in classes) if classes else None
+
+
+def _section(config: dict[str, Any], name: str, keys: tuple[str, ...] | None) -> dict[str, Any] | None:
+    """A part of `model` in the configuration, of which only some keys may be wanted."""
+    section = _at(config, "model", name)
+    if not isinstance(section, dict):
+        return None
+    return {key: value for key, value in section.items() if value is not None and (keys is None or key in keys)}
+
+
+def _test_size(config: dict[str, Any]) -> tuple[int, int] | None:
+    """Size of the last Pad, else of the last Resize, of the pipeline that the test set goes through."""
+    pipelines = [
+        _at(config, "test_dataloader", "dataset", "pipeline"),
+        config.get("test_pipeline"),
+        _at(config, "data", "test", "pipeline"),
+    ]
+    for pipeline in pipelines:
+        sizes = {kind: size for kind, size in _sizes(pipeline) if size}
+        if size := sizes.get("Pad") or sizes.get("Resize"):
+            return size
+    return None
+
+
+def _sizes(pipeline: Any) -> Iterator[tuple[str, tuple[int, int] | None]]:
+    for step in pipeline if isinstance(pipeline, (list, tuple)) else ():
+        if not isinstance(step, dict):
+            continue
+        if step.get("type") in ("Resize", "Pad"):
+            yield step["type"], _pair(step.get("size") if step["type"] == "Pad" else step.get("scale", step.get("img_scale")))
+        else:  # mmdet 2 puts the steps into a MultiScaleFlipAug, and the size beside them
+            yield "Resize", _pair(step.get("img_scale"))
+            yield from _sizes(step.get("transforms"))
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    whole = isinstance(value, (list, tuple)) and len(value) == 2 and all(type(side) is int for side in value)
+    return (value[0], value[1]) if whole else None
+
+
+def _at(config: Any, *keys: str) -> Any:
+    for key in keys:
+        config = config.get(key) if isinstance(config, dict) else None
+    return config

@@ -1,0 +1,64 @@
+"""Weights to start from: class channels follow their names, not their places."""
+
+import pytest
+import torch
+
+from jobs.training.initial_weights import load_what_fits
+from pipeline.model.checkpoints import Checkpoint, save_safetensors
+from pipeline.model.spec import build_network, nano_spec
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.cuda.amp.autocast")
+CLASSES = ("cat", "dog", "person")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """A model of three classes whose class channels differ from each other."""
+    torch.manual_seed(0)
+    state = build_network(nano_spec(CLASSES)).state_dict()
+    for row in range(3):
+        state["bbox_head.rtm_cls.0.bias"][row] = float(row)
+    path = tmp_path_factory.mktemp("weights") / "three.safetensors"
+    save_safetensors(Checkpoint(nano_spec(CLASSES), state), path)
+    return path
+
+
+def loaded(file, classes):
+    network = build_network(nano_spec(classes))
+    torch.nn.init.constant_(network.bbox_head.rtm_cls[0].bias, -4.0)
+    return network, load_what_fits(network, file, classes)
+
+
+def test_classes_in_another_order_keep_their_channels(file):
+    network, told = loaded(file, CLASSES[::-1])
+    assert network.bbox_head.rtm_cls[0].bias.tolist() == [2.0, 1.0, 0.0]
+    assert told.endswith("Class channels: person, dog, cat from the file by name; fresh: none.")
+
+
+def test_one_class_more_starts_fresh_alone(file):
+    """The others keep theirs, weights and biases."""
+    network, told = loaded(file, ("bird", "person"))
+    assert network.bbox_head.rtm_cls[0].bias.tolist() == [-4.0, 2.0]
+    given = build_network(nano_spec(CLASSES))
+    load_what_fits(given, file, CLASSES)
+    assert torch.equal(network.bbox_head.rtm_cls[1].weight[1], given.bbox_head.rtm_cls[1].weight[2])
+    assert told.endswith("Class channels: person from the file by name; fresh: bird.")
+
+
+def test_the_reordered_network_answers_alike(file):
+    """Scores of the file's own network, with its channels in the new order."""
+    image = torch.rand(1, 3, 64, 64)
+    own, _ = loaded(file, CLASSES)
+    other, _ = loaded(file, CLASSES[::-1])
+    with torch.inference_mode():
+        expected, scores = (network.bbox_head(network.extract_feat(image))[0] for network in (own, other))
+    for first, second in zip(expected, scores, strict=True):
+        torch.testing.assert_close(second, first.flip(1))
+
+
+def test_channels_without_names_are_fresh(tmp_path):
+    """Their places say nothing."""
+    torch.save(build_network(nano_spec(CLASSES)).state_dict(), tmp_path / "bare.pth")
+    network, told = loaded(tmp_path / "bare.pth", CLASSES)
+    assert network.bbox_head.rtm_cls[0].bias.tolist() == [-4.0] * 3
+    assert told.endswith("all fresh, the file does not say which classes its channels are.")
