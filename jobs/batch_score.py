@@ -1,159 +1,39 @@
-"""Score many photos with a running service, as AzureML's batch endpoint does: one JSON line for each photo, as it is done.
+"""Score many photos with a running service, as AzureML's batch endpoint does: a row for each photo, as it is done.
 
     python -m jobs.batch_score photos/ --url http://127.0.0.1:8000 --output preds.jsonl
-    python -m jobs.batch_score photos.csv --url https://scoring.example.com --key-env SCORING_KEY --output preds.jsonl
+    python -m jobs.batch_score photos.csv --url https://scoring.example.com --key-env SCORING_KEY --output predictions.csv
 
-    photos ─▶ groups ─▶ CONCURRENCY threads: read, ask (jobs.scoring.service_client waits and asks again) ─▶ preds.jsonl
+    photos ─▶ groups ─▶ CONCURRENCY threads: read, ask (jobs.scoring.service_client waits and asks again) ─▶ rows
 
-A line is `{"row_number_per_file", "preds", "file_name"}`; `preds` is the image's object of the contract, `{"boxes": [...]}`, with
-`"error": {"code", "message"}` where the photo is bad. Lines come in the order in which photos get done. Stopped and started again, it
-goes on: names in the output are skipped. Delete a line to have its photo scored again. Memory does not grow with the batch.
-The exit status is 1 where it was stopped or a request failed for good: such photos have no line, so that the same command tries them again.
+A row is `row_number_per_file`, `preds`, `file_name` (jobs.scoring.batch_output has the formats); `preds` is the image's object of the
+contract, `{"boxes": [...]}`, with `"error": {"code", "message"}` where the photo is bad. Of a folder, `file_name` is the photo's path and
+the number 0; of a table, its name and the row, from 0. Rows come in the order in which photos get done. Stopped and started again, it goes
+on: photos in the output are skipped. Delete a line to have its photo scored again. Memory does not grow with the batch.
+The exit status is 1 where it was stopped, a request failed for good (such photos have no row, so that the same command tries them again),
+or not one photo could be scored.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from jobs.command_line import cli_errors, count
-from jobs.scoring.batch_inputs import InputsError, Photo, photos_of
-from jobs.scoring.service_client import Answer, ServiceClient, ServiceFault, Unavailable, base_url, is_of_the_moment, key_from
+from jobs.command_line import cli_errors, count, reason_of
+from jobs.scoring.batch_inputs import InputsError, Source
+from jobs.scoring.batch_output import FORMATS, PARQUET, BatchOutput, format_of
+from jobs.scoring.scorer import Done, Scorer, score_all
+from jobs.scoring.service_client import ServiceClient, ServiceFault, Unavailable, base_url, key_from
 
-REST_OF_BODY_BYTES = 10_000
-"""Of a request's body, what is not images."""
-LINE_START = b'{"row_number_per_file": '
 MAX_FAILED_REQUESTS = 20
 """A service that fails so many requests for good gets no more of them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """What became of a group: a line for each photo that has an answer, and why the others have none."""
-
-    lines: list[dict[str, Any]] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-
-
-class Scorer:
-    """Scores groups of photos; may be used from several threads.
-
-    Args:
-        client: of the service.
-        params: of every request.
-        max_body_bytes: largest request body; a group that is larger is sent in parts.
-    """
-
-    def __init__(self, client: ServiceClient, params: dict[str, Any], max_body_bytes: int) -> None:
-        self._client, self._params, self._room = client, params | {"on_error": "isolate"}, max_body_bytes - REST_OF_BODY_BYTES
-
-    def score(self, photos: Sequence[Photo]) -> Done:
-        """Read and score a group; raises only Unavailable."""
-        done, asked = Done(), []
-        for photo in photos:
-            try:
-                asked.append((photo, photo.text()))
-            except OSError as error:
-                done.lines.append(_line(photo, _bad("image_not_readable", f"The file cannot be read: {error.strerror}.")))
-        for part in self._parts(asked):
-            self._score_part(part, done)
-        return done
-
-    def _parts(self, asked: list[tuple[Photo, str]]) -> Iterator[list[tuple[Photo, str]]]:
-        """As few requests as keep below the largest body."""
-        part: list[tuple[Photo, str]] = []
-        for photo, text in asked:
-            if part and sum(len(other) for _, other in part) + len(text) > self._room:
-                yield part
-                part = []
-            part.append((photo, text))
-        if part:
-            yield part
-
-    def _score_part(self, part: list[tuple[Photo, str]], done: Done) -> None:
-        if len(part[0][1]) > self._room:  # then it is alone
-            done.lines.append(
-                _line(part[0][0], _bad("image_too_large", "The image is larger than the service's largest request."))
-            )
-            return
-        try:
-            answers = self._client.score([text for _, text in part], self._params)
-        except Unavailable:
-            raise
-        except ServiceFault as error:
-            done.faults.append(f"{part[0][0].name} and {len(part) - 1} more: {error}")
-            return
-        for (photo, _), answer in zip(part, answers, strict=True):
-            if is_of_the_moment(answer):
-                done.faults.append(f"{photo.name}: {answer['error']['message']}")
-            else:
-                done.lines.append(_line(photo, answer))
-
-
-def _line(photo: Photo, answer: Answer) -> dict[str, Any]:
-    return {"row_number_per_file": photo.row, "preds": answer, "file_name": photo.name}
-
-
-def _bad(code: str, message: str) -> Answer:
-    return {"boxes": [], "error": {"code": code, "message": message}}
-
-
-def done_before(output: Path) -> set[str]:
-    """Names that an earlier run has written; a last line that it could not finish is cut off.
-
-    Raises:
-        InputsError: it is no file, or holds something else.
-    """
-    if not output.exists():
-        return set()
-    if not output.is_file():  # of /dev/full, say, the first line never ends
-        raise InputsError(f"{output} is no file: name one for --output, new or of an earlier run")
-    names, whole = set(), 0
-    with output.open("rb+") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                if not line.startswith(LINE_START[: len(line)]):
-                    raise ValueError
-                if not line.endswith(b"\n"):
-                    break
-                names.add(json.loads(line)["file_name"])
-            except (ValueError, KeyError) as error:
-                raise InputsError(f"{output}, line {number}: not a line of this job; take another --output") from error
-            whole += len(line)
-        lines.truncate(whole)
-    return names
-
-
-def score_all(scorer: Scorer, photos: Sequence[Photo], group: int, concurrency: int) -> Iterator[Done]:
-    """Score groups side by side and give each as it gets done; never more than twice `concurrency` of them exist."""
-    groups = (photos[first : first + group] for first in range(0, len(photos), group))
-    pool, in_flight = ThreadPoolExecutor(concurrency), set[Future[Done]]()
-    try:
-        for photos_of_group in groups:
-            in_flight.add(pool.submit(scorer.score, photos_of_group))
-            if len(in_flight) == 2 * concurrency:
-                done, in_flight = wait(in_flight, return_when=FIRST_COMPLETED)
-                yield from _results(done)
-        while in_flight:
-            done, in_flight = wait(in_flight, return_when=FIRST_COMPLETED)
-            yield from _results(done)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _results(done: Iterable[Future[Done]]) -> Iterator[Done]:
-    """Results first, then the fault of one that has none, so that no answer is lost."""
-    for future in sorted(done, key=lambda future: future.exception() is not None):
-        yield future.result()
 
 
 @cli_errors("jobs.batch_score")
@@ -163,71 +43,157 @@ def main(argv: Sequence[str] | None = None) -> int:
     client = ServiceClient(args.url, args.key_env, args.deadline_s, args.concurrency)
     params = {} if args.score_threshold is None else {"score_threshold": args.score_threshold}
     try:
-        photos = photos_of(args.source)
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        names = done_before(args.output)
-        limits = client.limits()
+        source = Source(args.source)
+        photos = sum(1 for _ in source)
+        output = BatchOutput(args.output, format_of(args.output, args.format))
     except (InputsError, OSError) as error:
-        print(f"jobs.batch_score: {error}", file=sys.stderr)
-        return 2
-    except ServiceFault as error:
-        print(f"jobs.batch_score: {error}", file=sys.stderr)
-        return 1
+        return _told(error, 2)
+    _tell_skipped(source)
+    with closing(output):
+        try:
+            info = client.info()
+            facts = {key: info.get(key) for key in ("model", "precision")} | {
+                "params": params,
+                "source": str(source.path.resolve()),
+            }
+            note = output.made_by({"service": args.url} | facts)
+        except InputsError as error:
+            return _told(error, 2)
+        except ServiceFault as error:
+            return _told(error, 1)
+        if note:
+            print(f"jobs.batch_score: {note}", file=sys.stderr)
+        return _run(args, client, info.get("limits") or {}, params, source, photos, output)
+
+
+def _told(error: Exception, status: int) -> int:
+    print(f"jobs.batch_score: {reason_of(error)}", file=sys.stderr)
+    return status
+
+
+def _tell_skipped(source: Source) -> None:
+    if source.skipped:
+        kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in source.skipped.most_common(8))
+        print(
+            f"jobs.batch_score: {source.skipped.total():,} files of {source.path} are no photos that the service reads: {kinds}",
+            file=sys.stderr,
+        )
+
+
+def _run(
+    args: argparse.Namespace,
+    client: ServiceClient,
+    limits: dict[str, Any],
+    params: dict[str, Any],
+    source: Source,
+    photos: int,
+    output: BatchOutput,
+) -> int:
+    """Score what has no row, write every row as it comes, count, and say how it went."""
     scorer = Scorer(client, params, int(limits.get("max_body_mb", 32) * 1e6))
     group = min(args.images_per_request, limits.get("max_images_per_request", args.images_per_request))
-    left = [photo for photo in photos if photo.name not in names]
-    return _run(score_all(scorer, left, group, args.concurrency), len(photos), len(photos) - len(left), args.output)
-
-
-def _run(results: Iterator[Done], total: int, skipped: int, output: Path) -> int:
-    """Write every line as it comes, count, and say how it went."""
-    began, scored, errors, failed = time.perf_counter(), 0, 0, 0
-    with output.open("a", encoding="utf-8") as file, tqdm(total=total, initial=skipped, unit="photo") as bar:
+    tally = Tally(photos)
+    left = (photo for photo in source if not tally.is_done_before(output.has(photo.key)))
+    results = score_all(scorer, left, group, args.concurrency)
+    with tqdm(total=photos, unit="photo") as bar:
         try:
             for done in results:
-                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in done.lines)
-                file.flush()
-                bad = sum("error" in line["preds"] for line in done.lines)
-                scored, errors, failed = scored + len(done.lines) - bad, errors + bad, failed + len(done.faults)
-                bar.update(len(done.lines))
+                output.write(done.rows)
+                tally.add(done)
+                bar.update(tally.done - bar.n)
                 for fault in done.faults:
                     bar.write(f"jobs.batch_score: {fault}", file=sys.stderr)
-                if failed >= MAX_FAILED_REQUESTS:
-                    raise Unavailable(f"{failed} requests failed for good")
+                if tally.failed >= MAX_FAILED_REQUESTS:
+                    raise Unavailable(f"{tally.failed} requests failed for good")
         except Unavailable as error:
-            failed += 1
+            tally.failed += 1
             bar.write(f"jobs.batch_score: stopped: {error}", file=sys.stderr)
         except KeyboardInterrupt:
-            failed += 1
+            tally.failed += 1
             bar.write("jobs.batch_score: interrupted; the same command goes on from here", file=sys.stderr)
         finally:
             results.close()  # type: ignore[attr-defined]  # a generator: waits for what is in flight, starts nothing more
-    took_s = time.perf_counter() - began
-    before = f"{skipped} done before" + (" (another --output scores them again)" if skipped else "")
-    print(
-        f"{scored} scored, {errors} errors, {before}, {total - skipped - scored - errors} not done; "
-        f"{(scored + errors) / took_s:.1f} images/s"
-    )
-    return 1 if failed else 0
+        bar.update(tally.done - bar.n)
+    print(tally.summary())
+    if nothing := tally.nothing_scored():
+        print(f"jobs.batch_score: {nothing}", file=sys.stderr)
+    return 1 if tally.failed or nothing else 0
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of one run.
+
+    Args:
+        total: photos of the source.
+    """
+
+    total: int
+    before: int = 0
+    scored: int = 0
+    errors: int = 0
+    failed: int = 0
+    first_error: str = ""
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def done(self) -> int:
+        """Photos that have a row."""
+        return self.before + self.scored + self.errors
+
+    def is_done_before(self, is_done: bool) -> bool:
+        """Count a photo that an earlier run has done."""
+        self.before += is_done
+        return is_done
+
+    def add(self, done: Done) -> None:
+        """Count a group."""
+        bad = [row for row in done.rows if "error" in row.preds]
+        self.scored, self.errors = self.scored + len(done.rows) - len(bad), self.errors + len(bad)
+        self.failed += len(done.faults)
+        if bad and not self.first_error:
+            self.first_error = f"{bad[0].file_name}: {bad[0].preds['error']['message']}"
+
+    def summary(self) -> str:
+        """One line."""
+        before = f"{self.before} done before" + (" (another --output scores them again)" if self.before else "")
+        rate = (self.scored + self.errors) / (time.perf_counter() - self.began)
+        return f"{self.scored} scored, {self.errors} errors, {before}, {self.total - self.done} not done; {rate:.1f} images/s"
+
+    def nothing_scored(self) -> str:
+        """What to say where every row is an error; empty otherwise."""
+        if self.scored or self.before or not self.errors:
+            return ""
+        return f"not one of {self.errors} photos could be scored; the first: {self.first_error}"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m jobs.batch_score",
         description=(__doc__ or "").splitlines()[0],
-        epilog="The exit status is 0 where every photo has its line, though those of bad photos hold an error instead of objects; "
-        "1 where it was stopped or a request failed for good: the same command tries again what has no line; "
+        epilog="The exit status is 0 where every photo has its row, though those of bad photos hold an error instead of objects; "
+        "1 where it was stopped, a request failed for good (the same command tries again what has no row) or not one photo could be "
+        "scored; "
         "2 where arguments or input are wrong.",
     )
     add = parser.add_argument
-    add("source", type=Path, help="folder of photos, or CSV with a column `image` of paths or URLs (the service fetches those)")
+    add(
+        "source",
+        help="folder of photos; CSV with a column `image`, or JSON lines with `image_url`, of base64, URLs (the service fetches those) or "
+        "paths; a folder of such tables; MLTable",
+    )
     add("--url", type=base_url, required=True, help="a running service, e.g. http://127.0.0.1:8000")
     add("--key-env", type=key_from, metavar="NAME", help="environment variable that holds the key")
     add(
         "--output",
         type=Path,
         required=True,
-        help="JSON lines; what is in it already is not scored again; missing folders are made",
+        help="rows; what is in it already is not scored again; missing folders are made",
+    )
+    add(
+        "--format",
+        choices=[*FORMATS, PARQUET],
+        help="jsonl; csv, AzureML's predictions.csv; boxes, rows of filename and boxes; parquet (default: the suffix of --output)",
     )
     add("--concurrency", type=count, default=8, help="requests in flight at once (default: %(default)s)")
     add("--images-per-request", type=count, default=8, help="(default: %(default)s)")

@@ -15,6 +15,7 @@ A photo that cannot be read is told on stderr, the others are drawn; the exit st
 from __future__ import annotations
 
 import argparse
+import heapq
 import json
 import re
 import sys
@@ -34,7 +35,8 @@ from jobs.command_line import cli_errors, count
 from jobs.evaluation.metrics_voc import FALSE_POSITIVE, Objects, by_image_and_label, match
 from jobs.evaluation.predictions import check_sizes, read_results
 from jobs.photos import PhotoError, read_photo_within
-from jobs.scoring.batch_inputs import InputsError, photos_of
+from jobs.scoring.batch_inputs import InputsError, Source
+from jobs.scoring.batch_output import read_rows
 from pipeline.masks.draw import draw_overlay
 from pipeline.masks.encode import objects_from_dict
 from pipeline.types import SegmentedObject
@@ -89,34 +91,35 @@ class Sheet:
         return picture
 
 
-def sheets_of_predictions(source: Path, preds: Path) -> tuple[list[Sheet], int]:
-    """What `jobs.batch_score` wrote of the photos in `source`, its own first argument, in the order of its lines.
+def sheets_of_predictions(source: str, preds: Path, most: int | None = None) -> tuple[list[Sheet], int]:
+    """What `jobs.batch_score` wrote of the photos in `source`, its own first argument, in the order of its rows.
 
+    Args:
+        most: read no further than so many sheets; None reads all.
     Returns:
-        A sheet for each photo that was scored and is a file here; and how many lines are errors, URLs or of no photo in `source`.
+        A sheet for each photo that was scored and is a file here; and how many rows are errors, URLs, base64 or of no photo in `source`.
     Raises:
-        InputsError: `source` or a line of `preds` cannot be understood.
+        InputsError: `source` or a row of `preds` cannot be understood.
     """
-    places = {photo.name: photo.place for photo in photos_of(source)}
-    sheets, left_out = [], 0
-    with preds.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.endswith(b"\n"):
-                break  # not finished yet
-            try:
-                row = json.loads(line)
-                objects, place = objects_from_dict(row["preds"]), places.get(row["file_name"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise InputsError(f"{preds}, line {number}: not a line of jobs.batch_score ({error!r})") from error
-            if place is None or "error" in row["preds"]:
-                left_out += 1
-            else:
-                sheets.append(Sheet(row["file_name"], place, (Panel(objects),)))
+    places = {photo.key: (str(photo), photo.image) for photo in Source(source) if isinstance(photo.image, Path)}
+    sheets: list[Sheet] = []
+    left_out = 0
+    for number, row in enumerate(read_rows(preds), start=1):
+        name, place = places.get((row.file_name, row.row_number_per_file), ("", None))
+        if place is None or "error" in row.preds:
+            left_out += 1
+            continue
+        try:
+            sheets.append(Sheet(name, place, (Panel(objects_from_dict(row.preds)),)))
+        except (KeyError, TypeError) as error:
+            raise InputsError(f"{preds}, row {number}: not a row of jobs.batch_score ({error!r})") from error
+        if len(sheets) == most:
+            break
     return sheets, left_out
 
 
-def sheets_of_annotations(annotations: Annotations) -> list[Sheet]:
-    """What is annotated, in the order of the file."""
+def sheets_of_annotations(annotations: Annotations, most: int | None = None) -> list[Sheet]:
+    """What is annotated, in the order of the file; of `most` photos."""
     document = json.loads(annotations.coco_json.read_text())
     names = _label_names(document)
     real: dict[int, Objects] = {image["id"]: [] for image in document["images"]}
@@ -128,16 +131,19 @@ def sheets_of_annotations(annotations: Annotations) -> list[Sheet]:
             annotations.images / image["file_name"],
             (Panel([_to_object(entry, names, image) for entry in real[image["id"]]], _annotated_tags(real[image["id"]], names)),),
         )
-        for image in document["images"]
+        for image in document["images"][:most]
     ]
 
 
-def sheets_of_comparison(annotations: Annotations, results: Objects, score_threshold: float) -> list[Sheet]:
+def sheets_of_comparison(
+    annotations: Annotations, results: Objects, score_threshold: float, most: int | None = None
+) -> list[Sheet]:
     """Annotations beside predictions, the photo with the lowest F1 first.
 
     Args:
         results: COCO results with `segmentation`.
         score_threshold: predictions below it are left out.
+        most: sheets are kept of the worst alone; None keeps all.
     Raises:
         AnnotationsError: a photo was annotated in another size than it was scored in.
     """
@@ -146,12 +152,15 @@ def sheets_of_comparison(annotations: Annotations, results: Objects, score_thres
     names = _label_names(document)
     real = by_image_and_label(document["annotations"])
     found = by_image_and_label([result for result in results if result["score"] >= score_threshold])
-    ranked = []
-    for image in document["images"]:
-        keys = [(image["id"], category["id"]) for category in document["categories"]]
-        f1, panels = _compare(image, [(real[key], found[key]) for key in keys], names)
-        ranked.append((f1, Sheet(image["file_name"], annotations.images / image["file_name"], panels)))
-    return [sheet for _, sheet in sorted(ranked, key=lambda pair: pair[0])]
+
+    def ranked() -> Iterator[tuple[float, Sheet]]:
+        for image in document["images"]:
+            keys = [(image["id"], category["id"]) for category in document["categories"]]
+            f1, panels = _compare(image, [(real[key], found[key]) for key in keys], names)
+            yield f1, Sheet(image["file_name"], annotations.images / image["file_name"], panels)
+
+    photos = len(document["images"])
+    return [sheet for _, sheet in heapq.nsmallest(min(most or photos, photos), ranked(), key=lambda pair: pair[0])]
 
 
 def _compare(
@@ -234,11 +243,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.results and not args.annotations:
         parser.error("--results are drawn beside --annotations; name those, too")
-    sheets, left_out = _sheets(args)
-    chosen, unread = sheets[: args.most], 0
+    (sheets, left_out), unread = _sheets(args), 0
     bar = tqdm(
-        write_pictures(chosen, args.output, args.longest_side_px),
-        total=len(chosen),
+        write_pictures(sheets, args.output, args.longest_side_px),
+        total=len(sheets),
         unit="picture",
         disable=not sys.stderr.isatty(),
     )
@@ -246,25 +254,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         if fault:
             unread += 1
             bar.write(f"jobs.pictures: {fault}", file=sys.stderr)
-    more = f", {left_out} lines are errors, URLs or of no photo in {args.photos}" if left_out else ""
-    print(f"{args.output}: {len(chosen) - unread} of {len(sheets)} pictures written, {unread} photos not readable{more}")
+    more = f", {left_out} rows are errors, URLs, base64 or of no photo in {args.photos}" if left_out else ""
+    print(f"{args.output}: {len(sheets) - unread} of {len(sheets)} pictures written, {unread} photos not readable{more}")
     return 1 if unread else 0
 
 
 def _sheets(args: argparse.Namespace) -> tuple[list[Sheet], int]:
     if args.preds:
-        return sheets_of_predictions(args.photos, args.preds)
+        return sheets_of_predictions(args.photos, args.preds, args.most)
     with tempfile.TemporaryDirectory() as scratch:
-        annotations = read_annotations(args.annotations, args.photos, Path(scratch))
+        annotations = read_annotations(args.annotations, Path(args.photos), Path(scratch))
         if args.results:
-            return sheets_of_comparison(annotations, read_results(args.results), args.score_threshold), 0
-        return sheets_of_annotations(annotations), 0
+            return sheets_of_comparison(annotations, read_results(args.results), args.score_threshold, args.most), 0
+        return sheets_of_annotations(annotations, args.most), 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.pictures", description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("photos", type=Path, help="folder of the photos; with --preds also the CSV that jobs.batch_score was given")
+    add("photos", help="folder of the photos; with --preds also the table that jobs.batch_score was given")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--preds", type=Path, help="what jobs.batch_score wrote")
     source.add_argument("--annotations", type=Path, help="COCO JSON, or AzureML annotations JSONL (*.jsonl)")

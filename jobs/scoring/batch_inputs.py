@@ -1,20 +1,39 @@
-"""What a batch is made of: a folder of photos, or a CSV with an `image` column; and each photo as the service takes it."""
+"""What a batch is made of: a folder of photos, or tables with a column of images; and each photo as the service takes it.
+
+    folder of photos ───────────────────────────────▶ Photo(its path below the folder, 0, the file)
+    CSV, JSON lines, a folder of them, MLTable ─▶ rows ▶ Photo(the table's name, the row, base64 | data: URL | URL | a file)
+
+Everything is read as it is needed, and again by whoever asks again: no list of photos is ever in memory.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pybase64
+import yaml
+from PIL import Image
 
-SUFFIXES = frozenset(".jpg .jpeg .jpe .png .webp .tif .tiff .bmp .gif .avif".split())
-"""File names taken from a folder: the formats of `pipeline.images.decode`."""
+from jobs.scoring.cells import Unreadable, image_of_cell
+from pipeline.images.decode import FORMAT_MAGIC
+
+TABLE_SUFFIXES = frozenset({".csv", ".jsonl"})
+COLUMNS = ("image", "image_url")
+"""Where a table's images are; AzureML's CSVs have the first, its JSON lines the second."""
+MLTABLE = "MLTable"
+MAX_CELL_CHARS = 2**28
+"""Of a CSV, 268 million: a photo of 200 MB in base64. Python's own limit is 131,072."""
 
 
 class InputsError(ValueError):
-    """The folder or the CSV cannot be used; the message says why."""
+    """The source cannot be used; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,62 +41,188 @@ class Photo:
     """One image of a batch.
 
     Args:
-        name: the path below the folder, or the cell of the CSV.
-        row: of the CSV, from 0; 0 of a file in a folder.
-        place: the file; None of a URL.
+        file_name: the photo's path below its folder, or the name of its table.
+        row: of the table, from 0; 0 of a file in a folder.
+        image: the file, or the text that the service takes: base64, a data: URL, a URL; Unreadable where it is none of these.
     """
 
-    name: str
+    file_name: str
     row: int
-    place: Path | None
+    image: Path | str | Unreadable
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What no other photo of the batch has."""
+        return self.file_name, self.row
+
+    def __str__(self) -> str:
+        return self.file_name if isinstance(self.image, Path) and self.row == 0 else f"{self.file_name}, row {self.row}"
 
     def text(self) -> str:
-        """Base64 of the file, or the URL.
+        """Base64 of the file, or the text as it is.
 
         Raises:
             OSError: the file cannot be read.
+            Unreadable: there is nothing to read; the message says why.
         """
-        return self.name if self.place is None else pybase64.b64encode(self.place.read_bytes()).decode()
+        if isinstance(self.image, Unreadable):
+            raise self.image
+        return self.image if isinstance(self.image, str) else pybase64.b64encode(self.image.read_bytes()).decode()
 
 
-def photos_of(source: Path) -> list[Photo]:
-    """Every photo of a batch once, in order.
+class Source:
+    """The photos of a batch.
 
     Args:
-        source: a folder, searched to its depth, or a CSV file with an `image` column of URLs or of paths from the CSV's folder.
+        place: a folder, a CSV, JSON lines (*.jsonl), or an MLTable file or the folder that holds it.
+    Attributes:
+        skipped: after a pass, how many files of a folder were left out, by suffix.
     Raises:
-        InputsError: neither, or nothing in it.
+        InputsError: it is none of these.
     """
-    if source.suffix.lower() in SUFFIXES and source.is_file():
-        raise InputsError(f"{source} is one photo: name its folder, or a CSV that lists it")
-    try:
-        found = _of_folder(source) if source.is_dir() else _of_csv(source)
-        photos = list({photo.name: photo for photo in found}.values())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputsError(f"{source}: cannot be read as a folder or a CSV: {error}") from error
-    if not photos:
-        raise InputsError(f"{source}: there is no photo ({', '.join(sorted(SUFFIXES))})")
-    return photos
 
-
-def _of_folder(folder: Path) -> Iterator[Photo]:
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and path.is_file():
-            yield Photo(path.relative_to(folder).as_posix(), 0, path)
-
-
-def _of_csv(file: Path) -> Iterator[Photo]:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        rows = csv.DictReader(lines)
-        if "image" not in (rows.fieldnames or ()):
-            hint = (
-                "; columns must be separated by commas"
-                if len(rows.fieldnames or ()) == 1 and ";" in (rows.fieldnames or "")[0]
-                else ""
-            )
+    def __init__(self, place: str) -> None:
+        self.path = Path(place)
+        self.skipped: Counter[str] = Counter()
+        if "://" in place:
             raise InputsError(
-                f"{file}: there is no column `image`; the columns are {', '.join(rows.fieldnames or ['none'])}{hint}"
+                f"{place}: only what is on this machine is read here; jobs.batch_ray reads s3://, gs:// and abfs://"
             )
-        for number, row in enumerate(rows):
-            if name := (row["image"] or "").strip():
-                yield Photo(name, number, None if name.lower().startswith(("http://", "https://")) else file.parent / name)
+        if self.path.suffix.lower() in photo_suffixes() and self.path.is_file():
+            raise InputsError(f"{place} is one photo: name its folder, or a CSV that lists it")
+        self._read = self._reader()
+
+    def __iter__(self) -> Iterator[Photo]:
+        """All photos, each once.
+
+        Raises:
+            InputsError: a folder or table cannot be read, or there is nothing in it.
+        """
+        self.skipped.clear()
+        found = False
+        try:
+            for photo in self._read():
+                found = True
+                yield photo
+        except (OSError, csv.Error) as error:
+            raise InputsError(f"{self.path}: cannot be read as a folder or a table: {error}") from error
+        if not found:
+            raise InputsError(f"{self.path}: there is no photo ({', '.join(sorted(photo_suffixes()))})")
+
+    def _reader(self) -> Callable[[], Iterator[Photo]]:
+        path = self.path
+        if not path.exists():
+            raise InputsError(f"{path}: no such file or folder")
+        if path.name == MLTABLE and path.is_file():
+            return lambda: _of_tables(tables_of_mltable(path), path.parent)
+        if path.is_dir() and (path / MLTABLE).is_file():
+            return lambda: _of_tables(tables_of_mltable(path / MLTABLE), path)
+        if path.is_dir():
+            return self._of_folder
+        if path.suffix.lower() not in TABLE_SUFFIXES:
+            raise InputsError(f"{path}: neither a folder nor a table ({', '.join(sorted(TABLE_SUFFIXES))})")
+        return lambda: _of_tables([path], path.parent)
+
+    def _of_folder(self) -> Iterator[Photo]:
+        """Its photos; where there is none, the rows of its tables, as AzureML's batch endpoint reads a folder of CSVs."""
+        suffixes, found = photo_suffixes(), False
+        for path in _files_below(self.path):
+            if path.suffix.lower() in suffixes:
+                found = True
+                yield Photo(shown(path, self.path), 0, path)
+            else:
+                self.skipped[path.suffix.lower() or "no suffix"] += 1
+        if not found and any(self.skipped[suffix] for suffix in TABLE_SUFFIXES):
+            tables = sorted(path for path in _files_below(self.path) if path.suffix.lower() in TABLE_SUFFIXES)
+            for suffix in TABLE_SUFFIXES:
+                del self.skipped[suffix]
+            yield from _of_tables(tables, self.path)
+
+
+def photo_suffixes() -> frozenset[str]:
+    """Suffixes of the formats that the service reads, in lower case."""
+    formats = {
+        *FORMAT_MAGIC,
+        "MPO",
+    }  # several JPEGs in one file, as stereo cameras write; Pillow knows no suffix of theirs but .mpo
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats) | {".jps"}
+
+
+def shown(path: Path, folder: Path) -> str:
+    r"""A path below a folder as text that can be written anywhere: what is no UTF-8, or a line break, as \xe9 and \n."""
+    name = os.fsencode(path.relative_to(folder).as_posix()).decode("utf-8", "backslashreplace")
+    return name if name.isprintable() else name.encode("unicode_escape").decode()
+
+
+def tables_of_mltable(file: Path) -> list[Path]:
+    """The files that an MLTable file lists under `paths`, by `file`, `pattern` or `folder`.
+
+    Raises:
+        InputsError: it is no MLTable, or a path is not on this machine or has nothing to read.
+    """
+    try:
+        entries = yaml.safe_load(file.read_text(encoding="utf-8"))["paths"]
+        named = [(kind, str(text)) for entry in entries for kind, text in entry.items()]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise InputsError(f"{file}: not an MLTable with `paths` ({type(error).__name__})") from error
+    tables: list[Path] = []
+    for kind, text in named:
+        if "://" in text:
+            raise InputsError(f"{file}: {text} is not on this machine: download it, and name the file here")
+        folder = file.parent / text if kind == "folder" else file.parent
+        found = sorted(folder.glob(text if kind == "pattern" else "*")) if kind != "file" else [folder / text]
+        tables += [path for path in found if path.suffix.lower() in TABLE_SUFFIXES]
+        if not tables:
+            raise InputsError(f"{file}: {text} is no table ({', '.join(sorted(TABLE_SUFFIXES))})")
+    return tables
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All files at any depth, in no order: sorting would keep all names in memory."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files_below(Path(entry.path))
+            elif entry.is_file():
+                yield Path(entry.path)
+
+
+def _of_tables(tables: list[Path], folder: Path) -> Iterator[Photo]:
+    for table in tables:
+        name = shown(table, folder) if table.is_relative_to(folder) else table.name
+        rows = _jsonl_cells(table) if table.suffix.lower() == ".jsonl" else _csv_cells(table)
+        for number, cell in enumerate(rows):
+            yield Photo(name, number, image_of_cell(cell, table.parent))
+
+
+def _csv_cells(table: Path) -> Iterator[str | None]:
+    csv.field_size_limit(MAX_CELL_CHARS)
+    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+        rows = csv.DictReader(lines)
+        column = _image_column(list(rows.fieldnames or ()), table)
+        for row in rows:
+            yield row[column]
+
+
+def _image_column(columns: list[str], table: Path) -> str:
+    for column in COLUMNS:
+        if column in columns:
+            return column
+    hint = "; columns must be separated by commas" if len(columns) == 1 and ";" in columns[0] else ""
+    named = ", ".join(column[:40] for column in columns[:10]) or "none"
+    raise InputsError(f"{table}: there is no column `image`; the columns are {named}{hint}")
+
+
+def _jsonl_cells(table: Path) -> Iterator[str | None]:
+    with table.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row: Any = orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                raise InputsError(f"{table}, line {number}: not JSON: {error}") from error
+            if not isinstance(row, dict) or not any(column in row for column in COLUMNS):
+                raise InputsError(f"{table}, line {number}: there is no `image_url` or `image`")
+            cell = next(row[column] for column in COLUMNS if column in row)
+            yield cell if isinstance(cell, str) else None

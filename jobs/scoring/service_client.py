@@ -64,10 +64,10 @@ class ServiceClient:
         if key:
             self._session.auth = _bearer(key)  # as a header alone, ~/.netrc would replace it
 
-    def limits(self) -> dict[str, Any]:
-        """`limits` of GET /info: what the service takes."""
+    def info(self) -> dict[str, Any]:
+        """GET /info: the model, its classes, `limits` of what the service takes; empty where it is no object."""
         info = self._asked("GET", "/info")
-        return dict(info.get("limits", {})) if isinstance(info, dict) else {}
+        return info if isinstance(info, dict) else {}
 
     def score(self, images: Sequence[str], params: dict[str, Any]) -> list[Answer]:
         """One answer for each image, in order.

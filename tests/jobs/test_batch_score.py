@@ -2,11 +2,18 @@
 
 import base64
 import json
+import os
+import shutil
+import tracemalloc
+from types import SimpleNamespace
 
 import pytest
 
 from jobs import batch_score
-from jobs.scoring import service_client
+from jobs.scoring import scorer, service_client
+from jobs.scoring.batch_inputs import Source
+from jobs.scoring.batch_output import BatchOutput, Row, read_rows
+from jobs.scoring.scorer import Done, score_all
 from loadtest.machine import free_port
 from tests.support.stub_service import FOUND, UNREADABLE, stub_service
 
@@ -32,6 +39,10 @@ def folder(tmp_path):
 
 def run(source, url, output, *more):
     return batch_score.main([str(source), "--url", url, "--output", str(output), "--images-per-request", "3", *more])
+
+
+def rows_of(output):
+    return {(row.file_name, row.row_number_per_file): row.preds for row in read_rows(output)}
 
 
 def lines_of(output):
@@ -77,20 +88,20 @@ def test_waits_when_it_is_refused(folder, tmp_path, pauses):
 
 
 def test_a_bad_photo_has_an_error(tmp_path, capsys):
-    """In its line, beside the others' answers; so has a file that is not there. A CSV's names and rows are its own."""
+    """In its row, beside the others' answers; so has a file that is not there. A photo that is twice in a CSV has two rows."""
     (tmp_path / "good.png").write_bytes(b"good")
     (tmp_path / "bad.png").write_bytes(b"bad")
     (tmp_path / "list.csv").write_text("id,image\n1,good.png\n2,bad.png\n3,gone.png\n4,https://example.com/x.jpg\n5,good.png\n")
     bad = base64.b64encode(b"bad").decode()
     with stub_service(is_bad=lambda image: image == bad) as stub:
         assert run(tmp_path / "list.csv", stub.url, tmp_path / "preds.jsonl", "--images-per-request", "8") == 0
-    lines = lines_of(tmp_path / "preds.jsonl")
-    assert lines["bad.png"]["preds"] == UNREADABLE
-    assert lines["good.png"]["preds"] == FOUND
-    assert lines["gone.png"]["preds"]["error"]["code"] == "image_not_readable"
-    assert lines["https://example.com/x.jpg"]["row_number_per_file"] == 3
+    lines = rows_of(tmp_path / "preds.jsonl")
+    assert lines["list.csv", 1] == UNREADABLE
+    assert lines["list.csv", 0] == lines["list.csv", 4] == FOUND
+    assert lines["list.csv", 2]["error"]["code"] == "image_not_readable"
+    assert lines["list.csv", 3] == FOUND
     assert "https://example.com/x.jpg" in stub.asked[0][1]
-    assert "2 scored, 2 errors" in capsys.readouterr().out
+    assert "3 scored, 2 errors" in capsys.readouterr().out
 
 
 def test_a_dead_server_ends_the_run(folder, tmp_path, pauses, capsys):
@@ -146,7 +157,7 @@ def test_a_url_whose_host_did_not_answer_is_asked_for_once_more(folder, tmp_path
     """Then its error stands in its line: the host may be gone for good."""
     silent = {"boxes": [], "error": {"code": "fetch_timeout", "message": "The URL's host took too long to answer."}}
     with stub_service(answer=silent) as stub:
-        assert run(folder, stub.url, tmp_path / "preds.jsonl", "--concurrency", "1", "--images-per-request", "64") == 0
+        assert run(folder, stub.url, tmp_path / "preds.jsonl", "--concurrency", "1", "--images-per-request", "64") == 1
     assert len(stub.asked) == 2
     assert len(pauses) == 1
     assert all(line["preds"] == silent for line in lines_of(tmp_path / "preds.jsonl").values())
@@ -161,14 +172,14 @@ def test_another_service_is_told_apart(folder, tmp_path, capsys):
 
 def test_an_interrupt_keeps_what_is_done(folder, tmp_path, capsys, monkeypatch):
     """Ctrl-C after the first group: its lines are written, the summary is printed."""
-    real, calls = batch_score.wait, iter([True])
+    real, calls = scorer.wait, iter([True])
 
     def wait(*args, **options):
         if next(calls, False):
             return real(*args, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(batch_score, "wait", wait)
+    monkeypatch.setattr(scorer, "wait", wait)
     with stub_service() as stub:
         assert run(folder, stub.url, tmp_path / "preds.jsonl", "--concurrency", "1") == 1
     said = capsys.readouterr()
@@ -244,5 +255,66 @@ def test_help_tells_the_exit_status(capsys):
     with pytest.raises(SystemExit):
         batch_score.main(["--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "exit status is 0 where every photo has its line, though those of bad photos hold an error" in said
+    assert "exit status is 0 where every photo has its row, though those of bad photos hold an error" in said
     assert "missing folders are made" in said
+
+
+def test_what_is_skipped_is_told(folder, tmp_path, capsys):
+    """By suffix, on stderr."""
+    (folder / "phone.heic").write_bytes(b"x")
+    with stub_service() as stub:
+        assert run(folder, stub.url, tmp_path / "preds.jsonl") == 0
+    said = capsys.readouterr().err
+    assert "2 files of" in said
+    assert "1 .heic" in said
+    assert "1 .txt" in said
+
+
+def test_names_that_are_not_utf8_have_their_rows(folder, tmp_path):
+    """And are done when the same command runs again."""
+    (folder / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"old")
+    with stub_service() as stub:
+        assert run(folder, stub.url, tmp_path / "preds.jsonl") == 0
+        stub.asked.clear()
+        assert run(folder, stub.url, tmp_path / "preds.jsonl") == 0
+        assert not stub.asked
+    assert lines_of(tmp_path / "preds.jsonl")[r"caf\xe9.jpg"]["preds"] == FOUND
+
+
+def test_nothing_scored_at_all_is_no_success(folder, tmp_path, capsys):
+    """Exit status 1, with the first error; rows are there all the same."""
+    with stub_service(is_bad=lambda _: True) as stub:
+        assert run(folder, stub.url, tmp_path / "preds.csv") == 1
+        assert "not one of 10 photos could be scored; the first: " in capsys.readouterr().err
+        assert run(folder, stub.url, tmp_path / "preds.csv") == 0, "all have their row: there is nothing left to do"
+    assert len((tmp_path / "preds.csv").read_text().splitlines()) == 10
+
+
+def test_a_resume_with_another_threshold_is_refused(folder, tmp_path, capsys):
+    """And so is one from another folder: names would be taken for photos that are done."""
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    with stub_service() as stub:
+        assert run(folder, stub.url, tmp_path / "preds.jsonl") == 0
+        assert run(folder, stub.url, tmp_path / "preds.jsonl", "--score-threshold", "0.9") == 2
+        assert "params was {}, is now {'score_threshold': 0.9}" in capsys.readouterr().err
+        assert run(other, stub.url, tmp_path / "preds.jsonl") == 2
+    assert "source was" in capsys.readouterr().err
+
+
+def test_memory_does_not_grow_with_the_batch(tmp_path):
+    """Neither with its rows nor with those that are done: 30,000 of each."""
+    table = tmp_path / "list.csv"
+    table.write_text("image\n" + "".join(f"https://example.com/{number:0100}.jpg\n" for number in range(30_000)))
+    scorer_of_nothing = SimpleNamespace(score=lambda photos: Done([Row(photo.row, FOUND, photo.file_name) for photo in photos]))
+    output = BatchOutput(tmp_path / "preds.jsonl", "jsonl")
+    tracemalloc.start()
+    for done in score_all(scorer_of_nothing, Source(str(table)), 8, 2):
+        output.write(done.rows)
+    output.close()
+    again = BatchOutput(tmp_path / "preds.jsonl", "jsonl")
+    assert all(again.has(photo.key) for photo in Source(str(table)))
+    again.close()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3e6

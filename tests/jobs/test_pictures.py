@@ -143,7 +143,7 @@ def test_a_photo_that_cannot_be_read_loses_no_other(folder, tmp_path, capsys):
     ("line", "said"),
     [
         (b"nonsense", "line 1: not a line of jobs.batch_score"),
-        (b'{"file_name": "a.png"}', "KeyError('preds')"),
+        (b'{"file_name": "a.png"}', "line 1: not a line of jobs.batch_score"),
         (b"\xff\xfe", "line 1"),
     ],
     ids=["no JSON", "no predictions", "no text"],

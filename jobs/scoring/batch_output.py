@@ -1,0 +1,268 @@
+"""The file that a batch writes, a row for each photo: what is in it already is known again, and two runs never write one file.
+
+    --format  a line of it, and who reads it
+    jsonl     {"row_number_per_file": 0, "preds": {"boxes": […]}, "file_name": "1.jpg"}
+    csv       0,"{""boxes"": […]}",1.jpg                  no header: pd.read_csv(f, header=None, names=[…]) in AzureML's batch notebook
+    boxes     {"filename": "1.jpg", "boxes": […], …}      AzureML's older notebook
+    parquet   the columns of the first, `preds` as JSON text
+
+    preds.jsonl           rows
+    preds.jsonl.run       what made them (service, model, parameters, source); locked while a run writes
+
+Parquet cannot be added to: its rows are in preds.parquet.jsonl, which is copied into it at the end of each run.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import re
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from jobs.scoring.batch_inputs import InputsError
+
+RUN_SUFFIX = ".run"
+PARQUET_ROWS_AT_ONCE = 1000
+
+
+class Row(NamedTuple):
+    """One photo's row, under AzureML's names.
+
+    Args:
+        row_number_per_file: of its table; 0 of a photo in a folder.
+        preds: the image's object of the contract.
+        file_name: of the photo, or of its table.
+    """
+
+    row_number_per_file: int
+    preds: dict[str, Any]
+    file_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class LineFormat:
+    """How rows are lines of text.
+
+    Args:
+        start: what every line begins with; empty: a number, a comma, and JSON in quotes.
+        encode, decode: one row and its line, without the line break; `decode` raises ValueError, KeyError, IndexError or TypeError.
+    """
+
+    start: str
+    encode: Callable[[Row], str]
+    decode: Callable[[str], Row]
+
+    def is_cut(self, line: bytes) -> bool:
+        """Whether this is the beginning of a line."""
+        start = self.start.encode()
+        return line.startswith(start[: len(line)]) if start else _CUT_CSV.fullmatch(line) is not None
+
+
+_CUT_CSV = re.compile(rb'\d+(,("(\{.*)?)?)?', re.DOTALL)
+
+
+def _to_csv(row: Row) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(
+        (row.row_number_per_file, json.dumps(row.preds, ensure_ascii=False), row.file_name)
+    )
+    return line.getvalue()
+
+
+def _from_csv(line: str) -> Row:
+    number, preds, name = next(csv.reader([line]))
+    return Row(int(number), json.loads(preds), name)
+
+
+def _from_jsonl(line: str) -> Row:
+    row = json.loads(line)
+    return Row(row["row_number_per_file"], row["preds"], row["file_name"])
+
+
+def _to_boxes(row: Row) -> str:
+    return json.dumps(
+        {"filename": row.file_name, **row.preds, "row_number_per_file": row.row_number_per_file}, ensure_ascii=False
+    )
+
+
+def _from_boxes(line: str) -> Row:
+    preds = json.loads(line)
+    return Row(preds.pop("row_number_per_file"), file_name=preds.pop("filename"), preds=preds)
+
+
+FORMATS = {
+    "jsonl": LineFormat('{"row_number_per_file": ', lambda row: json.dumps(row._asdict(), ensure_ascii=False), _from_jsonl),
+    "csv": LineFormat("", _to_csv, _from_csv),
+    "boxes": LineFormat('{"filename": ', _to_boxes, _from_boxes),
+}
+PARQUET = "parquet"
+
+
+def format_of(output: Path, asked: str | None) -> str:
+    """The format that was asked for, else that of the suffix, else JSON lines."""
+    suffix = output.suffix.lower().removeprefix(".")
+    return asked or (suffix if suffix in (*FORMATS, PARQUET) else "jsonl")
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of a file that a batch wrote, or is writing (a last line that is not whole is left out), in any of the line formats.
+
+    Raises:
+        InputsError: a line is no such row.
+    """
+    forms = FORMATS["jsonl"], FORMATS["boxes"], FORMATS["csv"]
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                return
+            form = next(form for form in forms if line.startswith(form.start.encode()))
+            yield _decoded(form, line, f"{path}, line {number}: not a line of jobs.batch_score")
+
+
+class BatchOutput:
+    """An output that this run alone writes, until it is closed.
+
+    Args:
+        path: new, or of an earlier run; missing folders are made.
+        format_name: of `format_of`.
+    Attributes:
+        rows: the file that rows are appended to.
+    Raises:
+        InputsError: another run writes it, or it holds something else.
+    """
+
+    def __init__(self, path: Path, format_name: str) -> None:
+        self.path, self._format_name = path, format_name
+        if format_name == PARQUET:
+            _pyarrow()
+        self._form = FORMATS["jsonl" if format_name == PARQUET else format_name]
+        self.rows = path.with_name(path.name + ".jsonl") if format_name == PARQUET else path
+        for file in {path, self.rows}:
+            if file.exists() and not file.is_file():  # of /dev/full, say, the first line never ends
+                raise InputsError(f"{file} is no file: name one for --output, new or of an earlier run")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: IO[str] | None = None
+        self._run_path = path.with_name(path.name + RUN_SUFFIX)
+        self._run_file = self._run_path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._run_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._run_file.close()
+            raise InputsError(f"{path}: another run is writing it") from error
+        try:
+            self._done = self._read_done()
+        except BaseException:
+            self._close_run_file()
+            raise
+
+    def made_by(self, facts: dict[str, Any]) -> str:
+        """Check what decides the rows against what an earlier run wrote down, or write it down.
+
+        Args:
+            facts: JSON values by name.
+        Returns:
+            What the user should know; empty where there is nothing.
+        Raises:
+            InputsError: an earlier run had others.
+        """
+        facts = facts | {"format": self._format_name}
+        self._run_file.seek(0)
+        if not (before := self._run_file.read()):
+            json.dump(facts, self._run_file, indent=1)
+            self._run_file.flush()
+            has_rows = self.rows.exists() and self.rows.stat().st_size
+            return f"without {self._run_path}, nothing tells whether the rows in {self.path} were made alike" if has_rows else ""
+        try:
+            earlier = dict(json.loads(before))
+        except (ValueError, TypeError) as error:
+            raise InputsError(f"{self._run_path}: not of this job; take another --output") from error
+        if apart := [key for key in {**earlier, **facts} if earlier.get(key) != facts.get(key)]:
+            told = "; ".join(f"{key} was {earlier.get(key)!r}, is now {facts.get(key)!r}" for key in apart)
+            raise InputsError(
+                f"{self.path} holds rows that were made otherwise: {told}. Take another --output; or, if both may stand in one file, "
+                f"delete {self._run_path}"
+            )
+        return ""
+
+    def _read_done(self) -> sqlite3.Connection:
+        """Keys of the rows that are there, in a file that SQLite keeps while it is open; a last line that is not whole is cut off."""
+        done = sqlite3.connect("")
+        done.execute("CREATE TABLE done (name TEXT, number INTEGER, PRIMARY KEY (name, number)) WITHOUT ROWID")
+        if self.rows.exists():
+            with self.rows.open("rb+") as lines:
+                whole = 0
+                for number, line in enumerate(lines, start=1):
+                    fault = f"{self.rows}, line {number}: not a line of this job; take another --output"
+                    if not line.endswith(b"\n"):
+                        if not self._form.is_cut(line):
+                            raise InputsError(fault)
+                        break
+                    row = _decoded(self._form, line, fault)
+                    done.execute("INSERT OR IGNORE INTO done VALUES (?, ?)", (row.file_name, row.row_number_per_file))
+                    whole += len(line)
+                lines.truncate(whole)
+        return done
+
+    def has(self, key: tuple[str, int]) -> bool:
+        """Whether this photo, by file name and row, had its row when the run began."""
+        return self._done.execute("SELECT 1 FROM done WHERE name = ? AND number = ?", key).fetchone() is not None
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """Append rows; they are on their way to the disk when this returns."""
+        self._file = self._file or self.rows.open("a", encoding="utf-8", newline="\n")
+        self._file.writelines(self._form.encode(row) + "\n" for row in rows)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Finish the file (Parquet is written here) and let others have it."""
+        if self._file:
+            self._file.close()
+        if self._format_name == PARQUET and self.rows.exists():
+            _write_parquet(read_rows(self.rows), self.path)
+        self._done.close()
+        self._close_run_file()
+
+    def _close_run_file(self) -> None:
+        if not self._run_path.stat().st_size:
+            self._run_path.unlink()  # of a run that never began
+        self._run_file.close()
+
+
+def _decoded(form: LineFormat, line: bytes, fault: str) -> Row:
+    try:
+        row = form.decode(line.decode().rstrip("\r\n"))
+        if not isinstance(row.row_number_per_file, int) or not isinstance(row.preds["boxes"], list):
+            raise ValueError("not a row")
+    except (ValueError, KeyError, IndexError, TypeError, StopIteration, AttributeError, csv.Error) as error:
+        raise InputsError(f"{fault} ({error!r})") from error
+    return row
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise InputsError("Parquet is written by pyarrow: pip install '.[cluster]', or take another --format") from error
+    return pyarrow
+
+
+def _write_parquet(rows: Iterator[Row], path: Path) -> None:
+    """A new file beside the old one, which it then replaces."""
+    pyarrow = _pyarrow()
+    schema = pyarrow.schema([("row_number_per_file", "int64"), ("preds", "string"), ("file_name", "string")])
+    unfinished = path.with_name(path.name + ".part")
+    with pyarrow.parquet.ParquetWriter(unfinished, schema) as writer:
+        batch: list[dict[str, Any]] = []
+        for row in rows:
+            batch.append(row._asdict() | {"preds": json.dumps(row.preds, ensure_ascii=False)})
+            if len(batch) == PARQUET_ROWS_AT_ONCE:
+                writer.write_table(pyarrow.Table.from_pylist(batch, schema))
+                batch = []
+        writer.write_table(pyarrow.Table.from_pylist(batch, schema))
+    unfinished.replace(path)

@@ -1,0 +1,115 @@
+"""Groups of photos through a service, side by side: what is read, asked and answered, whatever is wrong with one of them.
+
+photos ─▶ groups ─▶ CONCURRENCY threads: read, ask (jobs.scoring.service_client waits and asks again) ─▶ Done: rows, faults
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobs.scoring.batch_inputs import Photo
+from jobs.scoring.batch_output import Row
+from jobs.scoring.cells import Unreadable
+from jobs.scoring.service_client import Answer, ServiceClient, ServiceFault, Unavailable, is_of_the_moment
+
+REST_OF_BODY_BYTES = 10_000
+"""Of a request's body, what is not images."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What became of a group: a row for each photo that has an answer, and why the others have none."""
+
+    rows: list[Row] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+
+class Scorer:
+    """Scores groups of photos; may be used from several threads.
+
+    Args:
+        client: of the service.
+        params: of every request.
+        max_body_bytes: largest request body; a group that is larger is sent in parts.
+    """
+
+    def __init__(self, client: ServiceClient, params: dict[str, Any], max_body_bytes: int) -> None:
+        self._client, self._params, self._room = client, params | {"on_error": "isolate"}, max_body_bytes - REST_OF_BODY_BYTES
+
+    def score(self, photos: Sequence[Photo]) -> Done:
+        """Read and score a group; raises only Unavailable."""
+        done, asked = Done(), []
+        for photo in photos:
+            try:
+                asked.append((photo, photo.text()))
+            except OSError as error:
+                done.rows.append(_row(photo, _bad("image_not_readable", f"The file cannot be read: {error.strerror}.")))
+            except Unreadable as error:
+                done.rows.append(_row(photo, _bad("image_not_readable", str(error))))
+        for part in self._parts(asked):
+            self._score_part(part, done)
+        return done
+
+    def _parts(self, asked: list[tuple[Photo, str]]) -> Iterator[list[tuple[Photo, str]]]:
+        """As few requests as keep below the largest body."""
+        part: list[tuple[Photo, str]] = []
+        for photo, text in asked:
+            if part and sum(len(other) for _, other in part) + len(text) > self._room:
+                yield part
+                part = []
+            part.append((photo, text))
+        if part:
+            yield part
+
+    def _score_part(self, part: list[tuple[Photo, str]], done: Done) -> None:
+        if len(part[0][1]) > self._room:  # then it is alone
+            done.rows.append(_row(part[0][0], _bad("image_too_large", "The image is larger than the service's largest request.")))
+            return
+        try:
+            answers = self._client.score([text for _, text in part], self._params)
+        except Unavailable:
+            raise
+        except ServiceFault as error:
+            done.faults.append(f"{part[0][0]} and {len(part) - 1} more: {error}")
+            return
+        for (photo, _), answer in zip(part, answers, strict=True):
+            if is_of_the_moment(answer):
+                done.faults.append(f"{photo}: {answer['error']['message']}")
+            else:
+                done.rows.append(_row(photo, answer))
+
+
+def _row(photo: Photo, answer: Answer) -> Row:
+    return Row(photo.row, answer, photo.file_name)
+
+
+def _bad(code: str, message: str) -> Answer:
+    return {"boxes": [], "error": {"code": code, "message": message}}
+
+
+def score_all(scorer: Scorer, photos: Iterable[Photo], group: int, concurrency: int) -> Iterator[Done]:
+    """Score groups side by side and give each as it gets done; never more than twice `concurrency` of them exist."""
+    photos = iter(photos)
+    groups = iter(lambda: list(itertools.islice(photos, group)), [])
+    pool, in_flight = ThreadPoolExecutor(concurrency), set[Future[Done]]()
+    try:
+        for photos_of_group in groups:
+            in_flight.add(pool.submit(scorer.score, photos_of_group))
+            if len(in_flight) == 2 * concurrency:
+                done, in_flight = wait(in_flight, return_when=FIRST_COMPLETED)
+                yield from _results(done)
+        while in_flight:
+            done, in_flight = wait(in_flight, return_when=FIRST_COMPLETED)
+            yield from _results(done)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _results(done: Iterable[Future[Done]]) -> Iterator[Done]:
+    """Results first, then the fault of one that has none, so that no answer is lost."""
+    for future in sorted(done, key=lambda future: future.exception() is not None):
+        yield future.result()

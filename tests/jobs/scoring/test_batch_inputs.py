@@ -1,0 +1,203 @@
+"""What a batch is made of: every kind of source, and each row of it once."""
+
+import base64
+import csv
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from jobs.scoring.batch_inputs import InputsError, Photo, Source, photo_suffixes, shown
+from jobs.scoring.cells import Unreadable, image_of_cell, looks_like_base64
+
+
+def encoded(kind="JPEG", size=8):
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size), (200, 30, 90)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write_csv(path, *cells, column="image"):
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["id", column])
+        rows.writerows(enumerate(cells))
+    return path
+
+
+def test_suffixes_are_those_of_what_is_decoded():
+    """Cameras and browsers write more than .jpg; HEIC is not read."""
+    assert {
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".mpo",
+        ".jps",
+        ".png",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".bmp",
+        ".gif",
+        ".avif",
+    } <= photo_suffixes()
+    assert not {".heic", ".pdf", ".txt", ".mp4"} & photo_suffixes()
+
+
+def test_a_folder(tmp_path):
+    """Photos at any depth, and what is skipped is counted by suffix."""
+    (tmp_path / "deep").mkdir()
+    for name in ("a.JPG", "deep/b.jfif", "c.heic", "deep/d.HEIC", "notes"):
+        (tmp_path / name).write_bytes(b"x")
+    source = Source(str(tmp_path))
+    assert {photo.key for photo in source} == {("a.JPG", 0), ("deep/b.jfif", 0)}
+    assert source.skipped == {".heic": 2, "no suffix": 1}
+    assert {photo.key for photo in source} == {("a.JPG", 0), ("deep/b.jfif", 0)}, "a second pass gives the same"
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    """As an old zip leaves them: a name that can be written, and the file is found."""
+    (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
+    (tmp_path / "two\nlines.jpg").write_bytes(b"y")
+    photos = {photo.file_name: photo.text() for photo in Source(str(tmp_path))}
+    assert photos == {r"caf\xe9.jpg": "eA==", r"two\nlines.jpg": "eQ=="}
+
+
+@given(st.binary(min_size=1, max_size=12).filter(lambda name: not {0, 0x2F} & set(name) and name not in (b".", b"..")))
+def test_any_name_can_be_written(name):
+    """On one line, as UTF-8."""
+    text = shown(Path("/x", os.fsdecode(name)), Path("/x"))
+    assert "\n" not in text.encode().decode()
+    assert text.isprintable()
+
+
+def test_the_notebooks_csv(tmp_path):
+    """`base64.encodebytes`, with line breaks, in a cell far over Python's limit: clean base64, named by file and row."""
+    photo = encoded("PNG", 300) + bytes(200_000)
+    table = write_csv(tmp_path / "image_list.csv", base64.encodebytes(photo).decode(), base64.b64encode(encoded()).decode())
+    first, second = Source(str(table))
+    assert (first.key, second.key) == (("image_list.csv", 0), ("image_list.csv", 1))
+    assert base64.b64decode(first.text(), validate=True) == photo
+    assert base64.b64decode(second.text(), validate=True) == encoded()
+
+
+def test_cells_of_every_kind(tmp_path):
+    """URLs and data: URLs as they are, paths from the table's folder, and what is none of these is told in its row."""
+    (tmp_path / "a b.jpg").write_bytes(b"photo")
+    cells = ["https://example.com/x.jpg", "data:image/png;base64,aGk=", "a b.jpg", "", "s3://bucket/x.jpg", "gone.jpg"]
+    photos = list(Source(str(write_csv(tmp_path / "list.csv", *cells))))
+    assert [photos[0].text(), photos[1].text(), photos[2].text()] == [*cells[:2], "cGhvdG8="]
+    with pytest.raises(Unreadable, match="The cell is empty"):
+        photos[3].text()
+    with pytest.raises(Unreadable, match=r"http:// and https:// only, not s3://.*jobs.batch_ray"):
+        photos[4].text()
+    with pytest.raises(FileNotFoundError):
+        photos[5].text()
+    assert [photo.row for photo in photos] == list(range(6))
+
+
+def test_a_csv_that_is_not_utf8(tmp_path):
+    """Its paths are those of the files."""
+    (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
+    (tmp_path / "list.csv").write_bytes(b"image\ncaf\xe9.jpg\nhttp://caf\xe9.example/x.jpg\n")
+    good, bad = Source(str(tmp_path / "list.csv"))
+    assert good.text() == "eA=="
+    assert isinstance(bad.image, Unreadable)
+
+
+def test_a_folder_of_tables(tmp_path):
+    """As AzureML's batch endpoint reads a folder of CSVs."""
+    (tmp_path / "part").mkdir()
+    write_csv(tmp_path / "b.csv", "https://example.com/1.jpg", "https://example.com/2.jpg")
+    write_csv(tmp_path / "part" / "a.csv", "https://example.com/3.jpg")
+    source = Source(str(tmp_path))
+    assert [photo.key for photo in source] == [("b.csv", 0), ("b.csv", 1), ("part/a.csv", 0)]
+    assert not source.skipped
+
+
+def test_jsonl_finds_photos_by_the_end_of_their_url(tmp_path):
+    """`azureml://` and `AmlDatastore://`: the longest end of the path that is a file."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.jpg").write_bytes(b"right")
+    (tmp_path / "1.jpg").write_bytes(b"wrong")
+    root = "azureml://subscriptions/x/datastores/workspaceblobstore/paths/LocalUpload/abc/odFridgeObjectsMask"
+    urls = [f"{root}/images/1.jpg", "AmlDatastore://store/images/1.jpg", f"{root}/images/9.jpg", "https://example.com/x.jpg"]
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps({"image_url": url, "label": []}) for url in urls) + "\n\n")
+    photos = list(Source(str(tmp_path / "train.jsonl")))
+    assert photos[0].image == photos[1].image == tmp_path / "images" / "1.jpg"
+    assert isinstance(photos[2].image, Unreadable)
+    assert photos[3].text() == urls[3]
+
+
+def test_mltable(tmp_path):
+    """The folder itself, or the file in it: what its paths name."""
+    write_csv(tmp_path / "a.csv", "https://example.com/1.jpg")
+    (tmp_path / "b.jsonl").write_text('{"image_url": "https://example.com/2.jpg"}\n')
+    (tmp_path / "MLTable").write_text(
+        "paths:\n  - file: ./b.jsonl\n  - pattern: ./*.csv\ntransformations:\n  - read_json_lines: {}\n"
+    )
+    for place in (tmp_path, tmp_path / "MLTable"):
+        assert [photo.key for photo in Source(str(place))] == [("b.jsonl", 0), ("a.csv", 0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("nothing: 1", "not an MLTable"),
+        ("[", "not an MLTable"),
+        ("paths:\n  - file: azureml://datastores/x/train.jsonl", "not on this machine"),
+        ("paths:\n  - file: ./photo.jpg", "is no table"),
+    ],
+)
+def test_mltables_that_cannot_be_read(tmp_path, text, said):
+    (tmp_path / "MLTable").write_text(text)
+    with pytest.raises(InputsError, match=said):
+        list(Source(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"), [("{", "line 2: not JSON"), ('{"url": "x"}', "no `image_url` or `image`"), ("[]", "no `image_url`")]
+)
+def test_a_broken_line_is_named(tmp_path, line, said):
+    (tmp_path / "x.jsonl").write_text('{"image_url": "a.jpg"}\n' + line + "\n")
+    with pytest.raises(InputsError, match=said):
+        list(Source(str(tmp_path / "x.jsonl")))
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [("gone", "no such file"), ("s3://bucket/photos", "jobs.batch_ray"), ("notes.txt", "neither a folder nor a table")],
+)
+def test_places_that_are_no_source(tmp_path, monkeypatch, place, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputsError, match=said):
+        Source(place)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF"])
+def test_base64_of_every_format_is_no_path(kind):
+    """However short it is."""
+    assert looks_like_base64(base64.b64encode(encoded(kind)).decode())
+    assert looks_like_base64(base64.encodebytes(encoded(kind)).decode())
+
+
+@given(st.text(max_size=60))
+def test_any_cell_gives_something(text):
+    """Text for the service, a file, or a reason."""
+    image = image_of_cell(text, Path("/nowhere"))
+    assert isinstance(image, (Path, str, Unreadable))
+    if isinstance(image, str):
+        image.encode()
+
+
+def test_a_photo_says_where_it_is():
+    """For messages."""
+    assert str(Photo("a/b.jpg", 0, Path("b.jpg"))) == "a/b.jpg"
+    assert str(Photo("list.csv", 3, "aGk=")) == "list.csv, row 3"

@@ -1,0 +1,129 @@
+"""The file of a batch: its formats there and back, what an earlier run wrote, and that two runs keep apart."""
+
+import json
+from contextlib import closing
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.scoring.batch_inputs import InputsError
+from jobs.scoring.batch_output import FORMATS, BatchOutput, Row, format_of, read_rows
+from tests.support.stub_service import FOUND, UNREADABLE
+
+ROWS = [Row(0, FOUND, "deep/a, b.jpg"), Row(7, UNREADABLE, 'list "x".csv')]
+
+
+def write(path, rows=ROWS, form="jsonl", **facts):
+    with closing(BatchOutput(path, form)) as output:
+        note = output.made_by(facts)
+        output.write(rows)
+    return note
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_there_and_back(tmp_path, form):
+    """Every format holds everything, and knows what it has."""
+    path = tmp_path / "new" / "preds"
+    write(path, form=form)
+    assert list(read_rows(path)) == ROWS
+    output = BatchOutput(path, form)
+    assert output.has(("deep/a, b.jpg", 0))
+    assert output.has(('list "x".csv', 7))
+    assert not output.has(("deep/a, b.jpg", 7))
+    output.close()
+
+
+@given(
+    st.integers(0, 10**9),
+    st.text().filter(str.isprintable),
+    st.dictionaries(st.text(max_size=5), st.text(max_size=9), max_size=3),
+)
+def test_any_row_is_one_line(number, name, more):
+    """Whatever stands in it."""
+    row = Row(number, {"boxes": [more]}, name)
+    for form in FORMATS.values():
+        line = form.encode(row)
+        assert "\n" not in line
+        assert form.decode(line) == row
+        assert all(form.is_cut(line.encode()[:length]) for length in range(1, len(line.encode())))
+
+
+def test_the_notebooks_read_it(tmp_path):
+    """`pd.read_csv` of the batch notebook, and rows of `filename` and `boxes` of the older one."""
+    write(tmp_path / "predictions.csv", form="csv")
+    table = pd.read_csv(tmp_path / "predictions.csv", header=None, names=["row_number_per_file", "preds", "file_name"])
+    assert table["row_number_per_file"].tolist() == [0, 7]
+    assert json.loads(table["preds"][0]) == FOUND
+    assert table["file_name"].tolist() == ["deep/a, b.jpg", 'list "x".csv']
+    write(tmp_path / "older", form="boxes")
+    first = json.loads((tmp_path / "older").read_text().splitlines()[0])
+    assert (first["filename"], first["boxes"]) == ("deep/a, b.jpg", FOUND["boxes"])
+
+
+def test_parquet(tmp_path):
+    """Whole at the end of each run; its rows are kept as lines, so that the next run goes on."""
+    for rows in (ROWS[:1], ROWS[1:]):
+        write(tmp_path / "preds.parquet", rows, "parquet")
+    table = pd.read_parquet(tmp_path / "preds.parquet")
+    assert table["row_number_per_file"].tolist() == [0, 7]
+    assert json.loads(table["preds"][1]) == UNREADABLE
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["preds.parquet", "preds.parquet.jsonl", "preds.parquet.run"]
+
+
+def test_the_format_is_the_suffix(tmp_path):
+    names = ["a.csv", "a.jsonl", "a.parquet", "a.txt", "a"]
+    assert [format_of(tmp_path / name, None) for name in names] == ["csv", "jsonl", "parquet", "jsonl", "jsonl"]
+    assert format_of(tmp_path / "a.csv", "boxes") == "boxes"
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_torn_line_is_cut_off(tmp_path, form):
+    """At every place where a kill can tear it."""
+    write(tmp_path / "preds", form=form)
+    whole = (tmp_path / "preds").read_bytes()
+    first = whole.index(b"\n") + 1
+    for end in range(first, len(whole)):
+        (tmp_path / "preds").write_bytes(whole[:end])
+        output = BatchOutput(tmp_path / "preds", form)
+        assert not output.has(ROWS[1][::-2])
+        output.close()
+        assert (tmp_path / "preds").read_bytes() == whole[:first]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("text", ["my diary\n", "my diary", '[{"file_name": "a"}]\n', "2026, my diary", "1,2,3\n"])
+def test_another_file_is_left_alone(tmp_path, form, text):
+    """Not cut, and nothing is put beside it."""
+    (tmp_path / "mine").write_text(text)
+    with pytest.raises(InputsError, match="not a line of this job"):
+        BatchOutput(tmp_path / "mine", form)
+    assert (tmp_path / "mine").read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_two_runs_do_not_write_one_file(tmp_path):
+    """The second is told; after the first, it may."""
+    first = BatchOutput(tmp_path / "preds.jsonl", "jsonl")
+    with pytest.raises(InputsError, match="another run is writing it"):
+        BatchOutput(tmp_path / "preds.jsonl", "jsonl")
+    first.close()
+    BatchOutput(tmp_path / "preds.jsonl", "jsonl").close()
+
+
+def test_rows_that_were_made_otherwise_are_not_mixed(tmp_path):
+    """A resume with another model, threshold or format is refused by name, until the small file is deleted."""
+    path = tmp_path / "preds.jsonl"
+    assert write(path, model="nano", params={}) == ""
+    assert write(path, [], model="nano", params={}) == ""
+    with pytest.raises(InputsError, match=r"model was 'nano', is now 'tiny'; params was \{\}, is now \{'score_threshold': 0.5\}"):
+        write(path, [], model="tiny", params={"score_threshold": 0.5})
+    (tmp_path / "preds.jsonl.run").unlink()
+    assert "nothing tells whether the rows" in write(path, [], model="tiny")
+
+
+def test_a_run_that_never_began_leaves_nothing(tmp_path):
+    """The service did not answer, say."""
+    BatchOutput(tmp_path / "preds.jsonl", "jsonl").close()
+    assert not list(tmp_path.iterdir())
