@@ -2,6 +2,7 @@
 
     python -m serve_app.config_file serve_config.yaml [--ports]
 
+Prints what rate each part of it allows, and the narrowest (serve_app/capacity.py).
 With --ports also: whether this machine's ports that it needs are free, which `make serve` asks; in the environment that `serve run` gets.
 
 Ray Serve 2.60 drops most unknown keys without a word and lays two entries for a deployment over one another; here both are errors.
@@ -26,6 +27,7 @@ from deployments.ingress import Ingress
 from pipeline.errors import ConfigurationError
 from pipeline.model.zoo import CHECKPOINT_SUFFIXES, locate, official_urls
 from serve_app.body import BODIES_COMING
+from serve_app.capacity import StageCosts, as_lines, step_of
 from serve_app.exposure import check_certificates, check_exposure
 from serve_app.settings import Settings
 
@@ -298,6 +300,11 @@ def main() -> int:
                 f"{path}: note: {absent} is not on this machine; it must be on every node that runs the service", file=sys.stderr
             )
     print(f"{path}: good; model {', '.join(settings.model.name for settings in applications)}")
+    for settings, app in zip(
+        applications, filter(lambda app: _is_ours(app["import_path"]), document["applications"]), strict=True
+    ):
+        deployments = {entry["name"]: entry for entry in app.get("deployments") or []}
+        print(*as_lines(settings, deployments, StageCosts(), step_of(settings, deployments)), sep="\n")
     return 0
 
 

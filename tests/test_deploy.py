@@ -51,7 +51,11 @@ def test_serves_the_file_for_gpus(tmp_path):
     ingress = document["applications"][0]["deployments"][0]
     # Only where there are several nodes: a lost one takes only some of the Ingresses, and the pods that are always there hold them all.
     most_on_a_node = ingress.pop("max_replicas_per_node")
-    assert most_on_a_node < ingress["num_replicas"] <= most_on_a_node * CLUSTER["workerGroupSpecs"][1]["minReplicas"]
+    assert (
+        most_on_a_node
+        < ingress["autoscaling_config"]["min_replicas"]
+        <= most_on_a_node * CLUSTER["workerGroupSpecs"][1]["minReplicas"]
+    )
     assert document == GPU_CONFIG
     (tmp_path / "serve_config.yaml").write_text(config)
     assert check_config(tmp_path / "serve_config.yaml")

@@ -1,0 +1,82 @@
+"""The chain of a configuration: what each part allows, and which is the narrowest."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from serve_app.capacity import NETWORK, StageCosts, Step, as_lines, narrowest, rates, replicas, step_of
+from serve_app.config_file import check_config
+
+REPOSITORY = Path(__file__).parents[2]
+COSTS = StageCosts(ingress_ms=4, loader_ms=2, decode_ms=2, polygonizer_ms=2, fetch_ms=90)
+
+
+def read(name):
+    """Settings and deployments of a shipped file."""
+    (settings,) = check_config(REPOSITORY / name)
+    (application,) = yaml.safe_load((REPOSITORY / name).read_text())["applications"]
+    return settings, {entry["name"]: entry for entry in application["deployments"]}
+
+
+def by_name(chain):
+    return {rate.name: (round(rate.fewest), round(rate.most)) for rate in chain}
+
+
+def test_every_part_has_its_rate():
+    """Worked out by hand: 2 ingresses, 2 loaders of 2 threads, 1 detector of 8 images in 18 ms, 2 polygonizers, 2 calls of 8 images."""
+    settings, deployments = read("serve_config.yaml")
+    bodies, by_url = rates(settings, deployments, COSTS, Step(2, 2))
+    assert by_name(bodies) == {
+        "HTTP (Ingress)": (500, 500),
+        "fetch and hand on (ImageLoader)": (1000, 1000),
+        "decode": (2000, 2000),
+        NETWORK: (444, 444),
+        "outlines (Polygonizer)": (1000, 1000),
+        "calls in flight": (211, 211),  # 16 images in 8 x 5 + 2 x 18 ms
+    }
+    assert by_name(by_url)["URLs in flight"] == (489, 489)  # 64 in 90 + 5 + 36 ms
+    assert narrowest(bodies, most=True).setting == "args.ingress.groups.max_in_flight"
+    assert narrowest(by_url, most=True).name == NETWORK
+
+
+def test_without_a_step_the_network_is_left_out():
+    """A model whose network nobody measured: said, and the rest is worked out."""
+    settings, deployments = read("serve_config.yaml")
+    bodies, _ = rates(settings, deployments, COSTS, None)
+    assert NETWORK not in by_name(bodies)
+    assert "unknown for" in "\n".join(as_lines(settings, deployments, COSTS, None))
+
+
+@pytest.mark.parametrize(
+    ("deployment", "expected"),
+    [
+        ({}, (1, 1)),
+        ({"num_replicas": 3}, (3, 3)),
+        ({"autoscaling_config": {"min_replicas": 2, "max_replicas": 5}}, (2, 5)),
+        ({"num_replicas": "auto", "autoscaling_config": {"max_replicas": 7}}, (1, 7)),
+    ],
+)
+def test_replicas(deployment, expected):
+    assert replicas(deployment) == expected
+
+
+def test_step_of_what_is_served():
+    """Simulated as the file says, measured where docs/RESULTS.md has it."""
+    settings, deployments = read("serve_config.gpu.yaml")
+    step = step_of(settings, deployments)
+    assert step is not None
+    assert step.per_s(8) == pytest.approx(630, rel=0.03)
+    embedded = read("serve_config.yaml")
+    assert step_of(*embedded).per_s(8) == pytest.approx(75, rel=0.03)
+    assert step_of(settings, embedded[1]) is None  # RTMDet-Ins-x on a CPU
+    simulated = settings.model_copy(update={"detector": settings.detector.model_copy(update={"engine": "simulated"})})
+    assert step_of(simulated, deployments) == Step(5, 2)
+
+
+@pytest.mark.parametrize("most", [False, True], ids=["fewest replicas", "most replicas"])
+def test_cards_are_the_narrowest_of_the_file_for_gpus(most):
+    """At the stated costs everything around the cards carries more than they do: with one card, and with all of them; URLs, too."""
+    settings, deployments = read("serve_config.gpu.yaml")
+    for chain in rates(settings, deployments, StageCosts(), step_of(settings, deployments)):
+        assert narrowest(chain, most=most).name == NETWORK, by_name(chain)
