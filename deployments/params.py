@@ -39,9 +39,12 @@ def check_image_count(count: int, most: int) -> None:
         raise LimitExceeded(message, code="too_many_images")
 
 
-def parse_params(params: Any) -> ScoreParams:
+def parse_params(params: Any, *, as_text: bool = False) -> ScoreParams:
     """Check the `params` of a request; None or {} is all defaults.
 
+    Args:
+        params: names and values.
+        as_text: numbers and booleans are written as text, as in a URL's query.
     Raises:
         InvalidRequest: an unknown key (the known ones are listed) or a value out of range.
     """
@@ -56,7 +59,7 @@ def parse_params(params: Any) -> ScoreParams:
         known = ", ".join(ScoreParams.model_fields)
         raise InvalidRequest(f"'params' has unknown key(s) {quoted(unknown)}; known keys: {known}.")
     try:
-        return ScoreParams.model_validate(params)
+        return ScoreParams.model_validate(params, strict=not as_text)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in fault["loc"] if not str(part).startswith("function-"))

@@ -64,7 +64,7 @@ class BodyBudget:
             self._left += held
 
 
-async def read_json_body(request: Request, max_bytes: int, timeout_s: float, hold: Hold) -> bytearray:
+async def read_body(request: Request, max_bytes: int, timeout_s: float, hold: Hold) -> bytearray:
     """The body's bytes.
 
     Args:
@@ -73,14 +73,11 @@ async def read_json_body(request: Request, max_bytes: int, timeout_s: float, hol
         timeout_s: longest time for all of it, seconds; a body that drips does not hold its place for longer.
         hold: takes the bytes out of the replica's budget, as they come.
     Raises:
-        UnsupportedMediaType: the content type is not JSON, or the body is compressed.
+        UnsupportedMediaType: the body is compressed.
         LimitExceeded: larger than `max_bytes`; raised from Content-Length before reading, else as soon as it is passed.
         DeadlineExceeded: not all there in time, or nothing came for `MAX_SILENCE_S`.
         Overloaded: from `hold`.
     """
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != "application/json":
-        raise UnsupportedMediaType(f"Content-Type must be application/json, got {content_type[:80] or 'none'!r}.")
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise UnsupportedMediaType(

@@ -8,6 +8,7 @@ mmd-3x-rtmdet-ins_x_8xb16-300e_coco; `params` are ours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,9 +52,9 @@ BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """A checked request: `images` in order, as base64 text or URL, and its `params`."""
+    """A checked request: `images` in order, as base64 text, URL or file bytes, and its `params`."""
 
-    images: list[str]
+    images: Sequence[str | bytes]
     params: ScoreParams
 
 

@@ -1,6 +1,6 @@
 """The HTTP routes, as AzureML's inference server has them, in front of one Ingress.
 
-POST /score         the contract (serve_app.contract)
+POST /score         the contract (serve_app.contract), or photos as they are (serve_app.photo_body)
 GET  /              Healthy: this process answers
 GET  /ready         200 only after a real tiny image went through every stage
 GET  /info          model, classes, engine, limits
@@ -27,13 +27,14 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from deployments.ingress import Ingress
-from pipeline.errors import InvalidRequest, RequestError, ServiceError, StageFailed
+from pipeline.errors import InvalidRequest, RequestError, ServiceError, StageFailed, UnsupportedMediaType
 from serve_app.answers import error_response, score_response
-from serve_app.body import BODIES_COMING, TIMEOUT_HEADER, BodyBudget, read_json_body, requested_timeout_s
-from serve_app.contract import parse_score_request
+from serve_app.body import BODIES_COMING, TIMEOUT_HEADER, BodyBudget, Hold, read_body, requested_timeout_s
+from serve_app.contract import ScoreRequest, parse_score_request
 from serve_app.guard import ID_HEADERS, MODEL_ERROR_HEADER, RequestGuard
 from serve_app.keys import KeyRing
 from serve_app.openapi import SCORE_ROUTE_DOCS
+from serve_app.photo_body import MULTIPART, PHOTO_TYPES, TYPES, media_type, parse_photos
 from serve_app.settings import IngressSettings, Settings
 from serve_app.swagger import swagger_document
 
@@ -100,13 +101,22 @@ def _add_score(app: FastAPI, ingress: Ingress, limits: IngressSettings) -> None:
                 hold = held.enter_context(budget.share())
                 ingress.check_room()
                 context = ingress.context(requested_timeout_s(request), request.state.request_id)
-                scoring = parse_score_request(  # nothing keeps the body: its images are in the result
-                    await read_json_body(request, int(limits.max_body_mb * 1e6), context.remaining_s, hold),
-                    limits.max_images_per_request,
-                )
+                scoring = await _read_request(request, limits, context.remaining_s, hold)
             began = time.perf_counter()
             answers = await ingress.score_images(scoring.images, scoring.params, context, encoded=True)
         return score_response(answers, (time.perf_counter() - began) * 1e3)
+
+
+async def _read_request(request: Request, limits: IngressSettings, timeout_s: float, hold: Hold) -> ScoreRequest:
+    """What a request asks for; nothing keeps its body, the images are in the result."""
+    kind = media_type(request.headers)
+    if kind not in ("application/json", MULTIPART, *PHOTO_TYPES):
+        raise UnsupportedMediaType(f"Content-Type must be {TYPES}, got {kind[:80] or 'none'!r}.")
+    body = await read_body(request, int(limits.max_body_mb * 1e6), timeout_s, hold)
+    if kind == "application/json":
+        return parse_score_request(body, limits.max_images_per_request)
+    hold(2 * len(body))  # the photos are copied out of it
+    return await parse_photos(body, request.headers, request.query_params.multi_items(), limits.max_images_per_request)
 
 
 def _add_probes(app: FastAPI, ingress: Ingress) -> None:

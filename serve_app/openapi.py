@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from deployments.params import ScoreParams
 from serve_app.body import TIMEOUT_HEADER
 from serve_app.contract import ScoreBody
 
@@ -70,7 +71,7 @@ _ERRORS = {
     401: "The bearer key is missing or wrong.",
     408: "The request's deadline passed.",
     413: "Body, image bytes, pixels or image count over a limit.",
-    415: "The content type is not JSON, or the body is compressed.",
+    415: "The content type is neither JSON nor a form nor an image, or the body is compressed.",
     424: "What is 400, 415 or 422 without ingress.azureml_status_codes.",
     422: "An image cannot be decoded, or its URL is refused or could not be fetched.",
     429: "The service is at its limit (or 503, as configured); see Retry-After.",
@@ -100,21 +101,51 @@ def _body_schema() -> dict[str, Any]:
     return resolve(schema)
 
 
+def _query() -> list[dict[str, Any]]:
+    """`params` as names of the query, for bodies that are photos."""
+    properties = ScoreParams.model_json_schema()["properties"]
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": f"{schema.pop('description', '')} For photos that are not JSON.".strip(),
+            "schema": {key: value for key, value in schema.items() if key != "title"},
+        }
+        for name, schema in properties.items()
+    ]
+
+
+_FILE = {"type": "string", "format": "binary"}
+_FORM = {
+    "type": "object",
+    "required": ["image"],
+    "properties": {"image": {"type": "array", "items": _FILE, "description": "Photos."}},
+}
+
 SCORE_ROUTE_DOCS: dict[str, Any] = {
     "tags": ["score"],
     "response_model": list[ImageAnswer],
     "responses": {status: {"model": ErrorAnswer, "description": text} for status, text in _ERRORS.items()},
     "openapi_extra": {
         "security": [{}],  # or none: beside the bearer key, where the service has no keys
-        "requestBody": {"required": True, "content": {"application/json": {"schema": _body_schema(), "example": SCORE_EXAMPLE}}},
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": _body_schema(), "example": SCORE_EXAMPLE},
+                "image/jpeg": {"schema": _FILE},
+                "multipart/form-data": {"schema": _FORM},
+            },
+        },
         "parameters": [
+            *_query(),
             {
                 "name": TIMEOUT_HEADER,
                 "in": "header",
                 "required": False,
                 "schema": {"type": "number", "exclusiveMinimum": 0},
                 "description": "Deadline of this request, seconds.",
-            }
+            },
         ],
     },
 }

@@ -1,0 +1,105 @@
+"""Bodies of `POST /score` that are photos as they are, instead of JSON; `params` stand in the query.
+
+    image/jpeg, image/png, …, application/octet-stream ─▶ one photo
+    multipart/form-data ─▶ every part that is a file, in order; its other fields are params, too
+
+    curl -F image=@photo.jpg 'http://127.0.0.1:8000/score?score_threshold=0.5'
+
+The answer is the same list, one object for each photo. Which format a file has, its own bytes say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from typing import Any
+
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from deployments.params import ScoreParams, check_image_count, parse_params
+from pipeline.errors import InvalidRequest
+from serve_app.contract import ScoreRequest
+
+MULTIPART = "multipart/form-data"
+PHOTO_TYPES = frozenset(
+    f"image/{name}" for name in "jpeg jpg pjpeg png apng x-png webp tiff bmp x-bmp x-ms-bmp gif avif".split()
+) | {"application/octet-stream", "image/*"}
+TYPES = f"application/json, {MULTIPART} or an image type such as image/jpeg"
+"""For messages."""
+MAX_FIELDS = 32
+QUERY_OF_ITS_OWN = frozenset({"draw"})
+"""Names in the query that are no params."""
+
+
+async def parse_photos(body: bytearray, headers: Headers, query: Iterable[tuple[str, str]], max_images: int) -> ScoreRequest:
+    """The photos and params of a body that is not JSON.
+
+    Args:
+        body: as received.
+        headers: with a content type of PHOTO_TYPES or MULTIPART.
+        query: names and values of the URL.
+        max_images: most photos in one request (setting ingress.max_images_per_request).
+    Raises:
+        InvalidRequest: no photo, a form that cannot be read, or params that are not known.
+        LimitExceeded: too many photos.
+    """
+    given = [(name, value) for name, value in query if name not in QUERY_OF_ITS_OWN]
+    if media_type(headers) != MULTIPART:
+        return ScoreRequest([_photo(bytes(body), "The request body")], _params(given))
+    photos, fields = await _read_form(body, headers, max_images)
+    return ScoreRequest(photos, _params([*given, *fields]))
+
+
+def media_type(headers: Mapping[str, str]) -> str:
+    """The content type without its parameters, in lower case."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def _read_form(body: bytearray, headers: Headers, max_images: int) -> tuple[list[bytes], list[tuple[str, str]]]:
+    parser = MultiPartParser(headers, _once(body), max_files=max_images + 1, max_fields=MAX_FIELDS)
+    parser.spool_max_size = len(body) + 1  # in memory, never on disk
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        if "Too many files" in str(error):
+            check_image_count(max_images + 1, max_images)
+        raise InvalidRequest(
+            f"The multipart form cannot be read: {getattr(error, 'message', 'it names no boundary')}."
+        ) from error
+    photos: list[bytes] = []
+    fields: list[tuple[str, str]] = []
+    try:
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                photos.append(_photo(await value.read(), f"The file of field {name[:40]!r}"))
+            else:
+                fields.append((name, value))
+    finally:
+        await form.close()
+    if not photos:
+        raise InvalidRequest("The multipart form holds no file; send photos as in: curl -F image=@photo.jpg …/score")
+    check_image_count(len(photos), max_images)
+    return photos, fields
+
+
+async def _once(body: bytearray) -> AsyncGenerator[bytes, None]:
+    yield bytes(body)
+
+
+def _photo(data: bytes, what: str) -> bytes:
+    if not data:
+        raise InvalidRequest(f"{what} is empty; expected an image file.")
+    return data
+
+
+def _params(given: Iterable[tuple[str, str]]) -> ScoreParams:
+    """Params from text; `labels` may come several times."""
+    params: dict[str, Any] = {}
+    for name, value in given:
+        if name == "labels":
+            params.setdefault(name, []).append(value)
+        elif name in params:
+            raise InvalidRequest(f"'params.{name}' is given twice.")
+        else:
+            params[name] = value
+    return parse_params(params, as_text=True)
