@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import signal
 import statistics
 import sys
 import tempfile
@@ -173,7 +172,6 @@ def run(args: argparse.Namespace) -> int:
     """Race and print; returns the exit status: 0 where everybody started."""
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the contestant is stopped on the way out
     photos = photos_from(args.images)
     bodies = request_bodies(photos, 1)
     setup = Setup(args.p99_ms, args.seconds, args.seed, offline_images=args.offline_images, max_search_s=args.search_seconds)

@@ -7,8 +7,10 @@ What one machine cannot show: an HTTP proxy on every node (they would want the s
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -29,6 +31,28 @@ _STOP_TIMEOUT_S = 20.0
 
 class NotReady(CommandFault):
     """A service or a node of its cluster did not start; the message holds the end of its log."""
+
+
+@contextmanager
+def unwound_by_sigterm() -> Iterator[None]:
+    """Within a block, SIGTERM raises SystemExit, so that what the block started is ended on the way out.
+
+    Once: `timeout` and service managers send it twice, and the second must not cut the cleaning up short. In other threads than the main
+    one, where Python takes no signals, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ import psutil
 import requests
 import yaml
 
-from loadtest.local_cluster import LocalCluster, Node, NotReady, local_cluster
+from loadtest.local_cluster import LocalCluster, Node, NotReady, local_cluster, unwound_by_sigterm
 from loadtest.machine import free_port
 from serve_app.config_file import HAPROXY_PORTS
 
@@ -85,7 +85,7 @@ class LocalService:
 def local_service(
     config: Path = SHIPPED_CONFIG, change: Change | None = None, env: dict[str, str] | None = None, nodes: int = 0
 ) -> Iterator[LocalService]:
-    """Run a configuration until the block ends.
+    """Run a configuration until the block ends; SIGTERM ends it, too.
 
     Args:
         config: a serve_config.yaml; only its port is replaced.
@@ -95,19 +95,20 @@ def local_service(
     Raises:
         NotReady: it was not ready in time, or a node did not start.
     """
-    folder = Path(tempfile.mkdtemp(prefix="rt", dir="/tmp"))  # short: Ray's socket names hang below it, 107 characters at most
-    port = free_port()
-    environment = service_environment(folder) | (env or {})
-    path = _write_config(config, change, port, folder, head_only=nodes > 0)
-    try:
-        with ExitStack() as stack:
-            cluster = stack.enter_context(local_cluster(nodes, folder, environment)) if nodes else None
-            service = _start(path, folder, port, environment, cluster)
-            stack.callback(_stop, service)
-            wait_until_ready(service)
-            yield service
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with ExitStack() as stack:
+        stack.enter_context(unwound_by_sigterm())
+        folder = Path(
+            tempfile.mkdtemp(prefix="rt", dir="/tmp")
+        )  # short: Ray's socket names hang below it, 107 characters at most
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        port = free_port()
+        environment = service_environment(folder) | (env or {})
+        path = _write_config(config, change, port, folder, head_only=nodes > 0)
+        cluster = stack.enter_context(local_cluster(nodes, folder, environment)) if nodes else None
+        service = _start(path, folder, port, environment, cluster)
+        stack.callback(_stop, service)
+        wait_until_ready(service)
+        yield service
 
 
 def ray_environment() -> dict[str, str]:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import requests
 from locust import FastHttpUser, LoadTestShape, between, events, task
 from locust.exception import StopUser
 
@@ -66,6 +69,37 @@ def prepare(environment: Any, **_: object) -> None:
         "url": request_bodies(options.image_urls.split(",") if options.image_urls else urls, 1),
         "multi": request_bodies(photos, MULTI_IMAGES),
     }
+    if not options.image_urls and any(user.names_urls for user in environment.user_classes):
+        drop_refused_urls(environment, urlsplit(urls[0]).port)
+
+
+def drop_refused_urls(environment: Any, image_port: int | None) -> None:
+    """Ask for one photo by URL; where the service refuses this machine's image server, say what to set and go on without URLs."""
+    refusal = url_refusal(environment.host, environment.bodies["url"][0])
+    if refusal is None:
+        return
+    for user in environment.user_classes:
+        user.tasks = [one for one in user.tasks if one.__name__ != UrlUser.url.__name__]
+    dropped = [user.__name__ for user in environment.user_classes if not user.tasks]
+    environment.user_classes[:] = [user for user in environment.user_classes if user.tasks]
+    print(
+        f"{environment.host} fetches no photos from this machine's image server: {refusal}\n"
+        f"To load it by URL, too, set args.image_loader.fetch in its configuration to {{allowed_networks: [127.0.0.1/32], "
+        f"allowed_ports: [{image_port}]}} and start this with LOADTEST_IMAGE_PORT={image_port}; or give --image-urls that it may fetch.\n"
+        f"Nothing is asked for by URL in this run{f'; {dropped[0]} is left out' if dropped else ''}.",
+        file=sys.stderr,
+    )
+    if not environment.user_classes:
+        raise SystemExit(1)
+
+
+def url_refusal(host: str, body: bytes) -> str | None:
+    """What the service says against the URL in a body; None where it scores it, or where something else is wrong."""
+    try:
+        answer = requests.post(f"{host.rstrip('/')}/score", data=body, headers=HEADERS, timeout=30)
+    except requests.RequestException:
+        return None  # nobody listens: every user's failures will say so
+    return str(answer.json().get("message")) if answer.status_code == 422 else None
 
 
 def refuse(host: str, options: Any, users: Iterable[type[ScoringUser]]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import requests
 
+from loadtest.local_cluster import unwound_by_sigterm
 from loadtest.local_service import REPOSITORY
 from loadtest.machine import free_port
 from loadtest.traffic import JSON_HEADERS
@@ -55,7 +56,12 @@ def peer_process(name: str, model: str, body: bytes) -> Iterator[str]:
 
 @contextmanager
 def session_process(command: Sequence[str]) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """A process, and the file of its output; both, its temporary files and whatever it started are gone at the end."""
+    """A process, and the file of its output; both, its temporary files and whatever it started are gone at the end, also by SIGTERM."""
+    with unwound_by_sigterm():
+        yield from _session_process(command)
+
+
+def _session_process(command: Sequence[str]) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     folder = Path(tempfile.mkdtemp(prefix="rt", dir="/tmp"))  # short: Ray's socket names hang below it
     ours = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment = ours | {"TMPDIR": str(folder), "BENTOML_HOME": str(folder / "bentoml"), "PYTHONPATH": str(REPOSITORY)}

@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import orjson
@@ -153,6 +155,30 @@ def test_whole_family_ends():
     assert len(family) == 3
     assert not any(member.is_running() and member.status() != psutil.STATUS_ZOMBIE for member in family)
     assert not folders[0].exists()
+
+
+ENDED_TWICE = f"""
+import sys, time
+from benchmarks.peers.process import session_process
+with session_process([sys.executable, "-c", {GRANDCHILD!r}]) as (process, log):
+    while not log.read_text():
+        time.sleep(0.01)
+    print(process.pid, log.parent, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_whole_family_ends_by_sigterm():
+    """Twice, as `timeout` sends it: the second one does not cut the cleaning up short."""
+    with subprocess.Popen([sys.executable, "-c", ENDED_TWICE], stdout=subprocess.PIPE, text=True) as race:
+        pid, folder = race.stdout.readline().split()
+        family = [psutil.Process(int(pid)), *psutil.Process(int(pid)).children()]
+        for _ in range(2):
+            race.terminate()
+            time.sleep(0.1)
+        assert race.wait(30) == 128 + signal.SIGTERM
+    assert not any(member.is_running() and member.status() != psutil.STATUS_ZOMBIE for member in family)
+    assert not Path(folder).exists()
 
 
 def test_fault_has_log_tail():

@@ -96,6 +96,27 @@ async def test_own_image_urls():
     assert status == 0, printed
 
 
+@needs_locust
+@pytest.mark.parametrize(
+    ("users", "status", "left_out"),
+    [
+        (["MixedUser"], 0, ""),
+        (["UrlUser", "Base64User"], 0, "; UrlUser is left out"),
+        (["UrlUser"], 1, "; UrlUser is left out"),
+    ],
+)
+async def test_a_service_that_refuses_the_image_server(users, status, left_out):
+    """It is found out before the run, with what to set; everything but URLs is asked all the same."""
+    async with fake_service(urls=False) as url:
+        ended, printed = await locust(url, *users)
+    assert ended == status, printed
+    assert f"Nothing is asked for by URL in this run{left_out}." in printed
+    assert "set args.image_loader.fetch in its configuration to {allowed_networks: [127.0.0.1/32]" in printed
+    assert "Traceback" not in printed
+    assert ("1 image, base64" in printed) == (status == 0)
+    assert "1 image, URL" not in printed
+
+
 def test_a_host_in_the_environment_is_respected(monkeypatch):
     """No service is started beside it."""
     ran = []

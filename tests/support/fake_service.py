@@ -10,20 +10,24 @@ ANSWER = {"boxes": [{"box": {}, "label": "person", "score": 0.9, "polygon": []}]
 
 
 @asynccontextmanager
-async def fake_service(step_s=0.005, servers=1, max_waiting=10_000, stall=None, answer=None, key=None):
+async def fake_service(step_s=0.005, servers=1, max_waiting=10_000, stall=None, answer=None, key=None, urls=True):
     """Base URL of a service that takes `step_s` a request on `servers` servers and refuses beyond `max_waiting`.
 
     Args:
         stall: (number, seconds): from that request on everybody waits once for so long.
         answer: body of every 200 instead of the right one.
         key: the bearer key without which everything is a 401.
+        urls: whether it fetches; else a URL is a 422.
     """
     seats, state = asyncio.Semaphore(servers), {"count": 0, "waiting": 0}
 
     async def score(request):
-        images = len(orjson.loads(await request.read())["input_data"]["data"])
+        data = orjson.loads(await request.read())["input_data"]["data"]
+        images = len(data)
         if key and request.headers.get("authorization") != f"Bearer {key}":
             return web.json_response({"message": "no key", "code": "unauthorized"}, status=401)
+        if not urls and any(text.startswith("http") for text in data):
+            return web.json_response({"message": "The URL is refused.", "code": "url_refused"}, status=422)
         if state["waiting"] >= max_waiting:
             return web.json_response({"message": "full", "code": "overloaded"}, status=503, headers={"Retry-After": "1"})
         state["waiting"] += 1
