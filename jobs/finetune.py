@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except (AnnotationsError, ServiceError, ValueError, OSError) as error:
         reason = str(error).rstrip().rsplit("\n", 1)[-1]  # a loader process sends its whole traceback in the message
-        print(f"jobs.finetune: {reason.removeprefix('jobs.annotations.coco_file.AnnotationsError: ')}", file=sys.stderr)
+        print(f"jobs.finetune: {reason.removeprefix('jobs.annotations.report.AnnotationsError: ')}", file=sys.stderr)
         return 2
     return 128 + stopped_by if stopped_by else 0
 

@@ -29,8 +29,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from jobs.annotations.coco_file import to_rle
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
+from jobs.annotations.outlines import outline_to_rle
 from jobs.command_line import cli_errors, count
 from jobs.evaluation.metrics_voc import FALSE_POSITIVE, Objects, by_image_and_label, match
 from jobs.evaluation.predictions import check_sizes, read_results
@@ -206,7 +206,7 @@ def _to_object(entry: dict[str, Any], names: dict[int, str], image: dict[str, An
     if isinstance(outline, list):
         polygon = [(np.reshape(ring, (-1, 2)) / size_wh).ravel().tolist() for ring in outline]
     else:
-        rle = to_rle(outline, (image["height"], image["width"]))
+        rle = outline_to_rle(outline, (image["height"], image["width"]))
     return SegmentedObject((x1, y1, x2, y2), names[entry["category_id"]], entry.get("score", 1.0), polygon, rle=rle)
 
 

@@ -1,216 +1,156 @@
 """A COCO file as mmdet's training and pycocotools' metrics both read it rightly.
 
 What ordinary exports hold and these two stumble over in silence or with a bare KeyError: categories in another order than their ids (mmdet
-numbers its channels by the file's order), RLE masks (mmdet's training skips them), objects without outline, area, box or iscrowd.
+numbers its channels by the file's order), RLE masks (mmdet's training skips them), objects without outline, area, box or iscrowd, points in
+lists of their own, numbers as text, one photo under two ids. What has one right reading is repaired, what has none is refused by file and
+annotation, and what is no object of the photo is left out; all of it stands in the report.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-from pycocotools import mask as coco_mask
+from jobs.annotations.coco_objects import ObjectReader
+from jobs.annotations.fields import pixels
+from jobs.annotations.photo_files import find_photos, missing_photos, sized
+from jobs.annotations.report import AnnotationsError, Report
 
-from jobs.photos import PhotoError, upright_size
-from pipeline.masks.rle import rle_to_mask
-
-MIN_NUMBERS = 6
-MIN_BOX_IOU, MAX_BOXES_ELSEWHERE = 0.05, 0.1
-"""Below the first, a box is not its outline's. Large files have a few such; above the second, a share of the objects, the boxes mean
-something else, such as two corners."""
-
-
-class AnnotationsError(ValueError):
-    """Annotations that cannot be read; the message names the file, the place and what was expected."""
+Entry = dict[str, Any]
 
 
 def normalise(
-    coco: dict[str, Any], source: Path, images: Path, classes: Sequence[str] | None, *, training: bool
-) -> tuple[dict[str, Any], Counter[str]]:
+    coco: Entry, source: Path, images: Path, classes: Sequence[str] | None, report: Report, *, training: bool
+) -> dict[str, Any]:
     """The same annotations in the form that everybody reads alike.
 
     Args:
         coco: as read.
         source: its file, for messages.
-        images: folder of the photos, read where a width or height is missing.
+        images: folder of the photos.
         classes: the model's, None: the file's own in the order of their ids.
-        training: number the categories in the order of the classes, and turn RLE masks, but not crowds, into polygons. For metrics
-            both stay as they are: predictions saved earlier name the file's ids.
+        report: is filled.
+        training: every photo must be there, and the categories are numbered in the order of the classes. With the file's own classes,
+            outlines become rings that mmdet trains on as they are (`jobs.annotations.outlines`). For metrics all stays as it is:
+            predictions saved earlier name the file's ids.
     Returns:
-        A new document, and why objects were left out: how many by reason.
+        A new document.
     Raises:
         AnnotationsError: a category that the model does not know, or a photo, category or object that cannot be understood.
     """
-    try:
-        return _normalise(coco, source, images, classes, training=training)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise AnnotationsError(f"{source}: not COCO annotations, missing or wrong: {error}.") from error
-
-
-def _normalise(
-    coco: dict[str, Any], source: Path, images: Path, classes: Sequence[str] | None, *, training: bool
-) -> tuple[dict[str, Any], Counter[str]]:
-    ordered = sorted(coco["categories"], key=lambda category: category["id"])
-    for kind, key, entries in (("category", "id", ordered), ("category", "name", ordered), ("photo", "id", coco["images"])):
-        _refuse_twice(source, kind, key, entries)
+    sections = {name: _entries(coco, name, source) for name in ("images", "annotations", "categories")}
+    photos = _photos(sections["images"], source, images, report, all_there=training)
+    ordered = _categories(sections["categories"], source)
+    known = {category["id"]: category for category in ordered}
+    reader = ObjectReader(source, photos, known, report, rings=training and classes is None)
+    read = (reader.read(entry, number) for number, entry in enumerate(sections["annotations"]))
+    objects = [found for found in read if found is not None]
+    reader.refuse_other_kinds()
+    ordered = _without_roots(ordered, objects, report)
+    _refuse_twice(source, "category", "name", ordered, "Give one of them another name in the annotation tool, or join them.")
     names = tuple(classes or (category["name"] for category in ordered))
-    unknown = {category["name"] for category in ordered} - set(names)
+    _refuse_unknown(source, ordered, objects, names)
+    if training:
+        ids = {category["id"]: names.index(category["name"]) + 1 for category in ordered if category["name"] in names}
+        objects = [found | {"category_id": ids[found["category_id"]]} for found in objects]
+        ordered = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
+    images_left = list({photo["id"]: photo for photo in photos.values()}.values())
+    _count(report, images_left, objects, ordered)
+    return coco | {"images": images_left, "annotations": objects, "categories": ordered}
+
+
+def _entries(coco: Entry, name: str, source: Path) -> list[Entry]:
+    entries = coco.get(name)
+    if not isinstance(entries, list):
+        raise AnnotationsError(f"{source}: not COCO annotations: its {name} are no list.")
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise AnnotationsError(
+                f"{source}: not COCO annotations: entry {number} of its {name} is {type(entry).__name__}, no object."
+            )
+    return entries
+
+
+def _field(entry: Entry, name: str, place: str) -> Any:
+    value = entry.get(name)
+    if not isinstance(value, (str, int, float)) or value != value or value == "" or isinstance(value, bool):
+        raise AnnotationsError(f"{place}: its {name} is missing or wrong: {value!r}.")
+    return value
+
+
+def _refuse_twice(source: Path, kind: str, key: str, entries: Sequence[Entry], remedy: str = "") -> None:
+    value, times = Counter(entry[key] for entry in entries).most_common(1)[0] if entries else (None, 1)
+    if times > 1:
+        raise AnnotationsError(f"{source}: {times} entries with the {kind} {key} {value!r}; it must be unique. {remedy}".rstrip())
+
+
+def _photos(entries: Sequence[Entry], source: Path, images: Path, report: Report, *, all_there: bool) -> dict[Any, Entry]:
+    """Photos by id, found and upright; those of one file become one, under both ids."""
+    for number, entry in enumerate(entries):
+        place = f"{source}: photo {entry.get('id', f'number {number}')}"
+        _field(entry, "id", place)
+        if not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
+            raise AnnotationsError(f"{place}: its file_name is missing or wrong: {entry.get('file_name')!r}.")
+    _refuse_twice(source, "photo", "id", entries)
+    files = find_photos([entry["file_name"] for entry in entries], images, report)
+    found = [entry | {"file_name": files[entry["file_name"]]} for entry in entries]
+    if all_there and (missing := missing_photos(found, images)):
+        raise AnnotationsError(f"{source}: {missing}.")
+    photos: dict[Any, Entry] = {}
+    by_file: dict[str, Entry] = {}
+    for entry in found:
+        name, place = entry["file_name"], f"{source}: photo {entry['id']}"
+        if name in by_file:
+            report.repair("photos that stand there under two ids joined", f"{name}, {by_file[name]['id']} and {entry['id']}")
+        else:
+            size = pixels(entry.get("width")), pixels(entry.get("height"))
+            by_file[name] = sized(entry, size, images, place, readable=all_there)
+        photos[entry["id"]] = by_file[name]
+    return photos
+
+
+def _categories(entries: Sequence[Entry], source: Path) -> list[Entry]:
+    """In the order of their ids."""
+    for number, entry in enumerate(entries):
+        place = f"{source}: category {entry.get('id', f'number {number}')}"
+        _field(entry, "id", place)
+        _field(entry, "name", place)
+    _refuse_twice(source, "category", "id", entries)
+    ordered = sorted(entries, key=lambda entry: (isinstance(entry["id"], str), entry["id"]))
+    return [entry | {"name": str(entry["name"])} for entry in ordered]
+
+
+def _without_roots(categories: list[Entry], objects: Sequence[Entry], report: Report) -> list[Entry]:
+    """Without those that only group others, as Roboflow's first one does: no object is of them, and others name them as theirs."""
+    used = {found["category_id"] for found in objects}
+    groups = {entry.get("supercategory") for entry in categories}
+
+    def is_root(entry: Entry) -> bool:
+        return entry["id"] not in used and entry["name"] in groups - {entry.get("supercategory")}
+
+    for entry in filter(is_root, categories):
+        report.repair("categories that only group others dropped", f"{entry['name']}, id {entry['id']}")
+    return [entry for entry in categories if not is_root(entry)]
+
+
+def _refuse_unknown(source: Path, categories: Sequence[Entry], objects: Sequence[Entry], names: Sequence[str]) -> None:
+    used = {found["category_id"] for found in objects}
+    unknown = {category["name"] for category in categories if category["id"] in used} - set(names)
     if unknown:
         raise AnnotationsError(
             f"{source}: categories that the model does not know: {', '.join(sorted(unknown))}. It knows what the training set has: add "
             "photos of them there, or leave them out here."
         )
-    ids = {category["id"]: names.index(category["name"]) + 1 if training else category["id"] for category in ordered}
-    photos = {photo["id"]: with_size(photo, source, images) for photo in coco["images"]}
-    left_out: Counter[str] = Counter()
-    objects: list[dict[str, Any]] = []
-    elsewhere: list[str] = []
-    for number, found in enumerate(coco["annotations"]):
-        place = f"{source}: annotation {found.get('id', f'number {number}')}"
-        photo = photos.get(found.get("image_id"))
-        if photo is None or found.get("category_id") not in ids:
-            left_out["of no photo or category in the file"] += 1
-            continue
-        try:
-            outline = _outline(found, photo, traced=training)
-            box = _box(found) if outline else None
-        except (TypeError, ValueError, KeyError) as error:
-            raise AnnotationsError(
-                f"{place}: its segmentation is neither polygons nor RLE, or its bbox no box ({error})."
-            ) from error
-        if not outline:
-            left_out["without an outline"] += 1
-            continue
-        whole = _completed(found | {"bbox": box}, outline, photo)
-        if isinstance(outline, list) and not _overlap(whole["bbox"], outline):
-            elsewhere.append(f"{place}: its bbox {whole['bbox']} lies elsewhere than its outline")
-        objects.append(whole | {"id": number + 1, "category_id": ids[found["category_id"]]})
-    if len(elsewhere) > max(MAX_BOXES_ELSEWHERE * len(objects), 1):
-        raise AnnotationsError(f"{elsewhere[0]}, as {len(elsewhere)} of {len(objects)} do; COCO's is x, y, width, height.")
-    categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)] if training else ordered
-    return coco | {"images": list(photos.values()), "annotations": objects, "categories": categories}, left_out
 
 
-def _refuse_twice(source: Path, kind: str, key: str, entries: Sequence[dict[str, Any]]) -> None:
-    value, times = Counter(entry[key] for entry in entries).most_common(1)[0] if entries else (None, 1)
-    if times > 1:
-        raise AnnotationsError(f"{source}: {times} entries with the {kind} {key} {value!r}; it must be unique.")
-
-
-def with_size(photo: dict[str, Any], source: Path | str, images: Path) -> dict[str, Any]:
-    """The photo's entry with width and height, read from the file upright where they are missing.
-
-    Raises:
-        AnnotationsError: it cannot be read.
-    """
-    file = images / photo["file_name"]
-    if photo.get("width") and photo.get("height"):
-        return photo
-    try:
-        width, height = upright_size(file)
-    except PhotoError as error:
-        raise AnnotationsError(f"{source}: photo {photo.get('id')} has no width and height. {error}.") from error
-    return photo | {"width": width, "height": height}
-
-
-def _outline(found: dict[str, Any], photo: dict[str, Any], *, traced: bool) -> Any:
-    """Polygons of 3 points and more, or RLE; empty where nothing is left."""
-    outline = found.get("segmentation") or []
-    if isinstance(outline, dict):
-        if not traced or found.get("iscrowd"):
-            to_rle(outline, (photo["height"], photo["width"]))  # raises where it is none
-            return outline
-        return _traced(outline, photo)
-    if outline and not isinstance(outline[0], list):
-        outline = [outline]
-    rings = [ring for ring in outline if len(ring) >= MIN_NUMBERS and len(ring) % 2 == 0]
-    if not all(np.isfinite(np.asarray(ring, np.float64)).all() for ring in rings):
-        raise ValueError("a coordinate is not a finite number")
-    return rings
-
-
-def _box(found: dict[str, Any]) -> list[float] | None:
-    """x, y, width, height of an object that has a box; zeros alone stand for none."""
-    if not any(found.get("bbox") or ()):
-        return None
-    left, top, width, height = np.asarray(found["bbox"], np.float64).tolist()
-    if not np.isfinite([left, top, width, height]).all():
-        raise ValueError("a number of bbox is not finite")
-    return [left, top, width, height]
-
-
-def _overlap(box: Sequence[float], rings: Sequence[Sequence[float]]) -> bool:
-    """Whether a box has anything to do with the one around the outline, each a pixel larger: some are lines."""
-    left, top, width, height = (*box[:2], box[2] + 1, box[3] + 1)
-    points = np.concatenate([np.reshape(ring, (-1, 2)) for ring in rings])
-    first, last = points.min(0), points.max(0) + 1
-    shared = np.minimum(last, (left + width, top + height)) - np.maximum(first, (left, top))
-    both = width * height + np.prod(last - first) - (inside := np.prod(np.maximum(shared, 0)))
-    return bool(inside >= MIN_BOX_IOU * both)
-
-
-def _traced(rle: dict[str, Any], photo: dict[str, Any]) -> list[list[float]]:
-    """Outer contours of an RLE mask, x y x y ..., a quarter pixel inside its edge; holes are filled."""
-    mask = rle_to_mask(to_rle(rle, (photo["height"], photo["width"])))
-    enlarged = cv2.resize(mask, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
-    contours, _ = cv2.findContours(enlarged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    rings = [((contour.reshape(-1) + 0.5) / 2).tolist() for contour in contours]
-    return [ring for ring in rings if len(ring) >= MIN_NUMBERS]
-
-
-def to_rle(segmentation: Any, size_hw: tuple[int, int]) -> dict[str, Any]:
-    """COCO's polygons, plain run lengths or compressed ones → compressed run lengths.
-
-    Args:
-        segmentation: of an annotation or a result, pixels.
-        size_hw: of the photo, pixels.
-    """
-    height, width = size_hw
-    if isinstance(segmentation, list):
-        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return coco_mask.frPyObjects(segmentation, height, width)
-    return segmentation
-
-
-def _completed(found: dict[str, Any], outline: Any, photo: dict[str, Any]) -> dict[str, Any]:
-    """The object with its outline, iscrowd, area and box."""
-    whole = found | {"segmentation": outline, "iscrowd": int(found.get("iscrowd") or 0)}
-    if whole.get("area") is None or not whole.get("bbox"):
-        rle = to_rle(outline, (photo["height"], photo["width"]))
-        whole["area"] = float(coco_mask.area(rle)) if whole.get("area") is None else whole["area"]
-        whole["bbox"] = whole.get("bbox") or coco_mask.toBbox(rle).tolist()
-    return whole
-
-
-def missing_photos(coco: dict[str, Any], images: Path, most: int = 3) -> str | None:
-    """What to say of photos that are not in the folder; None where all are."""
-    missing = [photo["file_name"] for photo in coco["images"] if not (images / photo["file_name"]).is_file()]
-    if not missing:
-        return None
-    named = ", ".join(itertools.islice(missing, most))
-    said = f"{len(missing)} of {len(coco['images'])} photos are missing in {images}, first: {named}"
-    if "/" in missing[0] and (images / Path(missing[0]).name).is_file():
-        said += f" ({Path(missing[0]).name} is there, without its folders: name the folder that they are in, or move the photos into them)"
-    return said
-
-
-def wrong_size(coco: dict[str, Any], images: Path) -> str | None:
-    """What to say of the first photo that cannot be read, or is of another size than its annotations; None where all fit."""
-    for photo in coco["images"]:
-        try:
-            size = upright_size(images / photo["file_name"])
-        except PhotoError as error:
-            return str(error)
-        annotated = photo["width"], photo["height"]
-        if size != annotated:
-            return (
-                f"{photo['file_name']} is {size[0]} x {size[1]} pixels upright, as its orientation turns it, but is annotated as "
-                f"{annotated[0]} x {annotated[1]}: its outlines would lie in the wrong place"
-            )
-    return None
+def _count(report: Report, photos: Sequence[Entry], objects: Sequence[Entry], categories: Sequence[Entry]) -> None:
+    report.photos, report.crowds = len(photos), sum(found["iscrowd"] for found in objects)
+    report.objects = len(objects) - report.crowds
+    shown = {found["image_id"] for found in objects}
+    if empty := sum(photo["id"] not in shown for photo in photos):
+        report.remarks.append(f"{empty:,} photos without objects")
+    used = {found["category_id"] for found in objects if not found["iscrowd"]}
+    if unused := [category["name"] for category in categories if category["id"] not in used]:
+        report.remarks.append(f"no object of {', '.join(unused)}")

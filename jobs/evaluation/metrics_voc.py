@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle_masks
 
-from jobs.annotations.coco_file import to_rle
+from jobs.annotations.outlines import outline_to_rle
 
 IOU_THRESHOLD = 0.5
 FALSE_POSITIVE, ON_CROWD = -1, -2
@@ -111,7 +111,7 @@ def _area_under(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> 
 def _shapes(objects: Objects, over: str, size_hw: tuple[int, int]) -> Any:
     if over == "box":
         return np.array([entry["bbox"] for entry in objects], np.float64)
-    return [to_rle(entry["segmentation"], size_hw) for entry in objects]
+    return [outline_to_rle(entry["segmentation"], size_hw) for entry in objects]
 
 
 def _scores(objects: Objects) -> NDArray[np.float64]:

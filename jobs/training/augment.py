@@ -17,7 +17,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform, Compose
 from mmdet.registry import TRANSFORMS
 
-from jobs.annotations.coco_file import AnnotationsError
+from jobs.annotations.report import AnnotationsError
 from jobs.photos import PhotoError, read_photo
 
 GREY = 114  # letterbox grey of RTMDet

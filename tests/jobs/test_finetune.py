@@ -23,6 +23,7 @@ from mmdet.models.layers import ExpMomentumEMA
 from mmengine.model import BaseModel
 
 from jobs.annotations.datasets import Annotations
+from jobs.annotations.report import Report
 from jobs.third_party import known_warnings_ignored
 from jobs.training.batch_norm import restore_batch_norms
 from jobs.training.hooks import RatesByLayer, check_layers, freeze
@@ -92,7 +93,7 @@ def test_frozen_layers_stay(trained):
 def test_the_average_is_of_the_runs_end(steps, tmp_path):
     """Of any run: a fixed memory of 500 steps would save what short ones began with."""
     settings = settings_from_args(["--train", "a", "--train-images", "b", "--work-dir", str(tmp_path), "--steps", str(steps)])
-    hooks = runner_config(settings, nano_spec(), Annotations(tmp_path, tmp_path, ("a",), 8, ""), None, None).custom_hooks
+    hooks = runner_config(settings, nano_spec(), Annotations(tmp_path, tmp_path, ("a",), 8, Report("a")), None, None).custom_hooks
     options = next(hook for hook in hooks if hook["type"] == "EMAHook")
     weight = torch.nn.Linear(1, 1, bias=False)
     average = ExpMomentumEMA(weight, momentum=options["momentum"], gamma=options["gamma"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -95,7 +96,14 @@ def test_what_is_left_out_is_told(tmp_path, photos):
     """Objects without an outline, and what is nothing's, are counted; nothing at all to train on is an error."""
     useless = [{"id": 1, "segmentation": []}, {"id": 2, "image_id": 99, "segmentation": [SQUARE]}, {"id": 3}]
     found = read(tmp_path, photos, [*useless, {"id": 4, "segmentation": [SQUARE, [1.0, 2.0]]}], training=True)
-    assert "1 photos, 1 objects, 2 left out without an outline, 1 left out of no photo" in found.summary
+    assert found.summary.splitlines() == [
+        "coco.json: 1 photos, 1 objects",
+        "  left out: 2 without an outline (first: annotation 1, a.jpg)",
+        "  left out: 1 of no photo in the file (first: annotation 2)",
+        "  left out: 1 polygons of fewer than three points (first: annotation 4, a.jpg)",
+    ]
+    with pytest.raises(AnnotationsError, match=r"2 without an outline .*--strict allows none"):
+        read(tmp_path, photos, [*useless, {"id": 4, "segmentation": [SQUARE]}], strict=True)
     with pytest.raises(AnnotationsError, match="nothing to learn"):
         read(tmp_path, photos, useless, training=True)
 
@@ -116,15 +124,22 @@ def test_validation_speaks_of_the_training_sets_classes(tmp_path, photos):
         ({"segmentation": [[1, 1, 9, None, 9, 9]]}, "not a finite number"),
         ({"segmentation": [[1, 1, 9, float("nan"), 9, 9]]}, "not a finite number"),
         ({"segmentation": [["a", 1, 9, 1, 9, 9]]}, "neither polygons nor RLE"),
-        ({"bbox": [1, 2]}, "unpack"),
-        ({"bbox": [1, 2, 3, None]}, "not finite"),
+        ({"segmentation": [[1, 1, 9, 1, 9, 9, 5]]}, "a polygon of 7 numbers"),
+        ({"segmentation": [[1, 1, 1e12, 1, 9, 9]]}, "more than 640 pixels from its photo"),
+        ({"segmentation": {"size": [48, 64], "counts": None}}, "no RLE|do not add up"),
+        ({"segmentation": {"size": [48, 64], "counts": [10, 20]}}, "do not add up to 48 x 64"),
+        ({"segmentation": {"size": [64, 48], "counts": [64 * 48]}}, r"\[64, 48\], .* \[48, 64\]: it is \[width, height\]"),
+        ({"segmentation": {"size": [24, 32], "counts": [24 * 32]}}, r"\[24, 32\], where"),
+        ({"segmentation": {"size": [48, 64], "counts": "0~~"}}, "counts are damaged"),
+        ({"segmentation": "polygon"}, "neither polygons nor RLE"),
+        ({"iscrowd": "perhaps"}, "its iscrowd is 'perhaps'"),
     ],
-    ids=["null", "NaN", "text", "half a box", "no number in a box"],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_numbers_that_are_none_are_named(tmp_path, photos, fault, message):
     """With the file and the annotation, before mmdet or shapely stumble over them."""
     for training in (True, False):
-        with pytest.raises(AnnotationsError, match=rf"coco\.json: annotation 12: .*{message}"):
+        with pytest.raises(AnnotationsError, match=rf"coco\.json: annotation 12, a\.jpg: .*({message})"):
             read(tmp_path, photos, [{"id": 12, "segmentation": [SQUARE]} | fault], training=training)
 
 
@@ -132,36 +147,61 @@ def test_boxes_of_another_kind_are_told(tmp_path, photos):
     """Two corners, say, for COCO's corner and size."""
     corners = {"id": 12, "segmentation": [[40, 30, 50, 30, 50, 36]], "bbox": [1, 2, 3, 4]}
     with pytest.raises(
-        AnnotationsError, match=r"annotation 12: its bbox \[1\.0, .* elsewhere .*, as 2 of 2 do; COCO's is x, y, width"
+        AnnotationsError, match=r"annotation 12, a\.jpg: its bbox lies elsewhere than its outline; .* width, height, as 2 of 2 do"
     ):
         read(tmp_path, photos, [corners, corners])
 
 
 def test_a_single_odd_box_stops_nothing(tmp_path, photos):
-    """Large files have some; nor does a box without width, of an outline without."""
+    """Large files have some: the outline says where an object is. An outline without width is none."""
     line = {"segmentation": [[9, 9, 9, 20, 9, 15]], "bbox": [9, 9, 0, 11]}
     odd = {"segmentation": [[40, 30, 60, 30, 60, 44]], "bbox": [1, 2, 10, 10]}
-    none = {"segmentation": [SQUARE], "bbox": [0, 0, 0, 0]}
-    found = read(tmp_path, photos, [line, odd, none, *[{"segmentation": [SQUARE]}] * 3])
-    assert "6 objects" in found.summary
+    none, text = ({"segmentation": [SQUARE], "bbox": box} for box in ([0, 0, 0, 0], ["10", "10", "20", "20"]))
+    found = read(tmp_path, photos, [line, odd, none, text, *[{"segmentation": [SQUARE]}] * 2])
+    assert found.report.objects == 5
+    assert found.report.left_out["smaller than a pixel"].count == 1
+    assert found.report.repaired["boxes taken from the outline"].count == 1
     boxes = [entry["bbox"] for entry in json.loads(found.coco_json.read_text())["annotations"]]
-    assert boxes[2] == boxes[3] != [0, 0, 0, 0]
+    assert boxes == [[40, 30, 20, 14], *[[10, 10, 20, 20]] * 4]
 
 
 def test_what_is_in_a_training_set_is_told(tmp_path, photos):
     """Categories that no object has become classes all the same, photos without objects are negatives, crowds teach nothing."""
     categories = [{"id": 1, "name": "ball"}, {"id": 2, "name": "balls"}]
     found = read(tmp_path, photos, [{"segmentation": [SQUARE]}], categories, training=True)
-    assert found.summary.endswith("1 photos, 1 objects; no object of balls")
+    assert found.summary.endswith("1 photos, 1 objects\n  no object of balls")
     with pytest.raises(AnnotationsError, match="nothing to learn"):
         read(tmp_path, photos, [{"segmentation": [SQUARE], "iscrowd": 1}], training=True)
 
 
-def test_photos_that_lie_without_their_folders_are_told(tmp_path, photos):
-    """As AzureML's exports name them, from the datastore's root on."""
-    image = {"id": 7, "file_name": "UI/2023/a.jpg", "width": 64, "height": 48}
-    with pytest.raises(AnnotationsError, match=r"first: UI/2023/a\.jpg \(a\.jpg is there, without its folders"):
-        read(tmp_path, photos, [{"segmentation": [SQUARE]}], image=image, training=True)
+@pytest.mark.parametrize("name", ["UI/2023/a.jpg", "..\\..\\up\\a.jpg", "/data/a.jpg", "./a.jpg", "C:\\photos\\a.jpg"])
+def test_photos_that_lie_without_their_folders_are_found(tmp_path, photos, name):
+    """As tools name them, from a datastore's or a disk's root on; the report says so."""
+    image = {"id": 7, "file_name": name, "width": 64, "height": 48}
+    found = read(tmp_path, photos, [{"segmentation": [SQUARE]}], image=image, training=True)
+    assert in_mmdet(found)
+    assert name == "./a.jpg" or f"photos found without the first folders of their names (first: {name} is a.jpg)" in found.summary
+
+
+@pytest.mark.parametrize(("on_disk", "in_file"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_composed_and_decomposed_names_are_one(tmp_path, photos, on_disk, in_file):
+    """macOS writes ü as two characters."""
+    (photos / "a.jpg").rename(photos / unicodedata.normalize(on_disk, "über.jpg"))
+    image = {"id": 7, "file_name": unicodedata.normalize(in_file, "über.jpg"), "width": 64, "height": 48}
+    assert in_mmdet(read(tmp_path, photos, [{"segmentation": [SQUARE]}], image=image, training=True))
+
+
+def test_one_photo_under_two_ids_is_one_photo(tmp_path, photos):
+    """It would train once with and once without its objects."""
+    document = {
+        "images": [{"id": number, "file_name": name} for number, name in ((1, "a.jpg"), (2, "./a.jpg"))],
+        "annotations": [{"id": number, "image_id": number, "category_id": 1, "segmentation": [SQUARE]} for number in (1, 2)],
+        "categories": [{"id": 1, "name": "ball"}],
+    }
+    (tmp_path / "twice.json").write_text(json.dumps(document))
+    found = read_annotations(tmp_path / "twice.json", photos, tmp_path / "scratch", training=True)
+    assert (found.photo_count, len(in_mmdet(found))) == (1, 2)
+    assert "1 photos that stand there under two ids joined" in found.summary
 
 
 def test_missing_photos_are_named_before_training(tmp_path, photos):
@@ -174,14 +214,16 @@ def test_missing_photos_are_named_before_training(tmp_path, photos):
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ({"categories": [{"name": "ball"}]}, "missing or wrong: 'id'"),
-        ({"images": [{"id": 7, "width": 64, "height": 48}]}, "missing or wrong: 'file_name'"),
-        ({"images": None}, "missing or wrong"),
-        ({"annotations": [1]}, "missing or wrong"),
+        ({"categories": [{"name": "ball"}]}, "category number 0: its id is missing or wrong"),
+        ({"categories": [{"id": 1, "name": None}]}, "category 1: its name is missing or wrong"),
+        ({"images": [{"id": 7, "width": 64, "height": 48}]}, "photo 7: its file_name is missing or wrong"),
+        ({"images": [{"id": [7], "file_name": "a.jpg"}]}, "its id is missing or wrong"),
+        ({"images": None}, "its images are no list"),
+        ({"annotations": [1]}, "entry 0 of its annotations is int"),
         ({"images": [{"id": 7, "file_name": "a.jpg"}] * 2}, "2 entries with the photo id 7"),
         ({"categories": [{"id": 1, "name": "ball"}, {"id": 2, "name": "ball"}]}, "2 entries with the category name 'ball'"),
     ],
-    ids=["no category id", "no file name", "null", "a number", "photo twice", "category twice"],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_no_coco_file_has_is_named(tmp_path, photos, document, message):
     """With the file, and not as a bare KeyError; what is there twice would be lost in silence."""
@@ -201,14 +243,106 @@ def test_photos_of_another_size_are_named_before_training(tmp_path, photos):
     sideways.save(photos / "a.jpg", exif=exif)
     object_ = [{"segmentation": [SQUARE]}]
     assert read(tmp_path, photos, object_, training=True).photo_count == 1
-    with pytest.raises(AnnotationsError, match=r"a\.jpg is 64 x 48 pixels upright.* annotated as 48 x 64"):
+    with pytest.raises(AnnotationsError, match=r"photo 7: a\.jpg is 64 x 48 pixels upright.* annotated as 48 x 64"):
         read(tmp_path, photos, object_, image={"id": 7, "file_name": "a.jpg", "width": 48, "height": 64}, training=True)
     (photos / "a.jpg").write_bytes(b"")
     with pytest.raises(AnnotationsError, match=r"a\.jpg: not a readable photo"):
         read(tmp_path, photos, object_, training=True)
 
 
-def test_an_outline_of_neither_kind(tmp_path, photos):
-    """The message names the file and the annotation."""
-    with pytest.raises(AnnotationsError, match=r"coco\.json: annotation 12: its segmentation"):
-        read(tmp_path, photos, [{"id": 12, "segmentation": {"size": [48, 64], "counts": None}}], training=True)
+POINTS = [[10, 10], [30, 10], [30, 30], [10, 30]]
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        SQUARE,
+        POINTS,
+        [POINTS],
+        [[*POINTS, [5, 20]]],
+        [*POINTS, [5, 20]],
+        [{"x": x, "y": y} for x, y in POINTS],
+        [[str(value) for value in SQUARE]],
+    ],
+    ids=["flat", "points", "a list of points", "five in a list", "five points", "x and y", "text"],
+)
+def test_outlines_in_any_form_that_has_one_reading(tmp_path, photos, segmentation):
+    """Lists of points were trained wrongly in mosaics, and ended pictures and evaluation in a traceback."""
+    ((_, box, polygons),) = in_mmdet(read(tmp_path, photos, [{"segmentation": segmentation}], training=True))
+    assert polygons[0][:6] == SQUARE[:6]
+    assert box[1:] == [10, 30, 30]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("area", 0),
+        ("area", [400.0]),
+        ("area", None),
+        ("area", "x"),
+        ("iscrowd", "false"),
+        ("iscrowd", None),
+        ("bbox", [1, 2]),
+        ("bbox", None),
+        ("bbox", [10, 10, float("nan"), 5]),
+        ("image_id", "7"),
+        ("category_id", "1"),
+        ("category_id", 1.0),
+        ("ignore", 0),
+    ],
+    ids=str,
+)
+def test_fields_of_another_type_are_read_as_meant(tmp_path, photos, field, value):
+    """mmdet drops the objects, or ends in a traceback."""
+    ((_, box, _),) = in_mmdet(read(tmp_path, photos, [{"segmentation": [SQUARE], field: value}], training=True))
+    assert box == [10, 10, 30, 30]
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [("64", "48"), ("64px", "48"), (64.0, 48.0), (None, 48), (0, 0), ("wide", 48)], ids=str
+)
+def test_sizes_of_another_type_are_read_as_meant(tmp_path, photos, width, height):
+    image = {"id": 7, "file_name": "a.jpg", "width": width, "height": height}
+    found = read(tmp_path, photos, [{"segmentation": [SQUARE]}], image=image, training=True)
+    (photo,) = json.loads(found.coco_json.read_text())["images"]
+    assert (photo["width"], photo["height"]) == (64, 48)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ([[0.2, 0.25, 0.6, 0.25, 0.6, 0.75]], "its coordinates lie between 0 and 1, fractions .* as 2 of 2 do"),
+        ([[100, 100, 130, 100, 130, 130]], "its outline lies outside its photo, as 2 of 2 do"),
+    ],
+    ids=["fractions", "outside"],
+)
+def test_a_file_of_other_coordinates_is_refused(tmp_path, photos, segmentation, message):
+    """A few such objects among others are left out, and told."""
+    odd = {"id": 12, "segmentation": segmentation}
+    for training in (True, False):
+        with pytest.raises(AnnotationsError, match=rf"coco\.json: annotation 12, a\.jpg: {message}"):
+            read(tmp_path, photos, [odd, odd], training=training)
+    found = read(tmp_path, photos, [{"segmentation": [SQUARE]}, odd], training=True)
+    assert (found.report.objects, found.report.total_left_out) == (1, 1)
+
+
+def test_boxes_of_two_corners_are_refused(tmp_path, photos):
+    """They overlap their outlines, and would be measured too large."""
+    corners = {"segmentation": [SQUARE], "bbox": [10, 10, 30, 30]}
+    with pytest.raises(AnnotationsError, match="its bbox is two corners"):
+        read(tmp_path, photos, [corners, corners])
+
+
+@pytest.mark.parametrize("root_name", ["balls", "ball"])
+def test_roots_are_no_classes(tmp_path, photos, root_name):
+    """Roboflow's first category groups the others, and no object is of it."""
+    categories = [{"id": 0, "name": root_name, "supercategory": "none"}, {"id": 1, "name": "ball", "supercategory": root_name}]
+    found = read(tmp_path, photos, [{"segmentation": [SQUARE]}], categories, training=True)
+    assert found.classes == ("ball",)
+    assert f"1 categories that only group others dropped (first: {root_name}, id 0)" in found.summary
+    with_objects = [{"segmentation": [SQUARE], "category_id": 0}, {"segmentation": [SQUARE]}]
+    if root_name == "ball":
+        with pytest.raises(AnnotationsError, match=r"2 entries with the category name 'ball'; .* Give one of them another name"):
+            read(tmp_path, photos, with_objects, categories, training=True)
+    else:
+        assert read(tmp_path, photos, with_objects, categories, training=True).classes == ("balls", "ball")

@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.annotations.datasets import AnnotationsError, azureml_to_coco, read_annotations
+from jobs.annotations.azureml_file import azureml_to_coco
+from jobs.annotations.coco_file import normalise
+from jobs.annotations.datasets import AnnotationsError, read_annotations
+from jobs.annotations.report import Report
+from tests.support.mask_examples import decode_rle
 
 
 def test_coco_is_taken_as_it_is(tiny_coco, tmp_path):
@@ -28,6 +32,13 @@ def test_azureml_equals_coco(tiny_coco, tmp_path):
         assert mine["segmentation"][0] == pytest.approx(theirs["segmentation"][0])
 
 
+def converted(rows, photos=Path("nowhere")):
+    """One COCO document, and the report."""
+    report = Report("x")
+    places = [(f"line {number}", row) for number, row in enumerate(rows, start=1)]
+    return azureml_to_coco(places, "x", photos, report), report
+
+
 def row(**label):
     polygon = [[0.1, 0.1, 0.5, 0.1, 0.5, 0.5]]
     details = {"format": "jpg", "width": 100, "height": 50}
@@ -38,7 +49,9 @@ def row(**label):
     ("flag", "crowd"), [("true", 1), ("false", 0), (True, 1), (0, 0), ("1", 1)], ids=["true", "false", "bool", "zero", "one"]
 )
 def test_crowd_flag_in_any_spelling(flag, crowd):
-    assert azureml_to_coco([row(isCrowd=flag)], "x", Path())["annotations"][0]["iscrowd"] == crowd
+    coco, report = converted([row(isCrowd=flag)])
+    found = normalise(coco, Path("x"), Path("nowhere"), None, report, training=False)
+    assert found["annotations"][0]["iscrowd"] == crowd
 
 
 @pytest.mark.parametrize(
@@ -46,26 +59,37 @@ def test_crowd_flag_in_any_spelling(flag, crowd):
     [
         ("azureml://subscriptions/1/resourcegroups/2/workspaces/3/datastores/4/paths/a/b.jpg", "a/b.jpg"),
         ("AmlDatastore://images/a/b.jpg", "a/b.jpg"),
-        ("https://host/a/b.jpg", "b.jpg"),
+        ("https://host/a/b.jpg?sas=1", "a/b.jpg"),
         ("a/b.jpg", "a/b.jpg"),
     ],
 )
 def test_file_name_of_url(url, file_name):
-    assert azureml_to_coco([row() | {"image_url": url}], "x", Path())["images"][0]["file_name"] == file_name
+    assert converted([row() | {"image_url": url}])[0]["images"][0]["file_name"] == file_name
 
 
 def test_two_rings_are_one_object():
     """Areas add up, and the box goes around both."""
     rings = [[0.0, 0.0, 0.1, 0.0, 0.1, 0.1, 0.0, 0.1], [0.5, 0.5, 0.6, 0.5, 0.6, 0.6, 0.5, 0.6]]
-    found = azureml_to_coco([row(polygon=rings)], "x", Path())["annotations"][0]
+    coco, report = converted([row(polygon=rings)])
+    found = normalise(coco, Path("x"), Path("nowhere"), None, report, training=False)["annotations"][0]
     assert found["area"] == pytest.approx(2 * 10 * 5)
     assert found["bbox"] == pytest.approx([0, 0, 60, 30])
+
+
+def test_a_ring_within_another_is_a_hole():
+    """Rings combine by XOR, as AzureML's reader does."""
+    rings = [[0.1, 0.1, 0.9, 0.1, 0.9, 0.9, 0.1, 0.9], [0.3, 0.3, 0.7, 0.3, 0.7, 0.7, 0.3, 0.7]]
+    coco, report = converted([row(polygon=rings)])
+    found = normalise(coco, Path("x"), Path("nowhere"), None, report, training=False)["annotations"][0]
+    assert found["area"] == 80 * 40 - 40 * 20
+    mask = decode_rle(found["segmentation"])
+    assert (mask[25, 50], mask[8, 50]) == (0, 1)
 
 
 @pytest.mark.parametrize("details", [None, {}, {"format": "png"}, {"width": "128px", "height": None}], ids=str)
 def test_size_is_read_from_the_photo_where_it_is_missing(tiny_coco, details):
     """As exports without `image_details` need it."""
-    found = azureml_to_coco([row() | {"image_url": "x://host/1.png", "image_details": details}], "x", tiny_coco / "photos")
+    found, _ = converted([row() | {"image_url": "x://host/1.png", "image_details": details}], tiny_coco / "photos")
     assert (found["images"][0]["width"], found["images"][0]["height"]) == (128, 96)
     assert found["annotations"][0]["segmentation"][0][:4] == pytest.approx([12.8, 9.6, 64, 9.6])
 
@@ -77,14 +101,17 @@ def test_labels_without_an_outline_are_counted(tmp_path):
     with_and_without["label"].append({"label": "cat", "polygon": []})
     path.write_text(json.dumps(with_and_without))
     found = read_annotations(path, tmp_path, tmp_path)
-    assert found.summary == "a.jsonl: 1 photos, 1 objects, 1 left out without an outline"
+    assert found.summary == "a.jsonl: 1 photos, 1 objects\n  left out: 1 without an outline (first: line 1, a.jpg)"
 
 
 def test_two_urls_of_one_name_are_told(tmp_path):
     """Their labels would land on one photo."""
     rows = [row() | {"image_url": f"https://host/{folder}/1.jpg"} for folder in "ab"]
-    with pytest.raises(AnnotationsError, match=r"https://host/a/1\.jpg and https://host/b/1\.jpg are both 1\.jpg"):
-        azureml_to_coco(rows, "x", tmp_path)
+    (tmp_path / "1.jpg").touch()
+    with pytest.raises(AnnotationsError, match=r"a/1\.jpg and b/1\.jpg are both 1\.jpg"):
+        converted(rows, tmp_path)
+    with pytest.raises(AnnotationsError, match=r"x: a\.jpg and a\.jpg are both a\.jpg"):
+        converted([row(), row()], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -92,11 +119,11 @@ def test_two_urls_of_one_name_are_told(tmp_path):
     [
         ('{"image_url": "a.jpg"}', "label"),
         ("{broken", "line 1: not JSON"),
-        (json.dumps(row(polygon=[[0.1, 0.2]])), "3 points or more"),
+        (json.dumps(row(polygon=[[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]])), r"bad\.jsonl: line 1, a\.jpg: .* polygon of 7 numbers"),
         (json.dumps(row(polygon=[[10, 10, 50, 10, 50, 50]])), "polygon from 10 to 50: expected fractions"),
         ('["a"]', "not AzureML annotations"),
     ],
-    ids=["no labels", "not JSON", "two numbers", "pixels", "a list"],
+    ids=["no labels", "not JSON", "seven numbers", "pixels", "a list"],
 )
 def test_bad_jsonl_names_the_fault(tmp_path, content, message):
     path = tmp_path / "bad.jsonl"

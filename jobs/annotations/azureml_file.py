@@ -1,0 +1,169 @@
+"""AzureML's annotations, one photo a line of JSON, as a COCO document.
+
+    {"image_url", "image_details": {"width", "height"}, "label": [{"label", "isCrowd", "polygon": [[x, y, …], …]}]}
+
+Polygons are fractions of width and height, and those of one object combine by XOR, so that one within another is a hole. What AzureML's
+reader drops with a warning is left out and told: polygons of fewer than three points, and objects without a polygon.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import yaml
+
+from jobs.annotations.fields import pixels
+from jobs.annotations.outlines import OutlineError, combine_by_xor, read_outline
+from jobs.annotations.photo_files import find_photos, sized
+from jobs.annotations.report import AnnotationsError, Report
+
+Entry = dict[str, Any]
+SLACK = 0.5
+"""Polygons may reach beyond the photo by this share of its side; pixels instead of fractions are far beyond."""
+MLTABLE = "MLTable"
+
+
+def azureml_to_coco(rows: Iterable[tuple[str, Entry]], source: str, photos: Path, report: Report) -> Entry:
+    """AzureML's annotations as one COCO document.
+
+    Args:
+        rows: place for messages, such as "line 3", and what stands there; `image_details` may be missing.
+        source: name of the file, for messages.
+        photos: folder that they are in.
+        report: is told what is left out.
+    Returns:
+        COCO document; polygons in pixels, categories numbered from 1 in alphabetical order, `file_name` from the folder of the photos on.
+    Raises:
+        AnnotationsError: a row lacks a key, a polygon is in pixels, or two rows are of one photo.
+    Source: CONTRACT.md, "Batch, annotations, metrics".
+    """
+    rows = [(place, _checked(row, f"{source}, {place}")) for place, row in rows]
+    files = find_photos([_path_of(row["image_url"]) for _, row in rows], photos, report)
+    labels = sorted({_label_name(label) for _, row in rows for label in row["label"]})
+    ids = {name: number for number, name in enumerate(labels, start=1)}
+    images: list[Entry] = []
+    annotations: list[Entry] = []
+    seen: dict[str, str] = {}
+    for number, (place, row) in enumerate(rows, start=1):
+        name, details = files[_path_of(row["image_url"])], row.get("image_details") or {}
+        if name in seen:
+            raise AnnotationsError(f"{source}: {seen[name]} and {row['image_url']} are both {name} in the folder of the photos.")
+        seen[name] = row["image_url"]
+        size = pixels(details.get("width")), pixels(details.get("height"))
+        images.append(sized({"id": number, "file_name": name}, size, photos, f"{source}, {place}: photo {name}"))
+        for label in row["label"]:
+            where = f"{place}, {name}"
+            if outline := _outline(label, images[-1], source, where, report):
+                found = {"image_id": number, "category_id": ids[_label_name(label)], "segmentation": outline, "_place": where}
+                annotations.append(found | {"iscrowd": label.get("isCrowd"), "id": len(annotations) + 1})
+    return {"images": images, "annotations": annotations, "categories": [{"id": ids[name], "name": name} for name in labels]}
+
+
+def _checked(row: Any, where: str) -> Entry:
+    if not isinstance(row, dict) or not isinstance(row.get("image_url"), str) or not isinstance(row.get("label"), list):
+        raise AnnotationsError(f"{where}: not AzureML annotations, an object with the text image_url and the list label.")
+    if not isinstance(row.get("image_details") or {}, dict):
+        raise AnnotationsError(f"{where}: not AzureML annotations, image_details is no object.")
+    for label in row["label"]:
+        if not isinstance(label, dict) or not isinstance(label.get("label"), (str, int)) or label["label"] == "":
+            raise AnnotationsError(f"{where}: not AzureML annotations, a label is no object with the text label.")
+    return row
+
+
+def _label_name(label: Entry) -> str:
+    return str(label["label"])
+
+
+def _outline(label: Entry, image: Entry, source: str, where: str, report: Report) -> Any:
+    """The outline in pixels; none where AzureML's reader would drop the object, which the report then says."""
+    size_hw = image["height"], image["width"]
+    polygon = label.get("polygon")
+    try:
+        fractions, short = read_outline(polygon, size_hw)
+    except OutlineError as error:
+        raise AnnotationsError(f"{source}: {where}: {str(error).replace('segmentation', 'polygon')}.") from error
+    if isinstance(fractions, dict):
+        raise AnnotationsError(f"{source}: {where}: its polygon is RLE, where AzureML has fractions.")
+    if short:
+        report.leave_out("polygons of fewer than three points", where)
+    if not fractions:
+        if not short:
+            boxed = "topX" in label
+            report.leave_out("detection labels, topX and so on without a polygon" if boxed else "without an outline", where)
+        return None
+    numbers = np.concatenate(fractions)
+    if numbers.min() < -SLACK or numbers.max() > 1 + SLACK:
+        spread = f"polygon from {numbers.min():g} to {numbers.max():g}"
+        raise AnnotationsError(f"{source}: {where}: {spread}: expected fractions of width and height, 0 to 1.")
+    scale = np.array([image["width"], image["height"]])
+    return combine_by_xor([(np.reshape(ring, (-1, 2)) * scale).ravel().tolist() for ring in fractions], size_hw)
+
+
+def _path_of(image_url: str) -> str:
+    """`azureml://…/paths/a/b.jpg`, `AmlDatastore://store/a/b.jpg` and `https://host/a/b.jpg` → `a/b.jpg`."""
+    if "://" not in image_url:
+        return image_url
+    scheme, rest = unquote(image_url.split("?", 1)[0]).split("://", 1)  # a SAS token is no part of the name
+    if scheme.lower() == "azureml" and "/paths/" in rest:
+        return rest.split("/paths/", 1)[1]
+    return rest.split("/", 1)[-1]
+
+
+def jsonl_rows(files: Sequence[Path]) -> Iterator[tuple[str, Any]]:
+    """Place and content of each line that has any.
+
+    Raises:
+        AnnotationsError: a line is no JSON.
+    """
+    for path in files:
+        for number, line in enumerate(read_text(path).split("\n"), start=1):
+            place = f"line {number}" if len(files) == 1 else f"{path.name}, line {number}"
+            if line.strip():
+                try:
+                    yield place, json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise AnnotationsError(f"{path}, line {number}: not JSON ({error}).") from error
+
+
+def mltable_files(table: Path) -> list[Path]:
+    """The JSONL files that a folder's MLTable file lists.
+
+    Args:
+        table: the folder, or the file itself.
+    Raises:
+        AnnotationsError: it lists none, or some that are not here.
+    """
+    file = table / MLTABLE if table.is_dir() else table
+    if not file.is_file():
+        raise AnnotationsError(
+            f"{table}: a folder without a file {MLTABLE}. Name the annotations, or the folder of an {MLTABLE}."
+        )
+    try:
+        document = yaml.safe_load(read_text(file))
+    except yaml.YAMLError as error:
+        raise AnnotationsError(f"{file}: not YAML ({' '.join(str(error).split())}).") from error
+    listed = document.get("paths") if isinstance(document, dict) else None
+    found: list[Path] = []
+    for entry in listed if isinstance(listed, list) else []:
+        pattern = entry.get("file") or entry.get("pattern") if isinstance(entry, dict) else None
+        if not isinstance(pattern, str) or "://" in pattern:
+            raise AnnotationsError(f"{file}: of its paths, {entry!r} is no file in this folder.")
+        here = sorted(file.parent.glob(pattern.removeprefix("./"))) if "pattern" in entry else [file.parent / pattern]
+        found += here
+    missing = [str(path) for path in found if not path.is_file()]
+    if missing or not found:
+        raise AnnotationsError(f"{file}: {f'there is no file {missing[0]}' if missing else 'it lists no files in paths'}.")
+    return found
+
+
+def read_text(path: Path) -> str:
+    """Raises: AnnotationsError: it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise AnnotationsError(f"{path}: not UTF-8 ({error}).") from error

@@ -1,0 +1,175 @@
+"""One COCO annotation at a time, as an object that mmdet trains on and pycocotools measures, or a reason why it is none.
+
+photo and category known ─▶ an outline ─▶ on its photo, at least a pixel wide, high and large ─▶ box, area, iscrowd ─▶ object
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.annotations.fields import flag, known_id, number
+from jobs.annotations.outlines import Outline, OutlineError, mask_area, outline_box, outline_to_rings, read_outline
+from jobs.annotations.report import AnnotationsError, Report
+
+Entry = dict[str, Any]
+MIN_BOX_IOU, CORNERS_IOU = 0.5, 0.9
+"""Below the first, a box is not its outline's; above the second, it is, read as two corners."""
+ELSEWHERE_IOU = 0.05
+"""Below it, a box has nothing to do with its outline."""
+STOUT_PX = 3.0
+"""An outline whose mean thickness is above it has pixels."""
+MAX_OF_OTHER_KIND = 0.1
+"""Large files have a few objects that are odd. Above this share of all, the numbers mean something else, and the file is refused."""
+FRACTIONS, MIN_SIDE_PX = (-0.5, 1.5), 4
+"""Where outlines in fractions of the photo lie, with some slack; photos below the second are too small to tell them from pixels."""
+
+
+class ObjectReader:
+    """Reads the annotations of one file.
+
+    Args:
+        source: the file, for messages.
+        photos: by id, with `width` and `height`.
+        categories: by id.
+        report: is told what is left out or repaired.
+        rings: give outlines as rings for training.
+    """
+
+    def __init__(
+        self, source: Path, photos: Mapping[Any, Entry], categories: Mapping[Any, Entry], report: Report, *, rings: bool
+    ) -> None:
+        self._source, self._photos, self._categories = source, photos, categories
+        self._report, self._rings = report, rings
+        self._outlined = self._objects = 0
+        self._other_kinds: dict[str, list[str]] = {}
+
+    def read(self, entry: Entry, place_in_file: int) -> Entry | None:
+        """The object; None where there is none, which the report then says.
+
+        Raises:
+            AnnotationsError: it has no right reading.
+        """
+        where = entry.get("_place") or f"annotation {entry.get('id', f'number {place_in_file}')}"
+        photo = self._photos.get(known_id(entry.get("image_id"), self._photos))
+        category = known_id(entry.get("category_id"), self._categories)
+        if photo is None or category is None:
+            self._report.leave_out(f"of no {'photo' if photo is None else 'category'} in the file", where)
+            return None
+        where += "" if "_place" in entry else f", {photo['file_name']}"
+        size_hw = photo["height"], photo["width"]
+        try:
+            outline = self._outline(entry, size_hw, where)
+            crowd = _is_crowd(entry)
+        except OutlineError as error:
+            raise AnnotationsError(f"{self._source}: {where}: {error}.") from error
+        if outline is None:
+            return None
+        self._objects += 1
+        found = {key: value for key, value in entry.items() if key not in ("_place", "ignore")}
+        found |= {"id": self._objects, "image_id": photo["id"], "category_id": category, "iscrowd": int(crowd)}
+        found |= {"bbox": self._box(entry, outline, size_hw, where), "area": self._area(entry, outline, size_hw, where)}
+        return found | {"segmentation": outline_to_rings(outline, size_hw) if self._rings and not crowd else outline}
+
+    def refuse_other_kinds(self) -> None:
+        """Raise AnnotationsError where more than a few outlines or boxes are of another kind than COCO's."""
+        for kind, places in self._other_kinds.items():
+            if len(places) > max(MAX_OF_OTHER_KIND * self._outlined, 1) or len(places) == self._outlined:
+                raise AnnotationsError(f"{self._source}: {places[0]}: {kind}, as {len(places)} of {self._outlined} do.")
+
+    def _outline(self, entry: Entry, size_hw: tuple[int, int], where: str) -> Outline | None:
+        """The outline of what is an object; None where it is none, which the report then says."""
+        outline, short = read_outline(entry.get("segmentation"), size_hw)
+        if short:
+            self._report.leave_out("polygons of fewer than three points", where)
+        if not outline:
+            if not short:
+                self._report.leave_out("without an outline", where)
+            return None
+        self._outlined += 1
+        if reason := self._why_no_object(outline, size_hw, where):
+            self._report.leave_out(reason, where)
+            return None
+        return outline
+
+    def _why_no_object(self, outline: Outline, size_hw: tuple[int, int], where: str) -> str | None:
+        if isinstance(outline, list):
+            if _like_fractions(outline, size_hw):
+                self._suspect("its coordinates lie between 0 and 1, fractions of the photo where COCO has pixels", where)
+                return "with coordinates like fractions of the photo"
+            if _is_outside(outline, size_hw):
+                self._suspect("its outline lies outside its photo", where)
+                return "outside their photo"
+        *_, width, height = outline_box(outline, size_hw)
+        if width < 1 or height < 1 or not (_is_stout(outline) or mask_area(outline, size_hw) >= 1):
+            return "smaller than a pixel"
+        return None
+
+    def _suspect(self, kind: str, where: str) -> None:
+        self._other_kinds.setdefault(kind, []).append(where)
+
+    def _box(self, entry: Entry, outline: Outline, size_hw: tuple[int, int], where: str) -> list[float]:
+        """x, y, width, height: the entry's where it is around the outline, else the outline's."""
+        around, given = outline_box(outline, size_hw), entry.get("bbox")
+        numbers = [number(value) for value in given] if isinstance(given, list) else []
+        box = [value for value in numbers if value is not None]
+        if not any(box):
+            return around
+        if len(box) == len(numbers) == 4:
+            overlap, as_corners = box_iou(box, around), box_iou([*box[:2], box[2] - box[0], box[3] - box[1]], around)
+            if as_corners > max(overlap, CORNERS_IOU):
+                self._suspect("its bbox is two corners, where COCO has x, y, width, height", where)
+            elif overlap >= MIN_BOX_IOU and min(box[2:]) >= 1:
+                return box
+            elif overlap < ELSEWHERE_IOU:
+                self._suspect("its bbox lies elsewhere than its outline; COCO's is x, y, width, height", where)
+        self._report.repair("boxes taken from the outline", where)
+        return around
+
+    def _area(self, entry: Entry, outline: Outline, size_hw: tuple[int, int], where: str) -> float:
+        given = number(entry.get("area"))
+        if given and given > 0:
+            return given
+        if "area" in entry:
+            self._report.repair("areas taken from the outline", where)
+        return mask_area(outline, size_hw)
+
+
+def box_iou(box: Sequence[float], other: Sequence[float]) -> float:
+    """Overlap of two boxes, x y width height; each counts as a pixel larger, because some outlines are lines."""
+    first, second = (np.array([*each[:2], each[0] + each[2] + 1, each[1] + each[3] + 1]) for each in (box, other))
+    shared = np.prod(np.maximum(np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2]), 0))
+    both = sum(float(np.prod(np.maximum(each[2:] - each[:2], 0))) for each in (first, second)) - shared
+    return float(shared / both) if both > 0 else 0.0
+
+
+def _is_crowd(entry: Entry) -> bool:
+    """Marked as a crowd; or `ignore`, which mmdet leaves out of training and pycocotools does not know."""
+    crowd, ignore = flag(entry.get("iscrowd")), flag(entry.get("ignore"))
+    if crowd is None or ignore is None:
+        wrong = "iscrowd" if crowd is None else "ignore"
+        raise OutlineError(f"its {wrong} is {entry[wrong]!r}, where 0 or 1 is expected")
+    return crowd or ignore
+
+
+def _like_fractions(rings: Sequence[Sequence[float]], size_hw: tuple[int, int]) -> bool:
+    numbers = np.concatenate(rings)
+    return min(size_hw) >= MIN_SIDE_PX and FRACTIONS[0] <= numbers.min() and numbers.max() <= FRACTIONS[1]
+
+
+def _is_outside(rings: Sequence[Sequence[float]], size_hw: tuple[int, int]) -> bool:
+    points = np.concatenate([np.reshape(ring, (-1, 2)) for ring in rings])
+    return bool((points.max(0) <= 0).any() or (points.min(0) >= size_hw[::-1]).any())
+
+
+def _is_stout(outline: Outline) -> bool:
+    """Whether a single ring is surely large enough for a pixel: twice its area over its length is its mean thickness."""
+    if isinstance(outline, dict) or len(outline) > 1:
+        return False
+    points = np.reshape(outline[0], (-1, 2))
+    following = np.roll(points, -1, axis=0)
+    area = abs(np.sum(points[:, 0] * following[:, 1] - following[:, 0] * points[:, 1])) / 2
+    return bool(2 * area >= STOUT_PX * np.hypot(*(following - points).T).sum())

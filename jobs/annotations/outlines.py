@@ -1,0 +1,212 @@
+"""Outlines of objects: what files write, checked, in COCO's two forms, and as rings for training.
+
+    x y x y ... │ points │ rings of either ─▶ read_outline ─▶ polygons: rings that combine by union ─┬─▶ outline_to_rle   metrics
+    RLE, compressed or not ────────────────▶                  RLE: a dict with `size` and `counts`  ─┴─▶ outline_to_rings training
+
+Rings for training combine by the even-odd rule, so that a ring within another is a hole; they are valid and end at the photo's border,
+because mmdet cuts and moves each ring by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from pipeline.masks.rle import rle_to_mask
+
+MIN_NUMBERS = 6
+"""Of a ring: three points."""
+MAX_SIDES_BEYOND = 10
+"""Coordinates further from the photo, in sides of it, are no pixels of it; to draw them costs memory without bound."""
+
+Ring = list[float]
+Outline = list[Ring] | dict[str, Any]
+"""Rings x y x y ..., pixels, that combine by union; or compressed run lengths."""
+
+
+class OutlineError(ValueError):
+    """An outline that has no right reading; the message completes "annotation 7: ..."."""
+
+
+def read_outline(segmentation: Any, size_hw: tuple[int, int]) -> tuple[Outline, int]:
+    """What an annotation's `segmentation` says.
+
+    Args:
+        segmentation: polygons as flat lists or lists of points, one alone or several, or RLE.
+        size_hw: of the upright photo, pixels.
+    Returns:
+        The outline, without rings where there is none; and how many rings of fewer than three points were left out.
+    Raises:
+        OutlineError: it is nothing of the kind, or of a photo of another size.
+    """
+    if isinstance(segmentation, dict):
+        return _checked_rle(segmentation, size_hw), 0
+    rings = [_flat(ring) for ring in _split(segmentation)]
+    for ring in rings:
+        if not np.isfinite(ring).all():
+            raise OutlineError("a coordinate of its segmentation is not a finite number")
+        if len(ring) % 2:
+            raise OutlineError(f"its segmentation has a polygon of {len(ring)} numbers, which are no pairs of x and y")
+    kept = [ring for ring in rings if len(ring) >= MIN_NUMBERS]
+    farthest = MAX_SIDES_BEYOND * max(size_hw)
+    if any(np.abs(ring).max() > farthest for ring in kept):
+        raise OutlineError(f"a coordinate of its segmentation is more than {farthest} pixels from its photo")
+    return kept, len(rings) - len(kept)
+
+
+def _split(segmentation: Any) -> list[Any]:
+    """The rings of a segmentation, each a list of numbers or of points."""
+    if not segmentation:
+        return []
+    if not isinstance(segmentation, list):
+        raise OutlineError(f"its segmentation is neither polygons nor RLE, but {type(segmentation).__name__}")
+    if not any(isinstance(part, (list, dict)) for part in segmentation):
+        return [segmentation]
+    one_ring = len(segmentation) >= MIN_NUMBERS / 2 and all(_is_point(part) for part in segmentation)
+    return [segmentation] if one_ring else segmentation
+
+
+def _is_point(part: Any) -> bool:
+    if isinstance(part, dict):
+        return {"x", "y"} <= set(part)
+    return isinstance(part, list) and len(part) == 2 and not any(isinstance(value, (list, dict)) for value in part)
+
+
+def _flat(ring: Any) -> Ring:
+    """x y x y ... of a ring of numbers or of points, numbers as text too; null becomes NaN."""
+    try:
+        if isinstance(ring, list) and any(isinstance(point, (list, dict)) for point in ring):
+            if not all(_is_point(point) for point in ring):
+                raise OutlineError("its segmentation mixes points with something else")
+            ring = [point[axis] for point in ring for axis in (("x", "y") if isinstance(point, dict) else (0, 1))]
+        flat = np.asarray(ring, np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, OutlineError):
+            raise
+        raise OutlineError(f"its segmentation is neither polygons nor RLE ({error})") from error
+    if flat.ndim != 1:
+        raise OutlineError("its segmentation is neither polygons nor RLE")
+    return flat.tolist()
+
+
+def _checked_rle(rle: dict[str, Any], size_hw: tuple[int, int]) -> dict[str, Any]:
+    """The same run lengths, compressed."""
+    try:
+        height, width = (int(side) for side in rle["size"])
+        counts = rle["counts"]
+        runs = _runs(counts) if isinstance(counts, str) else np.asarray(counts, np.int64)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise OutlineError(f"its segmentation is no RLE: {error!r}") from error
+    if (height, width) != size_hw:
+        swapped = ": it is [width, height]" if (width, height) == size_hw else ""
+        raise OutlineError(
+            f"the size of its RLE is [{height}, {width}], where its photo has [height, width] [{size_hw[0]}, {size_hw[1]}]{swapped}"
+        )
+    if runs.ndim != 1 or (runs < 0).any() or runs.sum() != height * width:
+        raise OutlineError(f"the runs of its RLE do not add up to {height} x {width} pixels")
+    compressed = coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
+    return {"size": [height, width], "counts": compressed["counts"].decode("ascii")}
+
+
+def _runs(counts: str) -> NDArray[np.int64]:
+    """Compressed run lengths → runs of 0, 1, 0, ...
+
+    Source: the format of cocoapi's `maskApi.c`: 5 bits a character from 48 on, the sixth says that more follow; from the fourth run on,
+    the difference from the run before the last.
+    """
+    digits = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
+    if not digits.size or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
+        raise ValueError("counts are damaged")
+    last = np.flatnonzero(digits & 32 == 0)
+    lengths = np.diff(last, prepend=-1)
+    if lengths.max() > 12:
+        raise ValueError("counts are damaged")
+    first = last - lengths + 1
+    shifts = 5 * (np.arange(len(digits)) - np.repeat(first, lengths))
+    values = np.add.reduceat((digits & 31) << shifts, first)
+    values -= np.where(digits[last] & 16, 1 << (5 * lengths), 0)
+    values[1::2], values[2::2] = np.cumsum(values[1::2]), np.cumsum(values[2::2])
+    return values
+
+
+def outline_to_rle(outline: Any, size_hw: tuple[int, int]) -> dict[str, Any]:
+    """COCO's polygons, plain run lengths or compressed ones → compressed run lengths.
+
+    Args:
+        outline: of an annotation or a result, pixels.
+        size_hw: of the photo, pixels.
+    """
+    height, width = size_hw
+    if isinstance(outline, list):
+        return coco_mask.merge(coco_mask.frPyObjects(outline, height, width))
+    if isinstance(outline["counts"], list):
+        return coco_mask.frPyObjects(outline, height, width)
+    return outline
+
+
+def combine_by_xor(rings: list[Ring], size_hw: tuple[int, int]) -> Outline:
+    """Rings that combine by XOR, as AzureML's do, in one of COCO's forms; those that share no pixel are polygons already."""
+    if len(rings) < 2:
+        return rings
+    drawn = coco_mask.frPyObjects(rings, *size_hw)
+    if coco_mask.area(coco_mask.merge(drawn)) == coco_mask.area(drawn).sum():
+        return rings
+    mask = np.bitwise_xor.reduce([rle_to_mask(rle) for rle in drawn])
+    rle = coco_mask.encode(np.asfortranarray(mask))
+    return {"size": list(size_hw), "counts": rle["counts"].decode("ascii")}
+
+
+def outline_box(outline: Outline, size_hw: tuple[int, int]) -> list[float]:
+    """x, y, width, height around an outline, as far as it lies on the photo; pixels, 0 where nothing does."""
+    if isinstance(outline, dict):
+        return [float(value) for value in coco_mask.toBbox(outline)]
+    points = np.concatenate([np.reshape(ring, (-1, 2)) for ring in outline])
+    ends = np.clip([points.min(0), points.max(0)], 0, size_hw[::-1])
+    return [*ends[0].tolist(), *(ends[1] - ends[0]).tolist()]
+
+
+def mask_area(outline: Outline, size_hw: tuple[int, int]) -> float:
+    """Pixels of an outline's mask."""
+    return float(coco_mask.area(outline_to_rle(outline, size_hw)))
+
+
+def outline_to_rings(outline: Outline, size_hw: tuple[int, int]) -> list[Ring]:
+    """Rings for training, see above; x y x y ..., pixels. Polygons stay as they are where they are such rings already."""
+    if isinstance(outline, dict):
+        return _traced(outline)
+    height, width = size_hw
+    photo, parts = shapely.box(0, 0, width, height), [shapely.Polygon(np.reshape(ring, (-1, 2))) for ring in outline]
+    if all(part.is_valid and photo.covers(part) for part in parts) and _are_apart(parts):
+        return outline
+    whole = shapely.union_all([shapely.make_valid(part) for part in parts]).intersection(photo)
+    return _rings_of(whole) or _traced(outline_to_rle(outline, size_hw))
+
+
+def _are_apart(parts: Sequence[shapely.Polygon]) -> bool:
+    return len(parts) == 1 or shapely.union_all(parts).area >= sum(part.area for part in parts) * (1 - 1e-9)
+
+
+def _rings_of(shape: shapely.Geometry) -> list[Ring]:
+    parts: Sequence[shapely.Geometry] = shapely.get_parts(shape).tolist()
+    if len(parts) == 1 and isinstance(parts[0], shapely.Polygon):
+        return [shapely.get_coordinates(ring)[:-1].ravel().tolist() for ring in (parts[0].exterior, *parts[0].interiors)]
+    several = [part for part in parts if isinstance(part, (shapely.Polygon, shapely.MultiPolygon))]
+    return [ring for part in several for ring in _rings_of(part)]
+
+
+def _traced(rle: dict[str, Any]) -> list[Ring]:
+    """Contours of an RLE mask and of its holes, a quarter pixel within its pixels."""
+    left, top, width, height = (int(value) for value in coco_mask.toBbox(rle))
+    mask = rle_to_mask(rle)[top : top + height, left : left + width]
+    if not mask.size:
+        return []
+    enlarged = cv2.resize(mask, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(enlarged, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    rings = [((contour.reshape(-1, 2) + 0.5) / 2 + (left, top)).ravel().tolist() for contour in contours]
+    return [ring for ring in rings if len(ring) >= MIN_NUMBERS]

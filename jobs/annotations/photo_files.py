@@ -1,0 +1,118 @@
+"""Where the photos of a file of annotations are, and how large.
+
+as written ─▶ with forward slashes, in either Unicode form ─▶ without its first folders, the longest rest that exists
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from jobs.annotations.report import AnnotationsError, Report
+from jobs.photos import PhotoError, upright_size
+
+MAX_NAMED = 3
+
+
+def find_photos(names: Sequence[str], folder: Path, report: Report) -> dict[str, str]:
+    """Where each photo is.
+
+    Args:
+        names: as the annotations write them.
+        folder: that they are relative to.
+        report: is told which names are written otherwise than their files.
+    Returns:
+        The path from `folder` of each name; of a file that is nowhere, the name.
+    Raises:
+        AnnotationsError: two names with different folders would be one file.
+    """
+    found: dict[str, str] = {}
+    cut: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        path, first_folders = _find(name, folder)
+        found[name] = path
+        if first_folders is None:
+            continue
+        if path in cut and _normal(cut[path]) != _normal(name):
+            raise AnnotationsError(f"{report.file}: {cut[path]} and {name} are both {path} in {folder}.")
+        cut[path] = name
+        how = "without the first folders of their names" if first_folders else "under another spelling of their names"
+        report.repair(f"photos found {how}", f"{name} is {path}")
+    twice = next((name for name, path in found.items() if path in cut and _normal(cut[path]) != _normal(name)), None)
+    if twice is not None:
+        raise AnnotationsError(f"{report.file}: {twice} and {cut[found[twice]]} are both {found[twice]} in {folder}.")
+    return found
+
+
+def _find(name: str, folder: Path) -> tuple[str, bool | None]:
+    """Path from the folder, and whether folders were left out of the name; None where the name is as it should be or nowhere."""
+    if _is_file(folder / name):
+        return Path(name).as_posix(), None
+    parts = [part for part in _normal(name).split("/") if part not in ("", ".", "..")]
+    for start in range(len(parts)):
+        for path in _spellings("/".join(parts[start:])):
+            if _is_file(folder / path):
+                return path, start > 0
+    return name, None
+
+
+def _normal(name: str) -> str:
+    return unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./")
+
+
+def _spellings(path: str) -> Iterator[str]:
+    """A path in both Unicode forms (macOS decomposes names), and with %20 and its like decoded."""
+    for text in dict.fromkeys((path, unquote(path))):
+        yield from dict.fromkeys((text, unicodedata.normalize("NFD", text)))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or with a zero byte
+        return False
+
+
+def missing_photos(photos: Sequence[dict[str, Any]], folder: Path) -> str | None:
+    """What to say of photos that are not in the folder; None where all are."""
+    missing = [photo["file_name"] for photo in photos if not _is_file(folder / photo["file_name"])]
+    if not missing:
+        return None
+    return f"{len(missing)} of {len(photos)} photos are missing in {folder}, first: {', '.join(missing[:MAX_NAMED])}"
+
+
+def sized(
+    photo: dict[str, Any], size: tuple[int | None, int | None], folder: Path, place: str, *, readable: bool = False
+) -> dict[str, Any]:
+    """The photo's entry with width and height, those of the upright photo.
+
+    Args:
+        photo: with `file_name`.
+        size: width and height as annotated, None where that says nothing.
+        folder: that `file_name` is relative to; a photo that is not there is taken to be as annotated.
+        place: for messages.
+        readable: refuse a photo that cannot be read; else it is taken to be as annotated, and who reads its pixels says so.
+    Raises:
+        AnnotationsError: the photo has another size, or none is annotated and it cannot be read.
+    """
+    name = photo["file_name"]
+    width, height = size
+    if width and height and not _is_file(folder / name):
+        return photo | {"width": width, "height": height}
+    try:
+        upright = upright_size(folder / name)
+    except PhotoError as error:
+        if not (width and height):
+            raise AnnotationsError(f"{place} has no width and height. {error}.") from error
+        if readable:
+            raise AnnotationsError(f"{place}: {error}.") from error
+        return photo | {"width": width, "height": height}
+    if width and height and upright != (width, height):
+        raise AnnotationsError(
+            f"{place}: {name} is {upright[0]} x {upright[1]} pixels upright, as its orientation turns it, but is annotated as "
+            f"{width} x {height}: its outlines would lie in the wrong place."
+        )
+    return photo | {"width": upright[0], "height": upright[1]}

@@ -1,0 +1,91 @@
+"""What a file of annotations holds, what was left out of it and why, and what was repaired: said alike by every command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+class AnnotationsError(ValueError):
+    """Annotations that cannot be read; the message names the file, the place and what was expected."""
+
+
+@dataclass(slots=True)
+class Noted:
+    """How often something was seen, and where first."""
+
+    count: int
+    first: str
+
+
+@dataclass(slots=True)
+class Report:
+    """Filled while a file is read.
+
+    Args:
+        file: its name.
+        photos, objects, crowds: what is left in the end.
+        left_out: objects, rings or photos that are not used, by reason.
+        repaired: what was put right, by what was done.
+        remarks: other things worth knowing.
+    """
+
+    file: str
+    photos: int = 0
+    objects: int = 0
+    crowds: int = 0
+    left_out: dict[str, Noted] = field(default_factory=dict)
+    repaired: dict[str, Noted] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+    def leave_out(self, reason: str, place: str) -> None:
+        """Count something that is not used."""
+        _note(self.left_out, reason, place)
+
+    def repair(self, what: str, place: str) -> None:
+        """Count something that was put right."""
+        _note(self.repaired, what, place)
+
+    @property
+    def total_left_out(self) -> int:
+        """How many things are not used."""
+        return sum(noted.count for noted in self.left_out.values())
+
+    def refuse_left_out(self) -> None:
+        """Raise AnnotationsError where anything was left out: what `--strict` asks for."""
+        if self.left_out:
+            raise AnnotationsError(f"{self.file}: {'; '.join(_told(self.left_out, 'left out'))}; --strict allows none.")
+
+    def _lines(self) -> list[str]:
+        crowds = f", {self.crowds:,} crowds" if self.crowds else ""
+        first = f"{self.file}: {self.photos:,} photos, {self.objects:,} objects{crowds}"
+        return [first, *_told(self.left_out, "left out"), *_told(self.repaired, "repaired"), *self.remarks]
+
+    def __str__(self) -> str:
+        return "\n  ".join(self._lines())
+
+    def in_one_line(self) -> str:
+        """For error messages."""
+        return "; ".join(self._lines())
+
+    def as_json(self) -> dict[str, object]:
+        """The same for programs."""
+        return {
+            "photos": self.photos,
+            "objects": self.objects,
+            "crowds": self.crowds,
+            "left_out": {reason: {"count": noted.count, "first": noted.first} for reason, noted in self.left_out.items()},
+            "repaired": {what: {"count": noted.count, "first": noted.first} for what, noted in self.repaired.items()},
+            "remarks": self.remarks,
+        }
+
+
+def _note(notes: dict[str, Noted], reason: str, place: str) -> None:
+    if reason in notes:
+        notes[reason].count += 1
+    else:
+        notes[reason] = Noted(1, place)
+
+
+def _told(notes: dict[str, Noted], verb: str) -> Sequence[str]:
+    return [f"{verb}: {noted.count:,} {reason} (first: {noted.first})" for reason, noted in notes.items()]
