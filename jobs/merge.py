@@ -94,7 +94,7 @@ def training_batches(options: argparse.Namespace, scratch: Path, tuned: Checkpoi
         mosaic=MOSAIC_SHARE,
         workers=0,
     )
-    annotations = read_annotations(options.train, options.train_images, scratch)
+    annotations = read_annotations(options.train, options.train_images, scratch, training=True)
     init_default_scope("mmdet")
     loader = Runner.build_dataloader(train_loader(settings, tuned.spec, annotations, steps=1000), seed=options.seed)
     return itertools.islice(loader, math.ceil(options.photos / BATCH_SIZE))

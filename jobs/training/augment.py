@@ -19,9 +19,12 @@ from mmdet.registry import TRANSFORMS
 
 from jobs.annotations.report import AnnotationsError
 from jobs.photos import PhotoError, read_photo
+from jobs.training import outline_masks  # noqa: F401  (registers LoadOutlines)
 
 GREY = 114  # letterbox grey of RTMDet
 JITTER = (0.5, 2.0)
+LARGEST_MOSAIC = 1.3
+"""Largest long side of a photo in a mosaic, as a multiple of the sample's side."""
 MOSAIC_CACHE_PHOTOS = 40
 
 
@@ -98,10 +101,10 @@ def train_transforms(
     mosaic = {"type": "CachedMosaic", "img_scale": square, "pad_val": float(GREY), "max_cached_images": MOSAIC_CACHE_PHOTOS}
     return [
         {"type": "LoadImageOnce", "memory_mb": memory_mb},
-        {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True, "poly2mask": False},
+        {"type": "LoadOutlines"},
         {
             "type": "MosaicForAWhile",
-            "mosaic": [mosaic, _resize((2 * size_px, 2 * size_px), (0.4, 1.3))],
+            "mosaic": [mosaic, _resize((2 * size_px, 2 * size_px), (0.4, LARGEST_MOSAIC))],
             "single": [_resize(square, jitter)],
             "probability": mosaic_probability,
             "stop_after_samples": mosaic_samples,

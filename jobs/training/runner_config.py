@@ -12,8 +12,8 @@ from typing import Any
 from mmengine.config import Config
 
 from jobs.annotations.datasets import Annotations
-from jobs.training import interruption  # noqa: F401  (registers start_loader)
-from jobs.training.augment import image_transforms, train_transforms
+from jobs.training import interruption, seen_objects  # noqa: F401  (they register themselves)
+from jobs.training.augment import LARGEST_MOSAIC, image_transforms, train_transforms
 from jobs.training.precision import optim_wrapper_type
 from jobs.training.settings import MIN_EMA, FinetuneSettings
 from pipeline.model.spec import ModelSpec
@@ -43,7 +43,10 @@ def runner_config(
         "optim_wrapper": _optim_wrapper(settings),
         "param_scheduler": _schedule(settings, steps),
         "default_hooks": _default_hooks(settings, steps),
-        "custom_hooks": _custom_hooks(settings, spec, steps, lasting_settings(settings, spec, train)),
+        "custom_hooks": [
+            *_custom_hooks(settings, spec, steps, lasting_settings(settings, spec, train)),
+            {"type": "SeenObjectsHook", "objects": train.report.objects, "longest_side_px": longest_side_px(settings)},
+        ],
         "log_processor": {"type": "LogProcessor", "by_epoch": False, "window_size": settings.log_every},
         "visualizer": {"type": "DetLocalVisualizer", "vis_backends": [{"type": "LocalVisBackend"}]},
         "env_cfg": {"cudnn_benchmark": True, "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 1}},
@@ -60,6 +63,11 @@ def runner_config(
 def training_steps(settings: FinetuneSettings, train: Annotations) -> int:
     """Length of the run in optimizer steps; an epoch's last batch is filled up."""
     return settings.epochs * steps_an_epoch(settings, train) if settings.steps is None else settings.steps
+
+
+def longest_side_px(settings: FinetuneSettings) -> float:
+    """Of a photo in a training sample, at most."""
+    return settings.image_size * max(settings.scale_jitter[1], LARGEST_MOSAIC if settings.mosaic else 0)
 
 
 def ema_momentum(settings: FinetuneSettings, steps: int) -> float:

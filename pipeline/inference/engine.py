@@ -112,15 +112,6 @@ class ModelInfo:
         return asdict(self)
 
 
-CapacityListener = Callable[[int], object]
-"""Told by an engine, from any thread, that a second call of `detect` would not just wait for the one that runs: part of the device is
-free, or its memory can be filled meanwhile. The argument is how many images make a second call worthwhile."""
-
-
-def ignore_capacity(_images: int) -> None:
-    """The listener of an engine whose calls come one at a time."""
-
-
 class Engine(Protocol):
     """A uint8 batch in, instances out. `detect` may be called from several threads."""
 
@@ -129,12 +120,17 @@ class Engine(Protocol):
         """What runs here."""
         ...
 
-    def detect(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
+    def detect(
+        self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], notify_capacity: Callable[[int], object] = ...
+    ) -> list[Instances]:
         """Find the instances of each image; more than `max_batch` images go in several passes.
 
         Args:
             images: made for this model's input size.
             options: what to keep, one for each image.
+            notify_capacity: called, from any thread, once a second call from another thread would not just wait for this one:
+                part of the device is free, or its memory can be filled meanwhile. Its argument is how many images make
+                that worth it.
         Raises:
             EngineOutOfMemory: the batch was too large for the device's memory; a smaller one may fit.
             ShapeError: an image was made for another input size.
@@ -150,11 +146,9 @@ class Engine(Protocol):
         ...
 
 
-def create_engine(checkpoint: Checkpoint, options: EngineOptions, on_capacity: CapacityListener = ignore_capacity) -> Engine:
+def create_engine(checkpoint: Checkpoint, options: EngineOptions) -> Engine:
     """Make the engine that `options` ask for.
 
-    Args:
-        on_capacity: used by the engines that can take a second batch beside the first (OpenVINO, CUDA).
     Raises:
         EngineUnavailable: the machine lacks what the engine needs; the message names it.
         CheckpointError: the weights do not fit an RTMDet-Ins network.
@@ -168,21 +162,21 @@ def create_engine(checkpoint: Checkpoint, options: EngineOptions, on_capacity: C
         if device.type == "cuda":
             from pipeline.inference.cuda.engine import CudaEngine
 
-            return CudaEngine(checkpoint, options, device, on_capacity)
+            return CudaEngine(checkpoint, options, device)
         from pipeline.inference.torch_engine import TorchEngine
 
         return TorchEngine(checkpoint, options)
     from pipeline.inference.openvino.convert import convert
     from pipeline.inference.openvino.engine import OpenVinoEngine
 
-    return OpenVinoEngine(convert(checkpoint, options.precision), options, on_capacity)
+    return OpenVinoEngine(convert(checkpoint, options.precision), options)
 
 
-def load_engine(model: str | Path, options: EngineOptions, on_capacity: CapacityListener = ignore_capacity) -> Engine:
+def load_engine(model: str | Path, options: EngineOptions) -> Engine:
     """Make an engine for a model by its name (embedded or official, downloaded on first use) or by its path.
 
     With a `cache_dir`, OpenVINO's converted network is kept there: the next start needs neither mmdet nor the conversion,
-    so a lost replica is replaced in a fraction of a second instead of several seconds.
+    which makes the difference between seconds and a fraction of one when a lost replica is replaced.
     """
     from pipeline.inference.devices import choose_kind
     from pipeline.model.zoo import DEFAULT_CACHE, locate, read_header
@@ -197,7 +191,7 @@ def load_engine(model: str | Path, options: EngineOptions, on_capacity: Capacity
         from pipeline.inference.openvino.convert import convert_cached
         from pipeline.inference.openvino.engine import OpenVinoEngine
 
-        return OpenVinoEngine(convert_cached(path, options.precision, options.cache_dir), options, on_capacity)
+        return OpenVinoEngine(convert_cached(path, options.precision, options.cache_dir), options)
     from pipeline.model.checkpoints import load_checkpoint
 
-    return create_engine(load_checkpoint(path), options, on_capacity)
+    return create_engine(load_checkpoint(path), options)

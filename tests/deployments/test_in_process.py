@@ -5,11 +5,10 @@ import time
 
 import pytest
 
+from deployments.context import RequestContext
 from deployments.in_process import LocalHandle
-from deployments.scoring import ScoringGraph
-from deployments.settings import IngressSettings
-from deployments.task import RequestContext, ScoreOptions
-from pipeline.errors import DeadlineExceeded, Overloaded, StageFailed
+from deployments.scoring import ScoreOptions, ScoringGraph
+from pipeline.errors import DeadlineExceeded, ImageError, Overloaded, StageFailed
 from pipeline.types import DetectOptions, OutlineOptions
 
 
@@ -19,7 +18,7 @@ class Stage:
     def __init__(self, letter, seconds=0.0, error=None):
         self.letter, self.seconds, self.error, self.cancelled = letter, seconds, error, False
 
-    async def _work(self, tasks):
+    async def _work(self, images, *_):
         if self.error:
             raise self.error
         try:
@@ -27,16 +26,13 @@ class Stage:
         except asyncio.CancelledError:
             self.cancelled = True
             raise
-        return [task.after(task.payload + self.letter, {}) for task in tasks]
+        return [image if isinstance(image, ImageError) else image + self.letter for image in images]
 
-    async def outline(self, tasks):
-        return [task.payload for task in await self._work(tasks)]
-
-    load = detect = _work
+    load = detect = outline = _work
 
 
 def graph(*stages):
-    return ScoringGraph(*map(LocalHandle, stages), lambda: Overloaded("full"), IngressSettings())
+    return ScoringGraph(*map(LocalHandle, stages), lambda: Overloaded("full"))
 
 
 def score(scoring, images, seconds=5.0, **options):

@@ -8,11 +8,10 @@ from ray import exceptions as ray_exceptions
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
 from deployments import scoring
+from deployments.context import RequestContext
 from deployments.in_process import LocalHandle
-from deployments.retry_alone import RetryAlone
-from deployments.scoring import ScoringGraph
-from deployments.settings import IngressSettings
-from deployments.task import RequestContext, ScoreOptions
+from deployments.scoring import ScoreOptions, ScoringGraph
+from deployments.stage import RetryAlone
 from pipeline.errors import DeadlineExceeded, EngineLost, ImageError, ImageFault, Overloaded, ServiceError, StageFailed
 from pipeline.types import DetectOptions, OutlineOptions
 
@@ -47,7 +46,7 @@ class FakeStages:
 
     def remote(self, first, *_):
         if not isinstance(first, FakeResponse):
-            self.groups.append([task.payload for task in first])
+            self.groups.append(list(first))
         images = self.groups[-1]
 
         async def work():
@@ -70,8 +69,8 @@ def refusal():
     return Overloaded("full", retry_after_s=4, status=429)
 
 
-def graph(stages, **settings):
-    return ScoringGraph(stages, stages, stages, refusal, IngressSettings(**settings))
+def graph(stages):
+    return ScoringGraph(stages, stages, stages, refusal)
 
 
 def options(**changes):
@@ -128,7 +127,7 @@ async def test_a_lost_card_is_tried_again():
 async def test_a_lost_card_of_this_process_is_not():
     """There is no other replica to try."""
     local = object.__new__(LocalHandle)
-    graph = ScoringGraph(None, local, None, refusal, IngressSettings())
+    graph = ScoringGraph(None, local, None, refusal)
     assert EngineLost not in graph._worth_another_try
 
 
@@ -337,7 +336,7 @@ async def test_slow_urls_leave_room_for_others():
         return image
 
     stages = FakeStages(lambda image, _: fetch(image) if image.startswith("https:") else image)
-    few = graph(stages, max_urls_in_flight=2)
+    few = ScoringGraph(stages, stages, stages, refusal, max_urls=2)
     urls = [f"https://example.com/{number}.jpg" for number in range(5)]
     slow = asyncio.create_task(few.score(urls, options(), context()))
     await asyncio.sleep(0.01)

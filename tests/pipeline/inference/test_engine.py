@@ -45,7 +45,7 @@ def engines():
 
 
 def load(hw: tuple[int, int], seed: int = 0, size: int = SIZE_PX) -> LoadedImage:
-    return scale_to_fit(photo(hw, seed), hw, size)
+    return scale_to_fit(photo(hw, seed), hw, size, {"decode": 1.0})
 
 
 def test_both_engines_agree(engines):
@@ -200,14 +200,12 @@ def test_calls_from_several_threads_keep_their_own_results(two_streams):
         np.testing.assert_allclose(one.boxes, other.boxes, atol=0.05)
 
 
-def test_capacity_is_told_when_a_stream_comes_free(two_streams, monkeypatch):
+def test_room_is_told_when_a_stream_comes_free(two_streams):
     """A batch that is spread over the streams tells it; one image on all threads leaves none."""
-    told: list[int] = []
-    monkeypatch.setattr(two_streams, "_on_capacity", told.append)
-    two_streams.detect([load((480, 640))], [LOW])
-    assert not told
-    two_streams.detect([load((480, 640))] * 4, [LOW] * 4)
-    assert set(told) == {1}
+    told = []
+    two_streams.detect([load((480, 640))], [LOW], lambda _: told.append("alone"))
+    two_streams.detect([load((480, 640))] * 4, [LOW] * 4, lambda _: told.append("spread"))
+    assert set(told) == {"spread"}
 
 
 @given(batch=st.integers(1, 40), streams=st.integers(2, 9), quiet=st.booleans())
@@ -228,6 +226,13 @@ def test_info_says_what_runs(engines):
     assert info["engine"] == "openvino"
     assert (info["precision"], info["threads"], info["max_batch"]) == ("fp32", 1, 4)
     assert (info["input_size"], info["classes"]) == (SIZE_PX, ("person",))
+
+
+def test_timings_are_carried_and_added_to(engines):
+    """`decode` came with the image, `detect` is new."""
+    found = engines["torch"].detect([load((64, 64))], [LOW])[0]
+    assert found.timings_ms["decode"] == 1.0
+    assert found.timings_ms["detect"] > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
