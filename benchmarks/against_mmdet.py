@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from benchmarks.measure import finish
 from benchmarks.mmdet_reference import MmdetReference, Reference
 from benchmarks.raster import rings_to_mask
+from deployments.settings import EMBEDDED_MODEL
 from loadtest.photos import photos_from
 from pipeline.images.decode import DecodeLimits, decode_image
 from pipeline.images.letterbox import scale_to_fit
@@ -31,7 +32,6 @@ from pipeline.masks.rle import mask_logits_to_mask
 from pipeline.model.checkpoints import load_checkpoint
 from pipeline.model.zoo import locate
 from pipeline.types import DetectOptions, Instances
-from serve_app.settings import EMBEDDED_MODEL
 
 SCORE_THRESHOLD = 0.3
 STRIP_WH = (5000, 333)

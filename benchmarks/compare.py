@@ -13,11 +13,11 @@ from pathlib import Path
 from benchmarks.measure import Spread, as_number, as_range, ratios, spread, table, tell, turns
 from benchmarks.photos import LARGE_WH, SMALL_WH
 from benchmarks.ways import STAGES, Answered, MmdetWay, OurWay, Way
+from deployments.settings import EMBEDDED_MODEL
 from pipeline.inference.engine import EngineOptions
 from pipeline.model.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.zoo import locate
 from pipeline.types import DetectOptions
-from serve_app.settings import EMBEDDED_MODEL
 from tests.support.seeded import seeded_checkpoint
 
 OURS, OURS_FP32, MMDET = "ours", "ours fp32", "mmdet"

@@ -27,6 +27,7 @@ from typing import Any
 from benchmarks.measure import add_arguments, finish, tell, turns
 from benchmarks.peers.process import PYTHONS, peer_process
 from benchmarks.peers.standings import OURS, Turn, as_table, errors_of, standings
+from deployments.settings import EMBEDDED_MODEL
 from jobs.command_line import cli_errors
 from loadtest.engine_alone import measure_engine
 from loadtest.local_cluster import NotReady
@@ -40,7 +41,6 @@ from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
 from pipeline.inference.engine import Engine, EngineOptions, load_engine
 from pipeline.types import DetectOptions
-from serve_app.settings import EMBEDDED_MODEL
 from tests.support.seeded import seeded_checkpoint
 
 SEEDED_S = "rtmdet-ins_s"

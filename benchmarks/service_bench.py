@@ -15,6 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmarks.measure import add_arguments, as_number, as_range, finish, spread, spread_if_any, table, turns
+from deployments.settings import EMBEDDED_MODEL, Settings
 from loadtest.engine_alone import measure_engine
 from loadtest.local_service import local_service
 from loadtest.openloop import Client, Summary, summarize
@@ -22,7 +23,6 @@ from loadtest.photos import photos_from
 from loadtest.spike import run_clients
 from loadtest.traffic import OK, request_bodies
 from pipeline.inference.engine import EngineOptions, load_engine
-from serve_app.settings import EMBEDDED_MODEL, Settings
 
 REQUEST_IMAGES = (1, 8, 32)
 CLIENTS = (1, 16)

@@ -6,17 +6,18 @@ LoadedImage ─▶ GreedyBatcher ─▶ Engine.detect, on a thread of its own �
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import ray
 from ray import serve
 
-from deployments.context import RequestContext
 from deployments.metrics import BatchMetrics
-from deployments.stage import Stage
-from pipeline.errors import ConfigurationError, EngineLost, ServiceError
+from deployments.settings import DetectorSettings, ModelSettings
+from deployments.stage import Clock, Stage
+from deployments.task import ImageTask
+from pipeline.errors import ConfigurationError, EngineLost
 from pipeline.inference.batcher import GreedyBatcher
-from pipeline.inference.engine import EngineOptions, ModelInfo, load_engine
+from pipeline.inference.engine import EngineOptions, ModelInfo, SimulatedStep, load_engine
 from pipeline.types import DetectOptions, Instances, LoadedImage
 
 Item = tuple[LoadedImage, DetectOptions]
@@ -26,44 +27,30 @@ HUNG_S, HUNG_S_AN_IMAGE = 120.0, 4.0
 batch runs, and what is compiled meanwhile less than the first."""
 
 
-@dataclass(frozen=True, slots=True)
-class DetectorOptions:
-    """What a Detector needs to know.
-
-    Args:
-        model: embedded or official name, or a path.
-        engine: which engine and how.
-        max_batch: most images in one pass.
-        max_wait_s: an idle detector waits this long for company, seconds.
-    """
-
-    model: str
-    engine: EngineOptions
-    max_batch: int
-    max_wait_s: float
-
-
 @serve.deployment(max_ongoing_requests=64, max_queued_requests=512)
 class Detector:
-    """Runs the network on batches that it forms across requests."""
+    """Runs the network on batches that it forms across requests.
 
-    def __init__(self, options: DetectorOptions) -> None:
-        _check_ongoing(options.max_batch)
+    Args:
+        model: name or path of the model, folder of compiled ones.
+        settings: the section `detector`.
+    """
+
+    def __init__(self, model: ModelSettings, settings: DetectorSettings) -> None:
+        _check_ongoing(settings.max_batch)
         self._stage = Stage("detector")
-        self._engine = load_engine(options.model, on_granted_device(options.engine, _granted_cards()))
         self._lost: EngineLost | None = None
-        self._engine.warm_up()
         self._batcher: GreedyBatcher[Item, Instances] = GreedyBatcher(
-            self._run,
-            max_batch=options.max_batch,
-            max_wait_s=options.max_wait_s,
-            observer=BatchMetrics(),
+            self._run, max_batch=settings.max_batch, max_wait_s=settings.max_wait_ms / 1e3, observer=BatchMetrics()
         )
+        options = on_granted_device(engine_options(model, settings), _granted_cards())
+        self._engine = load_engine(model.name, options, self._batcher.notify_capacity)
+        self._engine.warm_up()
 
     def _run(self, items: list[Item]) -> Sequence[Instances]:
         images, options = zip(*items, strict=True)
         try:
-            return self._engine.detect(images, options, self._batcher.notify_capacity)
+            return self._engine.detect(images, options)
         except EngineLost as error:
             self._lost = error
             raise
@@ -80,28 +67,39 @@ class Detector:
         if self._batcher.running_s > limit_s:
             raise EngineLost(f"a batch has been running for more than {limit_s:g} s")
 
-    async def detect(
-        self,
-        images: Sequence[LoadedImage | ServiceError],
-        options: Sequence[DetectOptions],
-        contexts: Sequence[RequestContext],
-    ) -> list[Instances | ServiceError]:
-        """Find the instances of a group's images; each shares its pass with whatever waits beside it.
+    async def detect(self, tasks: Sequence[ImageTask[LoadedImage]]) -> list[ImageTask[Instances]]:
+        """Find the instances of a call's images; images of other calls may share their batches.
 
         Returns:
-            For each image its instances, or its error: DeadlineExceeded where the deadline passed before the network ran,
+            Each task with its instances, or its error: DeadlineExceeded where the deadline passed before the network ran,
             StageFailed where the network failed on it, or the error that it came with.
         """
-        return await self._stage.each(self._detect, images, options, contexts)
+        return await self._stage.each(self._detect, tasks)
 
-    async def _detect(self, image: LoadedImage, options: DetectOptions, context: RequestContext) -> Instances:
-        served = await self._batcher.submit((image, options), deadline=context.deadline)
-        timings = {**image.timings_ms, "queue": served.wait_s * 1e3, "detect": served.run_s * 1e3}
-        return replace(served.result, timings_ms=timings)
+    async def _detect(self, image: LoadedImage, task: ImageTask[LoadedImage], clock: Clock) -> Instances:
+        ran = await self._batcher.submit((image, task.options.detect), deadline=task.context.deadline)
+        clock.add("queue", ran.wait_s)
+        clock.add("detect", ran.run_s)
+        return ran.result
 
     async def info(self) -> ModelInfo:
         """What runs here: model, classes, input size, engine, precision, device."""
         return self._engine.info
+
+
+def engine_options(model: ModelSettings, settings: DetectorSettings) -> EngineOptions:
+    """What a Detector of these settings loads its engine with."""
+    return EngineOptions(
+        kind=settings.engine,
+        precision=settings.precision,
+        device=settings.device,
+        threads=settings.threads,
+        max_batch=settings.max_batch,
+        fitted=settings.fitted_input,
+        cuda_kernels=settings.cuda_kernels,
+        cache_dir=model.cache_dir.expanduser(),
+        simulated=SimulatedStep(**settings.simulated.model_dump()),
+    )
 
 
 def on_granted_device(options: EngineOptions, cards: int) -> EngineOptions:

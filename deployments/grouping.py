@@ -1,12 +1,11 @@
-"""Sends images on in groups, so that the price of a call between stages is shared when there is load.
+"""Sends images on in groups, so that they share the cost of the calls between the stages when there is load.
 
     send(item) ──▶ waiting ──▶ group ──▶ dispatch(items), one call for all of them ──▶ each sender's own outcome
     send(item, alone=True) ──▶ a group of its own, at once
 
-A few groups are in flight at a time; what comes meanwhile waits and makes up the next ones. So an idle service carries each
-image at once, alone, and a busy one carries full groups: nobody chooses between latency and throughput. Who may take long
-for reasons of its own (a URL) or has lost its replica before travels alone, and holds up nobody. Nor does a group whose call
-hangs, on a node that fell silent for instance: after `PATIENCE_S` the next one goes past it.
+A few groups are in flight at a time; items that come meanwhile wait and form the next groups. An idle service therefore sends each
+image at once, and a busy one sends full groups. Items that may take long (a URL, one whose replica died) are sent alone and delay
+nobody. A group whose call hangs, on a node that fell silent for instance, stops counting after `PATIENCE_S`.
 """
 
 from __future__ import annotations
@@ -20,28 +19,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from deployments.settings import GroupSettings
 from pipeline.errors import DeadlineExceeded, Overloaded, StageFailed
 
 PATIENCE_S = 1.0
-"""A group in flight for longer no longer counts against `max_in_flight`. Where groups are only slow, one more is in flight, no harm."""
+"""A group that takes longer no longer counts against `max_in_flight`."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class GroupLimits:
-    """How large groups get, and how many are in flight.
-
-    Args:
-        max_items: most items in a group.
-        max_bytes: most bytes in a group of several items; a larger item travels in a group of its own.
-        max_in_flight: most groups in flight at a time; those of items sent alone are not counted.
-    """
-
-    max_items: int = 8
-    max_bytes: int = 4_000_000
-    max_in_flight: int = 1
 
 
 class _Pace:
@@ -73,7 +58,7 @@ class _Pace:
 
 @dataclass(slots=True, eq=False)
 class _Entry(Generic[Item, Result]):
-    """One sent item; not counted where it travels alone. Its future never holds an exception, only the result or the error to raise."""
+    """One sent item; not counted where it is sent alone. Its future never holds an exception, only the result or the error to raise."""
 
     item: Item
     size_bytes: int
@@ -84,7 +69,7 @@ class _Entry(Generic[Item, Result]):
 
     @property
     def was_worked_on(self) -> bool:
-        """Whether it has an outcome of its own, a refusal too: what is ahead is such a mixture. Given-up and failed ones have none."""
+        """Whether it has an outcome of its own: a result, or an error that the image caused. Then its time counts for the pace."""
         done = self.future.done() and not self.future.cancelled()
         return done and not isinstance(self.future.result(), DeadlineExceeded | Overloaded | StageFailed)
 
@@ -95,13 +80,13 @@ class Grouper(Generic[Item, Result]):
     Args:
         dispatch: takes items, returns one outcome for each in order; an exception in an item's place is raised to its sender.
             What it raises itself is a bug, and is raised to all. Cancelled when every sender of the group has gone.
-        limits: of the groups.
+        limits: the section `ingress.groups`: most images and MB in a group (a larger item goes alone), and groups in flight.
 
     Belongs to one event loop.
     """
 
     def __init__(
-        self, dispatch: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]], limits: GroupLimits
+        self, dispatch: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]], limits: GroupSettings
     ) -> None:
         self._dispatch = dispatch
         self._limits = limits
@@ -112,7 +97,7 @@ class Grouper(Generic[Item, Result]):
         self._groups: dict[asyncio.Task[None], list[_Entry[Item, Result]]] = {}
 
     async def send(self, item: Item, size_bytes: int = 0, *, alone: bool = False) -> Result:
-        """Carry one item, with others where that saves calls. Cancelling gives up the item.
+        """Send one item, with others where that saves calls. Cancelling gives it up.
 
         Args:
             item: handed to `dispatch` as it is.
@@ -145,7 +130,7 @@ class Grouper(Generic[Item, Result]):
         return (ahead + items) * self._pace.seconds_an_item if ahead else 0.0
 
     def _fill_soon(self) -> None:
-        """Once all who send in this turn of the event loop have done so: the images of one request make full groups."""
+        """Fill groups after this turn of the event loop: all images of a request wait by then, and make full groups."""
         if not self._filling:
             self._filling = True
             asyncio.get_running_loop().call_soon(self._fill)
@@ -157,14 +142,14 @@ class Grouper(Generic[Item, Result]):
 
     def _next_group(self) -> list[_Entry[Item, Result]]:
         group = [self._waiting.popleft()]
-        room = self._limits.max_bytes - group[0].size_bytes
-        while self._waiting and len(group) < self._limits.max_items and self._waiting[0].size_bytes <= room:
+        room = self._limits.max_mb * 1e6 - group[0].size_bytes
+        while self._waiting and len(group) < self._limits.max_images and self._waiting[0].size_bytes <= room:
             group.append(self._waiting.popleft())
             room -= group[-1].size_bytes
         return group
 
     def _start(self, entries: list[_Entry[Item, Result]]) -> None:
-        """Carry a group. In a context of its own: in a request's, Ray would cancel the call when that one request ends."""
+        """Send a group, in a context of its own: in that of a request, Ray would cancel the call when this one request ends."""
         loop, counted = asyncio.get_running_loop(), entries[0].counted
         now = time.monotonic()
         # A group that hangs for longer than the pace remembers does not make idleness look like work.

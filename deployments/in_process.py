@@ -1,7 +1,7 @@
 """A stage inside the Ingress replica instead of in replicas of its own: same class, same calls, no hop.
 
-For one small machine, where a call between processes costs more than it brings (`layout: together`). What is given up: stages
-do not scale apart, and a crash takes all of them.
+For one small machine, where a call between processes costs more than it brings (`layout: together`). Stages then do not scale
+apart, and a crash takes all of them.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ class StageInProcess:
     Args:
         module: of the stage, `deployments.detector` for instance.
         name: of its deployment there.
-        options: its constructor's argument.
+        arguments: its constructor's.
     """
 
     module: str
     name: str
-    options: Any
+    arguments: tuple[Any, ...]
 
     def start(self) -> LocalHandle:
         """Make the stage, here."""
         deployment = getattr(importlib.import_module(self.module), self.name)
-        return LocalHandle(deployment.func_or_class(self.options))
+        return LocalHandle(deployment.func_or_class(*self.arguments))
 
 
 class LocalHandle:
-    """Of a stage in this process, as far as the scoring graph uses a DeploymentHandle: `handle.method.remote(...)`."""
+    """Stand-in for a DeploymentHandle that calls a stage in this process: `handle.method.remote(...)`."""
 
     def __init__(self, stage: Any) -> None:
         self._stage = stage
@@ -46,7 +46,7 @@ class LocalHandle:
 
 
 class LocalResponse:
-    """Awaitable, can be cancelled, and can be the first argument of the next call, as a DeploymentResponse."""
+    """Stand-in for a DeploymentResponse: awaitable, can be cancelled, and can be an argument of the next call."""
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
         self._task = task

@@ -12,51 +12,20 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from ray import serve
 
-from deployments.context import RequestContext
-from deployments.grouping import GroupLimits
-from deployments.image_loader import ImageInput
 from deployments.in_process import LocalHandle, StageHandle, StageInProcess, started
 from deployments.metrics import IngressMetrics
 from deployments.params import ScoreParams, check_image_count, parse_params
 from deployments.probe import PROBE_IMAGE
-from deployments.scoring import ScoreOptions, ScoringGraph
+from deployments.scoring import ScoringGraph
+from deployments.settings import Settings
+from deployments.task import ImageInput, RequestContext, ScoreOptions
 from pipeline.errors import ImageFault, InvalidRequest, Overloaded, ServiceError, quoted
 from pipeline.inference.engine import ModelInfo
 from pipeline.types import Answer, DetectOptions, OutlineOptions, ScoredImage
-
-
-@dataclass(frozen=True, slots=True)
-class IngressOptions:
-    """What an Ingress needs to know.
-
-    Args:
-        classes: class names, in the order of the network's labels.
-        detect: defaults of the detection parameters; `max_detections` is also their upper bound.
-        outline: defaults of the outline parameters.
-        timeout_s: deadline of a request that names none, seconds.
-        max_images_per_request, max_images_in_flight: admission; the second is per ingress replica.
-        overload_status, retry_after_s: how a refusal looks.
-        ready_cache_s: how long a readiness answer stays valid, seconds.
-        groups: how images share the calls between the stages.
-        max_urls_in_flight: URLs that are fetched and scored at a time, per ingress replica; more wait.
-    """
-
-    classes: tuple[str, ...]
-    detect: DetectOptions
-    outline: OutlineOptions
-    timeout_s: float
-    max_images_per_request: int
-    max_images_in_flight: int
-    overload_status: int
-    retry_after_s: int
-    ready_cache_s: float
-    groups: GroupLimits
-    max_urls_in_flight: int
 
 
 @serve.deployment(max_ongoing_requests=1000)
@@ -66,7 +35,8 @@ class Ingress:
 
     Args:
         image_loader, detector, polygonizer: handles of the stages, or the stages to start in this process.
-        options: limits and defaults.
+        settings: limits and defaults of the request parameters.
+        classes: class names, in the order of the network's labels.
         front: makes the ASGI application that speaks HTTP for this ingress.
     """
 
@@ -75,10 +45,11 @@ class Ingress:
         image_loader: StageHandle | StageInProcess,
         detector: StageHandle | StageInProcess,
         polygonizer: StageHandle | StageInProcess,
-        options: IngressOptions,
+        settings: Settings,
+        classes: tuple[str, ...],
         front: Callable[[Ingress], Any],
     ) -> None:
-        self.options = options
+        self._settings, self._limits, self._classes = settings, settings.ingress, classes
         self._front = front
         self._detector = started(detector)
         self._graph = ScoringGraph(
@@ -86,8 +57,7 @@ class Ingress:
             self._detector,
             started(polygonizer),
             self.refusal,
-            options.groups,
-            options.max_urls_in_flight,
+            settings.ingress,
         )
         self._metrics = IngressMetrics()
         self._in_flight = 0
@@ -158,7 +128,7 @@ class Ingress:
             LimitExceeded: too many for one request.
             Overloaded: there is no room for them now.
         """
-        check_image_count(count, self.options.max_images_per_request)
+        check_image_count(count, self._limits.max_images_per_request)
         self.check_room(count)
         self._in_flight += count
         try:
@@ -168,15 +138,15 @@ class Ingress:
 
     def check_room(self, count: int = 1) -> None:
         """Raise Overloaded when `count` more images do not fit (asked before a body is read)."""
-        if self._in_flight + count > self.options.max_images_in_flight:
+        if self._in_flight + count > self._limits.max_images_in_flight:
             raise self.refusal()
 
     def refusal(self) -> Overloaded:
         """The error for images that find no room."""
         return Overloaded(
             "The service is at its limit; try again later.",
-            retry_after_s=self.options.retry_after_s,
-            status=self.options.overload_status,
+            retry_after_s=self._limits.retry_after_s,
+            status=self._limits.overload_status,
         )
 
     async def check_health(self) -> None:
@@ -191,7 +161,7 @@ class Ingress:
 
     def context(self, timeout_s: float | None = None, request_id: str | None = None) -> RequestContext:
         """A request's context; the deadline is the shorter of the caller's and the server's."""
-        timeout_s = self.options.timeout_s if timeout_s is None else min(timeout_s, self.options.timeout_s)
+        timeout_s = self._limits.timeout_s if timeout_s is None else min(timeout_s, self._limits.timeout_s)
         return RequestContext(request_id or str(uuid.uuid4()), time.time() + timeout_s)
 
     def score_options(self, params: ScoreParams, encoded: bool) -> ScoreOptions:
@@ -200,18 +170,18 @@ class Ingress:
         Raises:
             InvalidRequest: a label that the model does not know.
         """
-        detect, outline = self.options.detect, self.options.outline
+        detector, polygonizer = self._settings.detector, self._settings.polygonizer
         return ScoreOptions(
             DetectOptions(
-                score_threshold=_either(params.score_threshold, detect.score_threshold),
-                max_detections=min(_either(params.max_detections, detect.max_detections), detect.max_detections),
-                labels=detect.labels if params.labels is None else self._label_indices(params.labels),
+                score_threshold=_either(params.score_threshold, detector.score_threshold),
+                max_detections=min(_either(params.max_detections, detector.max_detections), detector.max_detections),
+                labels=None if params.labels is None else self._label_indices(params.labels),
             ),
             OutlineOptions(
-                tolerance_px=_either(params.polygon_tolerance_px, outline.tolerance_px),
-                max_points=_either(params.polygon_max_points, outline.max_points),
-                decimals=_either(params.decimals, outline.decimals),
-                holes=_either(params.holes, outline.holes),
+                tolerance_px=_either(params.polygon_tolerance_px, polygonizer.tolerance_px),
+                max_points=_either(params.polygon_max_points, polygonizer.max_points),
+                decimals=_either(params.decimals, polygonizer.decimals),
+                holes=_either(params.holes, polygonizer.holes),
                 mask_format=params.mask_format,
                 closed=params.closed,
             ),
@@ -220,12 +190,12 @@ class Ingress:
         )
 
     def _label_indices(self, labels: Sequence[str]) -> frozenset[int]:
-        unknown = set(labels) - set(self.options.classes)
+        unknown = set(labels) - set(self._classes)
         if unknown:
             raise InvalidRequest(
-                f"'params.labels' names unknown label(s) {quoted(unknown)}; this model knows: {', '.join(self.options.classes)}."
+                f"'params.labels' names unknown label(s) {quoted(unknown)}; this model knows: {', '.join(self._classes)}."
             )
-        return frozenset(index for index, name in enumerate(self.options.classes) if name in labels)
+        return frozenset(index for index, name in enumerate(self._classes) if name in labels)
 
     async def check_ready(self, timeout_s: float = 5.0) -> None:
         """Send a tiny image through every stage; the answer is kept for `ready_cache_s`, and one probe runs at a time.
@@ -236,7 +206,7 @@ class Ingress:
         async with self._probe_lock:
             if self._readiness is None or time.monotonic() > self._readiness[0]:
                 error = await self._probe(timeout_s)
-                self._readiness = (time.monotonic() + self.options.ready_cache_s, error)
+                self._readiness = (time.monotonic() + self._limits.ready_cache_s, error)
             error = self._readiness[1]
         if error is not None:
             raise error

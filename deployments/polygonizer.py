@@ -4,66 +4,56 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ray import serve
 
-from deployments.context import RequestContext
 from deployments.metrics import ObjectMetrics
-from deployments.stage import Stage
+from deployments.settings import PolygonizerSettings
+from deployments.stage import Clock, Stage
+from deployments.task import ImageTask
 from pipeline.errors import ServiceError
 from pipeline.masks.encode import instances_to_objects, objects_to_json, split_instances
-from pipeline.types import Answer, EncodedImage, Instances, OutlineOptions, ScoredImage
-
-
-@dataclass(frozen=True, slots=True)
-class PolygonizerOptions:
-    """What a Polygonizer needs to know.
-
-    Args:
-        classes: class names, in the order of the network's labels.
-        threads: worker threads; an image with many instances is spread over them.
-    """
-
-    classes: tuple[str, ...]
-    threads: int
+from pipeline.types import Answer, EncodedImage, Instances, OutlineOptions, ScoredImage, SegmentedObject
 
 
 @serve.deployment(max_ongoing_requests=32, max_queued_requests=512)
 class Polygonizer:
-    """Traces masks and writes them down."""
+    """Traces masks and writes them down.
 
-    def __init__(self, options: PolygonizerOptions) -> None:
-        self._classes = options.classes
+    Args:
+        classes: class names, in the order of the network's labels.
+        settings: the section `polygonizer`.
+    """
+
+    def __init__(self, classes: tuple[str, ...], settings: PolygonizerSettings) -> None:
+        self._classes = classes
         self._stage = Stage("polygonizer")
         self._metrics = ObjectMetrics()
-        self._thread_count = options.threads
-        self._threads = ThreadPoolExecutor(options.threads, thread_name_prefix="polygonize")
+        self._thread_count = settings.threads
+        self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="polygonize")
 
-    async def outline(
-        self,
-        instances: Sequence[Instances | ServiceError],
-        options: Sequence[tuple[OutlineOptions, bool]],
-        contexts: Sequence[RequestContext],
-    ) -> list[Answer | ServiceError]:
-        """Outline the objects of a group's images.
+    async def outline(self, tasks: Sequence[ImageTask[Instances]]) -> list[Answer | ServiceError]:
+        """Outline the objects of a call's images.
 
-        Args:
-            options: for each image how, and whether as JSON bytes (EncodedImage, for HTTP) or typed (ScoredImage, for Python).
         Returns:
-            For each image its answer, or its error.
+            For each image its answer (with the timings of all stages), or its error.
         """
-        return await self._stage.each(self._outline, instances, options, contexts)
+        return [_answer(task) for task in await self._stage.each(self._outline, tasks)]
 
-    async def _outline(self, instances: Instances, options: tuple[OutlineOptions, bool], _: RequestContext) -> Answer:
-        began = time.perf_counter()
-        outline, encoded = options
+    async def _outline(self, instances: Instances, task: ImageTask[Instances], clock: Clock) -> Answer:
+        with clock.measure("polygonize"):
+            objects = await self._objects(instances, task.options.outline)
+            self._metrics.image(len(objects))
+            return EncodedImage(objects_to_json(objects)) if task.options.encoded else ScoredImage(objects)
+
+    async def _objects(self, instances: Instances, options: OutlineOptions) -> list[SegmentedObject]:
         loop, parts = asyncio.get_running_loop(), split_instances(instances, self._thread_count)
-        work = (loop.run_in_executor(self._threads, instances_to_objects, part, self._classes, outline) for part in parts)
-        objects = list(itertools.chain.from_iterable(await asyncio.gather(*work)))
-        self._metrics.image(len(objects))
-        answer = EncodedImage(objects_to_json(objects)) if encoded else ScoredImage(objects)  # 1 ms for 100 ragged masks
-        return replace(answer, timings_ms={**instances.timings_ms, "polygonize": (time.perf_counter() - began) * 1e3})
+        work = (loop.run_in_executor(self._threads, instances_to_objects, part, self._classes, options) for part in parts)
+        return list(itertools.chain.from_iterable(await asyncio.gather(*work)))
+
+
+def _answer(task: ImageTask[Answer]) -> Answer | ServiceError:
+    return task.payload if isinstance(task.payload, ServiceError) else replace(task.payload, timings_ms=task.timings_ms)

@@ -3,9 +3,9 @@
     images ─▶ Grouper ─▶ image_loader.load ─▶ detector.detect ─▶ polygonizer.outline ─▶ answers
                               (each response goes to the next stage by reference; nobody in between fetches it)
 
-Every image is an item of its own: it batches with whoever is there, fails alone, and is tried again when the replica that
-worked on it died, or when those it travelled with would have waited for it (scoring is idempotent). Images only share the
-calls between the stages, see deployments.grouping.
+Images are batched, retried and failed independently; grouping (deployments.grouping) only shares the cost of a call. An image is
+retried when the replica that worked on it died, and when it would have kept the others of its call waiting (RetryAlone). Scoring is
+idempotent.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from copy import copy
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,15 +22,15 @@ from ray import exceptions as ray_exceptions
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException, RequestCancelledError
 from ray.serve.handle import DeploymentResponse
 
-from deployments.context import RequestContext
-from deployments.grouping import Grouper, GroupLimits
-from deployments.image_loader import ImageInput
+from deployments.grouping import Grouper
 from deployments.in_process import LocalHandle, LocalResponse, StageHandle
-from deployments.stage import RetryAlone
+from deployments.retry_alone import RetryAlone
+from deployments.settings import IngressSettings
+from deployments.task import ImageInput, ImageTask, RequestContext, ScoreOptions
 from pipeline.errors import DeadlineExceeded, EngineLost, ImageFault, Overloaded, ServiceError, StageFailed
 from pipeline.images.source import looks_like_url
 from pipeline.inference.engine import ModelInfo
-from pipeline.types import Answer, DetectOptions, OutlineOptions
+from pipeline.types import Answer
 
 logger = logging.getLogger("ray.serve")
 
@@ -43,39 +42,13 @@ LOST_REPLICA = (
     ray_exceptions.ObjectLostError,
     ray_exceptions.WorkerCrashedError,
     ray_exceptions.LocalRayletDiedError,
-    RayServeException,  # the router's word for "an earlier stage's replica died while it made this call's argument"
+    RayServeException,  # from the router: an earlier stage's replica died while it made this call's argument
 )
-"""What a caller sees when a replica died with its work: worth another try."""
+"""What a call raises when a replica died with its work. The images are tried again."""
 
 RETRY_DELAYS_S = (0.05, 0.5, 2.0)
 """Waits before an image that lost its replica is tried again, within its deadline. More than one: for a moment Ray's
 router still sends to the dead replica."""
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreOptions:
-    """A request's wishes with the server's defaults filled in.
-
-    Args:
-        detect: which instances are kept.
-        outline: how their masks are written down.
-        isolate: a bad image gives its own fault instead of failing the request.
-        encoded: answers as JSON bytes (EncodedImage) rather than objects (ScoredImage).
-    """
-
-    detect: DetectOptions
-    outline: OutlineOptions
-    isolate: bool = False
-    encoded: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ImageTask:
-    """One image on its way, and what it is asked for."""
-
-    image: ImageInput
-    options: ScoreOptions
-    context: RequestContext
 
 
 class ScoringGraph:
@@ -84,8 +57,8 @@ class ScoringGraph:
     Args:
         image_loader, detector, polygonizer: handles of the stages' deployments.
         refusal: makes the error of an image that finds no room.
-        groups: how images share calls.
-        max_urls: most URLs on their way at a time; more wait. Each holds a call at an image loader while it is fetched.
+        settings: the section `ingress`; `groups` and `max_urls_in_flight` count. A URL holds a call at an image loader while it is
+            fetched, so only so many are in flight; more wait.
     """
 
     def __init__(
@@ -94,20 +67,19 @@ class ScoringGraph:
         detector: StageHandle,
         polygonizer: StageHandle,
         refusal: Callable[[], Overloaded],
-        groups: GroupLimits | None = None,
-        max_urls: int = 32,
+        settings: IngressSettings,
     ) -> None:
         self._image_loader = image_loader
         self._detector = detector
         self._polygonizer = polygonizer
         self._refusal = refusal
-        self._urls = asyncio.Semaphore(max_urls)
-        # Another replica may have a card that works; in this process there is no other.
+        self._urls = asyncio.Semaphore(settings.max_urls_in_flight)
+        # Another replica's card may work. In this process there is only one.
         self._worth_another_try: tuple[type[StageFailed], ...] = (StageLost, RetryAlone)
         if not isinstance(detector, LocalHandle):
             self._worth_another_try += (EngineLost,)
-        self._slow = asyncio.Semaphore(1)  # images that take long to decode never take all decoders
-        self._grouper: Grouper[ImageTask, Answer] = Grouper(self._chain, groups or GroupLimits())
+        self._slow = asyncio.Semaphore(1)  # slow images come one at a time, so that they never take all decoders
+        self._grouper: Grouper[ImageTask[ImageInput], Answer] = Grouper(self._chain, settings.groups)
 
     async def score(
         self, images: Sequence[ImageInput], options: ScoreOptions, context: RequestContext
@@ -162,7 +134,7 @@ class ScoringGraph:
         self, image: ImageInput, options: ScoreOptions, context: RequestContext, *, alone: bool = False
     ) -> Answer:
         context.check("ingress")
-        task = ImageTask(image, options, context)
+        task: ImageTask[ImageInput] = ImageTask(image, options, context)
         try:
             async with asyncio.timeout(context.remaining_s):
                 if isinstance(image, str) and looks_like_url(image):
@@ -172,32 +144,34 @@ class ScoringGraph:
         except TimeoutError as error:
             raise self._known(error) from error
 
-    async def _send(self, task: ImageTask, *, alone: bool) -> Answer:
-        """Carry one image through the stages; one that may take long to fetch, or came back from a group, travels alone."""
-        image = task.image
-        size_bytes = image.nbytes if isinstance(image, np.ndarray) else len(image)
+    async def _send(self, task: ImageTask[ImageInput], *, alone: bool) -> Answer:
+        """Send one image through the stages, and again where that is worthwhile; then in a call of its own."""
+        size_bytes = _size_bytes(task)
         turn: AbstractAsyncContextManager[Any] = nullcontext()
         for delay_s in RETRY_DELAYS_S:
             try:
                 async with turn:
                     return await self._grouper.send(task, size_bytes, alone=alone)
             except self._worth_another_try as error:
-                sent_back = isinstance(error, RetryAlone)
-                level = logging.INFO if sent_back else logging.WARNING
+                slow = isinstance(error, RetryAlone)
+                level = logging.INFO if slow else logging.WARNING
                 logger.log(level, "request %s: %s Trying again in %s s.", task.context.request_id, error, delay_s)
-                alone, turn = True, self._slow if sent_back else turn
+                alone, turn = True, self._slow if slow else turn
                 await asyncio.sleep(delay_s)
         async with turn:
             return await self._grouper.send(task, size_bytes, alone=alone)
 
-    async def _chain(self, tasks: Sequence[ImageTask]) -> list[Answer | ServiceError]:
-        """One group through the stages: an answer or an error for each image, never raises but for cancelling."""
-        contexts = [task.context for task in tasks]
-        options = [task.options for task in tasks]
-        loaded: Any = self._image_loader.load.remote([task.image for task in tasks], contexts)
-        instances: Any = self._detector.detect.remote(loaded, [option.detect for option in options], contexts)
-        outlines = [(option.outline, option.encoded) for option in options]
-        answers: Any = self._polygonizer.outline.remote(instances, outlines, contexts)
+    async def _chain(self, tasks: Sequence[ImageTask[ImageInput]]) -> list[Answer | ServiceError]:
+        """Send one group through the stages.
+
+        Each call's response is the next call's argument: Ray hands the pixels from replica to replica, past this process.
+
+        Returns:
+            An answer or an error for each image; raises nothing but CancelledError.
+        """
+        loaded: Any = self._image_loader.load.remote(tasks)
+        instances: Any = self._detector.detect.remote(loaded)
+        answers: Any = self._polygonizer.outline.remote(instances)
         try:
             return list(await _result(answers))
         except BaseException as error:
@@ -221,7 +195,14 @@ class ScoringGraph:
 
 
 class StageLost(StageFailed):
-    """A replica died under an image; scoring it again may well work."""
+    """The replica that worked on an image died. Scoring the image again may work."""
+
+
+def _size_bytes(task: ImageTask[ImageInput]) -> int:
+    image = task.payload
+    if isinstance(image, ServiceError):
+        return 0
+    return image.nbytes if isinstance(image, np.ndarray) else len(image)
 
 
 async def _result(response: DeploymentResponse | LocalResponse) -> Any:

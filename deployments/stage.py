@@ -1,4 +1,4 @@
-"""What every stage does around its work: check the deadline, measure, count, and turn surprises into known errors."""
+"""What every stage does around its work: check the deadline, measure, count, and turn unforeseen exceptions into known errors."""
 
 from __future__ import annotations
 
@@ -7,23 +7,44 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
-from deployments.context import RequestContext
 from deployments.metrics import StageMetrics
+from deployments.retry_alone import RetryAlone
+from deployments.task import ImageTask, RequestContext
 from pipeline.errors import EngineFailed, ServiceError, StageFailed
 
-Image = TypeVar("Image")
+Payload = TypeVar("Payload")
 Result = TypeVar("Result")
 
 logger = logging.getLogger("ray.serve")
 
 
-class RetryAlone(StageFailed):
-    """An image that would keep those it came with waiting; on its own it may take its time. Neither done nor failed."""
+class Clock:
+    """The milliseconds that one image spends in the parts of a stage."""
+
+    def __init__(self) -> None:
+        self.timings_ms: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, part: str) -> Iterator[None]:
+        """The time within is that of `part`."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(part, time.perf_counter() - began)
+
+    def add(self, part: str, seconds: float) -> None:
+        """Say how long `part` took."""
+        self.timings_ms[part] = seconds * 1e3
+
+
+Work = Callable[[Payload, ImageTask[Payload], Clock], Awaitable[Result]]
+"""A stage's work on one image; notes the time of its parts on the clock."""
 
 
 class Stage:
@@ -38,39 +59,34 @@ class Stage:
         self._metrics = StageMetrics(name)
         self._line_level = _line_level()
 
-    async def each(
-        self,
-        work: Callable[..., Awaitable[Result]],
-        images: Sequence[Image | ServiceError],
-        options: Sequence[Any],
-        contexts: Sequence[RequestContext],
-    ) -> list[Result | ServiceError]:
-        """Run `work(image, options, context)` for every image of a group, side by side.
+    async def each(self, work: Work[Payload, Result], tasks: Sequence[ImageTask[Payload]]) -> list[ImageTask[Result]]:
+        """Run `work` for every image of a call, side by side: images fail independently.
 
         Returns:
-            For each image its result, its error, or the error that it came with: one image never fails another.
+            Each task with its result or its error. Those that came with an error are handed on.
         """
-
-        async def one(image: Image | ServiceError, option: Any, context: RequestContext) -> Result | ServiceError:
-            if isinstance(image, ServiceError):
-                return image
-            try:
-                with self._guard(context):
-                    return await work(image, option, context)
-            except ServiceError as error:
-                return error
-
         began = time.perf_counter()
-        results = await asyncio.gather(*map(one, images, options, contexts))
+        done = await asyncio.gather(*(self._one(work, task) for task in tasks))
         if logger.isEnabledFor(self._line_level):
-            ids = " ".join(dict.fromkeys(context.request_id for context in contexts))
+            ids = " ".join(dict.fromkeys(task.context.request_id for task in tasks))
             took_ms = (time.perf_counter() - began) * 1e3
-            logger.log(self._line_level, "%s: %d image(s) in %.1f ms, request %s", self.name, len(images), took_ms, ids)
-        return results
+            logger.log(self._line_level, "%s: %d image(s) in %.1f ms, request %s", self.name, len(tasks), took_ms, ids)
+        return done
+
+    async def _one(self, work: Work[Payload, Result], task: ImageTask[Payload]) -> ImageTask[Result]:
+        clock = Clock()
+        if isinstance(task.payload, ServiceError):
+            return task.after(task.payload, clock.timings_ms)
+        try:
+            with self._guard(task.context):
+                result = await work(task.payload, task, clock)
+        except ServiceError as error:
+            return task.after(error, clock.timings_ms)
+        return task.after(result, clock.timings_ms)
 
     @contextmanager
     def _guard(self, context: RequestContext) -> Iterator[None]:
-        """Run one image's work: refuse it late, time it, count it, log its failure, and never let a foreign exception out.
+        """Refuse an image that is late, time its work, count it, log its failure, and let no foreign exception out.
 
         Raises:
             DeadlineExceeded: the deadline passed before the work began.

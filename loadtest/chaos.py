@@ -1,6 +1,7 @@
-"""What a lost replica or node costs: kill -9 each one in turn while requests run.
+"""What a lost replica or node costs: kill -9 each one in turn while requests run; or random faults for some minutes.
 
     python -m loadtest.chaos [--rounds 3] [--nodes] [--output results.json]
+    python -m loadtest.chaos --minutes 10 [--every 10] [--rate R] [--seed 0]        (loadtest/faults.py)
 
 For each stage: seconds until /ready is 200 again, seconds until the first good answer, the slowest answer to a request that
 was in flight, and requests that failed. With `--nodes` a node of two, each with replicas of every stage, on this machine.
@@ -25,6 +26,7 @@ from typing import Any
 
 import requests
 
+from loadtest import faults
 from loadtest.local_service import LocalService, local_service, wait_until_ready
 from loadtest.machine import describe_machine
 from loadtest.photos import photos_from
@@ -160,30 +162,43 @@ def two_detectors(document: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """The command line; returns the exit status."""
+    """The command line; returns the exit status: 1 where random faults failed a query that nothing held, or left one hanging."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.chaos", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, help="also write the JSON here")
     parser.add_argument("--nodes", action="store_true", help="kill a node of two instead of replicas")
+    parser.add_argument("--minutes", type=float, help="random faults on three nodes for so long, instead of each kill in turn")
+    parser.add_argument("--every", type=float, default=10.0, help="seconds between random faults (default: %(default)s)")
+    parser.add_argument(
+        "--rate", type=float, help="queries a second under random faults (default: half of what a few clients get)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the random faults")
     args = parser.parse_args()
+    if args.minutes:
+        outcome = faults.measure(args.minutes, args.every, args.rate, args.seed)
+        _print(faults.as_table(outcome), {"random_faults": outcome}, args.output)
+        return 1 if outcome["hung"] or outcome["unexplained"] else 0
     losses = []
     for loss in _lose_nodes(args.rounds) if args.nodes else _lose_replicas(args.rounds):
         losses.append(loss)
         print(loss, file=sys.stderr)
     rows = summarise(losses)
-    print(
-        f"{'killed':14} {'ready again s':>14} {'worst':>6} {'first answer s':>15} {'slowest answer s':>17} {'failed requests':>16}"
-    )
-    for row in rows:
-        print(
-            f"{row['killed']:14} {row['ready_s']:>14.2f} {row['worst_ready_s']:>6.2f} {row['first_answer_s']:>15.2f} "
-            f"{row['slowest_s']:>17.2f} {row['failed']:>16}"
-        )
-    line = json.dumps({"machine": describe_machine(), "rounds": args.rounds, "callers": CALLERS, "losses": rows})
-    if args.output:
-        args.output.write_text(line + "\n")
-    print(line)
+    head = f"{'killed':14} {'ready again s':>14} {'worst':>6} {'first answer s':>15} {'slowest answer s':>17} {'failed requests':>16}"
+    lines = [
+        f"{row['killed']:14} {row['ready_s']:>14.2f} {row['worst_ready_s']:>6.2f} {row['first_answer_s']:>15.2f} "
+        f"{row['slowest_s']:>17.2f} {row['failed']:>16}"
+        for row in rows
+    ]
+    _print("\n".join([head, *lines]), {"rounds": args.rounds, "callers": CALLERS, "losses": rows}, args.output)
     return 0
+
+
+def _print(table: str, facts: dict[str, Any], output: Path | None) -> None:
+    line = json.dumps({"machine": describe_machine()} | facts)
+    if output:
+        output.write_text(line + "\n", encoding="utf-8")
+    print(table)
+    print(line)
 
 
 if __name__ == "__main__":

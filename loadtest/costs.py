@@ -23,6 +23,8 @@ import numpy as np
 import psutil
 import requests
 
+from deployments.detector import engine_options
+from deployments.settings import EMBEDDED_MODEL
 from loadtest.engine_alone import measure_engine
 from loadtest.local_service import SHIPPED_CONFIG, Change, LocalService, local_service, title_of
 from loadtest.machine import describe_machine
@@ -34,9 +36,7 @@ from pipeline.images.load import load_image
 from pipeline.inference.engine import Engine, load_engine
 from pipeline.masks.encode import instances_to_objects, objects_to_json
 from pipeline.types import DetectOptions, OutlineOptions
-from serve_app.app import engine_options
 from serve_app.config_file import check_config
-from serve_app.settings import EMBEDDED_MODEL
 
 DETECTOR = "Detector"
 STAGES = ("Ingress", "ImageLoader", DETECTOR, "Polygonizer")
@@ -172,7 +172,7 @@ def measure_costs(
     images = max(1, count // images_per_request) * images_per_request
     idle = {part: seconds / IDLE_S for part, seconds in spent(idle_from, before).items()}
     loaded = spent(before, after)
-    engine = load_engine(settings.model.name, engine_options(settings))
+    engine = load_engine(settings.model.name, engine_options(settings.model, settings.detector))
     on_cpu = engine.info.engine == "openvino" or engine.info.device == "cpu"
     engine_ms, engine_cpu_ms, hops = _engine_and_hops(engine, photos)
     return Costs(

@@ -7,12 +7,13 @@ What one machine cannot show: an HTTP proxy on every node (they would want the s
 
 from __future__ import annotations
 
+import itertools
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,11 +92,18 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class LocalCluster:
-    """A running cluster: `address` as for `ray.init`, and its nodes, the head not among them."""
+    """A running cluster.
+
+    Args:
+        address: as for `ray.init`.
+        nodes: the head not among them; `start_node` adds one.
+        start_node: NotReady where it does not start in time.
+    """
 
     address: str
     head: Node
-    nodes: tuple[Node, ...]
+    nodes: list[Node]
+    start_node: Callable[[], Node]
 
 
 @contextmanager
@@ -115,11 +123,18 @@ def local_cluster(nodes: int, folder: Path, env: Mapping[str, str]) -> Iterator[
         head = stack.enter_context(
             _node(["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"], folder, "head", env)
         )
-        others = [
-            stack.enter_context(_node([f"--address={address}", f"--num-cpus={CPUS_A_NODE}"], folder, f"node{index}", env))
-            for index in range(nodes)
-        ]
-        yield LocalCluster(address, head, tuple(others))
+        count = itertools.count()
+
+        def start_node() -> Node:
+            arguments = [f"--address={address}", f"--num-cpus={CPUS_A_NODE}"]
+            started = stack.enter_context(_node(arguments, folder, f"node{next(count)}", env))
+            cluster.nodes.append(started)
+            return started
+
+        cluster = LocalCluster(address, head, [], start_node)
+        for _ in range(nodes):
+            start_node()
+        yield cluster
 
 
 @contextmanager

@@ -57,7 +57,14 @@ class LocalService:
     @property
     def nodes(self) -> tuple[Node, ...]:
         """The nodes that replicas run on, where there are several."""
-        return self.cluster.nodes if self.cluster else ()
+        return tuple(self.cluster.nodes) if self.cluster else ()
+
+    def replace(self, lost: Node) -> None:
+        """Start another node in the place of one that was lost."""
+        if self.cluster is None:
+            raise RuntimeError("the service runs on no cluster of several nodes")
+        self.cluster.nodes.remove(lost)
+        self.cluster.start_node()
 
     @property
     def ray_address(self) -> str:

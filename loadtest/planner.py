@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from deployments.settings import GroupSettings
 from jobs.command_line import CommandFault
 from loadtest.costs import DECODERS, DETECTOR, Costs
 from loadtest.local_service import local_service
@@ -35,7 +36,6 @@ from loadtest.openloop import Client, run_single_stream
 from loadtest.photos import photos_from
 from loadtest.scenarios import Setup, run_offline
 from loadtest.traffic import request_bodies
-from serve_app.settings import GroupSettings
 
 P99_OF_EXPONENTIAL = math.log(100)
 CPU_STAGES = ("Ingress", "ImageLoader", "Polygonizer")

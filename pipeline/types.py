@@ -1,7 +1,6 @@
-"""What travels between the stages: frozen, slotted, checked when made.
+"""The data that the stages hand on: frozen, slotted, shapes and dtypes checked when made.
 
-    ImageSource ─▶ ImageLoader ─▶ LoadedImage ─▶ Detector ─▶ Instances ─▶ Polygonizer ─▶ ScoredImage
-                                                                                        (SegmentedObject ...)
+    file or pixels ─▶ ImageLoader ─▶ LoadedImage ─▶ Detector ─▶ Instances ─▶ Polygonizer ─▶ ScoredImage or EncodedImage
 
 Pixel coordinates are continuous: pixel (column i, row j) covers [i, i+1) x [j, j+1), its centre is (i + 0.5, j + 0.5).
 `_hw` is (height, width); `_xy` and `_xyxy` are x before y.
@@ -11,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,12 +71,10 @@ class LoadedImage:
     Args:
         pixels: (h, w, 3) uint8 BGR, scaled to fit `letterbox.size`; h, w = `letterbox.scaled_hw`.
         letterbox: where these pixels lie in the network input.
-        timings_ms: milliseconds by stage so far (`fetch`, `decode`).
     """
 
     pixels: NDArray[np.uint8]
     letterbox: Letterbox
-    timings_ms: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_array("pixels", self.pixels, (*self.letterbox.scaled_hw, 3), np.uint8)
@@ -108,7 +106,6 @@ class Instances:
         mask_logits: (N, *letterbox.mask_grid_hw) float16, inside is > 0; cell (r, c) has its centre at network pixel
             ((c + 0.5) * MASK_STRIDE_PX, (r + 0.5) * MASK_STRIDE_PX). The rest of the network's grid is padding and was cut off.
         letterbox: how the grid lies in the original image.
-        timings_ms: milliseconds by stage so far (adds `queue`, `detect`).
     """
 
     boxes: NDArray[np.float32]
@@ -116,7 +113,6 @@ class Instances:
     labels: NDArray[np.int64]
     mask_logits: NDArray[np.float16]
     letterbox: Letterbox
-    timings_ms: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         count = len(self.scores)
@@ -127,6 +123,9 @@ class Instances:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+
+Holes = Literal["drop", "rings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +144,7 @@ class OutlineOptions:
     tolerance_px: float = 1.0
     max_points: int | None = None
     decimals: int | None = 5
-    holes: str = "drop"
+    holes: Holes = "drop"
     mask_format: str = "polygon"
     closed: bool = True
 

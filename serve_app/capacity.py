@@ -15,7 +15,7 @@ from typing import Any
 
 from ray.serve.config import AutoscalingConfig
 
-from serve_app.settings import Settings
+from deployments.settings import Settings
 
 STAGES = ("Ingress", "ImageLoader", "Detector", "Polygonizer")
 NETWORK = "network (Detector)"

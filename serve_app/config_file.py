@@ -24,12 +24,12 @@ from ray.serve.schema import HTTPOptionsSchema, ServeDeploySchema
 from deployments.detector import Detector
 from deployments.image_loader import ImageLoader
 from deployments.ingress import Ingress
+from deployments.settings import Settings
 from pipeline.errors import ConfigurationError
 from pipeline.model.zoo import CHECKPOINT_SUFFIXES, locate, official_urls
 from serve_app.body import BODIES_COMING
 from serve_app.capacity import StageCosts, as_lines, step_of
 from serve_app.exposure import check_certificates, check_exposure
-from serve_app.settings import Settings
 
 BUILDER = "serve_app.app:build_app"
 HAPROXY_PORTS = {

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
-from deployments.params import ScoreParams, check_image_count, parse_params
+from deployments.params import ScoreParams, parse_params
 from pipeline.errors import InvalidRequest, LimitExceeded, quoted
 
 INPUT_DATA_MISSING = "A value is not provided for the 'input_data' parameter."
@@ -58,15 +58,14 @@ class ScoreRequest:
     params: ScoreParams
 
 
-def parse_score_request(body: bytes | bytearray, max_images: int) -> ScoreRequest:
+def parse_score_request(body: bytes | bytearray) -> ScoreRequest:
     """Read a `POST /score` body.
 
     Args:
-        body: the JSON as received.
-        max_images: most images in one request (setting ingress.max_images_per_request).
+        body: the JSON as received. How many images a request may have is checked where they are admitted.
     Raises:
         InvalidRequest: the contract is broken; the message names the place.
-        LimitExceeded: too many images.
+        LimitExceeded: too many JSON values.
     """
     if not body:
         raise InvalidRequest("The request body is empty; expected a JSON object with 'input_data'.")
@@ -79,7 +78,7 @@ def parse_score_request(body: bytes | bytearray, max_images: int) -> ScoreReques
         raise InvalidRequest(f"The request body must be a JSON object, got {_json_type(document)}.")
     if document.get("input_data") is None:
         raise InvalidRequest(INPUT_DATA_MISSING)
-    images = _parse_images(document["input_data"], max_images)
+    images = _parse_images(document["input_data"])
     return ScoreRequest(images, parse_params(document.get("params")))
 
 
@@ -92,7 +91,7 @@ def _check_structure(body: bytes | bytearray) -> None:
             raise LimitExceeded(f"The request body holds more than {MAX_JSON_VALUES} JSON values.", code="body_too_large")
 
 
-def _parse_images(table: Any, max_images: int) -> list[str]:
+def _parse_images(table: Any) -> list[str]:
     if not isinstance(table, dict):
         raise InvalidRequest(f"'input_data' must be an object with 'columns' and 'data', got {_json_type(table)}.")
     unknown = set(table) - {"columns", "index", "data"}
@@ -104,7 +103,6 @@ def _parse_images(table: Any, max_images: int) -> list[str]:
     data = table.get("data")
     if not isinstance(data, list):
         raise InvalidRequest(f"'input_data.data' must be a list of images, got {_json_type(data)}.")
-    check_image_count(len(data), max_images)
     _check_index(table.get("index"), len(data))
     place = columns.index("image")
     return [_parse_row(row, position, place, len(columns)) for position, row in enumerate(data)]

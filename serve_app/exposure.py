@@ -17,9 +17,9 @@ from ray.serve.context import _get_global_client  # private; Ray Serve 2.60 offe
 from starlette.types import ASGIApp
 
 from deployments.ingress import Ingress
+from deployments.settings import AuthSettings, Settings
 from pipeline.errors import ConfigurationError
 from serve_app.http import http_app
-from serve_app.settings import AuthSettings, Settings
 
 logger = logging.getLogger("ray.serve")
 

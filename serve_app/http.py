@@ -27,6 +27,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from deployments.ingress import Ingress
+from deployments.settings import IngressSettings, Settings
 from pipeline.errors import InvalidRequest, RequestError, ServiceError, StageFailed, UnsupportedMediaType
 from serve_app.answers import error_response, score_response
 from serve_app.body import BODIES_COMING, TIMEOUT_HEADER, BodyBudget, Hold, read_body, requested_timeout_s
@@ -35,7 +36,6 @@ from serve_app.guard import ID_HEADERS, MODEL_ERROR_HEADER, RequestGuard
 from serve_app.keys import KeyRing
 from serve_app.openapi import SCORE_ROUTE_DOCS
 from serve_app.photo_body import MULTIPART, PHOTO_TYPES, TYPES, media_type, parse_photos
-from serve_app.settings import IngressSettings, Settings
 from serve_app.swagger import swagger_document
 
 logger = logging.getLogger("ray.serve")
@@ -114,7 +114,7 @@ async def _read_request(request: Request, limits: IngressSettings, timeout_s: fl
         raise UnsupportedMediaType(f"Content-Type must be {TYPES}, got {kind[:80] or 'none'!r}.")
     body = await read_body(request, int(limits.max_body_mb * 1e6), timeout_s, hold)
     if kind == "application/json":
-        return parse_score_request(body, limits.max_images_per_request)
+        return parse_score_request(body)
     hold(2 * len(body))  # the photos are copied out of it
     return await parse_photos(body, request.headers, request.query_params.multi_items(), limits.max_images_per_request)
 

@@ -15,13 +15,13 @@ from typing import Any
 import orjson
 import pybase64
 
+from deployments.settings import EMBEDDED_MODEL
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
 from pipeline.inference.engine import EngineOptions, load_engine
 from pipeline.masks.encode import instances_to_objects, objects_to_json
 from pipeline.model.zoo import DEFAULT_CACHE
 from pipeline.types import DetectOptions, Instances, LoadedImage, OutlineOptions
-from serve_app.settings import EMBEDDED_MODEL
 
 SCORE_THRESHOLD = 0.3
 MAX_DETECTIONS = 100

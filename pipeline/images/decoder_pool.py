@@ -107,7 +107,7 @@ class DecoderProcess:
             timeout_s: less time than the options give it.
             max_pixels_at_once: fewer pixels, as `DecodeLimits` says.
         Returns:
-            The image, with `decode` (everything between the call and the answer) in its timings_ms.
+            The image, scaled.
         Raises:
             ImageError, LimitExceeded: as `pipeline.images.load.load_image`.
             DecoderTimeout: the decoder took too long.
@@ -116,16 +116,15 @@ class DecoderProcess:
         """
         self._make_ready()
         limit_s = min(timeout_s or math.inf, self._options.timeout_s)
-        started = time.monotonic()
         try:
             head = REQUEST_HEAD.pack(len(data), max_pixels_at_once or 0)
-            letterbox, pixels = self._exchange(head, data, started + limit_s)
+            letterbox, pixels = self._exchange(head, data, time.monotonic() + limit_s)
         except TimeoutError as error:
             self._replace()
             raise DecoderTimeout(f"The image took more than {limit_s:g} s to decode (image_loader.decode_timeout_s).") from error
         except _NONSENSE as error:
             raise DecoderLost(f"The image made its decoder fail ({self._replace()}).") from error
-        return LoadedImage(pixels, letterbox, {"decode": (time.monotonic() - started) * 1e3})
+        return LoadedImage(pixels, letterbox)
 
     def close(self) -> None:
         """End the process."""

@@ -9,7 +9,7 @@ pads less: to `fitted_input`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -37,16 +37,13 @@ def fit(original_hw: tuple[int, int], size: int) -> Letterbox:
     return Letterbox(original_hw=(height, width), scaled_hw=scaled_hw, size=size)
 
 
-def scale_to_fit(
-    bgr: NDArray[np.uint8], original_hw: tuple[int, int], size: int, timings_ms: Mapping[str, float] | None = None
-) -> LoadedImage:
+def scale_to_fit(bgr: NDArray[np.uint8], original_hw: tuple[int, int], size: int) -> LoadedImage:
     """Resize decoded pixels (bilinear, no antialiasing, as mmdet) to the scaled size of the full image.
 
     Args:
         bgr: (h, w, 3) uint8, either the full image or the image decoded at 1/2, 1/4 or 1/8.
         original_hw: height and width of the full image, pixels, after EXIF orientation.
         size: side of the square network input, pixels.
-        timings_ms: carried into the result.
     Returns:
         The image at `fit(original_hw, size).scaled_hw`, not padded.
     Raises:
@@ -60,7 +57,7 @@ def scale_to_fit(
         pixels = np.asarray(cv2.resize(bgr, letterbox.scaled_hw[::-1], interpolation=cv2.INTER_LINEAR), np.uint8)
     else:
         pixels = _resize_partial_reduction(bgr, letterbox)
-    return LoadedImage(pixels=pixels, letterbox=letterbox, timings_ms=dict(timings_ms or {}))
+    return LoadedImage(pixels=pixels, letterbox=letterbox)
 
 
 def _is_whole_reduction(decoded_hw: tuple[int, ...], original_hw: tuple[int, int]) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -22,23 +20,18 @@ def load_image(data: bytes | NDArray[np.uint8], limits: DecodeLimits, size: int)
         limits: caps and allowed formats; arrays obey the pixel cap.
         size: side of the square network input, pixels.
     Returns:
-        The scaled image, with `decode` (decoding and scaling) in its timings_ms.
+        The scaled image, not padded.
     Raises:
         ImageError: not decodable, an unsupported format, or an array of another shape or dtype.
         LimitExceeded: too many bytes or pixels.
     """
-    started = time.perf_counter()
     if isinstance(data, np.ndarray):
         bgr = pixels_to_bgr(data, limits)
-        scaled = scale_to_fit(bgr, (bgr.shape[0], bgr.shape[1]), size)
-        pixels, letterbox = scaled.pixels, scaled.letterbox
-    else:
-        stored = decode_stored(data, limits, size)
-        scaled = scale_to_fit(
-            stored.bgr, stored.full_hw, size
-        )  # before turning: a reduced JPEG's partial blocks are right and below
-        pixels, letterbox = turn_upright(scaled.pixels, stored.orientation), fit(stored.upright_hw, size)
-    return LoadedImage(pixels, letterbox, timings_ms={"decode": (time.perf_counter() - started) * 1e3})
+        return scale_to_fit(bgr, (bgr.shape[0], bgr.shape[1]), size)
+    stored = decode_stored(data, limits, size)
+    # Scaled before it is turned: a reduced JPEG's partial blocks are at its right and bottom edge.
+    scaled = scale_to_fit(stored.bgr, stored.full_hw, size)
+    return LoadedImage(turn_upright(scaled.pixels, stored.orientation), fit(stored.upright_hw, size))
 
 
 def pixels_to_bgr(pixels: NDArray, limits: DecodeLimits) -> NDArray[np.uint8]:

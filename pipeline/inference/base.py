@@ -5,13 +5,10 @@ images ─▶ pad_batch ─▶ uint8 (B, H, W, 3) ─▶ network ─▶ RawOutpu
 
 from __future__ import annotations
 
-import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,18 +47,15 @@ class BatchEngine(ABC):
         """What runs here."""
         return self._info
 
-    def detect(
-        self,
-        images: Sequence[LoadedImage],
-        options: Sequence[DetectOptions],
-        notify_capacity: Callable[[int], object] = lambda _: None,
-    ) -> list[Instances]:
-        """Find the instances of each image, as `Engine.detect` says; `timings_ms` gains `detect`, the whole pass."""
+    def detect(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
+        """Find the instances of each image, as `Engine.detect` says."""
         if len(images) != len(options):
             raise ShapeError(f"options: expected one for each of {len(images)} images, got {len(options)}")
-        pairs, results = iter(zip(images, options, strict=True)), []
-        while batch := list(islice(pairs, self._info.max_batch)):
-            results += self._timed_run([image for image, _ in batch], [wanted for _, wanted in batch], notify_capacity)
+        results: list[Instances] = []
+        for first in range(0, len(images), self._info.max_batch):
+            batch = slice(first, first + self._info.max_batch)
+            with naming_failures(len(images[batch])):
+                results += self._run(images[batch], options[batch])
         return results
 
     def warm_up(self) -> None:
@@ -78,19 +72,8 @@ class BatchEngine(ABC):
         """Nothing to free by default."""
 
     @abstractmethod
-    def _run(
-        self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], notify_capacity: Callable[[int], object]
-    ) -> list[Instances]:
-        """One pass of the network over at most `max_batch` images. Calls `notify_capacity` as `Engine.detect` says, or not at all."""
-
-    def _timed_run(
-        self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], notify_capacity: Callable[[int], object]
-    ) -> list[Instances]:
-        started = time.perf_counter()
-        with naming_failures(len(images)):
-            found = self._run(images, options, notify_capacity)
-        spent = {"detect": (time.perf_counter() - started) * 1e3}
-        return [replace(one, timings_ms={**image.timings_ms, **spent}) for image, one in zip(images, found, strict=True)]
+    def _run(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
+        """One pass of the network over at most `max_batch` images."""
 
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

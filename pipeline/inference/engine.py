@@ -112,6 +112,15 @@ class ModelInfo:
         return asdict(self)
 
 
+CapacityListener = Callable[[int], object]
+"""Told by an engine, from any thread, that a second call of `detect` would not just wait for the one that runs: part of the device is
+free, or its memory can be filled meanwhile. The argument is how many images make a second call worthwhile."""
+
+
+def ignore_capacity(_images: int) -> None:
+    """The listener of an engine whose calls come one at a time."""
+
+
 class Engine(Protocol):
     """A uint8 batch in, instances out. `detect` may be called from several threads."""
 
@@ -120,17 +129,12 @@ class Engine(Protocol):
         """What runs here."""
         ...
 
-    def detect(
-        self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], notify_capacity: Callable[[int], object] = ...
-    ) -> list[Instances]:
+    def detect(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
         """Find the instances of each image; more than `max_batch` images go in several passes.
 
         Args:
             images: made for this model's input size.
             options: what to keep, one for each image.
-            notify_capacity: called, from any thread, once a second call from another thread would not just wait for this one:
-                part of the device is free, or its memory can be filled meanwhile. Its argument is how many images make
-                that worth it.
         Raises:
             EngineOutOfMemory: the batch was too large for the device's memory; a smaller one may fit.
             ShapeError: an image was made for another input size.
@@ -146,9 +150,11 @@ class Engine(Protocol):
         ...
 
 
-def create_engine(checkpoint: Checkpoint, options: EngineOptions) -> Engine:
+def create_engine(checkpoint: Checkpoint, options: EngineOptions, on_capacity: CapacityListener = ignore_capacity) -> Engine:
     """Make the engine that `options` ask for.
 
+    Args:
+        on_capacity: used by the engines that can take a second batch beside the first (OpenVINO, CUDA).
     Raises:
         EngineUnavailable: the machine lacks what the engine needs; the message names it.
         CheckpointError: the weights do not fit an RTMDet-Ins network.
@@ -162,21 +168,21 @@ def create_engine(checkpoint: Checkpoint, options: EngineOptions) -> Engine:
         if device.type == "cuda":
             from pipeline.inference.cuda.engine import CudaEngine
 
-            return CudaEngine(checkpoint, options, device)
+            return CudaEngine(checkpoint, options, device, on_capacity)
         from pipeline.inference.torch_engine import TorchEngine
 
         return TorchEngine(checkpoint, options)
     from pipeline.inference.openvino.convert import convert
     from pipeline.inference.openvino.engine import OpenVinoEngine
 
-    return OpenVinoEngine(convert(checkpoint, options.precision), options)
+    return OpenVinoEngine(convert(checkpoint, options.precision), options, on_capacity)
 
 
-def load_engine(model: str | Path, options: EngineOptions) -> Engine:
+def load_engine(model: str | Path, options: EngineOptions, on_capacity: CapacityListener = ignore_capacity) -> Engine:
     """Make an engine for a model by its name (embedded or official, downloaded on first use) or by its path.
 
     With a `cache_dir`, OpenVINO's converted network is kept there: the next start needs neither mmdet nor the conversion,
-    which makes the difference between seconds and a fraction of one when a lost replica is replaced.
+    so a lost replica is replaced in a fraction of a second instead of several seconds.
     """
     from pipeline.inference.devices import choose_kind
     from pipeline.model.zoo import DEFAULT_CACHE, locate, read_header
@@ -191,7 +197,7 @@ def load_engine(model: str | Path, options: EngineOptions) -> Engine:
         from pipeline.inference.openvino.convert import convert_cached
         from pipeline.inference.openvino.engine import OpenVinoEngine
 
-        return OpenVinoEngine(convert_cached(path, options.precision, options.cache_dir), options)
+        return OpenVinoEngine(convert_cached(path, options.precision, options.cache_dir), options, on_capacity)
     from pipeline.model.checkpoints import load_checkpoint
 
-    return create_engine(load_checkpoint(path), options)
+    return create_engine(load_checkpoint(path), options, on_capacity)

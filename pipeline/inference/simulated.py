@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -54,12 +54,7 @@ class SimulatedEngine(BatchEngine):
         self._step = options.simulated
         self._device = threading.Lock()
 
-    def _run(
-        self,
-        images: Sequence[LoadedImage],
-        options: Sequence[DetectOptions],
-        notify_capacity: Callable[[int], object],  # noqa: ARG002 (one pass at a time)
-    ) -> list[Instances]:
+    def _run(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
         with self._device:
             began = time.perf_counter()
             pad_batch(images, self._info.input_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -42,12 +42,7 @@ class TorchEngine(BatchEngine):
         self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out of its types
         self._computing = threading.Lock()
 
-    def _run(
-        self,
-        images: Sequence[LoadedImage],
-        options: Sequence[DetectOptions],
-        notify_capacity: Callable[[int], object],  # noqa: ARG002  (there never is any: all cores compute)
-    ) -> list[Instances]:
+    def _run(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
         pixels = torch.from_numpy(pad_batch(images, self._info.input_size))
         with self._computing, torch.inference_mode():
             outputs = self._network(pixels)

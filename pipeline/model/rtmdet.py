@@ -24,7 +24,9 @@ from pipeline.model.compiled_ops import ensure_mmcv_ops
 
 ensure_mmcv_ops()
 
-from mmdet.models.dense_heads.rtmdet_ins_head import RTMDetInsSepBNHead  # noqa: E402  (after the stand-in)
+from mmdet.models.backbones.cspnext import CSPNeXt  # noqa: E402  (after the stand-in, as are all that need mmdet)
+from mmdet.models.dense_heads.rtmdet_ins_head import RTMDetInsSepBNHead  # noqa: E402
+from mmdet.models.necks.cspnext_pafpn import CSPNeXtPAFPN  # noqa: E402
 
 from pipeline.errors import CheckpointError  # noqa: E402
 from pipeline.model.fusion import simplify  # noqa: E402
@@ -65,13 +67,13 @@ class RawNetwork(nn.Module):
     """
 
     normalise: nn.Module
-    backbone: Any  # mmdet's, without type information, as are the next two
-    neck: Any
-    head: Any
+    backbone: CSPNeXt
+    neck: CSPNeXtPAFPN
+    head: RTMDetInsSepBNHead
 
     def __init__(self, detector: nn.Module, input_size: int) -> None:
         super().__init__()
-        head: Any = detector.bbox_head
+        head = cast(RTMDetInsSepBNHead, detector.bbox_head)
         if not isinstance(head, RTMDetInsSepBNHead) or head.with_objectness or head.pred_kernel_size != 1:
             raise CheckpointError(
                 f"expected an RTMDet-Ins head with 1x1 predictions and no objectness, got {type(head).__name__}"
@@ -79,7 +81,7 @@ class RawNetwork(nn.Module):
         simplify(detector)
         self.input_size = input_size
         self.strides = tuple(int(stride) for stride, _ in head.prior_generator.strides)
-        self.backbone, self.neck, self.head = detector.backbone, detector.neck, head
+        self.backbone, self.neck, self.head = cast(CSPNeXt, detector.backbone), cast(CSPNeXtPAFPN, detector.neck), head
         self.kernel_branch = _take_kernel_branch(head, self.strides)
         preprocessor: Any = detector.data_preprocessor
         self.normalise = Normalisation(preprocessor.mean, preprocessor.std)
@@ -137,7 +139,7 @@ class RawNetwork(nn.Module):
         return self
 
 
-def _take_kernel_branch(head: Any, strides: tuple[int, ...]) -> KernelBranch:
+def _take_kernel_branch(head: RTMDetInsSepBNHead, strides: tuple[int, ...]) -> KernelBranch:
     """Move the branch out of the head; its batch norms are folded."""
     for layer in itertools.chain(*head.kernel_convs):
         conv = layer.conv

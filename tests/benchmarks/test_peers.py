@@ -21,10 +21,10 @@ from benchmarks.peers.scoring import Scorer, answer
 from benchmarks.peers.standings import Turn, as_table, errors_of, standings
 from benchmarks.peers_race import Contestant, measure_contestant, race
 from benchmarks.raster import rings_to_mask
+from deployments.settings import EMBEDDED_MODEL
 from loadtest.photos import photos_from
 from loadtest.scenarios import Setup
 from loadtest.traffic import JSON_HEADERS, request_bodies
-from serve_app.settings import EMBEDDED_MODEL
 from tests.support.fake_service import fake_service
 
 CEILINGS = [{"1": 40.0, "8": 50.0}, {"1": 80.0, "8": 100.0}]

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from deployments import grouping
-from deployments.grouping import Grouper, GroupLimits
+from deployments.grouping import Grouper
+from deployments.settings import GroupSettings
 from pipeline.errors import DeadlineExceeded, Overloaded
 
 
@@ -41,7 +42,7 @@ async def send_all(grouper, items, **how):
 async def test_an_idle_service_carries_at_once():
     """One after the other: nobody waits for company."""
     carrier = Carrier()
-    grouper = Grouper(carrier, GroupLimits())
+    grouper = Grouper(carrier, GroupSettings())
     assert [await grouper.send(item) for item in "abc"] == ["a!", "b!", "c!"]
     assert carrier.groups == [["a"], ["b"], ["c"]]
 
@@ -49,7 +50,7 @@ async def test_an_idle_service_carries_at_once():
 async def test_a_busy_service_fills_groups():
     """What comes while two groups are in flight makes up the next ones; never more than two, never more than four in one."""
     carrier = Carrier(0.02)
-    grouper = Grouper(carrier, GroupLimits(max_items=4, max_in_flight=2))
+    grouper = Grouper(carrier, GroupSettings(max_images=4, max_in_flight=2))
     senders = []
     for number in range(14):
         senders.append(asyncio.create_task(grouper.send(number)))
@@ -65,7 +66,7 @@ async def test_a_busy_service_fills_groups():
 async def test_large_items_go_by_themselves():
     """A group stays below its bytes, and one larger than that is still carried."""
     carrier = Carrier()
-    grouper = Grouper(carrier, GroupLimits(max_bytes=100))
+    grouper = Grouper(carrier, GroupSettings(max_mb=100e-6))
     sizes = [60, 30, 20, 500, 10]
     await asyncio.gather(*(grouper.send(size, size) for size in sizes))
     assert carrier.groups == [[60, 30], [20], [500], [10]]
@@ -74,7 +75,7 @@ async def test_large_items_go_by_themselves():
 async def test_alone_means_alone_and_at_once():
     """Also while the groups that may be in flight are."""
     carrier = Carrier(0.05)
-    grouper = Grouper(carrier, GroupLimits(max_in_flight=1))
+    grouper = Grouper(carrier, GroupSettings(max_in_flight=1))
     first = asyncio.create_task(send_all(grouper, "ab"))
     await asyncio.sleep(0.01)
     await send_all(grouper, ["url 1", "url 2"], alone=True)
@@ -85,7 +86,7 @@ async def test_alone_means_alone_and_at_once():
 async def test_each_gets_its_own_outcome():
     """An error in an item's place is raised to its sender only."""
     outcomes = await asyncio.gather(
-        *(Grouper(Carrier(), GroupLimits()).send(item) for item in ("a", "bad", "b")), return_exceptions=True
+        *(Grouper(Carrier(), GroupSettings()).send(item) for item in ("a", "bad", "b")), return_exceptions=True
     )
     assert outcomes[0] == "a!"
     assert isinstance(outcomes[1], ValueError)
@@ -102,7 +103,7 @@ async def test_a_carrier_that_raises_fails_its_group_and_no_other():
             raise RuntimeError("bug")
         return items
 
-    grouper = Grouper(dispatch, GroupLimits(max_in_flight=1))
+    grouper = Grouper(dispatch, GroupSettings(max_in_flight=1))
     outcomes = await asyncio.gather(*(grouper.send(item) for item in "ab"), return_exceptions=True)
     assert [str(outcome) for outcome in outcomes] == ["bug", "bug"]
     assert await grouper.send("c") == "c"
@@ -111,7 +112,7 @@ async def test_a_carrier_that_raises_fails_its_group_and_no_other():
 async def test_who_leaves_before_its_turn_is_not_carried():
     """Nor does its leaving disturb the others."""
     carrier = Carrier(0.02)
-    grouper = Grouper(carrier, GroupLimits(max_in_flight=1))
+    grouper = Grouper(carrier, GroupSettings(max_in_flight=1))
     first = asyncio.create_task(grouper.send("a"))
     await asyncio.sleep(0.005)
     waiting = [asyncio.create_task(grouper.send(item)) for item in "bc"]
@@ -125,7 +126,7 @@ async def test_who_leaves_before_its_turn_is_not_carried():
 async def test_a_group_is_given_up_when_all_have_left():
     """One that stays keeps it going; the last one to leave ends it."""
     carrier = Carrier(0.05)
-    grouper = Grouper(carrier, GroupLimits())
+    grouper = Grouper(carrier, GroupSettings())
     stays, leaves = (asyncio.create_task(grouper.send(item)) for item in "ab")
     await asyncio.sleep(0.01)
     leaves.cancel()
@@ -150,7 +151,7 @@ async def test_a_group_belongs_to_no_request():
         return items
 
     request.set("a request")
-    await Grouper(dispatch, GroupLimits()).send("a")
+    await Grouper(dispatch, GroupSettings()).send("a")
     assert seen == ["none"]
 
 
@@ -158,13 +159,13 @@ async def test_a_group_belongs_to_no_request():
 async def test_one_request_makes_full_groups(count):
     """All images of a request are there before the first group leaves."""
     carrier = Carrier(0.001)
-    await send_all(Grouper(carrier, GroupLimits()), range(count))
+    await send_all(Grouper(carrier, GroupSettings()), range(count))
     assert len(carrier.groups) == -(-count // 8)
 
 
 async def test_expected_time_follows_the_pace():
     """Groups of up to 4 take 20 ms, one at a time: 5 ms an item once that was seen; nothing is expected while idle."""
-    grouper = Grouper(Carrier(0.02), GroupLimits(max_items=4, max_in_flight=1))
+    grouper = Grouper(Carrier(0.02), GroupSettings(max_images=4, max_in_flight=1))
     assert grouper.expected_s(100) == 0
     await send_all(grouper, range(40))
     assert grouper.expected_s(100) == 0
@@ -184,7 +185,7 @@ async def test_whose_time_says_something_about_the_pace(outcome, counts):
         await asyncio.sleep(0.01)
         return [outcome for _ in items]
 
-    grouper = Grouper(dispatch, GroupLimits(max_items=4, max_in_flight=1))
+    grouper = Grouper(dispatch, GroupSettings(max_images=4, max_in_flight=1))
     await asyncio.gather(*(grouper.send(number) for number in range(40)), return_exceptions=True)
     given_up = [asyncio.create_task(grouper.send(number)) for number in range(40)]
     await asyncio.sleep(0.001)
@@ -208,7 +209,7 @@ async def test_idleness_beside_a_hung_group_is_no_work(monkeypatch):
         await (hang.wait() if items[0] == "hung" else asyncio.sleep(0.002))
         return items
 
-    grouper = Grouper(dispatch, GroupLimits(max_items=1, max_in_flight=1))
+    grouper = Grouper(dispatch, GroupSettings(max_images=1, max_in_flight=1))
     hung = asyncio.create_task(grouper.send("hung"))
     await asyncio.sleep(0.4)
     for number in range(20):
@@ -225,7 +226,7 @@ async def test_the_pace_of_a_slow_service(monkeypatch):
     """Its groups are overdue all the time, which does not make it look idle in between."""
     monkeypatch.setattr(grouping, "PATIENCE_S", 0.05)
     carrier = Carrier(0.1)
-    grouper = Grouper(carrier, GroupLimits(max_items=4, max_in_flight=1))
+    grouper = Grouper(carrier, GroupSettings(max_images=4, max_in_flight=1))
     began, senders = time.monotonic(), [asyncio.create_task(grouper.send(number)) for number in range(200)]
     await asyncio.sleep(1)
     done = sum(task.done() for task in senders)
@@ -238,7 +239,7 @@ async def test_the_pace_of_a_slow_service(monkeypatch):
 
 async def test_items_sent_alone_say_nothing_about_the_pace():
     """A URL that takes long does not make the service look slow or full."""
-    grouper = Grouper(Carrier(0.001), GroupLimits())
+    grouper = Grouper(Carrier(0.001), GroupSettings())
     for _ in range(4):
         await send_all(grouper, range(8))
     slow = asyncio.create_task(grouper.send("url", alone=True))
@@ -257,7 +258,7 @@ async def test_a_hung_group_holds_up_nobody(monkeypatch):
             await hang.wait()
         return items
 
-    grouper = Grouper(dispatch, GroupLimits(max_in_flight=1))
+    grouper = Grouper(dispatch, GroupSettings(max_in_flight=1))
     hung = asyncio.create_task(grouper.send("hung"))
     await asyncio.sleep(0.001)
     async with asyncio.timeout(5):
@@ -270,7 +271,7 @@ async def test_a_hung_group_holds_up_nobody(monkeypatch):
 async def test_a_group_given_up_at_once_makes_room(turns):
     """Its sender leaves so many turns of the event loop after it came; in one of them the group is made, but has not begun."""
     carrier = Carrier(0.001)
-    grouper = Grouper(carrier, GroupLimits(max_in_flight=1))
+    grouper = Grouper(carrier, GroupSettings(max_in_flight=1))
     sender = asyncio.create_task(grouper.send("gone"))
     for _ in range(turns):
         await asyncio.sleep(0)

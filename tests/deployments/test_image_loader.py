@@ -10,16 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deployments import image_loader
-from deployments.context import RequestContext
-from deployments.image_loader import ImageLoader, ImageLoaderOptions
-from deployments.stage import RetryAlone
+from deployments import image_loader, retry_alone
+from deployments.image_loader import ImageLoader
+from deployments.retry_alone import RetryAlone, SharedDecoding
+from deployments.settings import ImageLoaderSettings
+from deployments.task import ImageTask, RequestContext, ScoreOptions
 from pipeline.errors import ImageError
-from pipeline.images.decode import DecodeLimits
-from pipeline.images.decoder_options import DecoderOptions
 from pipeline.images.decoder_pool import DecoderPool, DecoderTimeout
-from pipeline.images.fetch import FetchPolicy
-from pipeline.types import LoadedImage
+from pipeline.types import DetectOptions, LoadedImage, OutlineOptions
 
 BAD_PROGRAM = (sys.executable, str(Path(__file__).parents[1] / "support" / "bad_decoder.py"))
 TIMEOUT_S, SHARED_DECODE_S = 1.5, 0.5
@@ -35,13 +33,21 @@ def jpeg() -> bytes:
 def loader(monkeypatch):
     """With two decoders that misbehave on request, both started."""
     monkeypatch.setattr(image_loader, "SHARED_DECODE_S", SHARED_DECODE_S)
+    monkeypatch.setattr(retry_alone, "SHARED_DECODE_S", SHARED_DECODE_S)
     monkeypatch.setattr(image_loader, "DecoderPool", functools.partial(DecoderPool, program=BAD_PROGRAM))
-    options = DecoderOptions(DecodeLimits(), 320, TIMEOUT_S)
-    return ImageLoader.func_or_class(ImageLoaderOptions(FetchPolicy(), options, threads=2))
+    loader = ImageLoader.func_or_class(ImageLoaderSettings(decode_timeout_s=TIMEOUT_S, threads=2), 320)
+    yield loader
+    loader._decoders.close()
 
 
-def load(loader, *images):
-    return loader.load(images, [RequestContext("test", time.time() + 10)] * len(images))
+async def load(loader, *images):
+    options, context = ScoreOptions(DetectOptions(), OutlineOptions()), RequestContext("test", time.time() + 10)
+    tasks = await loader.load([ImageTask(image, options, context) for image in images])
+    for task in tasks:
+        if isinstance(task.payload, LoadedImage):
+            assert set(task.timings_ms) == {"fetch", "decode"}
+            assert 0 < task.timings_ms["decode"] < 10_000
+    return [task.payload for task in tasks]
 
 
 async def test_each_image_gets_its_own_outcome(loader):
@@ -68,7 +74,7 @@ async def test_nobody_waits_for_a_slow_neighbour(loader):
 
 async def test_large_images_go_back_before_they_are_decoded(loader, monkeypatch):
     """A few bytes may be as many pixels as are allowed. JPEGs are decoded at a part of their size."""
-    monkeypatch.setattr(image_loader, "SHARED_MAX_PIXELS", 48 * 64 - 1)
+    monkeypatch.setattr(retry_alone, "SHARED_MAX_PIXELS", 48 * 64 - 1)
     image = Image.fromarray(np.full((48, 64, 3), 90, np.uint8))
     image.save(file := io.BytesIO(), "PNG")
     large, good, broken = await load(loader, file.getvalue(), jpeg(), b"no image")
@@ -80,19 +86,18 @@ async def test_large_images_go_back_before_they_are_decoded(loader, monkeypatch)
 
 def test_slow_images_of_one_call_share_their_time(monkeypatch):
     """Eight of them do not take eight times as long as one."""
-    monkeypatch.setattr(image_loader, "SHARED_DECODE_S", 0.1)
-    monkeypatch.setattr(image_loader, "SCARCE_S", 0.02)
+    monkeypatch.setattr(retry_alone, "SHARED_DECODE_S", 0.1)
+    monkeypatch.setattr(retry_alone, "SCARCE_S", 0.02)
     limits_s = []
 
-    class Hanging:
-        def load(self, _data, limit_s, _max_pixels):
-            limits_s.append(limit_s)
-            time.sleep(limit_s)
-            raise DecoderTimeout("too slow")
+    def hang(limit_s, _max_pixels):
+        limits_s.append(limit_s)
+        time.sleep(limit_s)
+        raise DecoderTimeout("too slow")
 
-    company = image_loader._DecodeBudget(0.2)
+    shared = SharedDecoding(2, 1)
     for _ in range(8):
         with pytest.raises(RetryAlone):
-            company.load(Hanging(), b"", 1)
+            shared.load(hang)
     assert limits_s[0] == 0.1
     assert limits_s[2:] == [0.02] * 6

@@ -5,10 +5,11 @@ import time
 
 import pytest
 
-from deployments.context import RequestContext
 from deployments.in_process import LocalHandle
-from deployments.scoring import ScoreOptions, ScoringGraph
-from pipeline.errors import DeadlineExceeded, ImageError, Overloaded, StageFailed
+from deployments.scoring import ScoringGraph
+from deployments.settings import IngressSettings
+from deployments.task import RequestContext, ScoreOptions
+from pipeline.errors import DeadlineExceeded, Overloaded, StageFailed
 from pipeline.types import DetectOptions, OutlineOptions
 
 
@@ -18,7 +19,7 @@ class Stage:
     def __init__(self, letter, seconds=0.0, error=None):
         self.letter, self.seconds, self.error, self.cancelled = letter, seconds, error, False
 
-    async def _work(self, images, *_):
+    async def _work(self, tasks):
         if self.error:
             raise self.error
         try:
@@ -26,13 +27,16 @@ class Stage:
         except asyncio.CancelledError:
             self.cancelled = True
             raise
-        return [image if isinstance(image, ImageError) else image + self.letter for image in images]
+        return [task.after(task.payload + self.letter, {}) for task in tasks]
 
-    load = detect = outline = _work
+    async def outline(self, tasks):
+        return [task.payload for task in await self._work(tasks)]
+
+    load = detect = _work
 
 
 def graph(*stages):
-    return ScoringGraph(*map(LocalHandle, stages), lambda: Overloaded("full"))
+    return ScoringGraph(*map(LocalHandle, stages), lambda: Overloaded("full"), IngressSettings())
 
 
 def score(scoring, images, seconds=5.0, **options):

@@ -5,29 +5,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from deployments.grouping import GroupLimits
-from deployments.ingress import Ingress, IngressOptions
+from deployments.ingress import Ingress
 from deployments.params import ScoreParams
+from deployments.settings import Settings
 from pipeline.errors import InvalidRequest, LimitExceeded, Overloaded
-from pipeline.types import DetectOptions, OutlineOptions
 
 PLAIN_INGRESS = [cls for cls in Ingress.func_or_class.__mro__ if cls.__module__ == "deployments.ingress"][-1]
 """The class below Ray Serve's wrapper."""
 
 STAGE = SimpleNamespace()
-OPTIONS = IngressOptions(
-    classes=("person",),
-    detect=DetectOptions(),
-    outline=OutlineOptions(),
-    timeout_s=30,
-    max_images_per_request=4,
-    max_images_in_flight=4,
-    overload_status=429,
-    retry_after_s=2,
-    ready_cache_s=1,
-    groups=GroupLimits(),
-    max_urls_in_flight=4,
-)
+SETTINGS = Settings(ingress={"max_images_per_request": 4, "max_images_in_flight": 4, "overload_status": 429, "retry_after_s": 2})
 
 
 class BusyGraph:
@@ -39,7 +26,7 @@ class BusyGraph:
 
 @pytest.fixture
 async def ingress():
-    ingress = PLAIN_INGRESS(STAGE, STAGE, STAGE, OPTIONS, None)
+    ingress = PLAIN_INGRESS(STAGE, STAGE, STAGE, SETTINGS, ("person",), None)
     ingress._graph = BusyGraph()
     return ingress
 
@@ -64,8 +51,9 @@ async def test_errors_are_counted_once_by_their_code(ingress):
     ingress._metrics = SimpleNamespace(failed=lambda code, images: counted.update({code: images}))
     with pytest.raises(Overloaded):
         await score(ingress, ["image"] * 3)
-    with pytest.raises(LimitExceeded):
+    with pytest.raises(LimitExceeded, match=r"5 images; the limit is 4 \(ingress.max_images_per_request\)") as caught:
         await score(ingress, ["image"] * 5)
+    assert (caught.value.status, caught.value.code) == (413, "too_many_images")
     with pytest.raises(InvalidRequest):
         await ingress.score_images([], ScoreParams(labels=["unicorn"]), ingress.context(), encoded=True)
     with pytest.raises(Overloaded), ingress.errors_counted():

@@ -8,10 +8,11 @@ from ray import exceptions as ray_exceptions
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
 from deployments import scoring
-from deployments.context import RequestContext
 from deployments.in_process import LocalHandle
-from deployments.scoring import ScoreOptions, ScoringGraph
-from deployments.stage import RetryAlone
+from deployments.retry_alone import RetryAlone
+from deployments.scoring import ScoringGraph
+from deployments.settings import IngressSettings
+from deployments.task import RequestContext, ScoreOptions
 from pipeline.errors import DeadlineExceeded, EngineLost, ImageError, ImageFault, Overloaded, ServiceError, StageFailed
 from pipeline.types import DetectOptions, OutlineOptions
 
@@ -46,7 +47,7 @@ class FakeStages:
 
     def remote(self, first, *_):
         if not isinstance(first, FakeResponse):
-            self.groups.append(list(first))
+            self.groups.append([task.payload for task in first])
         images = self.groups[-1]
 
         async def work():
@@ -69,8 +70,8 @@ def refusal():
     return Overloaded("full", retry_after_s=4, status=429)
 
 
-def graph(stages):
-    return ScoringGraph(stages, stages, stages, refusal)
+def graph(stages, **settings):
+    return ScoringGraph(stages, stages, stages, refusal, IngressSettings(**settings))
 
 
 def options(**changes):
@@ -127,7 +128,7 @@ async def test_a_lost_card_is_tried_again():
 async def test_a_lost_card_of_this_process_is_not():
     """There is no other replica to try."""
     local = object.__new__(LocalHandle)
-    graph = ScoringGraph(None, local, None, refusal)
+    graph = ScoringGraph(None, local, None, refusal, IngressSettings())
     assert EngineLost not in graph._worth_another_try
 
 
@@ -336,7 +337,7 @@ async def test_slow_urls_leave_room_for_others():
         return image
 
     stages = FakeStages(lambda image, _: fetch(image) if image.startswith("https:") else image)
-    few = ScoringGraph(stages, stages, stages, refusal, max_urls=2)
+    few = graph(stages, max_urls_in_flight=2)
     urls = [f"https://example.com/{number}.jpg" for number in range(5)]
     slow = asyncio.create_task(few.score(urls, options(), context()))
     await asyncio.sleep(0.01)

@@ -5,9 +5,30 @@ from types import SimpleNamespace
 
 import pytest
 
-from deployments.context import RequestContext
-from deployments.stage import RetryAlone, Stage
+from deployments.retry_alone import RetryAlone
+from deployments.stage import Stage
+from deployments.task import ImageTask, RequestContext, ScoreOptions
 from pipeline.errors import EngineLost, EngineOutOfMemory, ImageError, StageFailed
+from pipeline.types import DetectOptions, OutlineOptions
+
+
+def new_task(payload="image"):
+    options = ScoreOptions(DetectOptions(), OutlineOptions())
+    return ImageTask(payload, options, RequestContext("abc", time.time() + 10), {"fetch": 1.0})
+
+
+async def test_timings_are_carried_and_added_to():
+    """`fetch` came with the task, the stage adds its own; a task that came with an error is handed on as it is."""
+
+    async def work(image, _, clock):
+        with clock.measure("decode"):
+            return image.upper()
+
+    came_bad = ImageError("bad")
+    done, failed = await Stage("detector").each(work, [new_task(), new_task(came_bad)])
+    assert (done.payload, failed.payload) == ("IMAGE", came_bad)
+    assert done.timings_ms["fetch"] == 1.0
+    assert 0 <= done.timings_ms["decode"] < 10_000
 
 
 @pytest.mark.parametrize(
@@ -27,7 +48,7 @@ async def test_errors_of_an_image(raised, kind, level, caplog):
         raise raised
 
     with caplog.at_level("INFO", "ray.serve"):
-        (error,) = await Stage("detector").each(work, ["image"], [None], [RequestContext("abc", time.time() + 10)])
+        (error,) = [task.payload for task in await Stage("detector").each(work, [new_task()])]
     assert type(error) is kind
     assert "0xdead" not in error.message
     record = caplog.records[0]
@@ -43,6 +64,6 @@ async def test_an_image_that_is_sent_back_is_no_error():
 
     stage, counted = Stage("image_loader"), []
     stage._metrics = SimpleNamespace(failed=counted.append, done=counted.append)
-    (error,) = await stage.each(work, ["image"], [None], [RequestContext("abc", time.time() + 10)])
+    (error,) = [task.payload for task in await stage.each(work, [new_task()])]
     assert type(error) is RetryAlone
     assert counted == []

@@ -4,11 +4,11 @@ import copy
 import pytest
 import yaml
 
+from deployments.settings import Settings
 from loadtest.local_service import SHIPPED_CONFIG
 from loadtest.openloop import Client, Query
 from loadtest.spike import as_png, as_table, recovery_s, run_clients, scale_by_itself, summarize_spike
 from loadtest.watch import Sample
-from serve_app.settings import Settings
 from tests.support.fake_service import fake_service
 
 

@@ -1,27 +1,40 @@
-"""From settings to what the stages take."""
+"""From settings to the graph of deployments."""
 
-from deployments.grouping import GroupLimits
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from deployments.image_loader import ImageLoader
+from deployments.settings import ImageLoaderSettings, Settings
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.fetch import FetchPolicy
-from pipeline.model.zoo import read_header
-from pipeline.types import DetectOptions, OutlineOptions
-from serve_app import app
-from serve_app.settings import EMBEDDED_MODEL, Settings
+from serve_app.app import build_app
 
 
 def test_defaults_are_the_same_on_both_sides():
-    """Jobs and load tests, which take the pipeline's own defaults, refuse and find what the service does."""
-    settings = Settings()
-    header = read_header(EMBEDDED_MODEL, settings.model.cache_dir)
-    loader, ingress = app._image_loader_options(settings, header), app._ingress_options(settings, header)
-    assert loader.fetch == FetchPolicy()
-    assert loader.decoder.limits == DecodeLimits()
-    assert ingress.groups == GroupLimits()
-    assert (ingress.detect, ingress.outline) == (DetectOptions(), OutlineOptions())
+    """Jobs and load tests, which take the pipeline's own defaults, refuse what the service refuses."""
+    loader = ImageLoader.func_or_class(Settings().image_loader, 320)
+    with closing(loader._decoders):
+        assert loader._limits == DecodeLimits()
+        assert loader._fetcher._policy == FetchPolicy()
 
 
 def test_exif_orientation_reaches_the_decoders():
     """`image_loader.exif_orientation: false` is for clients that draw on photos as they are stored."""
-    settings = Settings(image_loader={"exif_orientation": False})
-    loader = app._image_loader_options(settings, read_header(EMBEDDED_MODEL, settings.model.cache_dir))
-    assert loader.decoder.limits == DecodeLimits(exif_orientation=False)
+    loader = ImageLoader.func_or_class(ImageLoaderSettings(exif_orientation=False), 320)
+    with closing(loader._decoders):
+        assert loader._limits == DecodeLimits(exif_orientation=False)
+
+
+@pytest.mark.parametrize("layout", ["stages", "together"])
+def test_each_deployment_is_given_its_section(layout, tmp_path):
+    """Whatever stands in a section arrives; nothing is copied field by field on the way."""
+    settings = Settings(layout=layout, model={"cache_dir": Path(tmp_path)}, detector={"max_batch": 3})
+    *stages, given, classes, _ = build_app(settings)._bound_deployment.init_args
+    arguments = (
+        [stage.arguments for stage in stages] if layout == "together" else [stage._bound_deployment.init_args for stage in stages]
+    )
+    assert given is settings
+    assert classes == ("person",)
+    assert arguments == [(settings.image_loader, 640), (settings.model, settings.detector), (classes, settings.polygonizer)]

@@ -21,9 +21,9 @@ MODEL_CARD_SAMPLE = {
 }
 
 
-def parse(document, max_images=64):
+def parse(document):
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
-    return parse_score_request(body, max_images)
+    return parse_score_request(body)
 
 
 def table(**fields):
@@ -101,14 +101,6 @@ def test_refused_with_the_place_named(document, place):
         parse(document)
     assert place in caught.value.message
     assert caught.value.status == 400
-
-
-def test_too_many_images_names_the_limit():
-    """The image count is refused with 413 and the limit's value."""
-    with pytest.raises(LimitExceeded) as caught:
-        parse(table(data=["a"] * 4), max_images=3)
-    assert (caught.value.status, caught.value.code) == (413, "too_many_images")
-    assert "4 images; the limit is 3" in caught.value.message
 
 
 @pytest.mark.parametrize(

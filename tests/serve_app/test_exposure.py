@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from deployments.settings import AuthSettings, Settings
 from pipeline.errors import ConfigurationError
 from serve_app import exposure
 from serve_app.exposure import check_certificates, check_exposure, http_app_unless_exposed, is_loopback
-from serve_app.settings import AuthSettings, Settings
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from deployments.context import RequestContext
+from deployments.settings import Settings
+from deployments.task import RequestContext
 from pipeline.errors import (
     DeadlineExceeded,
     FetchError,
@@ -25,7 +26,6 @@ from pipeline.types import EncodedImage
 from serve_app import body, http
 from serve_app.answers import score_response
 from serve_app.http import http_app
-from serve_app.settings import Settings
 
 GOOD = {"input_data": {"columns": ["image"], "data": ["aGk=", "aGk="]}}
 ANSWER = EncodedImage(b'{"boxes":[]}', {"fetch": 1.0, "decode": 2.0, "queue": 3.0, "detect": 4.0, "polygonize": 5.0})

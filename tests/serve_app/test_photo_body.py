@@ -3,8 +3,8 @@
 import httpx
 import pytest
 
+from deployments.settings import Settings
 from serve_app.http import http_app
-from serve_app.settings import Settings
 from tests.serve_app.test_http import FakeIngress
 
 JPEG = b"\xff\xd8\xff\xe0 a photo, as far as the front knows"

@@ -4,8 +4,8 @@ import httpx
 import openapi_spec_validator
 import pytest
 
+from deployments.settings import Settings
 from serve_app.http import http_app
-from serve_app.settings import Settings
 from tests.serve_app.test_http import FakeIngress
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from pipeline.inference.base import TORCH_DTYPES, BatchEngine, grey_image, namin
 from pipeline.inference.cuda.graphs import BatchGraphs, Slot, Slots, cudnn_at_its_fastest, default_buckets
 from pipeline.inference.cuda.network import with_kernels
 from pipeline.inference.cuda.postprocess import LIMITS, MAX_INSTANCES, FixedPostProcessor, FixedResults, to_instances, wishes_of
-from pipeline.inference.engine import EngineOptions
+from pipeline.inference.engine import CapacityListener, EngineOptions, ignore_capacity
 from pipeline.inference.postprocess import PostProcessor
 from pipeline.model.checkpoints import Checkpoint
 from pipeline.model.head_outputs import RawOutputs
@@ -39,18 +39,25 @@ class CudaEngine(BatchEngine):
         checkpoint: model and weights.
         options: precision `auto` is fp16.
         device: the card.
+        on_capacity: told when the card computes and the next batch's memory can be filled.
     Raises:
         EngineUnavailable: the card cannot compute in that precision, or a kernel made it unusable.
     """
 
-    def __init__(self, checkpoint: Checkpoint, options: EngineOptions, device: torch.device) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        options: EngineOptions,
+        device: torch.device,
+        on_capacity: CapacityListener = ignore_capacity,
+    ) -> None:
         precision = "fp16" if options.precision == "auto" else options.precision
         spec, dtype = checkpoint.spec, TORCH_DTYPES[precision]
         if precision == "bf16" and torch.cuda.get_device_capability(device) < BF16_SINCE:
             name = torch.cuda.get_device_name(device)
             raise EngineUnavailable(f"detector.precision: {name} cannot compute in bf16; use auto, fp16 or fp32.")
         super().__init__(torch_engine_info(spec, options, precision, torch.cuda.get_device_name(device)))
-        self._device = device
+        self._device, self._on_capacity = device, on_capacity
         network = RawNetwork(checkpoint.network(), spec.input_size).convert(dtype).to(device)
         self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out of its types
         buckets = options.batch_buckets or default_buckets(options.max_batch)
@@ -78,9 +85,7 @@ class CudaEngine(BatchEngine):
         raw = self._network(pixels)
         return raw, self._postprocess(raw, wishes)
 
-    def _run(
-        self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], notify_capacity: Callable[[int], object]
-    ) -> list[Instances]:
+    def _run(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
         count, letterboxes = len(images), [image.letterbox for image in images]
         with torch.cuda.device(self._device), self._slots.borrow() as slot:
             pad_batch(images, self._info.input_size, out=slot.host_pixels)
@@ -88,7 +93,7 @@ class CudaEngine(BatchEngine):
             slot.upload(count)
             with self._computing:
                 self._graphs.run(slot, count)
-            notify_capacity(self._info.max_batch)  # it computes now, and the host can fill the other slot
+            self._on_capacity(self._info.max_batch)  # it computes now, and the host can fill the other slot
             summary, masks = slot.download([letterbox.mask_grid_hw for letterbox in letterboxes])
             found = to_instances(summary, masks, letterboxes)
             beyond = [n for n in range(count) if not summary[n, 1] or options[n].max_detections > MAX_INSTANCES]

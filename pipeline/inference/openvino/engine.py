@@ -40,7 +40,7 @@ from pipeline.errors import EngineUnavailable
 from pipeline.images.letterbox import fit, fitted_input, pad_batch
 from pipeline.inference.base import BatchEngine, grey_image, naming_failures
 from pipeline.inference.devices import owned_cores
-from pipeline.inference.engine import EngineOptions, ModelInfo
+from pipeline.inference.engine import CapacityListener, EngineOptions, ModelInfo, ignore_capacity
 from pipeline.inference.openvino.convert import CORE, ConvertedNetwork
 from pipeline.inference.postprocess import PostProcessor
 from pipeline.model.head_outputs import RawOutputs
@@ -60,7 +60,9 @@ class OpenVinoEngine(BatchEngine):
         EngineUnavailable: another device is asked for.
     """
 
-    def __init__(self, converted: ConvertedNetwork, options: EngineOptions) -> None:
+    def __init__(
+        self, converted: ConvertedNetwork, options: EngineOptions, on_capacity: CapacityListener = ignore_capacity
+    ) -> None:
         if options.device not in ("auto", "cpu"):
             raise EngineUnavailable(f"the openvino engine runs on `cpu`, not on {options.device!r}; use the torch engine there.")
         precision, threads = converted.precision, options.threads or owned_cores()
@@ -76,6 +78,7 @@ class OpenVinoEngine(BatchEngine):
                 max_batch=options.max_batch,
             )
         )
+        self._on_capacity = on_capacity
         streams = self._stream_count = min(threads, options.max_batch)
         self._modes = sorted({1, streams})
         self._square = converted.input_size, converted.input_size
@@ -103,7 +106,7 @@ class OpenVinoEngine(BatchEngine):
 
     def run_network(self, batch: int) -> None:
         """Run the network without its post-processing on the first `batch` images of the last pass over squares; for benchmarks."""
-        self._spread(batch, lambda stream, part: stream.input(self._square).infer(part.stop - part.start), lambda _: None)
+        self._spread(batch, lambda stream, part: stream.input(self._square).infer(part.stop - part.start))
 
     def warm_up(self) -> None:
         """Run a grey square, then compile for the commonest shape of photo and for squares in batches, while the first requests come."""
@@ -113,15 +116,13 @@ class OpenVinoEngine(BatchEngine):
             for streams in self._modes:
                 self._early_compiler.submit(self._prepare, self._input_of(fit(original_hw, self._info.input_size)), [streams])
 
-    def _run(
-        self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], notify_capacity: Callable[[int], object]
-    ) -> list[Instances]:
+    def _run(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
         def find(stream: _Stream, part: slice) -> list[Instances]:
             return self._find(stream, images[part], options[part])
 
         for input_hw in {self._input_of(image.letterbox) for image in images}:
             self._prepare(input_hw, self._modes)
-        return [one for found in self._spread(len(images), find, notify_capacity) for one in found]
+        return [one for found in self._spread(len(images), find) for one in found]
 
     def _prepare(self, input_hw: tuple[int, int], modes: Sequence[int]) -> None:
         """Compile for these images before they take streams from others; without success they are padded to the square."""
@@ -157,9 +158,7 @@ class OpenVinoEngine(BatchEngine):
         fitted = fitted_input(letterbox.scaled_hw, self._info.input_size) if self._fitted else self._square
         return self._square if fitted in self._without_input else fitted
 
-    def _spread(
-        self, batch: int, work: Callable[[_Stream, slice], Result], notify_capacity: Callable[[int], object]
-    ) -> list[Result]:
+    def _spread(self, batch: int, work: Callable[[_Stream, slice], Result]) -> list[Result]:
         """Do a batch's work, each part as a stream comes free; results in order. Calls from several threads begin in turn."""
         with self._turn:
             if self._closed:
@@ -172,13 +171,13 @@ class OpenVinoEngine(BatchEngine):
                 wait(mine)  # the threads are theirs
             alone = [work(self._alone, slice(image, image + 1)) for image in left]
         for future in mine:
-            future.add_done_callback(lambda _: self._tell_of_room(notify_capacity))
+            future.add_done_callback(self._tell_of_capacity)
         wait(mine)  # all of them, also when one fails: nobody is told of a batch that still runs
         return [future.result() for future in mine] + alone
 
-    def _tell_of_room(self, notify_capacity: Callable[[int], object]) -> None:
+    def _tell_of_capacity(self, _: Future[Any]) -> None:
         if not self._turn.locked():  # else the next call takes the stream that came free
-            notify_capacity(1)
+            self._on_capacity(1)
 
     def _on_stream(self, stream: _Stream, work: Callable[[_Stream, slice], Result], part: slice) -> Result:
         try:

@@ -47,11 +47,10 @@ def bad_decoder():
 
 
 def test_same_as_in_process(decoder):
-    """Pixels and geometry are those of load_image, with the time taken."""
+    """Pixels and geometry are those of load_image."""
     here, there = load_image(png(), OPTIONS.limits, 320), decoder.load(png())
     np.testing.assert_array_equal(here.pixels, there.pixels)
     assert here.letterbox == there.letterbox
-    assert there.timings_ms["decode"] > 0
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,13 @@ RGB = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
 
 def test_bytes_and_array_agree() -> None:
-    """A lossless file and its pixels load to the same image, with the time taken."""
+    """A lossless file and its pixels load to the same image."""
     file = io.BytesIO()
     Image.fromarray(RGB).save(file, "PNG")
     from_bytes, from_array = load_image(file.getvalue(), LIMITS, 320), load_image(RGB, LIMITS, 320)
     np.testing.assert_array_equal(from_bytes.pixels, from_array.pixels)
     np.testing.assert_array_equal(from_array.pixels, scale_to_fit(RGB[:, :, ::-1].copy(), (48, 64), 320).pixels)
     assert from_bytes.letterbox == from_array.letterbox
-    assert 0 < from_bytes.timings_ms["decode"] < 10_000
 
 
 def test_grey_and_strided_arrays() -> None:

@@ -5,12 +5,12 @@ import time
 import numpy as np
 import pytest
 
+from deployments.settings import EMBEDDED_MODEL
 from pipeline.errors import ConfigurationError, ShapeError
 from pipeline.images.letterbox import scale_to_fit
 from pipeline.inference.devices import choose_kind
 from pipeline.inference.engine import EngineOptions, SimulatedStep, create_engine, load_engine
 from pipeline.types import DetectOptions
-from serve_app.settings import EMBEDDED_MODEL
 from tests.support.seeded import photo, seeded_checkpoint
 
 STEP = SimulatedStep(base_ms=20, per_image_ms=10, instances=6)
@@ -24,7 +24,7 @@ def engine():
 
 
 def load(engine, hw=(480, 640)):
-    return scale_to_fit(photo(hw, 0), hw, engine.info.input_size, {"decode": 1.0})
+    return scale_to_fit(photo(hw, 0), hw, engine.info.input_size)
 
 
 def test_a_pass_takes_the_stated_time_and_no_cpu(engine):
@@ -32,10 +32,9 @@ def test_a_pass_takes_the_stated_time_and_no_cpu(engine):
     images, options = [load(engine)] * 4, [DetectOptions()] * 4
     engine.detect(images, options)  # makes the ellipses
     began, cpu = time.perf_counter(), time.thread_time()
-    found = engine.detect(images, options)
+    engine.detect(images, options)
     assert time.perf_counter() - began >= 0.060
     assert time.thread_time() - cpu < 0.030
-    assert set(found[0].timings_ms) == {"decode", "detect"}
 
 
 def test_masks_fill_their_boxes(engine):
@@ -65,7 +64,7 @@ def test_options_count(engine):
 
 def test_wrong_size_is_refused(engine):
     """An image that was made for another input size."""
-    image = scale_to_fit(photo((64, 64), 0), (64, 64), engine.info.input_size // 2, {})
+    image = scale_to_fit(photo((64, 64), 0), (64, 64), engine.info.input_size // 2)
     with pytest.raises(ShapeError):
         engine.detect([image], [DetectOptions()])
 

@@ -40,7 +40,7 @@ def no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def images() -> list[LoadedImage]:
     """One for each place in the largest batch, in three shapes."""
-    return [scale_to_fit(photo(hw, seed), hw, SIZE_PX, {}) for seed, hw in enumerate((SHAPES_HW * 3)[:MAX_BATCH])]
+    return [scale_to_fit(photo(hw, seed), hw, SIZE_PX) for seed, hw in enumerate((SHAPES_HW * 3)[:MAX_BATCH])]
 
 
 @pytest.fixture(scope="module")

@@ -123,7 +123,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
 
 @pytest.fixture(scope="module")
 def images() -> list[LoadedImage]:
-    return [scale_to_fit(photo(hw, seed), hw, SIZE_PX, {"decode": 1.0}) for seed, hw in enumerate(SHAPES_HW)]
+    return [scale_to_fit(photo(hw, seed), hw, SIZE_PX) for seed, hw in enumerate(SHAPES_HW)]
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,6 @@ def test_batches_of_every_size_in_any_order(card, images, expected):
         all_found += zip(places, engine.detect([images[place] for place in places], [LOW] * count), strict=True)
     for place, one in all_found:  # nothing of a slot's memory, which later batches filled
         assert_same(one, expected(LOW)[place])
-        assert set(one.timings_ms) == {"decode", "detect"}
         assert one.mask_logits.flags.c_contiguous
     engine.close()
     engine.close()
@@ -183,12 +182,13 @@ def test_two_callers_share_slots_and_graphs(card, images, expected):
     """Without a warm-up, too: graphs are recorded one at a time, while the other caller waits."""
     engine = card.engine()
     rooms: list[int] = []
+    engine._on_capacity = rooms.append
 
     def call(seed: int) -> None:
         order = random.Random(seed)
         for _ in range(6):
             places = order.sample(range(MAX_BATCH), order.randint(1, MAX_BATCH))
-            found = engine.detect([images[place] for place in places], [LOW] * len(places), rooms.append)
+            found = engine.detect([images[place] for place in places], [LOW] * len(places))
             for place, one in zip(places, found, strict=True):
                 assert_same(one, expected(LOW)[place])
 

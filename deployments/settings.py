@@ -3,9 +3,11 @@
 One section per stage, named as the stage. Unknown keys are refused (Ray Serve itself would drop some silently).
 Units stand in the names. What Ray Serve decides (replicas, queue bounds, CPUs, GPUs) stands in the same file
 under `deployments`; `serve_app.config_file` checks both.
+
+Each deployment is constructed with its section. Where the pipeline has a default of its own, it is taken from there.
 """
 
-# No `from __future__ import annotations` here or in app.py: Ray Serve would then hand the builder a plain dict.
+# No `from __future__ import annotations` here or in serve_app/app.py: Ray Serve would then hand the builder a plain dict.
 import ipaddress
 import re
 from pathlib import Path
@@ -14,6 +16,13 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.images.address_policy import is_well_formed_host
+from pipeline.images.decode import DecodeLimits
+from pipeline.images.fetch import FetchPolicy
+from pipeline.inference.engine import EngineOptions, Kind, Precision, SimulatedStep
+from pipeline.types import DetectOptions, Holes, OutlineOptions
+
+_FETCH, _DECODE, _ENGINE, _STEP = FetchPolicy(), DecodeLimits(), EngineOptions(), SimulatedStep()
+_DETECT, _OUTLINE = DetectOptions(), OutlineOptions()
 
 EMBEDDED_MODEL = "rtmdet-ins_nano_person"
 
@@ -118,27 +127,31 @@ def _network(text: str) -> str:
 class FetchSettings(StrictModel):
     """How image URLs are fetched. Private and special addresses are refused unless listed."""
 
-    connect_timeout_s: float = Field(3.0, gt=0)
-    read_timeout_s: float = Field(5.0, gt=0, description="Longest silence while reading, seconds.")
-    total_timeout_s: float = Field(10.0, gt=0, description="Everything together, redirects and retries too, seconds.")
-    max_redirects: int = Field(3, ge=0)
-    retries: int = Field(1, ge=0, description="Extra tries after errors that a retry can help.")
-    allowed_ports: list[Annotated[int, Field(ge=1, le=65_535)]] = Field([80, 443, 8080, 8443])
-    allowed_hosts: list[Annotated[str, AfterValidator(_host)]] = Field(
-        [], description="Host names whose private addresses may be fetched; with a dot in front all below it."
+    connect_timeout_s: float = Field(_FETCH.connect_timeout_s, gt=0)
+    read_timeout_s: float = Field(_FETCH.read_timeout_s, gt=0, description="Longest silence while reading, seconds.")
+    total_timeout_s: float = Field(
+        _FETCH.total_timeout_s, gt=0, description="Everything together, redirects and retries too, seconds."
     )
-    allowed_networks: list[Annotated[str, AfterValidator(_network)]] = Field(
-        [], description="CIDR networks that may be fetched although private, e.g. 10.2.0.0/16."
+    max_redirects: int = Field(_FETCH.max_redirects, ge=0)
+    retries: int = Field(_FETCH.retries, ge=0, description="Extra tries after errors that a retry can help.")
+    allowed_ports: tuple[Annotated[int, Field(ge=1, le=65_535)], ...] = Field(_FETCH.allowed_ports)
+    allowed_hosts: tuple[Annotated[str, AfterValidator(_host)], ...] = Field(
+        _FETCH.allowed_hosts, description="Host names whose private addresses may be fetched; with a dot in front all below it."
+    )
+    allowed_networks: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(
+        _FETCH.allowed_networks, description="CIDR networks that may be fetched although private, e.g. 10.2.0.0/16."
     )
 
 
 class ImageLoaderSettings(StrictModel):
     """Fetch, decode, scale: on CPU replicas."""
 
-    max_image_mb: float = Field(20.0, gt=0, description="Largest encoded image, MB (1e6 bytes).")
-    max_megapixels: float = Field(64.0, gt=0, description="Largest decoded image, megapixels, checked before decoding.")
+    max_image_mb: float = Field(_DECODE.max_bytes / 1e6, gt=0, description="Largest encoded image, MB (1e6 bytes).")
+    max_megapixels: float = Field(
+        _DECODE.max_pixels / 1e6, gt=0, description="Largest decoded image, megapixels, checked before decoding."
+    )
     exif_orientation: bool = Field(
-        True,
+        _DECODE.exif_orientation,
         description="Turn photos upright as their EXIF orientation says. False: as stored, as AzureML's scorer does, for clients that draw "
         "on the stored pixels.",
     )
@@ -152,33 +165,38 @@ class ImageLoaderSettings(StrictModel):
 class SimulatedSettings(StrictModel):
     """Speed of `engine: simulated`, which is for load tests: a pass of B images takes base_ms + per_image_ms * B."""
 
-    base_ms: float = Field(5.0, ge=0, description="Time of a pass apart from its images, milliseconds.")
-    per_image_ms: float = Field(2.0, ge=0, description="Time of each image of a pass, milliseconds.")
-    instances: int = Field(5, ge=0, le=100, description="Made-up instances in every image.")
+    base_ms: float = Field(_STEP.base_ms, ge=0, description="Time of a pass apart from its images, milliseconds.")
+    per_image_ms: float = Field(_STEP.per_image_ms, ge=0, description="Time of each image of a pass, milliseconds.")
+    instances: int = Field(_STEP.instances, ge=0, le=100, description="Made-up instances in every image.")
 
 
 class DetectorSettings(StrictModel):
     """The network: engine, precision and dynamic batching."""
 
-    engine: Literal["auto", "openvino", "torch", "simulated"] = Field(
-        "auto", description="auto: torch where CUDA is, else openvino. simulated: made-up answers, for load tests only."
+    engine: Kind = Field(
+        _ENGINE.kind, description="auto: torch where CUDA is, else openvino. simulated: made-up answers, for load tests only."
     )
     simulated: SimulatedSettings = SimulatedSettings()
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: the fastest that keeps accuracy.")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
-    threads: int | None = Field(None, ge=1, description="CPU threads of the engine; None: the cores this replica owns.")
+    precision: Precision = Field(_ENGINE.precision, description="auto: the fastest that keeps accuracy.")
+    device: str = Field(_ENGINE.device, pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
+    threads: int | None = Field(
+        _ENGINE.threads, ge=1, description="CPU threads of the engine; None: the cores this replica owns."
+    )
     fitted_input: bool = Field(
-        True,
+        _ENGINE.fitted,
         description="openvino: pad a photo to the smallest of five inputs that holds it: a sixth to a third less work, for 0.3 GB of "
         "memory (embedded model; x: 2 GB). False: mmdet's square.",
     )
     cuda_kernels: bool = Field(
-        True, description="torch on CUDA: this project's own kernels, up to a third faster; they prove themselves at start."
+        _ENGINE.cuda_kernels,
+        description="torch on CUDA: this project's own kernels, up to a third faster; they prove themselves at start.",
     )
-    max_batch: int = Field(8, ge=1, le=256, description="Most images in one pass of the network.")
+    max_batch: int = Field(_ENGINE.max_batch, ge=1, le=256, description="Most images in one pass of the network.")
     max_wait_ms: float = Field(2.0, ge=0, description="An idle detector waits this long for company, milliseconds.")
-    score_threshold: float = Field(0.3, ge=0, le=1, description="Default of the request parameter.")
-    max_detections: int = Field(100, ge=1, le=100, description="Default and upper bound of the request parameter.")
+    score_threshold: float = Field(_DETECT.score_threshold, ge=0, le=1, description="Default of the request parameter.")
+    max_detections: int = Field(
+        _DETECT.max_detections, ge=1, le=100, description="Default and upper bound of the request parameter."
+    )
 
     @model_validator(mode="after")
     def _engine_runs_there(self) -> "DetectorSettings":
@@ -190,10 +208,12 @@ class DetectorSettings(StrictModel):
 class PolygonizerSettings(StrictModel):
     """How masks become outlines: the defaults of the request parameters."""
 
-    tolerance_px: float = Field(1.0, ge=0, description="Largest distance of the outline from the mask edge, original pixels.")
-    max_points: int | None = Field(None, ge=3, description="Most vertices of one object.")
-    decimals: int | None = Field(5, ge=1, le=17, description="Digits of the normalised coordinates.")
-    holes: Literal["drop", "rings"] = "drop"
+    tolerance_px: float = Field(
+        _OUTLINE.tolerance_px, ge=0, description="Largest distance of the outline from the mask edge, original pixels."
+    )
+    max_points: int | None = Field(_OUTLINE.max_points, ge=3, description="Most vertices of one object.")
+    decimals: int | None = Field(_OUTLINE.decimals, ge=1, le=17, description="Digits of the normalised coordinates.")
+    holes: Holes = Field(_OUTLINE.holes, description="drop fills holes; rings gives them beside the polygon.")
     threads: int = Field(1, ge=1, description="Worker threads of a replica; an image with many objects is spread over them.")
 
 
