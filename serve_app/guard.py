@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipeline.errors import HeaderTooLarge, InvalidRequest, ServiceError, StageFailed
 from serve_app.answers import error_response
 from serve_app.keys import KeyRing
+from serve_app.pages import OPEN_PREFIXES
 
 logger = logging.getLogger("ray.serve")
 
@@ -31,7 +32,7 @@ AZUREML_STATUS = {400: MODEL_ERROR_STATUS, 415: MODEL_ERROR_STATUS, 422: MODEL_E
 """What a managed endpoint of AzureML answers where we answer otherwise."""
 MODEL_ERROR_HEADER = "ms-azureml-model-error-statuscode"
 """The status behind a 424, as the managed endpoint tells it."""
-OPEN_PATHS = frozenset({"/", "/ready", "/docs", "/openapi.json", "/swagger.json"})
+OPEN_PATHS = frozenset({"/", "/ready", "/docs", "/playground", "/openapi.json", "/swagger.json"})
 """Health probes carry no keys, nor do browsers that look at the documents, which tell no more than the source does."""
 BODILESS_PATHS = frozenset({"/ready", "/info"})
 """Routes that wait for the stages and read no body: Ray would hold all that comes meanwhile in memory (measured: 0.75 GB in 4 s)."""
@@ -97,7 +98,7 @@ class RequestGuard:
         for name in ID_HEADERS:
             if len(headers.get(name, "")) > MAX_REQUEST_ID_CHARS:
                 raise HeaderTooLarge(f"Header {name} is longer than {MAX_REQUEST_ID_CHARS} characters.")
-        if path not in OPEN_PATHS:
+        if path not in OPEN_PATHS and not path.startswith(OPEN_PREFIXES):
             self._keys.check(headers.get("authorization"))
         if path in BODILESS_PATHS and ("transfer-encoding" in headers or headers.get("content-length", "0") != "0"):
             raise InvalidRequest(f"{path} takes no body.")

@@ -1,11 +1,11 @@
 """The HTTP routes, as AzureML's inference server has them, in front of one Ingress.
 
 POST /score         the contract (serve_app.contract), or photos as they are (serve_app.photo_body)
-GET  /              Healthy: this process answers
+GET  /              Healthy: this process answers; the playground for a browser (serve_app.pages)
 GET  /ready         200 only after a real tiny image went through every stage
 GET  /info          model, classes, engine, limits
 GET  /swagger.json  Swagger 2.0 by AzureML's names; OpenAPI 3.0 with ?version=3
-GET  /openapi.json  /docs
+GET  /openapi.json  /docs  /playground
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from serve_app.contract import ScoreRequest, parse_score_request
 from serve_app.guard import ID_HEADERS, MODEL_ERROR_HEADER, RequestGuard
 from serve_app.keys import KeyRing
 from serve_app.openapi import SCORE_ROUTE_DOCS
+from serve_app.pages import Asset, add_pages, wants_page
 from serve_app.photo_body import MULTIPART, PHOTO_TYPES, TYPES, media_type, parse_photos
 from serve_app.swagger import swagger_document
 
@@ -42,6 +43,10 @@ logger = logging.getLogger("ray.serve")
 
 KEY = Security(HTTPBearer(scheme_name="bearer", auto_error=False, description="A key, where the service has keys."))
 """Shown in the documents alone: `serve_app.guard` checks it before a route is looked for."""
+DESCRIPTION = """Photos in, objects with boxes, labels, scores and polygons out.
+
+`curl -F image=@photo.jpg http://…/score` scores a photo as it is; `application/json` is AzureML's contract. Errors are JSON with a `code`
+and a `message`; every answer carries `x-request-id`, and `server-timing` tells where its time went."""
 CORS_REQUEST_HEADERS = ["authorization", "content-type", TIMEOUT_HEADER, *ID_HEADERS]
 CORS_ANSWER_HEADERS = ["retry-after", "server-timing", "x-ms-run-fn-exec-ms", MODEL_ERROR_HEADER, *ID_HEADERS]
 CLIENT_CLOSED_REQUEST = 499
@@ -53,13 +58,14 @@ def http_app(ingress: Ingress, settings: Settings) -> ASGIApp:
     app = FastAPI(
         title="RTMDet-Ins scoring service",
         version=service_version(),
-        description=__doc__,
+        description=DESCRIPTION,
+        docs_url=None,  # serve_app.pages has it, without assets of other hosts
         redoc_url=None,
         redirect_slashes=False,  # its redirects would lead to whatever host the caller names
     )
     auth = settings.ingress.auth
     keys = KeyRing(auth.keys_env, auth.keys_file)
-    _add_probes(app, ingress)
+    _add_probes(app, ingress, add_pages(app))
     _add_info(app, ingress, settings)
     _add_score(app, ingress, settings.ingress)
     _add_error_answers(app)
@@ -119,10 +125,10 @@ async def _read_request(request: Request, limits: IngressSettings, timeout_s: fl
     return await parse_photos(body, request.headers, request.query_params.multi_items(), limits.max_images_per_request)
 
 
-def _add_probes(app: FastAPI, ingress: Ingress) -> None:
-    async def liveness() -> PlainTextResponse:
-        """This process answers."""
-        return PlainTextResponse("Healthy")
+def _add_probes(app: FastAPI, ingress: Ingress, page: Asset) -> None:
+    async def liveness(request: Request) -> Response:
+        """This process answers; a browser gets the playground."""
+        return page.response(request) if wants_page(request) else PlainTextResponse("Healthy", headers={"vary": "accept"})
 
     async def readiness() -> Response:
         """Every stage scored a real tiny image just now; else 503 with the reason."""

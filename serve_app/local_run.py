@@ -6,13 +6,14 @@ Ray's own log stays in its files unless `verbose`. What `serve run` starts is st
 from __future__ import annotations
 
 import contextlib
-import io
+import json
 import logging
 import os
 import re
 import signal
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import quote
@@ -45,11 +46,14 @@ class LocalRun:
 
     def __init__(self, config: Path, *, verbose: bool) -> None:
         self._config, self._verbose = config, verbose
-        self._began = time.monotonic()
+        self._began, self._terminal = time.monotonic(), sys.stdout
 
     def run(self) -> None:
         """All of it; returns after Ctrl-C or SIGTERM."""
-        document = self._check()
+        with self._quiet():
+            self._run(self._check())
+
+    def _run(self, document: ServeDeploySchema) -> None:
         try:
             self._start()
             self._wait_until_ready(document)
@@ -61,10 +65,9 @@ class LocalRun:
 
     def _stop(self) -> None:
         self._say("Stopping: requests that are being scored end first. Ctrl-C again stops at once.")
-        with self._quiet(), contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt):
             serve.shutdown()
-        with self._quiet():
-            ray.shutdown()
+        ray.shutdown()
         self._say("Stopped.")
 
     def _check(self) -> ServeDeploySchema:
@@ -73,9 +76,14 @@ class LocalRun:
         check_ports(document.get("http_options") or {})
         names = ", ".join(settings.model.name for settings in applications)
         self._say(f"{self._config} is valid. Model: {names}. Starting Ray …")
-        for absent in (path for settings in applications for path in absent_files(settings)):
-            self._say(f"Note: {absent} is not on this machine; every node that runs the service needs it.")
+        self._check_files([path for settings in applications for path in absent_files(settings)])
         return ServeDeploySchema.model_validate(document)
+
+    def _check_files(self, absent: Sequence[Path]) -> None:
+        for path in absent:
+            if not os.environ.get("RAY_ADDRESS"):
+                raise ConfigurationError(f"there is no file {path}; the settings name it (model.name or ingress.auth.keys_file).")
+            self._say(f"Note: {path} is not on this machine; every node that runs the service needs it.")
 
     def _start(self) -> None:
         _interrupt_on_signals()
@@ -85,11 +93,10 @@ class LocalRun:
         if not self._verbose:
             logging.getLogger("ray.serve").setLevel(logging.WARNING)
         self._say("Ray runs. Starting the stages and loading the model …")
-        with self._quiet() as said:
-            try:
-                serve_run.main([str(self._config), "--non-blocking"], standalone_mode=False)
-            except (SystemExit, click.ClickException) as error:
-                raise ConfigurationError(f"Ray Serve does not start. {said.getvalue() if said else error}") from error
+        try:
+            serve_run.main([str(self._config), "--non-blocking"], standalone_mode=False)
+        except (SystemExit, click.ClickException) as error:
+            raise ConfigurationError(f"Ray Serve does not start: {error or 'make serve ARGS=-v shows why'}") from error
 
     def _wait_until_ready(self, document: ServeDeploySchema) -> None:
         urls = {app.name: _address(document, app.route_prefix or "/") for app in document.applications}
@@ -136,16 +143,16 @@ class LocalRun:
                     self._say(f"{name} is {application.status.value}. {reason}".rstrip())
 
     @contextlib.contextmanager
-    def _quiet(self) -> Iterator[io.StringIO | None]:
-        """What Ray prints within is kept, unless `verbose`."""
+    def _quiet(self) -> Iterator[None]:
+        """What Ray prints within is thrown away, unless `verbose`: all of it is in its files."""
         if self._verbose:
-            yield None
+            yield
             return
-        with io.StringIO() as said, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            yield said
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
 
     def _say(self, line: str) -> None:
-        print(f"[{time.monotonic() - self._began:5.1f} s] {line}", flush=True)
+        print(f"[{time.monotonic() - self._began:5.1f} s] {line}", file=self._terminal, flush=True)
 
 
 def reason_of(message: str) -> str:
@@ -171,9 +178,13 @@ def waits_for(application: ApplicationStatusOverview) -> list[str]:
 
 def _unplaced(message: str) -> str:
     needs = re.search(r"Resources required for each replica: (\{.*?\}), total resources available: (\{.*?\})", message)
-    if needs is None:
-        return ""
+    if needs is None or _fits(json.loads(needs[1]), json.loads(needs[2])):
+        return ""  # Ray says it of replicas that start slowly, too
     return f"; a replica needs {needs[1]}, free are {needs[2]}: lower num_cpus, num_gpus or replicas under `deployments`, or add a node"
+
+
+def _fits(needed: dict[str, float], free: dict[str, float]) -> bool:
+    return all(free.get(name, 0.0) >= count for name, count in needed.items())
 
 
 def _address(document: ServeDeploySchema, prefix: str) -> str:

@@ -1,0 +1,90 @@
+// What the page says to the service, and what it makes of the answers. No DOM here.
+
+export const LOWEST_SCORE = 0.05; // asked for, so that the score filter needs no new request
+
+const REMEDIES = {
+  unauthorized: "Enter a key above. Whoever runs this service has it.",
+  image_not_decodable: "The file is damaged or is no image. Open it in a viewer and save it again as JPEG or PNG.",
+  unsupported_image_format: "Save it as JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF.",
+  unsupported_media_type: "Save it as JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF.",
+  image_too_large: "Save it smaller, or raise image_loader.max_image_mb in serve_config.yaml.",
+  body_too_large: "Save it smaller, or raise ingress.max_body_mb in serve_config.yaml.",
+  too_many_pixels: "Scale it down, or raise image_loader.max_megapixels in serve_config.yaml.",
+  overloaded: "The service has more work than it can take. Try again in a moment.",
+  deadline_exceeded: "The service is busy. Try again, or raise ingress.timeout_s in serve_config.yaml.",
+  internal_error: "Try again. If it stays so, look for the request id in the service's log.",
+  no_connection: "Is the service running? `make serve` starts it and says when it is ready.",
+};
+
+export class ServiceError extends Error {
+  constructor(code, message, status = 0, requestId = "") {
+    super(message);
+    Object.assign(this, { code, status, requestId });
+  }
+
+  get remedy() {
+    return REMEDIES[this.code] ?? "";
+  }
+}
+
+function headersFor(key, more = {}) {
+  return key ? { ...more, Authorization: `Bearer ${key}` } : more;
+}
+
+async function ask(url, options) {
+  let response;
+  try {
+    response = await fetch(url, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ServiceError("no_connection", "The service does not answer.");
+  }
+  if (response.ok) return response;
+  const said = await response.json().catch(() => ({}));
+  const id = response.headers.get("x-request-id") ?? "";
+  throw new ServiceError(said.code ?? "error", said.message ?? response.statusText, response.status, id);
+}
+
+export async function info(key) {
+  return (await ask("info", { headers: headersFor(key) })).json();
+}
+
+// The query of a request; what is the server's default is left out.
+export function query({ threshold, tolerance, labels, draw }) {
+  const asked = new URLSearchParams({ score_threshold: threshold, polygon_tolerance_px: tolerance, holes: "rings" });
+  for (const label of labels ?? []) asked.append("labels", label);
+  if (draw) asked.set("draw", "1");
+  return asked;
+}
+
+export async function score(photo, { tolerance, key, signal }) {
+  const began = performance.now();
+  const asked = query({ threshold: LOWEST_SCORE, tolerance });
+  const headers = headersFor(key, { "Content-Type": photo.type || "application/octet-stream" });
+  const response = await ask(`score?${asked}`, { method: "POST", body: photo, headers, signal });
+  const [answer] = await response.json();
+  return { objects: answer.boxes, timing: timing(response.headers.get("server-timing"), performance.now() - began) };
+}
+
+// The photo as PNG, from the service, for files that the browser cannot decode (TIFF).
+export async function picture(photo, key) {
+  const asked = new URLSearchParams({ score_threshold: 1, draw: "1" });
+  const headers = headersFor(key, { "Content-Type": photo.type || "application/octet-stream" });
+  return (await ask(`score?${asked}`, { method: "POST", body: photo, headers })).blob();
+}
+
+const STAGES = {
+  fetch: "read or fetch", decode: "decode", queue: "wait for a batch", detect: "network", polygonize: "outlines", encode: "JSON", wait: "between stages",
+};
+
+// [[what, milliseconds], …] in the order that a photo passes; the last is the way to the service and back.
+export function timing(header, totalMs) {
+  const ms = Object.fromEntries([...(header ?? "").matchAll(/([\w-]+);dur=([\d.]+)/g)].map(([, name, dur]) => [name, Number(dur)]));
+  const known = Object.entries(STAGES).filter(([name]) => name in ms).map(([name, what]) => [what, ms[name]]);
+  const served = known.reduce((sum, [, dur]) => sum + dur, 0);
+  return { parts: [...known, ["HTTP and browser", Math.max(totalMs - served, 0)]], totalMs: Math.max(totalMs, served) };
+}
+
+export function points(object) {
+  return [...object.polygon, ...(object.holes ?? [])].reduce((sum, ring) => sum + ring.length / 2, 0);
+}

@@ -1,0 +1,257 @@
+"""The playground in headless Chromium, on the real routes with a stub behind them. Skipped where Chromium or Playwright is missing."""
+
+import io
+import re
+import shutil
+
+import pytest
+from PIL import Image
+
+from pipeline.errors import ImageError
+from tests.support.page_service import page_service
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install -e '.[dev]'")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+TIMES = "\N{MULTIPLICATION SIGN}"
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def service():
+    with page_service() as (url, ingress):
+        yield url, ingress
+
+
+@pytest.fixture
+def page(browser, service):
+    """The page, at `/`; at the end nothing was asked of another host and no script failed."""
+    url, ingress = service
+    ingress.seen.clear()
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(10_000)
+    page, asked, faults = context.new_page(), [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda message: faults.append(message.text) if "Content Security Policy" in message.text else None)
+    page.goto(url)
+    yield page
+    context.close()
+    assert all(address.startswith(url) for address in asked)
+    assert not faults
+
+
+def photo(kind="PNG", size=(400, 300)):
+    data = io.BytesIO()
+    Image.new("RGB", size, (40, 90, 160)).save(data, kind)
+    return data.getvalue()
+
+
+def choose(page, data=None, name="photo.png", mime="image/png"):
+    page.locator("#file").set_input_files([{"name": name, "mimeType": mime, "buffer": photo() if data is None else data}])
+
+
+def scored(page):
+    choose(page)
+    page.wait_for_selector("#result:not([hidden])")
+    return page
+
+
+def text(page, selector):
+    return page.locator(selector).inner_text()
+
+
+def test_a_chosen_photo_is_scored_and_outlined(page, service):
+    """The file goes as it is; objects above the default score are listed and drawn."""
+    scored(page)
+    (images, params, *_), *_ = service[1].seen
+    assert images == [photo()]
+    assert (params.score_threshold, params.holes) == (0.05, "rings")
+    assert text(page, "#count") == f"1 {TIMES} person, 1 {TIMES} dog"
+    assert page.locator("#objects button").count() == 2
+    pixels = page.evaluate(
+        "() => { const c = document.getElementById('canvas'), g = c.getContext('2d');"
+        " const at = (x, y) => [...g.getImageData(x * c.width, y * c.height, 1, 1).data].slice(0, 3);"
+        " return [at(.02, .02), at(.25, .3), at(.25, .5)]; }"
+    )
+    plain, inside, hole = pixels
+    assert inside != plain
+    assert hole == plain
+
+
+def test_an_example_photo_takes_one_click(page, service):
+    """It is one of the shipped ones, and its licence is named."""
+    page.locator("#examples button").first.click()
+    page.wait_for_selector("#result:not([hidden])")
+    assert service[1].seen[0][0][0].startswith(b"\xff\xd8")
+    assert "CC BY" in text(page, "#credits")
+
+
+def test_a_dropped_and_a_pasted_photo_are_scored(page, service):
+    """Both ways, the photo of the event."""
+    script = """async ([kind, bytes]) => {
+        const data = new DataTransfer();
+        data.items.add(new File([new Uint8Array(bytes)], "a.png", { type: "image/png" }));
+        const event = kind === "drop" ? new DragEvent("drop", { dataTransfer: data, bubbles: true })
+            : new ClipboardEvent("paste", { clipboardData: data, bubbles: true });
+        document.body.dispatchEvent(event);
+    }"""
+    for count, kind in enumerate(("drop", "paste"), 1):
+        page.evaluate(script, [kind, list(photo())])
+        page.wait_for_function("() => !document.getElementById('result').hidden")
+        assert len(service[1].seen) == count
+        page.evaluate("() => { document.getElementById('result').hidden = true; }")
+
+
+def slide(page, selector, value):
+    page.locator(selector).evaluate(
+        "(input, value) => { input.value = value; input.dispatchEvent(new Event('input')); input.dispatchEvent(new Event('change')); }",
+        str(value),
+    )
+
+
+def test_filters_act_without_a_request(page, service):
+    """Score and labels; points, bytes, JSON and the example code follow."""
+    scored(page)
+    slide(page, "#threshold", 0.1)
+    assert text(page, "#count") == f"2 {TIMES} person, 1 {TIMES} dog"
+    page.get_by_role("checkbox", name="dog").uncheck()
+    assert text(page, "#count") == f"2 {TIMES} person"
+    assert "labels=person" in text(page, "#panel")
+    assert "score_threshold=0.1" in text(page, "#panel")
+    assert re.fullmatch(r"\d+ points, \d\.\d kB of JSON", text(page, "#size"))
+    assert len(service[1].seen) == 1
+
+
+def test_tolerance_asks_again(page, service):
+    scored(page)
+    slide(page, "#tolerance", 4)
+    page.wait_for_function("() => document.getElementById('panel').textContent.includes('polygon_tolerance_px=4')")
+    assert service[1].seen[-1][1].polygon_tolerance_px == 4
+
+
+def test_time_is_shown_by_stage(page):
+    """From server-timing; the rest is the way there and back."""
+    scored(page)
+    shown = text(page, "#timing")
+    assert "network" in shown
+    assert "14.0 ms" in shown
+    assert "HTTP and browser" in shown
+
+
+def test_the_code_is_ready_to_run(page, tmp_path):
+    """Python as it stands prints what is found; the JSON is JSON."""
+    import json
+    import subprocess
+    import sys
+
+    scored(page)
+    page.get_by_role("tab", name="Python").click()
+    (tmp_path / "photo.png").write_bytes(photo())
+    done = subprocess.run([sys.executable, "-c", text(page, "#panel")], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "person 0.92 1 rings"
+    page.get_by_role("tab", name="JSON").click()
+    assert [box["label"] for box in json.loads(text(page, "#panel"))[0]["boxes"]] == ["person", "dog"]
+
+
+def test_hover_and_click_single_out_an_object(page):
+    """On the photo and in the list alike; a click holds it, a second one lets it go."""
+    scored(page)
+    box = page.locator("#canvas").bounding_box()
+    at = (box["x"] + 0.65 * box["width"], box["y"] + 0.7 * box["height"])
+    page.mouse.move(*at)
+    assert page.locator("#objects button.active").inner_text().startswith("dog")
+    page.mouse.click(*at)
+    page.mouse.move(box["x"] + 2, box["y"] + 2)
+    assert page.locator("#objects button[aria-pressed=true]").inner_text().startswith("dog")
+    page.locator("#objects button[aria-pressed=true]").click()
+    assert page.locator("#objects button[aria-pressed=true]").count() == 0
+
+
+def test_the_keyboard_reaches_everything(page):
+    """Tab to an example, Enter scores it; arrows move between the tabs; the canvas has a text."""
+    page.locator("#examples button").first.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#result:not([hidden])")
+    assert page.locator("#canvas").get_attribute("aria-label") == f"riders.jpg: 1 {TIMES} person, 1 {TIMES} dog"
+    page.get_by_role("tab", name="curl", exact=True).focus()
+    page.keyboard.press("ArrowRight")
+    assert page.get_by_role("tab", name="curl, picture").get_attribute("aria-selected") == "true"
+    page.locator("#objects button").first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#objects button").first.get_attribute("aria-pressed") == "true"
+    unnamed = page.evaluate("() => [...document.querySelectorAll('button, input')].filter((e) => !e.hidden && !e.labels?.length"
+                            " && !e.textContent.trim() && !e.ariaLabel && !e.querySelector('img[alt]')).length")  # fmt: skip
+    assert unnamed == 0
+
+
+def test_an_error_has_code_and_remedy_and_can_be_tried_again(page, service):
+    """An alert, as screen readers want it; it goes when the next photo succeeds."""
+    service[1].error = ImageError("The image's header is damaged.")
+    choose(page)
+    page.wait_for_selector("#error:not([hidden])")
+    assert page.locator("#error").get_attribute("role") == "alert"
+    assert text(page, "#error-code") == "image_not_decodable"
+    assert "save it again as JPEG" in text(page, "#error-remedy")
+    page.locator("#retry").click()
+    page.wait_for_selector("#result:not([hidden])")
+    assert page.locator("#error").is_hidden()
+
+
+def test_a_service_that_does_not_answer_is_told(page):
+    page.context.set_offline(True)
+    choose(page)
+    page.wait_for_selector("#error:not([hidden])")
+    assert text(page, "#error-code") == "no_connection"
+
+
+@pytest.mark.parametrize("width", [320, 390, 768])
+def test_narrow_screens_scroll_one_way_only(page, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    scored(page)
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+
+
+def test_a_key_is_asked_for_and_kept_in_memory_only(browser, monkeypatch):
+    """With it the photo is scored; nothing is stored."""
+    monkeypatch.setenv("SCORING_KEY", "right")
+    with page_service(auth={"keys_env": ["SCORING_KEY"]}) as (url, _):
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(url)
+        page.wait_for_selector("#key-form:not([hidden])")
+        choose(page)
+        page.wait_for_selector("#error:not([hidden])")
+        assert text(page, "#error-code") == "unauthorized"
+        page.get_by_label("This service wants a key").fill("right")
+        page.get_by_role("button", name="Use it").click()
+        page.wait_for_selector("#result:not([hidden])")
+        assert "$SCORING_KEY" in text(page, "#panel")
+        assert "right" not in text(page, "#panel")
+        assert page.evaluate("() => localStorage.length + sessionStorage.length + document.cookie.length") == 0
+        context.close()
+
+
+def test_docs_work_without_the_internet(browser, service):
+    """The document is shown; every file comes from the service."""
+    url, _ = service
+    context = browser.new_context()
+    page, asked = context.new_page(), []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{url}/docs")
+    page.wait_for_selector(".opblock-post")
+    assert "/score" in text(page, ".opblock-post")
+    assert all(address.startswith((url, "data:")) for address in asked)
+    context.close()
