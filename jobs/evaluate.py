@@ -5,8 +5,8 @@
     python -m jobs.evaluate --annotations val.json --images photos/ --url http://127.0.0.1:8000
     python -m jobs.evaluate --annotations val.json --images photos/ --results results.json
 
-Predictions come from `jobs.evaluation.predictions`, numbers from `jobs.evaluation.metrics_coco` and `metrics_voc`.
-Prints a table and, last, one line of JSON.
+Predictions come from `jobs.evaluation.predictions`, numbers from `jobs.evaluation.metrics_coco` and `metrics_azureml`.
+Prints tables and, last, one line of JSON.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
-from jobs.command_line import cli_errors
-from jobs.evaluation.metrics_coco import STATISTICS, coco_metrics
-from jobs.evaluation.metrics_voc import voc_metrics
-from jobs.evaluation.predictions import CocoResults, check_photos, check_sizes, predict_with_mmdet, read_results
+from jobs.command_line import CommandFault, cli_errors, fraction
+from jobs.evaluation.metrics_azureml import IOU_THRESHOLD, SCORE_THRESHOLD, azureml_metrics
+from jobs.evaluation.metrics_coco import coco_metrics
+from jobs.evaluation.predictions import CocoResults, check_photos, check_sizes, predict_with_mmdet
 from jobs.evaluation.predictions_served import predict_with_engine, predict_with_service
+from jobs.evaluation.results_file import read_results
+from jobs.evaluation.tables import as_table, write_confusion_plot
 from jobs.scoring.service_client import base_url, key_from
 from jobs.training.allocator import keep_freed_memory
 from pipeline.inference.engine import EngineOptions
@@ -35,9 +38,16 @@ from pipeline.model.checkpoints import load_checkpoint
 from pipeline.model.zoo import locate
 
 
-def measure(truth: dict[str, Any], predictions: CocoResults) -> dict[str, Any]:
-    """All metrics of one set of predictions: `{"images", "predictions", "crowds", "coco": {...}, "voc50": {...}}`.
+def measure(
+    truth: dict[str, Any],
+    predictions: CocoResults,
+    score_threshold: float = SCORE_THRESHOLD,
+    iou_threshold: float = IOU_THRESHOLD,
+) -> dict[str, Any]:
+    """All metrics of one set of predictions: `{"images", "predictions", "crowds", "coco": {...}, "azureml": {...}}`.
 
+    Args:
+        score_threshold, iou_threshold: of AzureML's metrics; COCO's are of all predictions, over ten IoUs.
     Raises:
         AnnotationsError: a photo was annotated in another size than it was scored in.
     """
@@ -47,35 +57,8 @@ def measure(truth: dict[str, Any], predictions: CocoResults) -> dict[str, Any]:
         "predictions": len(predictions),
         "crowds": sum(bool(found.get("iscrowd")) for found in truth["annotations"]),
         "coco": coco_metrics(truth, predictions),
-        "voc50": {"box": voc_metrics(truth, predictions, over="box"), "mask": voc_metrics(truth, predictions, over="mask")},
+        "azureml": azureml_metrics(truth, predictions, score_threshold, iou_threshold),
     }
-
-
-def as_table(metrics: dict[str, Any]) -> str:
-    """The numbers for people: one row for boxes, one for masks, in per cent."""
-    azure = ("mean_average_precision", "precision", "recall")
-    heads = ["", *STATISTICS, "voc50 mAP", "precision", "recall"]
-    rows = [heads]
-    for kind in ("box", "mask"):
-        numbers = [metrics["coco"][kind][name] for name in STATISTICS] + [metrics["voc50"][kind][name] for name in azure]
-        rows.append([kind, *map(_per_cent, numbers)])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    per_label = metrics["coco"]["mask"]["per_label"]
-    if len(per_label) > 1:
-        longest = max(map(len, per_label))
-        lines += ["mask AP by label", *(f"  {name.ljust(longest)}  {_per_cent(ap).rjust(5)}" for name, ap in per_label.items())]
-    if not metrics["predictions"]:
-        lines.append("nothing was found: there is not one prediction")
-    if metrics["crowds"]:
-        lines.append(
-            f"voc50 is AzureML's rule: whoever stands within a crowd's box counts as on the crowd ({metrics['crowds']} here)"
-        )
-    return "\n".join(lines)
-
-
-def _per_cent(number: float | None) -> str:
-    return "-" if number is None else f"{100 * number:.1f}"
 
 
 @cli_errors("jobs.evaluate", AnnotationsError, status=2)
@@ -85,33 +68,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     if options.checkpoint:
         options.checkpoint = locate(options.checkpoint, setting="--checkpoint")
-    for file in filter(None, (options.save_results, options.output)):  # hours before they are written
+    for file in filter(None, (options.save_results, options.output, options.plot)):  # hours before they are written
         file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         annotations = read_annotations(options.annotations, options.images, Path(scratch))
         truth = json.loads(annotations.coco_json.read_text())
         if not options.results:
             check_photos(annotations, truth)
-        predictions = _predict(options, annotations)
+        predictions = _predict(options, annotations, truth)
     if options.save_results:
         options.save_results.write_text(json.dumps(predictions))
-    metrics = measure(truth, predictions)
+    metrics = measure(truth, predictions, options.score_threshold, options.iou_threshold)
     print(as_table(metrics))
+    if options.plot:
+        write_confusion_plot(metrics["azureml"], options.plot)
     if options.output:
         options.output.write_text(json.dumps(metrics, indent=1))
     print(json.dumps(metrics))
     return 0
 
 
-def _predict(options: argparse.Namespace, annotations: Annotations) -> CocoResults:
+def _predict(options: argparse.Namespace, annotations: Annotations, truth: dict[str, Any]) -> CocoResults:
     if options.results:
-        return read_results(options.results)
+        return read_results(options.results, truth)
     bar = functools.partial(tqdm, unit="photo", disable=not sys.stderr.isatty())
     if options.url:
         return predict_with_service(options.url, annotations, bar, key=options.key_env)
     if options.engine != "mmdet":
         return predict_with_engine(str(options.checkpoint), EngineOptions(options.engine, options.precision), annotations, bar)
-    return predict_with_mmdet(load_checkpoint(options.checkpoint), annotations, options.image_size, bar)
+    try:
+        return predict_with_mmdet(load_checkpoint(options.checkpoint), annotations, options.image_size, bar)
+    except torch.OutOfMemoryError as error:
+        raise CommandFault(
+            f"The card's memory does not hold the network with a photo: a smaller --image-size needs less, and CUDA_VISIBLE_DEVICES= "
+            f"takes the CPU ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -131,6 +122,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="of openvino and torch")
     add("--image-size", type=int, help="side of the square input, px, for mmdet (default: the model's own)")
+    add(
+        "--score-threshold",
+        type=fraction,
+        default=SCORE_THRESHOLD,
+        help="of AzureML's metrics (default: %(default)s, as AzureML's)",
+    )
+    add("--iou-threshold", type=fraction, default=IOU_THRESHOLD, help="of AzureML's metrics (default: %(default)s, as AzureML's)")
+    add("--plot", type=Path, help="draw the confusion matrix into this PNG")
     add("--save-results", type=Path, help="write the predictions as COCO results JSON")
     add("--output", type=Path, help="write the metrics as JSON")
     return parser

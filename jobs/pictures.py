@@ -33,7 +33,8 @@ from jobs.annotations.datasets import Annotations, AnnotationsError, read_annota
 from jobs.annotations.outlines import outline_to_rle
 from jobs.command_line import cli_errors, count
 from jobs.evaluation.metrics_voc import FALSE_POSITIVE, Objects, by_image_and_label, match
-from jobs.evaluation.predictions import check_sizes, read_results
+from jobs.evaluation.predictions import check_sizes
+from jobs.evaluation.results_file import read_results
 from jobs.photos import PhotoError, read_photo_within
 from jobs.scoring.batch_inputs import InputsError, Source
 from jobs.scoring.batch_output import read_rows
@@ -265,7 +266,8 @@ def _sheets(args: argparse.Namespace) -> tuple[list[Sheet], int]:
     with tempfile.TemporaryDirectory() as scratch:
         annotations = read_annotations(args.annotations, Path(args.photos), Path(scratch))
         if args.results:
-            return sheets_of_comparison(annotations, read_results(args.results), args.score_threshold, args.most), 0
+            results = read_results(args.results, json.loads(annotations.coco_json.read_text()))
+            return sheets_of_comparison(annotations, results, args.score_threshold, args.most), 0
         return sheets_of_annotations(annotations, args.most), 0
 
 

@@ -51,7 +51,8 @@ def voc_metrics(
             counted = matched != ON_CROWD
             flags.append(matched[counted] >= 0)
             scores.append(_scores(found[key])[counted])
-        per_label[category["name"]] = _label_metrics(np.concatenate(flags), np.concatenate(scores), total)
+        hits = np.concatenate(flags)[np.argsort(-np.concatenate(scores), kind="stable")]
+        per_label[category["name"]] = label_metrics(np.cumsum(hits), np.cumsum(~hits), total)
     return {
         "mean_average_precision": _mean(per_label, "average_precision"),
         "precision": _mean(per_label, "precision"),
@@ -88,13 +89,17 @@ def match(
     return matched
 
 
-def _label_metrics(hits: NDArray[np.bool_], scores: NDArray[np.float64], total: int) -> dict[str, float | None]:
-    if total == 0 or len(hits) == 0:
+def label_metrics(true_positives: NDArray[Any], false_positives: NDArray[Any], total: int) -> dict[str, float | None]:
+    """Average precision, and precision and recall at the lowest score.
+
+    Args:
+        true_positives, false_positives: (N,) how many there are down to each prediction, from the best score to the lowest.
+        total: how many there are to find.
+    """
+    if total == 0 or len(true_positives) == 0:
         nothing = None if total == 0 else 0.0
-        return {"average_precision": nothing, "precision": 0.0 if len(hits) else None, "recall": nothing}
-    hits = hits[np.argsort(-scores, kind="stable")]
-    true_positives = np.cumsum(hits)
-    precision, recall = true_positives / np.arange(1, len(hits) + 1), true_positives / total
+        return {"average_precision": nothing, "precision": 0.0 if len(true_positives) else None, "recall": nothing}
+    precision, recall = true_positives / (true_positives + false_positives), true_positives / total
     return {
         "average_precision": round(_area_under(precision, recall), 4),
         "precision": round(float(precision[-1]), 4),

@@ -12,7 +12,6 @@ from jobs.third_party import known_warnings_ignored  # isort: skip  (before mmde
 import json
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,24 +88,6 @@ def check_sizes(truth: dict[str, Any], predictions: CocoResults) -> None:
                 f"{image['file_name']} was scored as {width} x {height} pixels but is annotated as {annotated[0]} x {annotated[1]}. "
                 "Scoring turns photos upright as their EXIF orientation says; annotations must be of the upright photo."
             )
-
-
-def read_results(path: Path) -> CocoResults:
-    """A COCO results file, as pycocotools, mmdet or Detectron2 write it.
-
-    Raises:
-        AnnotationsError: not a list of results with the five keys.
-    """
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise AnnotationsError(f"{path}: not COCO results: {error}.") from error
-    needed = {"image_id", "category_id", "bbox", "score", "segmentation"}
-    if not isinstance(results, list) or any(not isinstance(result, dict) or needed - set(result) for result in results):
-        raise AnnotationsError(f"{path}: not COCO results, a list of objects with {', '.join(sorted(needed))}.")
-    if any(not result["segmentation"] for result in results):
-        raise AnnotationsError(f"{path}: a result without outline, `segmentation` is empty; results of masks are wanted.")
-    return results
 
 
 def category_ids_of(classes: tuple[str, ...], truth: dict[str, Any]) -> dict[int, int]:

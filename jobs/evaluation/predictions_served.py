@@ -67,11 +67,12 @@ def predict_with_service(
         clients: requests in flight at once.
         key: bearer key of the service.
     Raises:
-        AnnotationsError: the service does not answer, or refuses a photo; the message is the service's own.
+        AnnotationsError: service and annotations share no label; or it does not answer, or refuses a photo (in its own words).
     """
     truth = json.loads(annotations.coco_json.read_text())
-    ids = {category["name"]: category["id"] for category in truth["categories"]}
     client = ServiceClient(url, key, deadline_s=120, connections=clients)
+    classes = _classes_of(client)
+    ids = {classes[channel]: number for channel, number in category_ids_of(classes, truth).items()}
 
     def score(image: dict[str, Any]) -> CocoResults:
         boxes = _ask(client, annotations.images / image["file_name"])
@@ -82,6 +83,16 @@ def predict_with_service(
         return [result for results in progress(pool.map(score, truth["images"])) for result in results]
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _classes_of(client: ServiceClient) -> tuple[str, ...]:
+    try:
+        classes = client.info()["classes"]
+    except ServiceFault as error:
+        raise AnnotationsError(str(error)) from error
+    except KeyError as error:
+        raise AnnotationsError(f"{client.url}/info names no classes: is it this service?") from error
+    return tuple(classes)
 
 
 def _ask(client: ServiceClient, photo: Path) -> list[dict[str, Any]]:

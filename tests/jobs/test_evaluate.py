@@ -11,9 +11,11 @@ from pycocotools import mask as rle_masks
 from jobs import evaluate
 from jobs.annotations.datasets import AnnotationsError, read_annotations
 from jobs.evaluation import predictions
+from jobs.evaluation.metrics_azureml import azureml_metrics
 from jobs.evaluation.metrics_coco import coco_metrics
 from jobs.evaluation.metrics_voc import voc_metrics
-from jobs.evaluation.predictions import category_ids_of, predict_with_mmdet, read_results
+from jobs.evaluation.predictions import category_ids_of, predict_with_mmdet
+from jobs.evaluation.results_file import read_results
 from pipeline.model.checkpoints import Checkpoint, load_checkpoint, save_safetensors
 from pipeline.model.spec import build_network, nano_spec
 from tests.support.stub_service import stub_service
@@ -47,14 +49,14 @@ def test_perfect_predictions_score_one():
     found = [entry | {"score": 0.9} for entry in PAIR["annotations"]]
     metrics = evaluate.measure(PAIR, found)
     assert metrics["coco"]["mask"]["ap"] == metrics["coco"]["box"]["ap"] == 1.0
-    assert metrics["voc50"]["mask"]["mean_average_precision"] == 1.0
-    assert metrics["voc50"]["mask"]["precision"] == metrics["voc50"]["box"]["recall"] == 1.0
+    assert metrics["azureml"]["mask"]["mean_average_precision"] == 1.0
+    assert metrics["azureml"]["mask"]["precision"] == metrics["azureml"]["box"]["recall"] == 1.0
 
 
 def test_nothing_found_scores_zero():
     metrics = evaluate.measure(PAIR, [])
     assert metrics["coco"]["box"]["ap"] == 0.0
-    label = metrics["voc50"]["mask"]["per_label"]["cat"]
+    label = metrics["azureml"]["mask"]["per_label"]["cat"]
     assert label == {"average_precision": 0.0, "precision": None, "recall": 0.0}
 
 
@@ -62,7 +64,14 @@ def test_the_table_says_what_a_mean_hides():
     """Each label's AP where there are several; and that nothing was found at all, which a row of zeros does not."""
     truth = document(thing(0, 0, 40, 40), thing(50, 50, 40, 40, category_id=2), names=("cat", "dog"))
     table = evaluate.as_table(evaluate.measure(truth, [thing(0, 0, 40, 40, score=0.9)]))
-    assert table.splitlines()[-3:] == ["mask AP by label", "  cat  100.0", "  dog    0.0"]
+    lines = table.splitlines()
+    assert lines[3:6] == ["mask AP by label", "  cat  100.0", "  dog    0.0"]
+    assert lines[-4:] == [
+        "annotated \\ found  cat  dog  missed",
+        "              cat    1    0       0",
+        "              dog    0    0       1",
+        "    nothing there    0    0       0",
+    ]
     assert "nothing was found" not in table
     assert "nothing was found" in evaluate.as_table(evaluate.measure(truth, []))
 
@@ -99,7 +108,7 @@ def test_crowds_take_whoever_stands_in_them():
     """AzureML's rule, which costs boxes recall; the table says so."""
     truth = document(thing(0, 0, 90, 90, iscrowd=1), thing(10, 10, 20, 20))
     metrics = evaluate.measure(truth, [thing(10, 10, 20, 22, score=0.9)])
-    assert metrics["voc50"]["box"]["recall"] == 0.0
+    assert metrics["azureml"]["box"]["recall"] == 0.0
     assert metrics["coco"]["box"]["ap50"] == 1.0
     assert "AzureML's rule" in evaluate.as_table(metrics)
     assert "AzureML's rule" not in evaluate.as_table(evaluate.measure(document(thing(0, 0, 9, 9)), []))
@@ -121,7 +130,7 @@ def test_masks_and_boxes_are_told_apart():
     metrics = evaluate.measure(truth, [found])
     assert metrics["coco"]["box"]["ap50"] == 1.0
     assert metrics["coco"]["mask"]["ap50"] == 0.0
-    assert metrics["voc50"]["mask"]["recall"] == 0.0
+    assert metrics["azureml"]["mask"]["recall"] == 0.0
 
 
 def test_measuring_changes_nothing():
@@ -177,6 +186,13 @@ def test_predictions_outlive_metrics_that_fail(tiny_coco, tmp_path, monkeypatch)
     with pytest.raises(ZeroDivisionError):
         evaluate.main([*common, "--save-results", str(tmp_path / "new" / "results.json")])
     assert (tmp_path / "new" / "results.json").read_text() == "[]"
+
+
+def test_a_confusion_plot(tiny_coco, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "_predict", lambda *_: [])
+    common = ["--annotations", str(tiny_coco / "coco.json"), "--images", str(tiny_coco / "photos"), "--url", "http://127.0.0.1:9"]
+    assert evaluate.main([*common, "--plot", str(tmp_path / "new" / "confusion.png")]) == 0
+    assert (tmp_path / "new" / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_output_that_cannot_be_is_refused_before_the_work(tiny_coco, tmp_path, monkeypatch, capsys):
@@ -235,7 +251,89 @@ def test_results_file_is_checked(tmp_path):
     path = tmp_path / "results.json"
     path.write_text('{"boxes": []}')
     with pytest.raises(AnnotationsError, match="not COCO results"):
-        read_results(path)
+        read_results(path, PAIR)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"image_id": 9}, "image_id 9 is of no photo"),
+        ({"image_id": "1"}, "image_id '1' is of no photo"),
+        ({"score": float("nan")}, "must be finite numbers"),
+        ({"score": "0.9"}, "must be finite numbers"),
+        ({"bbox": [1, 2, 3]}, "four of them"),
+        ({"bbox": None}, "result 1 "),
+        ({"segmentation": []}, "there is no outline"),
+        ({"segmentation": [[1, 2, 3]]}, "neither polygons nor run lengths"),
+        ({"segmentation": {"size": [100, 100]}}, "neither polygons nor run lengths"),
+        ({"segmentation": "x"}, "neither polygons nor run lengths"),
+    ],
+)
+def test_a_result_that_cannot_be_measured_is_named(tmp_path, changes, said):
+    """By its place in the file: no traceback, and no score that sorts anywhere."""
+    good = thing(0, 0, 40, 40, score=0.9)
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([good, good | changes]))
+    with pytest.raises(AnnotationsError, match=r"result 1 ") as caught:
+        read_results(path, PAIR)
+    assert said in str(caught.value)
+
+
+def test_results_with_polygons_and_plain_run_lengths(tmp_path):
+    """As other tools write them: the same masks."""
+    polygon = [[0, 0, 40, 0, 40, 40, 0, 40]]
+    plain = {"size": [SIZE, SIZE], "counts": [0, *[40, 60] * 39, 40, 60 + 60 * SIZE]}
+    results = [thing(0, 0, 40, 40, score=0.9, segmentation=segmentation) for segmentation in (polygon, plain)]
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(results))
+    read = [result["segmentation"] for result in read_results(path, PAIR)]
+    assert read == [thing(0, 0, 40, 40)["segmentation"]] * 2
+    assert evaluate.measure(PAIR, read_results(path, PAIR))["coco"]["mask"]["ap"] > 0
+
+
+def test_results_of_other_categories_are_told(tmp_path, capsys):
+    """They count for nothing, and that is said."""
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([thing(0, 0, 40, 40, score=0.9), thing(0, 0, 40, 40, score=0.9, category_id=7)]))
+    assert len(read_results(path, PAIR)) == 1
+    assert (
+        "1 of 2 results are of categories that the annotations do not know, so they are not counted: 7" in capsys.readouterr().err
+    )
+
+
+def test_azureml_metrics_have_their_own_threshold():
+    """Predictions of low score count for COCO alone: they would ruin the precision."""
+    found = [thing(0, 0, 40, 40, score=0.9), *(thing(60, 0, 20, 20, score=0.1) for _ in range(30))]
+    metrics = evaluate.measure(PAIR, found)
+    assert (metrics["predictions"], metrics["azureml"]["predictions"]) == (31, 1)
+    assert metrics["azureml"]["mask"]["precision"] == 1.0
+    assert evaluate.measure(PAIR, found, score_threshold=0.05)["azureml"]["mask"]["precision"] < 0.1
+    shifted = [thing(4, 0, 40, 40, score=0.9)]
+    assert azureml_metrics(PAIR, shifted, iou_threshold=0.5)["mask"]["recall"] == 0.5
+    assert azureml_metrics(PAIR, shifted, iou_threshold=0.9)["mask"]["recall"] == 0.0
+
+
+def test_confusion_by_hand():
+    """A cat found, a dog taken for a cat, a dog missed, a cat where nothing is; a higher threshold loses the second."""
+    truth = document(
+        thing(0, 0, 20, 20), thing(40, 0, 20, 20, category_id=2), thing(80, 0, 20, 20, category_id=2), names=("cat", "dog")
+    )
+    found = [thing(0, 0, 20, 20, score=0.9), thing(40, 0, 20, 20, score=0.6), thing(0, 60, 20, 20, score=0.8)]
+    matrices = azureml_metrics(truth, found)["mask"]["confusion_matrices"]
+    assert matrices["0.3"] == [[1, 0, 0], [1, 0, 1], [1, 0, 0]]
+    assert matrices["0.7"] == [[1, 0, 0], [0, 0, 2], [1, 0, 0]]
+
+
+def test_image_level_by_hand():
+    """Photos 1 and 2 have an object: one is found, beside a wrong one; in photo 3 only a wrong one."""
+    truth = document(thing(0, 0, 20, 20), thing(0, 0, 20, 20, image_id=2), images=3)
+    found = [
+        thing(60, 60, 20, 20, score=0.9),
+        thing(0, 0, 20, 20, score=0.8),
+        thing(60, 60, 20, 20, image_id=3, score=0.7),
+    ]
+    level = azureml_metrics(truth, found)["box"]["image_level"]
+    assert level == {"average_precision": 0.5, "precision": 0.5, "recall": 0.5}
 
 
 @pytest.fixture
@@ -246,7 +344,7 @@ def common(tiny_coco):
 def test_a_checkpoint_may_be_a_name(common, monkeypatch):
     """As --init-weights and model.name may."""
     asked = []
-    monkeypatch.setattr(evaluate, "_predict", lambda options, _: asked.append(options.checkpoint) or [])
+    monkeypatch.setattr(evaluate, "_predict", lambda options, *_: asked.append(options.checkpoint) or [])
     assert evaluate.main([*common, "--checkpoint", "rtmdet-ins_nano_person"]) == 0
     assert load_checkpoint(asked[0]).spec.classes == ("person",)
 
@@ -263,7 +361,7 @@ def test_ctrl_c_is_130(common, monkeypatch, capsys):
     """In one line, and the scratch folder is gone."""
     scratch = []
 
-    def interrupted(_, annotations):
+    def interrupted(_, annotations, __):
         scratch.append(annotations.coco_json)
         raise KeyboardInterrupt
 
@@ -277,3 +375,15 @@ def test_a_key_that_is_missing_is_asked_for(common, capsys):
     with stub_service(key="right") as stub:
         assert evaluate.main([*common, "--url", stub.url]) == 2
     assert "name its variable with --key-env" in capsys.readouterr().err
+
+
+def test_a_card_that_is_full_is_told(common, model_file, monkeypatch, capsys):
+    """In a line that says what to do."""
+
+    def fails(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    monkeypatch.setattr(evaluate, "predict_with_mmdet", fails)
+    assert evaluate.main([*common, "--checkpoint", str(model_file)]) == 2
+    assert "a smaller --image-size needs less" in (said := capsys.readouterr().err)
+    assert len(said.splitlines()) == 1

@@ -115,3 +115,13 @@ def test_a_silent_service_is_a_clear_error(annotations):
     """Nobody listens: the message names the URL."""
     with pytest.raises(AnnotationsError, match=r"127\.0\.0\.1:9 does not answer"):
         predict_with_service("http://127.0.0.1:9", annotations)
+
+
+def test_labels_that_a_service_does_not_know_are_told(annotations, capsys):
+    """As of a checkpoint; before the first photo is scored."""
+    with stub_service(answer=ANSWER, classes=("person", "zebra")) as stub:
+        predict_with_service(stub.url, annotations)
+    assert "not counted: zebra" in capsys.readouterr().err
+    with stub_service(classes=("zebra",)) as stub, pytest.raises(AnnotationsError, match="nothing in common"):
+        predict_with_service(stub.url, annotations)
+    assert not stub.asked

@@ -1,0 +1,124 @@
+"""What AzureML reports of a model, at its own thresholds: its VOC style metrics, image-level metrics, and confusion matrices.
+
+    predictions ─▶ scores above the threshold ─┬─▶ metrics_voc: mean average precision, precision, recall, by label
+                                               ├─▶ image level: is there an object in the photo that is found?
+                                               └─▶ confusion: which label was found where which was annotated
+
+Source: azureml-metrics, azureml.metrics.vision.od_is_eval (behaviour, not code).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.evaluation.metrics_voc import ON_CROWD, Objects, by_image_and_label, label_metrics, match, voc_metrics
+
+SCORE_THRESHOLD, IOU_THRESHOLD = 0.3, 0.5
+"""AzureML's defaults of `box_score_threshold` and `validation_iou_threshold`."""
+CONFUSION_THRESHOLDS = tuple(step / 10 for step in range(10))
+
+
+def azureml_metrics(
+    truth: dict[str, Any], predictions: Objects, score_threshold: float = SCORE_THRESHOLD, iou_threshold: float = IOU_THRESHOLD
+) -> dict[str, Any]:
+    """All of it, over boxes and over masks.
+
+    Args:
+        truth: COCO annotations document.
+        predictions: COCO results with `bbox` and `segmentation`.
+        score_threshold: predictions count whose score is above it.
+        iou_threshold: smallest overlap of a match.
+    Returns:
+        `{"score_threshold", "iou_threshold", "predictions", "labels", "box": {...}, "mask": {...}}`, each of the last two what
+        `voc_metrics` gives, `image_level`, and `confusion_matrices` by score threshold, see `confusion_matrices`.
+    """
+    kept = [prediction for prediction in predictions if prediction["score"] > score_threshold]
+    metrics: dict[str, Any] = {
+        "score_threshold": score_threshold,
+        "iou_threshold": iou_threshold,
+        "predictions": len(kept),
+        "labels": [category["name"] for category in truth["categories"]],
+    }
+    for over in ("box", "mask"):
+        metrics[over] = voc_metrics(truth, kept, over, iou_threshold) | {
+            "image_level": image_level_metrics(truth, kept, over, iou_threshold),
+            "confusion_matrices": confusion_matrices(truth, kept, over, iou_threshold, score_threshold),
+        }
+    return metrics
+
+
+def image_level_metrics(truth: dict[str, Any], predictions: Objects, over: str, iou_threshold: float) -> dict[str, float | None]:
+    """Whether a photo with objects is told from one without: a photo counts as found with one right object in it, as a false find with
+    wrong ones alone.
+
+    Returns:
+        average_precision, precision, recall over photos; None where undefined.
+    """
+    real, found = by_image_and_label(truth["annotations"]), by_image_and_label(predictions)
+    outcomes: list[tuple[float, bool, int]] = []
+    for image in truth["images"]:
+        for category in truth["categories"]:
+            key = image["id"], category["id"]
+            matched = match(real[key], found[key], over, (image["height"], image["width"]), iou_threshold)
+            outcomes += [
+                (prediction["score"], place >= 0, image["id"])
+                for prediction, place in zip(found[key], matched.tolist(), strict=True)
+                if place != ON_CROWD
+            ]
+    total = len({entry["image_id"] for entry in truth["annotations"] if not entry.get("iscrowd")})
+    outcomes.sort(key=lambda outcome: -outcome[0])
+    right, wrong = set[int](), set[int]()
+    counts = np.zeros((len(outcomes), 2))
+    for place, (_, is_hit, image_id) in enumerate(outcomes):
+        if is_hit:
+            right.add(image_id)
+            wrong.discard(image_id)
+        elif image_id not in right:
+            wrong.add(image_id)
+        counts[place] = len(right), len(wrong)
+    return label_metrics(counts[:, 0], counts[:, 1], total)
+
+
+def confusion_matrices(
+    truth: dict[str, Any], predictions: Objects, over: str, iou_threshold: float, score_threshold: float
+) -> dict[str, list[list[int]]]:
+    """Objects matched whatever their labels, best score first.
+
+    Returns:
+        For each score threshold, AzureML's ten and the given one, one row for each label as annotated and a last one for what is not
+        annotated; one column for each label as found and a last one for what was missed. AzureML has all but the last row.
+    """
+    place_of = {category["id"]: place for place, category in enumerate(truth["categories"])}
+    real, found = _by_image(truth["annotations"]), _by_image(predictions)
+    pairs: list[tuple[int, int, float]] = []
+    for image in truth["images"]:
+        annotated, predicted = real.get(image["id"], []), found.get(image["id"], [])
+        matched = match(annotated, predicted, over, (image["height"], image["width"]), iou_threshold).tolist()
+        for prediction, place in zip(predicted, matched, strict=True):
+            if place != ON_CROWD:
+                row = place_of[annotated[place]["category_id"]] if place >= 0 else len(place_of)
+                pairs.append((row, place_of[prediction["category_id"]], prediction["score"]))
+    objects = np.zeros(len(place_of), np.int64)
+    for entry in truth["annotations"]:
+        objects[place_of[entry["category_id"]]] += not entry.get("iscrowd")
+    thresholds = sorted({score_threshold, *CONFUSION_THRESHOLDS})
+    return {f"{threshold:g}": _confusion(objects, pairs, threshold).tolist() for threshold in thresholds}
+
+
+def _confusion(objects: NDArray[np.int64], pairs: list[tuple[int, int, float]], threshold: float) -> NDArray[np.int64]:
+    matrix = np.zeros((len(objects) + 1, len(objects) + 1), np.int64)
+    for row, column, score in pairs:
+        if score >= threshold:
+            matrix[row, column] += 1
+    matrix[:-1, -1] = objects - matrix[:-1, :-1].sum(axis=1)
+    return matrix
+
+
+def _by_image(objects: Objects) -> dict[int, Objects]:
+    groups: dict[int, Objects] = {}
+    for entry in objects:
+        groups.setdefault(entry["image_id"], []).append(entry)
+    return groups
