@@ -5,6 +5,8 @@ LoadedImage ─▶ GreedyBatcher ─▶ Engine.detect, on a thread of its own �
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -23,8 +25,12 @@ from pipeline.types import DetectOptions, Instances, LoadedImage
 Item = tuple[LoadedImage, DetectOptions]
 
 HUNG_S, HUNG_S_AN_IMAGE = 120.0, 4.0
-"""A batch that runs for longer than their sum will not end: an image of RTMDet-Ins-x takes 0.6 s on two cores, twice that while another
-batch runs, and what is compiled meanwhile less than the first."""
+"""Before anything was measured, a batch that runs for longer than their sum hangs: an image of RTMDet-Ins-x takes 0.6 s on two cores, twice
+that while another batch runs, and what is compiled meanwhile less than the first."""
+HUNG_TIMES, MIN_HUNG_S = 20.0, 30.0
+"""Later, one that takes so many times as long as the slowest of the last `MEASURED_BATCHES`. Compiling for a new shape of photo may come in
+between, therefore not less than `MIN_HUNG_S`."""
+MEASURED_BATCHES = 32
 
 
 @serve.deployment(max_ongoing_requests=64, max_queued_requests=512)
@@ -40,6 +46,7 @@ class Detector:
         _check_ongoing(settings.max_batch)
         self._stage = Stage("detector")
         self._lost: EngineLost | None = None
+        self._ran_s: deque[float] = deque(maxlen=MEASURED_BATCHES)
         self._batcher: GreedyBatcher[Item, Instances] = GreedyBatcher(
             self._run, max_batch=settings.max_batch, max_wait_s=settings.max_wait_ms / 1e3, observer=BatchMetrics()
         )
@@ -49,11 +56,14 @@ class Detector:
 
     def _run(self, items: list[Item]) -> Sequence[Instances]:
         images, options = zip(*items, strict=True)
+        began = time.perf_counter()
         try:
-            return self._engine.detect(images, options)
+            found = self._engine.detect(images, options)
         except EngineLost as error:
             self._lost = error
             raise
+        self._ran_s.append(time.perf_counter() - began)
+        return found
 
     async def check_health(self) -> None:
         """Called by Ray every `health_check_period_s`: a replica whose card failed or hangs is replaced.
@@ -63,7 +73,7 @@ class Detector:
         """
         if self._lost is not None:
             raise self._lost
-        limit_s = HUNG_S + HUNG_S_AN_IMAGE * self._engine.info.max_batch
+        limit_s = hung_after_s(self._engine.info.max_batch, tuple(self._ran_s))
         if self._batcher.running_s > limit_s:
             raise EngineLost(f"a batch has been running for more than {limit_s:g} s")
 
@@ -85,6 +95,18 @@ class Detector:
     async def info(self) -> ModelInfo:
         """What runs here: model, classes, input size, engine, precision, device."""
         return self._engine.info
+
+
+def hung_after_s(max_batch: int, ran_s: Sequence[float]) -> float:
+    """The time after which a batch counts as hung.
+
+    Args:
+        ran_s: seconds that the last batches took.
+    """
+    at_first = HUNG_S + HUNG_S_AN_IMAGE * max_batch
+    if len(ran_s) < MEASURED_BATCHES:
+        return at_first
+    return min(at_first, max(MIN_HUNG_S, HUNG_TIMES * max(ran_s)))
 
 
 def engine_options(model: ModelSettings, settings: DetectorSettings) -> EngineOptions:

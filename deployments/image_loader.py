@@ -23,6 +23,7 @@ from deployments.retry_alone import SHARED_DECODE_S, SharedDecoding
 from deployments.settings import ImageLoaderSettings
 from deployments.stage import Clock, Stage
 from deployments.task import ImageInput, ImageTask
+from pipeline.errors import DecodersUnavailable
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.decoder_options import DecoderOptions
 from pipeline.images.decoder_pool import DecoderLost, DecoderPool
@@ -32,6 +33,9 @@ from pipeline.images.source import Url, parse_source
 from pipeline.types import LoadedImage
 
 logger = logging.getLogger("ray.serve")
+
+MAX_FAILED_STARTS = 2
+"""One may be chance: a machine that was short of memory for a moment."""
 
 
 @serve.deployment(max_ongoing_requests=64, max_queued_requests=512)
@@ -52,6 +56,15 @@ class ImageLoader:
         self._fetcher = Fetcher(FetchPolicy(**settings.fetch.model_dump(), max_bytes=max_bytes))
         self._decoders = DecoderPool(DecoderOptions(self._limits, input_size, settings.decode_timeout_s), settings.threads)
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
+
+    async def check_health(self) -> None:
+        """Called by Ray every `health_check_period_s`: a replica whose decoders do not start is replaced.
+
+        Raises:
+            DecodersUnavailable: one ended `MAX_FAILED_STARTS` times before it could decode.
+        """
+        if self._decoders.failed_starts >= MAX_FAILED_STARTS:
+            raise DecodersUnavailable("decoder processes do not start; their standard error says why")
 
     async def load(self, tasks: Sequence[ImageTask[ImageInput]]) -> list[ImageTask[LoadedImage]]:
         """Make a call's images ready for the network.

@@ -51,9 +51,9 @@ class Ingress:
     ) -> None:
         self._settings, self._limits, self._classes = settings, settings.ingress, classes
         self._front = front
-        self._detector = started(detector)
+        self._image_loader, self._detector = started(image_loader), started(detector)
         self._graph = ScoringGraph(
-            started(image_loader),
+            self._image_loader,
             self._detector,
             started(polygonizer),
             self.refusal,
@@ -153,11 +153,12 @@ class Ingress:
         """Called by Ray every `health_check_period_s`: the beat that the gauge needs, see deployments.metrics.
 
         Raises:
-            ServiceError: the detector in this process has lost its device; a Detector replica says so itself.
+            ServiceError: a stage in this process cannot work any more; one in replicas of its own says so itself.
         """
         self._metrics.in_flight(self._in_flight)
-        if isinstance(self._detector, LocalHandle):
-            await self._detector.check_health.remote()
+        for stage in (self._image_loader, self._detector):
+            if isinstance(stage, LocalHandle):
+                await stage.check_health.remote()
 
     def context(self, timeout_s: float | None = None, request_id: str | None = None) -> RequestContext:
         """A request's context; the deadline is the shorter of the caller's and the server's."""

@@ -27,7 +27,7 @@ from deployments.in_process import LocalHandle, LocalResponse, StageHandle
 from deployments.retry_alone import RetryAlone
 from deployments.settings import IngressSettings
 from deployments.task import ImageInput, ImageTask, RequestContext, ScoreOptions
-from pipeline.errors import DeadlineExceeded, EngineLost, ImageFault, Overloaded, ServiceError, StageFailed
+from pipeline.errors import DeadlineExceeded, DecodersUnavailable, EngineLost, ImageFault, Overloaded, ServiceError, StageFailed
 from pipeline.images.source import looks_like_url
 from pipeline.inference.engine import ModelInfo
 from pipeline.types import Answer
@@ -74,10 +74,10 @@ class ScoringGraph:
         self._polygonizer = polygonizer
         self._refusal = refusal
         self._urls = asyncio.Semaphore(settings.max_urls_in_flight)
-        # Another replica's card may work. In this process there is only one.
+        # Another replica's card or decoders may work. In this process there is no other replica.
         self._worth_another_try: tuple[type[StageFailed], ...] = (StageLost, RetryAlone)
         if not isinstance(detector, LocalHandle):
-            self._worth_another_try += (EngineLost,)
+            self._worth_another_try += (EngineLost, DecodersUnavailable)
         self._slow = asyncio.Semaphore(1)  # slow images come one at a time, so that they never take all decoders
         self._grouper: Grouper[ImageTask[ImageInput], Answer] = Grouper(self._chain, settings.groups)
 

@@ -12,7 +12,8 @@
     │   └── HeaderTooLarge        431   header_too_large
     ├── Overloaded                503   overloaded (429 where the operator prefers it), with Retry-After
     ├── StageFailed               500   internal_error: a replica died or raised something unforeseen
-    │   └── EngineFailed                out of memory (EngineOutOfMemory), or a card that is lost (EngineLost)
+    │   ├── EngineFailed                out of memory (EngineOutOfMemory), or a card that is lost (EngineLost)
+    │   └── DecodersUnavailable         no decoder starts in this replica; another one may have some
     └── SetupError                      refuses to start; never reaches a client
         ├── ConfigurationError
         ├── CheckpointError
@@ -170,6 +171,10 @@ class EngineOutOfMemory(EngineFailed):
 
 class EngineLost(EngineFailed):
     """The device failed for good, as far as this process is concerned: its replica must be replaced."""
+
+
+class DecodersUnavailable(StageFailed):
+    """No decoder process starts here, so this replica can load no files. Another replica may."""
 
 
 class SetupError(ServiceError):

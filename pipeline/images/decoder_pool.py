@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from pipeline.errors import ImageError, LimitExceeded, ServiceError, StageFailed
+from pipeline.errors import DecodersUnavailable, ImageError, LimitExceeded, ServiceError, StageFailed
 from pipeline.images.decoder_options import DecoderOptions
 from pipeline.images.decoder_worker import ANSWER_HEAD, REQUEST_HEAD
 from pipeline.images.sandbox import Sandbox
@@ -80,6 +80,11 @@ class DecoderPool:
         finally:
             self._free.put(process)
 
+    @property
+    def failed_starts(self) -> int:
+        """Processes in a row that ended before they could decode, of the decoder that has most."""
+        return max(process.failed_starts for process in self._processes)
+
     def close(self) -> None:
         """End the processes."""
         for process in self._processes:
@@ -87,11 +92,16 @@ class DecoderPool:
 
 
 class DecoderProcess:
-    """One decoder process and the socket to it; replaced when it dies. For one thread at a time."""
+    """One decoder process and the socket to it; replaced when it dies. For one thread at a time.
+
+    Attributes:
+        failed_starts: processes in a row that ended before they could decode.
+    """
 
     def __init__(self, options: DecoderOptions, program: Sequence[str] = PROGRAM) -> None:
         self._options = options
         self._program = program
+        self.failed_starts = 0
         self._start()
 
     @property
@@ -112,7 +122,8 @@ class DecoderProcess:
             ImageError, LimitExceeded: as `pipeline.images.load.load_image`.
             DecoderTimeout: the decoder took too long.
             DecoderLost: it crashed.
-            StageFailed: the decoder cannot be started, or has a bug; logged.
+            DecodersUnavailable: the decoder cannot be started; logged.
+            StageFailed: it has a bug; logged.
         """
         self._make_ready()
         limit_s = min(timeout_s or math.inf, self._options.timeout_s)
@@ -151,7 +162,9 @@ class DecoderProcess:
             sandbox = Sandbox(self._receive(1, time.monotonic() + START_TIMEOUT_S)[0])
         except (OSError, EOFError) as error:
             logger.error("a decoder process does not start (%s); its standard error says why", self._replace())
-            raise StageFailed("The service cannot decode images now.") from error
+            self.failed_starts += 1
+            raise DecodersUnavailable("The service cannot decode images now.") from error
+        self.failed_starts = 0
         self._ready = True
         for missing in ~sandbox:
             logger.warning("decoder process %d runs without %s: this kernel does not offer it", self.pid, missing.name)

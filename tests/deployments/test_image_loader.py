@@ -4,6 +4,7 @@ import functools
 import io
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from deployments.image_loader import ImageLoader
 from deployments.retry_alone import RetryAlone, SharedDecoding
 from deployments.settings import ImageLoaderSettings
 from deployments.task import ImageTask, RequestContext, ScoreOptions
-from pipeline.errors import ImageError
+from pipeline.errors import DecodersUnavailable, ImageError
 from pipeline.images.decoder_pool import DecoderPool, DecoderTimeout
 from pipeline.types import DetectOptions, LoadedImage, OutlineOptions
 
@@ -101,3 +102,17 @@ def test_slow_images_of_one_call_share_their_time(monkeypatch):
             shared.load(hang)
     assert limits_s[0] == 0.1
     assert limits_s[2:] == [0.02] * 6
+
+
+async def test_a_loader_whose_decoders_do_not_start_says_so(monkeypatch):
+    """It would fail fastest, and so draw all traffic: its replica is replaced, and its images are worth another try elsewhere."""
+    monkeypatch.setattr(image_loader, "DecoderPool", functools.partial(DecoderPool, program=(sys.executable, "-c", "exit(3)")))
+    loader = ImageLoader.func_or_class(ImageLoaderSettings(threads=1), 320)
+    with closing(loader._decoders):
+        for _ in range(2):
+            await loader.check_health()
+            (error,) = await load(loader, jpeg())
+            assert isinstance(error, DecodersUnavailable)
+        with pytest.raises(DecodersUnavailable):
+            await loader.check_health()
+        assert isinstance((await load(loader, np.zeros((30, 40, 3), np.uint8)))[0], LoadedImage)

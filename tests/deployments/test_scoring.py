@@ -13,7 +13,16 @@ from deployments.retry_alone import RetryAlone
 from deployments.scoring import ScoringGraph
 from deployments.settings import IngressSettings
 from deployments.task import RequestContext, ScoreOptions
-from pipeline.errors import DeadlineExceeded, EngineLost, ImageError, ImageFault, Overloaded, ServiceError, StageFailed
+from pipeline.errors import (
+    DeadlineExceeded,
+    DecodersUnavailable,
+    EngineLost,
+    ImageError,
+    ImageFault,
+    Overloaded,
+    ServiceError,
+    StageFailed,
+)
 from pipeline.types import DetectOptions, OutlineOptions
 
 
@@ -119,9 +128,10 @@ async def test_a_lost_replica_is_tried_again(error):
     assert stages.attempts["a"] == 3
 
 
-async def test_a_lost_card_is_tried_again():
-    """Its replica fails fast and therefore looks idle until Ray replaces it: another one may well score the image."""
-    stages = FakeStages(lambda image, attempt: EngineLost("gone") if attempt < 3 else image)
+@pytest.mark.parametrize("error", [EngineLost("gone"), DecodersUnavailable("none starts")], ids=["card", "decoders"])
+async def test_what_another_replica_may_have_is_tried_again(error):
+    """The replica fails fast and therefore looks idle until Ray replaces it: another one may well score the image."""
+    stages = FakeStages(lambda image, attempt: error if attempt < 3 else image)
     assert await graph(stages).score(["a"], options(), context()) == ["a"]
 
 
@@ -129,7 +139,7 @@ async def test_a_lost_card_of_this_process_is_not():
     """There is no other replica to try."""
     local = object.__new__(LocalHandle)
     graph = ScoringGraph(None, local, None, refusal, IngressSettings())
-    assert EngineLost not in graph._worth_another_try
+    assert not {EngineLost, DecodersUnavailable} & set(graph._worth_another_try)
 
 
 async def test_the_model_that_nobody_names():
