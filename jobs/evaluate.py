@@ -24,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
+from jobs.annotations.report import STRICT_HELP
 from jobs.command_line import CommandFault, cli_errors, fraction
 from jobs.evaluation.metrics_azureml import IOU_THRESHOLD, SCORE_THRESHOLD, azureml_metrics
 from jobs.evaluation.metrics_coco import coco_metrics
@@ -71,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for file in filter(None, (options.save_results, options.output, options.plot)):  # hours before they are written
         file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        annotations = read_annotations(options.annotations, options.images, Path(scratch))
+        annotations = read_annotations(options.annotations, options.images, Path(scratch), strict=options.strict)
+        print(annotations.summary, file=sys.stderr, flush=True)
         truth = json.loads(annotations.coco_json.read_text())
         if not options.results:
             check_photos(annotations, truth)
@@ -79,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.save_results:
         options.save_results.write_text(json.dumps(predictions))
     metrics = measure(truth, predictions, options.score_threshold, options.iou_threshold)
+    metrics["annotations"] = annotations.report.as_json()
     print(as_table(metrics))
     if options.plot:
         write_confusion_plot(metrics["azureml"], options.plot)
@@ -110,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--annotations", type=Path, required=True, help="COCO JSON, or AzureML annotations JSONL (*.jsonl)")
     add("--images", type=Path, required=True, help="folder of the photos")
+    add("--strict", action="store_true", help=STRICT_HELP)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--checkpoint", help="model to run: a name that `python -m pipeline.model.zoo list` knows, or .pth or .safetensors"

@@ -51,11 +51,14 @@ def finetune(settings: FinetuneSettings) -> signal.Signals | None:
     check_single_process()
     check_work_dir(settings.work_dir, resume=settings.resume)
     start = locate(settings.init_weights, setting="--init-weights") if settings.init_weights else None
-    train = read_annotations(settings.train, settings.train_images, settings.work_dir / "train", training=True)
+    train = read_annotations(
+        settings.train, settings.train_images, settings.work_dir / "train", training=True, strict=settings.strict
+    )
     print(train.summary, flush=True)
     val = None
     if settings.val and settings.val_images:
-        val = read_annotations(settings.val, settings.val_images, settings.work_dir / "val", training=True, classes=train.classes)
+        work, strict = settings.work_dir / "val", settings.strict
+        val = read_annotations(settings.val, settings.val_images, work, training=True, classes=train.classes, strict=strict)
         print(val.summary, flush=True)
     if settings.val_every is None:
         settings = replace(settings, val_every=steps_an_epoch(settings, train) if val else 0)

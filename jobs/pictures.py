@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.annotations.outlines import outline_to_rle
+from jobs.annotations.report import STRICT_HELP
 from jobs.command_line import cli_errors, count
 from jobs.evaluation.metrics_voc import FALSE_POSITIVE, Objects, by_image_and_label, match
 from jobs.evaluation.predictions import check_sizes
@@ -264,7 +265,8 @@ def _sheets(args: argparse.Namespace) -> tuple[list[Sheet], int]:
     if args.preds:
         return sheets_of_predictions(args.photos, args.preds, args.most)
     with tempfile.TemporaryDirectory() as scratch:
-        annotations = read_annotations(args.annotations, Path(args.photos), Path(scratch))
+        annotations = read_annotations(args.annotations, Path(args.photos), Path(scratch), strict=args.strict)
+        print(annotations.summary, flush=True)
         if args.results:
             results = read_results(args.results, json.loads(annotations.coco_json.read_text()))
             return sheets_of_comparison(annotations, results, args.score_threshold, args.most), 0
@@ -278,6 +280,7 @@ def _parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--preds", type=Path, help="what jobs.batch_score wrote")
     source.add_argument("--annotations", type=Path, help="COCO JSON, or AzureML annotations JSONL (*.jsonl)")
+    add("--strict", action="store_true", help=f"with --annotations: {STRICT_HELP}")
     add("--results", type=Path, help="with --annotations: COCO results JSON, such as jobs.evaluate --save-results writes")
     add("--score-threshold", type=float, default=0.3, help="of --results: leave out predictions below it (default: %(default)s)")
     add("--most", type=count, metavar="N", help="draw the first N alone, with --results the worst (default: all)")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+STRICT_HELP = "refuse annotations of which anything would be left out, with exit status 2"
+
 
 class AnnotationsError(ValueError):
     """Annotations that cannot be read; the message names the file, the place and what was expected."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from jobs.annotations.report import STRICT_HELP
 from pipeline.inference.devices import owned_cores
 
 MAX_WORKERS = 8
@@ -38,6 +39,7 @@ class FinetuneSettings:
     work_dir: Path
     val: Path | None = None
     val_images: Path | None = None
+    strict: bool = False
     model: str = "rtmdet-ins_nano"
     name: str | None = None
     init_weights: str | None = None
@@ -117,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--train-images", type=Path, required=True, help="folder of their photos")
     add("--val", type=Path, help=f"annotations to measure on: {data}")
     add("--val-images", type=Path, help="folder of their photos")
+    add("--strict", action="store_true", help=STRICT_HELP)
     add("--work-dir", type=Path, required=True, help="where logs and checkpoints go")
     add("--model", choices=MODELS, default="rtmdet-ins_nano", help="network size")
     add("--name", help="name of the trained model (default: the size and its class, or the configuration's name)")
