@@ -1,6 +1,7 @@
 # make serve   install if needed, then serve on http://127.0.0.1:8000 (Ctrl-C ends it; make serve ARGS=-v shows Ray's log, too)
 # make demo    score a photo against the running server: JSON and a picture in demo_output/
-# make test    install if needed, then run the tests        make check   format, lint, types
+# make test    install if needed, then run the tests        make check   spelling, format, lint, types
+# make coverage   the same, and which lines they ran
 # make lock    pin dependencies with hashes     make locked  install exactly those (CI does), Python 3.11
 # make bench   speed against mmdet on this machine
 
@@ -8,7 +9,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: lock locked serve demo test check format bench clean
+.PHONY: lock locked serve demo test coverage check format bench clean
 .DEFAULT_GOAL := serve
 
 $(VENV)/.installed: pyproject.toml
@@ -39,7 +40,15 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
+# A report, no gate: what the default tests run of the packages that ship.
+coverage: $(VENV)/.installed-dev
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
 check: $(VENV)/.installed-dev
+	$(BIN)/codespell
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

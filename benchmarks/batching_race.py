@@ -109,7 +109,7 @@ def local_serve() -> Iterator[None]:
         ray.shutdown()
 
 
-def deploy(step_s: float, max_batch: int, names: Collection[str] = NAMES) -> dict[str, DeploymentHandle]:
+def deploy(step_s: float, max_batch: int, names: Collection[str] = NAMES) -> dict[str, DeploymentHandle[Any]]:
     """Start the named contestants on a model of `step_s` seconds a batch and return their handles by name."""
     serve_batch: Any = ServeBatch  # Ray's decorators are typed as if they left the class as it was, without `bind`
     greedy: Any = Greedy
@@ -168,7 +168,7 @@ class Outcome:
 class HandleClient:
     """Asks a deployment by its handle, as `loadtest.openloop.Client` asks a service by HTTP."""
 
-    def __init__(self, handle: DeploymentHandle) -> None:
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle
 
     async def ask(self, number: int, began: float, scheduled_s: float, patience_s: float = 0.0) -> Query:  # noqa: ARG002 (a handle waits as long as it takes)
@@ -207,7 +207,7 @@ async def poisson(client: HandleClient, load: Load) -> tuple[list[Query], float]
 LOADS = {"closed loop": closed_loop, "poisson": poisson}
 
 
-async def measure(handle: DeploymentHandle, kind: str, load: Load) -> Outcome:
+async def measure(handle: DeploymentHandle[Any], kind: str, load: Load) -> Outcome:
     """Warm one contestant up, put one load on it, and sum up."""
     client = HandleClient(handle)
     await asyncio.gather(*(client.ask(number, time.perf_counter(), 0.0) for number in range(load.max_batch)))
@@ -224,7 +224,7 @@ async def measure(handle: DeploymentHandle, kind: str, load: Load) -> Outcome:
     )
 
 
-async def race(handles: dict[str, DeploymentHandle], load: Load, rounds: int) -> dict[tuple[str, str], list[Outcome]]:
+async def race(handles: dict[str, DeploymentHandle[Any]], load: Load, rounds: int) -> dict[tuple[str, str], list[Outcome]]:
     """One outcome a round of every (load, contestant), interleaved."""
     results: dict[tuple[str, str], list[Outcome]] = {(kind, name): [] for kind in LOADS for name in handles}
     for _, name in turns(list(handles), rounds):

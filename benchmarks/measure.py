@@ -86,7 +86,7 @@ def passes_per_s(run: Callable[[], object], seconds: float, callers: int = 1) ->
     with ThreadPoolExecutor(callers) as pool:
         calls = [pool.submit(call) for _ in range(callers)]
     counts, began, ended = zip(*(one.result() for one in calls), strict=True)
-    return sum(counts) / (max(ended) - min(began))
+    return float(sum(counts) / (max(ended) - min(began)))
 
 
 def as_number(value: float | None) -> str:

@@ -70,10 +70,8 @@ def measure_utilisation(model: str, photo: bytes, ceiling: Ceiling, rounds: int,
         seconds_a_pass[name].append(1 / passes_per_s(runs[name], seconds, callers=1 if batch == 1 else 2))
     here, mmdet = count_flops(checkpoint.spec)
     peak = ceiling.peak(engine.info.precision)
-    times, shares = (
-        {name: spread([value(s) for s in passes]) for name, passes in seconds_a_pass.items()}
-        for value in (lambda s: s * 1e3, lambda s: here * batch / s / peak)
-    )
+    times = {name: spread([s * 1e3 for s in passes]) for name, passes in seconds_a_pass.items()}
+    shares = {name: spread([here * batch / s / peak for s in passes]) for name, passes in seconds_a_pass.items()}
     return Utilisation(
         model,
         engine.info.precision,

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -99,7 +100,7 @@ def _instance(logits: NDArray[np.float16], letterbox: Letterbox) -> Instances:
     return Instances(box, score, np.zeros(1, np.int64), logits[None], letterbox)
 
 
-def _rasterise(annotation: dict, height: int, width: int) -> NDArray[np.uint8]:
+def _rasterise(annotation: dict[str, Any], height: int, width: int) -> NDArray[np.uint8]:
     """One annotation's mask, by cv2 (pycocotools' decode warns under numpy 2)."""
     if isinstance(annotation["segmentation"], dict):
         runs = coco_mask.frPyObjects(annotation["segmentation"], height, width)
@@ -120,7 +121,8 @@ def _to_logits(mask: NDArray[np.uint8], letterbox: Letterbox) -> NDArray[np.floa
     middle = slice(MASK_STRIDE_PX // 2 - 1, None, MASK_STRIDE_PX), slice(MASK_STRIDE_PX // 2, None, MASK_STRIDE_PX)
     cells = sum(share[a, b] for a in middle for b in middle) / 4
     share = np.clip(cells, 0.002, 0.998)
-    return np.log(share / (1 - share)).astype(np.float16)
+    logits: NDArray[np.float16] = np.log(share / (1 - share)).astype(np.float16)
+    return logits
 
 
 def as_table(points: Sequence[CurvePoint]) -> str:

@@ -30,4 +30,5 @@ def rings_to_mask(rings: Iterable[NDArray[np.float64]], hw: tuple[int, int]) -> 
     (x, y), (dx, dy) = a[edge].T, (b - a)[edge].T
     row = np.clip(np.ceil(y + (column + 0.5 - x) * dy / dx - 0.5), 0, height).astype(np.int64)
     toggles = np.bincount(column * (height + 1) + row, minlength=width * (height + 1)).reshape(width, height + 1)
-    return (np.cumsum(toggles[:, :height], axis=1) % 2 == 1).T
+    mask: NDArray[np.bool_] = (np.cumsum(toggles[:, :height], axis=1) % 2 == 1).T
+    return mask

@@ -174,6 +174,6 @@ def reference_rows(found: Reference, classes: tuple[str, ...]) -> list[dict[str,
     return rows
 
 
-def _contours(mask: NDArray[np.bool_], size_wh: NDArray) -> list[list[float]]:
+def _contours(mask: NDArray[np.bool_], size_wh: NDArray[Any]) -> list[list[float]]:
     contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     return [(contour[:, 0] / size_wh).ravel().tolist() for contour in contours if len(contour) >= 3]

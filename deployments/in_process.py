@@ -71,7 +71,7 @@ class _Method:
         return await self.run(*ready)
 
 
-StageHandle = DeploymentHandle | LocalHandle
+StageHandle = DeploymentHandle[Any] | LocalHandle
 """How the scoring graph reaches a stage."""
 
 

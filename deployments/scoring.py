@@ -205,7 +205,7 @@ def _size_bytes(task: ImageTask[ImageInput]) -> int:
     return image.nbytes if isinstance(image, np.ndarray) else len(image)
 
 
-async def _result(response: DeploymentResponse | LocalResponse) -> Any:
+async def _result(response: DeploymentResponse[Any] | LocalResponse) -> Any:
     """The stage's answer, or the first cause of its failure without the wrapping that each hop adds."""
     try:
         return await response
@@ -216,7 +216,7 @@ async def _result(response: DeploymentResponse | LocalResponse) -> Any:
         raise cause from None
 
 
-def _cancel(*responses: DeploymentResponse | LocalResponse) -> None:
+def _cancel(*responses: DeploymentResponse[Any] | LocalResponse) -> None:
     """Give up work that nobody waits for any more; a response that failed before it was sent raises its own error here."""
     for response in responses:
         with suppress(Exception):

@@ -13,14 +13,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
-from deployments.image_loader import ImageInput
 from deployments.params import ScoreParams, parse_params
+from deployments.task import ImageInput
 from jobs.command_line import CommandFault, cli_errors, reason_of
 from pipeline.errors import DeadlineExceeded, ServiceError, StageFailed
 from pipeline.images.decode import DecodeLimits, decode_image
@@ -45,9 +46,10 @@ def score(
     Raises:
         ServiceError: the same codes as over HTTP.
     """
-    response = serve.get_app_handle(application).score.remote(images, params, timeout_s=timeout_s)
+    response: Any = serve.get_app_handle(application).score.remote(images, params, timeout_s=timeout_s)
     try:
-        return response.result(timeout_s=timeout_s + GRACE_S)
+        scored: list[ScoredImage] = response.result(timeout_s=timeout_s + GRACE_S)
+        return scored
     except ray.exceptions.RayTaskError as error:
         raise error.cause if isinstance(error.cause, ServiceError) else StageFailed("The service failed on this call.") from error
     except ray.exceptions.RayActorError as error:

@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,8 @@ def _info(url: str, headers: dict[str, str]) -> Any:
 
 def run_locust(arguments: list[str]) -> int:
     """Run Locust with our locustfile; without -H or LOCUST_HOST it gets a local service that may fetch from its image server."""
+    if find_spec("locust") is None:
+        raise CommandFault("locust is not installed: pip install -e '.[load]'")
     command = [sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("locustfile.py")), *arguments]
     if os.environ.get("LOCUST_HOST") or any(re.match(r"(-H|--host)", argument) for argument in arguments):
         return subprocess.run(command, check=False).returncode

@@ -162,7 +162,7 @@ def wait_ms(busy: float, replicas: int, service_ms: float) -> float:
         busy: replicas that would be busy all the time; below `replicas`.
     """
     load = busy / replicas
-    return service_ms * load ** (math.sqrt(2 * (replicas + 1)) - 1) / (replicas * (1 - load)) / 2
+    return float(service_ms * load ** (math.sqrt(2 * (replicas + 1)) - 1) / (replicas * (1 - load)) / 2)
 
 
 def usual_batch(step: Step, rate_per_s: float, most: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ COARSEST_STRIDE_PX = 32
 """Network pixels between positions of the last level: the sides of a network input are multiples of it."""
 
 
-def check_array(name: str, array: NDArray, shape: tuple[int | None, ...], dtype: type | str) -> None:
+def check_array(name: str, array: NDArray[Any], shape: tuple[int | None, ...], dtype: type | str) -> None:
     """Raise ShapeError unless `array` has this dtype and shape; None in `shape` accepts any length."""
     fits = len(array.shape) == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=False))
     if not fits or array.dtype != np.dtype(dtype):

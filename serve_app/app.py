@@ -30,7 +30,7 @@ def build_app(settings: Settings) -> Application:
     """
     header = read_header(settings.model.name, settings.model.cache_dir.expanduser())
     bind = _in_process if settings.layout == "together" else _bind
-    return Ingress.bind(  # type: ignore[attr-defined]  # Ray types a decorated class as the class itself
+    return Ingress.bind(  # type: ignore[attr-defined, no-any-return]  # Ray types a decorated class as the class itself
         bind("deployments.image_loader", "ImageLoader", settings.image_loader, header.input_size),
         bind("deployments.detector", "Detector", settings.model, settings.detector),
         bind("deployments.polygonizer", "Polygonizer", header.classes, settings.polygonizer),

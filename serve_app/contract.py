@@ -127,7 +127,8 @@ def _parse_row(row: Any, position: int, column: int, columns: int) -> str:
         place = f"'input_data.data[{position}][{column}]'"
     if not isinstance(cells[column], str):
         raise InvalidRequest(f"{place} must be a string (base64 or URL), got {_json_type(cells[column])}.")
-    return cells[column]
+    cell: str = cells[column]
+    return cell
 
 
 def _cells(count: int) -> str:

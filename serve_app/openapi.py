@@ -98,7 +98,8 @@ def _body_schema() -> dict[str, Any]:
             return {key: resolve(value) for key, value in node.items()}
         return [resolve(item) for item in node] if isinstance(node, list) else node
 
-    return resolve(schema)
+    resolved: dict[str, Any] = resolve(schema)
+    return resolved
 
 
 def _query() -> list[dict[str, Any]]:

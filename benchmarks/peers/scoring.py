@@ -57,7 +57,8 @@ class Scorer:
 def images_in(body: bytes | dict[str, Any]) -> list[str]:
     """The base64 texts of a request, as bytes or parsed."""
     document = orjson.loads(body) if isinstance(body, bytes) else body
-    return document["input_data"]["data"]
+    texts: list[str] = document["input_data"]["data"]
+    return texts
 
 
 def answer(results: Sequence[bytes]) -> bytes:

@@ -92,7 +92,8 @@ def _flat(ring: Any) -> Ring:
         raise OutlineError(f"its segmentation is neither polygons nor RLE ({error})") from error
     if flat.ndim != 1:
         raise OutlineError("its segmentation is neither polygons nor RLE")
-    return flat.tolist()
+    numbers: list[float] = flat.tolist()
+    return numbers
 
 
 def _checked_rle(rle: dict[str, Any], size_hw: tuple[int, int]) -> dict[str, Any]:
@@ -144,10 +145,12 @@ def outline_to_rle(outline: Any, size_hw: tuple[int, int]) -> dict[str, Any]:
     """
     height, width = size_hw
     if isinstance(outline, list):
-        return coco_mask.merge(coco_mask.frPyObjects(outline, height, width))
+        merged: dict[str, Any] = coco_mask.merge(coco_mask.frPyObjects(outline, height, width))
+        return merged
     if isinstance(outline["counts"], list):
-        return coco_mask.frPyObjects(outline, height, width)
-    return outline
+        outline = coco_mask.frPyObjects(outline, height, width)
+    compressed: dict[str, Any] = outline
+    return compressed
 
 
 def combine_by_xor(rings: list[Ring], size_hw: tuple[int, int]) -> Outline:

@@ -101,7 +101,8 @@ def _ask(client: ServiceClient, photo: Path) -> list[dict[str, Any]]:
         (answer,) = client.score([base64.b64encode(photo.read_bytes()).decode()], params)
     except (ServiceFault, OSError) as error:
         raise AnnotationsError(f"{photo.name}: {error}") from error
-    return answer["boxes"]
+    boxes: list[dict[str, Any]] = answer["boxes"]
+    return boxes
 
 
 def _to_coco(image_id: int, boxes: list[dict[str, Any]], category_ids: dict[str, int]) -> CocoResults:

@@ -81,7 +81,8 @@ class MosaicForAWhile(BaseTransform):
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
         self._samples_left -= 1
         wants_mosaic = self._samples_left >= 0 and np.random.random() < self._probability
-        return (self._mosaic if wants_mosaic else self._single)(results)
+        made: dict[str, Any] | None = (self._mosaic if wants_mosaic else self._single)(results)
+        return made
 
 
 def train_transforms(

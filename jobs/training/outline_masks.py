@@ -66,7 +66,8 @@ def rings_to_mask(rings: list[NDArray[np.float64]], size_hw: tuple[int, int]) ->
     """
     height, width = (int(side) for side in size_hw)
     drawn = coco_mask.frPyObjects([ring.tolist() for ring in rings], height, width)
-    return np.bitwise_xor.reduce([rle_to_mask(rle) for rle in drawn])
+    mask: NDArray[np.uint8] = np.bitwise_xor.reduce([rle_to_mask(rle) for rle in drawn])
+    return mask
 
 
 @TRANSFORMS.register_module()

@@ -64,7 +64,7 @@ class SeenObjectsHook(Hook):
     def _largest_side(self, photo: dict[str, Any], box: list[float]) -> float:
         """Of the shorter side of an object's box, the length in pixels in the largest sample."""
         scale = self._longest_side_px / max(photo["width"], photo["height"])
-        return scale * min(box[2] - box[0], box[3] - box[1])
+        return float(scale * min(box[2] - box[0], box[3] - box[1]))
 
 
 def _objects_of(dataset: Any) -> Iterator[tuple[dict[str, Any], list[float]]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +36,7 @@ def load_image(data: bytes | NDArray[np.uint8], limits: DecodeLimits, size: int)
     return LoadedImage(turn_upright(scaled.pixels, stored.orientation), fit(stored.upright_hw, size))
 
 
-def pixels_to_bgr(pixels: NDArray, limits: DecodeLimits) -> NDArray[np.uint8]:
+def pixels_to_bgr(pixels: NDArray[Any], limits: DecodeLimits) -> NDArray[np.uint8]:
     """Check pixels from a caller and bring them to BGR.
 
     Args:

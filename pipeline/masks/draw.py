@@ -71,7 +71,8 @@ def _draw_object(canvas: NDArray[np.uint8], item: SegmentedObject, colour: _Colo
 
 def _fixed_point(points: NDArray[np.float64]) -> NDArray[np.int32]:
     """Continuous pixel coordinates to cv2's fixed point, whose integers are pixel centres."""
-    return np.round((points - 0.5) * 2**_SUBPIXEL_BITS).astype(np.int32)
+    fixed: NDArray[np.int32] = np.round((points - 0.5) * 2**_SUBPIXEL_BITS).astype(np.int32)
+    return fixed
 
 
 def _run_length_rings(item: SegmentedObject) -> list[NDArray[np.float64]]:

@@ -10,6 +10,7 @@ size of the original image is made.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -64,7 +65,7 @@ def mask_windows(mask_logits: NDArray[np.float16], letterbox: Letterbox) -> list
     return [_cut(*item) for item in zip(mask_logits, rows, columns, strict=True)]
 
 
-def crop_to_image(samples: NDArray, step: int, first: int, image_end: int) -> tuple[NDArray, NDArray[np.float64]]:
+def crop_to_image(samples: NDArray[Any], step: int, first: int, image_end: int) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Make samples along axis 0 begin and end exactly at the image's borders, where the window reaches them.
 
     Args:

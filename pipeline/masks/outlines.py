@@ -74,9 +74,10 @@ class Outlines(NamedTuple):
     def to_shapely(self) -> NDArray[np.object_]:
         """(N,) shapely MultiPolygons."""
         around, ends = self.closed()
-        return shapely.from_ragged_array(
+        shapes: NDArray[np.object_] = shapely.from_ragged_array(
             shapely.GeometryType.MULTIPOLYGON, self.points[around], (ends, self.part_ends, self.mask_ends)
         )
+        return shapes
 
     def take(self, masks: NDArray[np.int64]) -> tuple[Outlines, NDArray[np.int64]]:
         """The outlines of some masks, and the indices of their points in `points`."""

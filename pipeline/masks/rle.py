@@ -61,7 +61,8 @@ def mask_logits_to_runs(mask_logits: NDArray[np.float16], letterbox: Letterbox) 
     height, width = letterbox.original_hw
     toggles = _toggles(window, letterbox) if window else np.empty(0, dtype=np.int64)
     positions, times = np.unique(toggles, return_counts=True)
-    return np.diff(positions[times % 2 == 1], prepend=0, append=height * width)
+    lengths: NDArray[np.int64] = np.diff(positions[times % 2 == 1], prepend=0, append=height * width)
+    return lengths
 
 
 def _toggles(window: MaskWindow, letterbox: Letterbox) -> NDArray[np.int64]:
@@ -81,7 +82,8 @@ def _sample_columns(columns: NDArray[np.float32], at: NDArray[np.floating]) -> N
     at = np.clip(at, 0, len(columns) - 1)
     left = np.minimum(at.astype(np.int64), len(columns) - 2)
     weight = (at - left).astype(np.float32)[:, None]
-    return columns[left] * (1 - weight) + columns[left + 1] * weight
+    between: NDArray[np.float32] = columns[left] * (1 - weight) + columns[left + 1] * weight
+    return between
 
 
 def _block_toggles(
@@ -99,4 +101,5 @@ def _block_toggles(
     pixel = (window.top * MASK_STRIDE_PX + crossing + 0.5) * scale_y - 0.5
     first_changed = np.where(inside[column, row + 1], np.floor(pixel) + 1, np.ceil(pixel))
     first_changed[row == 0], first_changed[row == logits.shape[1]] = 0, height
-    return x[column] * height + np.clip(first_changed, 0, height).astype(np.int64)
+    positions: NDArray[np.int64] = x[column] * height + np.clip(first_changed, 0, height).astype(np.int64)
+    return positions

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import requests
 from filelock import FileLock
@@ -75,7 +76,7 @@ def _fetch(url: str, part: Path) -> None:
         raise requests.ConnectionError(f"the connection ended after {part.stat().st_size} of {total} bytes")
 
 
-def _progress(part: Path, total: int | None, have: int) -> tqdm:
+def _progress(part: Path, total: int | None, have: int) -> tqdm[Any]:
     return tqdm(total=total, initial=have, unit="B", unit_scale=True, unit_divisor=1024, desc=part.name.removesuffix(".part"))
 
 

@@ -33,7 +33,8 @@ class Attention(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
         gate = self.act(self.fc(features.mean((2, 3), keepdim=True)))
-        return features * gate
+        gated: Tensor = features * gate
+        return gated
 
 
 class ChainedPooling(nn.Module):
@@ -53,7 +54,8 @@ class ChainedPooling(nn.Module):
         for pool in self.pools:
             last = pool(last if self.chained else first)
             parts.append(last)
-        return self.conv2(torch.cat(parts, dim=1))
+        joined: Tensor = self.conv2(torch.cat(parts, dim=1))
+        return joined
 
 
 def simplify(detector: nn.Module) -> None:

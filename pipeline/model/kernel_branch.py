@@ -77,7 +77,8 @@ class KernelBranch(nn.Module):
             weight, bias = self.weights[layer], self.biases[layer]
             outputs = functional.linear(windows, weight.flatten(0, 1), bias.flatten()).unflatten(-1, bias.shape)
             own = level.view(-1, *(1,) * (outputs.dim() - 1)).expand(*outputs.shape[:-2], 1, outputs.shape[-1])
-            return outputs.gather(-2, own).squeeze(-2)
+            kept: Tensor = outputs.gather(-2, own).squeeze(-2)
+            return kept
 
         return self._layers(patches, inside, product)
 

@@ -105,7 +105,8 @@ def build_network(spec: ModelSpec) -> nn.Module:
     init_default_scope("mmdet")
     network = MODELS.build(ConfigDict(copy.deepcopy(spec.config)))
     network.dataset_meta = {"classes": spec.classes}
-    return network.eval()
+    evaluating: nn.Module = network.eval()
+    return evaluating
 
 
 def mmdet_config(spec: ModelSpec) -> Config:

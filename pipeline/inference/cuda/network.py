@@ -125,7 +125,8 @@ class OnePassBlock(nn.Module):
     def forward(self, features: Tensor, out: Tensor | None = None) -> Tensor:
         """(B, C, H, W) to the same shape, to `out` where there is one."""
         inner = self.conv2.depthwise_conv(self.conv1(features))
-        return self.conv2.pointwise_conv(inner, features if self.add_identity else None, out)
+        outputs: Tensor = self.conv2.pointwise_conv(inner, features if self.add_identity else None, out)
+        return outputs
 
 
 class OnePassCSPLayer(nn.Module):
@@ -151,7 +152,8 @@ class OnePassCSPLayer(nn.Module):
         for block in blocks:
             main = block(main)
         last(main, both[:, :channels])
-        return self.final_conv(self.attention(both))
+        outputs: Tensor = self.final_conv(self.attention(both))
+        return outputs
 
 
 class OnePassPooling(nn.Module):
@@ -177,7 +179,8 @@ class OnePassPooling(nn.Module):
         else:
             for place, pool in enumerate(self.pools, 1):
                 last = parts[:, place * channels : (place + 1) * channels].copy_(pool(last))
-        return self.conv2(parts)
+        outputs: Tensor = self.conv2(parts)
+        return outputs
 
 
 def with_kernels(
@@ -260,7 +263,7 @@ def _rewrite_children(module: nn.Module, kernels: Kernels) -> None:
         setattr(module, name, _rewritten(child, kernels))
 
 
-def _rewritten(part: Any, kernels: Kernels) -> nn.Module:
+def _rewritten(part: nn.Module, kernels: Kernels) -> nn.Module:
     """What takes the module's place: itself where nothing fits."""
     if isinstance(part, ConvModule):
         return _rewritten_convolution(part, kernels)
@@ -278,7 +281,7 @@ def _rewritten(part: Any, kernels: Kernels) -> nn.Module:
     return part
 
 
-def _rewritten_convolution(part: ConvModule, kernels: Kernels) -> nn.Module:
+def _rewritten_convolution(part: nn.Module, kernels: Kernels) -> nn.Module:
     conv: Any = part.conv
     if not part.with_activation or type(part.activate) is not nn.SiLU or conv.out_channels % EIGHT:
         return part

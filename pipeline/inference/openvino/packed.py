@@ -47,7 +47,8 @@ class RowNormalisation(nn.Module):
         """(B, H, W, 3) uint8 to (B, 3, H, W) float32."""
         rows = pixels.flatten(2).float()
         rows = rows - self.mean[: rows.shape[2]]
-        return rows.unflatten(2, (-1, 3)).permute(0, 3, 1, 2)
+        features: Tensor = rows.unflatten(2, (-1, 3)).permute(0, 3, 1, 2)
+        return features
 
 
 class PackedConvModule(nn.Module):
@@ -123,4 +124,5 @@ def _pack_children(module: nn.Module) -> None:
 
 def _with_channels(features: Tensor, channels: int) -> Tensor:
     """(B, C, H, W) to (B, channels, H, W * C / channels): channels last, the same memory."""
-    return features.permute(0, 2, 3, 1).flatten(2).unflatten(2, (-1, channels)).permute(0, 3, 1, 2)
+    unpacked: Tensor = features.permute(0, 2, 3, 1).flatten(2).unflatten(2, (-1, channels)).permute(0, 3, 1, 2)
+    return unpacked
