@@ -6,14 +6,19 @@ bytes, ndarray ───────┘   (a process)
 
 Files are decoded in processes of their own (pipeline.images.decoder_pool): an image that kills or blocks its decoder costs
 nobody else anything. Arrays from Python callers need no decoder.
+
+Memory: at a time, as many images of up to `ORDINARY_MAX_PIXELS` are decoded as there are threads, and one larger image beside them,
+whichever calls they came with. That takes 17 bytes for each of their pixels: by default 2 x 0.27 GB and 0.68 GB.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +28,7 @@ from deployments.retry_alone import SHARED_DECODE_S, SharedDecoding
 from deployments.settings import ImageLoaderSettings
 from deployments.stage import Clock, Stage
 from deployments.task import ImageInput, ImageTask
-from pipeline.errors import DecodersUnavailable
+from pipeline.errors import DecodersUnavailable, LargeImage
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.decoder_options import DecoderOptions
 from pipeline.images.decoder_pool import DecoderLost, DecoderPool
@@ -34,6 +39,8 @@ from pipeline.types import LoadedImage
 
 logger = logging.getLogger("ray.serve")
 
+ORDINARY_MAX_PIXELS = 16_000_000
+"""Larger images that are decoded at full size wait for each other. 40 megapixels of one colour are 30 bytes of WebP, and take 1 s."""
 MAX_FAILED_STARTS = 2
 """One may be chance: a machine that was short of memory for a moment."""
 
@@ -49,13 +56,19 @@ class ImageLoader:
 
     def __init__(self, settings: ImageLoaderSettings, input_size: int) -> None:
         max_bytes = int(settings.max_image_mb * 1e6)
-        self._limits = DecodeLimits(int(settings.max_megapixels * 1e6), max_bytes, exif_orientation=settings.exif_orientation)
+        self._limits = DecodeLimits(
+            int(settings.max_megapixels * 1e6),
+            int(settings.max_megapixels_unscaled * 1e6),
+            max_bytes,
+            exif_orientation=settings.exif_orientation,
+        )
         self._input_size, self._count = input_size, settings.threads
         self._always_alone = settings.decode_timeout_s <= SHARED_DECODE_S
         self._stage = Stage("image_loader")
         self._fetcher = Fetcher(FetchPolicy(**settings.fetch.model_dump(), max_bytes=max_bytes))
-        self._decoders = DecoderPool(DecoderOptions(self._limits, input_size, settings.decode_timeout_s), settings.threads)
+        self._decoders = DecoderPool(DecoderOptions(self._limits, input_size, settings.decode_timeout_s), settings.threads + 1)
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
+        self._large_thread = ThreadPoolExecutor(1, thread_name_prefix="decode-large")
 
     async def check_health(self) -> None:
         """Called by Ray every `health_check_period_s`: a replica whose decoders do not start is replaced.
@@ -74,13 +87,16 @@ class ImageLoader:
             StageFailed, and RetryAlone for one that should come again on its own.
         """
         alone = len(tasks) == 1 or self._always_alone
-        shared = None if alone else SharedDecoding(self._count, self._limits.max_pixels)
+        shared = None if alone else SharedDecoding(self._count)
 
         async def load_one(image: ImageInput, task: ImageTask[ImageInput], clock: Clock) -> LoadedImage:
             with clock.measure("fetch"):
                 data = await self._fetch(image, task.context.deadline) if isinstance(image, str) else image
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, self._decode, data, shared, task.context.request_id, clock)
+            loop, request_id = asyncio.get_running_loop(), task.context.request_id
+            try:
+                return await loop.run_in_executor(self._threads, self._decode, data, shared, request_id, clock)
+            except LargeImage:
+                return await loop.run_in_executor(self._large_thread, self._decode_large, data, request_id, clock)
 
         return await self._stage.each(load_one, tasks)
 
@@ -91,17 +107,30 @@ class ImageLoader:
     def _decode(
         self, data: bytes | NDArray[np.uint8], shared: SharedDecoding | None, request_id: str, clock: Clock
     ) -> LoadedImage:
-        """On a thread, one for each decoder: what waits for a thread is not counted as decoding."""
-        with clock.measure("decode"):
+        """On a thread, one for each decoder: what waits for a thread is not counted as decoding.
+
+        Raises:
+            LargeImage: it is too large to be decoded beside others like it.
+            RetryAlone: from `shared`.
+        """
+        with clock.measure("decode"), self._logging_lost(request_id):
             if isinstance(data, np.ndarray):
                 return load_image(data, self._limits, self._input_size)
-            try:
-                if shared is None:
-                    return self._decoders.load(data)
-                return shared.load(lambda limit_s, max_pixels: self._decoders.load(data, limit_s, max_pixels))
-            except DecoderLost as error:
-                logger.warning("request %s: %s A new decoder takes its place.", request_id, error.message)
-                raise
+            if shared is None:
+                return self._decoders.load(data, None, ORDINARY_MAX_PIXELS)
+            return shared.load(lambda limit_s: self._decoders.load(data, limit_s, ORDINARY_MAX_PIXELS))
+
+    def _decode_large(self, data: Any, request_id: str, clock: Clock) -> LoadedImage:
+        with clock.measure("decode"), self._logging_lost(request_id):
+            return self._decoders.load(data)
+
+    @contextmanager
+    def _logging_lost(self, request_id: str) -> Iterator[None]:
+        try:
+            yield
+        except DecoderLost as error:
+            logger.warning("request %s: %s A new decoder takes its place.", request_id, error.message)
+            raise
 
     def __del__(self) -> None:
         if hasattr(self, "_decoders"):

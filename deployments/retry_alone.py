@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from pipeline.errors import LimitExceeded, StageFailed
+from pipeline.errors import LargeImage, StageFailed
 from pipeline.images.decoder_pool import DecoderTimeout
 from pipeline.types import LoadedImage
 
@@ -17,9 +17,6 @@ SHARED_DECODE_S = 1.0
 """Longest time to decode one image of several. Honest images that take longer are files of many megabytes, which share no calls.
 All images of a call have this time for each decoder together; once it is spent, `SCARCE_S` each."""
 SCARCE_S = 0.4
-SHARED_MAX_PIXELS = 16_000_000
-"""Most pixels of one image of several, JPEGs aside (they are reduced while they are decoded). 64 megapixels of one colour are 40 bytes
-of WebP, and take 1.6 s."""
 
 
 class RetryAlone(StageFailed):
@@ -31,31 +28,27 @@ class SharedDecoding:
 
     Args:
         decoders: that decode at a time.
-        max_pixels: of one image anyhow.
     """
 
-    def __init__(self, decoders: int, max_pixels: int) -> None:
+    def __init__(self, decoders: int) -> None:
         self._left_s = SHARED_DECODE_S * decoders
-        self._max_pixels = min(SHARED_MAX_PIXELS, max_pixels)
         self._lock = threading.Lock()
 
-    def load(self, decode: Callable[[float, int], LoadedImage]) -> LoadedImage:
+    def load(self, decode: Callable[[float], LoadedImage]) -> LoadedImage:
         """Decode one image of the call.
 
         Args:
-            decode: takes the longest time, seconds, and the most pixels of an image that is decoded at full size.
+            decode: takes the longest time, seconds.
         Raises:
             RetryAlone: it is too slow or too large for company.
         """
         limit_s = min(max(self._left_s, SCARCE_S), SHARED_DECODE_S)
         began = time.monotonic()
         try:
-            return decode(limit_s, self._max_pixels)
+            return decode(limit_s)
         except DecoderTimeout as error:
             raise RetryAlone(f"The image took more than {limit_s:g} s to decode while others waited for it.") from error
-        except LimitExceeded as error:
-            if error.code != "too_many_pixels":
-                raise
+        except LargeImage as error:
             raise RetryAlone("The image is large, and others wait for it.") from error
         finally:
             with self._lock:

@@ -150,6 +150,11 @@ class ImageLoaderSettings(StrictModel):
     max_megapixels: float = Field(
         _DECODE.max_pixels / 1e6, gt=0, description="Largest decoded image, megapixels, checked before decoding."
     )
+    max_megapixels_unscaled: float = Field(
+        _DECODE.max_pixels_unscaled / 1e6,
+        gt=0,
+        description="The same for images that are no JPEGs: they are always decoded at full size, 17 MB of memory a megapixel.",
+    )
     exif_orientation: bool = Field(
         _DECODE.exif_orientation,
         description="Turn photos upright as their EXIF orientation says. False: as stored, as AzureML's scorer does, for clients that draw "

@@ -115,6 +115,12 @@ class LimitExceeded(RequestError):
     code = "too_large"
 
 
+class LargeImage(LimitExceeded):
+    """Signal: this image needs more memory than one of many may take; it can be decoded where it does not meet others."""
+
+    code = "too_many_pixels"
+
+
 class UnsupportedMediaType(RequestError):
     """The content type is not JSON, or the body is compressed."""
 

@@ -164,6 +164,7 @@ def _limits(settings: Settings) -> dict[str, Any]:
         "max_images_per_request": ingress.max_images_per_request,
         "max_image_mb": loader.max_image_mb,
         "max_megapixels": loader.max_megapixels,
+        "max_megapixels_unscaled": loader.max_megapixels_unscaled,
         "max_detections": detector.max_detections,
         "default_score_threshold": detector.score_threshold,
     }

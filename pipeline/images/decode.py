@@ -24,7 +24,7 @@ from cv2.typing import MatLike
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from pipeline.errors import ConfigurationError, ImageError, LimitExceeded
+from pipeline.errors import ConfigurationError, ImageError, LargeImage, LimitExceeded
 from pipeline.images.colours import image_to_bgr
 from pipeline.images.letterbox import fit
 
@@ -41,6 +41,9 @@ FORMAT_MAGIC = {
 
 LONGEST_SIDE = 65_535
 """Pixels; JPEG's own limit. What is long and thin costs a run-length mask far more than its pixels: 29 s at 1 x 50,000,000."""
+
+UNSCALED_BYTES_A_PIXEL = 17
+"""Memory at the peak of decoding at full size: WebP 16.5 bytes, PNG and AVIF 8 (measured, 16 megapixels)."""
 
 MAX_JPEG_SCANS = 100
 """Scans of one JPEG. Encoders write about 10; each costs a pass over the whole picture however few bytes it has, which is
@@ -74,15 +77,18 @@ class DecodeLimits:
     """What is decoded at all.
 
     Args:
-        max_pixels: width times height of one image, pixels. Decoding takes 7 bytes a pixel at its peak.
+        max_pixels: width times height of one image, pixels.
+        max_pixels_unscaled: a lower cap for images that are always decoded at full size, which all but JPEGs are, pixels. Decoding takes
+            up to 17 bytes of memory for each.
         max_bytes: size of one encoded image, bytes.
         formats: Pillow format names, a subset of FORMAT_MAGIC.
         exif_orientation: turn images upright as their EXIF orientation says. False leaves them as they are stored, as AzureML's scorer
             does (a TIFF is turned by Pillow either way, there too).
-        max_pixels_at_once: a lower cap for images that are always decoded at full size, which all but JPEGs are; None: `max_pixels`.
+        max_pixels_at_once: above this many pixels decoded at full size an image is a LargeImage; None: none is.
     """
 
     max_pixels: int = 64_000_000
+    max_pixels_unscaled: int = 40_000_000
     max_bytes: int = 20_000_000
     formats: tuple[str, ...] = tuple(FORMAT_MAGIC)
     max_pixels_at_once: int | None = None
@@ -92,8 +98,8 @@ class DecodeLimits:
         unknown = set(self.formats) - set(FORMAT_MAGIC)
         if unknown or not self.formats:
             raise ConfigurationError(f"formats: expected some of {', '.join(FORMAT_MAGIC)}, got {', '.join(self.formats)}")
-        if self.max_pixels < 1 or self.max_bytes < 1:
-            raise ConfigurationError("max_pixels and max_bytes must be at least 1")
+        if min(self.max_pixels, self.max_pixels_unscaled, self.max_bytes) < 1:
+            raise ConfigurationError("max_pixels, max_pixels_unscaled and max_bytes must be at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +134,7 @@ def decode_image(data: bytes, limits: DecodeLimits, target_size: int | None = No
         (H, W, 3) uint8 BGR, possibly reduced as above, and the true (height, width) of the image.
     Raises:
         ImageError: `image_not_decodable` or `unsupported_image_format`.
-        LimitExceeded: `image_too_large` (bytes) or `too_many_pixels`.
+        LimitExceeded: `image_too_large` (bytes) or `too_many_pixels`; LargeImage where `max_pixels_at_once` says so.
     """
     stored = decode_stored(data, limits, target_size)
     return turn_upright(stored.bgr, stored.orientation), stored.upright_hw
@@ -139,8 +145,7 @@ def decode_stored(data: bytes, limits: DecodeLimits, target_size: int | None = N
     check_byte_count(len(data), limits.max_bytes)
     _silence_pillow()
     with _open(io.BytesIO(data), limits) as image:
-        at_once = None if image.format in ("JPEG", "MPO") else limits.max_pixels_at_once
-        check_pixel_count(image.size, min(limits.max_pixels, at_once or limits.max_pixels))
+        _check_pixels(image, limits)
         try:
             _check_structure(image, data, limits)
             return _decode(image, target_size, limits.exif_orientation)
@@ -162,7 +167,7 @@ def upright_size(photo: Path, limits: DecodeLimits) -> tuple[int, int]:
     check_byte_count(photo.stat().st_size, limits.max_bytes)
     _silence_pillow()
     with photo.open("rb") as file, _open(file, limits) as image:
-        check_pixel_count(image.size, limits.max_pixels)
+        _check_pixels(image, limits)
         width, height = image.size
         # Pillow decodes all of a PNG to look for an orientation behind its pixels.
         may_turn = limits.exif_orientation and (image.format != "PNG" or _png_has_metadata(file))
@@ -185,6 +190,26 @@ def _turned_hw(stored_hw: tuple[int, int], orientation: int) -> tuple[int, int]:
 def _png_has_metadata(file: BinaryIO) -> bool:
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return any(data.find(name) >= 0 for name in _PNG_METADATA)
+
+
+def _check_pixels(image: Image.Image, limits: DecodeLimits) -> None:
+    check_pixel_count(image.size, limits.max_pixels)
+    unscaled = _pixels_at_full_size(image)
+    if unscaled > limits.max_pixels_unscaled:
+        raise LimitExceeded(
+            f"The image of {image.width} x {image.height} is no JPEG and has more than {limits.max_pixels_unscaled / 1e6:g} megapixels "
+            "(image_loader.max_megapixels_unscaled).",
+            code="too_many_pixels",
+        )
+    if limits.max_pixels_at_once is not None and unscaled > limits.max_pixels_at_once:
+        raise LargeImage(f"The image of {image.width} x {image.height} is large.")
+
+
+def _pixels_at_full_size(image: Image.Image) -> int:
+    """Pixels that take memory in decoding. Of a JPEG none to speak of, but a progressive one keeps its coefficients: 6 bytes a pixel."""
+    if image.format not in ("JPEG", "MPO"):
+        return image.width * image.height
+    return image.width * image.height * 6 // UNSCALED_BYTES_A_PIXEL if "progressive" in image.info else 0
 
 
 def check_byte_count(byte_count: int, max_bytes: int) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from pipeline.errors import DecodersUnavailable, ImageError, LimitExceeded, ServiceError, StageFailed
+from pipeline.errors import DecodersUnavailable, ImageError, LargeImage, LimitExceeded, ServiceError, StageFailed
 from pipeline.images.decoder_options import DecoderOptions
 from pipeline.images.decoder_worker import ANSWER_HEAD, REQUEST_HEAD
 from pipeline.images.sandbox import Sandbox
@@ -39,7 +39,7 @@ MAX_ANSWER_CHARS = 65_536
 KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR")
 """All of the environment that a decoder sees. Keys and tokens are not among it."""
 
-_ERRORS: Mapping[str, type[ServiceError]] = {kind.__name__: kind for kind in (ImageError, LimitExceeded)}
+_ERRORS: Mapping[str, type[ServiceError]] = {kind.__name__: kind for kind in (ImageError, LargeImage, LimitExceeded)}
 _NONSENSE = (OSError, EOFError, ValueError, LookupError, TypeError)
 """What reading an answer raises when the process died, or was taken over and writes what it likes."""
 
@@ -115,11 +115,11 @@ class DecoderProcess:
         Args:
             data: an encoded image file.
             timeout_s: less time than the options give it.
-            max_pixels_at_once: fewer pixels, as `DecodeLimits` says.
+            max_pixels_at_once: as `DecodeLimits` says.
         Returns:
             The image, scaled.
         Raises:
-            ImageError, LimitExceeded: as `pipeline.images.load.load_image`.
+            ImageError, LimitExceeded, LargeImage: as `pipeline.images.load.load_image`.
             DecoderTimeout: the decoder took too long.
             DecoderLost: it crashed.
             DecodersUnavailable: the decoder cannot be started; logged.

@@ -36,7 +36,7 @@ from pipeline.types import LoadedImage
 
 REQUEST_HEAD, ANSWER_HEAD = struct.Struct("!QQ"), struct.Struct("!I")
 BYTES_A_PIXEL = 24
-"""Most memory a pixel, and half as much again: WebP peaks at 16.5 bytes, PNG and AVIF at 8 (measured, 16 megapixels)."""
+"""Of an image that is decoded at full size, half as much again as it should take."""
 SPARE_BYTES = 256 * 2**20
 METADATA_ENCODINGS = ("ascii", "latin-1", "utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252")
 """Text in metadata; Python loads an encoding when it is first used."""
@@ -89,7 +89,11 @@ def confine(options: DecoderOptions) -> None:
 
     What codecs print about damaged files would fill the service's log; our own errors go over the socket.
     """
-    most = options.limits.max_pixels * BYTES_A_PIXEL + 4 * options.limits.max_bytes + SPARE_BYTES
+    most = (
+        min(options.limits.max_pixels, options.limits.max_pixels_unscaled) * BYTES_A_PIXEL
+        + 4 * options.limits.max_bytes
+        + SPARE_BYTES
+    )
     for name, limit in ((resource.RLIMIT_DATA, most), (resource.RLIMIT_CORE, 0)):
         _, hard = resource.getrlimit(name)
         resource.setrlimit(name, (limit, hard) if hard == resource.RLIM_INFINITY else (min(limit, hard), hard))

@@ -1,5 +1,6 @@
 """The ImageLoader's group: what each image gets, and that none waits long for another."""
 
+import asyncio
 import functools
 import io
 import sys
@@ -16,9 +17,9 @@ from deployments.image_loader import ImageLoader
 from deployments.retry_alone import RetryAlone, SharedDecoding
 from deployments.settings import ImageLoaderSettings
 from deployments.task import ImageTask, RequestContext, ScoreOptions
-from pipeline.errors import DecodersUnavailable, ImageError
+from pipeline.errors import DecodersUnavailable, ImageError, LargeImage, LimitExceeded
 from pipeline.images.decoder_pool import DecoderPool, DecoderTimeout
-from pipeline.types import DetectOptions, LoadedImage, OutlineOptions
+from pipeline.types import DetectOptions, Letterbox, LoadedImage, OutlineOptions
 
 BAD_PROGRAM = (sys.executable, str(Path(__file__).parents[1] / "support" / "bad_decoder.py"))
 TIMEOUT_S, SHARED_DECODE_S = 1.5, 0.5
@@ -75,7 +76,7 @@ async def test_nobody_waits_for_a_slow_neighbour(loader):
 
 async def test_large_images_go_back_before_they_are_decoded(loader, monkeypatch):
     """A few bytes may be as many pixels as are allowed. JPEGs are decoded at a part of their size."""
-    monkeypatch.setattr(retry_alone, "SHARED_MAX_PIXELS", 48 * 64 - 1)
+    monkeypatch.setattr(image_loader, "ORDINARY_MAX_PIXELS", 48 * 64 - 1)
     image = Image.fromarray(np.full((48, 64, 3), 90, np.uint8))
     image.save(file := io.BytesIO(), "PNG")
     large, good, broken = await load(loader, file.getvalue(), jpeg(), b"no image")
@@ -91,12 +92,12 @@ def test_slow_images_of_one_call_share_their_time(monkeypatch):
     monkeypatch.setattr(retry_alone, "SCARCE_S", 0.02)
     limits_s = []
 
-    def hang(limit_s, _max_pixels):
+    def hang(limit_s):
         limits_s.append(limit_s)
         time.sleep(limit_s)
         raise DecoderTimeout("too slow")
 
-    shared = SharedDecoding(2, 1)
+    shared = SharedDecoding(2)
     for _ in range(8):
         with pytest.raises(RetryAlone):
             shared.load(hang)
@@ -116,3 +117,37 @@ async def test_a_loader_whose_decoders_do_not_start_says_so(monkeypatch):
         with pytest.raises(DecodersUnavailable):
             await loader.check_health()
         assert isinstance((await load(loader, np.zeros((30, 40, 3), np.uint8)))[0], LoadedImage)
+
+
+async def test_large_images_are_decoded_one_at_a_time(loader, monkeypatch):
+    """Each in a call of its own, six at once: one takes memory at a time, and an ordinary image goes past them."""
+    now, most, done = 0, 0, []
+
+    def decode(data, _timeout_s=None, max_pixels_at_once=None):
+        nonlocal now, most
+        if data == b"large" and max_pixels_at_once is not None:
+            raise LargeImage("large")
+        now += data == b"large"
+        most = max(most, now)
+        time.sleep(0.05 if data == b"large" else 0)
+        now -= data == b"large"
+        done.append(data)
+        return LoadedImage(np.zeros((320, 320, 3), np.uint8), Letterbox((320, 320), (320, 320), 320))
+
+    monkeypatch.setattr(loader._decoders, "load", decode)
+    large = [asyncio.create_task(load(loader, b"large")) for _ in range(6)]
+    await asyncio.sleep(0.01)
+    await load(loader, b"ordinary")
+    await asyncio.gather(*large)
+    assert most == 1
+    assert done.index(b"ordinary") <= 1
+
+
+async def test_what_is_too_large_at_any_time_is_refused_at_once(loader, monkeypatch):
+    """Also among others: nobody tries it again."""
+    monkeypatch.setattr(image_loader, "ORDINARY_MAX_PIXELS", 48 * 64 - 1)
+    Image.new("1", (8_000, 8_000)).save(file := io.BytesIO(), "PNG")
+    refused, good = await load(loader, file.getvalue(), jpeg())
+    assert (type(refused), refused.code) == (LimitExceeded, "too_many_pixels")
+    assert "40 megapixels (image_loader.max_megapixels_unscaled)" in refused.message
+    assert isinstance(good, LoadedImage)

@@ -6,6 +6,7 @@ import time
 import tracemalloc
 import warnings
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from pipeline.errors import ConfigurationError, ImageError, LimitExceeded
+from pipeline.errors import ConfigurationError, ImageError, LargeImage, LimitExceeded
 from pipeline.images.decode import DecodeLimits, check_pixel_count, decode_image
 
 LIMITS = DecodeLimits(max_pixels=2_000_000)
@@ -417,3 +418,17 @@ def test_long_and_thin_is_refused() -> None:
     check_pixel_count((65_535, 10), 2_000_000)
     with pytest.raises(LimitExceeded, match="side of more than 65535"):
         check_pixel_count((1_000_000, 1), 2_000_000)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "is_large"),
+    [("PNG", {}, True), ("WEBP", {}, True), ("JPEG", {}, False), ("JPEG", {"progressive": True}, True)],
+    ids=["PNG", "WebP", "JPEG", "progressive JPEG"],
+)
+def test_which_images_are_large(kind: str, options: dict, is_large: bool) -> None:
+    """Those that take memory for each of their pixels; a baseline JPEG is reduced while it is decoded."""
+    file = io.BytesIO()
+    Image.new("RGB", (600, 500)).save(file, kind, **options)
+    limits = DecodeLimits(max_pixels_at_once=100_000)
+    with pytest.raises(LargeImage) if is_large else nullcontext():
+        decode_image(file.getvalue(), limits, 320)
