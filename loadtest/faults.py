@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from loadtest.costs import STAGES
-from loadtest.local_cluster import Node
+from loadtest.local_cluster import Node, NotReady
 from loadtest.local_service import LocalService, local_service, title_of
 from loadtest.openloop import Client, Query, keep_asking, percentile, poisson_schedule, run_open_loop
 from loadtest.photos import photos_from
@@ -42,6 +42,7 @@ DEADLINE_S = 30.0
 HUNG_S = DEADLINE_S + 6.0
 """Beyond the deadline and HAProxy's own limit (ray.env): nobody would have answered."""
 WARM_UP_CLIENTS, WARM_UP_S = 8, 8.0
+REPLACING_TRIES = 3
 STEP_MS = {"base_ms": 20.0, "per_image_ms": 10.0, "instances": 2}
 
 
@@ -100,11 +101,23 @@ class Storm:
         if node is not None:
             self.ended.wait(2 * STOPPED_S)  # long enough to be given up
             node.kill()
-            self.service.replace(node)
+            self._replace(node)
         elif action == STOP:
             self.ended.wait(STOPPED_S)
             with suppress(psutil.NoSuchProcess):
                 victim.send_signal(signal.SIGCONT)
+
+
+    def _replace(self, node: Node) -> None:
+        """Start another node; on a busy machine Ray's start may take longer than Ray allows."""
+        for _ in range(REPLACING_TRIES):
+            if self.ended.is_set():
+                return
+            try:
+                self.service.replace(node)
+                return
+            except NotReady as error:
+                print(f"a node did not start: {str(error).splitlines()[-1]}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,8 +63,8 @@ class LocalService:
         """Start another node in the place of one that was lost."""
         if self.cluster is None:
             raise RuntimeError("the service runs on no cluster of several nodes")
-        self.cluster.nodes.remove(lost)
         self.cluster.start_node()
+        self.cluster.nodes.remove(lost)
 
     @property
     def ray_address(self) -> str:
