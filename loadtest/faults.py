@@ -107,7 +107,6 @@ class Storm:
             with suppress(psutil.NoSuchProcess):
                 victim.send_signal(signal.SIGCONT)
 
-
     def _replace(self, node: Node) -> None:
         """Start another node; on a busy machine Ray's start may take longer than Ray allows."""
         for _ in range(REPLACING_TRIES):

@@ -5,13 +5,12 @@ in pipeline: images, model, inference and masks, in the directions of ROOMS, thr
 benchmarks and tests import everything and are imported by nobody that ships
 """
 
-import ast
 import importlib
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[1]
+from benchmarks.imports import REPOSITORY, drawing, imported, is_module
+
 OURS = {"serve_app", "deployments", "pipeline", "jobs", "loadtest", "benchmarks", "tests"}
 ALLOWED = {
     "pipeline": {"pipeline"},
@@ -31,27 +30,6 @@ ROOMS = {
 }
 """Each room of pipeline and the rooms that it may import."""
 SHIPPED = ("pipeline", "deployments", "serve_app", "jobs", "loadtest")
-
-
-def is_module(path):
-    return path.is_dir() or path.with_suffix(".py").is_file()
-
-
-def imported(path):
-    """Modules that a file imports, anywhere in it; `from package import name` counts as `package.name` where that is a module."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            folder = REPOSITORY / node.module.replace(".", "/")
-            modules = [
-                alias.name
-                for alias in node.names
-                if (folder / alias.name).with_suffix(".py").is_file() or (folder / alias.name).is_dir()
-            ]
-            yield from (f"{node.module}.{name}" for name in modules)
-            if len(modules) < len(node.names):
-                yield node.module
 
 
 def files_of(package):
@@ -85,3 +63,9 @@ def test_rooms_are_entered_by_their_doors(room):
             continue
         used = {name.split(".")[2] for name in imported(path) if name.startswith(f"pipeline.{room}.")}
         assert used <= set(doors), f"{path.relative_to(REPOSITORY)} imports {', '.join(used - set(doors))} of pipeline.{room}"
+
+
+def test_the_drawing_is_of_the_code():
+    """docs/DESIGN.md shows who imports whom; `python -m benchmarks.imports` prints it anew."""
+    design = (REPOSITORY / "docs/DESIGN.md").read_text(encoding="utf-8")
+    assert f"```mermaid\n{drawing()}\n```" in design
