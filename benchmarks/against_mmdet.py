@@ -27,11 +27,11 @@ from loadtest.photos import photos_from
 from pipeline.images.decode import DecodeLimits, decode_image
 from pipeline.images.letterbox import scale_to_fit
 from pipeline.inference.engine import Engine, EngineOptions, load_engine
-from pipeline.masks.contours import mask_logits_to_rings
-from pipeline.masks.rle import mask_logits_to_mask
+from pipeline.masks.encode import instances_to_objects
+from pipeline.masks.rle import mask_logits_to_rle, rle_to_mask
 from pipeline.model.checkpoints import load_checkpoint
 from pipeline.model.zoo import locate
-from pipeline.types import DetectOptions, Instances
+from pipeline.types import DetectOptions, Instances, OutlineOptions
 
 SCORE_THRESHOLD = 0.3
 STRIP_WH = (5000, 333)
@@ -93,14 +93,25 @@ def _clipped(found: Reference, hw: tuple[int, int]) -> Reference:
 
 
 def _masks(found: Instances) -> list[NDArray[np.bool_]]:
-    return [mask_logits_to_mask(logits, found.letterbox).astype(bool) for logits in found.mask_logits]
+    return [rle_to_mask(mask_logits_to_rle(logits, found.letterbox)).astype(bool) for logits in found.mask_logits]
 
 
 def _outlines(found: Instances) -> list[NDArray[np.bool_]]:
-    hw = found.letterbox.original_hw
-    outlines = (mask_logits_to_rings(logits, found.letterbox) for logits in found.mask_logits)
-    flat = ([points for ring in rings for points in (ring.points, *ring.holes)] for rings in outlines)
-    return [rings_to_mask(rings, hw).astype(bool) for rings in flat]
+    """Each instance's rings, drawn; nothing for one that leaves none."""
+    hw, options = found.letterbox.original_hw, OutlineOptions(tolerance_px=0, decimals=None, holes="rings")
+    names = [""] * (int(found.labels.max(initial=0)) + 1)
+    drawn = []
+    for i in range(len(found)):
+        one = Instances(
+            found.boxes[i : i + 1],
+            found.scores[i : i + 1],
+            found.labels[i : i + 1],
+            found.mask_logits[i : i + 1],
+            found.letterbox,
+        )
+        rings = [ring for item in instances_to_objects(one, names, options) for ring in (*item.polygon, *(item.holes or []))]
+        drawn.append(rings_to_mask([np.reshape(ring, (-1, 2)) * hw[::-1] for ring in rings], hw))
+    return drawn
 
 
 def _mean_iou(ours: list[NDArray[np.bool_]], theirs: NDArray[np.bool_]) -> float | None:

@@ -26,7 +26,7 @@ from benchmarks.measure import finish, table
 from benchmarks.raster import rings_to_mask
 from jobs.command_line import cli_errors
 from pipeline.masks.encode import instances_to_objects, objects_to_json
-from pipeline.masks.rle import mask_logits_to_mask
+from pipeline.masks.rle import mask_logits_to_rle, rle_to_mask
 from pipeline.types import MASK_STRIDE_PX, Instances, Letterbox, OutlineOptions
 
 TOLERANCES_PX = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -78,7 +78,7 @@ def measure(images: Sequence[tuple[NDArray[np.float16], Letterbox]], options: Ou
     """Outline every mask of three pixels or more and hold it against the full-size mask."""
     ious, points, sizes = [], [], []
     for logits, letterbox in images:
-        masks = (mask_logits_to_mask(one, letterbox) > 0 for one in logits)
+        masks = (rle_to_mask(mask_logits_to_rle(one, letterbox)) > 0 for one in logits)
         for one, mask in zip(logits, masks, strict=True):
             if mask.sum() < _SMALLEST_MASK_PX:
                 continue

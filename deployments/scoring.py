@@ -140,7 +140,7 @@ class ScoringGraph:
                 if isinstance(image, str) and looks_like_url(image):
                     async with self._urls:
                         return await self._send(task, alone=True)
-                return await self._send(task, alone=alone or options.draws)  # pixels of its photo travel with it
+                return await self._send(task, alone=alone)
         except TimeoutError as error:
             raise self._known(error) from error
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,6 @@ Result = TypeVar("Result")
 
 ImageInput = str | bytes | NDArray[np.uint8]
 """An image as callers give it: base64 text or URL, encoded bytes, or (H, W, 3) uint8 RGB / (H, W) grey pixels."""
-
-
-AnswerForm = Literal["objects", "json", "png", "jpeg"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +55,13 @@ class ScoreOptions:
         detect: which instances are kept.
         outline: how their masks are written.
         isolate: a bad image gets an error of its own instead of failing the request.
-        answer_as: ScoredImage, EncodedImage, or DrawnImage as PNG or JPEG.
+        encoded: answers as JSON bytes (EncodedImage) rather than objects (ScoredImage).
     """
 
     detect: DetectOptions
     outline: OutlineOptions
     isolate: bool = False
-    answer_as: AnswerForm = "objects"
-
-    @property
-    def draws(self) -> bool:
-        """Whether the answer is a picture."""
-        return self.answer_as in ("png", "jpeg")
+    encoded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +73,13 @@ class ImageTask(Generic[Payload]):
         options: of its request.
         context: of its request.
         timings_ms: milliseconds by stage so far.
-        photo: (H, W, 3) uint8 BGR, to draw on, only where the answer is a picture; at most the image's own size.
     """
 
     payload: Payload | ServiceError
     options: ScoreOptions
     context: RequestContext
     timings_ms: Mapping[str, float] = field(default_factory=dict)
-    photo: NDArray[np.uint8] | None = None
 
     def after(self, payload: Result | ServiceError, timings_ms: Mapping[str, float]) -> ImageTask[Result]:
         """The task after a stage: with that stage's result, or error, and its timings added."""
-        return ImageTask(payload, self.options, self.context, {**self.timings_ms, **timings_ms}, self.photo)
+        return ImageTask(payload, self.options, self.context, {**self.timings_ms, **timings_ms})

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from jobs.third_party import known_warnings_ignored  # isort: skip  (before mmdet)
 
+import itertools
+import math
 import os
 import pickle
 import signal
@@ -27,6 +29,7 @@ import torch
 from jobs.annotations.datasets import AnnotationsError, read_annotations
 from jobs.training import augment, hooks, precision  # noqa: F401  (their transforms, hooks and wrappers register themselves)
 from jobs.training.allocator import keep_freed_memory
+from jobs.training.batch_norm import restore_batch_norms
 from jobs.training.initial_weights import load_what_fits
 from jobs.training.interruption import StopOnSignal, end_loaders, ending_on_signals
 from jobs.training.runner import ConciseRunner
@@ -68,6 +71,11 @@ def finetune(settings: FinetuneSettings) -> signal.Signals | None:
         print(load_what_fits(network, start, spec.classes), flush=True)
     elif not settings.resume:
         print("No --init-weights: the network starts from random weights, which takes far more photos and epochs.", flush=True)
+    if settings.restore_batch_norm:
+        batches = math.ceil(settings.restore_batch_norm / settings.batch_size)
+        here = runner.cfg.train_dataloader | {"num_workers": 0, "persistent_workers": False}
+        loader = runner.build_dataloader(here, seed=settings.seed)
+        print(f"{restore_batch_norms(network, itertools.islice(loader, batches))} batch norms restored.", flush=True)
     trained = hooks.freeze(network, settings.freeze)
     hooks.check_layers(network, "--fix-batch-norm", settings.fix_batch_norm, batch_norms=True)
     print(f"{spec.name}: {trained:,} of {sum(p.numel() for p in network.parameters()):,} parameters train.", flush=True)

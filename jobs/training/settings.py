@@ -22,7 +22,7 @@ MIN_EMA = 0.002
 
 _RANGES = {
     **dict.fromkeys(("batch_size", "epochs", "steps", "log_every"), (1.0, math.inf)),
-    **dict.fromkeys(("warmup", "save_every", "val_every", "early_stopping", "workers"), (0.0, math.inf)),
+    **dict.fromkeys(("warmup", "save_every", "val_every", "early_stopping", "restore_batch_norm", "workers"), (0.0, math.inf)),
     **dict.fromkeys(("weight_decay", "clip_grad"), (0.0, math.inf)),
     **dict.fromkeys(("mosaic", "mosaic_until", "ema"), (0.0, 1.0)),
     "seed": (0.0, 2.0**32 - 1),
@@ -50,6 +50,7 @@ class FinetuneSettings:
     lr_mult: tuple[tuple[str, float], ...] = ()
     freeze: tuple[str, ...] = ()
     fix_batch_norm: tuple[str, ...] = ()
+    restore_batch_norm: int = 0
     image_size: int = 640
     mosaic: float = 0.5
     mosaic_until: float = 0.7
@@ -149,6 +150,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LAYER",
         help="layers that keep their batch-norm statistics",
     )
+    restore = (
+        "measure batch-norm statistics on so many photos first: for weights that an export folded (jobs/training/batch_norm.py)"
+    )
+    add("--restore-batch-norm", type=int, default=0, metavar="PHOTOS", help=restore)
     add("--image-size", type=int, default=640, help="side of the square network input, px")
     add("--mosaic", type=float, default=0.5, help="share of samples that are mosaics of four photos, 0..1")
     add("--mosaic-until", type=float, default=0.7, help="part of the run after which mosaics stop, 0..1")

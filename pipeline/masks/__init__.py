@@ -3,4 +3,4 @@
 Never makes a full-size mask where serving runs, and never returns an outline that crosses itself.
 """
 
-__all__ = ["contours", "draw", "encode", "rle"]
+__all__ = ["draw", "encode", "rle"]

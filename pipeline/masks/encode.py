@@ -18,9 +18,8 @@ import orjson
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from pipeline.masks.contours import split_outlines, trace_outlines
+from pipeline.masks.polygons import mask_to_polygons
 from pipeline.masks.rle import mask_logits_to_rle
-from pipeline.masks.simplify import simplify_outlines
 from pipeline.types import Instances, Letterbox, OutlineOptions, SegmentedObject
 
 MIN_A_THREAD = 16
@@ -39,15 +38,23 @@ def instances_to_objects(instances: Instances, classes: Sequence[str], options: 
     Returns:
         Objects with boxes and rings in 0..1.
     """
-    masks, kept = _run_lengths(instances) if options.mask_format == "rle" else _polygons(instances, options)
-    boxes = _to_fractions(instances.boxes.reshape(-1, 2), instances.letterbox, options.decimals).reshape(-1, 4).tolist()
-    labels, scores = instances.labels.tolist(), [float(str(score)) for score in instances.scores]
-    return [
-        SegmentedObject(
-            box=(boxes[i][0], boxes[i][1], boxes[i][2], boxes[i][3]), label=classes[labels[i]], score=scores[i], **mask
-        )
-        for i, mask in zip(kept, masks, strict=True)
-    ]
+    boxes = _to_fractions(instances.boxes, instances.letterbox, options.decimals)
+    objects = []
+    for box, label, score, logits in zip(boxes, instances.labels.tolist(), instances.scores, instances.mask_logits, strict=True):
+        mask = _write_mask(logits, instances.letterbox, options)
+        if mask:
+            objects.append(SegmentedObject(box=box, label=classes[label], score=float(str(score)), **mask))
+    return objects
+
+
+def warm_up() -> None:
+    """Compile what the other functions need, or load what was compiled before, so that no image waits for it."""
+    letterbox = Letterbox((64, 64), (64, 64), 64)
+    logits = np.full((1, *letterbox.mask_grid_hw), -1, np.float16)
+    logits[:, 2:6, 2:6] = 1
+    one = Instances(np.zeros((1, 4), np.float32), np.ones(1, np.float32), np.zeros(1, np.int64), logits, letterbox)
+    for mask_format in ("polygon", "rle"):
+        instances_to_objects(one, [""], OutlineOptions(mask_format=mask_format))
 
 
 def split_instances(instances: Instances, threads: int) -> list[Instances]:
@@ -118,38 +125,20 @@ def _object_to_dict(item: SegmentedObject) -> dict[str, Any]:
     return row
 
 
-def _polygons(instances: Instances, options: OutlineOptions) -> tuple[list[dict[str, Any]], list[int]]:
-    """Polygons (and holes) of the instances that have one, and their indices."""
-    with_holes, letterbox = options.holes == "rings", instances.letterbox
-    traced = trace_outlines(instances.mask_logits, letterbox, fill_holes=not with_holes)
-    outlines = simplify_outlines(traced, options.tolerance_px, options.max_points)
-    points, ends, outer, holes = split_outlines(outlines, lambda points: _to_fractions(points, letterbox, options.decimals))
-    flat: list[float] = points.ravel().tolist()  # once for all rings: slices of a list cost less than lists of slices
-
-    def ring(k: int) -> list[float]:
-        first, end = 2 * ends[k], 2 * ends[k + 1]
-        return [*flat[first:end], *flat[first : first + 2]] if options.closed else flat[first:end]
-
-    kept = [i for i, own in enumerate(outer) if own]
-    masks = [
-        {
-            "polygon": [ring(k) for k in outer[i]],
-            "holes": [ring(hole) for k in outer[i] for hole in holes.get(k, ())] if with_holes else None,
-        }
-        for i in kept
-    ]
-    return masks, kept
+def _write_mask(mask_logits: NDArray[np.float16], letterbox: Letterbox, options: OutlineOptions) -> dict[str, Any] | None:
+    """The fields of a SegmentedObject that hold its mask; None where there is nothing to see of it."""
+    if options.mask_format == "rle":
+        rle = mask_logits_to_rle(mask_logits, letterbox)
+        return {"polygon": [], "rle": rle} if coco_mask.area(rle) else None
+    polygons = mask_to_polygons(mask_logits, letterbox, options)
+    return {"polygon": polygons.outer, "holes": polygons.holes if options.holes == "rings" else None} if polygons.outer else None
 
 
-def _run_lengths(instances: Instances) -> tuple[list[dict[str, Any]], list[int]]:
-    """Run lengths of the instances whose mask has a pixel, and their indices."""
-    encoded = [mask_logits_to_rle(logits, instances.letterbox) for logits in instances.mask_logits]
-    kept = [i for i, rle in enumerate(encoded) if coco_mask.area(rle) > 0]
-    return [{"polygon": [], "rle": encoded[i]} for i in kept], kept
-
-
-def _to_fractions(points: NDArray[np.floating], letterbox: Letterbox, decimals: int | None) -> NDArray[np.float64]:
-    """Original pixels (K, 2) x y to fractions of the image, clipped to 0..1, rounded where asked for."""
+def _to_fractions(
+    boxes: NDArray[np.float32], letterbox: Letterbox, decimals: int | None
+) -> list[tuple[float, float, float, float]]:
+    """Boxes (N, 4) x1 y1 x2 y2 from original pixels to fractions of the image, clipped to 0..1, rounded where asked for."""
     height, width = letterbox.original_hw
-    fractions = np.clip(np.asarray(points, dtype=np.float64) / (width, height), 0.0, 1.0) + 0.0
-    return fractions if decimals is None else np.round(fractions, decimals)
+    fractions = np.clip(boxes.astype(np.float64) / (width, height, width, height), 0.0, 1.0) + 0.0  # no -0.0
+    rounded = fractions if decimals is None else np.round(fractions, decimals)
+    return [(left, top, right, bottom) for left, top, right, bottom in rounded.tolist()]

@@ -1,105 +1,133 @@
-"""One instance's mask as a continuous field, looked at only where it is positive.
+"""One instance's mask as a continuous field, looked at only around its positive cells.
 
-    mask_logits (h, w) float16 ──▶ window around the positive cells ──▶ bilinear, x8 ──▶ logits at network pixels
+    mask_logits (h, w) float16 ──▶ window around the positive cells ──▶ bilinear samples, with where they lie in the original
 
-mmdet upsamples the logits by 8 to network pixels and samples that picture bilinearly at the pixels of the original. The same
-field is used here, so that outlines and run-length masks agree with each other and with mmdet's full-size masks. Nothing of the
-size of the original image is made.
+mmdet upsamples the logits by 8 to network pixels and samples that picture bilinearly at the pixels of the original. Outlines and
+run lengths use the same field, so that they agree with each other and with mmdet's full-size masks. Nothing of the size of the
+original image is made.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ShapeError
-from pipeline.types import Letterbox
+from pipeline.masks.compiled import compiled
+from pipeline.types import MASK_STRIDE_PX, Letterbox, check_array
 
-_LARGEST_LOGIT = float(np.finfo(np.float16).max)
-_NAN_LOGIT = -1.0
+FINE_CELLS = 400
+"""Windows up to 20 x 20 cells are sampled at every network pixel, larger ones on the logits' own grid, 64 times fewer samples. In
+between is worse than either: chords between points that lie off the grid. Measured on 392 instances of the embedded model on
+coco_person/val, IoU of larger windows with the full-size mask (mean, lowest): at every network pixel 1.0000, at every fourth 0.9933 and
+0.981, on the grid 0.9952 and 0.985; with the default tolerance 0.9931, 0.9886 and 0.9916."""
+
+OUTSIDE = -1.0
+JUST_OUTSIDE = -1e-6
+"""In place of samples this near to 0: no level line then passes through a sample, so that rings never touch."""
+
 _MARGIN_CELLS = 2
+"""One would do for the upsampled logits; sampled between network pixels, the zero line can feel the cell after it."""
+
+Window: TypeAlias = tuple[int, int, int, int]
+"""Rows top to bottom and columns left to right of the mask grid, the ends exclusive."""
 
 
-@dataclass(frozen=True, slots=True)
-class MaskWindow:
-    """The part of a mask that matters: all positive cells and two more on each side, where there are.
+def _values_of_float16() -> NDArray[np.float32]:
+    """The (65536,) float32 values of all float16 bit patterns: NaN as outside, infinities as the largest finite number.
 
-    One would do for the upsampled logits; sampled between network pixels, the zero line can feel the cell after it.
-
-    Args:
-        logits: (h, w) float32, finite, inside is > 0.
-        top: row of `logits[0]` in the mask grid.
-        left: column of `logits[:, 0]` in the mask grid.
+    Numba has no float16 on CPUs, and looking each cell up is six times faster than numpy's conversion.
     """
-
-    logits: NDArray[np.float32]
-    top: int
-    left: int
-
-    def upsample(self, factor: int) -> NDArray[np.float32]:
-        """Interpolate bilinearly to (h * factor, w * factor), edges repeated: `F.interpolate(align_corners=False)`."""
-        return np.asarray(cv2.resize(self.logits, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR), dtype=np.float32)
+    values = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    largest = float(np.finfo(np.float16).max)
+    return np.nan_to_num(values.astype(np.float32), nan=OUTSIDE, posinf=largest, neginf=-largest)
 
 
-def mask_windows(mask_logits: NDArray[np.float16], letterbox: Letterbox) -> list[MaskWindow | None]:
-    """Cut the window of each mask out of its grid.
+_FLOAT16_VALUES = _values_of_float16()
 
-    NaN counts as outside, infinities as the largest finite logit.
 
-    Args:
-        mask_logits: (N, *letterbox.mask_grid_hw) float16, inside is > 0.
-        letterbox: how the grid lies in the original image.
-    Returns:
-        N windows; None where no cell is positive.
+def read_logits(mask_logits: NDArray[np.float16], letterbox: Letterbox) -> NDArray[np.float32]:
+    """One mask's logits (h, w) as finite float32, in memory of their own.
+
     Raises:
         ShapeError: mask_logits does not fit the letterbox.
     """
-    if mask_logits.ndim != 3 or mask_logits.shape[1:] != letterbox.mask_grid_hw or mask_logits.dtype != np.float16:
-        raise ShapeError(f"mask_logits: expected float16 *x{letterbox.mask_grid_hw}, got {mask_logits.dtype} {mask_logits.shape}")
-    inside = mask_logits.view(np.int16) > 0  # the same as > 0 for all but NaN, and six times as fast
-    rows, columns = np.asarray(inside.any(axis=2)), np.asarray(inside.any(axis=1))
-    return [_cut(*item) for item in zip(mask_logits, rows, columns, strict=True)]
+    check_array("mask_logits", mask_logits, letterbox.mask_grid_hw, np.float16)
+    bits = mask_logits.view(np.uint16).copy()  # what came through Ray cannot be written to: another type to Numba
+    return _look_up(bits, _FLOAT16_VALUES)
 
 
-def crop_to_image(samples: NDArray[Any], step: int, first: int, image_end: int) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Make samples along axis 0 begin and end exactly at the image's borders, where the window reaches them.
+@compiled
+def _look_up(bits: NDArray[np.uint16], values: NDArray[np.float32]) -> NDArray[np.float32]:
+    looked_up = np.empty(bits.shape, np.float32)
+    for row in range(bits.shape[0]):
+        for column in range(bits.shape[1]):
+            looked_up[row, column] = values[bits[row, column]]
+    return looked_up
+
+
+@compiled
+def find_window(logits: NDArray[np.float32]) -> Window:
+    """The positive cells and two more on each side, where there are; empty where no cell is positive."""
+    height, width = logits.shape
+    top, bottom, left, right = height, 0, width, 0
+    for row in range(height):
+        for column in range(width):
+            if logits[row, column] > 0:
+                top, bottom = min(top, row), row + 1
+                left, right = min(left, column), max(right, column + 1)
+    if bottom == 0:
+        return 0, 0, 0, 0
+    return (
+        max(top - _MARGIN_CELLS, 0),
+        min(bottom + _MARGIN_CELLS, height),
+        max(left - _MARGIN_CELLS, 0),
+        min(right + _MARGIN_CELLS, width),
+    )
+
+
+@compiled
+def place_samples(first: int, end: int, step: int, image_end: int) -> NDArray[np.float64]:
+    """Positions along one axis, network pixels: the middle of each step, and exactly the image's borders where the window reaches them.
 
     Args:
-        samples: (n, m) logits at network pixels `first + (i + 0.5) * step`.
+        first, end: cells of the window.
         step: network pixels between samples.
-        first: network pixel at which the window begins; 0 is the image's border.
-        image_end: network pixel at which the image ends.
-    Returns:
-        The samples, and their (n,) float64 positions in network pixels.
+        image_end: network pixel at which the image ends; it begins at 0.
     """
-    positions: NDArray[np.float64] = np.asarray(first + (np.arange(len(samples)) + 0.5) * step)
+    steps = np.arange(first * MASK_STRIDE_PX // step, end * MASK_STRIDE_PX // step)
+    middles: NDArray[np.float64] = (steps + np.float64(0.5)) * step
+    if end * MASK_STRIDE_PX >= image_end:
+        middles = np.append(middles[middles < image_end], float(image_end))
     if first == 0:
-        samples, positions = np.concatenate([samples[:1], samples]), np.concatenate([[0.0], positions])
-    if positions[-1] + step / 2 < image_end:
-        return samples, positions
-    last = int(np.searchsorted(positions, image_end))
-    border = samples[-1]
-    if last < len(samples):
-        weight = np.float32((image_end - positions[last - 1]) / (positions[last] - positions[last - 1]))
-        border = samples[last - 1] + weight * (samples[last] - samples[last - 1])
-    return np.concatenate([samples[:last], border[None]]), np.concatenate([positions[:last], [image_end]])
+        middles = np.append(0.0, middles)
+    return middles
 
 
-def _cut(logits: NDArray[np.float16], rows: NDArray[np.bool_], columns: NDArray[np.bool_]) -> MaskWindow | None:
-    if not rows.any():
-        return None
-    (top, bottom), (left, right) = _extent(rows), _extent(columns)
-    cut = logits[top:bottom, left:right].astype(np.float32)
-    if not np.isfinite(cut).all():
-        np.nan_to_num(cut, copy=False, nan=_NAN_LOGIT, posinf=_LARGEST_LOGIT, neginf=-_LARGEST_LOGIT)
-    return MaskWindow(cut, top, left)
+@compiled
+def place_in_cells(position: float, cells: int) -> tuple[int, float]:
+    """For a position in network pixels the cell before it, and the weight of the cell after; edge cells are repeated."""
+    at = min(max(position / MASK_STRIDE_PX - 0.5, 0.0), cells - 1.0)
+    cell = min(int(at), max(cells - 2, 0))
+    return cell, at - cell
 
 
-def _extent(positive: NDArray[np.bool_]) -> tuple[int, int]:
-    """First and one-past-last index to cut."""
-    first, last = int(positive.argmax()), len(positive) - int(positive[::-1].argmax())
-    return max(first - _MARGIN_CELLS, 0), min(last + _MARGIN_CELLS, len(positive))
+@compiled
+def sample_field(logits: NDArray[np.float32], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Sample bilinearly at x (w,), y (h,), network pixels: (h + 2, w + 2), a border of OUTSIDE around them, none almost 0."""
+    height, width = logits.shape
+    lines = np.empty((height, len(x)), np.float32)
+    for j in range(len(x)):
+        cell, weight = place_in_cells(x[j], width)
+        for i in range(height):
+            left, right = logits[i, cell], logits[i, min(cell + 1, width - 1)]
+            lines[i, j] = left + np.float32(weight) * (right - left)
+    samples = np.full((len(y) + 2, len(x) + 2), OUTSIDE, np.float32)
+    for i in range(len(y)):
+        cell, weight = place_in_cells(y[i], height)
+        above, below, share = lines[cell], lines[min(cell + 1, height - 1)], np.float32(weight)
+        for j in range(len(x)):
+            value = above[j] + share * (below[j] - above[j])
+            samples[i + 1, j + 1] = value if abs(value) >= -JUST_OUTSIDE else np.float32(JUST_OUTSIDE)
+    return samples

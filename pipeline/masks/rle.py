@@ -1,9 +1,9 @@
 """Masks at original size as COCO run lengths, worked out column by column without making the mask.
 
-    mask_logits ──▶ window, upsampled to network pixels ──▶ each pixel column: where does the logit change sign? ──▶ runs
+    mask_logits ──▶ window ──▶ each pixel column: where does the field change sign on the way down? ──▶ runs
 
-Between two network pixels the logits of a column are linear, so a sign change is placed by one division. Columns are worked
-out in blocks, so that an object which fills 12 Mpx needs no full-size mask (12 MB, or 48 MB as float logits).
+Between two network pixels the field of a column is linear, so a change of sign is placed by one division. Between two cells of one sign
+there is none. An object that fills 12 Mpx needs no full-size mask (12 MB, or 48 MB as float logits).
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from pipeline.masks.field import MaskWindow, mask_windows
+from pipeline.masks.compiled import compiled
+from pipeline.masks.field import find_window, place_in_cells, read_logits
 from pipeline.types import MASK_STRIDE_PX, Letterbox
-
-_COLUMNS_AT_ONCE = 256
 
 
 def mask_logits_to_rle(mask_logits: NDArray[np.float16], letterbox: Letterbox) -> dict[str, object]:
@@ -41,11 +40,9 @@ def mask_logits_to_rle(mask_logits: NDArray[np.float16], letterbox: Letterbox) -
     return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
 
 
-def mask_logits_to_mask(mask_logits: NDArray[np.float16], letterbox: Letterbox) -> NDArray[np.uint8]:
-    """Make one instance's full mask, for tests and pictures: (H, W) uint8, 1 is inside. Arguments as `mask_logits_to_rle`."""
-    height, width = letterbox.original_hw
-    runs = mask_logits_to_runs(mask_logits, letterbox)
-    return np.repeat(np.arange(len(runs), dtype=np.int64) % 2, runs).astype(np.uint8).reshape(width, height).T
+def mask_logits_to_runs(mask_logits: NDArray[np.float16], letterbox: Letterbox) -> NDArray[np.int64]:
+    """Lengths of the runs of 0, 1, 0, ... of one instance's mask, read column by column; they add up to H * W."""
+    return _find_runs(read_logits(mask_logits, letterbox), letterbox.scaled_hw, letterbox.original_hw)
 
 
 def rle_to_mask(rle: dict[str, object]) -> NDArray[np.uint8]:
@@ -55,51 +52,83 @@ def rle_to_mask(rle: dict[str, object]) -> NDArray[np.uint8]:
         return np.ascontiguousarray(coco_mask.decode(rle))
 
 
-def mask_logits_to_runs(mask_logits: NDArray[np.float16], letterbox: Letterbox) -> NDArray[np.int64]:
-    """Lengths of the runs of 0, 1, 0, ... of one instance's mask, read column by column; they add up to H * W."""
-    (window,) = mask_windows(mask_logits[None], letterbox)
-    height, width = letterbox.original_hw
-    toggles = _toggles(window, letterbox) if window else np.empty(0, dtype=np.int64)
-    positions, times = np.unique(toggles, return_counts=True)
-    lengths: NDArray[np.int64] = np.diff(positions[times % 2 == 1], prepend=0, append=height * width)
-    return lengths
+@compiled
+def _find_runs(logits: NDArray[np.float32], scaled_hw: tuple[int, int], original_hw: tuple[int, int]) -> NDArray[np.int64]:
+    """As `mask_logits_to_runs`, of finite logits."""
+    height, width = original_hw
+    top, bottom, left, right = find_window(logits)
+    window, scale = logits[top:bottom, left:right], width / scaled_hw[1]
+    first = max(int(np.ceil(left * MASK_STRIDE_PX * scale - 0.5)), 0)
+    end = min(int(np.ceil(right * MASK_STRIDE_PX * scale - 0.5)), width)
+    # The window of a tiny image may lie between two pixel centres. A column changes once between two cells, at most, and at its end.
+    changes = np.zeros(max(end - first, 0) * (len(window) + 1) + 2, np.int64)
+    count = 1
+    for x in range(first, end):
+        column = _sample_column(window, (x + 0.5) / scale - 0.5 - left * MASK_STRIDE_PX)
+        count = _find_changes(column, top * MASK_STRIDE_PX, height / scaled_hw[0], x * height, height, changes, count)
+    changes[count] = height * width
+    return np.diff(changes[: count + 1])
 
 
-def _toggles(window: MaskWindow, letterbox: Letterbox) -> NDArray[np.int64]:
-    """Positions in the column-major mask at which it turns from 0 to 1 or back; one position twice is no change."""
-    columns = np.ascontiguousarray(window.upsample(MASK_STRIDE_PX).T)
-    scale_x, _ = letterbox.to_original_xy
-    left = window.left * MASK_STRIDE_PX
-    first = int(max(np.ceil(left * scale_x - 0.5), 0))
-    last = int(min(np.ceil((left + len(columns)) * scale_x - 0.5), letterbox.original_hw[1]))
-    blocks = [np.arange(a, min(a + _COLUMNS_AT_ONCE, last)) for a in range(first, last, _COLUMNS_AT_ONCE)]
-    toggles = [_block_toggles(_sample_columns(columns, (x + 0.5) / scale_x - left - 0.5), x, window, letterbox) for x in blocks]
-    return np.concatenate([np.empty(0, np.int64), *toggles])  # the window of a tiny image may lie between two pixel centres
+@compiled
+def _sample_column(window: NDArray[np.float32], x: float) -> NDArray[np.float64]:
+    """The cells' values down the window at network pixel `x`: interpolated to network pixels, and between these, as mmdet does."""
+    pixels = window.shape[1] * MASK_STRIDE_PX
+    x = min(max(x, 0.0), pixels - 1.0)
+    before = min(int(x), pixels - 2)
+    column = np.zeros(len(window))
+    for pixel, share in ((before, before + 1 - x), (before + 1, x - before)):
+        cell, weight = place_in_cells(pixel + 0.5, window.shape[1])
+        for row in range(len(window)):
+            left, right = window[row, cell], window[row, min(cell + 1, window.shape[1] - 1)]
+            column[row] += share * (left + weight * (right - left))
+    return column
 
 
-def _sample_columns(columns: NDArray[np.float32], at: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Interpolate (w, h) columns linearly at positions `at` (n,), the edge columns repeated: (n, h)."""
-    at = np.clip(at, 0, len(columns) - 1)
-    left = np.minimum(at.astype(np.int64), len(columns) - 2)
-    weight = (at - left).astype(np.float32)[:, None]
-    between: NDArray[np.float32] = columns[left] * (1 - weight) + columns[left + 1] * weight
-    return between
+@compiled
+def _find_changes(
+    column: NDArray[np.float64], top: int, scale: float, start: int, height: int, changes: NDArray[np.int64], count: int
+) -> int:
+    """Append where a column of pixels turns from 0 to 1 or back; returns how many changes there are then.
+
+    Args:
+        column: (h,) values of the window's cells.
+        top: network pixel at which the window begins.
+        scale: from network to original pixels.
+        start: position of the column's first pixel in the mask.
+        height: of the image, pixels.
+    """
+    cells = len(column)
+    inside = column[0] > 0
+    if inside:
+        count = _change(changes, count, start)
+    for cell in range(cells):
+        if inside == (column[cell] > 0) == (column[min(cell + 1, cells - 1)] > 0):
+            continue
+        middle = cell * MASK_STRIDE_PX + MASK_STRIDE_PX // 2
+        for row in range(middle, min(middle + MASK_STRIDE_PX, cells * MASK_STRIDE_PX)):
+            after = _value_at(column, row)
+            if (after > 0) == inside:
+                continue
+            before = _value_at(column, row - 1)
+            y = (top + row - 0.5 + before / (before - after)) * scale - 0.5
+            inside = not inside
+            changed = int(np.floor(y)) + 1 if inside else int(np.ceil(y))
+            count = _change(changes, count, start + min(max(changed, 0), height))
+    return _change(changes, count, start + height) if inside else count
 
 
-def _block_toggles(
-    logits: NDArray[np.float32], x: NDArray[np.int64], window: MaskWindow, letterbox: Letterbox
-) -> NDArray[np.int64]:
-    """Toggles of the pixel columns `x` (n,), whose logits at network rows are (n, h)."""
-    height, scale_y = letterbox.original_hw[0], letterbox.to_original_xy[1]
-    inside = np.zeros((logits.shape[0], logits.shape[1] + 2), dtype=bool)
-    inside[:, 1:-1] = logits > 0
-    column, row = np.nonzero(inside[:, 1:] != inside[:, :-1])
-    above, below = np.maximum(row - 1, 0), np.minimum(row, logits.shape[1] - 1)
-    before, after = logits[column, above].astype(np.float64), logits[column, below].astype(np.float64)
-    change = before - after
-    crossing = above + np.divide(before, change, out=np.zeros_like(change), where=change != 0)
-    pixel = (window.top * MASK_STRIDE_PX + crossing + 0.5) * scale_y - 0.5
-    first_changed = np.where(inside[column, row + 1], np.floor(pixel) + 1, np.ceil(pixel))
-    first_changed[row == 0], first_changed[row == logits.shape[1]] = 0, height
-    positions: NDArray[np.int64] = x[column] * height + np.clip(first_changed, 0, height).astype(np.int64)
-    return positions
+@compiled
+def _value_at(column: NDArray[np.float64], row: int) -> float:
+    """The field at the middle of a network pixel of the window."""
+    cell, weight = place_in_cells(row + 0.5, len(column))
+    return float(column[cell] + weight * (column[min(cell + 1, len(column) - 1)] - column[cell]))
+
+
+@compiled
+def _change(changes: NDArray[np.int64], count: int, position: int) -> int:
+    """Append a change; two at the same position are none."""
+    if count > 1 and changes[count - 1] >= position:
+        return count - 1
+    changes[count] = position
+    return count + 1

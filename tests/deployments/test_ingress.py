@@ -32,7 +32,7 @@ async def ingress():
 
 
 def score(ingress, images):
-    return ingress.score_images(images, ScoreParams(), ingress.context(), answer_as="json")
+    return ingress.score_images(images, ScoreParams(), ingress.context(), encoded=True)
 
 
 async def test_refusals_leave_the_room_free(ingress):
@@ -55,7 +55,7 @@ async def test_errors_are_counted_once_by_their_code(ingress):
         await score(ingress, ["image"] * 5)
     assert (caught.value.status, caught.value.code) == (413, "too_many_images")
     with pytest.raises(InvalidRequest):
-        await ingress.score_images([], ScoreParams(labels=["unicorn"]), ingress.context(), answer_as="json")
+        await ingress.score_images([], ScoreParams(labels=["unicorn"]), ingress.context(), encoded=True)
     with pytest.raises(Overloaded), ingress.errors_counted():
         ingress.check_room(5)
     assert counted == {"overloaded": 4, "too_many_images": 5, "invalid_request": 1}

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+import shapely
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from pipeline.masks.contours import Ring
+from pipeline.masks.outline import to_shapely
+from pipeline.masks.rle import mask_logits_to_runs
+from pipeline.masks.simplify import simplify_outline
+from pipeline.masks.trace import trace_outline
 from pipeline.types import MASK_STRIDE_PX, Letterbox
 
 
@@ -45,6 +50,33 @@ def ellipse_logits(letterbox: Letterbox, *ellipses: tuple[float, float, float, f
         bump = np.clip(distance * min(abs(radius_x), radius_y) * steep, -8, 8)
         logits = np.maximum(logits, bump) if radius_x > 0 else np.minimum(logits, -bump)
     return logits.astype(np.float16)
+
+
+class Ring(NamedTuple):
+    """One part of a mask: its outer ring and the holes in it, (K, 2) float64 x y each, the first point not repeated."""
+
+    points: NDArray[np.float64]
+    holes: tuple[NDArray[np.float64], ...]
+
+
+def mask_logits_to_rings(
+    mask_logits: NDArray[np.float16], letterbox: Letterbox, tolerance_px: float = 0.0, max_points: int | None = None
+) -> list[Ring]:
+    """One mask's parts in original pixels, largest first."""
+    outline = to_shapely(simplify_outline(trace_outline(mask_logits, letterbox), tolerance_px, max_points))
+    parts = sorted(outline.geoms, key=lambda part: shapely.Polygon(part.exterior).area, reverse=True)
+    return [Ring(_open(part.exterior), tuple(_open(hole) for hole in part.interiors)) for part in parts]
+
+
+def _open(ring: shapely.LinearRing) -> NDArray[np.float64]:
+    return shapely.get_coordinates(ring)[:-1]
+
+
+def mask_logits_to_mask(mask_logits: NDArray[np.float16], letterbox: Letterbox) -> NDArray[np.uint8]:
+    """One instance's full mask, (H, W) uint8, written out from its run lengths."""
+    height, width = letterbox.original_hw
+    runs = mask_logits_to_runs(mask_logits, letterbox)
+    return np.repeat(np.arange(len(runs)) % 2, runs).astype(np.uint8).reshape(width, height).T
 
 
 def all_rings(rings: list[Ring]) -> list[NDArray[np.float64]]:

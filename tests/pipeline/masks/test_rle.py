@@ -7,8 +7,15 @@ import pytest
 from hypothesis import given, settings
 from pycocotools import mask as coco_mask
 
-from pipeline.masks.rle import mask_logits_to_mask, mask_logits_to_rle, mask_logits_to_runs
-from tests.support.mask_examples import decode_rle, ellipse_logits, full_size_logits, full_size_mask, letterbox_of, rough_masks
+from pipeline.masks.rle import mask_logits_to_rle, mask_logits_to_runs, rle_to_mask
+from tests.support.mask_examples import (
+    ellipse_logits,
+    full_size_logits,
+    full_size_mask,
+    letterbox_of,
+    mask_logits_to_mask,
+    rough_masks,
+)
 
 VGA = letterbox_of(480, 640)
 
@@ -22,7 +29,7 @@ def test_equals_the_full_size_mask(example):
     reference = full_size_logits(logits, letterbox)
     clear = np.abs(reference) > 1e-5 * np.abs(reference).max()
     assert np.array_equal(mask[clear], reference[clear] > 0)
-    assert np.array_equal(decode_rle(mask_logits_to_rle(logits, letterbox)), mask)
+    assert np.array_equal(rle_to_mask(mask_logits_to_rle(logits, letterbox)), mask)
 
 
 @settings(max_examples=20, deadline=None)

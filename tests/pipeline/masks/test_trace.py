@@ -10,8 +10,17 @@ from hypothesis import strategies as st
 
 from benchmarks.raster import rings_to_mask
 from pipeline.errors import ShapeError
-from pipeline.masks.contours import mask_logits_to_rings, split_outlines, trace_outlines
-from tests.support.mask_examples import all_rings, ellipse_logits, full_size_mask, iou, letterbox_of, rough_masks
+from pipeline.masks.outline import find_holes, mask_area, to_shapely
+from pipeline.masks.trace import trace_outline
+from tests.support.mask_examples import (
+    all_rings,
+    ellipse_logits,
+    full_size_mask,
+    iou,
+    letterbox_of,
+    mask_logits_to_rings,
+    rough_masks,
+)
 
 VGA = letterbox_of(480, 640)
 
@@ -117,58 +126,57 @@ def test_part_below_one_pixel_is_dropped():
 
 
 def test_large_and_small_masks_keep_their_places():
-    """Fine and coarse windows, holes and empty masks in one call; each outline belongs to its mask."""
+    """Fine and coarse windows, holes and empty masks."""
     grid = np.full((5, *VGA.mask_grid_hw), -4, np.float16)
     grid[0, 5:50, 5:70] = 4
     grid[0, 20:30, 20:40] = -4
     grid[1, 2:5, 70:74] = 4
     grid[3, 40:60, 30:79] = 4
     grid[4, 0:1, 0:1] = 4
-    outlines = trace_outlines(grid, VGA)
-    areas = outlines.areas() / 64
+    outlines = [trace_outline(logits, VGA) for logits in grid]
+    areas = np.array([mask_area(outline) for outline in outlines]) / 64
     assert areas == pytest.approx([45 * 65 - 200, 12, 0, 20 * 49, 1], rel=0.05, abs=0.5)
-    assert [len(own) for own in split_outlines(outlines).outer] == [1, 1, 0, 1, 1]
-    assert [len(hole) for hole in split_outlines(outlines).holes.values()] == [1]
+    assert [find_holes(outline.parents).tolist() for outline in outlines] == [[False, True], [False], [], [False], [False]]
 
 
-@settings(max_examples=25, deadline=None)
-@given(rough_masks())
-def test_many_masks_equal_one_by_one(example):
-    """Each mask of an image gets its own parts, those at the image's borders too."""
-    logits, letterbox = example
-    masks = np.stack([logits, logits[::-1], np.full_like(logits, -1), logits[:, ::-1], logits])
-    together = trace_outlines(masks, letterbox).to_shapely()
-    alone = np.concatenate([trace_outlines(mask[None], letterbox).to_shapely() for mask in masks])
-    assert shapely.is_valid(together).all()
-    np.testing.assert_array_equal(shapely.get_num_geometries(together), shapely.get_num_geometries(alone))
-    assert shapely.area(shapely.symmetric_difference(together, alone)).max() < 1e-3
+def _trace(logits, letterbox, fill_holes=False):
+    return to_shapely(trace_outline(logits, letterbox, fill_holes=fill_holes))
 
 
 @settings(max_examples=40, deadline=None)
 @given(rough_masks())
-def test_holes_filled_before_or_after_are_the_same(example):
-    """Filling samples and then tracing gives the outlines that tracing and then filling gives, but for specks of less than a pixel."""
+def test_filled_covers_the_outer_rings_and_no_more(example):
+    """However rough the mask: no hole left, no part in another, and the same area as all outer rings together."""
     logits, letterbox = example
-    masks = np.stack([logits, logits[::-1], np.full_like(logits, -1), logits[:, ::-1]])
-    after = trace_outlines(masks, letterbox).filled().to_shapely()
-    before = trace_outlines(masks, letterbox, fill_holes=True).to_shapely()
-    assert shapely.is_valid(before).all()
-    assert not any(part.interiors for one in before for part in one.geoms)
-    specks = shapely.area(shapely.symmetric_difference(before, after))
-    assert (specks <= np.maximum(shapely.get_num_geometries(before) - shapely.get_num_geometries(after), 0) * 2 + 1e-6).all()
+    for one in (logits, logits[::-1], np.full_like(logits, -1), logits[:, ::-1]):
+        one = np.ascontiguousarray(one)
+        traced, filled = _trace(one, letterbox), _trace(one, letterbox, fill_holes=True)
+        assert traced.is_valid
+        assert filled.is_valid
+        assert not any(part.interiors for part in filled.geoms)
+        assert filled.area == pytest.approx(shapely.union_all([shapely.Polygon(part.exterior) for part in traced.geoms]).area)
 
 
 def test_a_hole_across_a_corner_is_filled_too():
-    """Two samples that touch at a corner count as one outside while tracing; the outline knows better, and has no hole left."""
-    grid = np.full((1, *VGA.mask_grid_hw), -4, np.float16)
-    grid[0, 5:50, 5:70] = 4
-    grid[0, 20, 20:40] = -0.1  # a hole whose end touches, at a corner only,
-    grid[0, 5:20, 40] = -0.1  # a bay that is open to the outside
-    holes = trace_outlines(grid, VGA)
-    assert len(holes.ring_ends) - 1 > len(holes.part_ends) - 1
-    filled = trace_outlines(grid, VGA, fill_holes=True)
-    assert len(filled.ring_ends) == len(filled.part_ends) == 2
-    assert filled.areas() == pytest.approx(holes.filled().areas())
+    """A hole whose end touches, at the corner of a sample only, a bay that is open to the outside."""
+    logits = np.full(VGA.mask_grid_hw, -4, np.float16)
+    logits[5:50, 5:70] = 4
+    logits[20, 20:40] = -0.1
+    logits[5:20, 40] = -0.1
+    traced, filled = _trace(logits, VGA), _trace(logits, VGA, fill_holes=True)
+    assert [len(part.interiors) for part in traced.geoms] == [1]
+    assert [len(part.interiors) for part in filled.geoms] == [0]
+    assert filled.area == pytest.approx(shapely.Polygon(traced.geoms[0].exterior).area)
+
+
+def test_rings_know_what_is_around_them():
+    """Rings in rings, two steps deep, and two parts beside each other."""
+    logits = ellipse_logits(VGA, (30, 30, 28, 28), (30, 30, -20, 20))
+    logits = np.maximum(logits, ellipse_logits(VGA, (30, 30, 12, 12), (30, 30, -6, 6), (70, 30, 5, 5)))
+    outline = trace_outline(logits, VGA)
+    assert sorted(outline.parents.tolist()) == [-1, -1, 0, 1, 2] or sorted(outline.parents.tolist()) == [-1, -1, 0, 2, 3]
+    assert find_holes(outline.parents).sum() == 2
+    assert to_shapely(outline).is_valid
 
 
 @pytest.mark.parametrize("logits", [np.zeros((5, 5), np.float16), np.zeros(VGA.mask_grid_hw, np.float32)], ids=["shape", "dtype"])

@@ -1,0 +1,122 @@
+"""The outline of one mask: its rings as flat arrays, the form in which compiled code works on them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from pipeline.masks.compiled import compiled
+
+MIN_POINTS = 3
+"""Of a ring."""
+
+
+class Outline(NamedTuple):
+    """The rings of one mask. A ring in no other is an outer one, a ring in that is a hole, one in the hole an outer one again.
+
+    Args:
+        points: (P, 2) float64 x y, ring after ring, the first point of each not repeated at its end.
+        ends: (R + 1,) int64, ring k is points[ends[k] : ends[k + 1]].
+        parents: (R,) int64, the innermost ring around each, -1 for none; parents come before their rings.
+    """
+
+    points: NDArray[np.float64]
+    ends: NDArray[np.int64]
+    parents: NDArray[np.int64]
+
+
+@compiled
+def find_holes(parents: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(R,) whether each ring is a hole."""
+    holes = np.zeros(len(parents), np.bool_)
+    for ring, parent in enumerate(parents):
+        holes[ring] = parent >= 0 and not holes[parent]
+    return holes
+
+
+@compiled
+def ring_areas(outline: Outline) -> NDArray[np.float64]:
+    """(R,) areas inside the rings, holes or not, in squared units of the points: the shoelace formula."""
+    points, ends = outline.points, outline.ends
+    areas = np.zeros(len(ends) - 1)
+    for ring in range(len(areas)):
+        x, y = points[ends[ring]]  # as the origin: large coordinates cost digits
+        for k in range(ends[ring] + 1, ends[ring + 1] - 1):
+            areas[ring] += (points[k, 0] - x) * (points[k + 1, 1] - y) - (points[k + 1, 0] - x) * (points[k, 1] - y)
+    return np.abs(areas) / 2
+
+
+@compiled
+def mask_area(outline: Outline) -> float:
+    """Area of the mask, holes taken off."""
+    return float((ring_areas(outline) * (1 - 2 * find_holes(outline.parents))).sum())
+
+
+@compiled
+def keep_rings(outline: Outline, stays: NDArray[np.bool_]) -> Outline:
+    """Drop all other rings, and with each everything in it."""
+    points, ends, parents = np.empty_like(outline.points), np.zeros_like(outline.ends), np.empty_like(outline.parents)
+    number = np.full(len(stays), -1)
+    count = 0
+    for ring in range(len(stays)):
+        parent = outline.parents[ring]
+        if stays[ring] and (parent < 0 or number[parent] >= 0):
+            own = outline.points[outline.ends[ring] : outline.ends[ring + 1]]
+            parents[count] = number[parent] if parent >= 0 else -1
+            ends[count + 1] = ends[count] + len(own)
+            points[ends[count] : ends[count + 1]] = own
+            number[ring] = count
+            count += 1
+    return Outline(points[: ends[count]], ends[: count + 1], parents[:count])
+
+
+@compiled
+def fit_rings(outline: Outline, max_points: int) -> Outline:
+    """The largest rings that the budget has room for, each only with the one around it.
+
+    A largest ring that is itself over the budget shrinks to a triangle of its points.
+    """
+    if len(outline.points) <= max_points:
+        return outline
+    order, sizes = np.argsort(-ring_areas(outline)), np.diff(outline.ends)
+    if sizes[order[0]] > max_points:
+        largest = outline.points[outline.ends[order[0]] : outline.ends[order[0] + 1]]
+        return Outline(_widest_triangle(largest), np.array([0, MIN_POINTS]), np.array([-1]))
+    stays = np.zeros(len(sizes), np.bool_)
+    for ring in order:
+        parent = outline.parents[ring]
+        if sizes[ring] <= max_points and (parent < 0 or stays[parent]):
+            stays[ring] = True
+            max_points -= sizes[ring]
+    return keep_rings(outline, stays)
+
+
+@compiled
+def _widest_triangle(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Three of a ring's points: the two farthest apart and the one farthest from their line."""
+    ends, most = (0, 0), -1.0
+    for i in range(len(points)):
+        for j in range(i):
+            distance = (points[i, 0] - points[j, 0]) ** 2 + (points[i, 1] - points[j, 1]) ** 2
+            if distance > most:
+                ends, most = (i, j), distance
+    i, j = ends
+    dx, dy = points[j] - points[i]
+    third = np.abs((points[:, 0] - points[i, 0]) * dy - (points[:, 1] - points[i, 1]) * dx).argmax()
+    triangle: NDArray[np.float64] = points[np.array([i, j, third])]
+    return triangle
+
+
+def to_shapely(outline: Outline) -> shapely.MultiPolygon:
+    """The outline as shapely's geometry: each outer ring with the holes in it, in the order of the rings."""
+    rings = np.split(outline.points, outline.ends[1:-1]) if len(outline.parents) else []
+    holes = find_holes(outline.parents)
+    return shapely.MultiPolygon(
+        [
+            (rings[outer], [rings[hole] for hole in np.flatnonzero(holes & (outline.parents == outer))])
+            for outer in np.flatnonzero(~holes)
+        ]
+    )

@@ -1,0 +1,148 @@
+"""One mask to the polygons that are sent: in fractions of the image, rounded to a few decimals, and valid as they are sent.
+
+mask_logits ─▶ trace ─▶ simplify ─▶ / (W, H), rounded ─▶ tangled? ──no──────────────────────────────────────────▶ rings
+                           ▲                                 └─yes─▶ once more, untangled ─▶ still? GEOS snaps it ──▲
+                           └───────────────────────────────────────────────┘
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from pipeline.masks.compiled import compiled
+from pipeline.masks.crossings import is_tangled
+from pipeline.masks.field import read_logits
+from pipeline.masks.outline import Outline, find_holes, fit_rings, keep_rings, ring_areas, to_shapely
+from pipeline.masks.simplify import NO_BUDGET, simplify
+from pipeline.masks.trace import trace
+from pipeline.types import Letterbox, OutlineOptions
+
+_NOT_ROUNDED = -1
+
+
+class Polygons(NamedTuple):
+    """Outer rings and holes of one mask, largest first, each a flat list x1 y1 x2 y2 ... in 0..1."""
+
+    outer: list[list[float]]
+    holes: list[list[float]]
+
+
+def mask_to_polygons(mask_logits: NDArray[np.float16], letterbox: Letterbox, options: OutlineOptions) -> Polygons:
+    """Outline one mask.
+
+    Args:
+        mask_logits: (h, w) float16, (h, w) = letterbox.mask_grid_hw, inside is > 0.
+        letterbox: how the grid lies in the original image.
+        options: tolerance, budget, decimals, holes, closed.
+    Returns:
+        Valid polygons; none where the mask leaves no ring with an area.
+    Raises:
+        ShapeError: mask_logits does not fit the letterbox.
+    """
+    decimals = _NOT_ROUNDED if options.decimals is None else options.decimals
+    max_points = NO_BUDGET if options.max_points is None else options.max_points
+    rounded, exact, tangled = _outline(
+        read_logits(mask_logits, letterbox),
+        letterbox.scaled_hw,
+        letterbox.original_hw,
+        options.holes == "drop",
+        float(options.tolerance_px),
+        max_points,
+        decimals,
+    )
+    if tangled and not to_shapely(rounded).is_valid:
+        rounded = fit_rings(_snap(exact, decimals, options.holes == "drop"), max_points)
+    return _to_lists(rounded, options.closed)
+
+
+@compiled
+def _outline(
+    logits: NDArray[np.float32],
+    scaled_hw: tuple[int, int],
+    original_hw: tuple[int, int],
+    fill_holes: bool,
+    tolerance: float,
+    max_points: int,
+    decimals: int,
+) -> tuple[Outline, Outline, bool]:
+    """The outline in fractions of the image, rounded and not; and whether the rounded one may be invalid."""
+    traced = trace(logits, scaled_hw, original_hw, fill_holes)
+    rounded = _to_fractions(simplify(traced, tolerance, max_points, False), original_hw, decimals)
+    if not is_tangled(rounded):
+        return rounded, rounded, False
+    simple = simplify(traced, tolerance, max_points, True)
+    rounded = _to_fractions(simple, original_hw, decimals)
+    return rounded, _to_fractions(simple, original_hw, _NOT_ROUNDED), is_tangled(rounded)
+
+
+@compiled
+def _to_fractions(outline: Outline, hw: tuple[int, int], decimals: int) -> Outline:
+    """Original pixels to fractions of the image, rounded unless decimals is _NOT_ROUNDED; rings may then touch and cross.
+
+    Points that repeat the one before are dropped, and rings that have no area left.
+    """
+    height, width = hw
+    scale = 10.0**decimals
+    points, ends = np.empty_like(outline.points), np.zeros_like(outline.ends)
+    count = 0
+    for ring in range(len(ends) - 1):
+        first = count
+        for k in range(outline.ends[ring], outline.ends[ring + 1]):
+            x, y = outline.points[k, 0] / width, outline.points[k, 1] / height
+            if decimals >= 0:
+                x, y = np.rint(x * scale) / scale, np.rint(y * scale) / scale
+            if count == first or x != points[count - 1, 0] or y != points[count - 1, 1]:
+                points[count, 0], points[count, 1] = x, y
+                count += 1
+        while count - first > 1 and points[count - 1, 0] == points[first, 0] and points[count - 1, 1] == points[first, 1]:
+            count -= 1
+        ends[ring + 1] = count
+    rounded = Outline(points[:count], ends, outline.parents)
+    return keep_rings(rounded, ring_areas(rounded) > (0.25 / scale / scale if decimals >= 0 else 0.0))
+
+
+def _snap(outline: Outline, decimals: int, fill_holes: bool) -> Outline:
+    """A valid outline to a valid one on the grid of that many decimals. Source: snap rounding, Hobby 1999, in GEOS."""
+    parts = shapely.get_parts(shapely.set_precision(to_shapely(outline), 10.0**-decimals))
+    if fill_holes:  # a bay may have closed, with another part in it
+        parts = shapely.polygons(shapely.get_exterior_ring(parts))
+        parts = parts[shapely.covers(parts[:, None], parts).sum(axis=0) == 1]  # by itself only
+    rings: list[NDArray[np.float64]] = [np.empty((0, 2))]
+    parents: list[int] = []
+    for part in parts:
+        parents += [-1] + [len(parents)] * len(part.interiors)
+        rings += [np.round(shapely.get_coordinates(ring)[:-1], decimals) for ring in (part.exterior, *part.interiors)]
+    ends = np.cumsum([len(ring) for ring in rings])
+    return Outline(np.concatenate(rings), ends, np.array(parents, np.int64))
+
+
+def _to_lists(outline: Outline, closed: bool) -> Polygons:
+    """Rings as flat lists, largest first."""
+    points, ends, outer = _arrange(outline, closed)
+    flat = points.ravel().tolist()
+    rings = [flat[first:end] for first, end in itertools.pairwise(ends.tolist())]
+    return Polygons(rings[:outer], rings[outer:])
+
+
+@compiled
+def _arrange(outline: Outline, closed: bool) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
+    """All points, outer rings before holes, each largest first; where rings end in x y x y ...; the number of outer ones."""
+    holes = find_holes(outline.parents)
+    points, ends = np.empty((len(outline.points) + closed * len(holes), 2)), np.zeros(len(holes) + 1, np.int64)
+    order = np.argsort(-ring_areas(outline)) if len(holes) > 1 else np.arange(len(holes))
+    ring = count = 0
+    for wanted in (False, True):
+        for k in order:
+            if holes[k] == wanted:
+                for at in range(outline.ends[k], outline.ends[k + 1] + closed):
+                    source = at if at < outline.ends[k + 1] else outline.ends[k]
+                    points[count, 0], points[count, 1] = outline.points[source, 0], outline.points[source, 1]
+                    count += 1
+                ring += 1
+                ends[ring] = 2 * count
+    return points, ends, len(holes) - holes.sum()
