@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import math
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from deployments.pace import MEMORY_S, Pace
 from deployments.settings import GroupSettings
+from deployments.turns import Turns
 from pipeline.errors import DeadlineExceeded, Overloaded, StageFailed
 
 PATIENCE_S = 1.0
@@ -29,39 +29,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class _Pace:
-    """Items a second while there is work, of the last seconds of work (exponentially weighted)."""
-
-    MEMORY_S = 10.0
-    """RTMDet-Ins-x on a CPU makes two images a second: a shorter memory would never hold enough of them to judge by."""
-    MIN_ITEMS = 8.0
-
-    def __init__(self) -> None:
-        self._items = self._busy_s = self._counted_until = 0.0
-
-    def begin(self) -> None:
-        """Work begins after idleness: the time until now does not count."""
-        self._counted_until = time.monotonic()
-
-    def done(self, items: int) -> None:
-        """Items are done."""
-        now = time.monotonic()
-        passed = min(now - self._counted_until, self.MEMORY_S)
-        kept = math.exp(-passed / self.MEMORY_S)
-        self._items, self._busy_s, self._counted_until = self._items * kept + items, self._busy_s * kept + passed, now
-
-    @property
-    def seconds_an_item(self) -> float:
-        """0 before enough is known."""
-        return self._busy_s / self._items if self._items >= self.MIN_ITEMS else 0.0
-
-
 @dataclass(slots=True, eq=False)
 class _Entry(Generic[Item, Result]):
     """One sent item; not counted where it is sent alone. Its future never holds an exception, only the result or the error to raise."""
 
     item: Item
     size_bytes: int
+    caller: str
     counted: bool = True
     future: asyncio.Future[Result | Exception] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     group: asyncio.Task[None] | None = None
@@ -90,27 +64,28 @@ class Grouper(Generic[Item, Result]):
     ) -> None:
         self._dispatch = dispatch
         self._limits = limits
-        self._waiting: deque[_Entry[Item, Result]] = deque()
+        self._waiting: Turns[_Entry[Item, Result]] = Turns()
         self._in_flight: dict[asyncio.Task[None], asyncio.TimerHandle] = {}
         self._filling = False
-        self._pace = _Pace()
+        self._pace = Pace()
         self._groups: dict[asyncio.Task[None], list[_Entry[Item, Result]]] = {}
 
-    async def send(self, item: Item, size_bytes: int = 0, *, alone: bool = False) -> Result:
+    async def send(self, item: Item, size_bytes: int = 0, *, caller: str = "", alone: bool = False) -> Result:
         """Send one item, with others where that saves calls. Cancelling gives it up.
 
         Args:
             item: handed to `dispatch` as it is.
-            size_bytes: counted against `max_bytes`.
+            size_bytes: counted against `max_mb`.
+            caller: whose it is; those that wait take turns by caller.
             alone: in a group of its own and at once.
         Raises:
             Exception: what `dispatch` returned in the item's place.
         """
-        entry: _Entry[Item, Result] = _Entry(item, size_bytes, counted=not alone)
+        entry: _Entry[Item, Result] = _Entry(item, size_bytes, caller, counted=not alone)
         if alone:
             self._start([entry])
         else:
-            self._waiting.append(entry)
+            self._waiting.append(entry, caller)
             self._fill_soon()
         try:
             outcome = await entry.future
@@ -121,12 +96,12 @@ class Grouper(Generic[Item, Result]):
             raise outcome
         return outcome
 
-    def expected_s(self, items: int) -> float:
-        """Seconds until so many more items would be done, at the pace of the last seconds; 0 where nothing is ahead of them.
+    def expected_s(self, items: int, caller: str = "") -> float:
+        """Seconds until so many more items of this caller would be done, at the pace of the last seconds; 0 where nothing is ahead of them.
 
         Items sent alone are left out on both sides: how long they take says nothing about the others.
         """
-        ahead = len(self._waiting) + sum(len(group) for group in self._groups.values() if group[0].counted)
+        ahead = self._waiting.ahead_of(caller, items) + sum(len(group) for group in self._groups.values() if group[0].counted)
         return (ahead + items) * self._pace.seconds_an_item if ahead else 0.0
 
     def _fill_soon(self) -> None:
@@ -141,10 +116,10 @@ class Grouper(Generic[Item, Result]):
             self._start(self._next_group())
 
     def _next_group(self) -> list[_Entry[Item, Result]]:
-        group = [self._waiting.popleft()]
+        group = [self._waiting.pop()]
         room = self._limits.max_mb * 1e6 - group[0].size_bytes
-        while self._waiting and len(group) < self._limits.max_images and self._waiting[0].size_bytes <= room:
-            group.append(self._waiting.popleft())
+        while self._waiting and len(group) < self._limits.max_images and self._waiting.first().size_bytes <= room:
+            group.append(self._waiting.pop())
             room -= group[-1].size_bytes
         return group
 
@@ -153,7 +128,7 @@ class Grouper(Generic[Item, Result]):
         loop, counted = asyncio.get_running_loop(), entries[0].counted
         now = time.monotonic()
         # A group that hangs for longer than the pace remembers does not make idleness look like work.
-        if counted and not any(group[0].counted and now - group[0].began < _Pace.MEMORY_S for group in self._groups.values()):
+        if counted and not any(group[0].counted and now - group[0].began < MEMORY_S for group in self._groups.values()):
             self._pace.begin()
         task = loop.create_task(self._run(entries), context=contextvars.Context())
         self._groups[task] = entries
@@ -190,6 +165,6 @@ class Grouper(Generic[Item, Result]):
     def _leave(self, entry: _Entry[Item, Result]) -> None:
         """Its sender has gone: do not dispatch it, or give up a group that nobody waits for."""
         if entry.group is None:
-            self._waiting.remove(entry)
+            self._waiting.remove(entry, entry.caller)
         elif all(other.future.cancelled() for other in self._groups.get(entry.group, ())):
             entry.group.cancel()

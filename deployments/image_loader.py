@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from ray import serve
 
-from deployments.retry_alone import SHARED_DECODE_S, SharedDecoding
+from deployments.metrics import DecoderMetrics
+from deployments.retry_alone import SHARED_DECODE_S, RetryAlone, SharedDecoding
 from deployments.settings import ImageLoaderSettings
 from deployments.stage import Clock, Stage
 from deployments.task import ImageInput, ImageTask
@@ -64,7 +65,7 @@ class ImageLoader:
         )
         self._input_size, self._count = input_size, settings.threads
         self._always_alone = settings.decode_timeout_s <= SHARED_DECODE_S
-        self._stage = Stage("image_loader")
+        self._stage, self._metrics = Stage("image_loader"), DecoderMetrics()
         self._fetcher = Fetcher(FetchPolicy(**settings.fetch.model_dump(), max_bytes=max_bytes))
         self._decoders = DecoderPool(DecoderOptions(self._limits, input_size, settings.decode_timeout_s), settings.threads + 1)
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
@@ -76,6 +77,7 @@ class ImageLoader:
         Raises:
             DecodersUnavailable: one ended `MAX_FAILED_STARTS` times before it could decode.
         """
+        self._metrics.memory(self._decoders.memory_bytes)
         if self._decoders.failed_starts >= MAX_FAILED_STARTS:
             raise DecodersUnavailable("decoder processes do not start; their standard error says why")
 
@@ -84,7 +86,7 @@ class ImageLoader:
 
         Returns:
             Each task with its pixels, or why they cannot be had: FetchError, ImageError, LimitExceeded, DeadlineExceeded,
-            StageFailed, and RetryAlone for one that should come again on its own.
+            StageFailed, and RetryAlone for one that should come again on its own (a large image that came so is decoded here).
         """
         alone = len(tasks) == 1 or self._always_alone
         shared = None if alone else SharedDecoding(self._count)
@@ -95,7 +97,9 @@ class ImageLoader:
             loop, request_id = asyncio.get_running_loop(), task.context.request_id
             try:
                 return await loop.run_in_executor(self._threads, self._decode, data, shared, request_id, clock)
-            except LargeImage:
+            except LargeImage as error:
+                if not task.alone:
+                    raise RetryAlone(f"{error.message} It is decoded in a call of its own.") from error
                 return await loop.run_in_executor(self._large_thread, self._decode_large, data, request_id, clock)
 
         return await self._stage.each(load_one, tasks)

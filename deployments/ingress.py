@@ -52,15 +52,8 @@ class Ingress:
         self._settings, self._limits, self._classes = settings, settings.ingress, classes
         self._front = front
         self._image_loader, self._detector = started(image_loader), started(detector)
-        self._graph = ScoringGraph(
-            self._image_loader,
-            self._detector,
-            started(polygonizer),
-            self.refusal,
-            settings.ingress,
-        )
+        self._graph = ScoringGraph(self._image_loader, self._detector, started(polygonizer), settings.ingress)
         self._metrics = IngressMetrics()
-        self._in_flight = 0
         self._model: ModelInfo | None = None
         self._readiness: tuple[float, ServiceError | None] | None = None
         self._probe_lock = asyncio.Lock()
@@ -102,52 +95,35 @@ class Ingress:
             ServiceError: see ScoringGraph.score.
         """
         began = time.perf_counter()
-        with self.errors_counted(max(len(images), 1)):
+        try:
             options = self.score_options(params, encoded)
             if not images:
                 return []
-            with self.admitted(len(images)):
-                answers = await self._graph.score(images, options, context)
-        self._metrics.done((time.perf_counter() - began) * 1e3, len(images))
+            check_image_count(len(images), self._limits.max_images_per_request)
+            answers = await self._graph.score(images, options, context)
+        except ServiceError as error:
+            self._metrics.request_failed(error, max(len(images), 1), (time.perf_counter() - began) * 1e3, context.caller)
+            raise
+        faults = [answer.code for answer in answers if isinstance(answer, ImageFault)]
+        self._metrics.request_done(len(images), faults, (time.perf_counter() - began) * 1e3, context.caller)
         return answers
 
     @contextmanager
-    def errors_counted(self, images: int = 1) -> Iterator[None]:
-        """Within: what is raised to the caller is counted by its code, for so many images (one where their number is not known yet)."""
+    def errors_counted(self) -> Iterator[None]:
+        """Within: what is raised to the caller is counted by its code, as one image: how many there are is not known yet."""
         try:
             yield
         except ServiceError as error:
-            self._metrics.failed(error.code, images)
+            self._metrics.failed(error.code)
             raise
 
-    @contextmanager
-    def admitted(self, count: int) -> Iterator[None]:
-        """Within: `count` images are in flight.
-
-        Raises:
-            LimitExceeded: too many for one request.
-            Overloaded: there is no room for them now.
-        """
-        check_image_count(count, self._limits.max_images_per_request)
-        self.check_room(count)
-        self._in_flight += count
-        try:
-            yield
-        finally:
-            self._in_flight -= count
-
-    def check_room(self, count: int = 1) -> None:
-        """Raise Overloaded when `count` more images do not fit (asked before a body is read)."""
-        if self._in_flight + count > self._limits.max_images_in_flight:
-            raise self.refusal()
+    def check_room(self, caller: str = "") -> None:
+        """Raise Overloaded where one more ordinary image has no room (asked before a body is read, whatever is in it)."""
+        self._graph.admission.check_room(self._graph.admission.ordinary, 1, caller)
 
     def refusal(self) -> Overloaded:
-        """The error for images that find no room."""
-        return Overloaded(
-            "The service is at its limit; try again later.",
-            retry_after_s=self._limits.retry_after_s,
-            status=self._limits.overload_status,
-        )
+        """The error for a request that finds no room."""
+        return self._graph.admission.refusal()
 
     async def check_health(self) -> None:
         """Called by Ray every `health_check_period_s`: the beat that the gauge needs, see deployments.metrics.
@@ -155,15 +131,16 @@ class Ingress:
         Raises:
             ServiceError: a stage in this process cannot work any more; one in replicas of its own says so itself.
         """
-        self._metrics.in_flight(self._in_flight)
+        for lane in self._graph.admission.lanes:
+            self._metrics.in_flight(lane.name, lane.here)
         for stage in (self._image_loader, self._detector):
             if isinstance(stage, LocalHandle):
                 await stage.check_health.remote()
 
-    def context(self, timeout_s: float | None = None, request_id: str | None = None) -> RequestContext:
+    def context(self, timeout_s: float | None = None, request_id: str | None = None, caller: str = "") -> RequestContext:
         """A request's context; the deadline is the shorter of the caller's and the server's."""
         timeout_s = self._limits.timeout_s if timeout_s is None else min(timeout_s, self._limits.timeout_s)
-        return RequestContext(request_id or str(uuid.uuid4()), time.time() + timeout_s)
+        return RequestContext(request_id or str(uuid.uuid4()), time.time() + timeout_s, caller)
 
     def score_options(self, params: ScoreParams, encoded: bool) -> ScoreOptions:
         """Fill the server's defaults into a request's params.

@@ -7,12 +7,13 @@ Ray forgets a gauge that is not set again within two of its export intervals.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import get_args
 
 from ray.serve import metrics
 
-from pipeline.errors import StageFailed
+from pipeline.errors import ServiceError, StageFailed
 from pipeline.inference.batcher import DropReason
 
 _LATENCY_MS: list[float] = [1, 2, 5, 10, 20, 35, 50, 75, 100, 150, 200, 250, 350, 500, 750, 1000, 2000, 5000, 10000, 30000]
@@ -29,13 +30,16 @@ class StageMetrics:
 
     def __init__(self, stage: str) -> None:
         self._latency = metrics.Histogram(
-            "rtmdet_stage_latency_ms", "Time an image spends in a stage, milliseconds.", _LATENCY_MS, tag_keys=("stage",)
+            "rtmdet_stage_latency_ms",
+            "Time an image spends in a stage, milliseconds.",
+            _LATENCY_MS,
+            tag_keys=("stage", "outcome"),  # type: ignore[arg-type]  # Ray says tuple[str] and means any length
         )
         self._images = metrics.Counter("rtmdet_stage_images", "Images that a stage finished.", tag_keys=("stage",))
         self._errors = metrics.Counter(
             "rtmdet_stage_errors",
             "Images that a stage refused or failed; a request that is refused before its images are known is one.",
-            tag_keys=("stage", "code"),  # type: ignore[arg-type]  # Ray says tuple[str] and means any length
+            tag_keys=("stage", "code"),  # type: ignore[arg-type]
         )
         for metric in (self._latency, self._images, self._errors):
             metric.set_default_tags({"stage": stage})  # a dict of its own for each: Ray adds its tags to it in place
@@ -43,13 +47,15 @@ class StageMetrics:
 
     def done(self, latency_ms: float, images: int = 1) -> None:
         """Count finished images and the time they took, milliseconds."""
-        self._latency.observe(latency_ms)
+        self._latency.observe(latency_ms, tags={"outcome": "done"})
         if images:
             self._images.inc(images)
 
-    def failed(self, code: str, images: int = 1) -> None:
-        """Count images (one at least) that ended in the error `code`."""
+    def failed(self, code: str, images: int = 1, latency_ms: float | None = None) -> None:
+        """Count images (one at least) that ended in the error `code`, and how long that took, milliseconds."""
         self._errors.inc(images, tags={"code": code})
+        if latency_ms is not None:
+            self._latency.observe(latency_ms, tags={"outcome": "failed"})
 
 
 class IngressMetrics(StageMetrics):
@@ -57,11 +63,38 @@ class IngressMetrics(StageMetrics):
 
     def __init__(self) -> None:
         super().__init__("ingress")
-        self._in_flight = metrics.Gauge("rtmdet_images_in_flight", "Images admitted and not answered yet.")
+        self._in_flight = metrics.Gauge(
+            "rtmdet_images_in_flight", "Images admitted and not answered yet, by class.", tag_keys=("lane",)
+        )
+        self._by_caller = metrics.Counter(
+            "rtmdet_caller_images",
+            "Images by the id of the caller's key and how they ended: done, or the error's code.",
+            tag_keys=("caller", "code"),  # type: ignore[arg-type]
+        )
 
-    def in_flight(self, images: int) -> None:
-        """Show the images in flight; to be repeated, changed or not."""
-        self._in_flight.set(images)
+    def in_flight(self, lane: str, images: int) -> None:
+        """Show the images of a class in flight; to be repeated, changed or not."""
+        self._in_flight.set(images, tags={"lane": lane})
+
+    def request_done(self, images: int, faults: Sequence[str], latency_ms: float, caller: str) -> None:
+        """Count an answered request: its images, of which some have an isolated fault of these codes."""
+        self.done(latency_ms, images - len(faults))
+        self._count_caller(caller, "done", images - len(faults))
+        for code in faults:
+            self.failed(code)
+            self._count_caller(caller, code)
+
+    def request_failed(self, error: ServiceError, images: int, latency_ms: float, caller: str) -> None:
+        """Count a failed request: the images that it failed on, or all where it failed on none in particular."""
+        codes = [fault.code for fault in error.faults] or [error.code] * images
+        for code, count in Counter(codes).items():
+            self.failed(code, count)
+            self._count_caller(caller, code, count)
+        self._latency.observe(latency_ms, tags={"outcome": "failed"})
+
+    def _count_caller(self, caller: str, code: str, images: int = 1) -> None:
+        if images:
+            self._by_caller.inc(images, tags={"caller": caller or "any", "code": code})
 
 
 class ObjectMetrics:
@@ -77,6 +110,17 @@ class ObjectMetrics:
         self._per_image.observe(objects)
         if objects:
             self._objects.inc(objects)
+
+
+class DecoderMetrics:
+    """Memory of the decoder processes, which Ray leaves out of that of their replica."""
+
+    def __init__(self) -> None:
+        self._memory = metrics.Gauge("rtmdet_decoder_memory_bytes", "Resident memory of a replica's decoder processes, bytes.")
+
+    def memory(self, count: int) -> None:
+        """Show it; to be repeated, changed or not."""
+        self._memory.set(count)
 
 
 class BatchMetrics:

@@ -1,6 +1,6 @@
 """Images of one call wait for each other. One that would keep the others waiting is returned, and retried in a call of its own.
 
-ImageLoader.load(several) ─▶ SharedDecoding.load ─▶ too slow or too large: RetryAlone ─▶ ScoringGraph ─▶ ImageLoader.load(one)
+ImageLoader.load(several) ─▶ too slow (SharedDecoding) or too large: RetryAlone ─▶ ScoringGraph ─▶ ImageLoader.load(one)
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from pipeline.errors import LargeImage, StageFailed
+from pipeline.errors import StageFailed
 from pipeline.images.decoder_pool import DecoderTimeout
 from pipeline.types import LoadedImage
 
@@ -40,7 +40,7 @@ class SharedDecoding:
         Args:
             decode: takes the longest time, seconds.
         Raises:
-            RetryAlone: it is too slow or too large for company.
+            RetryAlone: it is too slow for company.
         """
         limit_s = min(max(self._left_s, SCARCE_S), SHARED_DECODE_S)
         began = time.monotonic()
@@ -48,8 +48,6 @@ class SharedDecoding:
             return decode(limit_s)
         except DecoderTimeout as error:
             raise RetryAlone(f"The image took more than {limit_s:g} s to decode while others waited for it.") from error
-        except LargeImage as error:
-            raise RetryAlone("The image is large, and others wait for it.") from error
         finally:
             with self._lock:
                 self._left_s -= time.monotonic() - began

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,13 @@ from ray import exceptions as ray_exceptions
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException, RequestCancelledError
 from ray.serve.handle import DeploymentResponse
 
+from deployments.admission import Admission, Place
 from deployments.grouping import Grouper
 from deployments.in_process import LocalHandle, LocalResponse, StageHandle
 from deployments.retry_alone import RetryAlone
 from deployments.settings import IngressSettings
 from deployments.task import ImageInput, ImageTask, RequestContext, ScoreOptions
 from pipeline.errors import DeadlineExceeded, DecodersUnavailable, EngineLost, ImageFault, Overloaded, ServiceError, StageFailed
-from pipeline.images.source import looks_like_url
 from pipeline.inference.engine import ModelInfo
 from pipeline.types import Answer
 
@@ -56,9 +57,9 @@ class ScoringGraph:
 
     Args:
         image_loader, detector, polygonizer: handles of the stages' deployments.
-        refusal: makes the error of an image that finds no room.
-        settings: the section `ingress`; `groups` and `max_urls_in_flight` count. A URL holds a call at an image loader while it is
-            fetched, so only so many are in flight; more wait.
+        settings: the section `ingress`.
+    Attributes:
+        admission: bounds and paces of the images that are here.
     """
 
     def __init__(
@@ -66,20 +67,17 @@ class ScoringGraph:
         image_loader: StageHandle,
         detector: StageHandle,
         polygonizer: StageHandle,
-        refusal: Callable[[], Overloaded],
         settings: IngressSettings,
     ) -> None:
         self._image_loader = image_loader
         self._detector = detector
         self._polygonizer = polygonizer
-        self._refusal = refusal
-        self._urls = asyncio.Semaphore(settings.max_urls_in_flight)
         # Another replica's card or decoders may work. In this process there is no other replica.
         self._worth_another_try: tuple[type[StageFailed], ...] = (StageLost, RetryAlone)
         if not isinstance(detector, LocalHandle):
             self._worth_another_try += (EngineLost, DecodersUnavailable)
-        self._slow = asyncio.Semaphore(1)  # slow images come one at a time, so that they never take all decoders
         self._grouper: Grouper[ImageTask[ImageInput], Answer] = Grouper(self._chain, settings.groups)
+        self.admission = Admission(settings, self._grouper.expected_s)
 
     async def score(
         self, images: Sequence[ImageInput], options: ScoreOptions, context: RequestContext
@@ -89,12 +87,19 @@ class ScoringGraph:
         Returns:
             One answer for each image, or with `options.isolate` an ImageFault in the place of one that failed.
         Raises:
-            Overloaded: what is ahead would take longer than the deadline leaves: refused now, before it costs anything.
+            Overloaded: no room, or what is ahead would take longer than the deadline leaves: refused before it costs anything.
             ServiceError: without `isolate`, the first failure, its `faults` naming the images; the other images are cancelled.
         """
-        if self._grouper.expected_s(len(images)) > context.remaining_s > 0:
-            raise self._refusal()
-        tasks = [asyncio.create_task(self._score_one(image, options, context)) for image in images]
+        with self.admission.admitted(images, context) as places:
+            return await self._score_admitted(images, options, context, places)
+
+    async def _score_admitted(
+        self, images: Sequence[ImageInput], options: ScoreOptions, context: RequestContext, places: Sequence[Place]
+    ) -> list[Answer | ImageFault]:
+        tasks = [
+            asyncio.create_task(self._score_one(ImageTask(image, options, context), place))
+            for image, place in zip(images, places, strict=True)
+        ]
         try:
             mode = asyncio.ALL_COMPLETED if options.isolate else asyncio.FIRST_EXCEPTION
             if tasks:
@@ -110,7 +115,7 @@ class ScoringGraph:
         Raises:
             ServiceError: they did not.
         """
-        await self._score_one(image, options, context, alone=True)
+        await self._within_deadline(self._grouper.send(ImageTask(image, options, context), alone=True), context)
 
     async def model_info(self, timeout_s: float) -> ModelInfo:
         """What the detector runs.
@@ -126,40 +131,43 @@ class ScoringGraph:
                 return info
         except TimeoutError as error:
             _cancel(response)
-            raise self._refusal() from error
+            raise self.admission.refusal() from error
         except Exception as error:
             raise self._known(error) from error
 
-    async def _score_one(
-        self, image: ImageInput, options: ScoreOptions, context: RequestContext, *, alone: bool = False
-    ) -> Answer:
-        context.check("ingress")
-        task: ImageTask[ImageInput] = ImageTask(image, options, context)
+    async def _within_deadline(self, work: Coroutine[Any, Any, Answer], context: RequestContext) -> Answer:
         try:
+            context.check("ingress")
             async with asyncio.timeout(context.remaining_s):
-                if isinstance(image, str) and looks_like_url(image):
-                    async with self._urls:
-                        return await self._send(task, alone=True)
-                return await self._send(task, alone=alone)
+                return await work
         except TimeoutError as error:
             raise self._known(error) from error
+        finally:
+            work.close()  # where it never began
 
-    async def _send(self, task: ImageTask[ImageInput], *, alone: bool) -> Answer:
+    async def _score_one(self, task: ImageTask[ImageInput], place: Place) -> Answer:
+        return await self._within_deadline(self._send(task, place), task.context)
+
+    async def _send(self, task: ImageTask[ImageInput], place: Place) -> Answer:
         """Send one image through the stages, and again where that is worthwhile; then in a call of its own."""
-        size_bytes = _size_bytes(task)
-        turn: AbstractAsyncContextManager[Any] = nullcontext()
         for delay_s in RETRY_DELAYS_S:
             try:
-                async with turn:
-                    return await self._grouper.send(task, size_bytes, alone=alone)
+                return await self._send_once(task, place)
             except self._worth_another_try as error:
-                slow = isinstance(error, RetryAlone)
-                level = logging.INFO if slow else logging.WARNING
+                if isinstance(error, RetryAlone) and place.lane is not self.admission.large:
+                    self.admission.check(self.admission.large, 1, task.context)
+                    place.move(self.admission.large)
+                level = logging.INFO if isinstance(error, RetryAlone) else logging.WARNING
                 logger.log(level, "request %s: %s Trying again in %s s.", task.context.request_id, error, delay_s)
-                alone, turn = True, self._slow if slow else turn
+                task = replace(task, alone=True)
                 await asyncio.sleep(delay_s)
-        async with turn:
-            return await self._grouper.send(task, size_bytes, alone=alone)
+        return await self._send_once(task, place)
+
+    async def _send_once(self, task: ImageTask[ImageInput], place: Place) -> Answer:
+        if place.lane is self.admission.ordinary:
+            return await self._grouper.send(task, _size_bytes(task), caller=task.context.caller, alone=task.alone)
+        async with place.lane.turn():
+            return await self._grouper.send(replace(task, alone=True), alone=True)
 
     async def _chain(self, tasks: Sequence[ImageTask[ImageInput]]) -> list[Answer | ServiceError]:
         """Send one group through the stages.
@@ -187,7 +195,7 @@ class ScoringGraph:
         if isinstance(error, TimeoutError | RequestCancelledError):
             return DeadlineExceeded("The request's deadline passed before its images were scored.")
         if isinstance(error, BackPressureError | DeploymentUnavailableError):
-            return self._refusal()
+            return self.admission.refusal()
         if isinstance(error, LOST_REPLICA):
             return StageLost("A replica was lost while it worked on this image.")
         logger.error("an unforeseen error in the scoring graph", exc_info=error)

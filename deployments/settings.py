@@ -103,8 +103,22 @@ class IngressSettings(StrictModel):
     )
     retry_after_s: int = Field(1, ge=1, description="Retry-After header of a refusal, seconds.")
     ready_cache_s: float = Field(1.0, ge=0, description="How long an answer of /ready stays valid, seconds.")
+    max_urls: int = Field(
+        256, ge=1, description="Most URLs per ingress replica, waiting ones included; above it requests are refused at once."
+    )
     max_urls_in_flight: int = Field(
-        32, ge=1, description="Most URLs being fetched and scored at a time per ingress replica; more wait. Each holds a call."
+        32, ge=1, description="Of those, most that are fetched and scored at a time; the others wait. Each holds a call."
+    )
+    max_large_images: int = Field(
+        16,
+        ge=1,
+        description="Most images per ingress replica that are too large or slow to be decoded beside others; they take turns.",
+    )
+    max_share_per_key: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Most of each of these bounds that one key's requests may hold, where there are several keys.",
     )
     groups: GroupSettings = GroupSettings()
     auth: AuthSettings = AuthSettings()
@@ -240,6 +254,11 @@ class Settings(StrictModel):
             raise ValueError(
                 f"ingress.max_images_in_flight ({self.ingress.max_images_in_flight}) must be at least "
                 f"ingress.max_images_per_request ({self.ingress.max_images_per_request}): the largest request could never be served"
+            )
+        if self.ingress.max_urls < self.ingress.max_images_per_request:
+            raise ValueError(
+                f"ingress.max_urls ({self.ingress.max_urls}) must be at least ingress.max_images_per_request "
+                f"({self.ingress.max_images_per_request}): the largest request of URLs could never be served"
             )
         if self.ingress.max_bodies_mb < self.ingress.max_body_mb:
             raise ValueError(

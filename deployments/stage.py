@@ -101,18 +101,22 @@ class Stage:
         except RetryAlone:
             raise
         except EngineFailed as error:
-            self._metrics.failed(error.code)
+            self._metrics.failed(error.code, latency_ms=_ms_since(began))
             logger.exception("request %s: stage %s failed: %s", context.request_id, self.name, error.message)
             raise type(error)(f"The {self.name} stage failed on this image.") from error
         except ServiceError as error:
-            self._metrics.failed(error.code)
+            self._metrics.failed(error.code, latency_ms=_ms_since(began))
             logger.info("Refused by %s, request %s: %s", self.name, context.request_id, error.code)
             raise
         except Exception as error:
-            self._metrics.failed(StageFailed.code)
+            self._metrics.failed(StageFailed.code, latency_ms=_ms_since(began))
             logger.exception("request %s: stage %s failed", context.request_id, self.name)
             raise StageFailed(f"The {self.name} stage failed on this image.") from error
-        self._metrics.done((time.perf_counter() - began) * 1e3)
+        self._metrics.done(_ms_since(began))
+
+
+def _ms_since(began: float) -> float:
+    return (time.perf_counter() - began) * 1e3
 
 
 def _line_level() -> int:

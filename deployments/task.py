@@ -31,10 +31,12 @@ class RequestContext:
         request_id: written on every log line about this request.
         deadline: time.time() seconds after which the answer is of no use. Nodes of a cluster must agree on the
             time to well within the timeout (NTP does).
+        caller: id of the key that it came with; empty where there are no keys to tell apart.
     """
 
     request_id: str
     deadline: float
+    caller: str = ""
 
     @property
     def remaining_s(self) -> float:
@@ -73,13 +75,15 @@ class ImageTask(Generic[Payload]):
         options: of its request.
         context: of its request.
         timings_ms: milliseconds by stage so far.
+        alone: it is sent in calls of its own, so that it may take its time.
     """
 
     payload: Payload | ServiceError
     options: ScoreOptions
     context: RequestContext
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+    alone: bool = False
 
     def after(self, payload: Result | ServiceError, timings_ms: Mapping[str, float]) -> ImageTask[Result]:
         """The task after a stage: with that stage's result, or error, and its timings added."""
-        return ImageTask(payload, self.options, self.context, {**self.timings_ms, **timings_ms})
+        return ImageTask(payload, self.options, self.context, {**self.timings_ms, **timings_ms}, self.alone)

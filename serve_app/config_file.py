@@ -130,11 +130,13 @@ def _check_model(name: str) -> None:
 
 def _check_admission(ingress: dict[str, Any], settings: Settings) -> None:
     """What Ray does not let in waits without an answer, probes as well."""
-    ongoing, images = ingress.get("max_ongoing_requests", _default("Ingress")), settings.ingress.max_images_in_flight
+    ongoing, bounds = ingress.get("max_ongoing_requests", _default("Ingress")), settings.ingress
+    images = bounds.max_images_in_flight + bounds.max_urls + bounds.max_large_images
     if ongoing <= images + BODIES_COMING:
         raise ConfigurationError(
-            f"deployments[Ingress]: max_ongoing_requests ({ongoing}) must be above args.ingress.max_images_in_flight ({images}) "
-            f"and {BODIES_COMING} bodies on their way in: requests beyond it wait unanswered, health probes too, instead of being refused"
+            f"deployments[Ingress]: max_ongoing_requests ({ongoing}) must be above the images that args.ingress lets in ({images}: "
+            f"max_images_in_flight, max_urls, max_large_images) and {BODIES_COMING} bodies on their way in: requests beyond it wait "
+            "unanswered, health probes too, instead of being refused"
         )
 
 

@@ -80,8 +80,8 @@ class RequestGuard:
         answer = _Answer(send, ids, body, AZUREML_STATUS if self._azureml_status and path == "/score" else {})
         try:
             with self._errors_counted():
-                self._admit(path, headers)
-            scope.setdefault("state", {})["request_id"] = request_id
+                caller = self._admit(path, headers)
+            scope.setdefault("state", {}).update(request_id=request_id, caller=caller)
             await self._app(scope, body.receive, answer.send)
         except ServiceError as error:
             await error_response(error)(scope, body.receive, answer.send)
@@ -94,14 +94,17 @@ class RequestGuard:
         length = headers.get("content-length", "")
         return "transfer-encoding" in headers or (length.isdecimal() and int(length[:20]) > self._max_rest_bytes)
 
-    def _admit(self, path: str, headers: Headers) -> None:
+    def _admit(self, path: str, headers: Headers) -> str:
+        """Check a request's headers; returns the id of its caller."""
+        caller = ""
         for name in ID_HEADERS:
             if len(headers.get(name, "")) > MAX_REQUEST_ID_CHARS:
                 raise HeaderTooLarge(f"Header {name} is longer than {MAX_REQUEST_ID_CHARS} characters.")
         if path not in OPEN_PATHS and not path.startswith(OPEN_PREFIXES):
-            self._keys.check(headers.get("authorization"))
+            caller = self._keys.check(headers.get("authorization"))
         if path in BODILESS_PATHS and ("transfer-encoding" in headers or headers.get("content-length", "0") != "0"):
             raise InvalidRequest(f"{path} takes no body.")
+        return caller
 
 
 class _Body:

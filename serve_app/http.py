@@ -97,7 +97,9 @@ def service_version() -> str:
 
 
 def _add_score(app: FastAPI, ingress: Ingress, limits: IngressSettings) -> None:
-    budget = BodyBudget(int(limits.max_bodies_mb * 1e6), limits.max_images_in_flight + BODIES_COMING, ingress.refusal)
+    budget = BodyBudget(
+        int(limits.max_bodies_mb * 1e6), limits.max_images_in_flight + limits.max_urls + BODIES_COMING, ingress.refusal
+    )
 
     @app.post("/score", dependencies=[KEY], **SCORE_ROUTE_DOCS)
     async def score(request: Request) -> Response:
@@ -105,8 +107,8 @@ def _add_score(app: FastAPI, ingress: Ingress, limits: IngressSettings) -> None:
         with ExitStack() as held:
             with ingress.errors_counted():
                 hold = held.enter_context(budget.share())
-                ingress.check_room()
-                context = ingress.context(requested_timeout_s(request), request.state.request_id)
+                ingress.check_room(request.state.caller)
+                context = ingress.context(requested_timeout_s(request), request.state.request_id, request.state.caller)
                 scoring = await _read_request(request, limits, context.remaining_s, hold)
             began = time.perf_counter()
             answers = await ingress.score_images(scoring.images, scoring.params, context, encoded=True)

@@ -14,12 +14,15 @@ import logging
 import math
 import os
 import queue
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,6 +87,15 @@ class DecoderPool:
     def failed_starts(self) -> int:
         """Processes in a row that ended before they could decode, of the decoder that has most."""
         return max(process.failed_starts for process in self._processes)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Resident memory of all processes, bytes; of one that just ended, none."""
+        pages = 0
+        for pid in self.pids:
+            with suppress(OSError):
+                pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * resource.getpagesize()
 
     def close(self) -> None:
         """End the processes."""

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from deployments import grouping
+from deployments import grouping, pace
 from deployments.grouping import Grouper
 from deployments.settings import GroupSettings
 from pipeline.errors import DeadlineExceeded, Overloaded
@@ -202,7 +202,8 @@ async def test_whose_time_says_something_about_the_pace(outcome, counts):
 async def test_idleness_beside_a_hung_group_is_no_work(monkeypatch):
     """After what the pace remembers."""
     monkeypatch.setattr(grouping, "PATIENCE_S", 0.01)
-    monkeypatch.setattr(grouping._Pace, "MEMORY_S", 0.2)
+    monkeypatch.setattr(pace, "MEMORY_S", 0.2)
+    monkeypatch.setattr(grouping, "MEMORY_S", 0.2)
     hang = asyncio.Event()
 
     async def dispatch(items):
@@ -279,3 +280,23 @@ async def test_a_group_given_up_at_once_makes_room(turns):
     await asyncio.gather(sender, return_exceptions=True)
     async with asyncio.timeout(5):
         assert await grouper.send("next") == "next!"
+
+
+async def test_a_flood_delays_its_own_caller():
+    """Forty items of one caller wait; two of another are in the next group, and expect that."""
+    carrier = Carrier(0.01)
+    grouper = Grouper(carrier, GroupSettings(max_images=8, max_in_flight=1))
+    await send_all(grouper, range(16))
+    carrier.groups.clear()
+    flood = [asyncio.create_task(grouper.send(f"flood {n}", caller="loud")) for n in range(40)]
+    await asyncio.sleep(0)
+    polite = [asyncio.create_task(grouper.send(f"polite {n}", caller="quiet")) for n in range(2)]
+    await asyncio.sleep(0)
+    assert grouper.expected_s(1, "quiet") < grouper.expected_s(1, "loud") / 3
+    await asyncio.gather(*polite)
+    assert len(carrier.groups) <= 2
+    assert sum(str(item).startswith("polite") for group in carrier.groups[:2] for item in group) == 2
+    await asyncio.gather(*flood)
+    assert [item for group in carrier.groups for item in group if str(item).startswith("flood")] == [
+        f"flood {n}" for n in range(40)
+    ]

@@ -42,9 +42,9 @@ def loader(monkeypatch):
     loader._decoders.close()
 
 
-async def load(loader, *images):
+async def load(loader, *images, alone=False):
     options, context = ScoreOptions(DetectOptions(), OutlineOptions()), RequestContext("test", time.time() + 10)
-    tasks = await loader.load([ImageTask(image, options, context) for image in images])
+    tasks = await loader.load([ImageTask(image, options, context, alone=alone) for image in images])
     for task in tasks:
         if isinstance(task.payload, LoadedImage):
             assert set(task.timings_ms) == {"fetch", "decode"}
@@ -83,7 +83,8 @@ async def test_large_images_go_back_before_they_are_decoded(loader, monkeypatch)
     assert isinstance(large, RetryAlone)
     assert isinstance(good, LoadedImage)
     assert isinstance(broken, ImageError)
-    assert isinstance((await load(loader, file.getvalue()))[0], LoadedImage)
+    assert isinstance((await load(loader, file.getvalue()))[0], RetryAlone)
+    assert isinstance((await load(loader, file.getvalue(), alone=True))[0], LoadedImage)
 
 
 def test_slow_images_of_one_call_share_their_time(monkeypatch):
@@ -135,7 +136,7 @@ async def test_large_images_are_decoded_one_at_a_time(loader, monkeypatch):
         return LoadedImage(np.zeros((320, 320, 3), np.uint8), Letterbox((320, 320), (320, 320), 320))
 
     monkeypatch.setattr(loader._decoders, "load", decode)
-    large = [asyncio.create_task(load(loader, b"large")) for _ in range(6)]
+    large = [asyncio.create_task(load(loader, b"large", alone=True)) for _ in range(6)]
     await asyncio.sleep(0.01)
     await load(loader, b"ordinary")
     await asyncio.gather(*large)

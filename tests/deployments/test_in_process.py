@@ -9,7 +9,7 @@ from deployments.in_process import LocalHandle
 from deployments.scoring import ScoringGraph
 from deployments.settings import IngressSettings
 from deployments.task import RequestContext, ScoreOptions
-from pipeline.errors import DeadlineExceeded, Overloaded, StageFailed
+from pipeline.errors import DeadlineExceeded, StageFailed
 from pipeline.types import DetectOptions, OutlineOptions
 
 
@@ -36,7 +36,7 @@ class Stage:
 
 
 def graph(*stages):
-    return ScoringGraph(*map(LocalHandle, stages), lambda: Overloaded("full"), IngressSettings())
+    return ScoringGraph(*map(LocalHandle, stages), IngressSettings())
 
 
 def score(scoring, images, seconds=5.0, **options):

@@ -8,7 +8,7 @@ import pytest
 from deployments.ingress import Ingress
 from deployments.params import ScoreParams
 from deployments.settings import Settings
-from pipeline.errors import InvalidRequest, LimitExceeded, Overloaded
+from pipeline.errors import ImageError, ImageFault, InvalidRequest, LimitExceeded, Overloaded
 
 PLAIN_INGRESS = [cls for cls in Ingress.func_or_class.__mro__ if cls.__module__ == "deployments.ingress"][-1]
 """The class below Ray Serve's wrapper."""
@@ -17,22 +17,45 @@ STAGE = SimpleNamespace()
 SETTINGS = Settings(ingress={"max_images_per_request": 4, "max_images_in_flight": 4, "overload_status": 429, "retry_after_s": 2})
 
 
-class BusyGraph:
-    """Refuses everything, as a ScoringGraph whose queue is longer than a request's deadline."""
-
-    async def score(self, *_):
-        raise Overloaded("busy", retry_after_s=2, status=429)
-
-
 @pytest.fixture
 async def ingress():
+    """Whose graph has no calls, and refuses what it admits."""
     ingress = PLAIN_INGRESS(STAGE, STAGE, STAGE, SETTINGS, ("person",), None)
-    ingress._graph = BusyGraph()
+
+    async def refuse(*_):
+        raise Overloaded("busy", retry_after_s=2, status=429)
+
+    ingress._graph._score_admitted = refuse
     return ingress
 
 
-def score(ingress, images):
-    return ingress.score_images(images, ScoreParams(), ingress.context(), encoded=True)
+@pytest.fixture
+def counted(ingress, monkeypatch):
+    """What the metrics of the ingress were told, by metric and tags."""
+    counts = {name: Counter() for name in ("errors", "images", "callers", "latency")}
+
+    def counter(name, *tags):
+        def inc(value=1, tags_given=None, **more):
+            given = tags_given or more.get("tags") or {}
+            key = tuple(given[tag] for tag in tags)
+            counts[name][key[0] if len(tags) == 1 else key or ""] += value
+
+        return inc
+
+    metrics = ingress._metrics
+    for attribute, name, *tags in (
+        ("_errors", "errors", "code"),
+        ("_images", "images"),
+        ("_by_caller", "callers", "caller", "code"),
+    ):
+        monkeypatch.setattr(getattr(metrics, attribute), "inc", counter(name, *tags))
+    observe = counter("latency", "outcome")
+    monkeypatch.setattr(metrics._latency, "observe", lambda _, tags: observe(1, tags))
+    return counts
+
+
+def score(ingress, images, caller=""):
+    return ingress.score_images(images, ScoreParams(), ingress.context(caller=caller), encoded=True)
 
 
 async def test_refusals_leave_the_room_free(ingress):
@@ -40,15 +63,16 @@ async def test_refusals_leave_the_room_free(ingress):
     for _ in range(3):
         with pytest.raises(Overloaded):
             await score(ingress, ["image"] * 3)
-    with ingress.admitted(4), pytest.raises(Overloaded) as caught:
+    admission = ingress._graph.admission
+    with admission.admitted(["image"] * 4, ingress.context()), pytest.raises(Overloaded) as caught:
         await score(ingress, ["image"])
-    assert (caught.value.status, caught.value.retry_after_s) == (429, 2)
+    assert caught.value.status == 429
+    assert caught.value.retry_after_s in (2, 3)
+    assert admission.ordinary.here == 0
 
 
-async def test_errors_are_counted_once_by_their_code(ingress):
+async def test_errors_are_counted_once_by_their_code(ingress, counted):
     """For as many images as they cost; one where nobody knows how many there are."""
-    counted: Counter[str] = Counter()
-    ingress._metrics = SimpleNamespace(failed=lambda code, images: counted.update({code: images}))
     with pytest.raises(Overloaded):
         await score(ingress, ["image"] * 3)
     with pytest.raises(LimitExceeded, match=r"5 images; the limit is 4 \(ingress.max_images_per_request\)") as caught:
@@ -56,9 +80,33 @@ async def test_errors_are_counted_once_by_their_code(ingress):
     assert (caught.value.status, caught.value.code) == (413, "too_many_images")
     with pytest.raises(InvalidRequest):
         await ingress.score_images([], ScoreParams(labels=["unicorn"]), ingress.context(), encoded=True)
-    with pytest.raises(Overloaded), ingress.errors_counted():
-        ingress.check_room(5)
-    assert counted == {"overloaded": 4, "too_many_images": 5, "invalid_request": 1}
+    with pytest.raises(Overloaded), ingress.errors_counted(), ingress._graph.admission.admitted(["image"] * 4, ingress.context()):
+        ingress.check_room()
+    assert counted["errors"] == {"overloaded": 4, "too_many_images": 5, "invalid_request": 1}
+    assert counted["latency"] == {"failed": 3}
+
+
+async def test_one_bad_image_is_one_error(ingress, counted):
+    """Whether it fails its request or is isolated; who asked is counted, too, and how long it took."""
+
+    async def failing(*_):
+        error = ImageError("bad")
+        error.faults = (ImageFault(2, error.code, "bad"),)
+        raise error
+
+    async def isolating(*_):
+        return ["answer", ImageFault(1, "image_not_decodable", "bad"), "answer"]
+
+    ingress._graph = SimpleNamespace(score=failing)
+    with pytest.raises(ImageError):
+        await score(ingress, ["image"] * 3, "abc")
+    assert counted["errors"] == {"image_not_decodable": 1}
+    ingress._graph = SimpleNamespace(score=isolating)
+    await score(ingress, ["image"] * 3, "abc")
+    assert counted["errors"] == {"image_not_decodable": 2}
+    assert counted["images"] == {"": 2}
+    assert counted["callers"] == {("abc", "image_not_decodable"): 2, ("abc", "done"): 2}
+    assert counted["latency"] == {"failed": 1, "done": 1}
 
 
 async def test_the_model_is_asked_for_once(ingress):

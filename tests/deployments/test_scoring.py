@@ -75,12 +75,8 @@ class FakeStages:
         return outcome
 
 
-def refusal():
-    return Overloaded("full", retry_after_s=4, status=429)
-
-
 def graph(stages, **settings):
-    return ScoringGraph(stages, stages, stages, refusal, IngressSettings(**settings))
+    return ScoringGraph(stages, stages, stages, IngressSettings(**{"overload_status": 429, "retry_after_s": 4, **settings}))
 
 
 def options(**changes):
@@ -138,7 +134,7 @@ async def test_what_another_replica_may_have_is_tried_again(error):
 async def test_a_lost_card_of_this_process_is_not():
     """There is no other replica to try."""
     local = object.__new__(LocalHandle)
-    graph = ScoringGraph(None, local, None, refusal, IngressSettings())
+    graph = ScoringGraph(None, local, None, IngressSettings())
     assert not {EngineLost, DecodersUnavailable} & set(graph._worth_another_try)
 
 
@@ -372,3 +368,100 @@ async def test_the_probe_does_not_queue():
     await busy.probe("probe", options(), context(1))
     release.set()
     await queue
+
+
+class Held:
+    """Images whose names begin with one of `kinds` wait until they are released."""
+
+    def __init__(self, *kinds):
+        self.kinds, self.release = kinds, asyncio.Event()
+
+    def __call__(self, image, _):
+        return self._wait(image) if image.startswith(self.kinds) else image
+
+    async def _wait(self, image):
+        await self.release.wait()
+        return image
+
+
+async def test_a_flood_of_urls_keeps_nobody_else_out():
+    """Six requests of 64 slow URLs: what has no room among URLs is refused at once; ordinary images all pass."""
+    held = Held("http")
+    busy = graph(FakeStages(held), max_images_in_flight=64, max_urls=256)
+    urls = [f"https://example.com/{n}.jpg" for n in range(64)]
+    flood = [asyncio.create_task(busy.score(urls, options(), context())) for _ in range(6)]
+    await asyncio.sleep(0.01)
+    refused = [task for task in flood if task.done()]
+    assert len(refused) == 2
+    assert all(task.exception().status == 429 for task in refused)
+    for _ in range(3):
+        assert await busy.score(["a"] * 64, options(), context(5)) == ["a"] * 64
+    held.release.set()
+    await asyncio.gather(*flood, return_exceptions=True)
+    assert [lane.here for lane in busy.admission.lanes] == [0, 0, 0]
+
+
+async def test_urls_that_would_be_late_are_refused_early():
+    """URLs have a pace of their own: at 20 a second a hundred of them do not end within 2 s."""
+
+    async def fetch(image):
+        await asyncio.sleep(0.05)
+        return image
+
+    slow = graph(FakeStages(lambda image, _: fetch(image)), max_urls_in_flight=1)
+    await slow.score(["https://example.com/1.jpg"] * 10, options(), context())
+    queue = asyncio.create_task(slow.score(["https://example.com/1.jpg"] * 64, options(), context(20)))
+    await asyncio.sleep(0.01)
+    began = time.perf_counter()
+    with pytest.raises(Overloaded) as caught:
+        await slow.score(["https://example.com/1.jpg"] * 20, options(), context(2))
+    assert time.perf_counter() - began < 0.1
+    assert 4 <= caught.value.retry_after_s <= 9  # 84 of them take 4.2 s
+    queue.cancel()
+    await asyncio.gather(queue, return_exceptions=True)
+
+
+async def test_a_flood_of_large_images_keeps_nobody_else_out():
+    """They leave the ordinary class when a loader says so, wait for each other, and beyond their own bound they are refused."""
+    held = Held("large")
+    stages = FakeStages(
+        lambda image, attempt: RetryAlone("large") if attempt == 1 and image.startswith("large") else held(image, 1)
+    )
+    busy = graph(stages, max_images_in_flight=64, max_large_images=8)
+    flood = [asyncio.create_task(busy.score([f"large {n}"], options(), context())) for n in range(20)]
+    await asyncio.sleep(0.05)
+    assert sum(task.done() and task.exception().status == 429 for task in flood) == 12
+    assert (busy.admission.ordinary.here, busy.admission.large.here) == (0, 8)
+    assert await busy.score(["a"] * 64, options(), context(5)) == ["a"] * 64
+    held.release.set()
+    answers = await asyncio.gather(*flood, return_exceptions=True)
+    assert sum(isinstance(answer, list) for answer in answers) == 8
+
+
+async def test_a_key_holds_at_most_its_share():
+    """Half of the room where there are several keys; with one key, or none, all of it."""
+    held = Held("slow")
+    busy = graph(FakeStages(held), max_images_in_flight=100, max_images_per_request=10)
+
+    def of(caller):
+        return RequestContext("test", time.time() + 10, caller)
+
+    flood = [asyncio.create_task(busy.score(["slow"] * 10, options(), of("loud"))) for _ in range(10)]
+    await asyncio.sleep(0.01)
+    assert sum(task.done() for task in flood) == 5
+    with pytest.raises(Overloaded):
+        busy.admission.check_room(busy.admission.ordinary, 1, "loud")
+    quiet = asyncio.create_task(busy.score(["slow"] * 10, options(), of("quiet")))
+    alone = [asyncio.create_task(busy.score(["slow"] * 10, options(), of(""))) for _ in range(4)]
+    await asyncio.sleep(0.01)
+    assert not any(task.done() for task in [quiet, *alone])
+    held.release.set()
+    await asyncio.gather(quiet, *alone, *flood, return_exceptions=True)
+
+
+async def test_retry_after_follows_what_is_ahead():
+    """Never sooner than the setting, at most half as long again, and not all at the same time."""
+    admission = graph(FakeStages(None)).admission
+    assert {admission.refusal().retry_after_s for _ in range(200)} == {4, 5, 6}
+    assert {admission.refusal(9.5).retry_after_s for _ in range(500)} == set(range(10, 16))
+    assert max(admission.refusal(1e9).retry_after_s for _ in range(100)) <= 90

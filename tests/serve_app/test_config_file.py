@@ -124,7 +124,11 @@ INGRESS, LOADER, DETECTOR = ([*APP, "deployments", index] for index in range(3))
         pytest.param([*ARGS, "ingress"], "max_urls_in_flight", 64, "slow URLs would hold up", id="URLs could take all loaders"),
         pytest.param([*ARGS, "model"], "name", "rtmdet-ins_nano_persn", "neither a known model", id="model name"),
         pytest.param(
-            [*APP, "deployments", 0], "max_ongoing_requests", 256, "must be above .*max_images_in_flight", id="admission by Ray"
+            [*APP, "deployments", 0],
+            "max_ongoing_requests",
+            256,
+            "must be above .*528: max_images_in_flight",
+            id="admission by Ray",
         ),
         pytest.param(DETECTOR, "num_replicas", "auto", "100 replicas are never reached", id="autoscaling by its other name"),
         pytest.param(["http_options"], "host", "0.0.0.0", "no keys are set", id="open to the world"),

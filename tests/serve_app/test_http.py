@@ -42,10 +42,10 @@ class FakeIngress:
         self.seen = []
         self.counted = []
 
-    def context(self, timeout_s=None, request_id=None):
-        return RequestContext(request_id, time.time() + (timeout_s or 30))
+    def context(self, timeout_s=None, request_id=None, caller=""):
+        return RequestContext(request_id, time.time() + (timeout_s or 30), caller)
 
-    def check_room(self):
+    def check_room(self, _caller):
         if self.room_error:
             raise self.room_error
 
@@ -411,7 +411,7 @@ async def test_bodies_that_were_only_announced_keep_nobody_out(ingress):
 
 async def test_there_is_an_end_to_the_number_of_bodies(ingress, monkeypatch):
     """However little comes of them: they would hold all requests that Ray lets in, and the probes would wait."""
-    monkeypatch.setattr(http, "BODIES_COMING", 3 - 256)
+    monkeypatch.setattr(http, "BODIES_COMING", 3 - 512)
     stall = asyncio.Event()
 
     async def silent():

@@ -87,3 +87,16 @@ def test_keys_beyond_ascii(tmp_path, key):
     file = tmp_path / "keys"
     file.write_text(f"{key}\n", encoding="utf-8-sig")
     KeyRing(keys_file=file).check("Bearer " + key.encode().decode("latin-1"))
+
+
+def test_callers_are_told_apart_but_not_by_their_keys(monkeypatch):
+    """Several keys have an id each, which holds nothing of the key; a single key has nobody to be told apart from."""
+    monkeypatch.setenv("FIRST", "one-long-secret")
+    monkeypatch.setenv("SECOND", "another-secret")
+    assert KeyRing(["FIRST"]).check("Bearer one-long-secret") == ""
+    ring = KeyRing(["FIRST", "SECOND"])
+    first, second = (ring.check(f"Bearer {key}") for key in ("one-long-secret", "another-secret"))
+    assert first == ring.check("bearer one-long-secret")
+    assert len({first, second}) == 2
+    assert "secret" not in first + second
+    assert len(first) == 8
