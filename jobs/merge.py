@@ -86,17 +86,19 @@ def merge(
 def training_batches(options: argparse.Namespace, scratch: Path, tuned: Checkpoint) -> Iterator[Any]:
     """Augmented training photos, as the fine-tuning saw them."""
     settings = FinetuneSettings(
-        options.train,
-        options.train_images,
-        scratch,
+        train=options.train,
+        train_images=options.train_images,
+        work_dir=scratch,
+        steps=1000,
         batch_size=BATCH_SIZE,
         image_size=options.image_size,
         mosaic=MOSAIC_SHARE,
         workers=0,
+        seed=options.seed,
     )
     annotations = read_annotations(options.train, options.train_images, scratch, training=True)
     init_default_scope("mmdet")
-    loader = Runner.build_dataloader(train_loader(settings, tuned.spec, annotations, steps=1000), seed=options.seed)
+    loader = Runner.build_dataloader(train_loader(settings, tuned.spec, annotations), seed=options.seed)
     return itertools.islice(loader, math.ceil(options.photos / BATCH_SIZE))
 
 

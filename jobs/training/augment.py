@@ -3,6 +3,8 @@
     load (kept decoded in memory) ─▶ mosaic of 4, for the first part of the run ─▶ scale jitter ─▶ crop to the input
     square ─▶ colour jitter ─▶ mirror ─▶ pad
 
+`jobs.training.samples` says which photo comes when and which become mosaics.
+
 Scale jitter goes far up on purpose: a person who fills the photo must stay one person at the shipped input size.
 """
 
@@ -14,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmcv.transforms import BaseTransform, Compose
+from mmcv.transforms import BaseTransform
+from mmdet.datasets.transforms import CachedMosaic
 from mmdet.registry import TRANSFORMS
 
 from jobs.annotations.report import AnnotationsError
@@ -25,7 +28,6 @@ GREY = 114  # letterbox grey of RTMDet
 JITTER = (0.5, 2.0)
 LARGEST_MOSAIC = 1.3
 """Largest long side of a photo in a mosaic, as a multiple of the sample's side."""
-MOSAIC_CACHE_PHOTOS = 40
 
 
 @TRANSFORMS.register_module()
@@ -62,54 +64,34 @@ class LoadImageOnce(BaseTransform):
 
 
 @TRANSFORMS.register_module()
-class MosaicForAWhile(BaseTransform):
-    """Takes the mosaic branch with a given probability, until a number of samples has been made, then never again.
+class MosaicOfGiven(CachedMosaic):
+    """mmdet's mosaic with masks, of the photo and the three in its `mix_results`, instead of those that came by before."""
 
-    Counting samples needs no message from the trainer to the loader's worker processes.
+    def transform(self, results: dict[str, Any]) -> Any:
+        """One picture of four."""
+        others = results.pop("mix_results")
+        self.results_cache = [*others, others[-1]]  # it makes no mosaic with fewer than five in its cache, the photo counted in
+        return super().transform(results)
 
-    Args:
-        mosaic: transforms of a sample that becomes a mosaic.
-        single: transforms of a sample that stays one photo.
-        probability: share of mosaics while they are on, 0..1.
-        stop_after_samples: samples of this worker process after which only single photos come.
-    """
-
-    def __init__(self, mosaic: list[Any], single: list[Any], probability: float, stop_after_samples: int) -> None:
-        self._mosaic, self._single = Compose(mosaic), Compose(single)
-        self._probability, self._samples_left = probability, stop_after_samples
-
-    def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
-        self._samples_left -= 1
-        wants_mosaic = self._samples_left >= 0 and np.random.random() < self._probability
-        made: dict[str, Any] | None = (self._mosaic if wants_mosaic else self._single)(results)
-        return made
+    def get_indexes(self, cache: list[Any]) -> list[int]:  # noqa: ARG002
+        """The three, in their order."""
+        return [0, 1, 2]
 
 
 def train_transforms(
-    size_px: int, mosaic_probability: float, mosaic_samples: int, jitter: tuple[float, float] = JITTER, memory_mb: float = 2048
-) -> list[Any]:
-    """Transforms from an annotated photo to a (size_px, size_px) training sample.
+    size_px: int, jitter: tuple[float, float] = JITTER, *, flip: bool = True, memory_mb: float = 2048
+) -> dict[str, list[Any]]:
+    """Transforms from an annotated photo to a (size_px, size_px) training sample, as `jobs.training.samples.TrainingPhotos` takes them.
 
     Args:
         size_px: side of the square sample.
-        mosaic_probability: share of samples that are mosaics of four photos, 0..1.
-        mosaic_samples: samples of each loader process during which mosaics are made.
         jitter: smallest and largest long side of a single photo, as a multiple of size_px.
+        flip: mirror half of the samples.
         memory_mb: of decoded photos that each loader process keeps.
     Source: mmdet rtmdet-ins_tiny_8xb32-300e_coco.py (scales, crop, colours); jitter of mosaics narrowed as in a short run.
     """
     square = (size_px, size_px)
-    mosaic = {"type": "CachedMosaic", "img_scale": square, "pad_val": float(GREY), "max_cached_images": MOSAIC_CACHE_PHOTOS}
-    return [
-        {"type": "LoadImageOnce", "memory_mb": memory_mb},
-        {"type": "LoadOutlines"},
-        {
-            "type": "MosaicForAWhile",
-            "mosaic": [mosaic, _resize((2 * size_px, 2 * size_px), (0.4, LARGEST_MOSAIC))],
-            "single": [_resize(square, jitter)],
-            "probability": mosaic_probability,
-            "stop_after_samples": mosaic_samples,
-        },
+    finish: list[Any] = [
         {"type": "RandomCrop", "crop_size": square, "recompute_bbox": True, "allow_negative_crop": True},
         {"type": "FilterAnnotations", "min_gt_bbox_wh": (1, 1), "keep_empty": False},
         {"type": "YOLOXHSVRandomAug"},
@@ -117,6 +99,18 @@ def train_transforms(
         {"type": "Pad", "size": square, "pad_val": {"img": (GREY, GREY, GREY)}},
         {"type": "PackDetInputs"},
     ]
+    return {
+        "load": [
+            {"type": "LoadImageOnce", "memory_mb": memory_mb},
+            {"type": "LoadOutlines"},
+        ],
+        "mosaic": [
+            {"type": "MosaicOfGiven", "img_scale": square, "pad_val": float(GREY)},
+            _resize((2 * size_px, 2 * size_px), (0.4, LARGEST_MOSAIC)),
+        ],
+        "single": [_resize(square, jitter)],
+        "finish": [step for step in finish if flip or step["type"] != "RandomFlip"],
+    }
 
 
 def image_transforms(size_px: int) -> list[Any]:

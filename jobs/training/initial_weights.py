@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -16,15 +17,26 @@ CLASS_LAYER = "bbox_head.rtm_cls."
 """Convolutions whose output channels are the classes, one for each level of the pyramid."""
 
 
-def load_what_fits(network: nn.Module, path: Path, classes: Sequence[str]) -> str:
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What came of initial weights.
+
+    Attributes:
+        summary: lines that say how many tensors were loaded, which parts start fresh, and which classes keep their channels.
+        fresh_classes: those whose channels start fresh.
+    """
+
+    summary: str
+    fresh_classes: tuple[str, ...]
+
+
+def load_what_fits(network: nn.Module, path: Path, classes: Sequence[str]) -> Loaded:
     """Copy every weight of the file whose name and shape the network has; class channels by name, the others stay as they are.
 
     Args:
         network: mmdet's RTMDet-Ins, initialised.
         path: `.pth` or `.safetensors`, of a detector with or without masks.
         classes: names of the network's class channels, in their order.
-    Returns:
-        Lines that say how many tensors were loaded, which parts start fresh, and which classes keep their channels.
     Raises:
         ValueError: less than half of the backbone fits: the weights are of another network.
     """
@@ -41,8 +53,10 @@ def load_what_fits(network: nn.Module, path: Path, classes: Sequence[str]) -> st
     copied = _class_channels(own, weights.tensors, weights.classes or (), classes)
     network.load_state_dict(fitting | copied, strict=False)
     absent = [name for name in own if name not in fitting and name not in copied and "num_batches" not in name]
-    told = f"{path.name}: {len(fitting) + len(copied)} of {len(own)} tensors loaded; fresh: {', '.join(layers_of(absent)) or 'none'}."
-    return f"{told}\n{_told(classes, weights.classes, bool(copied))}"
+    layers = f"{len(fitting) + len(copied)} of {len(own)} tensors loaded; fresh: {', '.join(layers_of(absent)) or 'none'}."
+    kept = [name for name in classes if copied and name in (weights.classes or ())]
+    fresh = tuple(name for name in classes if name not in kept)
+    return Loaded(f"{path.name}: {layers}\n{_told(weights.classes is not None, kept, fresh)}", fresh)
 
 
 def _class_channels(
@@ -63,9 +77,7 @@ def _class_channels(
     return layers
 
 
-def _told(classes: Sequence[str], names: Sequence[str] | None, copied: bool) -> str:
-    if names is None:
+def _told(named: bool, kept: Sequence[str], fresh: Sequence[str]) -> str:
+    if not named:
         return "Class channels: all fresh, the file does not say which classes its channels are."
-    kept = [name for name in classes if copied and name in names]
-    fresh = [name for name in classes if name not in kept]
     return f"Class channels: {', '.join(kept) or 'none'} from the file by name; fresh: {', '.join(fresh) or 'none'}."

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from mmengine.dataset import worker_init_fn
 from mmengine.hooks import Hook
 from mmengine.registry import FUNCTIONS
 from mmengine.runner import Runner
@@ -86,16 +85,12 @@ def end_loaders(runner: Runner) -> None:
 
 
 @FUNCTIONS.register_module()
-def start_loader(worker_id: int, num_workers: int, seed: int) -> None:
-    """What a loader process does first: seeds itself as mmengine's do, and from then on heeds the training process alone.
+def start_loader(worker_id: int, rank: int = 0, seed: int = 0) -> None:  # noqa: ARG001  (mmengine gives them)
+    """What a loader process does first: from then on it heeds the training process alone.
 
     A Ctrl-C in a terminal, `timeout` and systemd signal the whole group. A loader that ended then would take the last step with it.
-
-    Args:
-        worker_id, num_workers: which of how many.
-        seed: of the run.
+    Samples seed themselves (`jobs.training.samples`).
     """
-    worker_init_fn(worker_id, num_workers, rank=0, seed=seed)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()

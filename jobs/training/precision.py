@@ -19,6 +19,10 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import nn
 
 from jobs.training.stopping import Diverged
+from pipeline.inference.devices import cpu_computes_bf16
+
+VOLTA, AMPERE = (7, 0), (8, 0)
+"""CUDA's compute capability from which on a card multiplies matrices in fp16, and in bf16."""
 
 
 class _FiniteLoss:
@@ -56,12 +60,39 @@ class Bf16OptimWrapper(_FiniteLoss, OptimWrapper):
             yield
 
 
+def choose_precision(asked: str) -> tuple[str, str]:
+    """What `auto` stands for on the device that is here, by what it has units for, and why; anything else is itself.
+
+    Returns:
+        `bf16`, `fp16` or `fp32`, and a phrase for the console.
+    """
+    if asked != "auto":
+        return asked, "as asked for"
+    if not torch.cuda.is_available():
+        able = cpu_computes_bf16()
+        return ("bf16", "this CPU has bf16 instructions") if able else ("fp32", "this CPU has no bf16 instructions")
+    generation = torch.cuda.get_device_capability()
+    if generation >= AMPERE:
+        return "bf16", "this card computes in bf16"
+    if generation >= VOLTA:
+        return "fp16", "this card has no bf16 units"
+    return "fp32", "this card has no units for half precision"
+
+
+def device_name() -> str:
+    """The card's name, or the CPU with its threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
 def optim_wrapper_type(precision: str) -> dict[str, Any]:
-    """mmengine's optimizer wrapper for `fp32`, `bf16` or `fp16` on the device that is here.
+    """mmengine's optimizer wrapper for `auto`, `fp32`, `bf16` or `fp16` on the device that is here.
 
     Raises:
         ValueError: fp16 on a CPU, which has no fast float16 and no gradient scaler.
     """
+    precision, _ = choose_precision(precision)
     if precision == "fp32":
         return {"type": "Fp32OptimWrapper"}
     if precision == "bf16":

@@ -12,25 +12,34 @@ from typing import Any
 from mmengine.config import Config
 
 from jobs.annotations.datasets import Annotations
-from jobs.training import interruption, seen_objects  # noqa: F401  (they register themselves)
-from jobs.training.augment import LARGEST_MOSAIC, image_transforms, train_transforms
+from jobs.training import console, interruption, loop, samples, seen_objects, stopping, validation  # noqa: F401  (they register what is named below)
+from jobs.training.augment import LARGEST_MOSAIC, train_transforms
 from jobs.training.precision import optim_wrapper_type
 from jobs.training.settings import MIN_EMA, FinetuneSettings
 from pipeline.model.spec import ModelSpec
 
 FINAL_LR_SHARE = 0.02
 WARMUP_START_SHARE = 0.01
+STEPS_DOWN = (2 / 3, 8 / 9)
+"""Parts of the run after which --scheduler step takes a tenth of the learning rate: mmdet's 1x schedule, 8 and 11 of 12 epochs."""
+VAL_BATCH = 8
+"""Photos in one pass of a measurement; more bring nothing."""
 PHOTOS_MEMORY_MB = 2048
 """Decoded photos that all loader processes together keep."""
 
 
 def runner_config(
-    settings: FinetuneSettings, spec: ModelSpec, train: Annotations, val: Annotations | None, resume_from: Path | None
+    settings: FinetuneSettings,
+    spec: ModelSpec,
+    train: Annotations,
+    val: Annotations | None,
+    resume_from: Path | None = None,
+    steps_done: int = 0,
 ) -> Config:
     """mmengine's configuration of a whole run.
 
     Args:
-        resume_from: checkpoint to go on from.
+        resume_from, steps_done: checkpoint to go on from, and its step.
     Source: mmdet rtmdet-ins_l_8xb32-300e_coco.py, with the schedule in steps instead of 300 epochs.
     """
     steps = training_steps(settings, train)
@@ -38,8 +47,13 @@ def runner_config(
         "default_scope": "mmdet",
         "work_dir": str(settings.work_dir),
         "model": spec.config,
-        "train_dataloader": train_loader(settings, spec, train, steps),
-        "train_cfg": {"type": "IterBasedTrainLoop", "max_iters": steps, "val_interval": settings.val_every or steps + 1},
+        "train_dataloader": train_loader(settings, spec, train, steps_done),
+        "train_cfg": {
+            "type": "StepLoop",
+            "max_iters": steps,
+            "val_interval": settings.val_every or steps + 1,
+            "accumulate": settings.accumulate,
+        },
         "optim_wrapper": _optim_wrapper(settings),
         "param_scheduler": _schedule(settings, steps),
         "default_hooks": _default_hooks(settings, steps),
@@ -56,7 +70,7 @@ def runner_config(
         "log_level": "INFO",
     }
     if val is not None and settings.val_every:
-        config |= validation_config(val, spec)
+        config |= validation_config(settings, spec, val)
     return Config(config)
 
 
@@ -76,7 +90,11 @@ def ema_momentum(settings: FinetuneSettings, steps: int) -> float:
 
 
 def lasting_settings(settings: FinetuneSettings, spec: ModelSpec, train: Annotations) -> dict[str, Any]:
-    """What a run keeps from its first step to its last, by option, as plain JSON types: a checkpoint goes on with nothing else."""
+    """What a run keeps from its first step to its last, by option, as plain JSON types: a checkpoint goes on with nothing else.
+
+    Not --workers, --precision and what is measured or saved when: these may change. --mosaic and what else makes samples may, too, but then
+    the samples are others.
+    """
     return {
         "--steps": training_steps(settings, train),
         "--model": settings.model,
@@ -87,53 +105,56 @@ def lasting_settings(settings: FinetuneSettings, spec: ModelSpec, train: Annotat
         "--lr-mult": [f"{layer}={factor:g}" for layer, factor in settings.lr_mult],
         "--weight-decay": settings.weight_decay,
         "--scheduler": settings.scheduler,
+        "photos a step": settings.batch_size * settings.accumulate,
+        "--seed": settings.seed,
         "--warmup": settings.warmup,
         "--freeze": sorted(settings.freeze),
         "--ema": ema_momentum(settings, training_steps(settings, train)),
         "--val": bool(settings.val_every),
+        "best metric": settings.best_metric,
     }
 
 
 def steps_an_epoch(settings: FinetuneSettings, train: Annotations) -> int:
     """Optimizer steps that see every photo once."""
-    return math.ceil(train.photo_count / settings.batch_size)
+    return math.ceil(train.photo_count / (settings.batch_size * settings.accumulate))
 
 
-def validation_config(val: Annotations, spec: ModelSpec) -> dict[str, Any]:
-    """mmdet's own validation: its test transforms, its loop, COCO box and mask AP."""
+def validation_config(settings: FinetuneSettings, spec: ModelSpec, val: Annotations) -> dict[str, Any]:
+    """Measurements by the code that serves (`jobs.training.validation`), in mmengine's three sections of which none may be absent."""
     return {
-        "val_dataloader": {
-            "batch_size": 1,
-            "num_workers": 0,
-            "sampler": {"type": "DefaultSampler", "shuffle": False},
-            "dataset": _dataset(val, spec) | {"test_mode": True, "pipeline": image_transforms(spec.input_size)},
-        },
-        "val_cfg": {"type": "ValLoop"},
-        "val_evaluator": {"type": "CocoMetric", "ann_file": str(val.coco_json), "metric": ["bbox", "segm"]},
+        "val_dataloader": {"coco_json": str(val.coco_json), "images": str(val.images), "threads": max(settings.workers, 1)},
+        "val_cfg": {"type": "ServedValLoop", "input_size": spec.input_size, "batch_size": min(settings.batch_size, VAL_BATCH)},
+        "val_evaluator": {},
     }
 
 
-def _dataset(annotations: Annotations, spec: ModelSpec) -> dict[str, Any]:
-    return {
-        "type": "CocoDataset",
-        "ann_file": str(Path(annotations.coco_json).resolve()),
-        "data_prefix": {"img": f"{Path(annotations.images).resolve()}/"},
-        "metainfo": {"classes": spec.classes},
-    }
-
-
-def train_loader(settings: FinetuneSettings, spec: ModelSpec, train: Annotations, steps: int) -> dict[str, Any]:
-    samples_a_process = steps * settings.batch_size // max(settings.workers, 1)
-    mosaic_samples = int(samples_a_process * settings.mosaic_until)
-    memory_mb = PHOTOS_MEMORY_MB / max(settings.workers, 1)
-    transforms = train_transforms(settings.image_size, settings.mosaic, mosaic_samples, settings.scale_jitter, memory_mb)
+def train_loader(settings: FinetuneSettings, spec: ModelSpec, train: Annotations, steps_done: int = 0) -> dict[str, Any]:
+    """mmengine's data loader configuration, of a run that begins after so many steps."""
+    samples_a_step = settings.batch_size * settings.accumulate
+    transforms = train_transforms(
+        settings.image_size,
+        settings.scale_jitter,
+        flip=not settings.no_flip,
+        memory_mb=PHOTOS_MEMORY_MB / max(settings.workers, 1),
+    )
     return {
         "batch_size": settings.batch_size,
         "num_workers": settings.workers,
         "persistent_workers": settings.workers > 0,
-        "worker_init_fn": {"type": "start_loader", "num_workers": settings.workers, "seed": settings.seed},
-        "sampler": {"type": "InfiniteSampler", "shuffle": True},
-        "dataset": _dataset(train, spec) | {"filter_cfg": {"filter_empty_gt": False}, "pipeline": transforms},
+        "worker_init_fn": {"type": "start_loader"},
+        "sampler": {"type": "NumberedSampler", "start": steps_done * samples_a_step, "repeat_rare": settings.repeat_rare},
+        "dataset": {
+            "type": "TrainingPhotos",
+            "ann_file": str(Path(train.coco_json).resolve()),
+            "data_prefix": {"img": f"{Path(train.images).resolve()}/"},
+            "metainfo": {"classes": spec.classes},
+            "filter_cfg": {"filter_empty_gt": False},
+            "seed": settings.seed,
+            "mosaic": settings.mosaic,
+            "mosaic_samples": int(training_steps(settings, train) * samples_a_step * settings.mosaic_until),
+            "transforms": transforms,
+        },
     }
 
 
@@ -146,6 +167,7 @@ def _optim_wrapper(settings: FinetuneSettings) -> dict[str, Any]:
     rates = [list(pair) for pair in settings.lr_mult]
     wrapper = optim_wrapper_type(settings.precision) | {
         "optimizer": optimizer,
+        "accumulative_counts": settings.accumulate,
         "constructor": "RatesByLayer",
         "paramwise_cfg": {"norm_decay_mult": 0, "bias_decay_mult": 0, "bypass_duplicate": True, "rates": rates},
     }
@@ -162,18 +184,22 @@ def _schedule(settings: FinetuneSettings, steps: int) -> list[dict[str, Any]]:
     schedule: list[dict[str, Any]] = []
     if warmup:
         schedule.append({"type": "LinearLR", "start_factor": WARMUP_START_SHARE, "by_epoch": False, "begin": 0, "end": warmup})
+    rest: dict[str, Any] = {"by_epoch": False, "begin": warmup, "end": steps}
     if settings.scheduler == "cosine":
-        cosine = {"type": "CosineAnnealingLR", "eta_min_ratio": FINAL_LR_SHARE, "T_max": steps - warmup}
-        schedule.append(cosine | {"by_epoch": False, "begin": warmup, "end": steps})
+        schedule.append(rest | {"type": "CosineAnnealingLR", "eta_min_ratio": FINAL_LR_SHARE, "T_max": steps - warmup})
+    elif settings.scheduler == "linear":
+        schedule.append(rest | {"type": "LinearLR", "start_factor": 1.0, "end_factor": FINAL_LR_SHARE})
+    elif settings.scheduler == "step":
+        schedule.append(rest | {"type": "MultiStepLR", "milestones": [int(steps * share) for share in STEPS_DOWN], "gamma": 0.1})
     return schedule
 
 
 def _default_hooks(settings: FinetuneSettings, steps: int) -> dict[str, Any]:
     saver: dict[str, Any] = {"type": "SavingHook", "by_epoch": False, "interval": min(settings.save_every, steps)}
     if settings.val_every:
-        saver |= {"save_best": "coco/segm_mAP", "rule": "greater"}
+        saver |= {"save_best": settings.best_metric, "rule": "greater"}
     return {
-        "logger": {"type": "LoggerHook", "interval": settings.log_every},
+        "logger": {"type": "LoggerHook", "interval": settings.log_every, "log_metric_by_epoch": False},
         "checkpoint": saver | {"save_last": True, "max_keep_ckpts": 3},
     }
 
@@ -183,6 +209,8 @@ def _custom_hooks(settings: FinetuneSettings, spec: ModelSpec, steps: int, lasti
     hooks: list[dict[str, Any]] = [
         {"type": "FreezeHook", "frozen": settings.freeze, "fixed_statistics": settings.fix_batch_norm},
         {"type": "RefuseDivergedWeights"},
+        {"type": "KeepMeasured"},
+        {"type": "TellMeasurements", "best_metric": settings.best_metric, "every": settings.val_every or 0},
         {"type": "DescribeModelHook", "model_spec": json.dumps(model_spec), "lasting": json.dumps(lasting)},
     ]
     if momentum := ema_momentum(settings, steps):

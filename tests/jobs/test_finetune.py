@@ -1,6 +1,7 @@
 """A real training of a few steps on generated pictures."""
 
 import itertools
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,6 @@ import torch
 from jobs import finetune  # isort: skip  (before mmdet)
 
 from mmdet.datasets import CocoDataset
-from mmdet.evaluation import CocoMetric
 from mmdet.models.dense_heads import RTMDetInsHead
 from mmdet.models.layers import ExpMomentumEMA
 from mmengine.model import BaseModel
@@ -25,10 +25,13 @@ from mmengine.model import BaseModel
 from jobs.annotations.datasets import Annotations
 from jobs.annotations.report import Report
 from jobs.third_party import known_warnings_ignored
+from jobs.training import validation
 from jobs.training.batch_norm import restore_batch_norms
 from jobs.training.hooks import RatesByLayer, check_layers, freeze
 from jobs.training.precision import optim_wrapper_type
 from jobs.training.runner_config import runner_config
+from jobs.training.samples import TrainingPhotos
+from jobs.training.seen_objects import SeenObjectsHook
 from jobs.training.settings import default_workers, settings_from_args
 from pipeline.model.checkpoints import Checkpoint, load_checkpoint, save_safetensors
 from pipeline.model.spec import build_network, nano_spec
@@ -118,7 +121,64 @@ def test_the_console_shows_progress_and_the_file_everything(tiny_coco, tmp_path,
 def test_progress_and_ap_are_logged(trained):
     log = next(trained.rglob("*.log")).read_text()
     assert re.search(r"Iter\(train\) \[4/4\].*eta:.*loss_mask:", log)
-    assert "coco/segm_mAP" in log
+    assert "mask_ap" in log
+
+
+def losses(work_dir):
+    """Loss by step, of all calls that trained in this folder."""
+    files = sorted(work_dir.glob("*/vis_data/scalars.json"))
+    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_resumed_run_has_the_losses_of_one_without_a_stop(tiny_coco, tmp_path, monkeypatch, workers):
+    """Whatever --workers is then; mosaics, crops and colours included."""
+    more = ["--steps", "6", "--mosaic-until", "1", "--precision", "fp32", "--save-every", "3"]
+    assert finetune.main(arguments(tiny_coco, tmp_path / "whole", *more)) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(BaseModel, "train_step", signalling(BaseModel.train_step, signal.SIGTERM, stop_after(3)))
+        assert finetune.main(arguments(tiny_coco, tmp_path / "stopped", *more)) == 128 + signal.SIGTERM
+    assert finetune.main(arguments(tiny_coco, tmp_path / "stopped", *more, "--resume", "--workers", workers)) == 0
+    assert losses(tmp_path / "stopped") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+    assert len(losses(tmp_path / "whole")) == 6
+
+
+def stop_after(steps):
+    """Send the signal in this step alone."""
+    calls = itertools.count(1)
+    return lambda number: signal.raise_signal(number) if next(calls) == steps else None
+
+
+def test_resume_makes_no_sample_of_before(tiny_coco, tmp_path, monkeypatch):
+    """A run at step 1,000 begins with sample 2,000: the first new step comes at once."""
+    steps = ["--steps", "1001", "--save-every", "1000"]
+    with monkeypatch.context() as patch:
+        patch.setattr(BaseModel, "train_step", lambda *_, **__: {"loss": torch.zeros(())})
+        patch.setattr(TrainingPhotos, "__getitem__", lambda *_: {})
+        patch.setattr(SeenObjectsHook, "after_train_iter", lambda *_, **__: None)
+        patch.setattr(SeenObjectsHook, "after_train_iter", lambda *_, **__: None)
+        patch.setattr(BaseModel, "train_step", signalling(BaseModel.train_step, signal.SIGTERM, stop_after(1000)))
+        assert finetune.main(arguments(tiny_coco, tmp_path, *steps, "--log-every", "1000")) == 128 + signal.SIGTERM
+    numbers = []
+    make = TrainingPhotos.__getitem__
+    monkeypatch.setattr(TrainingPhotos, "__getitem__", lambda self, place: numbers.append(place[1]) or make(self, place))
+    assert finetune.main(arguments(tiny_coco, tmp_path, *steps, "--resume")) == 0
+    assert numbers == [2000, 2001]
+
+
+def test_accumulated_batches_are_one_step(tiny_coco, tmp_path):
+    """Two batches of 2 make the step, and the schedule, of one of 4; batch norms fixed, as they see each batch alone."""
+    found = []
+    for name, batch, accumulate in (("one", "4", "1"), ("two", "2", "2")):
+        more = ["--steps", "3", "--batch-size", batch, "--accumulate", accumulate, "--precision", "fp32", "--val-every", "2"]
+        fixed = ["--fix-batch-norm", "backbone", "neck", "bbox_head", *validated(tiny_coco)]
+        assert finetune.main(arguments(tiny_coco, tmp_path / name, *more, *fixed)) == 0
+        rows = [json.loads(row) for row in next((tmp_path / name).rglob("scalars.json")).read_text().splitlines()]
+        found.append([(row["step"], row["lr"]) for row in rows if "lr" in row])
+        assert [row["step"] for row in rows if "mask_ap" in row] == [2, 3]
+    assert found[0] == found[1]
+    assert len(found[0]) == 3
 
 
 def test_resume_goes_on(tiny_coco, trained, capsys):
@@ -183,8 +243,8 @@ def test_broken_photo_is_named(tiny_coco, tmp_path, capsys, workers):
 
 def measured_as(monkeypatch, scores):
     """Give each measurement one of these mask APs."""
-    left, compute = iter(scores), CocoMetric.compute_metrics
-    monkeypatch.setattr(CocoMetric, "compute_metrics", lambda *a: compute(*a) | {"segm_mAP": next(left)})
+    left, compute = iter(scores), validation.flat
+    monkeypatch.setattr(validation, "flat", lambda *a: compute(*a) | {"mask_ap": next(left)})
 
 
 def test_the_best_measured_is_the_result(tiny_coco, tmp_path, capsys, monkeypatch):
@@ -192,9 +252,9 @@ def test_the_best_measured_is_the_result(tiny_coco, tmp_path, capsys, monkeypatc
     measured_as(monkeypatch, [0.3, 0.31, 0.2, 0.1])
     val = ["--val", str(tiny_coco / "coco.json"), "--val-images", str(tiny_coco / "photos"), "--val-every", "2"]
     assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "20", "--early-stopping", "2", *val)) == 0
-    assert "after 4 steps, the best measured (mask AP 0.310)" in capsys.readouterr().out
+    assert "after 4 steps, the best measured (mask_ap 31.0)" in capsys.readouterr().out
     assert (tmp_path / "iter_8.pth").is_file()
-    save_safetensors(load_checkpoint(tmp_path / "best_coco_segm_mAP_iter_4.pth"), tmp_path / "best.safetensors")
+    save_safetensors(load_checkpoint(tmp_path / "best_mask_ap_iter_4.pth"), tmp_path / "best.safetensors")
     result, best = (load_checkpoint(tmp_path / f"{name}.safetensors").state_dict for name in ("final", "best"))
     assert all(torch.equal(value, best[name]) for name, value in result.items())
 
@@ -283,9 +343,9 @@ def test_a_moved_run_goes_on(tiny_coco, tmp_path, capsys, monkeypatch):
         assert finetune.main(arguments(tiny_coco, old, *more)) == 128 + signal.SIGTERM
     shutil.copytree(old, new)
     assert finetune.main(arguments(tiny_coco, new, *more, "--resume")) == 0
-    assert "after 2 steps, the best measured (mask AP 0.400)" in capsys.readouterr().out
-    assert (old / "best_coco_segm_mAP_iter_1.pth").is_file()
-    assert not (new / "best_coco_segm_mAP_iter_1.pth").exists()
+    assert "after 2 steps, the best measured (mask_ap 40.0)" in capsys.readouterr().out
+    assert (old / "best_mask_ap_iter_1.pth").is_file()
+    assert not (new / "best_mask_ap_iter_1.pth").exists()
 
 
 def signalling(train_step, number, send=signal.raise_signal):
@@ -434,6 +494,7 @@ def test_training_on_a_card(tiny_coco, tmp_path, precision):
         (["--lr-mult", "backbone"], "LAYER=FACTOR"),
         (["--lr-mult", "backbone=-1"], "--lr-mult"),
         (["--lr", "nan"], "--lr is above 0"),
+        (["--weight-decay", "nan"], "--weight-decay is 0 or more, got nan"),
         (["--steps", "0"], "--steps is 1 or more, got 0"),
         (["--ema", "2"], "--ema is 0 to 1, got 2"),
         (["--scale-jitter", "2", "0.5"], "the smaller one first"),
@@ -530,9 +591,9 @@ def test_help_tells_defaults(capsys):
         settings_from_args(["--help"])
     said = " ".join(capsys.readouterr().out.split())
     for told in (
-        "peak learning rate (default: 9.67e-05)",
+        "peak learning rate (default: 0.002)",
         "of everything random (default: 0)",
-        "(default: an epoch); 0: none --early",
+        "(default: an epoch); 0: none --best",
     ):
         assert told in said
     assert not re.search(r"default: (None|False|\[\]|==)|default: [^)]*\) \(default", said)

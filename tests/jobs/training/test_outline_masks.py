@@ -85,10 +85,18 @@ def read(folder, document):
 def samples(folder, annotations, count, mosaic):
     """Pictures (H, W, 3) and masks (N, H, W) as a training step gets them."""
     options = FinetuneSettings(
-        folder, folder, folder, batch_size=1, image_size=SIDE, mosaic=mosaic, workers=0, scale_jitter=(0.8, 1.6)
+        train=folder,
+        train_images=folder,
+        work_dir=folder,
+        steps=1000,
+        batch_size=1,
+        image_size=SIDE,
+        mosaic=mosaic,
+        workers=0,
+        scale_jitter=(0.8, 1.6),
     )
     init_default_scope("mmdet")
-    loader = Runner.build_dataloader(train_loader(options, nano_spec(annotations.classes, SIDE), annotations, steps=1000), seed=0)
+    loader = Runner.build_dataloader(train_loader(options, nano_spec(annotations.classes, SIDE), annotations), seed=0)
     batches = iter(loader)
     for _ in range(count):
         batch = next(batches)

@@ -1,0 +1,137 @@
+"""What people see of a run: a line for each measurement, a curve; mmengine's log file in the work folder has everything."""
+
+from __future__ import annotations
+
+import jobs.third_party  # isort: skip  # noqa: F401  (before mmdet)
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from mmdet.registry import HOOKS
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner
+
+from jobs.training.stopping import step_of
+
+FOR_THE_FILE = re.compile(
+    r"\s*-+\s*System environment|Config:|Hooks will be executed|Distributed training is not used|paramwise_options|Exp name|"
+    r'init_weights of \w+ has been called|"FileClient" will be deprecated|"HardDiskBackend" is the alias|Iter\(val\)|'
+    r"The (previous )?best checkpoint|Checkpoints will be saved|Saving checkpoint|Load checkpoint|resumed epoch|Enabling the"
+)
+"""Hundreds of lines before the first step, and what is told again in plain words."""
+CURVE_NAME = "curve.png"
+MIN_MOVE = 0.03
+"""Learning rate times steps below which fresh class channels found nothing (AdamW, docs/RESULTS.md)."""
+
+
+class ConciseRunner(Runner):
+    """Shows progress, measurements and checkpoints on the console."""
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """The run's logger, whose console leaves out what is for the file."""
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.addFilter(lambda record: FOR_THE_FILE.match(record.getMessage()) is None)
+        return logger
+
+
+@HOOKS.register_module()
+class KeepMeasured(Hook):
+    """Writes the newest measurement, by label, too, into the checkpoints that are saved after it: the best one knows its own."""
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
+        """Before mmengine's CheckpointHook, whose priority is lower."""
+        runner.message_hub.update_info("measured", dict(metrics or {}))
+
+
+@HOOKS.register_module()
+class TellMeasurements(Hook):
+    """One line a measurement, and the curve of loss and AP so far.
+
+    Args:
+        best_metric: which says which checkpoint is the best.
+        every: steps between measurements; 0 where there are none.
+    """
+
+    priority = "LOWEST"
+
+    def __init__(self, best_metric: str, every: int) -> None:
+        self._best_metric, self._every = best_metric, every
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
+        """Tell box and mask AP in per cent, and the best so far."""
+        measured, told = metrics or {}, runner.message_hub.runtime_info
+        score, step = told.get("best_score", 0), step_of(told.get("best_ckpt", ""))
+        best = f"best {self._best_metric} {per_cent(score)} at step {step}" if score > 0 else "nothing found yet"
+        runner.logger.info(f"val: box {per_cent(measured.get('box_ap'))} mask {per_cent(measured.get('mask_ap'))}, {best}")
+        draw_curve(runner.message_hub.log_scalars, self._every, runner.iter, Path(runner.work_dir) / CURVE_NAME)
+
+    def after_train(self, runner: Runner) -> None:
+        """Draw the last steps, too."""
+        draw_curve(runner.message_hub.log_scalars, self._every, runner.iter, Path(runner.work_dir) / CURVE_NAME)
+
+
+def draw_curve(scalars: Any, every: int, steps: int, path: Path) -> None:
+    """Loss by step, and AP by step where there are measurements.
+
+    Args:
+        scalars: of mmengine's message hub, by name.
+        every: steps between measurements.
+        steps: made so far.
+    """
+    if "train/loss" not in scalars:
+        return
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    losses = scalars["train/loss"].data[0]
+    axes.plot(range(steps - len(losses) + 1, steps + 1), losses, color="tab:grey", linewidth=0.8, label="loss")
+    axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
+    aps = {name: scalars[f"val/{name}_ap"].data[0] for name in ("box", "mask") if f"val/{name}_ap" in scalars}
+    if aps:
+        right = axes.twinx()
+        for name, values in aps.items():
+            places = [min((number + 1) * every, steps) for number in range(len(values))]
+            right.plot(places, [100 * value for value in values], marker=".", label=f"{name} AP")
+        right.set(ylabel="AP, per cent", ylim=(0, None))
+        right.legend(loc="upper right")
+    axes.legend(loc="upper left")
+    figure.savefig(path, dpi=100)
+
+
+def by_label_table(measured: dict[str, Any]) -> str:
+    """Box and mask AP of each label, in per cent.
+
+    Args:
+        measured: as `jobs.training.validation.flat` gives them.
+    """
+    labels = [name.removeprefix("mask_ap/") for name in measured if name.startswith("mask_ap/")]
+    width = max(map(len, ["all", *labels]))
+    rows = [f"{'AP by label':{width}}    box   mask"]
+    for label in ["all", *labels]:
+        box, mask = (measured.get(f"{kind}_ap" if label == "all" else f"{kind}_ap/{label}") for kind in ("box", "mask"))
+        rows.append(f"{label:{width}}  {per_cent(box):>5}  {per_cent(mask):>5}")
+    return "\n".join(rows)
+
+
+def per_cent(number: float | None) -> str:
+    """`0.0731` → `7.3`; `-` where there is nothing to measure."""
+    return "-" if number is None else f"{100 * number:.1f}"
+
+
+def too_little_movement(lr: float, steps: int, fresh: Sequence[str]) -> str | None:
+    """What to say where fresh class channels cannot get far enough from where they start; None where they can."""
+    if not fresh or lr * steps >= MIN_MOVE:
+        return None
+    named = f"{', '.join(fresh[:5])}{' …' if len(fresh) > 5 else ''}"
+    return (
+        f"Note: --lr {lr:g} over {steps:,} steps is too little for classes that start fresh ({named}): expect nothing to be found. "
+        f"Train for {MIN_MOVE / lr:,.0f} steps and more, or with a higher --lr."
+    )

@@ -1,0 +1,89 @@
+"""What a work folder holds: checkpoints to go on from, and the finished model made of the best of them."""
+
+from __future__ import annotations
+
+import jobs.third_party  # isort: skip  # noqa: F401  (before mmdet)
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jobs.training.console import by_label_table, per_cent
+from jobs.training.stopping import step_of
+from pipeline.model.checkpoints import harmless_types_only, load_checkpoint, save_safetensors
+
+FINAL_NAME = "final.safetensors"
+NEWEST_NAME = "last_checkpoint"
+"""Where mmengine notes its newest checkpoint."""
+
+
+def check_work_dir(work_dir: Path, *, resume: bool) -> None:
+    """Raise ValueError where a new run would mix its checkpoints with those of another."""
+    if not resume and any((work_dir / name).exists() for name in (NEWEST_NAME, FINAL_NAME)):
+        raise ValueError(f"--work-dir: {work_dir} holds a run already. --resume goes on with it; a new one needs another folder.")
+
+
+def newest_checkpoint(work_dir: Path) -> Path | None:
+    """A run's newest checkpoint, also where the folder was moved since; None where there is none."""
+    pointer = work_dir / NEWEST_NAME
+    newest = work_dir / Path(pointer.read_text().strip()).name if pointer.is_file() else None
+    return newest if newest and newest.is_file() else None
+
+
+def checkpoint_to_resume(work_dir: Path, lasting: dict[str, Any]) -> Path:
+    """The newest checkpoint. It brings network, optimizer and learning rates along, so a run with other settings cannot go on from it.
+
+    Args:
+        lasting: `jobs.training.runner_config.lasting_settings` of this call.
+    Raises:
+        ValueError: there is no checkpoint, it cannot be read, or it is of a run with other settings.
+    """
+    newest = newest_checkpoint(work_dir)
+    if newest is None:
+        raise ValueError(f"--resume: there is no checkpoint in {work_dir}. Leave --resume out to start from the beginning.")
+    before = _read(newest).get("meta", {}).get("lasting", lasting)
+    changed = [
+        f"{option} {_told(before.get(option))} (now {_told(now)})" for option, now in lasting.items() if before.get(option) != now
+    ]
+    if changed:
+        raise ValueError(
+            f"--resume: {newest} is of a run with {', '.join(changed)}. Give what it had, or start a new run in another folder "
+            f"with --init-weights {newest}."
+        )
+    return newest
+
+
+def export(work_dir: Path) -> Path:
+    """Write a run's best checkpoint, the newest where nothing was measured, as `final.safetensors`. Works while the run still goes on."""
+    chosen, why = newest_checkpoint(work_dir), ""
+    if chosen is None:
+        raise FileNotFoundError(f"{work_dir}: no checkpoint yet.")
+    saved = _read(chosen)
+    told, lasting = saved.get("message_hub", {}).get("runtime_info", {}), saved.get("meta", {}).get("lasting", {})
+    best = work_dir / Path(told.get("best_ckpt", "")).name
+    if told.get("best_score", 0) > 0 and best.is_file():  # with 0 throughout the first one counts as the best
+        chosen, why = best, f", the best measured ({lasting.get('best metric', 'AP')} {per_cent(told['best_score'])})"
+        told = _read(best)["message_hub"]["runtime_info"]
+    path = work_dir / FINAL_NAME
+    save_safetensors(load_checkpoint(chosen), path)
+    steps = step_of(chosen.name)
+    print(f"{path}: written{f' after {steps} steps' if steps else ''}{why}.", flush=True)
+    if why and "measured" in told:
+        print(by_label_table(told["measured"]), flush=True)
+    elif lasting.get("--val"):
+        print("No measurement of --val has found anything so far: train for more steps, or with a higher --lr.", flush=True)
+    return path
+
+
+def _told(value: object) -> str:
+    return {True: "given", False: "left out"}[value] if isinstance(value, bool) else str(value)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with harmless_types_only():
+            return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path}: not a whole checkpoint ({error}).") from error
