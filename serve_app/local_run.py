@@ -75,8 +75,8 @@ class LocalRun:
         applications = check_document(document)
         check_ports(document.get("http_options") or {})
         names = ", ".join(settings.model.name for settings in applications)
-        self._say(f"{self._config} is valid. Model: {names}. Starting Ray …")
         self._check_files([path for settings in applications for path in absent_files(settings)])
+        self._say(f"{self._config} is valid. Model: {names}. Starting Ray …")
         return ServeDeploySchema.model_validate(document)
 
     def _check_files(self, absent: Sequence[Path]) -> None:
@@ -120,7 +120,7 @@ class LocalRun:
     def _say_ready(self, url: str) -> None:
         self._say(
             f"Ready: {url}\n"
-            f"    Open it in a browser, drop a photo on it. Or:  curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' {url}score\n"
+            f"    Open it in a browser and drop a photo on it, or:  curl -F image=@photo.jpg {url}score\n"
             f"    API: {url}docs    Logs: {_log_folder()}    Stop: Ctrl-C"
         )
 

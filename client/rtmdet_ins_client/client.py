@@ -1,0 +1,170 @@
+"""Requests to the service, and what is done about those that fail.
+
+photo ─▶ POST /score ─▶ 200: Result
+            ├─ 429, 503: wait as Retry-After says, longer each time, up to `patience_s`
+            ├─ no connection, 408, 5xx: again, TRIES times
+            └─ anything else: ScoringError at once
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import requests
+from PIL import Image
+
+from rtmdet_ins_client.result import Result
+
+Photo = str | Path | bytes | Image.Image
+"""A path, the bytes of an image file, or an image."""
+
+TRIES = 4
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+GRACE_S = 5.0
+"""What an answer may take beyond the deadline: the service itself says 408 by then."""
+
+
+class ScoringError(Exception):
+    """A photo could not be scored.
+
+    Attributes:
+        code: the service's, such as `image_not_decodable`; `no_connection` where nobody answered.
+        status: HTTP status; 0 without an answer.
+    """
+
+    def __init__(self, code: str, message: str, status: int = 0) -> None:
+        super().__init__(f"{message} ({code})")
+        self.code, self.message, self.status = code, message, status
+
+
+class Client:
+    """Asks one service; may be used from several threads.
+
+    Args:
+        url: base URL, such as http://127.0.0.1:8000.
+        key: bearer key; None sends none.
+        deadline_s: of one request, seconds; the service's own limit may be shorter.
+        patience_s: how long one photo is refused for load before it is given up, seconds.
+    """
+
+    def __init__(self, url: str, key: str | None = None, *, deadline_s: float = 30.0, patience_s: float = 300.0) -> None:
+        self.url, self._deadline_s, self._patience_s = url.rstrip("/"), deadline_s, patience_s
+        self._session = requests.Session()
+        self._session.trust_env = False  # ~/.netrc would replace the key
+        self._session.headers["x-request-timeout-seconds"] = f"{deadline_s:g}"
+        if key:
+            self._session.headers["Authorization"] = f"Bearer {key}"
+
+    def score(self, photo: Photo, **params: Any) -> Result:
+        """Score one photo.
+
+        Args:
+            params: as in docs/API.md: score_threshold, max_detections, labels, polygon_tolerance_px, holes, …
+        Raises:
+            ScoringError: it could not be scored.
+            OSError: there is no such file.
+        """
+        data = _file_bytes(photo)
+        answer = self._ask(data, params)
+        return Result.from_answer(answer, _size_of(data))
+
+    def score_many(self, photos: Iterable[Photo], *, in_flight: int = 4, **params: Any) -> Iterator[tuple[Photo, Result]]:
+        """Score many photos, a few at a time; yields each with its result, in their order.
+
+        A photo that cannot be scored gets a Result with its `error`; the others go on.
+        """
+        left = iter(photos)
+        with ThreadPoolExecutor(in_flight, thread_name_prefix="score") as threads:
+            waiting: list[tuple[Photo, Future[Result]]] = []
+            while True:
+                for photo in islice(left, 2 * in_flight - len(waiting)):
+                    waiting.append((photo, threads.submit(self._score_or_error, photo, params)))
+                if not waiting:
+                    return
+                photo, future = waiting.pop(0)
+                yield photo, future.result()
+
+    def _score_or_error(self, photo: Photo, params: dict[str, Any]) -> Result:
+        try:
+            return self.score(photo, **params)
+        except (ScoringError, OSError) as error:
+            return Result([], (0, 0), error=error)
+
+    def _ask(self, data: bytes, params: dict[str, Any]) -> dict[str, Any]:
+        began, tries, pause_s = time.monotonic(), 0, FIRST_PAUSE_S
+        while True:
+            tries += 1
+            wait_s = pause_s * random.uniform(0.75, 1.25)  # those who were refused together do not come back together
+            error = self._once(data, params)
+            if isinstance(error, dict):
+                return error
+            if error.status in (429, 503):
+                wait_s = max(wait_s, error.retry_after_s)
+                if time.monotonic() - began + wait_s > self._patience_s:
+                    raise error
+            elif tries >= TRIES or not (error.status == 0 or error.status == 408 or error.status >= 500):
+                raise error
+            time.sleep(wait_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _once(self, data: bytes, params: dict[str, Any]) -> dict[str, Any] | _Refused:
+        """The answer of one photo, or why there is none."""
+        query = {name: str(value).lower() if isinstance(value, bool) else value for name, value in params.items()}
+        headers = {"Content-Type": "application/octet-stream"}
+        try:
+            response = self._session.post(
+                f"{self.url}/score", params=query, data=data, headers=headers, timeout=self._deadline_s + GRACE_S
+            )
+        except requests.RequestException as error:
+            return _Refused("no_connection", f"{self.url} does not answer: {error}")
+        if not response.ok:
+            return _refusal(response)
+        try:
+            (answer,) = response.json()
+            return dict(answer, boxes=answer["boxes"])
+        except (ValueError, TypeError, KeyError):
+            raise ScoringError(
+                "not_this_service", f"{self.url} did not answer as this service does.", response.status_code
+            ) from None
+
+
+class _Refused(ScoringError):
+    retry_after_s: float = 0.0
+
+
+def _refusal(response: requests.Response) -> _Refused:
+    try:
+        said = response.json()
+        refused = _Refused(str(said["code"]), str(said["message"]), response.status_code)
+    except (ValueError, TypeError, KeyError):
+        refused = _Refused("error", f"The answer was {response.status_code} {response.reason}.", response.status_code)
+    after = response.headers.get("retry-after", "")
+    refused.retry_after_s = float(after) if after.isdecimal() else 0.0
+    return refused
+
+
+def _file_bytes(photo: Photo) -> bytes:
+    if isinstance(photo, bytes):
+        return photo
+    if isinstance(photo, Image.Image):
+        file = io.BytesIO()
+        photo.save(file, "PNG")
+        return file.getvalue()
+    return Path(photo).read_bytes()
+
+
+def _size_of(data: bytes) -> tuple[int, int]:
+    """Width and height of a photo, upright; (0, 0) where Pillow cannot read it."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            turned = image.getexif().get(0x0112, 1) >= 5
+            return (image.height, image.width) if turned else image.size
+    except (OSError, ValueError):
+        return (0, 0)

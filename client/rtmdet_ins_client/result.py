@@ -1,0 +1,139 @@
+"""What was found in a photo, and the forms that others want it in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageDraw, ImageOps
+
+if TYPE_CHECKING:
+    import supervision
+
+COLOURS = ("#2f9bff", "#e6f24a", "#c322e8", "#33e88f", "#f2744a", "#1d1dff", "#7be81f", "#f23fb0")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One object. Coordinates are fractions of the photo's width and height, 0..1.
+
+    Args:
+        label: class name.
+        score: 0..1.
+        box: x1, y1, x2, y2.
+        polygon: outer rings, largest first; each x1 y1 x2 y2 …
+        holes: rings of holes, where `holes="rings"` asked for them.
+        rle: COCO run lengths at the photo's size, where `mask_format="rle"` asked for them.
+    """
+
+    label: str
+    score: float
+    box: tuple[float, float, float, float]
+    polygon: list[list[float]]
+    holes: list[list[float]]
+    rle: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The objects of one photo.
+
+    Args:
+        objects: highest score first.
+        size: width and height of the upright photo, pixels.
+        error: why it could not be scored (from `Client.score_many`); then there are no objects.
+    """
+
+    objects: list[Found]
+    size: tuple[int, int]
+    error: Exception | None = None
+
+    @classmethod
+    def from_answer(cls, answer: Mapping[str, Any], size: tuple[int, int]) -> Result:
+        """Of the service's object for one image, `{"boxes": […]}`."""
+        return cls([_found(item) for item in answer["boxes"]], size)
+
+    def to_coco(self, image_id: int, category_ids: Mapping[str, int]) -> list[dict[str, Any]]:
+        """As COCO results: bbox x y width height and polygons in pixels (or RLE), score, category.
+
+        Args:
+            category_ids: of each label; objects of other labels are left out.
+        """
+        return [
+            {
+                "image_id": image_id,
+                "category_id": category_ids[item.label],
+                "bbox": _xywh(self._pixels(item.box)),
+                "segmentation": item.rle or [self._pixels(ring) for ring in item.polygon],
+                "score": item.score,
+            }
+            for item in self.objects
+            if item.label in category_ids
+        ]
+
+    def to_supervision(self) -> supervision.Detections:
+        """As `supervision.Detections`, with masks; class names stand in `data["class_name"]`."""
+        import numpy as np
+        import supervision as sv
+
+        if not self.objects:
+            return sv.Detections.empty()
+        names = sorted({item.label for item in self.objects})
+        return sv.Detections(
+            xyxy=np.array([self._pixels(item.box) for item in self.objects], np.float32),
+            mask=np.array([np.asarray(self._mask(item), bool) for item in self.objects]),
+            confidence=np.array([item.score for item in self.objects], np.float32),
+            class_id=np.array([names.index(item.label) for item in self.objects]),
+            data={"class_name": np.array([item.label for item in self.objects])},
+        )
+
+    def draw(self, photo: str | Path | Image.Image) -> Image.Image:
+        """A copy of the photo with outlines, labels and scores. (The service draws, too: `Accept: image/png`.)"""
+        image = photo if isinstance(photo, Image.Image) else Image.open(photo)
+        picture = ImageOps.exif_transpose(image).convert("RGB")
+        sized = Result(self.objects, picture.size)
+        for place, item in reversed(list(enumerate(self.objects))):
+            colour = COLOURS[place % len(COLOURS)]
+            tint = Image.new("RGB", picture.size, colour)
+            picture = Image.composite(Image.blend(picture, tint, 0.4), picture, sized._mask(item))
+            _outline(picture, sized, item, colour)
+        return picture
+
+    def _pixels(self, fractions: list[float] | tuple[float, ...]) -> list[float]:
+        width, height = self.size
+        return [value * (height if place % 2 else width) for place, value in enumerate(fractions)]
+
+    def _mask(self, item: Found) -> Image.Image:
+        """White inside, black outside and in holes, of the photo's size."""
+        mask = Image.new("L", self.size)
+        draw = ImageDraw.Draw(mask)
+        for rings, value in ((item.polygon, 255), (item.holes, 0)):
+            for ring in rings:
+                draw.polygon(self._pixels(ring), fill=value)
+        return mask
+
+
+def _outline(picture: Image.Image, result: Result, item: Found, colour: str) -> None:
+    draw = ImageDraw.Draw(picture)
+    width = max(round(min(picture.size) / 240), 2)
+    for ring in (*item.polygon, *item.holes):
+        points = result._pixels(ring)
+        draw.line([*points, *points[:2]], fill=colour, width=width, joint="curve")
+    left, top, *_ = result._pixels(item.box)
+    text = f"{item.label} {item.score:.0%}"
+    place = (left, max(top - 14, 0))
+    draw.rectangle(draw.textbbox(place, text), fill=colour)
+    draw.text(place, text, fill="black")
+
+
+def _found(item: Mapping[str, Any]) -> Found:
+    box = item["box"]
+    corners = (box["topX"], box["topY"], box["bottomX"], box["bottomY"])
+    return Found(item["label"], item["score"], corners, item["polygon"], item.get("holes") or [], item.get("rle"))
+
+
+def _xywh(xyxy: list[float]) -> list[float]:
+    left, top, right, bottom = xyxy
+    return [left, top, right - left, bottom - top]
