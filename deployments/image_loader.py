@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +46,8 @@ ORDINARY_MAX_PIXELS = 16_000_000
 """Larger images that are decoded at full size wait for each other. 40 megapixels of one colour are 30 bytes of WebP, and take 1 s."""
 MAX_FAILED_STARTS = 2
 """One may be chance: a machine that was short of memory for a moment."""
+DRAWN_PX = 2048
+"""Longest side of a picture in an answer; larger photos are scaled down."""
 
 
 @serve.deployment(max_ongoing_requests=64, max_queued_requests=512)
@@ -88,6 +92,7 @@ class ImageLoader:
             Each task with its pixels, or why they cannot be had: FetchError, ImageError, LimitExceeded, DeadlineExceeded,
             StageFailed, and RetryAlone for one that should come again on its own (a large image that came so is decoded here).
         """
+        photos: dict[int, NDArray[np.uint8]] = {}
         alone = len(tasks) == 1 or self._always_alone
         shared = None if alone else SharedDecoding(self._count)
 
@@ -96,13 +101,24 @@ class ImageLoader:
                 data = await self._fetch(image, task.context.deadline) if isinstance(image, str) else image
             loop, request_id = asyncio.get_running_loop(), task.context.request_id
             try:
-                return await loop.run_in_executor(self._threads, self._decode, data, shared, request_id, clock)
+                loaded = await loop.run_in_executor(self._threads, self._decode, data, shared, request_id, clock)
             except LargeImage as error:
                 if not task.alone:
                     raise RetryAlone(f"{error.message} It is decoded in a call of its own.") from error
-                return await loop.run_in_executor(self._large_thread, self._decode_large, data, request_id, clock)
+                loaded = await loop.run_in_executor(self._large_thread, self._decode_large, data, request_id, clock)
+            if task.options.draws:  # one at a time, as it is decoded at full size
+                photos[id(task)] = await loop.run_in_executor(self._large_thread, self._photo, data, loaded, clock)
+            return loaded
 
-        return await self._stage.each(load_one, tasks)
+        done = await self._stage.each(load_one, tasks)
+        return [replace(after, photo=photos.get(id(before))) for before, after in zip(tasks, done, strict=True)]
+
+    def _photo(self, data: bytes | NDArray[np.uint8], loaded: LoadedImage, clock: Clock) -> NDArray[np.uint8]:
+        """What is drawn on, BGR: as large as it is, up to DRAWN_PX. The time counts as decoding, too."""
+        size, began = min(max(loaded.letterbox.original_hw), DRAWN_PX), time.perf_counter()
+        photo = self._decoders.load(data, size=size) if isinstance(data, bytes) else load_image(data, self._limits, size)
+        clock.add("decode", clock.timings_ms["decode"] / 1e3 + time.perf_counter() - began)
+        return photo.pixels
 
     async def _fetch(self, text: str, deadline: float) -> bytes:
         source = parse_source(text, self._limits.max_bytes)

@@ -22,7 +22,7 @@ from deployments.params import ScoreParams, check_image_count, parse_params
 from deployments.probe import PROBE_IMAGE
 from deployments.scoring import ScoringGraph
 from deployments.settings import Settings
-from deployments.task import ImageInput, RequestContext, ScoreOptions
+from deployments.task import AnswerForm, ImageInput, RequestContext, ScoreOptions
 from pipeline.errors import ImageFault, InvalidRequest, Overloaded, ServiceError, quoted
 from pipeline.inference.engine import ModelInfo
 from pipeline.types import Answer, DetectOptions, OutlineOptions, ScoredImage
@@ -82,11 +82,11 @@ class Ingress:
             ServiceError: the same codes as over HTTP.
         """
         checked = parse_params(params)
-        answers = await self.score_images(images, checked, self.context(timeout_s, request_id), encoded=False)
+        answers = await self.score_images(images, checked, self.context(timeout_s, request_id), answer_as="objects")
         return [answer if isinstance(answer, ScoredImage) else _faulty(answer) for answer in answers]
 
     async def score_images(
-        self, images: Sequence[ImageInput], params: ScoreParams, context: RequestContext, *, encoded: bool
+        self, images: Sequence[ImageInput], params: ScoreParams, context: RequestContext, *, answer_as: AnswerForm
     ) -> list[Answer | ImageFault]:
         """Admit and score; what both doors share.
 
@@ -96,7 +96,7 @@ class Ingress:
         """
         began = time.perf_counter()
         try:
-            options = self.score_options(params, encoded)
+            options = self.score_options(params, answer_as)
             if not images:
                 return []
             check_image_count(len(images), self._limits.max_images_per_request)
@@ -142,7 +142,7 @@ class Ingress:
         timeout_s = self._limits.timeout_s if timeout_s is None else min(timeout_s, self._limits.timeout_s)
         return RequestContext(request_id or str(uuid.uuid4()), time.time() + timeout_s, caller)
 
-    def score_options(self, params: ScoreParams, encoded: bool) -> ScoreOptions:
+    def score_options(self, params: ScoreParams, answer_as: AnswerForm) -> ScoreOptions:
         """Fill the server's defaults into a request's params.
 
         Raises:
@@ -164,7 +164,7 @@ class Ingress:
                 closed=params.closed,
             ),
             isolate=params.on_error == "isolate",
-            encoded=encoded,
+            answer_as=answer_as,
         )
 
     def _label_indices(self, labels: Sequence[str]) -> frozenset[int]:
@@ -190,7 +190,7 @@ class Ingress:
             raise error
 
     async def _probe(self, timeout_s: float) -> ServiceError | None:
-        options = self.score_options(ScoreParams(), encoded=True)
+        options = self.score_options(ScoreParams(), "json")
         try:
             await self._graph.probe(PROBE_IMAGE, options, self.context(timeout_s, "readiness-probe"))
         except ServiceError as error:

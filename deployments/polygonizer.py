@@ -1,13 +1,17 @@
-"""Polygonizer: instances in, outlines out, as typed objects or as the JSON of the answer. CPU; scales on its own."""
+"""Polygonizer: instances in, outlines out, as typed objects, as the JSON of the answer or drawn. CPU; scales on its own."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 from ray import serve
 
 from deployments.metrics import ObjectMetrics
@@ -15,8 +19,11 @@ from deployments.settings import PolygonizerSettings
 from deployments.stage import Clock, Stage
 from deployments.task import ImageTask
 from pipeline.errors import ServiceError
+from pipeline.masks.draw import draw_overlay, picture_to_file
 from pipeline.masks.encode import instances_to_objects, objects_to_json, split_instances, warm_up
-from pipeline.types import Answer, EncodedImage, Instances, OutlineOptions, ScoredImage, SegmentedObject
+from pipeline.types import Answer, DrawnImage, EncodedImage, Instances, OutlineOptions, ScoredImage, SegmentedObject
+
+Result = TypeVar("Result")
 
 
 @serve.deployment(max_ongoing_requests=32, max_queued_requests=512)
@@ -48,12 +55,22 @@ class Polygonizer:
         with clock.measure("polygonize"):
             objects = await self._objects(instances, task.options.outline)
             self._metrics.image(len(objects))
-            return EncodedImage(objects_to_json(objects)) if task.options.encoded else ScoredImage(objects)
+            if task.options.draws and task.photo is not None:
+                return await self._run(_draw, task.photo, objects, task.options.answer_as)
+            return ScoredImage(objects) if task.options.answer_as == "objects" else EncodedImage(objects_to_json(objects))
 
     async def _objects(self, instances: Instances, options: OutlineOptions) -> list[SegmentedObject]:
-        loop, parts = asyncio.get_running_loop(), split_instances(instances, self._thread_count)
-        work = (loop.run_in_executor(self._threads, instances_to_objects, part, self._classes, options) for part in parts)
+        parts = split_instances(instances, self._thread_count)
+        work = (self._run(instances_to_objects, part, self._classes, options) for part in parts)
         return list(itertools.chain.from_iterable(await asyncio.gather(*work)))
+
+    async def _run(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+
+def _draw(photo: NDArray[np.uint8], objects: Sequence[SegmentedObject], form: str) -> DrawnImage:
+    picture = draw_overlay(Image.fromarray(photo[..., ::-1]), objects)
+    return DrawnImage(picture_to_file(picture, form), f"image/{form}")
 
 
 def _answer(task: ImageTask[Answer]) -> Answer | ServiceError:

@@ -96,8 +96,8 @@ class ScoringGraph:
     async def _score_admitted(
         self, images: Sequence[ImageInput], options: ScoreOptions, context: RequestContext, places: Sequence[Place]
     ) -> list[Answer | ImageFault]:
-        tasks = [
-            asyncio.create_task(self._score_one(ImageTask(image, options, context), place))
+        tasks = [  # where it is drawn on, the pixels of an image's photo travel with it: alone
+            asyncio.create_task(self._score_one(ImageTask(image, options, context, alone=options.draws), place))
             for image, place in zip(images, places, strict=True)
         ]
         try:

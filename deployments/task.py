@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ Result = TypeVar("Result")
 
 ImageInput = str | bytes | NDArray[np.uint8]
 """An image as callers give it: base64 text or URL, encoded bytes, or (H, W, 3) uint8 RGB / (H, W) grey pixels."""
+
+
+AnswerForm = Literal["objects", "json", "png", "jpeg"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +60,18 @@ class ScoreOptions:
         detect: which instances are kept.
         outline: how their masks are written.
         isolate: a bad image gets an error of its own instead of failing the request.
-        encoded: answers as JSON bytes (EncodedImage) rather than objects (ScoredImage).
+        answer_as: ScoredImage, EncodedImage, or DrawnImage as PNG or JPEG.
     """
 
     detect: DetectOptions
     outline: OutlineOptions
     isolate: bool = False
-    encoded: bool = False
+    answer_as: AnswerForm = "objects"
+
+    @property
+    def draws(self) -> bool:
+        """Whether the answer is a picture."""
+        return self.answer_as in ("png", "jpeg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +83,7 @@ class ImageTask(Generic[Payload]):
         options: of its request.
         context: of its request.
         timings_ms: milliseconds by stage so far.
+        photo: (H, W, 3) uint8 BGR, to draw on, only where the answer is a picture; at most the image's own size.
         alone: it is sent in calls of its own, so that it may take its time.
     """
 
@@ -82,8 +91,9 @@ class ImageTask(Generic[Payload]):
     options: ScoreOptions
     context: RequestContext
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+    photo: NDArray[np.uint8] | None = None
     alone: bool = False
 
     def after(self, payload: Result | ServiceError, timings_ms: Mapping[str, float]) -> ImageTask[Result]:
         """The task after a stage: with that stage's result, or error, and its timings added."""
-        return ImageTask(payload, self.options, self.context, {**self.timings_ms, **timings_ms}, self.alone)
+        return ImageTask(payload, self.options, self.context, {**self.timings_ms, **timings_ms}, self.photo, self.alone)

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from jobs.third_party import known_warnings_ignored  # isort: skip  (before mmdet)
 
-import itertools
-import math
 import os
 import signal
 import sys
@@ -27,7 +25,6 @@ import torch
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.training import hooks, precision
 from jobs.training.allocator import keep_freed_memory
-from jobs.training.batch_norm import restore_batch_norms
 from jobs.training.console import ConciseRunner, too_little_movement
 from jobs.training.initial_weights import load_what_fits
 from jobs.training.interruption import StopOnSignal, end_loaders, ending_on_signals
@@ -136,11 +133,6 @@ def prepare_network(runner: Any, settings: FinetuneSettings, spec: ModelSpec, st
         print("The network starts from random weights, which takes far more photos and epochs.", flush=True)
     if not settings.resume and (note := too_little_movement(settings.lr, runner.cfg.train_cfg.max_iters, fresh)):
         print(note, flush=True)
-    if settings.restore_batch_norm:
-        batches = math.ceil(settings.restore_batch_norm / settings.batch_size)
-        here = runner.cfg.train_dataloader | {"num_workers": 0, "persistent_workers": False}
-        loader = runner.build_dataloader(here, seed=settings.seed)
-        print(f"{restore_batch_norms(network, itertools.islice(loader, batches))} batch norms restored.", flush=True)
     trained = hooks.freeze(network, settings.freeze)
     hooks.check_layers(network, "--fix-batch-norm", settings.fix_batch_norm, batch_norms=True)
     print(f"{spec.name}: {trained:,} of {sum(p.numel() for p in network.parameters()):,} parameters train.", flush=True)

@@ -30,7 +30,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
-from jobs.annotations.outlines import outline_to_rle
+from jobs.annotations.outlines import outline_to_rings, outline_to_rle
 from jobs.annotations.report import STRICT_HELP
 from jobs.command_line import cli_errors, count
 from jobs.evaluation.metrics_voc import FALSE_POSITIVE, Objects, by_image_and_label, match
@@ -120,21 +120,25 @@ def sheets_of_predictions(source: str, preds: Path, most: int | None = None) -> 
     return sheets, left_out
 
 
-def sheets_of_annotations(annotations: Annotations, most: int | None = None) -> list[Sheet]:
-    """What is annotated, in the order of the file; of `most` photos."""
+def sheets_of_annotations(annotations: Annotations, most: int | None = None, *, even_odd: bool = False) -> list[Sheet]:
+    """What is annotated, in the order of the file.
+
+    Args:
+        most: photos; None takes all.
+        even_odd: the annotations were read for training, so that a ring within another is a hole.
+    """
     document = json.loads(annotations.coco_json.read_text())
     names = _label_names(document)
     real: dict[int, Objects] = {image["id"]: [] for image in document["images"]}
     for entry in document["annotations"]:
         real[entry["image_id"]].append(entry)
-    return [
-        Sheet(
-            image["file_name"],
-            annotations.images / image["file_name"],
-            (Panel([_to_object(entry, names, image) for entry in real[image["id"]]], _annotated_tags(real[image["id"]], names)),),
-        )
-        for image in document["images"][:most]
-    ]
+    sheets = []
+    for image in document["images"][:most]:
+        entries = real[image["id"]]
+        objects = [_to_object(entry, names, image, even_odd=even_odd) for entry in entries]
+        panel = Panel(objects, _annotated_tags(entries, names))
+        sheets.append(Sheet(image["file_name"], annotations.images / image["file_name"], (panel,)))
+    return sheets
 
 
 def sheets_of_comparison(
@@ -199,14 +203,15 @@ def _annotated_tags(real: Objects, names: dict[int, str]) -> list[str]:
     return [names[entry["category_id"]] + (" (crowd)" if entry.get("iscrowd") else "") for entry in real]
 
 
-def _to_object(entry: dict[str, Any], names: dict[int, str], image: dict[str, Any]) -> SegmentedObject:
+def _to_object(entry: dict[str, Any], names: dict[int, str], image: dict[str, Any], *, even_odd: bool = False) -> SegmentedObject:
     """A COCO annotation or result, pixels, as an object in fractions; annotations have the score 1."""
     size_wh = np.array([image["width"], image["height"]])
     left, top, width, height = entry["bbox"]
     x1, y1, x2, y2 = (np.array([left, top, left + width, top + height]) / [*size_wh, *size_wh]).tolist()
     outline, polygon, rle = entry["segmentation"], [], None
     if isinstance(outline, list):
-        polygon = [(np.reshape(ring, (-1, 2)) / size_wh).ravel().tolist() for ring in outline]
+        rings = outline if even_odd else outline_to_rings(outline, (image["height"], image["width"]))
+        polygon = [(np.reshape(ring, (-1, 2)) / size_wh).ravel().tolist() for ring in rings]
     else:
         rle = outline_to_rle(outline, (image["height"], image["width"]))
     return SegmentedObject((x1, y1, x2, y2), names[entry["category_id"]], entry.get("score", 1.0), polygon, rle=rle)

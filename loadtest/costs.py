@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -25,6 +26,7 @@ import requests
 
 from deployments.detector import engine_options
 from deployments.settings import EMBEDDED_MODEL
+from jobs.command_line import CommandFault
 from loadtest.engine_alone import measure_engine
 from loadtest.local_service import SHIPPED_CONFIG, Change, LocalService, local_service, title_of
 from loadtest.machine import describe_machine
@@ -226,6 +228,20 @@ def as_table(costs: Costs) -> str:
         f"{costs.images_per_s:.1f} images/s; bytes: " + ", ".join(f"{hop} {size:,}" for hop, size in costs.hop_bytes.items())
     )
     return "\n".join(rows)
+
+
+def read_costs(path: Path) -> tuple[Costs, dict[str, Any]]:
+    """What `python -m loadtest costs --output` wrote, and the machine it was measured on.
+
+    Raises:
+        CommandFault: the file holds something else.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        fields = document["costs"]
+        return Costs(**fields | {"engine_ms": [(batch, ms) for batch, ms in fields["engine_ms"]]}), document["machine"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CommandFault(f"{path} holds no costs; `python -m loadtest costs --output FILE` measures them") from error
 
 
 def run(args: argparse.Namespace) -> int:

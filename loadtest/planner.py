@@ -2,10 +2,12 @@
 
     python -m loadtest costs --output costs.json
     python -m loadtest plan --costs costs.json --rate 200 --p99-ms 250 --step-ms 12,4 --max-batch 32
+    python -m loadtest plan --costs costs.json --config serve_config.gpu.yaml --step-ms 2.5,1.28
     python -m loadtest plan --costs costs.json --check 1 2 4
 
 `--step-ms BASE,PER_IMAGE` is a pass of the network on your accelerator: BASE + PER_IMAGE x batch milliseconds (assumed; measure it
-with `make bench`); without it the engine of costs.json runs on CPUs. `--check` runs the service with simulated detectors of a stated step
+with `make bench`); without it the engine of costs.json runs on CPUs. `--config` tells what rate each part of
+a file allows at these costs (serve_app/capacity.py). `--check` runs the service with simulated detectors of a stated step
 and compares its images/s with what is predicted here.
 
 The model, deliberately small:
@@ -19,45 +21,23 @@ The model, deliberately small:
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import math
 import sys
-import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from deployments.settings import GroupSettings
-from jobs.command_line import CommandFault
-from loadtest.costs import DECODERS, DETECTOR, Costs
-from loadtest.local_service import local_service
-from loadtest.openloop import Client, run_single_stream
-from loadtest.photos import photos_from
-from loadtest.scenarios import Setup, run_offline
-from loadtest.traffic import request_bodies
+from loadtest.costs import DECODERS, DETECTOR, Costs, read_costs
+from loadtest.plan_check import check
+from pipeline.errors import ServiceError
+from serve_app.capacity import StageCosts, Step, as_lines
+from serve_app.config_file import applications_in
 
 P99_OF_EXPONENTIAL = math.log(100)
 CPU_STAGES = ("Ingress", "ImageLoader", "Polygonizer")
 GROUP_IMAGES = GroupSettings().max_images
-CHECK_STEP = (150.0, 30.0)
-"""Milliseconds of the simulated step in a check: 21 images/s a detector at batch 8, so that two of them leave two CPUs some room."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A pass of the network: `base_ms` + `per_image_ms` x batch; both not negative, not both 0."""
-
-    base_ms: float
-    per_image_ms: float
-
-    def ms(self, batch: int) -> float:
-        """Milliseconds of a pass over `batch` images."""
-        return self.base_ms + self.per_image_ms * batch
-
-    def per_s(self, batch: int) -> float:
-        """Images a second of a detector that always runs `batch` images."""
-        return batch / self.ms(batch) * 1e3
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +153,7 @@ def usual_batch(step: Step, rate_per_s: float, most: int) -> int:
 
 
 def predicted_per_s(
-    costs: Costs, step: Step, detectors: int, batch: int, cores: int, client_ms: float = 0.0
+    costs: Costs, cores: int, step: Step, detectors: int, batch: int, client_ms: float = 0.0
 ) -> tuple[float, str]:
     """Images/s at most on one machine, and what limits: detectors that sleep, or the machine's CPUs.
 
@@ -224,52 +204,16 @@ def as_table(plan_: Plan, step: Step, assumed: bool) -> str:
     return "\n".join(rows)
 
 
-def check(costs: Costs, detectors: int, cores: int) -> dict[str, Any]:
-    """Run the service with simulated detectors and measure offline images/s beside the prediction; the client's CPU is told apart."""
-    step, batch = Step(*CHECK_STEP), 8
-
-    def simulate(document: dict[str, Any]) -> None:
-        (application,) = document["applications"]
-        application["args"]["detector"] |= {
-            "engine": "simulated",
-            "simulated": {"base_ms": step.base_ms, "per_image_ms": step.per_image_ms, "instances": 2},
-        }
-        application["args"]["ingress"]["groups"] |= {"max_in_flight": max(2, 2 * detectors)}
-        for deployment in application["deployments"]:
-            if deployment["name"] == DETECTOR:
-                deployment |= {"num_replicas": detectors, "ray_actor_options": {"num_cpus": 0.1}}
-
-    async def measure(url: str) -> tuple[float, float]:
-        async with Client(url, request_bodies(photos_from(None, size_wh=(640, 480)), 1)) as client:
-            await run_single_stream(client, 3.0)
-            images, before_s = 100 * detectors, time.process_time()
-            result = await run_offline(client, Setup(offline_images=images), lambda line: print(line, file=sys.stderr))
-            return float(result["summary"]["images_per_s"]), (time.process_time() - before_s) / images * 1e3
-
-    with local_service(change=simulate) as service:
-        measured, client_ms = asyncio.run(measure(service.url))
-    predicted, limit = predicted_per_s(costs, step, detectors, batch, cores, client_ms)
-    return {
-        "detectors": detectors,
-        "predicted_per_s": predicted,
-        "limit": limit,
-        "measured_per_s": measured,
-        "client_cpu_ms": client_ms,
-    }
+def stage_costs(costs: Costs, fetch_ms: float) -> StageCosts:
+    """Measured costs as `serve_app.capacity` takes them."""
+    loader_ms, decode_ms = (costs.net_cpu_ms.get(part, 0.0) for part in ("ImageLoader", DECODERS))
+    return StageCosts(cpu_ms(costs, "Ingress"), loader_ms, decode_ms, cpu_ms(costs, "Polygonizer"), fetch_ms)
 
 
-def read_costs(path: Path) -> tuple[Costs, dict[str, Any]]:
-    """What `python -m loadtest costs --output` wrote, and the machine it was measured on.
-
-    Raises:
-        CommandFault: the file holds something else.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        fields = document["costs"]
-        return Costs(**fields | {"engine_ms": [(batch, ms) for batch, ms in fields["engine_ms"]]}), document["machine"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CommandFault(f"{path} holds no costs; `python -m loadtest costs --output FILE` measures them") from error
+def print_chain(config: Path, costs: Costs, step: Step, fetch_ms: float) -> None:
+    """What rate each part of a configuration allows at these costs, and the narrowest."""
+    for settings, deployments in applications_in(config):
+        print(*as_lines(settings, deployments, stage_costs(costs, fetch_ms), step), sep="\n")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -281,7 +225,7 @@ def run(args: argparse.Namespace) -> int:
         )
         return 2
     if args.check:
-        rows = [check(costs, detectors, machine["cores"]) for detectors in args.check]
+        rows = [check(count, partial(predicted_per_s, costs, machine["cores"])) for count in args.check]
         print("detectors  predicted/s  limited by  measured/s")
         for row in rows:
             print(f"{row['detectors']:9} {row['predicted_per_s']:12.1f}  {row['limit']:10} {row['measured_per_s']:11.1f}")
@@ -289,10 +233,16 @@ def run(args: argparse.Namespace) -> int:
         return 0
     try:
         step = args.step_ms or engine_step(costs)
+        if args.config:
+            print_chain(args.config, costs, step, args.fetch_ms)
+            return 0
         result = plan(costs, step, Wish(args.rate, args.p99_ms, args.max_batch, args.utilisation))
     except BoundTooTight as error:
         print(error, file=sys.stderr)
         return 1
+    except ServiceError as error:
+        print(f"{args.config}: {error}", file=sys.stderr)
+        return 2
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -320,6 +270,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--step-ms", type=_step, metavar="BASE,PER_IMAGE", help="of your accelerator (default: the engine of costs.json)"
     )
+    parser.add_argument("--config", type=Path, help="a serve_config.yaml: what rate each part of it allows, and the narrowest")
+    parser.add_argument("--fetch-ms", type=float, default=StageCosts().fetch_ms, help="of a URL's host (default: %(default)s)")
     parser.add_argument("--max-batch", type=int, default=32)
     parser.add_argument("--utilisation", type=float, default=0.7, help="at most (default: %(default)s)")
     parser.add_argument(

@@ -199,5 +199,20 @@ class EncodedImage:
     timings_ms: Mapping[str, float] = field(default_factory=dict)
 
 
-Answer = ScoredImage | EncodedImage
+@dataclass(frozen=True, slots=True)
+class DrawnImage:
+    """The answer for one image as a picture: the photo with its objects drawn on it.
+
+    Args:
+        data: an image file.
+        media_type: of it, such as image/png.
+        timings_ms: as in ScoredImage.
+    """
+
+    data: bytes
+    media_type: str
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+Answer = ScoredImage | EncodedImage | DrawnImage
 """One image's answer: objects for Python callers, bytes for HTTP."""

@@ -9,7 +9,7 @@ import orjson
 from starlette.responses import Response
 
 from pipeline.errors import ImageFault, Overloaded, ServiceError, Unauthorized
-from pipeline.types import Answer, EncodedImage
+from pipeline.types import Answer, DrawnImage, EncodedImage
 
 STAGES = ("wait", "fetch", "decode", "queue", "detect", "polygonize", "encode")
 """Names of the `server-timing` entries, in the order an image passes them. `queue` is the Detector's batcher; `wait` is what no stage
@@ -24,17 +24,29 @@ def score_response(answers: Sequence[Answer | ImageFault], took_ms: float) -> Re
     """
     began = time.perf_counter()
     body = b"[" + b",".join(_image_json(answer) for answer in answers) + b"]"
-    worked_ms = max((sum(answer.timings_ms.values()) for answer in answers if isinstance(answer, EncodedImage)), default=0.0)
-    around = {"wait": max(took_ms - worked_ms, 0.0), "encode": (time.perf_counter() - began) * 1e3}
-    timings_ms = slowest_ms(answers) | around
+    timings_ms = _timings_ms(answers, took_ms) | {"encode": (time.perf_counter() - began) * 1e3}
     return Response(body, media_type="application/json", headers={"server-timing": server_timing(timings_ms)})
+
+
+def picture_response(answers: Sequence[Answer | ImageFault], took_ms: float) -> Response:
+    """The 200 answer as a picture of its one image; `took_ms` as in `score_response`."""
+    (picture,) = answers
+    if not isinstance(picture, DrawnImage):
+        raise TypeError(f"a picture was asked for, got {type(picture).__name__}")
+    headers = {"server-timing": server_timing(_timings_ms(answers, took_ms)), "vary": "accept"}
+    return Response(picture.data, media_type=picture.media_type, headers=headers)
+
+
+def _timings_ms(answers: Sequence[Answer | ImageFault], took_ms: float) -> dict[str, float]:
+    worked_ms = max((sum(answer.timings_ms.values()) for answer in answers if not isinstance(answer, ImageFault)), default=0.0)
+    return slowest_ms(answers) | {"wait": max(took_ms - worked_ms, 0.0)}
 
 
 def slowest_ms(answers: Iterable[Answer | ImageFault]) -> dict[str, float]:
     """Milliseconds of each stage, of the image that was slowest in it (images of one request run side by side)."""
     slowest: dict[str, float] = {}
     for answer in answers:
-        if isinstance(answer, EncodedImage):
+        if not isinstance(answer, ImageFault):
             for stage, ms in answer.timings_ms.items():
                 slowest[stage] = max(ms, slowest.get(stage, 0.0))
     return slowest

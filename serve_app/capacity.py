@@ -13,9 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ray.serve.config import AutoscalingConfig
-
 from deployments.settings import Settings
+from serve_app.config_relations import replicas
 
 STAGES = ("Ingress", "ImageLoader", "Detector", "Polygonizer")
 NETWORK = "network (Detector)"
@@ -115,18 +114,6 @@ def rates(
     calls = rate("calls in flight", ingress, images / call_s, "args.ingress.groups.max_in_flight")
     urls = rate("URLs in flight", ingress, settings.ingress.max_urls_in_flight / url_s, "args.ingress.max_urls_in_flight")
     return [*stages, calls], [*stages, urls]
-
-
-def replicas(deployment: Mapping[str, Any]) -> tuple[int, int]:
-    """Fewest and most replicas, as Ray reads them: `num_replicas: auto` is autoscaling with other defaults."""
-    given = deployment.get("autoscaling_config") or {}
-    if deployment.get("num_replicas") == "auto":
-        given = AutoscalingConfig.default().model_dump(exclude_unset=True) | given
-    if given:
-        scaled = AutoscalingConfig.model_validate(given)
-        return scaled.min_replicas, scaled.max_replicas
-    count = deployment.get("num_replicas") or 1
-    return count, count
 
 
 def narrowest(chain: list[Rate], *, most: bool) -> Rate:

@@ -13,22 +13,19 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from ray.serve._private.constants import DEFAULT_HTTP_PORT
-from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import HTTPOptionsSchema, ServeDeploySchema
 
-from deployments.detector import Detector
-from deployments.image_loader import ImageLoader
-from deployments.ingress import Ingress
 from deployments.settings import Settings
 from pipeline.errors import ConfigurationError
 from pipeline.model.zoo import CHECKPOINT_SUFFIXES, locate, official_urls
-from serve_app.body import BODIES_COMING
-from serve_app.capacity import StageCosts, as_lines, step_of
+from serve_app.capacity import STAGES, StageCosts, as_lines, step_of
+from serve_app.config_keys import check_keys, validated
+from serve_app.config_relations import check_relations
 from serve_app.exposure import check_certificates, check_exposure
 
 BUILDER = "serve_app.app:build_app"
@@ -39,7 +36,6 @@ HAPROXY_PORTS = {
 }
 """Environment variables of Ray Serve and their defaults. The last is where HAProxy sends requests while there is no Ingress. Ray shares
 that port: of two services on one machine, one would answer for the other, past its keys."""
-STAGES = ("Ingress", "ImageLoader", "Detector", "Polygonizer")
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -63,12 +59,25 @@ def read_document(path: Path) -> Any:
 
 def check_document(document: Any) -> list[Settings]:
     """As `check_config`, of what a file holds."""
-    _check_keys(document, ServeDeploySchema, "")
-    schema = _validated(ServeDeploySchema, document, "")
+    check_keys(document, ServeDeploySchema, "")
+    schema = validated(ServeDeploySchema, document, "")
     ours = [app for app in schema.model_dump(exclude_unset=True)["applications"] if _is_ours(app["import_path"])]
     if not ours:
         raise ConfigurationError(f"nothing to check: no application has import_path: {BUILDER}")
     return [_check_application(app, schema.http_options) for app in ours]
+
+
+def applications_in(path: Path) -> list[tuple[Settings, dict[str, dict[str, Any]]]]:
+    """Settings of each of our applications, and its deployments' entries by name.
+
+    Raises:
+        ConfigurationError: as `check_config`.
+    """
+    document = read_document(path)
+    settings = check_document(document)
+    ours = [app for app in document["applications"] if _is_ours(app["import_path"])]
+    entries = [{entry["name"]: entry for entry in app.get("deployments") or []} for app in ours]
+    return list(zip(settings, entries, strict=True))
 
 
 class _NoKeyTwice(yaml.SafeLoader):
@@ -92,8 +101,8 @@ def _is_ours(import_path: str) -> bool:
 
 
 def _check_application(app: dict[str, Any], http: HTTPOptionsSchema) -> Settings:
-    _check_keys(app.get("args") or {}, Settings, "args")
-    settings = _validated(Settings, app.get("args") or {}, "args")
+    check_keys(app.get("args") or {}, Settings, "args")
+    settings = validated(Settings, app.get("args") or {}, "args")
     _check_model(settings.model.name)
     entries = app.get("deployments") or []
     for entry in entries:
@@ -103,11 +112,7 @@ def _check_application(app: dict[str, Any], http: HTTPOptionsSchema) -> Settings
         names = [entry["name"] for entry in entries]
         twice = sorted(name for name in deployments if names.count(name) > 1)
         raise ConfigurationError(f"deployments: more than one entry for {', '.join(twice)}; Ray would lay them over one another")
-    _check_ongoing(deployments, settings)
-    _check_admission(deployments.get("Ingress", {}), settings)
-    _check_autoscaling(deployments, settings)
-    _check_urls(deployments, settings)
-    _check_timeout(http.request_timeout_s, settings)
+    check_relations(deployments, settings, http.request_timeout_s)
     check_exposure(http.host, settings.ingress.auth)
     check_certificates(http.ssl_certfile)
     return settings
@@ -126,127 +131,6 @@ def _check_model(name: str) -> None:
     """A typing error in a name would be found by a replica, which starts again and again."""
     if name not in official_urls() and Path(name).suffix not in CHECKPOINT_SUFFIXES:
         locate(name)
-
-
-def _check_admission(ingress: dict[str, Any], settings: Settings) -> None:
-    """What Ray does not let in waits without an answer, probes as well."""
-    ongoing, bounds = ingress.get("max_ongoing_requests", _default("Ingress")), settings.ingress
-    images = bounds.max_images_in_flight + bounds.max_urls + bounds.max_large_images
-    if ongoing <= images + BODIES_COMING:
-        raise ConfigurationError(
-            f"deployments[Ingress]: max_ongoing_requests ({ongoing}) must be above the images that args.ingress lets in ({images}: "
-            f"max_images_in_flight, max_urls, max_large_images) and {BODIES_COMING} bodies on their way in: requests beyond it wait "
-            "unanswered, health probes too, instead of being refused"
-        )
-
-
-def _check_urls(deployments: dict[str, dict[str, Any]], settings: Settings) -> None:
-    """Each URL holds a call at an ImageLoader for as long as its host takes: slow ones must not take all calls."""
-    if settings.layout == "together":
-        return
-    ingresses, loader = _replicas(deployments.get("Ingress", {}))[1], deployments.get("ImageLoader", {})
-    calls = max(_replicas(loader)[0], 1) * loader.get("max_ongoing_requests", _default("ImageLoader"))
-    if ingresses * settings.ingress.max_urls_in_flight >= calls:
-        raise ConfigurationError(
-            f"args.ingress.max_urls_in_flight ({settings.ingress.max_urls_in_flight}) at {ingresses} ingress replica(s) can take all "
-            f"{calls} calls that the ImageLoaders answer at a time (fewest replicas x max_ongoing_requests): slow URLs would hold up "
-            "every other image"
-        )
-
-
-def _replicas(deployment: dict[str, Any]) -> tuple[int, int]:
-    """Fewest and most replicas."""
-    if scaled := _autoscaling(deployment):
-        return scaled.min_replicas, scaled.max_replicas
-    count = deployment.get("num_replicas") or 1
-    return count, count
-
-
-def _autoscaling(deployment: dict[str, Any]) -> AutoscalingConfig | None:
-    """As Ray reads it: `num_replicas: auto` is autoscaling with other defaults."""
-    given = deployment.get("autoscaling_config") or {}
-    if deployment.get("num_replicas") == "auto":
-        given = AutoscalingConfig.default().model_dump(exclude_unset=True) | given
-    return _validated(AutoscalingConfig, given, f"deployments[{deployment['name']}].autoscaling_config") if given else None
-
-
-def _default(name: str) -> int:
-    """A deployment's max_ongoing_requests where the file does not give it."""
-    known: dict[str, Any] = {"Ingress": Ingress, "ImageLoader": ImageLoader, "Detector": Detector}
-    return int(known[name].max_ongoing_requests)
-
-
-def _check_ongoing(deployments: dict[str, dict[str, Any]], settings: Settings) -> None:
-    """A replica that batches must be handed two batches at once: one runs, the next gathers."""
-    name = "Ingress" if settings.layout == "together" else "Detector"
-    default = _default(name)
-    ongoing = deployments.get(name, {}).get("max_ongoing_requests", default)
-    needed = 2 * settings.detector.max_batch
-    if ongoing < needed:
-        raise ConfigurationError(
-            f"deployments[{name}]: max_ongoing_requests {ongoing} cannot fill batches of {settings.detector.max_batch}; "
-            f"at least {needed} is needed (its default is {default})"
-        )
-
-
-def _check_timeout(request_timeout_s: float | None, settings: Settings) -> None:
-    """Ray's own deadline is answered without our JSON, so it must come after ours."""
-    if request_timeout_s and settings.ingress.timeout_s >= request_timeout_s:
-        raise ConfigurationError(
-            f"http_options.request_timeout_s ({request_timeout_s:g}) must be above args.ingress.timeout_s "
-            f"({settings.ingress.timeout_s:g}): Ray would end a request before the service can answer it with 408"
-        )
-
-
-def _check_autoscaling(deployments: dict[str, dict[str, Any]], settings: Settings) -> None:
-    """A stage whose target is more calls than the ingresses ever have in flight would stay at its fewest replicas, in silence."""
-    scaled = {name: config for name, deployment in deployments.items() if (config := _autoscaling(deployment))}
-    ingresses = _replicas(deployments.get("Ingress", {}))[1]
-    groups = settings.ingress.groups
-    for name, wanted in scaled.items():
-        if name == "Ingress":
-            continue
-        target = wanted.get_target_ongoing_requests()
-        if ingresses * groups.max_in_flight <= target * (wanted.max_replicas - 1):
-            raise ConfigurationError(
-                f"deployments[{name}].autoscaling_config: {wanted.max_replicas} replicas are never reached: each is wanted for "
-                f"{target:g} calls (of up to {groups.max_images} images), and the ingresses have at most "
-                f"{ingresses} x {groups.max_in_flight} in flight. Raise args.ingress.groups.max_in_flight or lower target_ongoing_requests."
-            )
-
-
-def _check_keys(section: Any, model: type[BaseModel], place: str) -> None:
-    """Refuse keys that `model`, or the model of a section inside, does not know; what stands under them is for others to judge."""
-    here = place or "top level"
-    if not isinstance(section, dict):
-        raise ConfigurationError(f"{here}: expected a mapping, got {section!r}")
-    unknown = sorted(str(key) for key in section if key not in model.model_fields)
-    if unknown:
-        raise ConfigurationError(f"{here}: unknown key(s) {', '.join(unknown)}; known: {', '.join(sorted(model.model_fields))}")
-    for key, value in section.items():
-        inner = _model_in(model.model_fields[key].annotation)
-        below = f"{place}.{key}".lstrip(".")
-        if inner and isinstance(value, list):
-            for index, item in enumerate(value):
-                _check_keys(item, inner, f"{below}[{item.get('name', index) if isinstance(item, dict) else index}]")
-        elif inner and value is not None:
-            _check_keys(value, inner, below)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The model in an annotation such as `Optional[Union[Dict, AutoscalingConfig]]` or `List[DeploymentSchema]`."""
-    if isinstance(annotation, type):
-        return annotation if issubclass(annotation, BaseModel) else None
-    return next((model for model in map(_model_in, get_args(annotation)) if model), None)
-
-
-def _validated(model: type[Model], section: Any, place: str) -> Model:
-    try:
-        return model.model_validate(section)
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        where = ".".join(map(str, (place, *fault["loc"]))).strip(".")
-        raise ConfigurationError(f"{where}: {fault['msg']}") from error
 
 
 def check_ports(http: dict[str, Any]) -> None:
@@ -302,10 +186,7 @@ def main() -> int:
                 f"{path}: note: {absent} is not on this machine; it must be on every node that runs the service", file=sys.stderr
             )
     print(f"{path}: good; model {', '.join(settings.model.name for settings in applications)}")
-    for settings, app in zip(
-        applications, filter(lambda app: _is_ours(app["import_path"]), document["applications"]), strict=True
-    ):
-        deployments = {entry["name"]: entry for entry in app.get("deployments") or []}
+    for settings, deployments in applications_in(path):
         print(*as_lines(settings, deployments, StageCosts(), step_of(settings, deployments)), sep="\n")
     return 0
 

@@ -29,14 +29,14 @@ from starlette.types import ASGIApp
 from deployments.ingress import Ingress
 from deployments.settings import IngressSettings, Settings
 from pipeline.errors import InvalidRequest, RequestError, ServiceError, StageFailed, UnsupportedMediaType
-from serve_app.answers import error_response, score_response
+from serve_app.answers import error_response, picture_response, score_response
 from serve_app.body import BODIES_COMING, TIMEOUT_HEADER, BodyBudget, Hold, read_body, requested_timeout_s
 from serve_app.contract import ScoreRequest, parse_score_request
 from serve_app.guard import ID_HEADERS, MODEL_ERROR_HEADER, RequestGuard
 from serve_app.keys import KeyRing
 from serve_app.openapi import SCORE_ROUTE_DOCS
 from serve_app.pages import Asset, add_pages, wants_page
-from serve_app.photo_body import MULTIPART, PHOTO_TYPES, TYPES, media_type, parse_photos
+from serve_app.photo_body import MULTIPART, PHOTO_TYPES, TYPES, answer_form, media_type, parse_photos
 from serve_app.swagger import swagger_document
 
 logger = logging.getLogger("ray.serve")
@@ -110,9 +110,11 @@ def _add_score(app: FastAPI, ingress: Ingress, limits: IngressSettings) -> None:
                 ingress.check_room(request.state.caller)
                 context = ingress.context(requested_timeout_s(request), request.state.request_id, request.state.caller)
                 scoring = await _read_request(request, limits, context.remaining_s, hold)
+                form = answer_form(request, len(scoring.images))
             began = time.perf_counter()
-            answers = await ingress.score_images(scoring.images, scoring.params, context, encoded=True)
-        return score_response(answers, (time.perf_counter() - began) * 1e3)
+            answers = await ingress.score_images(scoring.images, scoring.params, context, answer_as=form)
+        respond = score_response if form == "json" else picture_response
+        return respond(answers, (time.perf_counter() - began) * 1e3)
 
 
 async def _read_request(request: Request, limits: IngressSettings, timeout_s: float, hold: Hold) -> ScoreRequest:

@@ -127,7 +127,10 @@ _FORM = {
 SCORE_ROUTE_DOCS: dict[str, Any] = {
     "tags": ["score"],
     "response_model": list[ImageAnswer],
-    "responses": {status: {"model": ErrorAnswer, "description": text} for status, text in _ERRORS.items()},
+    "responses": {
+        200: {"content": {"image/png": {"schema": _FILE}, "image/jpeg": {"schema": _FILE}}},
+        **{status: {"model": ErrorAnswer, "description": text} for status, text in _ERRORS.items()},
+    },
     "openapi_extra": {
         "security": [{}],  # or none: beside the bearer key, where the service has no keys
         "requestBody": {
@@ -140,6 +143,13 @@ SCORE_ROUTE_DOCS: dict[str, Any] = {
         },
         "parameters": [
             *_query(),
+            {
+                "name": "draw",
+                "in": "query",
+                "required": False,
+                "schema": {"type": "boolean"},
+                "description": "Answer with a picture, as Accept: image/png or image/jpeg does; of one photo.",
+            },
             {
                 "name": TIMEOUT_HEADER,
                 "in": "header",

@@ -5,7 +5,7 @@
 
     curl -F image=@photo.jpg 'http://127.0.0.1:8000/score?score_threshold=0.5'
 
-The answer is the same list, one object for each photo. Which format a file has, its own bytes say.
+The answer is the same list, one object for each photo, or a picture (`answer_form`). Which format a file has, its own bytes say.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import Any
 
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
 
 from deployments.params import ScoreParams, check_image_count, parse_params
+from deployments.task import AnswerForm
 from pipeline.errors import InvalidRequest
 from serve_app.contract import ScoreRequest
 
@@ -26,6 +28,7 @@ PHOTO_TYPES = frozenset(
 ) | {"application/octet-stream", "image/*"}
 TYPES = f"application/json, {MULTIPART} or an image type such as image/jpeg"
 """For messages."""
+PICTURES = frozenset({"image/png", "image/jpeg"})
 MAX_FIELDS = 32
 QUERY_OF_ITS_OWN = frozenset({"draw"})
 """Names in the query that are no params."""
@@ -48,6 +51,24 @@ async def parse_photos(body: bytearray, headers: Headers, query: Iterable[tuple[
         return ScoreRequest([_photo(bytes(body), "The request body")], _params(given))
     photos, fields = await _read_form(body, headers, max_images)
     return ScoreRequest(photos, _params([*given, *fields]))
+
+
+def answer_form(request: Request, images: int) -> AnswerForm:
+    """What the answer is: JSON, unless `draw=1` in the query or an Accept header of image/png or image/jpeg asks for a picture.
+
+    Raises:
+        InvalidRequest: another value of `draw`, or a picture of several photos, or of none.
+    """
+    accepted = {part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "").split(",")}
+    draw = request.query_params.get("draw")
+    if draw not in (None, "0", "1", "false", "true"):
+        raise InvalidRequest("'draw' must be 1 or 0.")
+    wanted = draw in ("1", "true") or (draw is None and bool(accepted & PICTURES) and "application/json" not in accepted)
+    if wanted and images != 1:
+        raise InvalidRequest(f"A picture is drawn of one photo; the request has {images}.")
+    if not wanted:
+        return "json"
+    return "jpeg" if "image/jpeg" in accepted and "image/png" not in accepted else "png"
 
 
 def media_type(headers: Mapping[str, str]) -> str:

@@ -81,7 +81,9 @@ def missing_photos(photos: Sequence[dict[str, Any]], folder: Path) -> str | None
     missing = [photo["file_name"] for photo in photos if not _is_file(folder / photo["file_name"])]
     if not missing:
         return None
-    return f"{len(missing)} of {len(photos)} photos are missing in {folder}, first: {', '.join(missing[:MAX_NAMED])}"
+    below = next((path.parent for path in folder.glob("*/*") if path.name == Path(missing[0]).name), None)
+    hint = f". {Path(missing[0]).name} is in {below}: name that folder" if below else ""
+    return f"{len(missing)} of {len(photos)} photos are missing in {folder}, first: {', '.join(missing[:MAX_NAMED])}{hint}"
 
 
 def sized(

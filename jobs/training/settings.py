@@ -68,12 +68,6 @@ class FinetuneSettings:
     image_size: int = option(640, "side of the square network input, px")
     freeze: tuple[str, ...] = option((), "name prefixes of layers that do not train", metavar="LAYER")
     fix_batch_norm: tuple[str, ...] = option((), "layers that keep their batch-norm statistics", metavar="LAYER")
-    restore_batch_norm: int = option(
-        0,
-        "measure batch-norm statistics on so many photos first: for weights that an export folded (jobs/training/batch_norm.py)",
-        least=0,
-        metavar="PHOTOS",
-    )
 
     # length and steps
     epochs: int = option(10, "passes over the training photos", least=1)

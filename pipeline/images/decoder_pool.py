@@ -75,11 +75,13 @@ class DecoderPool:
         """Process ids now."""
         return [process.pid for process in self._processes]
 
-    def load(self, data: bytes, timeout_s: float | None = None, max_pixels_at_once: int | None = None) -> LoadedImage:
+    def load(
+        self, data: bytes, timeout_s: float | None = None, max_pixels_at_once: int | None = None, size: int | None = None
+    ) -> LoadedImage:
         """Decode and scale one image in a free process; blocks until one is free, which does not count. See DecoderProcess.load."""
         process = self._free.get()
         try:
-            return process.load(data, timeout_s, max_pixels_at_once)
+            return process.load(data, timeout_s, max_pixels_at_once, size)
         finally:
             self._free.put(process)
 
@@ -121,13 +123,16 @@ class DecoderProcess:
         """Process id; another one after a restart."""
         return self._process.pid
 
-    def load(self, data: bytes, timeout_s: float | None = None, max_pixels_at_once: int | None = None) -> LoadedImage:
+    def load(
+        self, data: bytes, timeout_s: float | None = None, max_pixels_at_once: int | None = None, size: int | None = None
+    ) -> LoadedImage:
         """Decode and scale one image.
 
         Args:
             data: an encoded image file.
             timeout_s: less time than the options give it.
             max_pixels_at_once: as `DecodeLimits` says.
+            size: side of the square that the image is scaled to fit, pixels, instead of the options'.
         Returns:
             The image, scaled.
         Raises:
@@ -140,8 +145,8 @@ class DecoderProcess:
         self._make_ready()
         limit_s = min(timeout_s or math.inf, self._options.timeout_s)
         try:
-            head = REQUEST_HEAD.pack(len(data), max_pixels_at_once or 0)
-            letterbox, pixels = self._exchange(head, data, time.monotonic() + limit_s)
+            head = REQUEST_HEAD.pack(len(data), max_pixels_at_once or 0, size or self._options.size)
+            letterbox, pixels = self._exchange(head, data, size or self._options.size, time.monotonic() + limit_s)
         except TimeoutError as error:
             self._replace()
             raise DecoderTimeout(f"The image took more than {limit_s:g} s to decode (image_loader.decode_timeout_s).") from error
@@ -181,7 +186,7 @@ class DecoderProcess:
         for missing in ~sandbox:
             logger.warning("decoder process %d runs without %s: this kernel does not offer it", self.pid, missing.name)
 
-    def _exchange(self, head: bytes, data: bytes, deadline: float) -> tuple[Letterbox, np.ndarray]:
+    def _exchange(self, head: bytes, data: bytes, size: int, deadline: float) -> tuple[Letterbox, np.ndarray]:
         for part in (head, data):
             self._socket.settimeout(_remaining_s(deadline))
             self._socket.sendall(part)
@@ -191,7 +196,7 @@ class DecoderProcess:
         document = orjson.loads(self._receive(length, deadline))
         if "error" in document:
             raise _error(document)
-        letterbox = _letterbox(document["letterbox"], self._options.size)
+        letterbox = _letterbox(document["letterbox"], size)
         pixels = np.empty((*letterbox.scaled_hw, 3), np.uint8)
         self._receive_into(pixels.reshape(-1).data, deadline)
         return letterbox, pixels

@@ -2,7 +2,7 @@
 
     python -m pipeline.images.decoder_worker <socket's file descriptor> <JSON of DecoderOptions>
 
-    in    8 bytes: length, 8 bytes: max_pixels_at_once of DecodeLimits or 0, big-endian │ the encoded image
+    in    8 bytes each, big-endian: length, max_pixels_at_once of DecodeLimits or 0, size │ the encoded image
     out   4 bytes: length, big-endian │ JSON: letterbox, or error │ pixels (h, w, 3) uint8, where there is no error
 
 It first sends one byte: the Sandbox that holds it. No pickle in either direction: whoever breaks a decoder gains a process that
@@ -34,7 +34,7 @@ from pipeline.images.load import load_image
 from pipeline.images.sandbox import confine_process
 from pipeline.types import LoadedImage
 
-REQUEST_HEAD, ANSWER_HEAD = struct.Struct("!QQ"), struct.Struct("!I")
+REQUEST_HEAD, ANSWER_HEAD = struct.Struct("!QQQ"), struct.Struct("!I")
 BYTES_A_PIXEL = 24
 """Of an image that is decoded at full size, half as much again as it should take."""
 SPARE_BYTES = 256 * 2**20
@@ -50,11 +50,11 @@ def serve(connection: socket.socket, options: DecoderOptions, load: Load = load_
     connection.sendall(bytes([confine_process()]))
     with connection.makefile("rb") as requests:
         while head := requests.read(REQUEST_HEAD.size):
-            length, pixels_at_once = REQUEST_HEAD.unpack(head)
+            length, pixels_at_once, size = REQUEST_HEAD.unpack(head)
             limits = replace(options.limits, max_pixels_at_once=pixels_at_once or None)
             # Its own end even when its parent is gone and cannot end it: SIGALRM's default is to kill.
             signal.setitimer(signal.ITIMER_REAL, 2 * options.timeout_s)
-            for part in _answer(requests.read(length), limits, options.size, load):
+            for part in _answer(requests.read(length), limits, size, load):
                 connection.sendall(part)
             signal.setitimer(signal.ITIMER_REAL, 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import io
 from collections.abc import Sequence
 
 import cv2
@@ -41,6 +42,18 @@ def draw_overlay(image: Image.Image, objects: Sequence[SegmentedObject], tags: S
     texts = tags or [f"{item.label} {item.score:.0%}" for item in objects]
     _draw_tags(picture, objects, texts, colours, size_px)
     return picture
+
+
+def picture_to_file(picture: Image.Image, form: str) -> bytes:
+    """A picture as PNG or JPEG bytes.
+
+    Args:
+        picture: RGB.
+        form: `png` or `jpeg`.
+    """
+    data = io.BytesIO()
+    picture.save(data, form, **({"quality": 90} if form == "jpeg" else {"compress_level": 3}))
+    return data.getvalue()
 
 
 def _colour(index: int) -> _Colour:

@@ -59,6 +59,23 @@ async def test_each_image_gets_its_own_outcome(loader):
     assert isinstance(second, ImageError)
 
 
+@pytest.mark.parametrize(("size_hw", "drawn_hw"), [((48, 64), (48, 64)), ((800, 3000), (546, 2048))])
+async def test_a_picture_has_the_photo_to_draw_on(loader, size_hw, drawn_hw):
+    """At its own size, large ones smaller; bytes and arrays; without `draws` it stays behind."""
+    pixels = np.full((*size_hw, 3), (200, 90, 10), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    for image in (file.getvalue(), pixels):
+        for form in ("png", "json"):
+            options = ScoreOptions(DetectOptions(), OutlineOptions(), answer_as=form)
+            (task,) = await loader.load([ImageTask(image, options, RequestContext("test", time.time() + 10))])
+            if form == "json":
+                assert task.photo is None
+            else:
+                assert task.photo.shape == (*drawn_hw, 3)
+                assert tuple(task.photo[5, 5]) == (10, 90, 200)
+
+
 async def test_nobody_waits_for_a_slow_neighbour(loader):
     """It is sent back after SHARED_DECODE_S; on its own it has the whole time, and its decoder's end is its own fault."""
     await load(loader, jpeg(), jpeg())

@@ -55,7 +55,7 @@ def counted(ingress, monkeypatch):
 
 
 def score(ingress, images, caller=""):
-    return ingress.score_images(images, ScoreParams(), ingress.context(caller=caller), encoded=True)
+    return ingress.score_images(images, ScoreParams(), ingress.context(caller=caller), answer_as="json")
 
 
 async def test_refusals_leave_the_room_free(ingress):
@@ -79,7 +79,7 @@ async def test_errors_are_counted_once_by_their_code(ingress, counted):
         await score(ingress, ["image"] * 5)
     assert (caught.value.status, caught.value.code) == (413, "too_many_images")
     with pytest.raises(InvalidRequest):
-        await ingress.score_images([], ScoreParams(labels=["unicorn"]), ingress.context(), encoded=True)
+        await ingress.score_images([], ScoreParams(labels=["unicorn"]), ingress.context(), answer_as="json")
     with pytest.raises(Overloaded), ingress.errors_counted(), ingress._graph.admission.admitted(["image"] * 4, ingress.context()):
         ingress.check_room()
     assert counted["errors"] == {"overloaded": 4, "too_many_images": 5, "invalid_request": 1}

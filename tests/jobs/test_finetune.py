@@ -26,7 +26,6 @@ from jobs.annotations.datasets import Annotations
 from jobs.annotations.report import Report
 from jobs.third_party import known_warnings_ignored
 from jobs.training import validation
-from jobs.training.batch_norm import restore_batch_norms
 from jobs.training.hooks import RatesByLayer, check_layers, freeze
 from jobs.training.precision import optim_wrapper_type
 from jobs.training.runner_config import runner_config
@@ -449,36 +448,11 @@ def test_same_seed_same_weights(tiny_coco, tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_restored_batch_norms_change_no_output():
-    """Statistics become what the layer really sees; what the network answers stays."""
-    torch.manual_seed(0)
-    network = build_network(nano_spec())
-    image = torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8)
-
-    def answer():
-        with torch.inference_mode():
-            inputs = network.data_preprocessor({"inputs": [image]}, training=False)["inputs"]
-            return network.bbox_head(network.extract_feat(inputs))
-
-    before = answer()
-    assert restore_batch_norms(network, [{"inputs": [image]}]) > 100
-    assert network.backbone.stem[0].bn.running_mean.abs().max() > 0
-    for old, new in zip([*before[0], *before[1], before[3]], [*(after := answer())[0], *after[1], after[3]], strict=True):
-        torch.testing.assert_close(new, old, rtol=1e-3, atol=1e-3)
-
-
-def test_batch_norms_are_restored_on_the_device_of_the_network():
-    """The meta device refuses what mixes devices, as a card does."""
-    network = build_network(nano_spec()).to("meta")
-    assert restore_batch_norms(network, [{"inputs": [torch.zeros(3, 64, 64, dtype=torch.uint8)]}]) > 100
-    assert network.backbone.stem[0].bn.running_mean.device.type == "meta"
-
-
 @pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_training_on_a_card(tiny_coco, tmp_path, precision):
-    """Batch norms restored, two steps, one validation: weights come out, and they are numbers."""
-    more = ["--steps", "2", "--val-every", "2", "--restore-batch-norm", "4", "--precision", precision]
+    """Two steps, one validation: weights come out, and they are numbers."""
+    more = ["--steps", "2", "--val-every", "2", "--precision", precision]
     val = ["--val", str(tiny_coco / "coco.json"), "--val-images", str(tiny_coco / "photos")]
     assert finetune.main(arguments(tiny_coco, tmp_path, *more, *val)) == 0
     assert torch.cuda.max_memory_allocated() > 0

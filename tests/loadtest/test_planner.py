@@ -18,7 +18,6 @@ from loadtest.photos import photos_from
 from loadtest.planner import (
     CPU_STAGES,
     BoundTooTight,
-    Step,
     Wish,
     cpu_ms,
     engine_step,
@@ -27,6 +26,7 @@ from loadtest.planner import (
     usual_batch,
     wait_ms,
 )
+from serve_app.capacity import Step
 from tests.support.stub_service import stub_service
 
 NET = {"Ingress": 4.0, "ImageLoader": 2.0, "decoders": 3.0, "Detector": 33.0, "Polygonizer": 3.0, "raylet": 1.0}
@@ -79,8 +79,8 @@ def test_the_usual_batch_is_what_comes_during_a_step(rate_per_s, batch):
 
 def test_the_client_on_the_same_machine_is_counted():
     """Whoever loads it takes CPU from it."""
-    alone, _ = predicted_per_s(COSTS, Step(1.0, 0.1), 8, 8, 2)
-    loaded, limit = predicted_per_s(COSTS, Step(1.0, 0.1), 8, 8, 2, client_ms=5.0)
+    alone, _ = predicted_per_s(COSTS, 2, Step(1.0, 0.1), 8, 8)
+    loaded, limit = predicted_per_s(COSTS, 2, Step(1.0, 0.1), 8, 8, client_ms=5.0)
     assert limit == "CPUs"
     assert loaded < alone
 
@@ -138,8 +138,8 @@ def fake_local_service(*_):
 def test_what_limits_one_machine():
     """Few detectors limit, many leave it to the CPUs: (2 - 0.2 idle) cores over 16 ms."""
     step = Step(150, 30)
-    assert predicted_per_s(COSTS, step, 1, 8, cores=2) == (pytest.approx(20.5, rel=0.01), "detectors")
-    assert predicted_per_s(COSTS, step, 100, 8, cores=2) == (pytest.approx(112.5), "CPUs")
+    assert predicted_per_s(COSTS, 2, step, 1, 8) == (pytest.approx(20.5, rel=0.01), "detectors")
+    assert predicted_per_s(COSTS, 2, step, 100, 8) == (pytest.approx(112.5), "CPUs")
 
 
 def test_spent():
@@ -148,3 +148,12 @@ def test_spent():
     after = {1: ("Ingress", 6.0), 2: ("decoders", 1.5), 4: ("decoders", 0.25)}
     assert spent(before, after) == {"Ingress": 1.0, "decoders": 0.75}
     assert "outside it: 16.0 ms net" in as_table(COSTS)
+
+
+def test_the_chain_of_a_file_at_measured_costs(tmp_path, capsys):
+    """--config names the narrowest part of a shipped file; no card is measured, so its step is given."""
+    path = tmp_path / "costs.json"
+    path.write_text(json.dumps({"machine": {"cores": 2}, "costs": asdict(COSTS)}))
+    shipped = str(SHIPPED_CONFIG.with_name("serve_config.gpu.yaml"))
+    assert main(["plan", "--costs", str(path), "--config", shipped, "--step-ms", "250,1.28"]) == 0
+    assert "narrowest for images in the body: network (Detector)" in capsys.readouterr().out

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serve_app.capacity import NETWORK, StageCosts, Step, as_lines, narrowest, rates, replicas, step_of
+from serve_app.capacity import NETWORK, StageCosts, Step, as_lines, narrowest, rates, step_of
 from serve_app.config_file import check_config
+from serve_app.config_relations import replicas
 
 REPOSITORY = Path(__file__).parents[2]
 COSTS = StageCosts(ingress_ms=4, loader_ms=2, decode_ms=2, polygonizer_ms=2, fetch_ms=90)
@@ -58,7 +59,7 @@ def test_without_a_step_the_network_is_left_out():
     ],
 )
 def test_replicas(deployment, expected):
-    assert replicas(deployment) == expected
+    assert replicas({"name": "Detector"} | deployment) == expected
 
 
 def test_step_of_what_is_served():

@@ -183,6 +183,17 @@ def test_both_spellings_of_the_import_path(tmp_path, document):
         check_config(write(tmp_path, document))
 
 
+def test_haproxy_waits_longer_than_the_service(tmp_path, document, monkeypatch):
+    """In the environment of ray.env its limit is above ours; where somebody raised ours alone, both are named."""
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S", "35")
+    assert check_config(write(tmp_path, document))
+    document["applications"][0]["args"]["ingress"]["timeout_s"] = 40
+    with pytest.raises(
+        ConfigurationError, match=r"RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S \(35, of ray.env\) must be above .*timeout_s \(40\)"
+    ):
+        check_config(write(tmp_path, document))
+
+
 def test_ray_without_a_deadline(tmp_path, document):
     """No request_timeout_s leaves the deadline to us."""
     del document["http_options"]["request_timeout_s"]

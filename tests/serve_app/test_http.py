@@ -60,8 +60,8 @@ class FakeIngress:
             self.counted.append(error.code)
             raise
 
-    async def score_images(self, images, params, context, *, encoded):
-        self.seen.append((images, params, context, encoded))
+    async def score_images(self, images, params, context, *, answer_as):
+        self.seen.append((images, params, context, answer_as))
         if self.error:
             raise self.error
         return self.answers or [ANSWER] * len(images)

@@ -4,6 +4,7 @@ import httpx
 import pytest
 
 from deployments.settings import Settings
+from pipeline.types import DrawnImage
 from serve_app.http import http_app
 from tests.serve_app.test_http import FakeIngress
 
@@ -84,3 +85,38 @@ async def test_refusals_say_what_to_do(client, ingress, query, request_, status,
     assert said in response.json()["message"]
     assert not ingress.seen
     assert ingress.counted == [code]
+
+
+@pytest.mark.parametrize(
+    ("query", "accept", "form"),
+    [
+        pytest.param("", "*/*", "json", id="curl"),
+        pytest.param("", "image/png", "png", id="Accept PNG"),
+        pytest.param("", "image/jpeg; q=0.9", "jpeg", id="Accept JPEG"),
+        pytest.param("", "application/json, image/png", "json", id="JSON will do"),
+        pytest.param("draw=1", "*/*", "png", id="draw"),
+        pytest.param("draw=true", "image/jpeg", "jpeg", id="draw, JPEG"),
+        pytest.param("draw=0", "image/png", "json", id="not drawn"),
+    ],
+)
+async def test_a_picture_is_asked_for_by_accept_or_draw(client, ingress, query, accept, form):
+    """Of a photo as it is and of AzureML's JSON alike."""
+    ingress.answers = [DrawnImage(b"picture", f"image/{form}", {"detect": 2.0})] if form != "json" else None
+    body = {"input_data": {"columns": ["image"], "data": ["aGk="]}}
+    for request in ({"json": body}, {"content": JPEG, "headers": {"content-type": "image/jpeg"}}):
+        headers = request.pop("headers", {}) | {"accept": accept}
+        response = await client.post(f"/score?{query}", headers=headers, **request)
+        assert ingress.seen[-1][3] == form
+        assert response.headers["content-type"] == ("application/json" if form == "json" else f"image/{form}")
+        assert "detect;dur=" in response.headers["server-timing"]
+        assert (response.content == b"picture") == (form != "json")
+
+
+@pytest.mark.parametrize(
+    ("query", "count", "said"), [("draw=yes", 1, "'draw' must be 1 or 0"), ("draw=1", 2, "of one photo; the request has 2")]
+)
+async def test_a_picture_that_cannot_be_drawn_is_refused(client, ingress, query, count, said):
+    response = await client.post(f"/score?{query}", files=[("image", ("a", JPEG))] * count)
+    assert (response.status_code, response.json()["code"]) == (400, "invalid_request")
+    assert said in response.json()["message"]
+    assert not ingress.seen

@@ -36,8 +36,8 @@ FOUND = (
 class PageIngress(FakeIngress):
     """Finds the same objects in every photo, those above the asked score; `error` once instead, where it is set."""
 
-    async def score_images(self, images, params: ScoreParams, context, *, encoded):
-        self.seen.append((images, params, context, encoded))
+    async def score_images(self, images, params: ScoreParams, context, *, answer_as):
+        self.seen.append((images, params, context, answer_as))
         if error := self.error:
             self.error = None
             raise error

@@ -207,7 +207,11 @@ def test_one_photo_under_two_ids_is_one_photo(tmp_path, photos):
 def test_missing_photos_are_named_before_training(tmp_path, photos):
     """Not in the middle of an epoch."""
     (photos / "a.jpg").unlink()
-    with pytest.raises(AnnotationsError, match=r"1 of 1 photos are missing in .*first: a\.jpg"):
+    with pytest.raises(AnnotationsError, match=r"1 of 1 photos are missing in .*first: a\.jpg\.$"):
+        read(tmp_path, photos, [{"segmentation": [SQUARE]}], training=True)
+    (photos / "images").mkdir()
+    Image.new("RGB", (64, 48)).save(photos / "images" / "a.jpg")
+    with pytest.raises(AnnotationsError, match=r"a\.jpg is in .*images: name that folder"):
         read(tmp_path, photos, [{"segmentation": [SQUARE]}], training=True)
 
 

@@ -1,6 +1,6 @@
 """Average the weights of a model before and after fine-tuning, to keep what it knew and what it learned.
 
-    python -m jobs.merge --base start.safetensors --tuned final.safetensors --share 0.5 \\
+    python -m benchmarks.embedded_model.merge --base start.safetensors --tuned final.safetensors --share 0.5 \\
         --train train.json --train-images photos/ --out merged.safetensors
 
 A model fine-tuned on a thousand photos forgets some of what tens of thousands had taught it. Between both sets of weights
@@ -27,10 +27,10 @@ import torch
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
+from benchmarks.embedded_model.batch_norm import measure_batch_norms, restore_batch_norms
 from jobs.annotations.datasets import read_annotations
 from jobs.command_line import cli_errors
 from jobs.training.allocator import keep_freed_memory
-from jobs.training.batch_norm import measure_batch_norms, restore_batch_norms
 from jobs.training.hooks import check_layers, layers_of
 from jobs.training.runner_config import train_loader
 from jobs.training.settings import FinetuneSettings
@@ -58,7 +58,7 @@ def merge(
         tuned_share: 0 gives base, 1 gives tuned.
         batches: samples as mmdet's data loader gives them; a hundred photos are enough.
         only_tuned: name prefixes of layers that are taken from `tuned` alone, such as those that started fresh.
-        restore: measure base's batch-norm statistics first, as the fine-tuning did (`jobs.training.batch_norm`).
+        restore: measure base's batch-norm statistics first, as the fine-tuning did (`benchmarks.embedded_model.batch_norm`).
     Raises:
         CheckpointError: the two are different networks.
         ValueError: `only_tuned` names no layer.
@@ -83,8 +83,8 @@ def merge(
     return Checkpoint(tuned.spec, network.state_dict())
 
 
-def training_batches(options: argparse.Namespace, scratch: Path, tuned: Checkpoint) -> Iterator[Any]:
-    """Augmented training photos, as the fine-tuning saw them."""
+def training_batches(options: argparse.Namespace, scratch: Path, checkpoint: Checkpoint) -> Iterator[Any]:
+    """Augmented training photos, as the fine-tuning saw them; options of `add_photos`."""
     settings = FinetuneSettings(
         train=options.train,
         train_images=options.train_images,
@@ -98,11 +98,11 @@ def training_batches(options: argparse.Namespace, scratch: Path, tuned: Checkpoi
     )
     annotations = read_annotations(options.train, options.train_images, scratch, training=True)
     init_default_scope("mmdet")
-    loader = Runner.build_dataloader(train_loader(settings, tuned.spec, annotations), seed=options.seed)
+    loader = Runner.build_dataloader(train_loader(settings, checkpoint.spec, annotations), seed=options.seed)
     return itertools.islice(loader, math.ceil(options.photos / BATCH_SIZE))
 
 
-@cli_errors("jobs.merge", ValueError, status=2)
+@cli_errors("benchmarks.embedded_model.merge", ValueError, status=2)
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry."""
     parser = _parser()
@@ -123,20 +123,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.merge", description="Average a model before and after fine-tuning.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.embedded_model.merge", description="Average a model before and after fine-tuning."
+    )
     add = parser.add_argument
     add("--base", type=Path, required=True, help="model before fine-tuning (.pth or .safetensors)")
     add("--tuned", type=Path, required=True, help="model after fine-tuning")
     add("--share", type=float, default=0.5, help="share of the tuned weights, 0..1")
     add("--only-tuned", nargs="*", default=[], metavar="LAYER", help="layers taken from the tuned model alone")
     add("--restore-batch-norm", action="store_true", help="first measure base's statistics, if the fine-tuning did so")
+    add("--out", type=Path, required=True, help="merged model, .safetensors")
+    add_photos(parser)
+    return parser
+
+
+def add_photos(parser: argparse.ArgumentParser) -> None:
+    """Options: on which training photos statistics are measured."""
+    add = parser.add_argument
     add("--train", type=Path, required=True, help="annotations of training photos: COCO JSON or AzureML JSONL")
     add("--train-images", type=Path, required=True, help="folder of their photos")
     add("--photos", type=int, default=160, help="training photos to measure batch-norm statistics on, in batches of 8")
     add("--image-size", type=int, default=640, help="side of the square samples, px")
     add("--seed", type=int, default=0)
-    add("--out", type=Path, required=True, help="merged model, .safetensors")
-    return parser
 
 
 if __name__ == "__main__":

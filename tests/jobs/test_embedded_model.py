@@ -1,10 +1,10 @@
-"""Weights between two models, and batch-norm statistics that fit them."""
+"""The embedded model's recipe: weights between two models, batch-norm statistics that fit them, and folded batch norms restored."""
 
 import pytest
 import torch
 
-from jobs import merge
-from jobs.training.batch_norm import measure_batch_norms
+from benchmarks.embedded_model import merge, restore
+from benchmarks.embedded_model.batch_norm import measure_batch_norms, restore_batch_norms
 from pipeline.errors import CheckpointError
 from pipeline.model.checkpoints import Checkpoint, load_checkpoint, save_safetensors
 from pipeline.model.spec import build_network, nano_spec
@@ -88,3 +88,38 @@ def test_wrong_names_are_refused(tiny_coco, pair, tmp_path, capsys):
         with pytest.raises(SystemExit):
             merge.main([*photos, *files, "--out", str(out)])
         assert "--out is a .safetensors file in a folder that exists" in capsys.readouterr().err
+
+
+def test_restored_from_the_command_line(tiny_coco, pair, tmp_path, capsys):
+    """A checkpoint that any `--init-weights` takes."""
+    out = tmp_path / "restored.safetensors"
+    photos = ["--train", str(tiny_coco / "coco.json"), "--train-images", str(tiny_coco / "photos"), "--photos", "8"]
+    assert restore.main([*photos, "--base", str(pair[0]), "--image-size", "64", "--out", str(out)]) == 0
+    assert "batch norms restored" in capsys.readouterr().out
+    name = "backbone.stem.0.bn.running_mean"
+    assert not torch.equal(load_checkpoint(out).state_dict[name], load_checkpoint(pair[0]).state_dict[name])
+
+
+def test_restored_batch_norms_change_no_output():
+    """Statistics become what the layer really sees; what the network answers stays."""
+    torch.manual_seed(0)
+    network = build_network(nano_spec())
+    image = torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8)
+
+    def answer():
+        with torch.inference_mode():
+            inputs = network.data_preprocessor({"inputs": [image]}, training=False)["inputs"]
+            return network.bbox_head(network.extract_feat(inputs))
+
+    before = answer()
+    assert restore_batch_norms(network, [{"inputs": [image]}]) > 100
+    assert network.backbone.stem[0].bn.running_mean.abs().max() > 0
+    for old, new in zip([*before[0], *before[1], before[3]], [*(after := answer())[0], *after[1], after[3]], strict=True):
+        torch.testing.assert_close(new, old, rtol=1e-3, atol=1e-3)
+
+
+def test_batch_norms_are_restored_on_the_device_of_the_network():
+    """The meta device refuses what mixes devices, as a card does."""
+    network = build_network(nano_spec()).to("meta")
+    assert restore_batch_norms(network, [{"inputs": [torch.zeros(3, 64, 64, dtype=torch.uint8)]}]) > 100
+    assert network.backbone.stem[0].bn.running_mean.device.type == "meta"

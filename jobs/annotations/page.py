@@ -1,0 +1,64 @@
+"""One HTML page that needs nothing beside it: tables, and pictures as data URLs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from PIL import Image
+
+JPEG_QUALITY = 85
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; margin: 1rem 0; } td, th { padding: .2rem .8rem; border-bottom: 1px solid #ddd; text-align: left; }
+td + td:not(.text) { font-variant-numeric: tabular-nums; } pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); gap: 1rem; }
+figure { margin: 0; } img { width: 100%; height: auto; display: block; } figcaption { font-size: 13px; overflow-wrap: anywhere; }
+"""
+
+
+def page(title: str, parts: Iterable[str]) -> str:
+    """The whole document; the parts are HTML."""
+    head = (
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title><style>{STYLE}</style></head>"
+    )
+    return "\n".join([head, "<body>", f"<h1>{escape(title)}</h1>", *parts, "</body></html>", ""])
+
+
+def heading(text: str) -> str:
+    """A heading within the page."""
+    return f"<h2>{escape(text)}</h2>"
+
+
+def text_block(text: str) -> str:
+    """Lines as they are."""
+    return f"<pre>{escape(text)}</pre>"
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Cells as text."""
+    cells = ["".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows]
+    return "\n".join(
+        [
+            "<table><tr>",
+            *(f"<th>{escape(name)}</th>" for name in heads),
+            "</tr>",
+            *(f"<tr>{row}</tr>" for row in cells),
+            "</table>",
+        ]
+    )
+
+
+def picture(image: Image.Image, caption: str) -> str:
+    """A figure with the image in it."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=JPEG_QUALITY)
+    source = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return f"<figure><img src='{source}' alt='{escape(caption, quote=True)}'><figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def gallery(figures: Iterable[str]) -> str:
+    """Figures side by side."""
+    return "\n".join(["<div class='pictures'>", *figures, "</div>"])

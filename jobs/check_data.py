@@ -1,0 +1,177 @@
+"""Look at annotated photos before anybody trains on them for an hour.
+
+    python -m jobs.check_data train.json --images photos/ [--output check.html]
+
+Reads the annotations as `jobs.finetune` does, decodes every photo, prints what was left out, repaired and odd, counts by class and size,
+and writes a page of pictures with the masks that training sees. The exit status is 0 where training would run, 1 where a photo cannot be
+decoded, 2 where the annotations are refused, or with --strict anything was left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from jobs.annotations import page
+from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
+from jobs.annotations.report import STRICT_HELP
+from jobs.annotations.statistics import ClassCount, Odd, counts_by_class, counts_by_size, odd_cases, photo_sizes
+from jobs.command_line import cli_errors, count
+from jobs.photos import PhotoError, read_photo
+from jobs.pictures import Sheet, sheets_of_annotations
+
+PICTURE_SIDE_PX = 640
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif"})
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a set of photos is like.
+
+    Args:
+        report: of the annotations, as lines.
+        classes, sizes: objects by class, and by size.
+        photos: their sizes in words.
+        odd: what to look at.
+        faults: photos that cannot be decoded, one line each.
+    """
+
+    report: str
+    classes: list[ClassCount]
+    sizes: dict[str, int]
+    photos: str
+    odd: list[Odd]
+    faults: list[str]
+
+
+def look(annotations: Annotations, image_size_px: int) -> Findings:
+    """Decode every photo, and count."""
+    document = json.loads(annotations.coco_json.read_text())
+    faults, twins = _decode_all(annotations.images, document)
+    odd = [*odd_cases(document, image_size_px), *twins, *_not_annotated(annotations.images, document)]
+    return Findings(annotations.summary, counts_by_class(document), counts_by_size(document), photo_sizes(document), odd, faults)
+
+
+def _decode_all(images: Path, document: dict[str, Any]) -> tuple[list[str], list[Odd]]:
+    """What is wrong with photos, and which are the same file under two names."""
+    faults: list[str] = []
+    first_of: dict[bytes, str] = {}
+    twins: list[str] = []
+    for photo in tqdm(document["images"], unit="photo", disable=not sys.stderr.isatty()):
+        name = photo["file_name"]
+        try:
+            read_photo(images / name)
+            digest = hashlib.sha256((images / name).read_bytes()).digest()
+        except PhotoError as error:
+            faults.append(str(error))
+            continue
+        if first_of.setdefault(digest, name) != name:
+            twins += [first_of[digest], name]
+    return faults, [Odd("photos that are the same file under two names", len(twins) // 2, tuple(twins[:4]))] if twins else []
+
+
+def _not_annotated(images: Path, document: dict[str, Any]) -> Iterator[Odd]:
+    known = {photo["file_name"] for photo in document["images"]}
+    files = (path for path in sorted(images.rglob("*")) if path.suffix.lower() in SUFFIXES)
+    others = [name for name in (path.relative_to(images).as_posix() for path in files) if name not in known]
+    if others:
+        yield Odd("photos in the folder that the annotations do not name", len(others), tuple(others[:5]))
+
+
+def as_text(findings: Findings) -> str:
+    """The findings for a terminal."""
+    width = max((len(one.name) for one in findings.classes), default=0)
+    lines = [findings.report, f"photos: {findings.photos}", "objects by class:"]
+    lines += [f"  {one.name.ljust(width)}  {one.objects:>7,} in {one.photos:,} photos, {_side(one)}" for one in findings.classes]
+    lines += ["objects by size:", *(f"  {name}: {number:,}" for name, number in findings.sizes.items())]
+    lines += ["worth a look:"] if findings.odd else []
+    lines += [f"  {odd.count:,} {odd.what}{_named(odd)}" for odd in findings.odd]
+    lines += [f"cannot be decoded: {fault}" for fault in findings.faults]
+    return "\n".join(lines)
+
+
+def _named(odd: Odd) -> str:
+    return f" (first: {', '.join(odd.photos)})" if odd.photos else ""
+
+
+def _side(one: ClassCount) -> str:
+    return "none" if one.median_side_px is None else f"median side {one.median_side_px:.0f} px"
+
+
+def as_page(findings: Findings, sheets: Sequence[Sheet], title: str, pictures: int) -> str:
+    """The findings as HTML, with pictures of what is odd, and of as many others spread over the file as are asked for."""
+    classes = [(one.name, f"{one.objects:,}", f"{one.photos:,}", _side(one)) for one in findings.classes]
+    sizes = [(name, f"{number:,}") for name, number in findings.sizes.items()]
+    by_name = {sheet.name: sheet for sheet in sheets}
+    odd = [(f"{one.what}: {name}", by_name[name]) for one in findings.odd for name in one.photos if name in by_name]
+    every = max(len(sheets) // pictures, 1)
+    others = [(sheet.name, sheet) for sheet in sheets[::every]][:pictures]
+    return page.page(
+        title,
+        [
+            page.text_block("\n".join([findings.report, f"photos: {findings.photos}", *findings.faults])),
+            page.table(["class", "objects", "in photos", "size"], classes),
+            page.table(["size of objects", "objects"], sizes),
+            page.heading("Worth a look"),
+            page.table(
+                ["what", "how many", "first"], [(one.what, f"{one.count:,}", ", ".join(one.photos)) for one in findings.odd]
+            ),
+            page.gallery(_figures(odd[:pictures])),
+            page.heading("What training sees"),
+            page.gallery(_figures(others)),
+        ],
+    )
+
+
+def _figures(chosen: Sequence[tuple[str, Sheet]]) -> Iterator[str]:
+    for caption, sheet in chosen:
+        try:
+            yield page.picture(sheet.draw(PICTURE_SIDE_PX), f"{caption} ({len(sheet.panels[0].objects)} objects)")
+        except PhotoError as error:
+            yield page.text_block(str(error))
+
+
+@cli_errors("jobs.check_data", AnnotationsError, status=2)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry."""
+    args = _parser().parse_args(argv)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        annotations = read_annotations(args.annotations, args.images, Path(scratch), training=True, strict=args.strict)
+        findings = look(annotations, args.image_size)
+        print(as_text(findings), flush=True)
+        title = f"{args.annotations.name} and the photos in {args.images}"
+        sheets = sheets_of_annotations(annotations, even_odd=True)
+        args.output.write_text(as_page(findings, sheets, title, args.pictures), encoding="utf-8")
+    print(f"{args.output}: written")
+    return 1 if findings.faults else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.check_data", description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("annotations", type=Path, help="COCO JSON, AzureML annotations JSONL (*.jsonl), or the folder of an MLTable")
+    add("--images", type=Path, required=True, help="folder of the photos")
+    add("--strict", action="store_true", help=STRICT_HELP)
+    add(
+        "--image-size",
+        type=count,
+        default=640,
+        help="side of the network's input that training will have, px (default: %(default)s)",
+    )
+    add("--pictures", type=count, default=24, help="on the page, of odd cases and of others each (default: %(default)s)")
+    add("--output", type=Path, default=Path("check.html"), help="the page (default: %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

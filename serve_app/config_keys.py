@@ -1,0 +1,48 @@
+"""Keys and types of a serve_config.yaml, by the pydantic models of Ray Serve and of our settings."""
+
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from pipeline.errors import ConfigurationError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def check_keys(section: Any, model: type[BaseModel], place: str) -> None:
+    """Refuse keys that `model`, or the model of a section inside, does not know; what stands under them is for others to judge."""
+    here = place or "top level"
+    if not isinstance(section, dict):
+        raise ConfigurationError(f"{here}: expected a mapping, got {section!r}")
+    unknown = sorted(str(key) for key in section if key not in model.model_fields)
+    if unknown:
+        raise ConfigurationError(f"{here}: unknown key(s) {', '.join(unknown)}; known: {', '.join(sorted(model.model_fields))}")
+    for key, value in section.items():
+        inner = _model_in(model.model_fields[key].annotation)
+        below = f"{place}.{key}".lstrip(".")
+        if inner and isinstance(value, list):
+            for index, item in enumerate(value):
+                check_keys(item, inner, f"{below}[{item.get('name', index) if isinstance(item, dict) else index}]")
+        elif inner and value is not None:
+            check_keys(value, inner, below)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model in an annotation such as `Optional[Union[Dict, AutoscalingConfig]]` or `List[DeploymentSchema]`."""
+    if isinstance(annotation, type):
+        return annotation if issubclass(annotation, BaseModel) else None
+    return next((model for model in map(_model_in, get_args(annotation)) if model), None)
+
+
+def validated(model: type[Model], section: Any, place: str) -> Model:
+    """The section as a model.
+
+    Raises:
+        ConfigurationError: the first fault, with its place.
+    """
+    try:
+        return model.model_validate(section)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(map(str, (place, *fault["loc"]))).strip(".")
+        raise ConfigurationError(f"{where}: {fault['msg']}") from error

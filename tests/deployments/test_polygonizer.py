@@ -1,0 +1,56 @@
+"""The Polygonizer's answers: typed, as JSON, or drawn on the photo."""
+
+import io
+import time
+
+import numpy as np
+import orjson
+import pytest
+from PIL import Image
+
+from deployments.polygonizer import Polygonizer
+from deployments.settings import PolygonizerSettings
+from deployments.task import ImageTask, RequestContext, ScoreOptions
+from pipeline.types import DetectOptions, Instances, Letterbox, OutlineOptions
+
+GREY = (90, 90, 90)
+
+
+@pytest.fixture
+def polygonizer():
+    return Polygonizer.func_or_class(("person",), PolygonizerSettings())
+
+
+def one_square() -> Instances:
+    """In the middle of a photo of 320 x 240 pixels."""
+    letterbox = Letterbox((240, 320), (240, 320), 320)
+    logits = np.full((1, *letterbox.mask_grid_hw), -5, np.float16)
+    logits[0, 10:20, 10:30] = 5
+    box = np.array([[80, 80, 240, 160]], np.float32)
+    return Instances(box, np.array([0.9], np.float32), np.array([0]), logits, letterbox)
+
+
+async def answer_of(polygonizer, form):
+    options = ScoreOptions(DetectOptions(), OutlineOptions(), answer_as=form)
+    photo = np.full((240, 320, 3), GREY, np.uint8) if options.draws else None
+    task = ImageTask(one_square(), options, RequestContext("test", time.time() + 10), {"detect": 1.0}, photo)
+    (answer,) = await polygonizer.outline([task])
+    assert set(answer.timings_ms) == {"detect", "polygonize"}
+    return answer
+
+
+async def test_answers_in_the_form_that_was_asked_for(polygonizer):
+    objects, encoded = await answer_of(polygonizer, "objects"), await answer_of(polygonizer, "json")
+    assert [item.label for item in objects.objects] == ["person"]
+    assert orjson.loads(encoded.json)["boxes"][0]["label"] == "person"
+
+
+@pytest.mark.parametrize("form", ["png", "jpeg"])
+async def test_a_picture_is_the_photo_with_its_objects(polygonizer, form):
+    """An image file of the photo's size: tinted inside, untouched outside."""
+    drawn = await answer_of(polygonizer, form)
+    assert drawn.media_type == f"image/{form}"
+    picture = Image.open(io.BytesIO(drawn.data))
+    assert (picture.format, picture.size) == (form.upper(), (320, 240))
+    assert max(abs(a - b) for a, b in zip(picture.getpixel((10, 230)), GREY, strict=True)) < 4
+    assert max(abs(a - b) for a, b in zip(picture.getpixel((160, 120)), GREY, strict=True)) > 20

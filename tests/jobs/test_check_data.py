@@ -1,0 +1,145 @@
+"""What is odd about annotated photos is told before a training, in a terminal and on a page."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs import check_data
+from jobs.annotations.datasets import read_annotations
+from jobs.annotations.statistics import counts_by_class, odd_cases
+from jobs.pictures import sheets_of_annotations
+
+
+def check(tmp_path, annotations, photos, *more):
+    return check_data.main([str(annotations), "--images", str(photos), "--output", str(tmp_path / "new" / "check.html"), *more])
+
+
+class Page(HTMLParser):
+    """Fails on nothing; collects what the tests look for."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.images, self.links, self.open = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        """Note sources and links, and what is open."""
+        given = dict(attrs)
+        self.images += [given["src"]] if tag == "img" else []
+        self.links += [given[name] for name in ("href", "src") if name in given]
+        self.open += [tag] if tag not in ("img", "meta") else []
+
+    def handle_endtag(self, tag):
+        """Tags close in order."""
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("name", ["coco.json", "azureml.jsonl"])
+def test_counts_and_a_page_that_needs_nothing(tiny_coco, tmp_path, capsys, name):
+    """Classes and sizes in the terminal, pictures in one file."""
+    assert check(tmp_path, tiny_coco / name, tiny_coco / "photos", "--pictures", "3") == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{name}: 6 photos, 5 objects\n  1 photos without objects\nphotos: 128 x 96 px (6 photos)\n")
+    assert re.search(r"egg +3 in 3 photos, median side \d+ px\n  ball +2 in 2 photos", said)
+    page = Page((tmp_path / "new" / "check.html").read_text(encoding="utf-8"))
+    assert page.open == []
+    assert len(page.images) == 3
+    assert all(link.startswith("data:image/jpeg;base64,") for link in page.links)
+
+
+def test_photos_that_cannot_be_decoded_are_named(tiny_coco, tmp_path, capsys):
+    """All of them, not the first in the middle of an epoch; those that are one file, and those that nobody annotated, too."""
+    shutil.copytree(tiny_coco / "photos", tmp_path / "photos")
+    whole = (tmp_path / "photos" / "3.png").read_bytes()
+    for name in ("3.png", "4.png"):
+        (tmp_path / "photos" / name).write_bytes(whole[:200])
+    shutil.copy(tmp_path / "photos" / "1.png", tmp_path / "photos" / "2.png")
+    shutil.copy(tmp_path / "photos" / "1.png", tmp_path / "photos" / "nobody's <b>.png")
+    assert check(tmp_path, tiny_coco / "coco.json", tmp_path / "photos") == 1
+    said = capsys.readouterr().out
+    assert re.findall(r"cannot be decoded: \S*(\d\.png): not a readable photo", said) == ["3.png", "4.png"]
+    assert "1 photos that are the same file under two names (first: 1.png, 2.png)" in said
+    assert "1 photos in the folder that the annotations do not name (first: nobody's <b>.png)" in said
+    assert "nobody's <b>" not in (tmp_path / "new" / "check.html").read_text(encoding="utf-8")
+
+
+def test_refused_annotations_end_with_two(tiny_coco, tmp_path, capsys):
+    """In the words of jobs.finetune; with --strict also what is only left out."""
+    document = json.loads((tiny_coco / "coco.json").read_text())
+    document["annotations"][0]["segmentation"] = []
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    assert check(tmp_path, tmp_path / "a.json", tiny_coco / "photos") == 0
+    assert "left out: 1 without an outline (first: annotation 1, 1.png)" in capsys.readouterr().out
+    assert check(tmp_path, tmp_path / "a.json", tiny_coco / "photos", "--strict") == 2
+    assert "--strict allows none" in capsys.readouterr().err
+    document["annotations"] = document["annotations"][:1]
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    assert check(tmp_path, tmp_path / "a.json", tiny_coco / "photos") == 2
+    assert "there is nothing to learn" in capsys.readouterr().err
+
+
+def document_of(*objects, categories=("cat",), size=(1000, 800)):
+    """A normalised document of one photo."""
+    defaults = {"image_id": 1, "category_id": 1, "iscrowd": 0, "area": 400.0}
+    return {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": size[0], "height": size[1]}],
+        "annotations": [defaults | {"segmentation": [[0, 0, 1, 0, 1, 1]]} | one for one in objects],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(categories, start=1)],
+    }
+
+
+ODD = {
+    "annotated twice": ([{"bbox": [1, 1, 20, 20]}, {"bbox": [1, 1, 20.2, 20]}], 1),
+    "less than 4 px wide or high at 640 px": ([{"bbox": [1, 1, 200, 6]}, {"bbox": [1, 1, 200, 7]}], 1),
+    "cover more than 95% of their photo": ([{"bbox": [0, 0, 1000, 800], "area": 790_000.0}], 1),
+    "outlines that are their box": ([{"bbox": [1, 1, 20, 20], "segmentation": [[1, 1, 21, 1, 21, 21, 1, 21]]}], 1),
+    "lie in the top left 30% of their photos": (
+        [{"bbox": [9 * n, 1, 20, 20]} for n in range(1, 21)] + [{"bbox": [280, 1, 20, 20]}],
+        21,
+    ),
+    "class cat: fewer than 10 objects": ([{"bbox": [900, 700, 20, 20]}], 1),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_odd_cases(what):
+    objects, count = ODD[what]
+    found = {odd.what: odd for odd in odd_cases(document_of(*objects), 640)}
+    (name,) = [name for name in found if what in name]
+    assert found[name].count == count
+
+
+def test_ordinary_objects_are_not_odd():
+    """Crowds are no objects."""
+    objects = [{"bbox": [9 * n, 700 - 9 * n, 40 + n, 40]} for n in range(1, 100)]
+    assert odd_cases(document_of(*objects, {"bbox": [0, 0, 1000, 800], "area": 800_000.0, "iscrowd": 1}), 640) == []
+
+
+def test_classes_that_differ_in_capitals():
+    """Two classes where one was meant."""
+    document = document_of({"bbox": [900, 700, 20, 20]}, categories=("cat", "Cat ", "dog"))
+    assert any("differ in capitals or spaces alone: cat" in odd.what for odd in odd_cases(document, 640))
+    assert [(one.name, one.objects, one.median_side_px) for one in counts_by_class(document)][1:] == [
+        ("Cat ", 0, None),
+        ("dog", 0, None),
+    ]
+
+
+def test_holes_are_drawn(tmp_path):
+    """As training sees them, and as pictures of the same file do."""
+    Image.new("RGB", (100, 100), (90, 90, 90)).save(tmp_path / "a.png")
+    ring = [[0.1, 0.1, 0.9, 0.1, 0.9, 0.9, 0.1, 0.9], [0.3, 0.3, 0.7, 0.3, 0.7, 0.7, 0.3, 0.7]]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"image_url": "a.png", "label": [{"label": "ring", "polygon": ring}]}))
+    for training in (True, False):
+        annotations = read_annotations(tmp_path / "a.jsonl", tmp_path, tmp_path / "scratch", training=training)
+        (sheet,) = sheets_of_annotations(annotations, even_odd=training)
+        drawn = np.asarray(sheet.draw(100))
+        assert tuple(drawn[55, 55]) == (90, 90, 90)
+        assert tuple(drawn[80, 55]) != (90, 90, 90)
