@@ -115,6 +115,12 @@ class Admission:
         self.large = Lane("large", settings.max_large_images)
         self.lanes = (self.ordinary, self.urls, self.large)
 
+    def reconfigure(self, settings: IngressSettings) -> None:
+        """Take other bounds; who is here stays. `max_urls_in_flight` stays, too."""
+        self._settings = settings
+        self.ordinary.most, self.urls.most = settings.max_images_in_flight, settings.max_urls
+        self.large.most = settings.max_large_images
+
     @contextmanager
     def admitted(self, images: Sequence[ImageInput], context: RequestContext) -> Iterator[list[Place]]:
         """Within: all images of a request are here; yields the place of each.

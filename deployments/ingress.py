@@ -21,7 +21,7 @@ from deployments.metrics import IngressMetrics
 from deployments.params import ScoreParams, check_image_count, parse_params
 from deployments.probe import PROBE_IMAGE
 from deployments.scoring import ScoringGraph
-from deployments.settings import Settings
+from deployments.settings import Settings, with_live_settings
 from deployments.task import AnswerForm, ImageInput, RequestContext, ScoreOptions
 from pipeline.errors import ImageFault, InvalidRequest, Overloaded, ServiceError, quoted
 from pipeline.inference.engine import ModelInfo
@@ -38,6 +38,8 @@ class Ingress:
         settings: limits and defaults of the request parameters.
         classes: class names, in the order of the network's labels.
         front: makes the ASGI application that speaks HTTP for this ingress.
+    Attributes:
+        settings: those in effect; see `reconfigure`.
     """
 
     def __init__(
@@ -49,7 +51,8 @@ class Ingress:
         classes: tuple[str, ...],
         front: Callable[[Ingress], Any],
     ) -> None:
-        self._settings, self._limits, self._classes = settings, settings.ingress, classes
+        self._at_start = self.settings = settings
+        self._classes = classes
         self._front = front
         self._image_loader, self._detector = started(image_loader), started(detector)
         self._graph = ScoringGraph(self._image_loader, self._detector, started(polygonizer), settings.ingress)
@@ -57,6 +60,18 @@ class Ingress:
         self._model: ModelInfo | None = None
         self._readiness: tuple[float, ServiceError | None] | None = None
         self._probe_lock = asyncio.Lock()
+
+    def reconfigure(self, user_config: Any, rank: Any = None) -> None:  # noqa: ARG002
+        """Called by Ray at the start and when `user_config` changes: limits and defaults change, nothing restarts.
+
+        Args:
+            user_config: see `with_live_settings`.
+            rank: not used; who takes it is told when `user_config` is removed, too.
+        Raises:
+            ConfigurationError: a setting cannot change so; the old ones stay.
+        """
+        self.settings = with_live_settings(self._at_start, user_config)
+        self._graph.admission.reconfigure(self.settings.ingress)
 
     def __serve_build_asgi_app__(self) -> Any:
         return self._front(self)
@@ -99,7 +114,7 @@ class Ingress:
             options = self.score_options(params, answer_as)
             if not images:
                 return []
-            check_image_count(len(images), self._limits.max_images_per_request)
+            check_image_count(len(images), self.settings.ingress.max_images_per_request)
             answers = await self._graph.score(images, options, context)
         except ServiceError as error:
             self._metrics.request_failed(error, max(len(images), 1), (time.perf_counter() - began) * 1e3, context.caller)
@@ -139,7 +154,7 @@ class Ingress:
 
     def context(self, timeout_s: float | None = None, request_id: str | None = None, caller: str = "") -> RequestContext:
         """A request's context; the deadline is the shorter of the caller's and the server's."""
-        timeout_s = self._limits.timeout_s if timeout_s is None else min(timeout_s, self._limits.timeout_s)
+        timeout_s = self.settings.ingress.timeout_s if timeout_s is None else min(timeout_s, self.settings.ingress.timeout_s)
         return RequestContext(request_id or str(uuid.uuid4()), time.time() + timeout_s, caller)
 
     def score_options(self, params: ScoreParams, answer_as: AnswerForm) -> ScoreOptions:
@@ -148,7 +163,7 @@ class Ingress:
         Raises:
             InvalidRequest: a label that the model does not know.
         """
-        detector, polygonizer = self._settings.detector, self._settings.polygonizer
+        detector, polygonizer = self.settings.detector, self.settings.polygonizer
         return ScoreOptions(
             DetectOptions(
                 score_threshold=_either(params.score_threshold, detector.score_threshold),
@@ -184,7 +199,7 @@ class Ingress:
         async with self._probe_lock:
             if self._readiness is None or time.monotonic() > self._readiness[0]:
                 error = await self._probe(timeout_s)
-                self._readiness = (time.monotonic() + self._limits.ready_cache_s, error)
+                self._readiness = (time.monotonic() + self.settings.ingress.ready_cache_s, error)
             error = self._readiness[1]
         if error is not None:
             raise error

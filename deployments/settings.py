@@ -11,10 +11,11 @@ Each deployment is constructed with its section. Where the pipeline has a defaul
 import ipaddress
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline.errors import ConfigurationError
 from pipeline.images.address_policy import is_well_formed_host
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.fetch import FetchPolicy
@@ -266,3 +267,42 @@ class Settings(StrictModel):
                 f"({self.ingress.max_body_mb:g}): the largest request could never be served"
             )
         return self
+
+
+LIVE: dict[str, frozenset[str]] = {
+    "ingress": frozenset(
+        "timeout_s max_body_mb max_images_per_request max_images_in_flight max_urls max_large_images max_share_per_key overload_status "
+        "retry_after_s ready_cache_s".split()
+    ),
+    "detector": frozenset({"score_threshold", "max_detections"}),
+    "polygonizer": frozenset({"tolerance_px", "max_points", "decimals", "holes"}),
+}
+"""Settings that change in running Ingress replicas, by section: those of a request, and its limits. All others need new replicas."""
+
+
+def with_live_settings(settings: Settings, user_config: Any) -> Settings:
+    """These settings with those of the Ingress' `user_config` over them.
+
+    Args:
+        user_config: sections and settings as in `args`, only those in `LIVE`; None changes nothing.
+    Raises:
+        ConfigurationError: a setting is unknown, not live, or has a value that it cannot have.
+    """
+    place = "deployments[Ingress].user_config"
+    if not isinstance(user_config or {}, dict):
+        raise ConfigurationError(f"{place}: expected sections {', '.join(LIVE)}, got {user_config!r}")
+    document = settings.model_dump()
+    for section, values in (user_config or {}).items():
+        if section not in LIVE or not isinstance(values, dict):
+            raise ConfigurationError(f"{place}.{section}: expected one of the sections {', '.join(LIVE)}, with settings in it")
+        if wrong := sorted(map(str, set(values) - LIVE[section])):
+            raise ConfigurationError(
+                f"{place}.{section}: {', '.join(wrong)} cannot change in running replicas; set it under args. "
+                f"Live are {', '.join(sorted(LIVE[section]))}"
+            )
+        document[section] |= values
+    try:
+        return Settings.model_validate(document)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise ConfigurationError(f"{'.'.join(map(str, (place, *fault['loc'])))}: {fault['msg']}") from error

@@ -27,6 +27,7 @@ from serve_app.capacity import STAGES, StageCosts, as_lines, step_of
 from serve_app.config_keys import check_keys, validated
 from serve_app.config_relations import check_relations
 from serve_app.exposure import check_certificates, check_exposure
+from serve_app.rollout import check_user_configs, room_for_update
 
 BUILDER = "serve_app.app:build_app"
 HAPROXY_PORTS = {
@@ -112,6 +113,7 @@ def _check_application(app: dict[str, Any], http: HTTPOptionsSchema) -> Settings
         names = [entry["name"] for entry in entries]
         twice = sorted(name for name in deployments if names.count(name) > 1)
         raise ConfigurationError(f"deployments: more than one entry for {', '.join(twice)}; Ray would lay them over one another")
+    settings = check_user_configs(deployments, settings)
     check_relations(deployments, settings, http.request_timeout_s)
     check_exposure(http.host, settings.ingress.auth)
     check_certificates(http.ssl_certfile)
@@ -188,6 +190,7 @@ def main() -> int:
     print(f"{path}: good; model {', '.join(settings.model.name for settings in applications)}")
     for settings, deployments in applications_in(path):
         print(*as_lines(settings, deployments, StageCosts(), step_of(settings, deployments)), sep="\n")
+        print(room_for_update(deployments))
     return 0
 
 

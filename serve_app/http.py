@@ -66,8 +66,8 @@ def http_app(ingress: Ingress, settings: Settings) -> ASGIApp:
     auth = settings.ingress.auth
     keys = KeyRing(auth.keys_env, auth.keys_file)
     _add_probes(app, ingress, add_pages(app))
-    _add_info(app, ingress, settings)
-    _add_score(app, ingress, settings.ingress)
+    _add_info(app, ingress)
+    _add_score(app, ingress, settings)
     _add_error_answers(app)
     guard = RequestGuard(
         app, keys, int(2e6 * settings.ingress.max_body_mb), ingress.errors_counted, settings.ingress.azureml_status_codes
@@ -96,7 +96,8 @@ def service_version() -> str:
         return "dev"
 
 
-def _add_score(app: FastAPI, ingress: Ingress, limits: IngressSettings) -> None:
+def _add_score(app: FastAPI, ingress: Ingress, settings: Settings) -> None:
+    limits = settings.ingress
     budget = BodyBudget(
         int(limits.max_bodies_mb * 1e6), limits.max_images_in_flight + limits.max_urls + BODIES_COMING, ingress.refusal
     )
@@ -109,7 +110,7 @@ def _add_score(app: FastAPI, ingress: Ingress, limits: IngressSettings) -> None:
                 hold = held.enter_context(budget.share())
                 ingress.check_room(request.state.caller)
                 context = ingress.context(requested_timeout_s(request), request.state.request_id, request.state.caller)
-                scoring = await _read_request(request, limits, context.remaining_s, hold)
+                scoring = await _read_request(request, ingress.settings.ingress, context.remaining_s, hold)
                 form = answer_form(request, len(scoring.images))
             began = time.perf_counter()
             answers = await ingress.score_images(scoring.images, scoring.params, context, answer_as=form)
@@ -148,12 +149,12 @@ def _add_probes(app: FastAPI, ingress: Ingress, page: Asset) -> None:
         app.add_api_route(path, probe, response_class=answer, tags=["health"])
 
 
-def _add_info(app: FastAPI, ingress: Ingress, settings: Settings) -> None:
+def _add_info(app: FastAPI, ingress: Ingress) -> None:
     @app.get("/info", tags=["model"], dependencies=[KEY])
     async def info() -> Response:
         """What is served and within which limits."""
         model = await ingress.model_info()
-        return _json({"version": service_version(), **model.as_dict(), "limits": _limits(settings)})
+        return _json({"version": service_version(), **model.as_dict(), "limits": _limits(ingress.settings)})
 
     @app.get("/swagger.json", include_in_schema=False)
     async def swagger(version: str = "2") -> Response:

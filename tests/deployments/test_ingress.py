@@ -8,7 +8,7 @@ import pytest
 from deployments.ingress import Ingress
 from deployments.params import ScoreParams
 from deployments.settings import Settings
-from pipeline.errors import ImageError, ImageFault, InvalidRequest, LimitExceeded, Overloaded
+from pipeline.errors import ConfigurationError, ImageError, ImageFault, InvalidRequest, LimitExceeded, Overloaded
 
 PLAIN_INGRESS = [cls for cls in Ingress.func_or_class.__mro__ if cls.__module__ == "deployments.ingress"][-1]
 """The class below Ray Serve's wrapper."""
@@ -125,3 +125,42 @@ async def test_the_model_is_asked_for_once(ingress):
 async def test_no_images_are_no_load(ingress):
     """Nothing to refuse, nothing to count: Ray's counters raise on a 0."""
     assert await score(ingress, []) == []
+
+
+async def test_live_settings_change_in_a_running_ingress(ingress):
+    """Thresholds, refusals and bounds follow `user_config`; without it they are those of the start again."""
+    with ingress._graph.admission.admitted(["image"] * 4, ingress.context()):
+        ingress.reconfigure(
+            {
+                "detector": {"score_threshold": 0.7},
+                "polygonizer": {"decimals": None},
+                "ingress": {"retry_after_s": 30, "max_images_in_flight": 5, "timeout_s": 7},
+            }
+        )
+        options = ingress.score_options(ScoreParams(), answer_as="json")
+        assert (options.detect.score_threshold, options.outline.decimals) == (0.7, None)
+        assert 30 <= ingress.refusal().retry_after_s <= 45
+        assert 6 < ingress.context().remaining_s <= 7
+        ingress.check_room()
+        ingress.reconfigure(None)
+        assert ingress.score_options(ScoreParams(), answer_as="json").detect.score_threshold == 0.3
+        with pytest.raises(Overloaded):
+            ingress.check_room()
+
+
+@pytest.mark.parametrize(
+    ("user_config", "place"),
+    [
+        ({"detector": {"max_batch": 4}}, r"user_config\.detector: max_batch cannot change in running replicas"),
+        ({"image_loader": {"threads": 4}}, r"user_config\.image_loader: expected one of the sections"),
+        ({"ingress": {"retry_after_s": 0}}, r"user_config\.ingress\.retry_after_s: .*greater than or equal to 1"),
+        ({"ingress": {"max_images_in_flight": 1}}, "largest request could never be served"),
+        (["retry_after_s"], "expected sections"),
+    ],
+)
+async def test_what_cannot_change_is_named_and_changes_nothing(ingress, user_config, place):
+    """The replica goes on with what it had."""
+    before = ingress.settings
+    with pytest.raises(ConfigurationError, match=place):
+        ingress.reconfigure(user_config)
+    assert ingress.settings is before

@@ -45,6 +45,8 @@ class FakeIngress:
     def context(self, timeout_s=None, request_id=None, caller=""):
         return RequestContext(request_id, time.time() + (timeout_s or 30), caller)
 
+    settings = Settings()
+
     def check_room(self, _caller):
         if self.room_error:
             raise self.room_error
@@ -80,7 +82,8 @@ def ingress():
 
 
 def client_for(ingress, settings=None):
-    transport = httpx.ASGITransport(http_app(ingress, settings or Settings()))
+    ingress.settings = settings or Settings()
+    transport = httpx.ASGITransport(http_app(ingress, ingress.settings))
     return httpx.AsyncClient(transport=transport, base_url="http://service")
 
 

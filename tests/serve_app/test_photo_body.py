@@ -18,7 +18,7 @@ def ingress():
 
 @pytest.fixture
 async def client(ingress):
-    settings = Settings.model_validate({"ingress": {"max_images_per_request": 3, "max_body_mb": 0.01}})
+    settings = ingress.settings = Settings.model_validate({"ingress": {"max_images_per_request": 3, "max_body_mb": 0.01}})
     async with httpx.AsyncClient(transport=httpx.ASGITransport(http_app(ingress, settings)), base_url="http://service") as client:
         yield client
 
