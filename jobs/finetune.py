@@ -25,12 +25,14 @@ import torch
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.training import hooks, precision
 from jobs.training.allocator import keep_freed_memory
+from jobs.training.checkpointing import recompute_backbone
 from jobs.training.console import ConciseRunner, too_little_movement
 from jobs.training.initial_weights import load_what_fits
 from jobs.training.interruption import StopOnSignal, end_loaders, ending_on_signals
 from jobs.training.results import check_work_dir, checkpoint_to_resume, export, newest_checkpoint
 from jobs.training.runner_config import lasting_settings, runner_config, steps_an_epoch
 from jobs.training.settings import RANDOM_WEIGHTS, FinetuneSettings, settings_from_args
+from jobs.training.split import photo_files, shared_photos, write_split
 from jobs.training.stopping import Diverged, step_of
 from pipeline.errors import ServiceError
 from pipeline.model.checkpoints import harmless_types_only
@@ -87,13 +89,23 @@ def initial_weights(settings: FinetuneSettings) -> Path | None:
 
 def read_sets(settings: FinetuneSettings) -> tuple[Annotations, Annotations | None]:
     """Annotations to train and to measure on, checked; what was read is told."""
-    work, strict = settings.work_dir, settings.strict
-    train = read_annotations(settings.train, settings.train_images, work / "train", training=True, strict=strict)
+    work, strict, photos = settings.work_dir, settings.strict, settings.train_images
+    train_file, val_file, val_photos = settings.train, settings.val, settings.val_images
+    if settings.val_share:
+        whole = read_annotations(train_file, photos, work / "whole", strict=strict)
+        train_file, val_file = write_split(whole.coco_json, work / "split", settings.val_share, settings.val_group, settings.seed)
+        val_photos = photos
+    train = read_annotations(train_file, photos, work / "train", training=True, strict=strict)
     print(train.summary, flush=True)
-    if not (settings.val and settings.val_images):
+    if not (val_file and val_photos):
         return train, None
-    val = read_annotations(settings.val, settings.val_images, work / "val", training=True, classes=train.classes, strict=strict)
+    val = read_annotations(val_file, val_photos, work / "val", training=True, classes=train.classes, strict=strict)
     print(val.summary, flush=True)
+    if shared := shared_photos(photo_files(train), photo_files(val)):
+        print(
+            f"Warning: {len(shared)} photos to measure on are trained on, too, so AP says too much; first: {shared[0]}",
+            flush=True,
+        )
     return train, val
 
 
@@ -137,6 +149,8 @@ def prepare_network(runner: Any, settings: FinetuneSettings, spec: ModelSpec, st
     hooks.check_layers(network, "--fix-batch-norm", settings.fix_batch_norm, batch_norms=True)
     print(f"{spec.name}: {trained:,} of {sum(p.numel() for p in network.parameters()):,} parameters train.", flush=True)
     precision.keep_losses_in_fp32(network)
+    if settings.gradient_checkpointing:
+        recompute_backbone(network)
     network.to(memory_format=torch.channels_last)
 
 

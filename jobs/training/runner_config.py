@@ -62,7 +62,7 @@ def runner_config(
             {"type": "SeenObjectsHook", "objects": train.report.objects, "longest_side_px": longest_side_px(settings)},
         ],
         "log_processor": {"type": "LogProcessor", "by_epoch": False, "window_size": settings.log_every},
-        "visualizer": {"type": "DetLocalVisualizer", "vis_backends": [{"type": "LocalVisBackend"}]},
+        "visualizer": {"type": "DetLocalVisualizer", "vis_backends": [{"type": "LocalVisBackend"}, *_log_backends(settings)]},
         "env_cfg": {"cudnn_benchmark": True, "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 1}},
         "randomness": {"seed": settings.seed},
         "resume": resume_from is not None,
@@ -158,6 +158,15 @@ def train_loader(settings: FinetuneSettings, spec: ModelSpec, train: Annotations
     }
 
 
+def _log_backends(settings: FinetuneSettings) -> list[dict[str, Any]]:
+    """mmengine's, for what --log-to names."""
+    backends: dict[str, dict[str, Any]] = {
+        "tensorboard": {"type": "TensorboardVisBackend"},
+        "mlflow": {"type": "MLflowVisBackend", "exp_name": "jobs.finetune", "run_name": settings.work_dir.name},
+    }
+    return [backends[name] for name in settings.log_to]
+
+
 def _optim_wrapper(settings: FinetuneSettings) -> dict[str, Any]:
     optimizer: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     if settings.optimizer == "adamw":
@@ -175,8 +184,9 @@ def _optim_wrapper(settings: FinetuneSettings) -> dict[str, Any]:
 
 
 def warmup_steps(settings: FinetuneSettings, steps: int) -> int:
-    """Steps during which the learning rate rises: half of a short run at most."""
-    return min(settings.warmup, steps // 2)
+    """Steps during which the learning rate rises: half of a short run at most. One alone is none: mmengine would stay where it begins."""
+    warmup = min(settings.warmup, steps // 2)
+    return warmup if warmup > 1 else 0
 
 
 def _schedule(settings: FinetuneSettings, steps: int) -> list[dict[str, Any]]:

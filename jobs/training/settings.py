@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pipeline.inference.devices import owned_cores
 MAX_WORKERS = 8
 """Loader processes that are started unasked; each holds a copy of the libraries and two batches."""
 MODELS = ("rtmdet-ins_nano", "rtmdet-ins_tiny", "rtmdet-ins_s", "rtmdet-ins_m", "rtmdet-ins_l", "rtmdet-ins_x")
+LOGS = ("tensorboard", "mlflow")
 RANDOM_WEIGHTS = "none"
 """Of --init-weights: start from nothing."""
 AUTO_BATCH = 0
@@ -54,6 +56,15 @@ class FinetuneSettings:
     train_images: Path = option(..., "folder of their photos")
     val: Path | None = option(None, f"annotations to measure on: {ANNOTATIONS}")
     val_images: Path | None = option(None, "folder of their photos")
+    val_share: float = option(
+        0.0, "measure on this share of the training photos instead of --val, 0..0.5; they are not trained on", least=0, most=0.5
+    )
+    val_group: str | None = option(
+        None,
+        "with --val-share: regular expression whose first group, in the file name, says which photos belong together, such as '(.*)/' "
+        "or '^([^_]+)_'; a group is trained on or measured on, never both (default: each photo is its own)",
+        metavar="PATTERN",
+    )
     strict: bool = option(False, STRICT_HELP)
     work_dir: Path = option(..., "where logs and checkpoints go")
 
@@ -118,11 +129,20 @@ class FinetuneSettings:
     resume: bool = option(False, "go on from the last checkpoint in --work-dir")
     log_every: int = option(20, "steps between progress lines", least=1)
 
+    log_to: tuple[str, ...] = option(
+        (),
+        "also log to these, by mmengine: tensorboard (into the work folder), mlflow (MLFLOW_TRACKING_URI says where)",
+        choices=LOGS,
+    )
+
     # machine
     precision: str = option(
         "auto",
         "auto: bf16 where the device computes in it, fp16 on older cards, else fp32",
         choices=("auto", "bf16", "fp32", "fp16"),
+    )
+    gradient_checkpointing: bool = option(
+        False, "keep fewer activations of the backbone and compute them again: less memory, a third more time"
     )
     workers: int = option(
         1,
@@ -146,12 +166,23 @@ def _contradiction(settings: FinetuneSettings) -> str | None:
         return f"--image-size must be a positive multiple of 32 px, got {settings.image_size}."
     if (settings.val is None) != (settings.val_images is None):
         return "--val and --val-images go together."
-    if settings.val is None and (settings.val_every or settings.early_stopping):
-        return "what --val-every and --early-stopping measure on needs --val and --val-images."
+    if settings.val and settings.val_share:
+        return "--val and --val-share are two ways to say what to measure on: give one."
+    if settings.val_group and not settings.val_share:
+        return "--val-group goes with --val-share."
+    if not (settings.val or settings.val_share) and (settings.val_every or settings.early_stopping):
+        return "what --val-every and --early-stopping measure on needs --val and --val-images, or --val-share."
     if settings.early_stopping and settings.val_every == 0:
         return "--early-stopping needs measurements: --val-every above 0."
     if not settings.lr > 0 or min((factor for _, factor in settings.lr_mult), default=0) < 0:
         return "--lr is above 0, and so are factors of --lr-mult, or 0."
     if not 0 < settings.scale_jitter[0] <= settings.scale_jitter[1] < math.inf:
         return "--scale-jitter is two numbers above 0, the smaller one first."
+    return _missing_package(settings)
+
+
+def _missing_package(settings: FinetuneSettings) -> str | None:
+    for name in settings.log_to:
+        if importlib.util.find_spec(name) is None:
+            return f"--log-to {name} needs the package {name}, which is not installed: pip install {name}"
     return None

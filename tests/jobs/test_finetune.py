@@ -25,13 +25,13 @@ from mmengine.model import BaseModel
 from jobs.annotations.datasets import Annotations
 from jobs.annotations.report import Report
 from jobs.third_party import known_warnings_ignored
-from jobs.training import validation
+from jobs.training import precision, validation
 from jobs.training.hooks import RatesByLayer, check_layers, freeze
-from jobs.training.precision import optim_wrapper_type
+from jobs.training.precision import choose_precision, optim_wrapper_type
 from jobs.training.runner_config import runner_config
 from jobs.training.samples import TrainingPhotos
 from jobs.training.seen_objects import SeenObjectsHook
-from jobs.training.settings import default_workers, settings_from_args
+from jobs.training.settings import FinetuneSettings, default_workers, settings_from_args
 from pipeline.model.checkpoints import Checkpoint, load_checkpoint, save_safetensors
 from pipeline.model.spec import build_network, nano_spec
 
@@ -178,6 +178,63 @@ def test_accumulated_batches_are_one_step(tiny_coco, tmp_path):
         assert [row["step"] for row in rows if "mask_ap" in row] == [2, 3]
     assert found[0] == found[1]
     assert len(found[0]) == 3
+
+
+def test_a_share_of_the_photos_is_measured_on(tiny_coco, tmp_path, capsys):
+    """--val-share: no photo on both sides, a line for the measurement, a curve, and AP by label where something was found."""
+    assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "2", "--val-share", "0.34", "--gradient-checkpointing")) == 0
+    told = capsys.readouterr().out
+    assert "train.json: 4 photos" in told
+    assert "val.json: 2 photos" in told
+    assert "val: box 0.0 mask 0.0, nothing found yet" in told
+    assert "ERROR" not in told
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+def test_photos_on_both_sides_are_told(tiny_coco, tmp_path, capsys):
+    assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "1", *validated(tiny_coco))) == 0
+    assert "Warning: 6 photos to measure on are trained on, too" in capsys.readouterr().out
+
+
+def test_a_log_of_a_package_that_is_not_there(tiny_coco, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(SystemExit):
+        settings_from_args(arguments(tiny_coco, tmp_path, "--log-to", "mlflow"))
+    assert "pip install mlflow" in capsys.readouterr().err
+
+
+def test_logs_are_mmengines(tmp_path):
+    settings = FinetuneSettings(
+        train=tmp_path, train_images=tmp_path, work_dir=tmp_path / "mine", log_to=("tensorboard", "mlflow")
+    )
+    annotations = Annotations(tmp_path, tmp_path, ("a",), 8, Report("a"))
+    backends = runner_config(settings, nano_spec(), annotations, None).visualizer.vis_backends
+    assert [backend["type"] for backend in backends] == ["LocalVisBackend", "TensorboardVisBackend", "MLflowVisBackend"]
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "linear", "step", "constant"])
+def test_schedules_end_where_they_should(tiny_coco, tmp_path, scheduler):
+    """All from the same peak: cosine and linear end near 2 % of it, step at a hundredth, constant stays."""
+    assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "10", "--scheduler", scheduler)) == 0
+    rows = [json.loads(row) for row in next(tmp_path.rglob("scalars.json")).read_text().splitlines()]
+    rates = [row["lr"] for row in rows if "lr" in row]
+    assert max(rates) == pytest.approx(1e-3, rel=0.05)
+    last = {"cosine": (1e-5, 1.2e-4), "linear": (1e-5, 1.6e-4), "step": (0.9e-5, 1.1e-5), "constant": (1e-3, 1e-3)}[scheduler]
+    assert last[0] <= rates[-1] * 1.0001
+    assert rates[-1] <= last[1] * 1.0001
+
+
+@pytest.mark.parametrize(
+    ("card", "instructions", "chosen"),
+    [(None, True, "bf16"), (None, False, "fp32"), ((9, 0), False, "bf16"), ((7, 5), True, "fp16"), ((6, 1), True, "fp32")],
+    ids=["CPU with bf16", "CPU with AVX2 alone", "H100", "T4", "P100"],
+)
+def test_auto_precision_is_what_the_device_computes_in(monkeypatch, card, instructions, chosen):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: card is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: card)
+    monkeypatch.setattr(precision, "cpu_computes_bf16", lambda: instructions)
+    assert choose_precision("auto")[0] == chosen
+    assert choose_precision("fp32")[0] == "fp32"
 
 
 def test_resume_goes_on(tiny_coco, trained, capsys):

@@ -1,0 +1,84 @@
+"""A part of the training photos to measure on, and a warning where photos stand on both sides."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from jobs.annotations.datasets import Annotations
+from jobs.annotations.report import AnnotationsError
+
+
+def split(coco: dict[str, Any], share: float, group: str | None, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two documents, to train and to measure on.
+
+    Args:
+        coco: COCO annotations.
+        share: of the photos to measure on, 0..1; groups stay whole, so it is met as closely as they allow.
+        group: regular expression; what its first group (or all of it) matches in a file name says which photos belong together. None:
+            each photo is its own group, and so is one that does not match.
+        seed: of the choice.
+    Raises:
+        AnnotationsError: the pattern is none, or leaves nothing on one of the two sides.
+    """
+    groups: dict[str, list[Any]] = defaultdict(list)
+    for photo in coco["images"]:
+        groups[_group_of(photo["file_name"], group)].append(photo["id"])
+    names = sorted(groups)
+    random.Random(seed).shuffle(names)
+    wanted, chosen = share * len(coco["images"]), set[Any]()
+    for name in names:
+        if len(chosen) + len(groups[name]) / 2 <= wanted or not chosen:
+            chosen |= set(groups[name])
+    if len(chosen) == len(coco["images"]):
+        raise AnnotationsError(f"--val-group {group}: all {len(chosen)} photos are one group, so none is left to train on.")
+    return _part(coco, lambda photo: photo not in chosen), _part(coco, lambda photo: photo in chosen)
+
+
+def _group_of(file_name: str, group: str | None) -> str:
+    if group is None:
+        return file_name
+    try:
+        found = re.search(group, file_name)
+    except re.error as error:
+        raise AnnotationsError(f"--val-group {group}: not a regular expression ({error}).") from error
+    return (found[1] if found.re.groups else found[0]) if found else file_name
+
+
+def _part(coco: dict[str, Any], wanted: Any) -> dict[str, Any]:
+    images = [photo for photo in coco["images"] if wanted(photo["id"])]
+    annotations = [found for found in coco["annotations"] if wanted(found["image_id"])]
+    return coco | {"images": images, "annotations": annotations}
+
+
+def write_split(source: Path, folder: Path, share: float, group: str | None, seed: int) -> tuple[Path, Path]:
+    """`split` of a COCO file, written into a folder as train.json and val.json."""
+    parts = split(json.loads(source.read_text(encoding="utf-8")), share, group, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / "train.json", folder / "val.json"
+    for path, part in zip(paths, parts, strict=True):
+        path.write_text(json.dumps(part), encoding="utf-8")
+    return paths
+
+
+def photo_files(annotations: Annotations) -> list[Path]:
+    """Of a set, in its order."""
+    return [annotations.images / photo["file_name"] for photo in json.loads(annotations.coco_json.read_text())["images"]]
+
+
+def shared_photos(train: Iterable[Path], val: Iterable[Path]) -> list[Path]:
+    """Photos to measure on that are trained on, too: same bytes, whatever their names."""
+    by_size: dict[int, list[Path]] = defaultdict(list)
+    for path in train:
+        by_size[path.stat().st_size].append(path)
+    return [path for path in val if any(_digest(path) == _digest(other) for other in by_size[path.stat().st_size])]
+
+
+def _digest(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()

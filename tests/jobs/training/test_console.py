@@ -1,0 +1,56 @@
+"""What people see of a run."""
+
+import pytest
+
+from jobs.training.console import FOR_THE_FILE, by_label_table, draw_curve, too_little_movement
+
+
+class Scalar:
+    """Stands in for mmengine's HistoryBuffer."""
+
+    def __init__(self, *values):
+        self.data = values, [1] * len(values)
+
+
+def test_ap_by_label_is_a_table():
+    measured = {
+        "box_ap": 0.1,
+        "mask_ap": 0.05,
+        "mask_ap/window": 0.2,
+        "box_ap/window": 0.3,
+        "mask_ap/car": None,
+        "box_ap/car": None,
+    }
+    assert by_label_table(measured).splitlines() == [
+        "AP by label    box   mask",
+        "all      10.0    5.0",
+        "window   30.0   20.0",
+        "car         -      -",
+    ]
+
+
+@pytest.mark.parametrize("scalars", [{}, {"train/loss": Scalar(3.0, 2.0)}], ids=["nothing", "loss alone"])
+def test_a_curve_needs_a_loss(tmp_path, scalars):
+    draw_curve(scalars, 0, 2, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").exists() == bool(scalars)
+
+
+def test_a_curve_of_loss_and_ap(tmp_path):
+    scalars = {"train/loss": Scalar(*range(5)), "val/box_ap": Scalar(0.1, 0.2, 0.3), "val/mask_ap": Scalar(0.0, 0.1, 0.2)}
+    draw_curve(scalars, 2, 5, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_too_little_learning_for_fresh_classes_is_told():
+    """Only where classes start fresh."""
+    assert "Train for 310 steps and more, or with a higher --lr" in too_little_movement(9.67e-5, 120, ["cat"])
+    assert too_little_movement(9.67e-5, 120, []) is None
+    assert too_little_movement(2e-3, 120, ["cat"]) is None
+
+
+def test_measurements_are_told_once():
+    """mmengine's own line of them, and what it says of files, is for the log."""
+    assert FOR_THE_FILE.match("Iter(val) [30/30]  mask_ap: 0.1")
+    assert FOR_THE_FILE.match("The best checkpoint with 0.1")
+    assert not FOR_THE_FILE.match("Iter(train) [1/2]")
+    assert not FOR_THE_FILE.match("val: box 9.7")
