@@ -18,9 +18,10 @@ class Recomputed(nn.Sequential):
 
     def forward(self, features: Any) -> Any:
         """As Sequential."""
+        layers: Any = super().forward
         if self.training and torch.is_grad_enabled():
-            return checkpoint(super().forward, features, use_reentrant=False)
-        return super().forward(features)
+            return checkpoint(layers, features, use_reentrant=False)
+        return layers(features)
 
 
 def recompute_backbone(network: Any) -> int:
