@@ -14,7 +14,7 @@ from typing import get_args
 from ray.serve import metrics
 
 from pipeline.errors import ServiceError, StageFailed
-from pipeline.inference.batcher import DropReason
+from pipeline.inference.batch_queue import DropReason
 
 _LATENCY_MS: list[float] = [1, 2, 5, 10, 20, 35, 50, 75, 100, 150, 200, 250, 350, 500, 750, 1000, 2000, 5000, 10000, 30000]
 _BATCH: list[float] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256]

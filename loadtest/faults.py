@@ -128,6 +128,8 @@ class Outcome:
         queries, failed, hung: counts; hung ones were answered after HUNG_S, or never.
         unexplained: failures of queries that no killed or stopped Ingress, proxy or node held.
         p50_ms, p99_ms: of right answers.
+        faults: all of them.
+        failures: (sent, answered or given up, outcome) of every query that failed, seconds from the beginning.
         rows: by fault: how often, queries that ended after it and before the next one, failures by outcome, slowest answer, seconds.
     """
 
@@ -138,6 +140,8 @@ class Outcome:
     unexplained: int
     p50_ms: float | None
     p99_ms: float | None
+    faults: list[Fault]
+    failures: list[tuple[float, float, str]]
     rows: list[dict[str, Any]]
 
 
@@ -168,6 +172,8 @@ def summarise(queries: Sequence[Query], faults: Sequence[Fault], rate_per_s: flo
         sum(not _explained(query, faults) for query in failed),
         percentile(good, 50),
         percentile(good, 99),
+        list(faults),
+        [(query.sent_s, query.done_s, query.outcome) for query in failed],
         rows,
     )
 

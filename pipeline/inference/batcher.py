@@ -20,10 +20,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Generic, Literal, ParamSpec, Protocol, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 from pipeline.errors import ConfigurationError, DeadlineExceeded, EngineLost, EngineOutOfMemory, Overloaded, StageFailed
+from pipeline.inference.batch_queue import BatchLimit, BatchObserver, BatchResult, DropReason, Entry, SilentObserver
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,89 +31,8 @@ Args = ParamSpec("Args")
 
 logger = logging.getLogger(__name__)
 
-DropReason = Literal["deadline", "cancelled", "closed"]
-
-MAX_UNDER_WAY = 2
+MAX_IN_FLIGHT = 2
 """Batches: one that computes, and one that is prepared or takes the part of the model that came free."""
-
-
-class BatchObserver(Protocol):
-    """Told what happens, on the event loop: be quick. What an observer raises is logged and goes no further."""
-
-    def batch_ran(self, waits_s: Sequence[float], run_s: float) -> None:
-        """The model ran len(waits_s) items in `run_s` seconds; each had waited so many seconds since `submit`."""
-
-    def batch_split(self, size: int, out_of_memory: bool) -> None:
-        """A batch of `size` items failed as a whole; its halves are tried next."""
-
-    def item_dropped(self, reason: DropReason) -> None:
-        """An item left the queue before the model saw it."""
-
-
-class _Silent:
-    """The observer nobody asked for."""
-
-    def batch_ran(self, waits_s: Sequence[float], run_s: float) -> None: ...
-
-    def batch_split(self, size: int, out_of_memory: bool) -> None: ...
-
-    def item_dropped(self, reason: DropReason) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class BatchResult(Generic[Result]):
-    """One item's result and what it took.
-
-    Args:
-        result: what `run_batch` returned in this item's place.
-        wait_s: seconds from `submit` until the model started on it (failed tries included).
-        run_s: seconds the model ran the batch that held it.
-        batch_size: items in that batch.
-    """
-
-    result: Result
-    wait_s: float
-    run_s: float
-    batch_size: int
-
-
-@dataclass(slots=True, eq=False)
-class _Entry(Generic[Item, Result]):
-    """One waiting item. Its future never holds an exception, only a `BatchResult` or the error to raise."""
-
-    item: Item
-    deadline: float | None
-    future: asyncio.Future[BatchResult[Result] | BaseException]
-    submitted_at: float = field(default_factory=time.perf_counter)
-    started: bool = False
-
-    @property
-    def wanted(self) -> bool:
-        """Whether its caller still waits and its deadline lies ahead (past it, the timer in `submit` tells the caller)."""
-        return not self.future.done() and (self.deadline is None or time.time() < self.deadline)
-
-    def resolve(self, outcome: BatchResult[Result] | BaseException) -> None:
-        if not self.future.done():
-            self.future.set_result(outcome)
-
-
-class _BatchLimit:
-    """The largest batch allowed now: lowered when memory runs out, doubled every `recover_s` seconds up to `highest`."""
-
-    def __init__(self, highest: int, recover_s: float) -> None:
-        self._highest = self._value = highest
-        self._recover_s = recover_s
-        self._raise_at = 0.0
-
-    def now(self) -> int:
-        while self._value < self._highest and time.monotonic() >= self._raise_at:
-            self._value = min(2 * self._value, self._highest)
-            self._raise_at += self._recover_s
-        return self._value
-
-    def lower(self, value: int) -> None:
-        self._value = max(1, min(value, self._value))
-        self._raise_at = time.monotonic() + self._recover_s
 
 
 class GreedyBatcher(Generic[Item, Result]):
@@ -153,12 +72,12 @@ class GreedyBatcher(Generic[Item, Result]):
                 f"got max_batch {max_batch}, max_wait_s {max_wait_s}, oom_recover_s {oom_recover_s}"
             )
         self._run_batch = run_batch
-        self._limit = _BatchLimit(max_batch, oom_recover_s)
+        self._limit = BatchLimit(max_batch, oom_recover_s)
         self._max_wait_s = max_wait_s
-        self._observer = observer or _Silent()
+        self._observer = observer or SilentObserver()
         self._out_of_memory, self._lost = out_of_memory, lost
-        self._queue: deque[_Entry[Item, Result]] = deque()
-        self._threads = ThreadPoolExecutor(MAX_UNDER_WAY, thread_name_prefix="model")
+        self._queue: deque[Entry[Item, Result]] = deque()
+        self._threads = ThreadPoolExecutor(MAX_IN_FLIGHT, thread_name_prefix="model")
         self._work: asyncio.Task[None] | None = None
         self._in_flight: set[asyncio.Task[None]] = set()
         self._running_since: dict[int, float] = {}  # by thread
@@ -194,7 +113,7 @@ class GreedyBatcher(Generic[Item, Result]):
         """
         if self._closed:
             raise Overloaded("the model is shutting down")
-        entry: _Entry[Item, Result] = _Entry(item, deadline, asyncio.get_running_loop().create_future())
+        entry: Entry[Item, Result] = Entry(item, deadline, asyncio.get_running_loop().create_future())
         self._enqueue(entry)
         try:
             async with asyncio.timeout(None if deadline is None else deadline - time.time()):
@@ -237,7 +156,7 @@ class GreedyBatcher(Generic[Item, Result]):
             await asyncio.wait([self._work])
         self._threads.shutdown()
 
-    def _enqueue(self, entry: _Entry[Item, Result]) -> None:
+    def _enqueue(self, entry: Entry[Item, Result]) -> None:
         self._queue.append(entry)
         self._look_again.set()
         if len(self._queue) >= self._limit.now():
@@ -246,7 +165,7 @@ class GreedyBatcher(Generic[Item, Result]):
             self._loop = asyncio.get_running_loop()
             self._work = self._loop.create_task(self._work_until_idle())
 
-    def _leave(self, entry: _Entry[Item, Result], reason: DropReason) -> None:
+    def _leave(self, entry: Entry[Item, Result], reason: DropReason) -> None:
         with suppress(ValueError):
             self._queue.remove(entry)
         if not entry.started:
@@ -262,7 +181,7 @@ class GreedyBatcher(Generic[Item, Result]):
                 await self._look_again.wait()
 
     def _may_start(self) -> bool:
-        if self._fewest is None or len(self._in_flight) == MAX_UNDER_WAY:
+        if self._fewest is None or len(self._in_flight) == MAX_IN_FLIGHT:
             return False
         return len(self._queue) >= min(self._fewest, self._limit.now())
 
@@ -291,7 +210,7 @@ class GreedyBatcher(Generic[Item, Result]):
                 async with asyncio.timeout(self._max_wait_s):
                     await self._stop_waiting.wait()
 
-    async def _run(self, entries: list[_Entry[Item, Result]]) -> None:
+    async def _run(self, entries: list[Entry[Item, Result]]) -> None:
         """Run those still wanted; where the batch fails as a whole, its halves, down to single items."""
         batch = [entry for entry in entries if entry.wanted]
         if not batch:

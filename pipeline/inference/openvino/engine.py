@@ -22,26 +22,20 @@ the embedded model, 1.4 ms for one image, 1.9 for four.
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-import openvino as ov
-import torch
-from numpy.typing import NDArray
-
 from pipeline.errors import EngineUnavailable
-from pipeline.images.letterbox import fit, fitted_input, pad_batch
+from pipeline.images.letterbox import fit, fitted_input
 from pipeline.inference.base import BatchEngine, grey_image, naming_failures
 from pipeline.inference.devices import owned_cores
 from pipeline.inference.engine import CapacityListener, EngineOptions, ModelInfo, ignore_capacity
 from pipeline.inference.openvino.convert import CORE, ConvertedNetwork
+from pipeline.inference.openvino.streams import CompiledInputs, Stream
 from pipeline.inference.postprocess import PostProcessor
 from pipeline.model.head_outputs import RawOutputs
 from pipeline.types import DetectOptions, Instances, Letterbox, LoadedImage
@@ -49,8 +43,6 @@ from pipeline.types import DetectOptions, Instances, Letterbox, LoadedImage
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
 class OpenVinoEngine(BatchEngine):
@@ -84,14 +76,14 @@ class OpenVinoEngine(BatchEngine):
         self._square = converted.input_size, converted.input_size
         self._fitted, self._kernel_branch = options.fitted, converted.kernel_branch
         self._postprocessors: dict[tuple[int, int], PostProcessor] = {}
-        self._compiled = _CompiledInputs(converted, threads, options.cache_dir)
+        self._compiled = CompiledInputs(converted, threads, options.cache_dir)
         largest = self._compiled.model(1, self._square)  # a network that cannot be compiled is known at once
         self._without_input: set[tuple[int, int]] = set()
-        self._alone = _Stream(self._compiled, 1, 1 if streams > 1 else options.max_batch, largest)
-        self._idle: queue.SimpleQueue[_Stream] = queue.SimpleQueue()
+        self._alone = Stream(self._compiled, 1, 1 if streams > 1 else options.max_batch, largest)
+        self._idle: queue.SimpleQueue[Stream] = queue.SimpleQueue()
         for _ in range(streams):
             share = -(-options.max_batch // streams)
-            self._idle.put(_Stream(self._compiled, streams, share, largest) if streams > 1 else self._alone)
+            self._idle.put(Stream(self._compiled, streams, share, largest) if streams > 1 else self._alone)
         self._threads = ThreadPoolExecutor(streams, thread_name_prefix="stream")
         self._early_compiler = ThreadPoolExecutor(len(self._modes), thread_name_prefix="compile")
         self._turn = threading.Lock()
@@ -117,7 +109,7 @@ class OpenVinoEngine(BatchEngine):
                 self._early_compiler.submit(self._prepare, self._input_of(fit(original_hw, self._info.input_size)), [streams])
 
     def _run(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
-        def find(stream: _Stream, part: slice) -> list[Instances]:
+        def find(stream: Stream, part: slice) -> list[Instances]:
             return self._find(stream, images[part], options[part])
 
         for input_hw in {self._input_of(image.letterbox) for image in images}:
@@ -135,7 +127,7 @@ class OpenVinoEngine(BatchEngine):
             log.exception("no network for %d x %d pixels: such photos are padded to %d x %d", *input_hw, *self._square)
             self._without_input.add(input_hw)
 
-    def _find(self, stream: _Stream, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
+    def _find(self, stream: Stream, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
         """Run a stream's share, shape by shape; results in order."""
         places_of: dict[tuple[int, int], list[int]] = {}
         for place, image in enumerate(images):
@@ -158,7 +150,7 @@ class OpenVinoEngine(BatchEngine):
         fitted = fitted_input(letterbox.scaled_hw, self._info.input_size) if self._fitted else self._square
         return self._square if fitted in self._without_input else fitted
 
-    def _spread(self, batch: int, work: Callable[[_Stream, slice], Result]) -> list[Result]:
+    def _spread(self, batch: int, work: Callable[[Stream, slice], Result]) -> list[Result]:
         """Do a batch's work, each part as a stream comes free; results in order. Calls from several threads begin in turn."""
         with self._turn:
             if self._closed:
@@ -179,96 +171,11 @@ class OpenVinoEngine(BatchEngine):
         if not self._turn.locked():  # else the next call takes the stream that came free
             self._on_capacity(1)
 
-    def _on_stream(self, stream: _Stream, work: Callable[[_Stream, slice], Result], part: slice) -> Result:
+    def _on_stream(self, stream: Stream, work: Callable[[Stream, slice], Result], part: slice) -> Result:
         try:
             return work(stream, part)
         finally:
             self._idle.put(stream)
-
-
-class _CompiledInputs:
-    """The network for one image, compiled for an input shape when it is first asked for.
-
-    Args:
-        converted: the network.
-        threads: for all streams together.
-        cache_dir: as in EngineOptions.
-    """
-
-    def __init__(self, converted: ConvertedNetwork, threads: int, cache_dir: Path | None) -> None:
-        self._converted, self._threads, self._cache_dir = converted, threads, cache_dir
-        self._models: dict[tuple[int, tuple[int, int]], ov.CompiledModel] = {}
-        self._locks: dict[tuple[int, tuple[int, int]], threading.Lock] = {}
-
-    def model(self, streams: int, input_hw: tuple[int, int]) -> ov.CompiledModel:
-        """For that many streams; the first call compiles, or reads from the cache, and others for the same wait for it."""
-        key = streams, input_hw
-        if key not in self._models:
-            with self._locks.setdefault(key, threading.Lock()):
-                if key not in self._models:
-                    self._models[key] = self._compile(*key)
-        return self._models[key]
-
-    def _compile(self, streams: int, input_hw: tuple[int, int]) -> ov.CompiledModel:
-        properties = _properties(self._converted.precision, self._threads, streams, self._cache_dir)
-        return CORE.compile_model(self._converted.for_one_image(input_hw), "CPU", properties)
-
-
-class _Stream:
-    """Runs the network on its share of a batch, on its share of the threads.
-
-    Its buffers are shared by all shapes: a stream runs one at a time.
-
-    Args:
-        compiled: for the shapes of the images that come.
-        streams: among which the threads are divided.
-        most_images: in a share.
-        largest: compiled for the largest shape.
-    """
-
-    def __init__(self, compiled: _CompiledInputs, streams: int, most_images: int, largest: ov.CompiledModel) -> None:
-        self._compiled, self._streams, self._most_images = compiled, streams, most_images
-        self._pixels = np.empty(most_images * math.prod(largest.input().shape), np.uint8)
-        self._outputs = [np.empty(most_images * math.prod(output.shape), np.float32) for output in largest.outputs]
-        self._inputs: dict[tuple[int, int], _Input] = {}
-
-    def input(self, input_hw: tuple[int, int]) -> _Input:
-        """For images of this shape; made for the first one."""
-        if input_hw not in self._inputs:
-            model = self._compiled.model(self._streams, input_hw)
-            pixels, *outputs = (
-                flat[: self._most_images * math.prod(port.shape)].reshape(self._most_images, *port.shape[1:])
-                for flat, port in zip((self._pixels, *self._outputs), (model.input(), *model.outputs), strict=True)
-            )
-            self._inputs[input_hw] = _Input(model, pixels, outputs)
-        return self._inputs[input_hw]
-
-
-class _Input:
-    """One infer request for one input shape.
-
-    Args:
-        compiled: the network for one image.
-        pixels, outputs: buffers for a share of a batch; image by image.
-    """
-
-    def __init__(self, compiled: ov.CompiledModel, pixels: NDArray[np.uint8], outputs: Sequence[NDArray[np.float32]]) -> None:
-        self._request = compiled.create_infer_request()
-        self._pixels, self._outputs = pixels, outputs
-
-    def infer_images(self, images: Sequence[LoadedImage], size: int) -> RawOutputs:
-        """Run the network on images made for this `size`; valid until the stream's next call."""
-        pad_batch(images, size, out=self._pixels)
-        return self.infer(len(images))
-
-    def infer(self, count: int) -> RawOutputs:
-        """Run the network on the first `count` images of the buffer, one after the other."""
-        for image in range(count):
-            self._request.set_input_tensor(_tensor_of(self._pixels, image))
-            for index, buffer in enumerate(self._outputs):
-                self._request.set_output_tensor(index, _tensor_of(buffer, image))
-            self._request.infer()
-        return RawOutputs(*(torch.from_numpy(buffer[:count]) for buffer in self._outputs))
 
 
 def _shares(batch: int, streams: int, *, quiet: bool) -> tuple[list[slice], range]:
@@ -284,19 +191,3 @@ def _shares(batch: int, streams: int, *, quiet: bool) -> tuple[list[slice], rang
     lengths = [most + (stream < longer and not quiet) for stream in range(streams)]
     ends = list(accumulate(lengths))
     return [slice(end - length, end) for end, length in zip(ends, lengths, strict=True) if length], left
-
-
-def _tensor_of(buffer: NDArray[Any], image: int) -> ov.Tensor:
-    """One image's part of a batch's buffer, not copied."""
-    return ov.Tensor(buffer[image : image + 1], shared_memory=True)
-
-
-def _properties(precision: str, threads: int, streams: int, cache_dir: Path | None) -> dict[str, object]:
-    properties: dict[str, object] = {
-        "INFERENCE_PRECISION_HINT": _HINTS[precision],
-        "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
-        "NUM_STREAMS": streams,
-        "INFERENCE_NUM_THREADS": threads,
-        "ENABLE_CPU_PINNING": False,
-    }
-    return properties | ({"CACHE_DIR": str(cache_dir / "openvino")} if cache_dir else {})

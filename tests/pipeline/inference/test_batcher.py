@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigurationError, DeadlineExceeded, EngineLost, EngineOutOfMemory, Overloaded, StageFailed
-from pipeline.inference.batcher import BatchResult, DropReason, GreedyBatcher, _BatchLimit
+from pipeline.inference.batch_queue import BatchLimit, BatchResult, DropReason
+from pipeline.inference.batcher import GreedyBatcher
 
 SLACK_S = 0.15
 """How late a loaded two-core machine may wake a thread or a timer."""
@@ -623,10 +624,10 @@ class TestReporting:
 
     def test_a_lowered_limit_climbs_back_by_doubling(self) -> None:
         """16 → 2 → (after each pause) 4 → 8 → 16, never above."""
-        limit = _BatchLimit(16, recover_s=1e-9)
+        limit = BatchLimit(16, recover_s=1e-9)
         limit.lower(2)
         assert [limit.now() for _ in range(3)][-1] == 16
-        limit = _BatchLimit(16, recover_s=3600)
+        limit = BatchLimit(16, recover_s=3600)
         limit.lower(2)
         limit.lower(0)
         assert limit.now() == 1

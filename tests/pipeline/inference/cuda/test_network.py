@@ -13,15 +13,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import EngineUnavailable
 from pipeline.inference.cuda import network as cuda_network
-from pipeline.inference.cuda.network import (
-    EIGHT,
-    OnePassConvModule,
-    OnePassCSPLayer,
-    OnePassDepthwise,
-    OnePassPooling,
-    use_kernels,
-    with_kernels,
-)
+from pipeline.inference.cuda.network import use_kernels, with_kernels
+from pipeline.inference.cuda.one_pass import EIGHT, OnePassConvModule, OnePassCSPLayer, OnePassDepthwise, OnePassPooling
 from pipeline.inference.cuda.reference import ReferenceKernels, self_test_network
 from pipeline.model.rtmdet import RawNetwork
 from tests.support.cuda_on_host import COMPILER, HostKernels
