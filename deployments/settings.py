@@ -89,6 +89,7 @@ class IngressSettings(StrictModel):
         gt=0,
         description="Bodies that an ingress replica reads and holds at a time, MB (1e6 bytes); beyond it refused at once.",
     )
+    max_answer_mb: float = Field(32.0, gt=0, description="Largest answer of a request, MB (1e6 bytes); beyond it 413.")
     max_images_per_request: int = Field(64, ge=1, description="Most images in one request.")
     max_images_in_flight: int = Field(
         256, ge=1, description="Most images inside the service per ingress replica; above it requests are refused at once."
@@ -271,8 +272,8 @@ class Settings(StrictModel):
 
 LIVE: dict[str, frozenset[str]] = {
     "ingress": frozenset(
-        "timeout_s max_body_mb max_images_per_request max_images_in_flight max_urls max_large_images max_share_per_key overload_status "
-        "retry_after_s ready_cache_s".split()
+        "timeout_s max_body_mb max_answer_mb max_images_per_request max_images_in_flight max_urls max_large_images max_share_per_key "
+        "overload_status retry_after_s ready_cache_s".split()
     ),
     "detector": frozenset({"score_threshold", "max_detections"}),
     "polygonizer": frozenset({"tolerance_px", "max_points", "decimals", "holes"}),

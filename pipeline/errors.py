@@ -5,7 +5,8 @@
     │   ├── InvalidRequest        400   invalid_request
     │   ├── Unauthorized          401   unauthorized
     │   ├── DeadlineExceeded      408   deadline_exceeded
-    │   ├── LimitExceeded         413   body_too_large, image_too_large, too_many_pixels, too_many_images
+    │   ├── LimitExceeded         413   body_too_large, image_too_large, too_many_pixels, too_many_images,
+    │   │                                 answer_too_large
     │   ├── UnsupportedMediaType  415   unsupported_media_type
     │   ├── ImageError            422   image_not_decodable, invalid_base64, unsupported_image_format
     │   │   └── FetchError        422   url_refused, fetch_failed, fetch_unavailable, fetch_timeout
@@ -108,7 +109,7 @@ class LimitExceeded(RequestError):
 
     Args:
         message: what was too large, the limit's setting name and its value.
-        code: `body_too_large`, `image_too_large`, `too_many_pixels` or `too_many_images`.
+        code: `body_too_large`, `image_too_large`, `too_many_pixels`, `too_many_images` or `answer_too_large`.
     """
 
     status = 413

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import orjson
 from starlette.responses import Response
 
-from pipeline.errors import ImageFault, Overloaded, ServiceError, Unauthorized
+from pipeline.errors import ImageFault, LimitExceeded, Overloaded, ServiceError, Unauthorized
 from pipeline.types import Answer, DrawnImage, EncodedImage
 
 STAGES = ("wait", "fetch", "decode", "queue", "detect", "polygonize", "encode")
@@ -26,6 +26,17 @@ def score_response(answers: Sequence[Answer | ImageFault], took_ms: float) -> Re
     body = b"[" + b",".join(_image_json(answer) for answer in answers) + b"]"
     timings_ms = _timings_ms(answers, took_ms) | {"encode": (time.perf_counter() - began) * 1e3}
     return Response(body, media_type="application/json", headers={"server-timing": server_timing(timings_ms)})
+
+
+def check_answer_size(answers: Sequence[Answer | ImageFault], max_mb: float) -> None:
+    """Raise LimitExceeded `answer_too_large` where the answer of a request is larger than `max_mb` MB (1e6 bytes)."""
+    size_mb = sum(len(answer.json) for answer in answers if isinstance(answer, EncodedImage)) / 1e6
+    if size_mb > max_mb:
+        raise LimitExceeded(
+            f"The answer has {size_mb:.1f} MB; the limit is {max_mb:g} MB (ingress.max_answer_mb). Ask for less of it: params decimals, "
+            "polygon_tolerance_px, polygon_max_points, score_threshold, max_detections, or fewer images.",
+            code="answer_too_large",
+        )
 
 
 def picture_response(answers: Sequence[Answer | ImageFault], took_ms: float) -> Response:

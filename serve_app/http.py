@@ -29,7 +29,7 @@ from starlette.types import ASGIApp
 from deployments.ingress import Ingress
 from deployments.settings import IngressSettings, Settings
 from pipeline.errors import InvalidRequest, RequestError, ServiceError, StageFailed, UnsupportedMediaType
-from serve_app.answers import error_response, picture_response, score_response
+from serve_app.answers import check_answer_size, error_response, picture_response, score_response
 from serve_app.body import BODIES_COMING, TIMEOUT_HEADER, BodyBudget, Hold, read_body, requested_timeout_s
 from serve_app.contract import ScoreRequest, parse_score_request
 from serve_app.guard import ID_HEADERS, MODEL_ERROR_HEADER, RequestGuard
@@ -114,6 +114,8 @@ def _add_score(app: FastAPI, ingress: Ingress, settings: Settings) -> None:
                 form = answer_form(request, len(scoring.images))
             began = time.perf_counter()
             answers = await ingress.score_images(scoring.images, scoring.params, context, answer_as=form)
+            with ingress.errors_counted():
+                check_answer_size(answers, ingress.settings.ingress.max_answer_mb)
         respond = score_response if form == "json" else picture_response
         return respond(answers, (time.perf_counter() - began) * 1e3)
 
@@ -166,6 +168,7 @@ def _limits(settings: Settings) -> dict[str, Any]:
     return {
         "timeout_s": ingress.timeout_s,
         "max_body_mb": ingress.max_body_mb,
+        "max_answer_mb": ingress.max_answer_mb,
         "max_images_per_request": ingress.max_images_per_request,
         "max_image_mb": loader.max_image_mb,
         "max_megapixels": loader.max_megapixels,

@@ -566,3 +566,15 @@ async def test_keys_guard_everything_but_health_and_documents(ingress, monkeypat
         assert (await client.post("/score", json=GOOD, headers={"authorization": "Bearer sesame"})).status_code == 200
         assert (await client.get("/")).status_code == 200
         assert (await client.get("/ready")).status_code == 200
+
+
+async def test_an_answer_has_a_limit(ingress):
+    """413 that names what makes it smaller, and counted; at the limit it is sent."""
+    ingress.answers = [EncodedImage(b"x" * 600), EncodedImage(b"x" * 600)]
+    async with client_for(ingress, Settings(ingress={"max_answer_mb": 0.001})) as client:
+        response = await client.post("/score", json=GOOD)
+        assert (response.status_code, response.json()["code"]) == (413, "answer_too_large")
+        assert "decimals" in response.json()["message"]
+        assert ingress.counted == ["answer_too_large"]
+        ingress.answers = [EncodedImage(b"x" * 500), EncodedImage(b"x" * 500)]
+        assert (await client.post("/score", json=GOOD)).status_code == 200

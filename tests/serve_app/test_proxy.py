@@ -1,9 +1,12 @@
 """The layer in Ray Serve's proxy: plain-text refusals become JSON, everything else passes untouched."""
 
+import asyncio
+
 import httpx
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse
 
+from serve_app import proxy
 from serve_app.proxy import JsonErrors
 
 
@@ -63,3 +66,58 @@ async def test_headers_that_ray_cannot_read(name):
     response = await ask(never, [(name, b"1"), (name, b"\xff\xfe")])
     assert (response.status_code, response.json()["code"]) == (400, "invalid_request")
     assert name in response.json()["message"]
+
+
+def answering(size):
+    async def app(_scope, _receive, send):
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(size).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": bytes(size)})
+
+    return app
+
+
+async def receive():
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+SCOPE = {"type": "http", "headers": [], "method": "POST", "path": "/score"}
+
+
+async def test_answers_are_sent_in_pieces():
+    """So that the server waits for the client between them; what arrives is the whole."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    await JsonErrors(answering(1_000_000))(SCOPE, receive, send)
+    bodies = [message for message in sent if message["type"] == "http.response.body"]
+    assert b"".join(message["body"] for message in bodies) == bytes(1_000_000)
+    assert [message["more_body"] for message in bodies] == [True, True, True, False]
+
+
+async def test_clients_that_do_not_read_are_cut(monkeypatch, caplog):
+    """After MAX_WRITE_S; until then their answers count, and beyond the budget the next one is refused."""
+    monkeypatch.setattr(proxy, "MAX_WRITE_S", 0.2)
+    monkeypatch.setattr(proxy, "MAX_UNSENT_BYTES", 2_500_000)
+    layer = JsonErrors(answering(1_000_000))
+    answers: list[list] = [[], [], []]
+
+    def client(reads, number):
+        async def send(message):
+            answers[number].append(message)
+            if message["type"] == "http.response.body" and not reads:
+                await asyncio.sleep(60)
+
+        return layer(SCOPE, receive, send)
+
+    stalled = [asyncio.create_task(client(False, number)) for number in range(2)]
+    await asyncio.sleep(0.05)
+    await client(True, 2)
+    assert answers[2][0]["status"] == 503
+    await asyncio.wait_for(asyncio.gather(*stalled), 5)
+    assert caplog.text.count("took nothing of its answer") == 2
+    answers[2].clear()
+    await client(True, 2)
+    assert answers[2][0]["status"] == 200
