@@ -23,6 +23,7 @@ from deployments.probe import PROBE_IMAGE
 from deployments.scoring import ScoringGraph
 from deployments.settings import Settings, with_live_settings
 from deployments.task import AnswerForm, ImageInput, RequestContext, ScoreOptions
+from deployments.tracing import record_stages
 from pipeline.errors import ImageFault, InvalidRequest, Overloaded, ServiceError, quoted
 from pipeline.inference.engine import ModelInfo
 from pipeline.types import Answer, DetectOptions, OutlineOptions, ScoredImage
@@ -116,6 +117,7 @@ class Ingress:
                 return []
             check_image_count(len(images), self.settings.ingress.max_images_per_request)
             answers = await self._graph.score(images, options, context)
+            record_stages(answers)
         except ServiceError as error:
             self._metrics.request_failed(error, max(len(images), 1), (time.perf_counter() - began) * 1e3, context.caller)
             raise

@@ -31,6 +31,7 @@ from serve_app.config_file import absent_files, check_document, check_ports, rea
 LOOK_EVERY_S, WATCH_EVERY_S = 0.3, 5.0
 CHANGE_AFTER_S, REMIND_AFTER_S = 4.0, 20.0
 """Least seconds between two lines of progress, where something changed and where nothing did."""
+ILL = ("DEPLOY_FAILED", "UNHEALTHY")
 FAILED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 
 
@@ -125,8 +126,7 @@ class LocalRun:
         )
 
     def _give_up(self, name: str, application: ApplicationStatusOverview) -> NoReturn:
-        messages = [application.message, *(deployment.message for deployment in application.deployments.values())]
-        reason = next((found for message in messages if (found := reason_of(message))), "Ray Serve does not say why.")
+        reason = failure_of(application) or "Ray Serve does not say why."
         serve.shutdown()
         raise ConfigurationError(f"the application {name} does not start: {reason}\nRay's log, with all of it: {_log_folder()}")
 
@@ -139,8 +139,7 @@ class LocalRun:
                 is_ill = application.status in FAILED
                 if is_ill != (name in ill):
                     ill ^= {name}
-                    reason = next(filter(None, (reason_of(d.message) for d in application.deployments.values())), "")
-                    self._say(f"{name} is {application.status.value}. {reason}".rstrip())
+                    self._say(f"{name} is {application.status.value}. {failure_of(application) if is_ill else ''}".rstrip())
 
     @contextlib.contextmanager
     def _quiet(self) -> Iterator[None]:
@@ -153,6 +152,12 @@ class LocalRun:
 
     def _say(self, line: str) -> None:
         print(f"[{time.monotonic() - self._began:5.1f} s] {line}", file=self._terminal, flush=True)
+
+
+def failure_of(application: ApplicationStatusOverview) -> str:
+    """Why it does not run: the words of the deployment that failed, which say more than the application's; empty where nobody says."""
+    ill = [deployment for deployment in application.deployments.values() if deployment.status.value in ILL]
+    return next(filter(None, (reason_of(deployment.message) for deployment in ill)), reason_of(application.message))
 
 
 def reason_of(message: str) -> str:

@@ -14,7 +14,7 @@ from ray.serve.schema import (
 )
 
 from serve_app import start
-from serve_app.local_run import reason_of, waits_for
+from serve_app.local_run import failure_of, reason_of, waits_for
 
 
 def deployment(message="", **states):
@@ -50,6 +50,17 @@ def test_says_why_a_replica_finds_no_place():
 def test_a_replica_that_only_starts_slowly_is_not_blamed_on_resources():
     """Ray says the same of it."""
     assert waits_for(application(Detector=deployment(RAYS_WORDS % 1.2, STARTING=1))) == ["Detector (0 of 1 replicas)"]
+
+
+def test_the_deployment_that_failed_says_why():
+    """Its own words, before Ray's `Failed to update the deployments`."""
+    failed = deployment("Error:\npipeline.errors.EngineUnavailable: this PyTorch is a CPU build", STARTING=1)
+    failed.status = DeploymentStatus.DEPLOY_FAILED
+    ill = application(Ingress=deployment("", RUNNING=1), Detector=failed)
+    ill.message = "Failed to update the deployments ['Detector']."
+    assert failure_of(ill) == "EngineUnavailable: this PyTorch is a CPU build"
+    failed.message = ""
+    assert failure_of(ill) == "Failed to update the deployments ['Detector']."
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+"""Writes the tree of docs/DESIGN.md: a line for each module, the first sentence of its docstring.
+
+python -m benchmarks.tree
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+DESIGN = REPOSITORY / "docs/DESIGN.md"
+HEADING = "## The tree"
+ROOMS = {
+    "serve_app": "HTTP: routes, limits, keys, pages; binds the graph",
+    "deployments": "Ray Serve shells, no vision code",
+    "pipeline": "the work itself, no Ray",
+    "jobs": "commands: many photos, training, evaluation",
+    "client": "a package of its own, without torch or ray",
+}
+OTHERS = {
+    "monitoring": "Prometheus, Grafana dashboard, OpenTelemetry collector",
+    "deploy": "Dockerfile, KubeRay's rayservice.yaml",
+    "examples": "a labelling tool's backend",
+    "loadtest": "load tests, planning, random faults (LOADTEST.md)",
+    "benchmarks": "research, not installed: beside mmdet and other servers",
+    "tests": "one module per module; e2e/ runs the real server; security/ attacks it; support/ is what they share",
+}
+ASSETS = {"playground/": "the page: index.html, app.js and its modules, example photos", "docs/": "Swagger UI's files for /docs"}
+WIDTH = 110
+
+
+def tree() -> str:
+    """The tree as text."""
+    return "\n".join(_lines())
+
+
+def _lines() -> Iterator[str]:
+    for room, note in ROOMS.items():
+        yield f"{room + '/':<17}{note}"
+        folder = REPOSITORY / room
+        modules = (path for path in folder.rglob("*.py") if path.name != "__init__.py" and "build" not in path.parts)
+        for path in sorted(modules, key=lambda path: (len(path.relative_to(folder).parts) > 1, str(path))):
+            yield _line(path.relative_to(folder).as_posix(), _first_sentence(path))
+        if room == "serve_app":
+            yield from (_line(name, text) for name, text in ASSETS.items())
+    yield from (f"{name + '/':<17}{note}" for name, note in OTHERS.items())
+
+
+def _line(name: str, text: str) -> str:
+    return f"  {name:<38}{textwrap.shorten(text, WIDTH, placeholder=' …')}"
+
+
+def _first_sentence(path: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return re.split(r"(?<=[.:])\s|\n\n", docstring)[0].rstrip(".: ")
+
+
+def main() -> None:
+    """Write it."""
+    before = DESIGN.read_text(encoding="utf-8").partition(HEADING)[0]
+    note = "One line a module, from its docstring: `python -m benchmarks.tree` writes it."
+    DESIGN.write_text(f"{before}{HEADING}\n\n{note}\n\n```\n{tree()}\n```\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Label Studio asks the scoring service for outlines to start from: an ML backend in one file.
+
+    pip install ./client 'label-studio-ml @ git+https://github.com/HumanSignal/label-studio-ml-backend'
+    SCORING_URL=http://127.0.0.1:8000 LABEL_STUDIO_URL=… LABEL_STUDIO_API_KEY=… label-studio-ml start examples/ --port 9090
+
+The project needs <Image name="image" value="$image"/> and <PolygonLabels name="label" toName="image"> with the model's classes.
+Not run against a Label Studio server where this was written; the regions are tested (tests/test_examples.py).
+"""
+
+import os
+from typing import Any
+
+from rtmdet_ins_client import Client, Result
+
+
+def regions(result: Result, from_name: str, to_name: str) -> list[dict[str, Any]]:
+    """Polygon regions as Label Studio imports them: one for each outer ring, points in percent."""
+    width, height = result.size
+    return [
+        {
+            "type": "polygonlabels",
+            "from_name": from_name,
+            "to_name": to_name,
+            "original_width": width,
+            "original_height": height,
+            "score": found.score,
+            "value": {
+                "points": [[100 * x, 100 * y] for x, y in zip(ring[::2], ring[1::2], strict=True)],
+                "polygonlabels": [found.label],
+                "closed": True,
+            },
+        }
+        for found in result.objects
+        for ring in found.polygon
+    ]
+
+
+try:
+    from label_studio_ml.model import LabelStudioMLBase
+except ImportError:  # only the backend needs it
+    LabelStudioMLBase = object
+
+
+class ScoringBackend(LabelStudioMLBase):  # type: ignore[misc, unused-ignore]
+    """Predicts with the service at SCORING_URL, with the key in SCORING_KEY where it has keys."""
+
+    def predict(self, tasks: list[dict[str, Any]], context: dict[str, Any] | None = None, **_: Any) -> list[dict[str, Any]]:  # noqa: ARG002
+        """One prediction for each task of Label Studio."""
+        client = Client(os.environ["SCORING_URL"], os.environ.get("SCORING_KEY"))
+        from_name, to_name, value = self.get_first_tag_occurence("PolygonLabels", "Image")
+        predictions = []
+        for task in tasks:
+            path = self.get_local_path(task["data"][value], task_id=task["id"])
+            found = regions(client.score(path, closed=False), from_name, to_name)
+            predictions.append({"result": found, "score": max((region["score"] for region in found), default=0.0)})
+        return predictions
