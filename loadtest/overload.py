@@ -31,6 +31,8 @@ from loadtest.traffic import OK, request_bodies
 
 RECOVERED_IN_A_ROW = 3
 GIVE_UP_S = 60.0
+WARM_UP_S, BETWEEN_S, AFTER_S = 3.0, 2.0, 3.0
+"""Before the first rate, between the two, and before the memory is read for the last time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class Overload:
 async def overload(service: LocalService, bodies: list[bytes], setup: Setup, rate_per_s: float | None) -> Overload:
     """Load the service at the limit, at twice the limit, and wait for it to recover."""
     async with Client(service.url, bodies) as plain:
-        await run_single_stream(plain, 3.0)
+        await run_single_stream(plain, WARM_UP_S)
         limit = rate_per_s or (await find_server_rate(plain, setup, _tell))["rate_per_s"]
         if limit is None:
             raise SystemExit(f"no rate holds p99 {setup.p99_ms:g} ms: there is no limit to double; give a --rate")
@@ -64,11 +66,11 @@ async def overload(service: LocalService, bodies: list[bytes], setup: Setup, rat
         async with Client(service.url, bodies, headers=headers) as client:
             before = memory_mb(service)
             at_limit = await _offer(client, setup, limit, 1)
-            await asyncio.sleep(2)
+            await asyncio.sleep(BETWEEN_S)
             at_twice = await _offer(client, setup, 2 * limit, 2)
             loaded = memory_mb(service)
             recovered_s = await _recovery(client, setup.p99_ms)
-            await asyncio.sleep(3)
+            await asyncio.sleep(AFTER_S)
     kept = (at_twice.goodput_per_s or 0.0) / (at_limit.goodput_per_s or 1.0)
     return Overload(limit, at_limit, at_twice, kept, recovered_s, (before, loaded, memory_mb(service)))
 

@@ -16,10 +16,10 @@ import psutil
 import requests
 
 from loadtest.local_cluster import unwound_by_sigterm
-from loadtest.local_service import REPOSITORY
 from loadtest.machine import free_port
 from loadtest.traffic import JSON_HEADERS
 
+REPOSITORY = Path(__file__).parents[2]
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 20.0
 

@@ -1,4 +1,4 @@
-"""Two nodes, and one is lost: every process of it gets SIGKILL while requests run."""
+"""Two nodes, and one is lost while requests run: every process of it gets SIGKILL, or SIGSTOP, as where the power or the network fails."""
 
 import time
 
@@ -19,6 +19,37 @@ def wait_for_stages(node, stages):
     while stages_on(node) != stages:
         assert time.monotonic() < deadline, stages_on(node)
         time.sleep(0.5)
+
+
+GIVEN_UP_S = 7.0
+"""A node that says nothing (ray.env); on a busy machine a few seconds more."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_silent_node():
+    """Nothing of it answers, nobody is told: Ray gives it up, HAProxy its Ingress, and no request waits beyond its deadline."""
+    with local_service(change=two_detectors, nodes=2) as service:
+        silent, left = service.nodes
+        for node in service.nodes:
+            wait_for_stages(node, sorted(STAGES))
+        with Callers(service.url, CALLERS) as callers:
+            time.sleep(2)
+            stopped_at = time.monotonic()
+            for process in silent.processes():
+                process.suspend()
+            wait_for_stages(left, sorted(2 * STAGES))
+            up_again_s = time.monotonic() - stopped_at
+            time.sleep(40)  # HAProxy ends what the silent Ingress held
+            for process in silent.processes():
+                process.kill()
+        after = [(done - sent, status) for sent, done, status in callers.answers if done > stopped_at]
+        failed = sum(status != 200 for _, status in after)
+        print(f"\nreplaced after {up_again_s:.1f} s; slowest answer {max(after)[0]:.1f} s; failed {failed}")
+        assert up_again_s < 3 * GIVEN_UP_S
+        assert max(seconds for seconds, _ in after) < 40
+        assert failed <= 2 * CALLERS
+        assert {status for _, _, status in callers.answers[-3:]} == {200}
 
 
 @pytest.mark.timeout(240)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from loadtest import overload as module
 from loadtest.overload import as_table, overload
 from loadtest.scenarios import Setup
 from tests.loadtest.test_openloop import BODIES
@@ -18,8 +19,10 @@ def service_at(url):
 
 
 @pytest.mark.parametrize(("room", "keeps"), [(4, True), (10_000, False)])
-async def test_refusing_keeps_the_goodput(room, keeps):
+async def test_refusing_keeps_the_goodput(room, keeps, monkeypatch):
     """100/s at most: a server that refuses what it cannot do in time keeps its goodput at twice the limit, a patient one loses it."""
+    for pause in ("WARM_UP_S", "BETWEEN_S", "AFTER_S"):
+        monkeypatch.setattr(module, pause, 0.2)
     async with fake_service(step_s=0.01, max_waiting=room) as url:
         result = await overload(service_at(url), BODIES, SETUP, 60.0)
     assert result.limit_per_s == 60
