@@ -58,6 +58,7 @@ def fridge(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_fine_tune_and_evaluate(fridge, tmp_path, capsys):
     """MLTables in, a checkpoint out; then AzureML's metrics at AzureML's thresholds."""
     images = str(fridge / "odFridgeObjectsMask" / "images")
@@ -77,7 +78,7 @@ def test_fine_tune_and_evaluate(fridge, tmp_path, capsys):
                 "--lr",
                 "2e-3",
             ),
-            *("--warmup", "5", "--mosaic", "0", "--precision", "fp32", "--workers", "0"),
+            *("--warmup", "2", "--val-every", "0", "--mosaic", "0", "--precision", "fp32", "--workers", "0"),
         ]
     )
     assert trained == 0

@@ -1,0 +1,137 @@
+"""Compare two of {running endpoint, model, saved rows} over a folder of photos: before you switch, or in CI.
+
+    python -m jobs.compare photos/ https://old.example.com http://127.0.0.1:8000 --key-env-a OLD_KEY --page compare.html
+    python -m jobs.compare photos/ preds.jsonl runs/mine/final.safetensors --min-matched 0.95 --min-mask-iou 0.9
+
+A side is a URL (AzureML's endpoint, too), a model (a name or a file, run in this process), or rows of jobs.batch_score (*.jsonl, *.csv).
+Objects of one label match by the overlap of their masks. "missed" are those of the first side alone, "new" those of the second.
+Prints a table and, last, one line of JSON. The exit status is 1 where a threshold is missed, 2 for wrong arguments or input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from jobs.command_line import cli_errors, count, fraction
+from jobs.comparison.matching import Totals, agreement, match
+from jobs.comparison.page import Difference, page
+from jobs.comparison.sides import Answer, Side, side_of
+from jobs.photos import PhotoError, upright_size
+from jobs.scoring.batch_inputs import InputsError, Source
+from jobs.scoring.service_client import key_from
+
+
+@cli_errors("jobs.compare", InputsError, status=2)
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    args = _parser().parse_args(argv)
+    keys = args.key_env_a, args.key_env_b
+    sides = [
+        side_of(text, args.score_threshold, args.engine, args.precision, key) for text, key in zip(args.sides, keys, strict=True)
+    ]
+    totals, worst = compare(args.photos, sides[0], sides[1], args.iou_threshold, args.most)
+    summary = totals.summary()
+    failed = missed_thresholds(summary, args)
+    for name, value in summary.items():
+        print(f"{name:>21}  {value}")
+    for fault in [*itertools.chain(*totals.faults), *failed][:20]:
+        print(f"jobs.compare: {fault}", file=sys.stderr)
+    if args.page:
+        args.page.parent.mkdir(parents=True, exist_ok=True)
+        args.page.write_text(page(tuple(args.sides), summary, failed, worst), encoding="utf-8")
+    print(json.dumps(summary))
+    return 1 if failed else 0
+
+
+def compare(folder: str, first: Side, second: Side, iou_threshold: float, most: int) -> tuple[Totals, list[Difference]]:
+    """Ask both sides about every photo.
+
+    Args:
+        folder: of the photos.
+        iou_threshold: smallest overlap of masks that match.
+        most: photos that are kept to be shown, those that agree least.
+    Returns:
+        The counts, and these photos, the worst first.
+    """
+    totals = Totals()
+    worst: list[tuple[float, int, Difference]] = []
+    for number, photo in enumerate(tqdm(Source(folder), unit="photo", disable=not sys.stderr.isatty())):
+        if not isinstance(photo.image, Path):
+            raise InputsError(f"{folder}: a folder of photos is compared, not a table")
+        answers = first(photo.file_name, photo.image), second(photo.file_name, photo.image)
+        difference = _counted(totals, photo.file_name, photo.image, answers, iou_threshold)
+        if difference is not None:
+            heapq.heappush(worst, (-difference.agreement, number, difference))
+            if len(worst) > most:
+                heapq.heappop(worst)
+    return totals, [difference for *_, difference in sorted(worst, key=lambda item: item[2].agreement)]
+
+
+def _counted(totals: Totals, name: str, photo: Path, answers: tuple[Answer, Answer], iou_threshold: float) -> Difference | None:
+    totals.photos += 1
+    for answer, times, faults in zip(answers, totals.took_ms, totals.faults, strict=True):
+        if answer.fault:
+            faults.append(f"{name}: {answer.fault}")
+        elif answer.took_ms is not None:
+            times.append(answer.took_ms)
+    if any(answer.fault for answer in answers):
+        return None
+    try:
+        width, height = upright_size(photo)
+    except PhotoError as error:
+        totals.faults[0].append(str(error))
+        return None
+    first, second = (answer.objects for answer in answers)
+    pairs = match(first, second, (height, width), iou_threshold)
+    totals.first, totals.second = totals.first + len(first), totals.second + len(second)
+    totals.pairs += pairs
+    alike = agreement(len(first), len(second), pairs)
+    note = f"agreement {alike:.3f}: {len(first)} | {len(second)} objects, {len(pairs)} matched"
+    return Difference(alike, name, photo, (first, second), note)
+
+
+def missed_thresholds(summary: dict[str, Any], args: argparse.Namespace) -> list[str]:
+    """What is not kept, in words. Where nothing was found on either side, there is nothing to miss; where nobody answered, all is."""
+    failed = []
+    if sum(summary["faults"]) > args.max_faults:
+        failed.append(f"{sum(summary['faults'])} photos have no answer of a side; at most {args.max_faults} may (--max-faults)")
+    for name, least in (("matched_share", args.min_matched), ("mask_iou", args.min_mask_iou)):
+        if least is not None and summary[name] is not None and summary[name] < least:
+            failed.append(f"{name} is {summary[name]}, below {least:g}")
+    shift = summary["absolute_score_shift"]
+    if args.max_score_shift is not None and shift is not None and shift > args.max_score_shift:
+        failed.append(f"absolute_score_shift is {shift}, above {args.max_score_shift:g}")
+    return failed
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.compare", description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("photos", help="folder of photos")
+    add("sides", nargs=2, metavar="SIDE", help="URL, model (name or file), or rows of jobs.batch_score")
+    add("--key-env-a", type=key_from, metavar="NAME", help="environment variable that holds the first URL's key")
+    add("--key-env-b", type=key_from, metavar="NAME", help="of the second")
+    add("--score-threshold", type=fraction, default=0.3, help="objects above it count (default: %(default)s)")
+    add("--iou-threshold", type=fraction, default=0.5, help="smallest overlap of masks that match (default: %(default)s)")
+    add("--engine", choices=["auto", "openvino", "torch"], default="auto", help="of models (default: %(default)s)")
+    add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="of models (default: %(default)s)")
+    add("--min-matched", type=fraction, help="share of the objects of both sides that must match")
+    add("--min-mask-iou", type=fraction, help="of matched objects, in the mean")
+    add("--max-score-shift", type=fraction, help="of matched objects, absolute, in the mean")
+    add("--max-faults", type=int, default=0, help="photos that may have no answer (default: %(default)s)")
+    add("--page", type=Path, help="write an HTML page with the photos that differ most")
+    add("--most", type=count, default=20, help="photos on the page (default: %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

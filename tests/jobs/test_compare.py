@@ -1,0 +1,112 @@
+"""Two sides over one folder: what matches, what is missed, and what the exit status says."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from jobs import compare
+from jobs.comparison.matching import agreement, match
+from pipeline.types import SegmentedObject
+from tests.support.stub_service import stub_service
+
+
+def square(x, y, side=0.2, label="person", score=0.9):
+    ring = [x, y, x + side, y, x + side, y + side, x, y + side, x, y]
+    return {
+        "box": {"topX": x, "topY": y, "bottomX": x + side, "bottomY": y + side},
+        "label": label,
+        "score": score,
+        "polygon": [ring],
+    }
+
+
+def item(*args, **kwargs):
+    row = square(*args, **kwargs)
+    return SegmentedObject(tuple(row["box"].values()), row["label"], row["score"], row["polygon"])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two grey photos, and what two models said of them."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (200, 100), (90, 90, 90)).save(photos / name)
+    write(tmp_path / "old.jsonl", a=[square(0.1, 0.1), square(0.6, 0.6)], b=[square(0.4, 0.4)])
+    return photos
+
+
+def write(path, **answers):
+    lines = [{"row_number_per_file": 0, "preds": {"boxes": boxes}, "file_name": f"{name}.png"} for name, boxes in answers.items()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def run(folder, second, *more):
+    return compare.main([str(folder), str(folder.parent / "old.jsonl"), str(second), *more])
+
+
+def summary_of(capsys):
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_the_same_rows_agree(folder, capsys):
+    assert run(folder, folder.parent / "old.jsonl", "--min-matched", "1", "--min-mask-iou", "1", "--max-score-shift", "0") == 0
+    summary = summary_of(capsys)
+    assert summary["objects"] == [3, 3]
+    assert summary["matched"] == 3
+    assert (summary["mask_iou"], summary["box_iou"], summary["missed"], summary["new"]) == (1.0, 1.0, 0, 0)
+
+
+def test_what_differs(folder, tmp_path, capsys):
+    """One is missed, one is new, one has another label, one moved and lost score; the worst photo is first on the page."""
+    write(tmp_path / "new.jsonl", a=[square(0.12, 0.1, score=0.7), square(0.6, 0.6, label="dog")], b=[square(0.4, 0.4)])
+    page = tmp_path / "deep" / "compare.html"
+    assert run(folder, tmp_path / "new.jsonl", "--min-matched", "0.9", "--page", str(page)) == 1
+    said = capsys.readouterr()
+    assert "matched_share is 0.6667, below 0.9" in said.err
+    summary = json.loads(said.out.splitlines()[-1])
+    assert (summary["matched"], summary["missed"], summary["new"]) == (2, 1, 1)
+    assert summary["score_shift"] == pytest.approx(-0.1)
+    assert summary["box_iou"] == pytest.approx((1 + 9 / 11) / 2, abs=1e-3)
+    text = page.read_text()
+    assert text.index("a.png") < text.index("b.png")
+    assert text.count("data:image/jpeg;base64,") == 4
+    assert "http" not in text
+
+
+def test_a_service_and_its_faults(folder, capsys):
+    """A URL is asked photo by photo, with the threshold; a photo without an answer is a fault, which CI sees."""
+    with stub_service(answer={"boxes": [square(0.1, 0.1)]}) as stub:
+        assert run(folder, stub.url) == 0
+        assert stub.asked[0][2] == {"score_threshold": 0.3}
+    summary = summary_of(capsys)
+    assert (summary["objects"], summary["matched"]) == ([3, 2], 1)
+    assert summary["median_ms"][0] is None
+    assert summary["median_ms"][1] > 0
+    with stub_service(statuses=[422], answer={"boxes": []}) as stub:
+        assert run(folder, stub.url) == 1
+    assert "1 photos have no answer of a side" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("second", "said"), [("nope", "nope"), ("nope.jsonl", "nope.jsonl")])
+def test_what_is_no_side(folder, second, said, capsys):
+    assert run(folder, second) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_best_overlap_matches_first():
+    """Each object once; of two candidates the nearer one, whatever their scores."""
+    first = [item(0.1, 0.1), item(0.15, 0.1)]
+    pairs = match(first, [item(0.14, 0.1, score=0.4)], (100, 100), 0.5)
+    assert [(pair.first, pair.second) for pair in pairs] == [(1, 0)]
+    assert match(first, [item(0.6, 0.6)], (100, 100), 0.5) == []
+    assert match([], first, (100, 100), 0.5) == []
+
+
+def test_agreement():
+    """1 where both found nothing, and where all is the same; 0 where nothing matches."""
+    assert agreement(0, 0, []) == 1.0
+    assert agreement(1, 1, []) == 0.0
+    assert agreement(1, 1, match([item(0.1, 0.1)], [item(0.1, 0.1)], (50, 50), 0.5)) == 1.0
