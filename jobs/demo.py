@@ -2,7 +2,7 @@
 
     python -m jobs.demo [--url http://127.0.0.1:8000] [--image photo.jpg] [--key-env NAME] [--out demo_output]
 
-Without --image it takes the photo that matplotlib installs everywhere (Grace Hopper, public domain).
+Without --image it takes an example photo of the playground, or where that is missing the one that matplotlib installs (Grace Hopper).
 """
 
 import argparse
@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,14 @@ from pipeline.masks.draw import draw_overlay
 from pipeline.masks.encode import objects_from_dict
 
 START_TIMEOUT_S = 60.0
+EXAMPLE = Path(str(files("serve_app") / "playground/examples/hall.jpg"))
+"""Several people; its licence lies beside it."""
 
 
 def default_photo() -> Path:
-    """The photo of Rear Admiral Grace Hopper that comes with matplotlib (public domain)."""
+    """An example photo of the playground, else Rear Admiral Grace Hopper's, which comes with matplotlib (public domain)."""
+    if EXAMPLE.is_file():
+        return EXAMPLE
     from matplotlib import cbook
 
     return Path(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
@@ -91,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m jobs.demo", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--url", type=base_url, default="http://127.0.0.1:8000")
-    parser.add_argument("--image", type=Path, help="a photo; default: matplotlib's Grace Hopper")
+    parser.add_argument("--image", type=Path, help="a photo; default: an example photo")
     key = parser.add_mutually_exclusive_group()
     key.add_argument(
         "--key-env", type=key_from, dest="key", metavar="NAME", help="environment variable that holds the bearer key"
