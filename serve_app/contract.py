@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.params import ScoreParams, parse_params
 from pipeline.errors import InvalidRequest, LimitExceeded, quoted
+from serve_app.long_strings import cut_out
 
 INPUT_DATA_MISSING = "A value is not provided for the 'input_data' parameter."
 
@@ -70,15 +71,16 @@ def parse_score_request(body: bytes | bytearray) -> ScoreRequest:
     if not body:
         raise InvalidRequest("The request body is empty; expected a JSON object with 'input_data'.")
     _check_structure(body)
+    text, strings = cut_out(body)
     try:
-        document = orjson.loads(memoryview(body)[len(BOM) :] if body.startswith(BOM) else body)
+        document = orjson.loads(memoryview(text)[len(BOM) :] if body.startswith(BOM) else text)
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"The request body is not valid JSON: {error}.") from error
     if not isinstance(document, dict):
         raise InvalidRequest(f"The request body must be a JSON object, got {_json_type(document)}.")
     if document.get("input_data") is None:
         raise InvalidRequest(INPUT_DATA_MISSING)
-    images = _parse_images(document["input_data"])
+    images = [strings.get(image, image) for image in _parse_images(document["input_data"])]
     return ScoreRequest(images, parse_params(document.get("params")))
 
 

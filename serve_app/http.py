@@ -10,6 +10,7 @@ GET  /openapi.json  /docs  /playground
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Sequence
@@ -49,6 +50,8 @@ DESCRIPTION = """Photos in, objects with boxes, labels, scores and polygons out.
 and a `message`; every answer carries `x-request-id`, and `server-timing` tells where its time went."""
 CORS_REQUEST_HEADERS = ["authorization", "content-type", TIMEOUT_HEADER, *ID_HEADERS]
 CORS_ANSWER_HEADERS = ["retry-after", "server-timing", "x-ms-run-fn-exec-ms", MODEL_ERROR_HEADER, *ID_HEADERS]
+LARGE_BODY_BYTES = 1_000_000
+"""Bodies that are parsed on a thread: they would hold up the other requests of this replica for milliseconds."""
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for the log; nobody is there to read it."""
 
@@ -127,7 +130,7 @@ async def _read_request(request: Request, limits: IngressSettings, timeout_s: fl
         raise UnsupportedMediaType(f"Content-Type must be {TYPES}, got {kind[:80] or 'none'!r}.")
     body = await read_body(request, int(limits.max_body_mb * 1e6), timeout_s, hold)
     if kind == "application/json":
-        return parse_score_request(body)
+        return await asyncio.to_thread(parse_score_request, body) if len(body) > LARGE_BODY_BYTES else parse_score_request(body)
     hold(2 * len(body))  # the photos are copied out of it
     return await parse_photos(body, request.headers, request.query_params.multi_items(), limits.max_images_per_request)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from pipeline.errors import (
 from pipeline.types import EncodedImage
 from serve_app import body, http
 from serve_app.answers import score_response
+from serve_app.contract import parse_score_request
 from serve_app.http import http_app
 
 GOOD = {"input_data": {"columns": ["image"], "data": ["aGk=", "aGk="]}}
@@ -578,3 +580,21 @@ async def test_an_answer_has_a_limit(ingress):
         assert ingress.counted == ["answer_too_large"]
         ingress.answers = [EncodedImage(b"x" * 500), EncodedImage(b"x" * 500)]
         assert (await client.post("/score", json=GOOD)).status_code == 200
+
+
+@pytest.mark.parametrize(("image_bytes", "on_the_loop"), [(400, True), (2_000_000, False)], ids=["small", "large"])
+async def test_large_bodies_are_parsed_off_the_loop(ingress, monkeypatch, image_bytes, on_the_loop):
+    """The other requests of the replica go on meanwhile."""
+    seen = []
+
+    def parse(body):
+        seen.append(threading.current_thread() is threading.main_thread())
+        return parse_score_request(body)
+
+    monkeypatch.setattr(http, "parse_score_request", parse)
+    image = "QUJD" * (image_bytes // 4)
+    async with client_for(ingress) as client:
+        response = await client.post("/score", json={"input_data": {"columns": ["image"], "data": [image]}})
+    assert response.status_code == 200
+    assert seen == [on_the_loop]
+    assert ingress.seen[0][0] == [image]

@@ -1,0 +1,65 @@
+"""JSON with long strings, read without holding up other threads: the strings are cut out before the parser sees the rest.
+
+    {"data": ["/9j/4AAQ…", …]} ─▶ cut_out ─▶ {"data": ["<token 0>", …]} ─▶ orjson, small   and {token 0: "/9j/4AAQ…"}
+
+A parser holds the interpreter's lock for all of a body: 60 ms for 31 MB. Each step here takes a few milliseconds at most.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+import numpy as np
+
+MIN_LENGTH = 4096
+MAX_STRINGS = 100_000
+"""A body of more strings is no request of ours; it is left to the parser."""
+
+
+def cut_out(body: bytes | bytearray) -> tuple[bytes | bytearray | memoryview, dict[str, str]]:
+    """Put a token in the place of every long string that is plain ASCII without escapes, as base64 is.
+
+    Args:
+        body: JSON text, valid or not: what is no JSON stays none.
+    Returns:
+        The text with tokens, and each token's string.
+    """
+    view, codes = memoryview(body), np.frombuffer(body, np.uint8)
+    prefix, copied, opening = secrets.token_hex(8), 0, body.find(b'"')
+    parts: list[bytes | memoryview] = []
+    strings: dict[str, str] = {}
+    for _ in range(MAX_STRINGS):
+        closing = _closing_quote(body, opening + 1) if opening >= 0 else -1
+        if closing < 0:
+            break
+        start = opening + 1
+        if closing - start >= MIN_LENGTH and _is_plain(body, codes, start, closing):
+            token = f"{prefix}-{len(strings)}"
+            strings[token] = str(view[start:closing], "ascii")
+            parts += [view[copied:start], token.encode()]
+            copied = closing
+        opening = body.find(b'"', closing + 1)
+    else:
+        return body, {}
+    return (b"".join([*parts, view[copied:]]) if strings else body), strings
+
+
+def _closing_quote(body: bytes | bytearray, start: int) -> int:
+    """The first quote that is not escaped; -1 where there is none, or none among the next `MAX_STRINGS`."""
+    quote = start - 1
+    for _ in range(MAX_STRINGS):
+        quote = body.find(b'"', quote + 1)
+        if quote < 0 or body[quote - 1] != ord("\\"):
+            return quote
+        before = bytes(body[max(start, quote - 64) : quote])
+        backslashes = len(before) - len(before.rstrip(b"\\"))
+        if backslashes == len(before) and quote - start > len(before):
+            return -1  # more backslashes than any of our requests has: left to the parser
+        if backslashes % 2 == 0:
+            return quote
+    return -1
+
+
+def _is_plain(body: bytes | bytearray, codes: np.ndarray, start: int, end: int) -> bool:
+    """Whether a string holds no escape, and nothing but printable ASCII."""
+    return body.find(b"\\", start, end) < 0 and bool(codes[start:end].min() >= ord(" ")) and bool(codes[start:end].max() < 0x7F)
