@@ -28,6 +28,7 @@ from ray import serve
 
 from deployments.metrics import DecoderMetrics
 from deployments.retry_alone import SHARED_DECODE_S, RetryAlone, SharedDecoding
+from deployments.scaling import DECODING
 from deployments.settings import ImageLoaderSettings
 from deployments.stage import Clock, Stage
 from deployments.task import ImageInput, ImageTask
@@ -74,6 +75,7 @@ class ImageLoader:
         self._decoders = DecoderPool(DecoderOptions(self._limits, input_size, settings.decode_timeout_s), settings.threads + 1)
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
         self._large_thread = ThreadPoolExecutor(1, thread_name_prefix="decode-large")
+        self._decoding = 0.0
 
     async def check_health(self) -> None:
         """Called by Ray every `health_check_period_s`: a replica whose decoders do not start is replaced.
@@ -84,6 +86,10 @@ class ImageLoader:
         self._metrics.memory(self._decoders.memory_bytes)
         if self._decoders.failed_starts >= MAX_FAILED_STARTS:
             raise DecodersUnavailable("decoder processes do not start; their standard error says why")
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Ray: what `deployments.scaling` scales by."""
+        return {DECODING: self._decoding}
 
     async def load(self, tasks: Sequence[ImageTask[ImageInput]]) -> list[ImageTask[LoadedImage]]:
         """Make a call's images ready for the network.
@@ -99,6 +105,10 @@ class ImageLoader:
         async def load_one(image: ImageInput, task: ImageTask[ImageInput], clock: Clock) -> LoadedImage:
             with clock.measure("fetch"):
                 data = await self._fetch(image, task.context.deadline) if isinstance(image, str) else image
+            with self._counted(1 / len(tasks)):
+                return await decode(data, task, clock)
+
+        async def decode(data: Any, task: ImageTask[ImageInput], clock: Clock) -> LoadedImage:
             loop, request_id = asyncio.get_running_loop(), task.context.request_id
             try:
                 loaded = await loop.run_in_executor(self._threads, self._decode, data, shared, request_id, clock)
@@ -112,6 +122,15 @@ class ImageLoader:
 
         done = await self._stage.each(load_one, tasks)
         return [replace(after, photo=photos.get(id(before))) for before, after in zip(tasks, done, strict=True)]
+
+    @contextmanager
+    def _counted(self, share: float) -> Iterator[None]:
+        """Within: this share of a call is being decoded, or waits for a decoder."""
+        self._decoding += share
+        try:
+            yield
+        finally:
+            self._decoding -= share
 
     def _photo(self, data: bytes | NDArray[np.uint8], loaded: LoadedImage, clock: Clock) -> NDArray[np.uint8]:
         """What is drawn on, BGR: as large as it is, up to DRAWN_PX. The time counts as decoding, too."""

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import io
 import sys
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -169,3 +170,31 @@ async def test_what_is_too_large_at_any_time_is_refused_at_once(loader, monkeypa
     assert (type(refused), refused.code) == (LimitExceeded, "too_many_pixels")
     assert "40 megapixels (image_loader.max_megapixels_unscaled)" in refused.message
     assert isinstance(good, LoadedImage)
+
+
+async def test_waiting_for_urls_is_no_decoding(loader, monkeypatch):
+    """What Ray scales by: nothing while hosts are silent, the calls whose images have come."""
+    silent, release = asyncio.Event(), threading.Event()
+
+    async def fetch(*_):
+        await silent.wait()
+        return b"fetched"
+
+    def decode(*_):
+        release.wait(5)
+        return LoadedImage(np.zeros((320, 320, 3), np.uint8), Letterbox((320, 320), (320, 320), 320))
+
+    monkeypatch.setattr(loader._fetcher, "fetch", fetch)
+    monkeypatch.setattr(loader._decoders, "load", decode)
+    urls = [asyncio.create_task(load(loader, "https://example.com/1.jpg")) for _ in range(20)]
+    await asyncio.sleep(0.01)
+    assert loader.record_autoscaling_stats() == {"decoding": 0}
+    photos = asyncio.create_task(load(loader, b"photo", b"photo"))
+    await asyncio.sleep(0.01)
+    assert loader.record_autoscaling_stats() == {"decoding": 1}
+    silent.set()
+    await asyncio.sleep(0.01)
+    assert loader.record_autoscaling_stats()["decoding"] == pytest.approx(21)
+    release.set()
+    await asyncio.gather(photos, *urls)
+    assert loader.record_autoscaling_stats()["decoding"] == pytest.approx(0)
