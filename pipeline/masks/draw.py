@@ -52,7 +52,7 @@ def picture_to_file(picture: Image.Image, form: str) -> bytes:
         form: `png` or `jpeg`.
     """
     data = io.BytesIO()
-    picture.save(data, form, **({"quality": 90} if form == "jpeg" else {"compress_level": 3}))
+    picture.save(data, form, **({"quality": 90} if form == "jpeg" else {"compress_level": 1}))
     return data.getvalue()
 
 
