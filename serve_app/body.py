@@ -1,4 +1,4 @@
-"""Reading a request's body without trusting it: content type, size before and while reading, of all bodies too, time while reading."""
+"""Read a body within limits on type, size (each and total) and time."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""Greedy dynamic batching: a batch is what waits at the moment the model has room.
+"""Greedy dynamic batching: when the model can take a batch, whatever waits becomes one.
 
     submit() ──▶ queue ──▶ batch ──▶ run_batch, on a thread of its own ──▶ each caller's own result
                    │                      │ raises: halves are retried until the bad item stands alone
                    ▼                      ▼ out of memory: the same, and batches stay smaller for a while
-           deadline passed or      the next batch gathers meanwhile, and starts when the model says that
-           caller gone: dropped    it has room, at the latest when this one is done
+           deadline passed or      the next batch gathers meanwhile, and starts when the model tells that
+           caller gone: dropped    it has capacity, at the latest when this one is done
 
-An idle model waits a little for company; a busy one never does, because the queue filled while it was busy.
-Nothing here knows what an item is. Nothing here bounds the queue: admission is the caller's business.
+An idle model waits `max_wait_s` for more items; a busy one never waits, because the queue filled while it was busy.
+The batcher does not look into items and does not bound the queue: admission is left to the caller.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Args = ParamSpec("Args")
 logger = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 2
-"""Batches: one that computes, and one that is prepared or takes the part of the model that came free."""
+"""Batches in flight: one running, one being prepared."""
 
 
 class GreedyBatcher(Generic[Item, Result]):
@@ -129,16 +129,16 @@ class GreedyBatcher(Generic[Item, Result]):
         return outcome
 
     def notify_capacity(self, fewest: int = 1) -> None:
-        """The model could begin another batch now, beside the one that runs; for `run_batch` to call, from any thread.
+        """Tell that the model could begin a second batch beside the one that runs; an engine's `CapacityListener`.
 
-        What waits is then formed into a batch and handed over on a second thread. A model that never says so gets one
-        batch at a time. Saying it too often does no harm but that a batch is formed sooner than it can start.
+        May be called from any thread. What waits becomes a batch, which runs on a second thread. Without such calls batches
+        run one at a time. A call too many only makes a batch start its wait for the model earlier.
 
         Args:
-            fewest: items that are worth it; fewer wait for company until the running batch is done.
+            fewest: images that make a second batch worthwhile; fewer wait until the running batch is done.
         """
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._note_room, fewest)
+            self._loop.call_soon_threadsafe(self._note_capacity, fewest)
 
     async def aclose(self, *, drain: bool = True) -> None:
         """Accept nothing more, finish, and end the threads; a second call is harmless.
@@ -197,9 +197,9 @@ class GreedyBatcher(Generic[Item, Result]):
         self._in_flight.discard(task)
         self._look_again.set()
         if not self._in_flight:
-            self._note_room(1)
+            self._note_capacity(1)
 
-    def _note_room(self, fewest: int) -> None:
+    def _note_capacity(self, fewest: int) -> None:
         self._fewest = fewest if self._fewest is None else min(self._fewest, fewest)
         self._look_again.set()
 
