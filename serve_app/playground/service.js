@@ -85,6 +85,8 @@ export function timing(header, totalMs) {
   return { parts: [...known, ["HTTP and browser", Math.max(totalMs - served, 0)]], totalMs: Math.max(totalMs, served) };
 }
 
+// Vertices of an object's outline; rings repeat their first point, which is not counted again.
 export function points(object) {
-  return [...object.polygon, ...(object.holes ?? [])].reduce((sum, ring) => sum + ring.length / 2, 0);
+  const count = (ring) => ring.length / 2 - (ring.at(-2) === ring[0] && ring.at(-1) === ring[1] ? 1 : 0);
+  return [...object.polygon, ...(object.holes ?? [])].reduce((sum, ring) => sum + count(ring), 0);
 }

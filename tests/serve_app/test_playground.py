@@ -130,6 +130,7 @@ def test_filters_act_without_a_request(page, service):
     assert text(page, "#count") == f"2 {TIMES} person"
     assert "labels=person" in text(page, "#panel")
     assert "score_threshold=0.1" in text(page, "#panel")
+    assert text(page, "#objects li:first-child .points") == "12 points"
     assert re.fullmatch(r"\d+ points, \d\.\d kB of JSON", text(page, "#size"))
     assert len(service[1].seen) == 1
 
