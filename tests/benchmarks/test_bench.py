@@ -122,6 +122,7 @@ class FakeCard:
         return self.peak
 
 
+@pytest.mark.slow
 def test_the_whole_part_on_a_card(ceiling, monkeypatch):
     """On the CPU, with the counters of no card: both contestants' rows, and mmdet's column tells whose NMS it had."""
     FakeCard(monkeypatch)

@@ -24,7 +24,7 @@ def test_a_packed_layer_computes_the_same(size, stride, pack):
     torch.testing.assert_close(PackedConvModule(part, pack)(features), part(features))
 
 
-@pytest.mark.parametrize(("model", "packed_layers"), [("nano", 2), ("tiny", 7), ("s", 0)])
+@pytest.mark.parametrize(("model", "packed_layers"), [("nano", 2), ("tiny", 7), pytest.param("s", 0, marks=pytest.mark.slow)])
 def test_a_packed_network_computes_the_same(model, packed_layers):
     """Whole networks, on a photo up to the input's border; layers whose channels fill their vectors stay as they are."""
     checkpoint = seeded_checkpoint(model)
