@@ -32,7 +32,8 @@ def test_curl_runs(service, tmp_path):
     assert done.returncode == 0, done.stderr
     (answer,) = json.loads(done.stdout)
     assert {found["label"] for found in answer["boxes"]} == {"person"}
-    assert Image.open(tmp_path / "out.png").size == (640, 424)
+    with Image.open(tmp_path / "out.png") as picture:
+        assert picture.size == (640, 424)
 
 
 def test_client(service, tmp_path, monkeypatch):
