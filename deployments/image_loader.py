@@ -67,6 +67,7 @@ class ImageLoader:
             int(settings.max_megapixels_unscaled * 1e6),
             max_bytes,
             exif_orientation=settings.exif_orientation,
+            white_level=settings.white_level,
         )
         self._input_size, self._count = input_size, settings.threads
         self._always_alone = settings.decode_timeout_s <= SHARED_DECODE_S

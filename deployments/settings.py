@@ -135,6 +135,12 @@ class ImageLoaderSettings(StrictModel):
         description="Turn photos upright as their EXIF orientation says. False: as stored, as AzureML's scorer does, for clients that draw "
         "on the stored pixels.",
     )
+    white_level: int | None = Field(
+        _DECODE.white_level,
+        ge=1,
+        description="Value of white in images of more than 8 bits a channel, such as 4095. null: 255, 4095 or 65535, the smallest that "
+        "holds the image's highest value, so that neighbouring frames of a series may differ in brightness.",
+    )
     decode_timeout_s: float = Field(
         10.0, gt=0, description="Longest time to decode one image, seconds; its decoder is then killed."
     )

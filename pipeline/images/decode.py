@@ -9,6 +9,7 @@ orientation only (EXIF, else XMP; `irot` and `imir` of AVIF), and a damaged orie
 
 from __future__ import annotations
 
+import functools
 import io
 import mmap
 import re
@@ -27,6 +28,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from pipeline.errors import ConfigurationError, ImageError, LargeImage, LimitExceeded
 from pipeline.images.colours import image_to_bgr
 from pipeline.images.letterbox import fit
+from pipeline.images.wide_values import is_wide, lower_bytes
 
 FORMAT_MAGIC = {
     "JPEG": rb"\xff\xd8\xff",
@@ -84,6 +86,7 @@ class DecodeLimits:
         formats: Pillow format names, a subset of FORMAT_MAGIC.
         exif_orientation: turn images upright as their EXIF orientation says. False leaves them as they are stored, as AzureML's scorer
             does (a TIFF is turned by Pillow either way, there too).
+        white_level: white of grey and coloured images of more than 8 bits a channel; None: the rule of `pipeline.images.colours`.
         max_pixels_at_once: above this many pixels decoded at full size an image is a LargeImage; None: none is.
     """
 
@@ -93,6 +96,7 @@ class DecodeLimits:
     formats: tuple[str, ...] = tuple(FORMAT_MAGIC)
     max_pixels_at_once: int | None = None
     exif_orientation: bool = True
+    white_level: int | None = None
 
     def __post_init__(self) -> None:
         unknown = set(self.formats) - set(FORMAT_MAGIC)
@@ -148,7 +152,7 @@ def decode_stored(data: bytes, limits: DecodeLimits, target_size: int | None = N
         _check_pixels(image, limits)
         try:
             _check_structure(image, data, limits)
-            return _decode(image, target_size, limits.exif_orientation)
+            return _decode(image, data, limits, target_size)
         except (ImageError, LimitExceeded):
             raise
         except Image.DecompressionBombError as error:
@@ -282,14 +286,17 @@ def _check_tiff_structure(image: Image.Image, data: bytes, limits: DecodeLimits)
     check_pixel_count((tags.get(_TIFF_TILE_WIDTH, 1), tags.get(_TIFF_TILE_LENGTH, 1)), limits.max_pixels)
 
 
-def _decode(image: Image.Image, target_size: int | None, turn: bool) -> StoredImage:
+def _decode(image: Image.Image, data: bytes, limits: DecodeLimits, target_size: int | None) -> StoredImage:
     full_hw = None
     if target_size is not None and image.format in ("JPEG", "MPO"):
         full_hw = image.height, image.width
         scaled_h, scaled_w = fit(full_hw, target_size).scaled_hw
         image.draft(image.mode, (scaled_w, scaled_h))
-    bgr = image_to_bgr(image)  # of a TIFF turned already: Pillow turns it while loading, and says no orientation any more
-    return StoredImage(bgr, full_hw or bgr.shape[:2], _read_orientation(image) if turn else 1)
+    lower = functools.partial(lower_bytes, data, limits.formats) if is_wide(image) else None
+    bgr = image_to_bgr(
+        image, limits.white_level, lower
+    )  # of a TIFF turned already: Pillow turns it while loading, and says no orientation any more
+    return StoredImage(bgr, full_hw or bgr.shape[:2], _read_orientation(image) if limits.exif_orientation else 1)
 
 
 def _read_orientation(image: Image.Image) -> int:

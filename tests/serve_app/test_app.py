@@ -20,11 +20,11 @@ def test_defaults_are_the_same_on_both_sides():
         assert loader._fetcher._policy == FetchPolicy()
 
 
-def test_exif_orientation_reaches_the_decoders():
+def test_settings_reach_the_decoders():
     """`image_loader.exif_orientation: false` is for clients that draw on photos as they are stored."""
-    loader = ImageLoader.func_or_class(ImageLoaderSettings(exif_orientation=False), 320)
+    loader = ImageLoader.func_or_class(ImageLoaderSettings(exif_orientation=False, white_level=4095), 320)
     with closing(loader._decoders):
-        assert loader._limits == DecodeLimits(exif_orientation=False)
+        assert loader._limits == DecodeLimits(exif_orientation=False, white_level=4095)
 
 
 @pytest.mark.parametrize("layout", ["stages", "together"])

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from PIL import Image, ImageCms
 
@@ -80,6 +82,29 @@ def _lab() -> Image.Image:
     return ImageCms.applyTransform(picture(), ImageCms.buildTransform(srgb, lab, "RGB", "LAB"))
 
 
+def _wide(factor: int, suffix: str, *options: int, alpha: bool = False) -> bytes:
+    """The picture in 16 bits a channel, its 8 bits times this factor; alpha has all of its 16."""
+    values = np.asarray(_with_alpha("RGB") if alpha else picture()).astype(np.uint16) * factor
+    if alpha:
+        values[..., 3] = values[..., 3] // factor * 257
+    bgr = values[..., [2, 1, 0, 3] if alpha else [2, 1, 0]]
+    written, data = cv2.imencode(suffix, np.ascontiguousarray(bgr), options)
+    assert written
+    return data.tobytes()
+
+
+def _wide_grey_and_alpha(factor: int) -> bytes:
+    """A PNG of colour type 4 and 16 bits, which no library here writes."""
+    values = np.asarray(_with_alpha("L")).astype(">u2") * np.array([factor, 257], np.uint16)
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, 4, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
 def _colours() -> dict[str, OddImage]:
     rgb, grey = np.asarray(picture()), np.asarray(picture().convert("L"))
     grey_rgb = np.repeat(grey[..., None], 3, axis=2)
@@ -91,6 +116,15 @@ def _colours() -> dict[str, OddImage]:
         "16-bit grey PNG": OddImage(".png", encode(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"), grey_rgb),
         "12 bits in a 16-bit PNG": OddImage(".png", encode(Image.fromarray(grey.astype(np.uint16) * 16), "PNG"), grey_rgb),
         "16-bit grey TIFF": OddImage(".tif", encode(Image.fromarray(grey.astype(np.uint16) * 257), "TIFF"), grey_rgb),
+        "16-bit RGB PNG": OddImage(".png", _wide(257, ".png"), rgb),
+        "12 bits in a 16-bit RGB PNG": OddImage(".png", _wide(16, ".png"), rgb),
+        "8 bits in a 16-bit RGB PNG": OddImage(".png", _wide(1, ".png"), rgb),
+        "16-bit RGBA PNG": OddImage(".png", _wide(257, ".png", alpha=True), _on_white(_with_alpha("RGB"))),
+        "12 bits in a 16-bit RGBA PNG": OddImage(".png", _wide(16, ".png", alpha=True), _on_white(_with_alpha("RGB"))),
+        "12 bits in a 16-bit LA PNG": OddImage(".png", _wide_grey_and_alpha(16), _on_white(_with_alpha("L"))),
+        "12 bits in a 16-bit RGB TIFF": OddImage(".tif", _wide(16, ".tiff", cv2.IMWRITE_TIFF_COMPRESSION, 1), rgb),
+        "12 bits in a 16-bit RGB TIFF, LZW": OddImage(".tif", _wide(16, ".tiff", cv2.IMWRITE_TIFF_COMPRESSION, 5), rgb),
+        "16-bit RGB TIFF, LZW": OddImage(".tif", _wide(257, ".tiff", cv2.IMWRITE_TIFF_COMPRESSION, 5), rgb),
         "RGBA PNG": OddImage(".png", encode(_with_alpha("RGB"), "PNG"), _on_white(_with_alpha("RGB"))),
         "LA PNG": OddImage(".png", encode(_with_alpha("L"), "PNG"), _on_white(_with_alpha("L"))),
         "palette with a transparent index": OddImage(".png", encode(cut_out, "PNG", transparency=5), seen),
