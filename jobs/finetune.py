@@ -27,6 +27,7 @@ from jobs.training import hooks, precision
 from jobs.training.allocator import keep_freed_memory
 from jobs.training.checkpointing import recompute_backbone
 from jobs.training.console import ConciseRunner, too_little_movement
+from jobs.training.crowds import leave_crowds_out
 from jobs.training.initial_weights import load_what_fits
 from jobs.training.interruption import StopOnSignal, end_loaders, ending_on_signals
 from jobs.training.results import check_work_dir, checkpoint_to_resume, export, newest_checkpoint
@@ -149,6 +150,7 @@ def prepare_network(runner: Any, settings: FinetuneSettings, spec: ModelSpec, st
     hooks.check_layers(network, "--fix-batch-norm", settings.fix_batch_norm, batch_norms=True)
     print(f"{spec.name}: {trained:,} of {sum(p.numel() for p in network.parameters()):,} parameters train.", flush=True)
     precision.keep_losses_in_fp32(network)
+    leave_crowds_out(network)
     if settings.gradient_checkpointing:
         recompute_backbone(network)
     network.to(memory_format=torch.channels_last)

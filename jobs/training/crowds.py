@@ -1,0 +1,42 @@
+"""Regions marked `iscrowd` are no background: what stands there is not annotated one by one, and may be found.
+
+mmdet's RTMDet reads these regions and leaves them out of its assignment, but its class loss still calls everything in them background.
+"""
+
+from __future__ import annotations
+
+import jobs.third_party  # isort: skip  # noqa: F401  (before mmdet)
+
+from typing import Any
+
+from torch import Tensor
+
+
+def leave_crowds_out(network: Any) -> None:
+    """Give the points within an `iscrowd` region's box no class loss, but for those that an annotated object took."""
+    head = network.bbox_head
+    targets_single = head._get_targets_single
+
+    def targets_but_crowds(
+        scores: Tensor, boxes: Tensor, points: Tensor, valid: Tensor, objects: Any, photo: Any, crowds: Any = None, **kwargs: Any
+    ) -> Any:
+        targets = targets_single(scores, boxes, points, valid, objects, photo, crowds, **kwargs)
+        if crowds is not None and len(crowds) and targets[0] is not None:
+            _anchors, labels, weights, *_ = targets
+            weights[within(points, crowds.bboxes) & (labels == head.num_classes)] = 0
+        return targets
+
+    head._get_targets_single = targets_but_crowds
+
+
+def within(points: Tensor, boxes: Tensor) -> Tensor:
+    """Which points lie in any box.
+
+    Args:
+        points: (N, 2 or more), x and y first.
+        boxes: (B, 4) left, top, right, bottom.
+    Returns:
+        (N,) bool.
+    """
+    x, y = points[:, :1], points[:, 1:2]
+    return ((x >= boxes[:, 0]) & (x <= boxes[:, 2]) & (y >= boxes[:, 1]) & (y <= boxes[:, 3])).any(dim=1)
