@@ -20,12 +20,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.training import hooks, precision
 from jobs.training.allocator import keep_freed_memory
 from jobs.training.checkpointing import recompute_backbone
+from jobs.training.cluster import finetune_on_cluster, rank
 from jobs.training.console import ConciseRunner, too_little_movement
 from jobs.training.crowds import leave_crowds_out
 from jobs.training.initial_weights import load_what_fits
@@ -43,7 +42,8 @@ from pipeline.model.zoo import embedded_models, locate
 
 def finetune(settings: FinetuneSettings) -> signal.Signals | None:
     """Train, and write the finished model file; returns the signal that ended the run early, if one did."""
-    check_single_process()
+    if settings.processes == 1:
+        check_single_process()
     check_work_dir(settings.work_dir, resume=settings.resume)
     start = initial_weights(settings)
     train, val = read_sets(settings)
@@ -61,7 +61,7 @@ def finetune(settings: FinetuneSettings) -> signal.Signals | None:
             raise ValueError(diverged(settings, runner.iter, error)) from error
         finally:
             end_loaders(runner)
-        if runner.iter:
+        if runner.iter and rank() == 0:
             export(settings.work_dir)
     if not signals or runner.iter == runner.max_iters:
         return None
@@ -74,7 +74,8 @@ def check_single_process() -> None:
     """Raise ValueError under torchrun or mpirun: each of its processes would train the same run into the same folder."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
-            f"torchrun started {os.environ['WORLD_SIZE']} processes, but this command trains in one: start it with plain python."
+            f"torchrun started {os.environ['WORLD_SIZE']} processes, each of which would train the same: start it once, with plain "
+            "python, and say --processes."
         )
 
 
@@ -90,7 +91,8 @@ def initial_weights(settings: FinetuneSettings) -> Path | None:
 
 def read_sets(settings: FinetuneSettings) -> tuple[Annotations, Annotations | None]:
     """Annotations to train and to measure on, checked; what was read is told."""
-    work, strict, photos = settings.work_dir, settings.strict, settings.train_images
+    work = settings.work_dir / f"process{rank()}" if rank() else settings.work_dir
+    strict, photos = settings.strict, settings.train_images
     train_file, val_file, val_photos = settings.train, settings.val, settings.val_images
     if settings.val_share:
         whole = read_annotations(train_file, photos, work / "whole", strict=strict)
@@ -135,7 +137,7 @@ def spec_for(settings: FinetuneSettings, classes: tuple[str, ...]) -> ModelSpec:
 
 def prepare_network(runner: Any, settings: FinetuneSettings, spec: ModelSpec, start: Path | None) -> None:
     """Initial weights, batch norms, what is frozen, and how losses are computed."""
-    network = runner.model
+    network = hooks.unwrapped(runner.model)
     network.init_weights()
     fresh: Sequence[str] = spec.classes
     if start:
@@ -153,7 +155,6 @@ def prepare_network(runner: Any, settings: FinetuneSettings, spec: ModelSpec, st
     leave_crowds_out(network)
     if settings.gradient_checkpointing:
         recompute_backbone(network)
-    network.to(memory_format=torch.channels_last)
 
 
 def diverged(settings: FinetuneSettings, step: int, error: Diverged) -> str:
@@ -170,6 +171,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     try:
         with known_warnings_ignored():
+            if settings.processes > 1:
+                finetune_on_cluster(settings)
+                return 0
             stopped_by = finetune(settings)
     except KeyboardInterrupt:
         print("jobs.finetune: ended at once, nothing more is saved.", file=sys.stderr)

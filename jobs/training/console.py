@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mmdet.registry import HOOKS
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
 from mmengine.runner import Runner
 
 from jobs.training.stopping import step_of
@@ -40,6 +43,14 @@ class ConciseRunner(Runner):
             if not isinstance(handler, logging.FileHandler):
                 handler.addFilter(lambda record: FOR_THE_FILE.match(record.getMessage()) is None)
         return logger
+
+    def wrap_model(self, model_wrapper_cfg: Any, model: Any) -> Any:
+        """Channels last, before torch's DistributedDataParallel looks: changed later, gradients of 3x3 convolutions came back permuted.
+
+        Without a card, batch norms are each process's own: torch joins them on cards alone.
+        """
+        model = model if torch.cuda.is_available() else revert_sync_batchnorm(model)
+        return super().wrap_model(model_wrapper_cfg, model.to(memory_format=torch.channels_last))
 
 
 @HOOKS.register_module()
@@ -86,7 +97,7 @@ def draw_curve(scalars: Any, every: int, steps: int, path: Path) -> None:
         every: steps between measurements.
         steps: made so far.
     """
-    if "train/loss" not in scalars:
+    if "train/loss" not in scalars or not is_main_process():
         return
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)

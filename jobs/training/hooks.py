@@ -35,9 +35,14 @@ class FreezeHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:  # noqa: ARG002
         """mmengine puts the whole network in train mode now and then: put the fixed batch norms back."""
-        for name, module in runner.model.named_modules():
+        for name, module in unwrapped(runner.model).named_modules():
             if isinstance(module, _BatchNorm) and name.startswith(self._fixed) and self._fixed:
                 module.eval()
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """The network itself, which torch's DistributedDataParallel holds as its `module`."""
+    return getattr(model, "module", model)
 
 
 def freeze(network: nn.Module, prefixes: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ import jobs.third_party  # isort: skip  # noqa: F401  (before mmdet)
 
 from typing import Any
 
+from mmengine.dist import all_reduce_dict
 from mmengine.registry import LOOPS
 from mmengine.runner import IterBasedTrainLoop
 
@@ -49,6 +50,7 @@ class StepLoop(IterBasedTrainLoop):
         outputs = [runner.model.train_step(data_batch, optim_wrapper=runner.optim_wrapper)]
         for _ in range(self._accumulate - 1):
             outputs.append(runner.model.train_step(next(self.dataloader_iterator), optim_wrapper=runner.optim_wrapper))
-        means = {name: sum(losses[name] for losses in outputs) / len(outputs) for name in outputs[0]}
+        means: dict[str, Any] = {name: sum(losses[name] for losses in outputs) / len(outputs) for name in outputs[0]}
+        all_reduce_dict(means, "mean")  # of all processes: each has its own share of the photos
         runner.call_hook("after_train_iter", batch_idx=self._iter, data_batch=data_batch, outputs=means)
         self._iter += 1

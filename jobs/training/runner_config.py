@@ -6,6 +6,7 @@ import jobs.third_party  # isort: skip  # noqa: F401  (before mmdet)
 
 import json
 import math
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,13 @@ from pipeline.model.spec import ModelSpec
 
 FINAL_LR_SHARE = 0.02
 WARMUP_START_SHARE = 0.01
+DATA_PARALLEL = {
+    "type": "MMDistributedDataParallel",
+    "find_unused_parameters": True,
+    "broadcast_buffers": False,
+    "device_ids": None,
+}
+"""A batch without objects leaves the mask branch unused."""
 STEPS_DOWN = (2 / 3, 8 / 9)
 """Parts of the run after which --scheduler step takes a tenth of the learning rate: mmdet's 1x schedule, 8 and 11 of 12 epochs."""
 VAL_BATCH = 8
@@ -46,6 +54,7 @@ def runner_config(
     config: dict[str, Any] = {
         "default_scope": "mmdet",
         "work_dir": str(settings.work_dir),
+        "experiment_name": f"{settings.work_dir.name}-{uuid.uuid4().hex[:8]}",  # mmengine's own is the second, which two runs may share
         "model": spec.config,
         "train_dataloader": train_loader(settings, spec, train, steps_done),
         "train_cfg": {
@@ -69,6 +78,8 @@ def runner_config(
         "load_from": None if resume_from is None else str(resume_from),
         "log_level": "INFO",
     }
+    if settings.processes > 1:  # in which case Ray has joined them already (jobs.training.cluster)
+        config |= {"launcher": "pytorch", "model_wrapper_cfg": DATA_PARALLEL}
     if val is not None and settings.val_every:
         config |= validation_config(settings, spec, val)
     return Config(config)
@@ -105,7 +116,7 @@ def lasting_settings(settings: FinetuneSettings, spec: ModelSpec, train: Annotat
         "--lr-mult": [f"{layer}={factor:g}" for layer, factor in settings.lr_mult],
         "--weight-decay": settings.weight_decay,
         "--scheduler": settings.scheduler,
-        "photos a step": settings.batch_size * settings.accumulate,
+        "photos a step": photos_a_step(settings),
         "--seed": settings.seed,
         "--warmup": settings.warmup,
         "--freeze": sorted(settings.freeze),
@@ -115,9 +126,14 @@ def lasting_settings(settings: FinetuneSettings, spec: ModelSpec, train: Annotat
     }
 
 
+def photos_a_step(settings: FinetuneSettings) -> int:
+    """Of all processes together."""
+    return settings.batch_size * settings.accumulate * settings.processes
+
+
 def steps_an_epoch(settings: FinetuneSettings, train: Annotations) -> int:
     """Optimizer steps that see every photo once."""
-    return math.ceil(train.photo_count / (settings.batch_size * settings.accumulate))
+    return math.ceil(train.photo_count / photos_a_step(settings))
 
 
 def validation_config(settings: FinetuneSettings, spec: ModelSpec, val: Annotations) -> dict[str, Any]:
@@ -131,7 +147,7 @@ def validation_config(settings: FinetuneSettings, spec: ModelSpec, val: Annotati
 
 def train_loader(settings: FinetuneSettings, spec: ModelSpec, train: Annotations, steps_done: int = 0) -> dict[str, Any]:
     """mmengine's data loader configuration, of a run that begins after so many steps."""
-    samples_a_step = settings.batch_size * settings.accumulate
+    samples_a_step = photos_a_step(settings)
     transforms = train_transforms(
         settings.image_size,
         settings.scale_jitter,

@@ -144,9 +144,14 @@ class FinetuneSettings:
     gradient_checkpointing: bool = option(
         False, "keep fewer activations of the backbone and compute them again: less memory, a third more time"
     )
+    processes: int = option(
+        1,
+        "training processes on a Ray cluster (RAY_ADDRESS, or this machine), each with batches of --batch-size; --work-dir is shared",
+        least=1,
+    )
     workers: int = option(
         1,
-        "loader processes (default: 1; on a machine with a card one for every core but one, at most 8)",
+        "loader processes of each training process (default: 1; on a machine with a card one for every core but one, at most 8)",
         least=0,
         default_factory=default_workers,
     )
@@ -174,6 +179,8 @@ def _contradiction(settings: FinetuneSettings) -> str | None:
         return "what --val-every and --early-stopping measure on needs --val and --val-images, or --val-share."
     if settings.early_stopping and settings.val_every == 0:
         return "--early-stopping needs measurements: --val-every above 0."
+    if settings.processes > 1 and importlib.util.find_spec("pyarrow") is None:
+        return "--processes above 1 needs Ray Train's packages: pip install 'rtmdet-ins-serve[cluster]'."
     if not settings.lr > 0 or min((factor for _, factor in settings.lr_mult), default=0) < 0:
         return "--lr is above 0, and so are factors of --lr-mult, or 0."
     if not 0 < settings.scale_jitter[0] <= settings.scale_jitter[1] < math.inf:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.registry import LOOPS
 from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
@@ -26,6 +27,7 @@ from torch import nn
 
 from jobs.annotations.report import AnnotationsError
 from jobs.evaluation.metrics_coco import STATISTICS, coco_metrics
+from jobs.training.hooks import unwrapped
 from pipeline.errors import RequestError
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.letterbox import pad_batch
@@ -63,14 +65,17 @@ class ServedValLoop(BaseLoop):
         """Measure the network that mmengine's hooks put in place, the average where there is one."""
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
-        model = self.runner.model
-        found = predict(
-            getattr(model, "module", model), self._truth, self._images, self._input_size, self._batch_size, self._threads
-        )
-        measured = flat(coco_metrics(self._truth, found))
+        shared = [self._measure() if is_main_process() else {}]
+        broadcast_object_list(shared)  # to the other processes, so that all choose the same best and stop together
+        (measured,) = shared
         self.runner.call_hook("after_val_epoch", metrics=measured)
         self.runner.call_hook("after_val")
         return measured
+
+    def _measure(self) -> dict[str, Any]:
+        network = unwrapped(self.runner.model)
+        found = predict(network, self._truth, self._images, self._input_size, self._batch_size, self._threads)
+        return flat(coco_metrics(self._truth, found))
 
 
 def flat(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
