@@ -30,7 +30,7 @@ FOR_THE_FILE = re.compile(
 """Hundreds of lines before the first step, and what is told again in plain words."""
 CURVE_NAME = "curve.png"
 MIN_MOVE = 0.03
-"""Learning rate times steps below which fresh class channels found nothing (AdamW, docs/RESULTS.md)."""
+"""Learning rate times steps, AdamW. A guess between a run that found nothing on the facade photos (0.012) and one that did (0.06)."""
 
 
 class ConciseRunner(Runner):
