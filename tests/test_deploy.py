@@ -12,6 +12,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import (
     _generate_available_node_types_from_ray_cr_spec,
 )  # what reads it on Kubernetes
 
+from jobs import batch_ray
 from serve_app.config_file import check_config
 
 REPOSITORY = Path(__file__).parents[1]
@@ -20,7 +21,8 @@ PYPROJECT = (REPOSITORY / "pyproject.toml").read_text()
 DOCKERFILE = (REPOSITORY / "deploy/Dockerfile").read_text()
 MANIFEST_TEXT = (REPOSITORY / "deploy/rayservice.yaml").read_text()
 MANIFEST, *BUDGETS = yaml.safe_load_all(MANIFEST_TEXT)
-CRD = REPOSITORY.parent / "shared/kuberay/ray.io_rayservices.yaml"
+CRDS = REPOSITORY.parent / "shared/kuberay"
+BATCH = yaml.safe_load((REPOSITORY / "deploy/rayjob.yaml").read_text())
 CLUSTER = MANIFEST["spec"]["rayClusterConfig"]
 GROUPS = [CLUSTER["headGroupSpec"], *CLUSTER["workerGroupSpecs"]]
 PODS = [group["template"]["spec"] for group in GROUPS]
@@ -154,15 +156,38 @@ def strict(schema):
     return closed
 
 
-@pytest.mark.skipif(not CRD.is_file(), reason="KubeRay's schemas are not part of the repository: ../shared/kuberay")
-def test_kuberay_accepts_the_manifest():
-    """No error and no unknown field by KubeRay's own schema; a field that it does not know would be found."""
-    (schema,) = [v["schema"]["openAPIV3Schema"] for v in yaml.safe_load(CRD.read_text())["spec"]["versions"] if v["name"] == "v1"]
-    validator = jsonschema.Draft7Validator(strict({**schema, "properties": {**schema["properties"], "metadata": {}}}))
-    assert [f"{error.json_path}: {error.message}" for error in validator.iter_errors(MANIFEST)] == []
-    wrong = copy.deepcopy(MANIFEST)
-    wrong["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["maxReplica"] = 4
+def validator_of(kind):
+    """KubeRay's own schema of a kind, in which a field that it does not know is an error."""
+    versions = yaml.safe_load((CRDS / f"ray.io_{kind}.yaml").read_text())["spec"]["versions"]
+    (schema,) = [version["schema"]["openAPIV3Schema"] for version in versions if version["name"] == "v1"]
+    return jsonschema.Draft7Validator(strict({**schema, "properties": {**schema["properties"], "metadata": {}}}))
+
+
+@pytest.mark.skipif(not CRDS.is_dir(), reason="KubeRay's schemas are not part of the repository: ../shared/kuberay")
+@pytest.mark.parametrize(
+    ("kind", "manifest", "cluster"),
+    [("rayservices", MANIFEST, "rayClusterConfig"), ("rayjobs", BATCH, "rayClusterSpec")],
+)
+def test_kuberay_accepts_the_manifests(kind, manifest, cluster):
+    """No error and no unknown field; a field that it does not know would be found."""
+    validator = validator_of(kind)
+    assert [f"{error.json_path}: {error.message}" for error in validator.iter_errors(manifest)] == []
+    wrong = copy.deepcopy(manifest)
+    wrong["spec"][cluster]["workerGroupSpecs"][0]["maxReplica"] = 4
     assert not validator.is_valid(wrong)
+
+
+def test_the_batch_fits_into_its_pods():
+    """Its command line is one that the job takes, and its workers have the CPUs and cards that they ask for."""
+    words = shlex.split(BATCH["spec"]["entrypoint"])
+    assert words[:3] == ["python", "-m", "jobs.batch_ray"]
+    args = batch_ray._parser().parse_args(words[3:])
+    (group,) = BATCH["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    resources = group["template"]["spec"]["containers"][0]["resources"]["requests"]
+    assert args.detectors * args.detector_gpus == group["replicas"] * int(resources["nvidia.com/gpu"])
+    asked = args.detectors * args.detector_cpus + (args.loaders + args.outliners) * args.worker_cpus
+    assert asked < group["replicas"] * int(resources["cpu"]), "Ray Data's own tasks want some, too"
+    assert BATCH["spec"]["rayClusterSpec"]["rayVersion"] == CLUSTER["rayVersion"]
 
 
 def test_image_is_made_of_files_that_are_there():

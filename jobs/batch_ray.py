@@ -1,0 +1,123 @@
+"""Score a large batch on a Ray cluster with Ray Data: every stage on its own workers, without HTTP.
+
+    python -m jobs.batch_ray photos/ --output scored/ --model rtmdet-ins_nano_person
+    python -m jobs.batch_ray s3://bucket/photos --output s3://bucket/scored --model my.safetensors --detector-gpus 1 --detectors 8
+    python -m jobs.batch_ray photos.parquet --output scored/ --through rtmdet-ins
+
+    source ─▶ list ─▶ Load (CPUs) ─▶ Detect (GPUs or CPUs) ─▶ Outline (CPUs) ─▶ OUTPUT/rows/*.parquet
+                      or all three by the handle of a running application (--through)
+
+A row has AzureML's columns `row_number_per_file`, `preds` (JSON) and `file_name`, and `id`. A photo that is bad has an error in `preds`.
+Killed and started again, the same command loses and repeats nothing: Ray Data writes down which ids are in which file
+(OUTPUT/checkpoint). Memory is bounded by Ray Data, whatever the size of the batch. `jobs.batch_score` needs no cluster and asks a service
+over HTTP. The exit status is 1 where more photos failed than --error-threshold allows, or none was scored; 2 for wrong arguments or input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.command_line import cli_errors, count, fraction
+from jobs.scoring.batch_inputs import InputsError
+
+CACHE = Path("~/.cache/rtmdet-ins-serve")
+EVERY_S = 5.0
+"""Between two lines of progress."""
+
+
+@cli_errors("jobs.batch_ray")
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        import ray.data  # noqa: F401
+        from pyarrow import parquet  # noqa: F401
+    except ImportError as error:
+        print(f"jobs.batch_ray: Ray Data is not installed ({error}): pip install '.[cluster]'", file=sys.stderr)
+        return 2
+    from jobs.scoring.cluster_run import run
+
+    try:
+        return run(args)
+    except InputsError as error:
+        print(f"jobs.batch_ray: {error}", file=sys.stderr)
+        return 2
+
+
+class Progress(threading.Thread):
+    """Prints rate and time left while the job runs.
+
+    Args:
+        tally: of the job.
+        total, before: photos, and those that an earlier run has done.
+    """
+
+    def __init__(self, tally: Any, total: int, before: int) -> None:
+        super().__init__(daemon=True)
+        self._tally, self._total, self._before = tally, total, before
+        self._began, self._ended = time.monotonic(), threading.Event()
+
+    def run(self) -> None:
+        """Print a line every few seconds."""
+        while not self._ended.wait(EVERY_S):
+            print(self.line(), file=sys.stderr, flush=True)
+
+    def stop(self) -> None:
+        """Print no more."""
+        self._ended.set()
+        self.join()
+
+    def line(self) -> str:
+        """Where the job is."""
+        import ray
+
+        done, errors, _ = ray.get(self._tally.counts.remote())
+        rate = done / (time.monotonic() - self._began)
+        left = self._total - self._before - done
+        eta = f"{left / rate / 60:.1f} min left" if rate and left > 0 else "done" if left <= 0 else "starting"
+        return f"{self._before + done:,} of {self._total:,} photos, {errors:,} errors; {rate:.1f} photos/s, {eta}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.batch_ray", description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add(
+        "source",
+        help="folder, here or s3://, gs://, abfs://; CSV, JSON lines or MLTable here; Parquet with columns `id` and `image` "
+        "(bytes, URLs or paths)",
+    )
+    add("--output", required=True, help="folder, on storage that every node reaches: rows/, checkpoint/, photos.parquet")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--model", default="rtmdet-ins_nano_person", help="name or path, the same on every node (default: %(default)s)"
+    )
+    how.add_argument("--through", metavar="APPLICATION", help="score by the handle of this running application instead")
+    add("--format", choices=["parquet", "jsonl"], default="parquet", help="of rows/ (default: %(default)s)")
+    add("--mini-batch-size", type=count, default=32, help="photos that a task loads or outlines (default: %(default)s)")
+    add("--error-threshold", type=int, default=-1, help="most photos that may fail; -1: any number (default: %(default)s)")
+    add("--max-retries", type=int, default=3, help="of a mini batch whose worker died (default: %(default)s)")
+    add("--detectors", type=count, default=1, help="workers of the network (default: %(default)s)")
+    add("--detector-gpus", type=float, default=0, help="of each; 0: on CPUs (default: %(default)s)")
+    add("--detector-cpus", type=float, default=1, help="of each; also its threads (default: %(default)s)")
+    add("--detector-batch", type=count, default=8, help="photos in one pass of the network (default: %(default)s)")
+    add("--engine", choices=["auto", "openvino", "torch", "simulated"], default="auto", help="(default: %(default)s)")
+    add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="(default: %(default)s)")
+    add("--loaders", type=count, default=2, help="workers that decode (default: %(default)s)")
+    add("--outliners", type=count, default=1, help="workers that trace outlines (default: %(default)s)")
+    add("--worker-cpus", type=float, default=0.25, help="of each loader and outliner (default: %(default)s)")
+    add("--score-threshold", type=fraction, default=0.3, help="keep scores above this (default: %(default)s)")
+    add("--mask-format", choices=["polygon", "rle"], default="polygon", help="(default: %(default)s)")
+    return parser
+
+
+logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+if __name__ == "__main__":
+    sys.exit(main())

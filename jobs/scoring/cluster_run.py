@@ -1,0 +1,175 @@
+"""A batch on a cluster from its list of photos to its rows; see `jobs.batch_ray`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.data
+from pyarrow import fs as pafs
+from ray.data import ActorPoolStrategy
+from ray.data.checkpoint import CheckpointConfig
+
+from jobs.batch_ray import CACHE, Progress
+from jobs.scoring.batch_inputs import InputsError
+from jobs.scoring.cluster_inputs import FILE_NAME, ID, IMAGE, ROW, count_rows, filesystem_of, list_photos
+from jobs.scoring.cluster_stages import Detect, Load, Outline, Tally, Through, TooManyErrors
+from pipeline.inference.engine import EngineOptions
+from pipeline.model.zoo import read_header
+from pipeline.types import DetectOptions, OutlineOptions
+
+TASK_CPUS = 0.1
+"""Of each task that reads or writes rows: they wait more than they work."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score what has no row yet; returns the exit status.
+
+    Raises:
+        InputsError: the source or the output cannot be used.
+    """
+    output = args.output.rstrip("/") if "://" in args.output else str(Path(args.output).resolve())
+    _check_made_by(output, args)
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, namespace="serve")
+    _check_room(args)
+    total, photos = _photos(args, output)
+    before = count_rows(f"{output}/checkpoint")
+    tally = Tally.remote(args.error_threshold)  # type: ignore[attr-defined]
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.checkpoint_config = CheckpointConfig(ID, f"{output}/checkpoint", delete_checkpoint_on_success=False)
+    CheckpointConfig.CHECKPOINT_ACTOR_MEMORY_BYTES = 0  # a GB reserved for each by default: more than small nodes have
+    progress = Progress(tally, total, before)
+    progress.start()
+    try:
+        rows = _through(photos, args, tally) if args.through else _staged(photos, args, tally)
+        write = rows.write_parquet if args.format == "parquet" else rows.write_json
+        write(f"{output}/rows", ray_remote_args={"num_cpus": TASK_CPUS})
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, TooManyErrors) or "TooManyErrors" in str(error):
+            print(f"jobs.batch_ray: stopped: more than {args.error_threshold} photos failed (--error-threshold)", file=sys.stderr)
+            return 1
+        raise
+    finally:
+        progress.stop()
+    print(progress.line())
+    done, errors, first = ray.get(tally.counts.remote())
+    if done and done == errors and not before:
+        print(f"jobs.batch_ray: not one of {done:,} photos could be scored; the first: {first}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _check_made_by(output: str, args: argparse.Namespace) -> None:
+    """What an earlier run into this folder was told must be what this one is told; else its rows would be mixed with others."""
+    facts = {name: getattr(args, name) for name in ("source", "through", "format", "score_threshold", "mask_format")}
+    facts["model"] = None if args.through else args.model
+    filesystem, folder = filesystem_of(output)
+    place = f"{folder}/run.json"
+    if filesystem.get_file_info(place).type == pafs.FileType.File:
+        earlier = json.loads(filesystem.open_input_stream(place).read())
+        if apart := [name for name in facts if earlier.get(name) != facts[name]]:
+            told = "; ".join(f"{name} was {earlier.get(name)!r}, is now {facts[name]!r}" for name in apart)
+            raise InputsError(f"{output} holds rows that were made otherwise: {told}. Take another --output")
+        return
+    filesystem.create_dir(folder, recursive=True)
+    with filesystem.open_output_stream(place) as stream:
+        stream.write(json.dumps(facts, indent=1).encode())
+
+
+def _photos(args: argparse.Namespace, output: str) -> tuple[int, Any]:
+    """How many photos there are, and a dataset of them with the columns of the list."""
+    if args.source.endswith(".parquet"):
+        dataset = ray.data.read_parquet(args.source, num_cpus=TASK_CPUS)
+        columns = dataset.schema().names
+        if missing := {ID, IMAGE} - set(columns):
+            raise InputsError(
+                f"{args.source}: there is no column {', '.join(sorted(missing))}; the columns are {', '.join(columns)}"
+            )
+        return count_rows(args.source), dataset.map_batches(_named_by_id, batch_size=args.mini_batch_size, num_cpus=TASK_CPUS)
+    manifest = f"{output}/photos.parquet"
+    total = count_rows(manifest) or list_photos(args.source, manifest)
+    return total, ray.data.read_parquet(manifest, num_cpus=TASK_CPUS)
+
+
+def _named_by_id(batch: dict[str, Any]) -> dict[str, Any]:
+    ids = batch[ID]
+    return {ID: ids, FILE_NAME: ids.astype(str), ROW: [0] * len(ids), IMAGE: batch[IMAGE]}
+
+
+def _staged(photos: Any, args: argparse.Namespace, tally: Any) -> Any:
+    cache = CACHE.expanduser()
+    header = read_header(args.model, cache)
+    gpus = {"num_gpus": args.detector_gpus} if args.detector_gpus else {}
+    engine = EngineOptions(
+        args.engine,
+        args.precision,
+        threads=max(round(args.detector_cpus), 1),
+        max_batch=args.detector_batch,
+        cache_dir=cache,
+    )
+    restarts = _restarts(args)
+    worker = {"num_cpus": args.worker_cpus, "ray_remote_args_fn": restarts}
+    loaded = photos.map_batches(
+        Load,
+        fn_constructor_args=(header.input_size,),
+        batch_size=args.mini_batch_size,
+        compute=ActorPoolStrategy(size=args.loaders),
+        **worker,
+    )
+    detected = loaded.map_batches(
+        Detect,
+        fn_constructor_args=(args.model, engine, DetectOptions(args.score_threshold)),
+        batch_size=args.detector_batch,
+        compute=ActorPoolStrategy(size=args.detectors),
+        num_cpus=args.detector_cpus,
+        ray_remote_args_fn=restarts,
+        **gpus,
+    )
+    return detected.map_batches(
+        Outline,
+        fn_constructor_args=(header.classes, OutlineOptions(mask_format=args.mask_format), tally),
+        batch_size=args.mini_batch_size,
+        compute=ActorPoolStrategy(size=args.outliners),
+        **worker,
+    )
+
+
+def _through(photos: Any, args: argparse.Namespace, tally: Any) -> Any:
+    params = {"score_threshold": args.score_threshold, "mask_format": args.mask_format}
+    return photos.map_batches(
+        Through,
+        fn_constructor_args=(args.through, params, tally),
+        batch_size=args.mini_batch_size,
+        compute=ActorPoolStrategy(size=args.loaders),
+        num_cpus=args.worker_cpus,
+        ray_remote_args_fn=_restarts(args),
+    )
+
+
+def _restarts(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
+    return lambda: {"max_restarts": args.max_retries, "max_task_retries": args.max_retries}
+
+
+def _check_room(args: argparse.Namespace) -> None:
+    """Workers that find no room wait for ever, and what they wait for is told by nobody.
+
+    Raises:
+        InputsError: they ask for more than the cluster has.
+    """
+    has = ray.cluster_resources()
+    workers = (args.loaders + (0 if args.through else args.outliners)) * args.worker_cpus
+    cpus = workers + (0 if args.through else args.detectors * args.detector_cpus) + 2 * TASK_CPUS
+    gpus = 0 if args.through else args.detectors * args.detector_gpus
+    for name, asked in (("CPU", cpus), ("GPU", gpus)):
+        if asked > has.get(name, 0):
+            raise InputsError(
+                f"the workers ask for {asked:g} {name}s and the cluster has {has.get(name, 0):g}: lower --loaders, --outliners, "
+                "--worker-cpus, --detectors, --detector-cpus or --detector-gpus"
+            )

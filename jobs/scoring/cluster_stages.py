@@ -1,0 +1,251 @@
+"""The stages of a batch on a cluster, as Ray Data's map functions: each takes a batch of rows and gives it on, a bad photo as an error.
+
+    Load (CPUs): image ─▶ network pixels      Detect (GPUs, or CPUs): pixels ─▶ instances      Outline (CPUs): instances ─▶ preds
+    Through (an application's handle): image ─▶ preds
+
+Between them travel pickles of `LoadedImage` and `Instances`: scaled pixels and mask logits, never a full-size mask. What is wrong with a
+photo travels in its place as a ServiceError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import unquote_to_bytes
+
+import numpy as np
+import orjson
+import ray
+from numpy.typing import NDArray
+
+from deployments.params import parse_params
+from jobs.command_line import reason_of
+from jobs.scoring.batch_inputs import InputsError
+from jobs.scoring.cells import looks_like_base64
+from jobs.scoring.cluster_inputs import FILE, IMAGE, UNREADABLE, filesystem_of
+from pipeline.errors import FetchError, ImageError, ServiceError
+from pipeline.images.decode import DecodeLimits
+from pipeline.images.decoder_options import DecoderOptions
+from pipeline.images.decoder_pool import DecoderPool
+from pipeline.images.fetch import Fetcher, FetchPolicy
+from pipeline.images.source import EncodedBytes, parse_source
+from pipeline.inference.engine import EngineOptions, load_engine
+from pipeline.masks.encode import instances_to_objects, objects_to_json
+from pipeline.types import DetectOptions, Instances, OutlineOptions
+
+Batch = dict[str, NDArray[Any]]
+WORK, PREDS = "work", "preds"
+
+
+@ray.remote(num_cpus=0)
+class Tally:
+    """Counts photos over the whole job, and says when too many have failed.
+
+    Args:
+        error_threshold: most photos that may fail; -1: any number.
+    """
+
+    def __init__(self, error_threshold: int) -> None:
+        self._most, self._done, self._errors, self._first = error_threshold, 0, 0, ""
+
+    def add(self, done: int, errors: int, first: str) -> bool:
+        """Count a batch; returns whether the job may go on."""
+        self._done, self._errors = self._done + done, self._errors + errors
+        self._first = self._first or first
+        return self._most < 0 or self._errors <= self._most
+
+    def counts(self) -> tuple[int, int, str]:
+        """Photos done, those of them that failed, and why the first did."""
+        return self._done, self._errors, self._first
+
+
+class TooManyErrors(RuntimeError):
+    """More photos failed than `error_threshold` allows."""
+
+
+class Images:
+    """Reads the bytes of a row's image, whatever it is."""
+
+    def __init__(self, policy: FetchPolicy) -> None:
+        self._policy, self._filesystems = policy, dict[str, Any]()
+
+    async def read(self, fetcher: Fetcher, image: Any) -> bytes:
+        """The encoded image.
+
+        Raises:
+            ServiceError: it cannot be read or fetched, or there is none.
+        """
+        if isinstance(image, bytes):
+            return image
+        text = "" if image is None else str(image)
+        if not text or text.startswith(UNREADABLE):
+            raise ImageError(text.removeprefix(UNREADABLE) or "There is no image in this row.", code="image_not_readable")
+        if _is_web_url(text):
+            return await fetcher.fetch(text, time.time() + self._policy.total_timeout_s)
+        if looks_like_base64(text) or text[:5].lower() == "data:":  # before paths: a JPEG in base64 begins with a slash
+            return cast(EncodedBytes, parse_source(text, self._policy.max_bytes)).data
+        return await asyncio.to_thread(self._read_file, text)
+
+    def _read_file(self, place: str) -> bytes:
+        try:
+            if place.startswith(FILE):
+                return Path(os.fsdecode(unquote_to_bytes(place.removeprefix(FILE)))).read_bytes()
+            scheme, _, path = place.rpartition("://")
+            if scheme not in self._filesystems:
+                self._filesystems[scheme], _ = filesystem_of(place)
+            with self._filesystems[scheme].open_input_stream(path) as stream:
+                data: bytes = stream.read(self._policy.max_bytes + 1)
+        except (OSError, ValueError, InputsError) as error:
+            raise FetchError(f"The file cannot be read: {reason_of(error)}", code="image_not_readable") from error
+        return data
+
+
+class Load:
+    """Image to network pixels.
+
+    Args:
+        input_size: side of the network's square input, pixels.
+        threads: images decoded at a time.
+    """
+
+    def __init__(self, input_size: int, threads: int = 1) -> None:
+        policy, limits = FetchPolicy(), DecodeLimits()
+        self._images, self._policy = Images(policy), policy
+        self._decoders = DecoderPool(DecoderOptions(limits, input_size, 10.0), threads)
+
+    def __call__(self, batch: Batch) -> Batch:
+        return _replaced(batch, IMAGE, WORK, asyncio.run(self._all(batch[IMAGE].tolist())))
+
+    async def _all(self, images: list[Any]) -> list[bytes]:
+        fetcher = Fetcher(self._policy)
+
+        async def one(image: Any) -> bytes:
+            try:
+                data = await self._images.read(fetcher, image)
+                return pickle.dumps(await asyncio.to_thread(self._decoders.load, data), protocol=5)
+            except ServiceError as error:
+                return pickle.dumps(error)
+
+        try:
+            return list(await asyncio.gather(*map(one, images)))
+        finally:
+            await fetcher.aclose()
+
+
+class Detect:
+    """Network pixels to instances, in batches of the network.
+
+    Args:
+        model: name or path.
+        options: of the engine.
+        detect: which instances are kept.
+    """
+
+    def __init__(self, model: str, options: EngineOptions, detect: DetectOptions) -> None:
+        self._engine, self._detect = load_engine(model, options), detect
+
+    def __call__(self, batch: Batch) -> Batch:
+        work = [pickle.loads(item) for item in batch[WORK].tolist()]
+        good = [place for place, item in enumerate(work) if not isinstance(item, ServiceError)]
+        for place, found in zip(
+            good, self._engine.detect([work[place] for place in good], [self._detect] * len(good)), strict=True
+        ):
+            work[place] = found
+        return _replaced(batch, WORK, WORK, [pickle.dumps(item, protocol=5) for item in work])
+
+
+class Outline:
+    """Instances to the contract's objects as JSON, counted.
+
+    Args:
+        classes: names by label index.
+        outline: how masks are written down.
+        tally: of the job.
+    """
+
+    def __init__(self, classes: tuple[str, ...], outline: OutlineOptions, tally: Any) -> None:
+        self._classes, self._outline, self._tally = classes, outline, tally
+
+    def __call__(self, batch: Batch) -> Batch:
+        work = [pickle.loads(item) for item in batch[WORK].tolist()]
+        count(self._tally, [item for item in work if isinstance(item, ServiceError)], len(work))
+        return _replaced(batch, WORK, PREDS, [self._json(item).decode() for item in work])
+
+    def _json(self, item: Instances | ServiceError) -> bytes:
+        if isinstance(item, ServiceError):
+            return _error_json(item.code, item.message)
+        return objects_to_json(instances_to_objects(item, self._classes, self._outline))
+
+
+class Through:
+    """Images through a running application's handle, which shares its GPUs with the service's clients.
+
+    Args:
+        application: name in serve_config.yaml.
+        params: of the contract.
+        tally: of the job.
+    """
+
+    def __init__(self, application: str, params: Mapping[str, Any], tally: Any) -> None:
+        self._application, self._params, self._tally = application, parse_params({**params, "on_error": "isolate"}), tally
+
+    def __call__(self, batch: Batch) -> Batch:
+        from jobs.score_by_handle import score
+
+        answers: list[Any] = asyncio.run(self._read(batch[IMAGE].tolist()))
+        good = [place for place, item in enumerate(answers) if not isinstance(item, ServiceError)]
+        scored = score([answers[place] for place in good], self._params, application=self._application, timeout_s=120.0)
+        for place, image in zip(good, scored, strict=True):
+            answers[place] = ServiceError(image.fault.message, code=image.fault.code) if image.fault else image
+        count(self._tally, [item for item in answers if isinstance(item, ServiceError)], len(answers))
+        preds = [
+            (_error_json(item.code, item.message) if isinstance(item, ServiceError) else objects_to_json(item.objects)).decode()
+            for item in answers
+        ]
+        return _replaced(batch, IMAGE, PREDS, preds)
+
+    async def _read(self, images: list[Any]) -> list[Any]:
+        reader, fetcher = Images(FetchPolicy()), Fetcher(FetchPolicy())
+
+        async def one(image: Any) -> Any:
+            if isinstance(image, str) and _is_web_url(image):
+                return image  # the service fetches it, by its own policy
+            try:
+                return await reader.read(fetcher, image)
+            except ServiceError as error:
+                return error
+
+        try:
+            return list(await asyncio.gather(*map(one, images)))
+        finally:
+            await fetcher.aclose()
+
+
+def count(tally: Any, errors: list[ServiceError], done: int) -> None:
+    """Count a batch.
+
+    Raises:
+        TooManyErrors: the job has more errors than it may have.
+    """
+    first = errors[0].message if errors else ""
+    if not ray.get(tally.add.remote(done, len(errors), first)):
+        raise TooManyErrors(f"more photos failed than --error-threshold allows; the first of this batch: {first}")
+
+
+def _is_web_url(text: str) -> bool:
+    return text[:8].lower().startswith(("http://", "https://"))
+
+
+def _error_json(code: str, message: str) -> bytes:
+    return orjson.dumps({"boxes": [], "error": {"code": code, "message": message}})
+
+
+def _replaced(batch: Batch, old: str, new: str, values: list[Any]) -> Batch:
+    column = np.empty(len(values), object)
+    column[:] = values
+    return {**{name: cells for name, cells in batch.items() if name != old}, new: column}

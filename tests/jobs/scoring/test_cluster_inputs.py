@@ -1,0 +1,76 @@
+"""The list of photos that a batch on a cluster reads: every kind of source, here and in an object store."""
+
+import os
+
+import pytest
+
+pytest.importorskip("pyarrow")
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.scoring.batch_inputs import InputsError
+from jobs.scoring.cluster_inputs import FILE, UNREADABLE, count_rows, filesystem_of, list_photos
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """Lists a source, and gives its rows by id."""
+
+    def rows_of(source):
+        manifest = tmp_path / "out" / "photos.parquet"
+        count = list_photos(str(source), manifest)
+        rows = pq.read_table(manifest).to_pylist()
+        assert len(rows) == count == count_rows(str(manifest))
+        return {row["id"]: row for row in rows}
+
+    return rows_of
+
+
+def test_a_folder_here(tmp_path, listed):
+    """Absolute paths, so that every node finds them; a name that is no UTF-8 travels as its bytes."""
+    photos = tmp_path / "photos"
+    (photos / "deep").mkdir(parents=True)
+    for name in ("a.jpg", "deep/b.jfif", "notes.txt", os.fsdecode(b"caf\xe9.jpg")):
+        (photos / name).write_bytes(b"x")
+    rows = listed(photos)
+    assert set(rows) == {"a.jpg#0", "deep/b.jfif#0", r"caf\xe9.jpg#0"}
+    assert rows["a.jpg#0"] == {"id": "a.jpg#0", "file_name": "a.jpg", "row_number_per_file": 0, "image": str(photos / "a.jpg")}
+    assert rows[r"caf\xe9.jpg#0"]["image"] == f"{FILE}{photos}/caf%E9.jpg"
+
+
+def test_a_table(tmp_path, listed):
+    """Its cells as they are; one that names no image has the reason in its place."""
+    (tmp_path / "list.csv").write_text("image\nhttps://example.com/x.jpg\ns3://bucket/x.jpg\nhere.jpg\n")
+    rows = listed(tmp_path / "list.csv")
+    assert rows["list.csv#0"]["image"] == "https://example.com/x.jpg"
+    assert rows["list.csv#1"]["image"].startswith(UNREADABLE)
+    assert rows["list.csv#2"]["image"] == str(tmp_path / "here.jpg")
+
+
+def test_an_object_store(listed):
+    """Any that pyarrow or fsspec knows: photos at any depth, under their own scheme."""
+    memory = fsspec.filesystem("memory")
+    for name in ("/bucket/photos/1.jpg", "/bucket/photos/deep/2.PNG", "/bucket/photos/notes.txt"):
+        memory.pipe(name, b"x")
+    rows = listed("memory://bucket/photos")
+    assert set(rows) == {"1.jpg#0", "deep/2.PNG#0"}
+    filesystem, path = filesystem_of(rows["1.jpg#0"]["image"])
+    assert filesystem.open_input_stream(path).read() == b"x"
+    memory.rm("/bucket", recursive=True)
+
+
+@pytest.mark.parametrize("source", ["nosuchscheme://x/y", "memory://nothing/there"])
+def test_stores_that_cannot_be_read(source, listed):
+    with pytest.raises(InputsError, match=source.split("://")[0]):
+        listed(source)
+
+
+def test_rows_are_counted_in_footers(tmp_path):
+    """Of one file, of a folder of them, of nothing."""
+    for name, rows in (("a.parquet", 3), ("b.parquet", 4)):
+        pq.write_table(pa.table({"x": list(range(rows))}), tmp_path / name)
+    assert count_rows(str(tmp_path)) == 7
+    assert count_rows(str(tmp_path / "a.parquet")) == 3
+    assert count_rows(str(tmp_path / "gone")) == 0
