@@ -27,6 +27,10 @@ TASK_CPUS = 0.1
 """Of each task that reads or writes rows: they wait more than they work."""
 
 
+FILTER_CPUS = 1
+"""Of Ray Data's actor that leaves out photos that are done."""
+
+
 def run(args: argparse.Namespace) -> int:
     """Score what has no row yet; returns the exit status.
 
@@ -38,12 +42,13 @@ def run(args: argparse.Namespace) -> int:
     if not ray.is_initialized():
         ray.init(log_to_driver=False, namespace="serve")
     _check_room(args)
-    total, photos = _photos(args, output)
-    before = count_rows(f"{output}/checkpoint")
-    tally = Tally.remote(args.error_threshold)  # type: ignore[attr-defined]
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.checkpoint_config = CheckpointConfig(ID, f"{output}/checkpoint", delete_checkpoint_on_success=False)
+    context.use_datasource_v2 = False  # its listing takes a whole CPU, whatever the read is given
+    total, photos = _photos(args, output)
+    before = count_rows(f"{output}/checkpoint")
+    tally = Tally.remote(args.error_threshold)  # type: ignore[attr-defined]
     CheckpointConfig.CHECKPOINT_ACTOR_MEMORY_BYTES = 0  # a GB reserved for each by default: more than small nodes have
     progress = Progress(tally, total, before)
     progress.start()
@@ -165,7 +170,7 @@ def _check_room(args: argparse.Namespace) -> None:
     """
     has = ray.cluster_resources()
     workers = (args.loaders + (0 if args.through else args.outliners)) * args.worker_cpus
-    cpus = workers + (0 if args.through else args.detectors * args.detector_cpus) + 2 * TASK_CPUS
+    cpus = workers + (0 if args.through else args.detectors * args.detector_cpus) + FILTER_CPUS + 2 * TASK_CPUS
     gpus = 0 if args.through else args.detectors * args.detector_gpus
     for name, asked in (("CPU", cpus), ("GPU", gpus)):
         if asked > has.get(name, 0):
