@@ -11,23 +11,20 @@ from __future__ import annotations
 
 import functools
 import io
-import mmap
 import re
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-import cv2
 import numpy as np
-from cv2.typing import MatLike
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pipeline.errors import ConfigurationError, ImageError, LargeImage, LimitExceeded
 from pipeline.images.colours import image_to_bgr
 from pipeline.images.letterbox import fit
+from pipeline.images.orientation import FIRST_SIDEWAYS, png_has_metadata, read_orientation, turn_upright, turned_hw
 from pipeline.images.wide_values import is_wide, lower_bytes
 
 FORMAT_MAGIC = {
@@ -56,22 +53,6 @@ TIFF_COMPRESSIONS = frozenset({"raw", "packbits", "tiff_lzw", "tiff_deflate", "t
 every damaged row, so that one small file could fill a disk with log."""
 
 _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
-_FIRST_SIDEWAYS = 5
-"""Orientations from here on swap width and height."""
-_PNG_METADATA = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type")
-"""What stands in a PNG that may say its orientation; it may stand behind the pixels."""
-
-_TURNS_UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], MatLike]] = {
-    1: lambda bgr: bgr,
-    2: lambda bgr: cv2.flip(bgr, 1),
-    3: lambda bgr: cv2.rotate(bgr, cv2.ROTATE_180),
-    4: lambda bgr: cv2.flip(bgr, 0),
-    5: cv2.transpose,
-    6: lambda bgr: cv2.rotate(bgr, cv2.ROTATE_90_CLOCKWISE),
-    7: lambda bgr: cv2.flip(cv2.transpose(bgr), -1),
-    8: lambda bgr: cv2.rotate(bgr, cv2.ROTATE_90_COUNTERCLOCKWISE),
-}
-"""What undoes each EXIF orientation (Exif 2.32, tag 0x0112)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +104,7 @@ class StoredImage:
     @property
     def upright_hw(self) -> tuple[int, int]:
         """Height and width at full size, upright, pixels."""
-        return _turned_hw(self.full_hw, self.orientation)
+        return turned_hw(self.full_hw, self.orientation)
 
 
 def decode_image(data: bytes, limits: DecodeLimits, target_size: int | None = None) -> tuple[NDArray[np.uint8], tuple[int, int]]:
@@ -174,26 +155,11 @@ def upright_size(photo: Path, limits: DecodeLimits) -> tuple[int, int]:
         _check_pixels(image, limits)
         width, height = image.size
         # Pillow decodes all of a PNG to look for an orientation behind its pixels.
-        may_turn = limits.exif_orientation and (image.format != "PNG" or _png_has_metadata(file))
-        orientation = _read_orientation(image) if may_turn else 1
-        if image.format == "TIFF" and image.tag_v2.get(ExifTags.Base.Orientation) in range(_FIRST_SIDEWAYS, 9):  # type: ignore[attr-defined]
+        may_turn = limits.exif_orientation and (image.format != "PNG" or png_has_metadata(file))
+        orientation = read_orientation(image) if may_turn else 1
+        if image.format == "TIFF" and image.tag_v2.get(ExifTags.Base.Orientation) in range(FIRST_SIDEWAYS, 9):  # type: ignore[attr-defined]
             return height, width  # Pillow has turned its size
-        return _turned_hw((height, width), orientation)
-
-
-def turn_upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Undo an EXIF orientation, 1 to 8, of (H, W, 3) pixels."""
-    return np.asarray(_TURNS_UPRIGHT[orientation](pixels), np.uint8)
-
-
-def _turned_hw(stored_hw: tuple[int, int], orientation: int) -> tuple[int, int]:
-    height, width = stored_hw
-    return (width, height) if orientation >= _FIRST_SIDEWAYS else (height, width)
-
-
-def _png_has_metadata(file: BinaryIO) -> bool:
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return any(data.find(name) >= 0 for name in _PNG_METADATA)
+        return turned_hw((height, width), orientation)
 
 
 def _check_pixels(image: Image.Image, limits: DecodeLimits) -> None:
@@ -296,17 +262,7 @@ def _decode(image: Image.Image, data: bytes, limits: DecodeLimits, target_size: 
     bgr = image_to_bgr(
         image, limits.white_level, lower
     )  # of a TIFF turned already: Pillow turns it while loading, and says no orientation any more
-    return StoredImage(bgr, full_hw or bgr.shape[:2], _read_orientation(image) if limits.exif_orientation else 1)
-
-
-def _read_orientation(image: Image.Image) -> int:
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged metadata of a good picture
-        return 1
-    if isinstance(orientation, bytes) and len(orientation) == 1:  # of type BYTE, where the standard says SHORT
-        orientation = orientation[0]
-    return orientation if orientation in _TURNS_UPRIGHT else 1
+    return StoredImage(bgr, full_hw or bgr.shape[:2], read_orientation(image) if limits.exif_orientation else 1)
 
 
 def _silence_pillow() -> None:

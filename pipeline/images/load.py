@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ImageError
-from pipeline.images.decode import DecodeLimits, check_pixel_count, decode_stored, turn_upright
+from pipeline.images.decode import DecodeLimits, check_pixel_count, decode_stored
 from pipeline.images.letterbox import fit, scale_to_fit
+from pipeline.images.orientation import turn_upright
 from pipeline.types import LoadedImage
 
 

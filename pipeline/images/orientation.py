@@ -1,0 +1,58 @@
+"""Which way is up: reading an image's EXIF orientation, and undoing it."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+from cv2.typing import MatLike
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+FIRST_SIDEWAYS = 5
+"""Orientations from here on swap width and height."""
+_PNG_METADATA = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type")
+"""What stands in a PNG that may say its orientation; it may stand behind the pixels."""
+
+_TURNS_UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], MatLike]] = {
+    1: lambda bgr: bgr,
+    2: lambda bgr: cv2.flip(bgr, 1),
+    3: lambda bgr: cv2.rotate(bgr, cv2.ROTATE_180),
+    4: lambda bgr: cv2.flip(bgr, 0),
+    5: cv2.transpose,
+    6: lambda bgr: cv2.rotate(bgr, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda bgr: cv2.flip(cv2.transpose(bgr), -1),
+    8: lambda bgr: cv2.rotate(bgr, cv2.ROTATE_90_COUNTERCLOCKWISE),
+}
+"""What undoes each EXIF orientation (Exif 2.32, tag 0x0112)."""
+
+
+def read_orientation(image: Image.Image) -> int:
+    """The orientation of a Pillow image, 1 to 8: EXIF's, else XMP's, as Pillow reads both; 1 where it says none or nonsense."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged metadata of a good picture
+        return 1
+    if isinstance(orientation, bytes) and len(orientation) == 1:  # of type BYTE, where the standard says SHORT
+        orientation = orientation[0]
+    return orientation if orientation in _TURNS_UPRIGHT else 1
+
+
+def turn_upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Undo an EXIF orientation, 1 to 8, of (H, W, 3) pixels."""
+    return np.asarray(_TURNS_UPRIGHT[orientation](pixels), np.uint8)
+
+
+def turned_hw(stored_hw: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """Height and width, upright, of an image stored with these, pixels."""
+    height, width = stored_hw
+    return (width, height) if orientation >= FIRST_SIDEWAYS else (height, width)
+
+
+def png_has_metadata(file: BinaryIO) -> bool:
+    """Whether a PNG file holds any part that may say its orientation. `file` is a real file, with a descriptor."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return any(data.find(name) >= 0 for name in _PNG_METADATA)
