@@ -151,11 +151,10 @@ def stop_after(steps):
 
 def test_resume_makes_no_sample_of_before(tiny_coco, tmp_path, monkeypatch):
     """A run at step 1,000 begins with sample 2,000: the first new step comes at once."""
-    steps = ["--steps", "1001", "--save-every", "1000"]
+    steps = ["--steps", "1001", "--save-every", "1000", "--ema", "0"]
     with monkeypatch.context() as patch:
         patch.setattr(BaseModel, "train_step", lambda *_, **__: {"loss": torch.zeros(())})
         patch.setattr(TrainingPhotos, "__getitem__", lambda *_: {})
-        patch.setattr(SeenObjectsHook, "after_train_iter", lambda *_, **__: None)
         patch.setattr(SeenObjectsHook, "after_train_iter", lambda *_, **__: None)
         patch.setattr(BaseModel, "train_step", signalling(BaseModel.train_step, signal.SIGTERM, stop_after(1000)))
         assert finetune.main(arguments(tiny_coco, tmp_path, *steps, "--log-every", "1000")) == 128 + signal.SIGTERM
