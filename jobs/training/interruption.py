@@ -95,6 +95,8 @@ def start_loader(worker_id: int, rank: int = 0, seed: int = 0) -> None:  # noqa:
     Samples seed themselves (`jobs.training.samples`).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A library's thread, which blocks nothing, may get the signal as well: torch's own handler would end the process there.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()
 

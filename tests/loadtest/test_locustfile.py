@@ -117,6 +117,7 @@ async def test_a_service_that_refuses_the_image_server(users, status, left_out):
     assert "1 image, URL" not in printed
 
 
+@needs_locust
 def test_a_host_in_the_environment_is_respected(monkeypatch):
     """No service is started beside it."""
     ran = []

@@ -1,6 +1,7 @@
 """The layer in Ray Serve's proxy: plain-text refusals become JSON, everything else passes untouched."""
 
 import asyncio
+import logging
 
 import httpx
 import pytest
@@ -99,6 +100,7 @@ async def test_answers_are_sent_in_pieces():
 
 async def test_clients_that_do_not_read_are_cut(monkeypatch, caplog):
     """After MAX_WRITE_S; until then their answers count, and beyond the budget the next one is refused."""
+    monkeypatch.setattr(proxy, "logger", logging.getLogger("proxy of this test"))  # Ray keeps records of its own from pytest
     monkeypatch.setattr(proxy, "MAX_WRITE_S", 0.2)
     monkeypatch.setattr(proxy, "MAX_UNSENT_BYTES", 2_500_000)
     layer = JsonErrors(answering(1_000_000))
