@@ -123,7 +123,7 @@ class Shape(LoadTestShape):
         options: Any = self.runner.environment.parsed_options if self.runner else None
         peak = options.num_users or 1
         seconds = options.shape_seconds or float(options.run_time or SHAPE_S)
-        users = users_at(options.shape, self.get_run_time(), peak, seconds)  # type: ignore[no-untyped-call]  # Locust's
+        users = users_at(options.shape, self.get_run_time(), peak, seconds)  # type: ignore[no-untyped-call, unused-ignore]  # Locust's
         return None if users is None else (users, float(peak))
 
 
