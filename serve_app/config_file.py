@@ -3,7 +3,8 @@
     python -m serve_app.config_file serve_config.yaml [--ports]
 
 Prints what rate each part of it allows, and the narrowest (serve_app/capacity.py).
-With --ports also: whether this machine's ports that it needs are free, which `make serve` asks; in the environment that `serve run` gets.
+With --ports also: whether this machine's ports that it needs are free, which `make serve` asks.
+Variables of Ray come from the environment, then from a ray.env beside the file, as `make serve` reads them.
 
 Ray Serve 2.60 drops most unknown keys without a word and lays two entries for a deployment over one another; here both are errors.
 """
@@ -27,7 +28,9 @@ from serve_app.capacity import STAGES, StageCosts, as_lines, step_of
 from serve_app.config_keys import check_keys, validated
 from serve_app.config_relations import check_relations
 from serve_app.exposure import check_certificates, check_exposure
+from serve_app.keys import KeyRing
 from serve_app.rollout import check_user_configs, room_for_update
+from serve_app.start import read_ray_env
 
 BUILDER = "serve_app.app:build_app"
 HAPROXY_PORTS = {
@@ -116,6 +119,7 @@ def _check_application(app: dict[str, Any], http: HTTPOptionsSchema) -> Settings
     settings = check_user_configs(deployments, settings)
     check_relations(deployments, settings, http.request_timeout_s)
     check_exposure(http.host, settings.ingress.auth)
+    _check_keys_file(settings.ingress.auth.keys_file)
     check_certificates(http.ssl_certfile)
     return settings
 
@@ -133,6 +137,12 @@ def _check_model(name: str) -> None:
     """A typing error in a name would be found by a replica, which starts again and again."""
     if name not in official_urls() and Path(name).suffix not in CHECKPOINT_SUFFIXES:
         locate(name)
+
+
+def _check_keys_file(path: Path | None) -> None:
+    """As each ingress replica reads it. One that is not on this machine may be on the nodes: `absent_files` names it."""
+    if path is not None and os.path.exists(os.path.expanduser(path)):
+        KeyRing(keys_file=path)
 
 
 def check_ports(http: dict[str, Any]) -> None:
@@ -162,7 +172,7 @@ def absent_files(settings: Settings) -> list[Path]:
     """Files that the settings name and that are not here; they may be elsewhere."""
     model = Path(settings.model.name)
     named = [model if model.suffix in CHECKPOINT_SUFFIXES else None, settings.ingress.auth.keys_file]
-    return [path for path in named if path is not None and not path.expanduser().exists()]
+    return [path for path in named if path is not None and not os.path.exists(os.path.expanduser(path))]
 
 
 def main() -> int:
@@ -174,6 +184,7 @@ def main() -> int:
     )
     args = parser.parse_args()
     path: Path = args.path
+    read_ray_env(path.parent / "ray.env")
     try:
         document = read_document(path)
         applications = check_document(document)

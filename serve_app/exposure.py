@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 
 import ray
-from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY  # private, as the next one
 from ray.serve.context import _get_global_client  # private; Ray Serve 2.60 offers the host nowhere else
 from starlette.types import ASGIApp
 
@@ -63,7 +63,7 @@ def check_certificates(certfile: str | None) -> None:
     Raises:
         ConfigurationError: HAProxy is on; the message says what to do.
     """
-    if certfile and RAY_SERVE_ENABLE_HA_PROXY:
+    if certfile and os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
         raise ConfigurationError(
             "http_options.ssl_certfile does not work with HAProxy (RAY_SERVE_ENABLE_HA_PROXY=1 in ray.env): let a load balancer in "
             "front speak TLS, or set RAY_SERVE_ENABLE_HA_PROXY=0."

@@ -19,7 +19,8 @@ class KeyRing:
 
     Args:
         keys_env: names of environment variables that each hold one key (a primary and a secondary, say).
-        keys_file: file with one key a line; blank lines and lines that begin with # are skipped. Read again when it changes.
+        keys_file: file with one key a line; blank lines and lines that begin with # are skipped. `~` is the home folder. Read again
+            when it changes.
     Raises:
         ConfigurationError: a source is configured but holds no key: that would lock everybody out, or nobody.
     """
@@ -29,12 +30,14 @@ class KeyRing:
         if missing:
             raise ConfigurationError(f"ingress.auth.keys_env: environment variable(s) not set or empty: {', '.join(missing)}.")
         self._from_env = tuple(os.environ[name].strip().encode() for name in keys_env)
-        self._file = keys_file
+        self._file = None if keys_file is None else Path(os.path.expanduser(keys_file))
         self._file_stamp: tuple[int, int, int] | None = None
         self._file_fault = ""
         self._from_file: tuple[bytes, ...] = ()
-        if keys_file is not None and not self._read_file():
-            raise ConfigurationError(f"ingress.auth.keys_file: {keys_file} cannot be read or holds no key.")
+        if self._file is not None and not self._read_file():
+            raise ConfigurationError(
+                f"ingress.auth.keys_file: {self._file} {self._file_fault}; wanted is a text file with one key a line."
+            )
 
     @property
     def is_open(self) -> bool:

@@ -1,5 +1,6 @@
 """serve_config.yaml: the shipped file is good, and mistakes Ray Serve would swallow are errors."""
 
+import os
 import socket
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import yaml
 
 from pipeline.errors import ConfigurationError
-from serve_app.config_file import HAPROXY_PORTS, check_config, check_ports, main
+from serve_app.config_file import HAPROXY_PORTS, absent_files, check_config, check_ports, main
 
 SHIPPED = Path(__file__).parents[2] / "serve_config.yaml"
 
@@ -253,6 +254,42 @@ def test_files_that_are_elsewhere_are_mentioned(tmp_path, document, monkeypatch,
     monkeypatch.setattr(sys, "argv", ["config_file", str(write(tmp_path, document))])
     assert main() == 0
     assert "mine.pth is not on this machine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, "", "# no key\n"], ids=["a folder", "empty", "a comment alone"])
+def test_a_keys_file_without_keys(tmp_path, document, content):
+    """What is here under that name must hold a key, or no replica starts."""
+    keys = tmp_path / "keys"
+    keys.mkdir() if content is None else keys.write_text(content)
+    document["applications"][0]["args"]["ingress"]["auth"] = {"keys_file": str(keys)}
+    with pytest.raises(ConfigurationError, match=r"ingress\.auth\.keys_file: .*keys (cannot be read|holds no key)"):
+        check_config(write(tmp_path, document))
+
+
+def test_a_keys_file_in_the_home_folder(tmp_path, document, monkeypatch):
+    """Found and read; where it is not there, it is mentioned as any other."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    document["applications"][0]["args"]["ingress"]["auth"] = {"keys_file": "~/keys.txt"}
+    (settings,) = check_config(write(tmp_path, document))
+    assert absent_files(settings) == [Path("~/keys.txt")]
+    (tmp_path / "keys.txt").write_text("first\n")
+    (settings,) = check_config(write(tmp_path, document))
+    assert absent_files(settings) == []
+
+
+def test_ray_env_beside_the_file_counts(tmp_path, document, monkeypatch, capsys):
+    """The command reads it as `make serve` does, so both refuse the same; a variable of the environment wins."""
+    monkeypatch.setattr(os, "environ", {**os.environ})
+    os.environ.pop("RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S", None)
+    document["applications"][0]["args"]["ingress"]["timeout_s"] = 40
+    path = write(tmp_path, document)
+    monkeypatch.setattr(sys, "argv", ["config_file", str(path)])
+    assert main() == 0
+    (tmp_path / "ray.env").write_text("RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S=35\n")
+    assert main() == 1
+    assert "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S (35, of ray.env)" in capsys.readouterr().err
+    os.environ["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"] = "45"
+    assert main() == 0
 
 
 @pytest.mark.parametrize("setting", ["http_options.port", *HAPROXY_PORTS])

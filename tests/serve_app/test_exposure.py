@@ -54,11 +54,11 @@ def test_replica_asks_the_cluster(monkeypatch):
 
 def test_certificates_that_nobody_would_speak(monkeypatch):
     """HAProxy speaks plain HTTP to replicas that speak TLS: every request would be a 500."""
-    monkeypatch.setattr(exposure, "RAY_SERVE_ENABLE_HA_PROXY", True)
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
     check_certificates(None)
     with pytest.raises(ConfigurationError, match="RAY_SERVE_ENABLE_HA_PROXY=0"):
         check_certificates("/run/tls.crt")
-    monkeypatch.setattr(exposure, "RAY_SERVE_ENABLE_HA_PROXY", False)
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
     check_certificates("/run/tls.crt")
 
 

@@ -1,6 +1,7 @@
 """Bearer keys: sources, rotation, refusals."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -68,6 +69,19 @@ def test_a_source_without_keys_refuses_to_start(tmp_path, monkeypatch):
     empty.write_text("# nothing\n")
     with pytest.raises(ConfigurationError, match="keys_file"):
         KeyRing(keys_file=empty)
+
+
+def test_home_folder_in_the_path(tmp_path, monkeypatch):
+    """`~` is the home folder of whoever runs the service."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "keys.txt").write_text("first\n")
+    KeyRing(keys_file=Path("~/keys.txt")).check("Bearer first")
+
+
+def test_a_folder_is_no_keys_file(tmp_path):
+    """As where the folder of a Kubernetes secret is named instead of the file in it."""
+    with pytest.raises(ConfigurationError, match=r"cannot be read \(IsADirectoryError\); wanted is a text file"):
+        KeyRing(keys_file=tmp_path)
 
 
 def test_a_file_of_other_bytes_is_unreadable(tmp_path):
