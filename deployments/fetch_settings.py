@@ -49,3 +49,8 @@ class FetchSettings(StrictModel):
     allowed_networks: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(
         _FETCH.allowed_networks, description="CIDR networks that may be fetched although private, e.g. 10.2.0.0/16."
     )
+    ca_file: str | None = Field(
+        _FETCH.ca_file,
+        min_length=1,
+        description="PEM file, on every node, of the certificate authorities trusted for https instead of the public ones.",
+    )

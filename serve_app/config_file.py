@@ -23,6 +23,7 @@ from ray.serve.schema import HTTPOptionsSchema, ServeDeploySchema
 
 from deployments.settings import Settings
 from pipeline.errors import ConfigurationError
+from pipeline.images.fetch import make_ssl_context
 from pipeline.model.zoo import CHECKPOINT_SUFFIXES, locate, official_urls
 from serve_app.capacity import STAGES, StageCosts, as_lines, step_of
 from serve_app.config_keys import check_keys, validated
@@ -119,7 +120,7 @@ def _check_application(app: dict[str, Any], http: HTTPOptionsSchema) -> Settings
     settings = check_user_configs(deployments, settings)
     check_relations(deployments, settings, http.request_timeout_s)
     check_exposure(http.host, settings.ingress.auth)
-    _check_keys_file(settings.ingress.auth.keys_file)
+    _check_files(settings)
     check_certificates(http.ssl_certfile)
     return settings
 
@@ -139,10 +140,17 @@ def _check_model(name: str) -> None:
         locate(name)
 
 
-def _check_keys_file(path: Path | None) -> None:
-    """As each ingress replica reads it. One that is not on this machine may be on the nodes: `absent_files` names it."""
-    if path is not None and os.path.exists(os.path.expanduser(path)):
-        KeyRing(keys_file=path)
+def _check_files(settings: Settings) -> None:
+    """Read them as the replicas do. What is not on this machine may be on the nodes: `absent_files` names it."""
+    keys_file, ca_file = settings.ingress.auth.keys_file, settings.image_loader.fetch.ca_file
+    if keys_file is not None and _is_here(keys_file):
+        KeyRing(keys_file=keys_file)
+    if ca_file is not None and _is_here(ca_file):
+        make_ssl_context(ca_file)
+
+
+def _is_here(path: Path | str) -> bool:
+    return os.path.exists(os.path.expanduser(path))
 
 
 def check_ports(http: dict[str, Any]) -> None:
@@ -171,8 +179,12 @@ def check_ports(http: dict[str, Any]) -> None:
 def absent_files(settings: Settings) -> list[Path]:
     """Files that the settings name and that are not here; they may be elsewhere."""
     model = Path(settings.model.name)
-    named = [model if model.suffix in CHECKPOINT_SUFFIXES else None, settings.ingress.auth.keys_file]
-    return [path for path in named if path is not None and not os.path.exists(os.path.expanduser(path))]
+    named = [
+        model if model.suffix in CHECKPOINT_SUFFIXES else None,
+        settings.ingress.auth.keys_file,
+        settings.image_loader.fetch.ca_file,
+    ]
+    return [Path(path) for path in named if path is not None and not _is_here(path)]
 
 
 def main() -> int:

@@ -83,7 +83,9 @@ class LocalRun:
     def _check_files(self, absent: Sequence[Path]) -> None:
         for path in absent:
             if not os.environ.get("RAY_ADDRESS"):
-                raise ConfigurationError(f"there is no file {path}; the settings name it (model.name or ingress.auth.keys_file).")
+                raise ConfigurationError(
+                    f"there is no file {path}; the settings name it (model.name, ingress.auth.keys_file or image_loader.fetch.ca_file)."
+                )
             self._say(f"Note: {path} is not on this machine; every node that runs the service needs it.")
 
     def _start(self) -> None:

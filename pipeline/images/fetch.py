@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import re
 import ssl
 import time
@@ -57,7 +58,7 @@ class FetchPolicy:
         allowed_ports: TCP ports.
         allowed_networks: networks (CIDR) allowed though they are not public.
         allowed_hosts: names that may resolve to any address; ".example.net" means all names below it.
-        ca_file: PEM file of the certificate authorities trusted for https; None takes certifi's.
+        ca_file: PEM file of the certificate authorities trusted for https, `~` is the home folder; None takes certifi's.
     """
 
     connect_timeout_s: float = 3.0
@@ -100,7 +101,7 @@ class Fetcher:
         self._resolver = resolve or DnsResolver()
         addresses = AddressPolicy.from_text(policy.allowed_networks, policy.allowed_hosts)
         self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=_make_ssl_context(policy.ca_file),
+            ssl_context=make_ssl_context(policy.ca_file),
             max_connections=None,
             max_keepalive_connections=KEEPALIVE_CONNECTIONS,
             keepalive_expiry=KEEPALIVE_S,
@@ -245,11 +246,17 @@ def _header(response: httpcore.Response, name: bytes) -> bytes | None:
 
 
 @functools.cache
-def _make_ssl_context(ca_file: str | None) -> ssl.SSLContext:
+def make_ssl_context(ca_file: str | None) -> ssl.SSLContext:
+    """Trust for https, as `FetchPolicy.ca_file` says.
+
+    Raises:
+        ConfigurationError: the file cannot be read as PEM certificates.
+    """
+    path = os.path.expanduser(ca_file) if ca_file else certifi.where()
     try:
-        return ssl.create_default_context(cafile=ca_file or certifi.where())
+        return ssl.create_default_context(cafile=path)
     except OSError as error:
-        raise ConfigurationError("ca_file cannot be read as PEM certificates") from error
+        raise ConfigurationError(f"ca_file: {path} cannot be read as PEM certificates ({error})") from error
 
 
 def _refused(reason: str) -> FetchError:

@@ -3,6 +3,7 @@
 from contextlib import closing
 from pathlib import Path
 
+import certifi
 import pytest
 
 from deployments.image_loader import ImageLoader
@@ -25,6 +26,14 @@ def test_settings_reach_the_decoders():
     loader = ImageLoader.func_or_class(ImageLoaderSettings(exif_orientation=False, white_level=4095), 320)
     with closing(loader._decoders):
         assert loader._limits == DecodeLimits(exif_orientation=False, white_level=4095)
+
+
+def test_settings_reach_the_fetcher():
+    """Such as the certificate authorities that your own network's servers are verified with."""
+    fetch = {"ca_file": certifi.where(), "allowed_ports": [8443]}
+    loader = ImageLoader.func_or_class(ImageLoaderSettings(fetch=fetch), 320)
+    with closing(loader._decoders):
+        assert loader._fetcher._policy == FetchPolicy(ca_file=certifi.where(), allowed_ports=(8443,))
 
 
 @pytest.mark.parametrize("layout", ["stages", "together"])

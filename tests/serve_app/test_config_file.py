@@ -5,6 +5,7 @@ import socket
 import sys
 from pathlib import Path
 
+import certifi
 import pytest
 import yaml
 
@@ -273,6 +274,20 @@ def test_a_keys_file_in_the_home_folder(tmp_path, document, monkeypatch):
     (settings,) = check_config(write(tmp_path, document))
     assert absent_files(settings) == [Path("~/keys.txt")]
     (tmp_path / "keys.txt").write_text("first\n")
+    (settings,) = check_config(write(tmp_path, document))
+    assert absent_files(settings) == []
+
+
+def test_certificate_authorities_of_ones_own(tmp_path, document):
+    """Read where the file is here, and mentioned where not."""
+    authorities = tmp_path / "authorities.pem"
+    document["applications"][0]["args"]["image_loader"]["fetch"] = {"ca_file": str(authorities)}
+    (settings,) = check_config(write(tmp_path, document))
+    assert absent_files(settings) == [authorities]
+    authorities.write_text("no certificate")
+    with pytest.raises(ConfigurationError, match=r"ca_file: .*authorities\.pem cannot be read as PEM certificates"):
+        check_config(write(tmp_path, document))
+    authorities.write_bytes(Path(certifi.where()).read_bytes())
     (settings,) = check_config(write(tmp_path, document))
     assert absent_files(settings) == []
 
