@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         import ray.data  # noqa: F401
         from pyarrow import parquet  # noqa: F401
     except ImportError as error:
-        print(f"jobs.batch_ray: Ray Data is not installed ({error}): pip install '.[cluster]'", file=sys.stderr)
+        print(f"jobs.batch_ray: Ray Data is not installed ({error}): .venv/bin/pip install -e '.[cluster]'", file=sys.stderr)
         return 2
     from jobs.scoring.cluster_run import run
 

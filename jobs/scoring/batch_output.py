@@ -248,7 +248,9 @@ def _pyarrow() -> Any:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise InputsError("Parquet is written by pyarrow: pip install '.[cluster]', or take another --format") from error
+        raise InputsError(
+            "Parquet is written by pyarrow: .venv/bin/pip install -e '.[cluster]', or take another --format"
+        ) from error
     return pyarrow
 
 

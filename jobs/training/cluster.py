@@ -43,7 +43,7 @@ def finetune_on_cluster(settings: FinetuneSettings) -> None:
 
     Raises:
         ValueError: the work folder holds another run, or the training failed; the message is the process's own.
-        ImportError: Ray Train's packages are not installed (`pip install rtmdet-ins-serve[cluster]`).
+        ImportError: Ray Train's packages are not installed (`.venv/bin/pip install -e '.[cluster]'`).
     """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig

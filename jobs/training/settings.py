@@ -180,7 +180,7 @@ def _contradiction(settings: FinetuneSettings) -> str | None:
     if settings.early_stopping and settings.val_every == 0:
         return "--early-stopping needs measurements: --val-every above 0."
     if settings.processes > 1 and importlib.util.find_spec("pyarrow") is None:
-        return "--processes above 1 needs Ray Train's packages: pip install 'rtmdet-ins-serve[cluster]'."
+        return "--processes above 1 needs Ray Train's packages: install them on every node: .venv/bin/pip install -e '.[cluster]'"
     if not settings.lr > 0 or min((factor for _, factor in settings.lr_mult), default=0) < 0:
         return "--lr is above 0, and so are factors of --lr-mult, or 0."
     if not 0 < settings.scale_jitter[0] <= settings.scale_jitter[1] < math.inf:
