@@ -1,15 +1,19 @@
 """The examples' own logic."""
 
+import base64
 import importlib.util
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import yaml
 from rtmdet_ins_client import Found, Result
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+def load(path):
+    spec = importlib.util.spec_from_file_location(Path(path).stem, EXAMPLES / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -17,9 +21,37 @@ def load(name):
 
 def test_label_studio_gets_a_region_for_each_ring():
     """Points in percent, with score and label; the photo's size."""
-    label_studio = load("label_studio")
+    label_studio = load("label_studio.py")
     found = Found("person", 0.9, (0, 0, 1, 1), [[0.1, 0.2, 0.5, 0.2, 0.5, 0.6], [0.7, 0.7, 0.8, 0.7, 0.8, 0.8]], [])
     first, second = label_studio.regions(Result([found], (200, 100)), "label", "image")
     assert first["value"]["points"] == [[10, 20], [50, 20], [50, 60]]
     assert second["value"]["polygonlabels"] == ["person"]
     assert (first["original_width"], first["original_height"], first["score"]) == (200, 100, 0.9)
+
+
+def test_cvat_gets_a_polygon_for_each_ring():
+    """CVAT's function decodes the photo, passes the threshold on, also 0, and answers with points in pixels."""
+    cvat, asked = load("cvat/main.py"), []
+    found = Found("person", 0.9, (0, 0, 1, 1), [[0.1, 0.2, 0.5, 0.2, 0.5, 0.6], [0.7, 0.7, 0.8, 0.7, 0.8, 0.8]], [])
+
+    def score(photo, **params):
+        asked.append((photo, params["score_threshold"]))
+        return Result([found], (200, 100))
+
+    context = SimpleNamespace(user_data=SimpleNamespace(client=SimpleNamespace(score=score)), Response=SimpleNamespace)
+    image = base64.b64encode(b"photo").decode()
+    answers = [
+        cvat.handler(context, SimpleNamespace(body=body)) for body in ({"image": image}, {"image": image, "threshold": 0.0})
+    ]
+    assert asked == [(b"photo", 0.5), (b"photo", 0.0)]
+    first, second = json.loads(answers[0].body)
+    assert first == {"confidence": "0.9", "label": "person", "points": [20, 20, 100, 20, 100, 60], "type": "polygon"}
+    assert second["points"][:2] == [140, 70]
+
+
+def test_the_cvat_function_file_names_what_the_code_reads():
+    """The environment variables of function.yaml are those of main.py; its labels are a list of polygons."""
+    function = yaml.safe_load((EXAMPLES / "cvat/function.yaml").read_text())
+    code = (EXAMPLES / "cvat/main.py").read_text()
+    assert all(f'"{variable["name"]}"' in code for variable in function["spec"]["env"])
+    assert {label["type"] for label in json.loads(function["metadata"]["annotations"]["spec"])} == {"polygon"}
