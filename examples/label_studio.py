@@ -1,10 +1,11 @@
-"""Label Studio asks the scoring service for outlines to start from: an ML backend in one file.
+"""Label Studio's ML backend, answered by the scoring service: predictions that annotators start from, in one file.
 
     pip install ./client 'label-studio-ml @ git+https://github.com/HumanSignal/label-studio-ml-backend'
-    SCORING_URL=http://127.0.0.1:8000 LABEL_STUDIO_URL=… LABEL_STUDIO_API_KEY=… label-studio-ml start examples/ --port 9090
+    SCORING_URL=http://127.0.0.1:8000 LABEL_STUDIO_URL=… LABEL_STUDIO_API_KEY=… python examples/label_studio.py
 
-The project needs <Image name="image" value="$image"/> and <PolygonLabels name="label" toName="image"> with the model's classes.
-Not run against a Label Studio server where this was written; the regions are tested (tests/test_examples.py).
+Then add http://127.0.0.1:9090 in the project's settings under Model (Label Studio refuses addresses of its own machine unless it is started
+with ML_BLOCK_LOCAL_IP=false). Run with Label Studio 1.23.2, 2026-11-29. The project needs <Image name="image" value="$image"/> and
+<PolygonLabels name="label" toName="image"> with the model's classes.
 """
 
 import os
@@ -54,3 +55,9 @@ class ScoringBackend(LabelStudioMLBase):  # type: ignore[misc, unused-ignore]
             found = regions(client.score(path, closed=False), from_name, to_name)
             predictions.append({"result": found, "score": max((region["score"] for region in found), default=0.0)})
         return predictions
+
+
+if __name__ == "__main__":
+    from label_studio_ml.api import init_app
+
+    init_app(model_class=ScoringBackend).run(host="127.0.0.1", port=int(os.environ.get("PORT", "9090")))
