@@ -1,7 +1,9 @@
 """What the README and docs/ say exists, exists: files, headings, make targets, modules; their YAML parses. (e2e runs the README's code.)"""
 
+import importlib
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,32 @@ def test_make_targets(target):
 def test_modules(module):
     """Every `python -m …` of ours can be found."""
     assert importlib.util.find_spec(module) is not None
+
+
+def commands():
+    """Of every `python -m …` of ours: the module, its subcommand if any, and the options that follow."""
+    text = "\n".join(block.replace("\\\n", " ") for block in blocks("bash", EVERYTHING)) + "\n".join(
+        re.findall(r"`[^`\n]+`", EVERYTHING)
+    )
+    found = {}
+    for module, subcommand, rest in re.findall(
+        r"-m ((?:jobs|loadtest|pipeline|serve_app)[\w.]*)(?: ([a-z]+)(?= |$))?([^\n`#]*)", text
+    ):
+        found.setdefault((module, subcommand), set()).update(re.findall(r"(?<= )--[a-z][\w-]*", rest))
+    found.pop(("loadtest", "locust"))  # its options are Locust's
+    return sorted((module, subcommand, sorted(options)) for (module, subcommand), options in found.items() if options)
+
+
+@pytest.mark.parametrize(
+    ("module", "subcommand", "options"), commands(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_options(module, subcommand, options, monkeypatch, capsys):
+    """Every option that a page shows is one that the command has."""
+    monkeypatch.setattr(sys, "argv", [module, *([subcommand] if subcommand else []), "--help"])
+    program = importlib.import_module(f"{module}.__main__" if module == "loadtest" else module)
+    with pytest.raises(SystemExit, match="0"):
+        program.main()
+    assert set(options) <= set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
