@@ -5,7 +5,8 @@
 
 A few groups are in flight at a time; items that come meanwhile wait and form the next groups. An idle service therefore sends each
 image at once, and a busy one sends full groups. Items that may take long (a URL, one whose replica died) are sent alone and delay
-nobody. A group whose call hangs, on a node that fell silent for instance, stops counting after `PATIENCE_S`.
+nobody. A group whose call hangs, on a node that fell silent for instance, stops counting after `PATIENCE_S`, and is given up when groups
+sent after it are done (`CallHangs`): Ray needs 7 s to notice such a node.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -24,9 +26,15 @@ from pipeline.errors import DeadlineExceeded, Overloaded, StageFailed
 
 PATIENCE_S = 1.0
 """A group that takes longer no longer counts against `max_in_flight`."""
+HANGS_S, HANGS_TIMES, MEASURED_GROUPS = 3.0, 3.0, 32
+"""A call hangs when a later one is done and it has taken longer than `HANGS_S` and than so many times the slowest of the last groups."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class CallHangs(StageFailed):
+    """A call does not return, while calls that were sent later have. Sending its items again may work: another replica may take them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +45,7 @@ class _Entry(Generic[Item, Result]):
     size_bytes: int
     caller: str
     counted: bool = True
+    may_take_long: bool = False
     future: asyncio.Future[Result | Exception] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     group: asyncio.Task[None] | None = None
     began: float = 0.0
@@ -69,8 +78,12 @@ class Grouper(Generic[Item, Result]):
         self._filling = False
         self._pace = Pace()
         self._groups: dict[asyncio.Task[None], list[_Entry[Item, Result]]] = {}
+        self._took_s: deque[float] = deque(maxlen=MEASURED_GROUPS)
+        self._latest_done = 0.0
 
-    async def send(self, item: Item, size_bytes: int = 0, *, caller: str = "", alone: bool = False) -> Result:
+    async def send(
+        self, item: Item, size_bytes: int = 0, *, caller: str = "", alone: bool = False, may_take_long: bool = False
+    ) -> Result:
         """Send one item, with others where that saves calls. Cancelling gives it up.
 
         Args:
@@ -78,10 +91,12 @@ class Grouper(Generic[Item, Result]):
             size_bytes: counted against `max_mb`.
             caller: whose it is; those that wait take turns by caller.
             alone: in a group of its own and at once.
+            may_take_long: it is alone, and its call is never taken for one that hangs.
         Raises:
+            CallHangs: its call does not return; the item was given up.
             Exception: what `dispatch` returned in the item's place.
         """
-        entry: _Entry[Item, Result] = _Entry(item, size_bytes, caller, counted=not alone)
+        entry: _Entry[Item, Result] = _Entry(item, size_bytes, caller, not alone, may_take_long)
         if alone:
             self._start([entry])
         else:
@@ -153,7 +168,22 @@ class Grouper(Generic[Item, Result]):
         entries = self._groups.pop(task)
         if entries[0].counted:
             self._pace.done(sum(entry.was_worked_on for entry in entries))
+        if not entries[0].may_take_long and any(entry.was_worked_on for entry in entries):
+            self._took_s.append(time.monotonic() - entries[0].began)
+            self._latest_done = max(self._latest_done, entries[0].began)
+            self._give_up_hanging()
         self._make_room(task)
+
+    def _give_up_hanging(self) -> None:
+        """Asked when a group is done; where none is any more, all wait alike, and Ray's verdict on replicas and nodes is awaited."""
+        limit_s = max(HANGS_S, HANGS_TIMES * max(self._took_s))
+        sent_before = min(self._latest_done, time.monotonic() - limit_s)
+        for task, entries in list(self._groups.items()):
+            if entries[0].began < sent_before and not entries[0].may_take_long:
+                for entry in entries:
+                    if not entry.future.done():
+                        entry.future.set_result(CallHangs(f"The call did not return within {limit_s:.1f} s, later ones did."))
+                task.cancel()
 
     def _make_room(self, task: asyncio.Task[None]) -> None:
         """A group ended or is overdue: the next one may go."""

@@ -4,8 +4,8 @@
                               (each response goes to the next stage by reference; nobody in between fetches it)
 
 Images are batched, retried and failed independently; grouping (deployments.grouping) only shares the cost of a call. An image is
-retried when the replica that worked on it died, and when it would have kept the others of its call waiting (RetryAlone). Scoring is
-idempotent.
+retried when the replica that worked on it died or fell silent (CallHangs), and when it would have kept the others of its call waiting
+(RetryAlone). Scoring is idempotent.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentResponse
 
 from deployments.admission import Admission, Place
-from deployments.grouping import Grouper
+from deployments.grouping import CallHangs, Grouper
 from deployments.in_process import LocalHandle, LocalResponse, StageHandle
 from deployments.retry_alone import RetryAlone
 from deployments.settings import IngressSettings
@@ -74,8 +74,9 @@ class ScoringGraph:
         self._polygonizer = polygonizer
         # Another replica's card or decoders may work. In this process there is no other replica.
         self._worth_another_try: tuple[type[StageFailed], ...] = (StageLost, RetryAlone)
-        if not isinstance(detector, LocalHandle):
-            self._worth_another_try += (EngineLost, DecodersUnavailable)
+        self._is_local = isinstance(detector, LocalHandle)
+        if not self._is_local:
+            self._worth_another_try += (CallHangs, EngineLost, DecodersUnavailable)
         self._grouper: Grouper[ImageTask[ImageInput], Answer] = Grouper(self._chain, settings.groups)
         self.admission = Admission(settings, self._grouper.expected_s)
 
@@ -165,9 +166,12 @@ class ScoringGraph:
 
     async def _send_once(self, task: ImageTask[ImageInput], place: Place) -> Answer:
         if place.lane is self.admission.ordinary:
-            return await self._grouper.send(task, _size_bytes(task), caller=task.context.caller, alone=task.alone)
+            may_take_long = self._is_local or task.options.draws
+            return await self._grouper.send(
+                task, _size_bytes(task), caller=task.context.caller, alone=task.alone, may_take_long=may_take_long
+            )
         async with place.lane.turn():
-            return await self._grouper.send(replace(task, alone=True), alone=True)
+            return await self._grouper.send(replace(task, alone=True), alone=True, may_take_long=True)
 
     async def _chain(self, tasks: Sequence[ImageTask[ImageInput]]) -> list[Answer | ServiceError]:
         """Send one group through the stages.

@@ -42,7 +42,6 @@ DEADLINE_S = 30.0
 HUNG_S = DEADLINE_S + 6.0
 """Beyond the deadline and HAProxy's own limit (ray.env): nobody would have answered."""
 WARM_UP_CLIENTS, WARM_UP_S = 8, 8.0
-REPLACING_TRIES = 3
 STEP_MS = {"base_ms": 20.0, "per_image_ms": 10.0, "instances": 2}
 
 
@@ -108,10 +107,8 @@ class Storm:
                 victim.send_signal(signal.SIGCONT)
 
     def _replace(self, node: Node) -> None:
-        """Start another node; on a busy machine Ray's start may take longer than Ray allows."""
-        for _ in range(REPLACING_TRIES):
-            if self.ended.is_set():
-                return
+        """Start another node, again and again: a raylet gives its agent 15 s to start, which on a busy machine takes longer."""
+        while not self.ended.is_set():
             try:
                 self.service.replace(node)
                 return

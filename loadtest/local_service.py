@@ -26,6 +26,7 @@ import yaml
 from loadtest.local_cluster import LocalCluster, Node, NotReady, local_cluster, unwound_by_sigterm
 from loadtest.machine import free_port
 from serve_app.config_file import HAPROXY_PORTS
+from serve_app.start import ray_env
 
 REPOSITORY = Path(__file__).parents[1]
 SHIPPED_CONFIG = REPOSITORY / "serve_config.yaml"
@@ -119,9 +120,8 @@ def local_service(
 
 
 def ray_environment() -> dict[str, str]:
-    """The environment that Ray is started with: the lines NAME=value of ray.env."""
-    lines = (REPOSITORY / "ray.env").read_text(encoding="utf-8").splitlines()
-    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    """The environment that Ray is started with."""
+    return ray_env(REPOSITORY / "ray.env")
 
 
 def _haproxy_of_its_own(folder: Path) -> dict[str, str]:

@@ -14,6 +14,8 @@ from pipeline.types import Answer, DrawnImage, EncodedImage
 STAGES = ("wait", "fetch", "decode", "queue", "detect", "polygonize", "encode")
 """Names of the `server-timing` entries, in the order an image passes them. `queue` is the Detector's batcher; `wait` is what no stage
 accounts for: for a group, for the calls between the stages, and in their queues."""
+LESS = "Ask for less of it: params decimals, polygon_tolerance_px, polygon_max_points, score_threshold, max_detections, or fewer images."
+SMALLER_PICTURE = "Ask for image/jpeg instead of image/png."
 
 
 def score_response(answers: Sequence[Answer | ImageFault], took_ms: float) -> Response:
@@ -30,11 +32,11 @@ def score_response(answers: Sequence[Answer | ImageFault], took_ms: float) -> Re
 
 def check_answer_size(answers: Sequence[Answer | ImageFault], max_mb: float) -> None:
     """Raise LimitExceeded `answer_too_large` where the answer of a request is larger than `max_mb` MB (1e6 bytes)."""
-    size_mb = sum(len(answer.json) for answer in answers if isinstance(answer, EncodedImage)) / 1e6
+    pictures = sum(len(answer.data) for answer in answers if isinstance(answer, DrawnImage)) / 1e6
+    size_mb = pictures + sum(len(answer.json) for answer in answers if isinstance(answer, EncodedImage)) / 1e6
     if size_mb > max_mb:
         raise LimitExceeded(
-            f"The answer has {size_mb:.1f} MB; the limit is {max_mb:g} MB (ingress.max_answer_mb). Ask for less of it: params decimals, "
-            "polygon_tolerance_px, polygon_max_points, score_threshold, max_detections, or fewer images.",
+            f"The answer has {size_mb:.1f} MB; the limit is {max_mb:g} MB (ingress.max_answer_mb). {SMALLER_PICTURE if pictures else LESS}",
             code="answer_too_large",
         )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,11 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def read_ray_env(path: Path) -> None:
     """Add the lines NAME=value of `path` to the environment, except those that it has already; no file is no fault."""
+    for name, value in ray_env(path).items():
+        os.environ.setdefault(name, value)
+
+
+def ray_env(path: Path) -> dict[str, str]:
+    """The variables of a file of lines NAME=value, read as a shell does: comments, and quotes around values with spaces."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    for line in lines:
-        name, equals, value = line.partition("=")
-        if equals and not name.startswith("#"):
-            os.environ.setdefault(name, value)
+    words = (word for line in lines for word in shlex.split(line, comments=True))
+    return {name: value for name, equals, value in (word.partition("=") for word in words) if equals}
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import (
 
 from jobs import batch_ray
 from serve_app.config_file import check_config
+from serve_app.start import ray_env
 
 REPOSITORY = Path(__file__).parents[1]
 GPU_CONFIG = yaml.safe_load((REPOSITORY / "serve_config.gpu.yaml").read_text())
@@ -28,11 +29,6 @@ GROUPS = [CLUSTER["headGroupSpec"], *CLUSTER["workerGroupSpecs"]]
 PODS = [group["template"]["spec"] for group in GROUPS]
 DIFFERENT = {"RAY_AUTH_MODE": "token", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "30"}
 """Where a cluster behind a load balancer wants another value than ray.env, which is for one machine."""
-
-
-def ray_env():
-    text = (REPOSITORY / "ray.env").read_text()
-    return dict(line.split("=", 1) for line in text.splitlines() if line.startswith("RAY_"))
 
 
 def instructions(name):
@@ -66,7 +62,7 @@ def test_serves_the_file_for_gpus(tmp_path):
 def test_image_has_the_environment_of_ray():
     """Every variable of ray.env is in the image with its value, but for those that differ on purpose."""
     (environment,) = instructions("ENV")
-    assert dict(word.split("=", 1) for word in shlex.split(environment)) == ray_env() | DIFFERENT
+    assert dict(word.split("=", 1) for word in shlex.split(environment)) == ray_env(REPOSITORY / "ray.env") | DIFFERENT
 
 
 def test_pods_agree_with_the_image():

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from deployments import grouping, pace
-from deployments.grouping import Grouper
+from deployments.grouping import CallHangs, Grouper
 from deployments.settings import GroupSettings
 from pipeline.errors import DeadlineExceeded, Overloaded
 
@@ -266,6 +266,64 @@ async def test_a_hung_group_holds_up_nobody(monkeypatch):
         assert [await grouper.send(item) for item in "ab"] == ["a", "b"]
         hang.set()
         assert await hung == "hung"
+
+
+class Silent:
+    """Carries all but items that begin with `hung`, until they are given up."""
+
+    def __init__(self):
+        self.given_up = []
+
+    async def __call__(self, items):
+        if str(items[0]).startswith("hung"):
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                self.given_up += items
+                raise
+        return items
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["of a group", "alone"])
+async def test_a_call_that_later_ones_overtake_is_given_up(monkeypatch, alone):
+    """Its senders learn that they may send again, long before anybody has noticed that its replica is silent."""
+    monkeypatch.setattr(grouping, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(grouping, "HANGS_S", 0.03)
+    dispatch = Silent()
+    grouper = Grouper(dispatch, GroupSettings(max_in_flight=1))
+    hung = [asyncio.create_task(grouper.send(item, alone=alone)) for item in ("hung 1", "hung 2")]
+    await asyncio.sleep(0.04)
+    assert not any(task.done() for task in hung)  # nothing was sent later: maybe all replicas are slow
+    async with asyncio.timeout(5):
+        assert await grouper.send("later") == "later"
+        outcomes = await asyncio.gather(*hung, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [CallHangs, CallHangs]
+    assert outcomes[0] is not outcomes[1]
+    await asyncio.sleep(0)
+    assert sorted(dispatch.given_up) == ["hung 1", "hung 2"]
+    assert await grouper.send("next") == "next"
+
+
+async def test_a_slow_service_gives_nothing_up(monkeypatch):
+    """Where calls take seconds, one that takes a little longer than a later one does not hang; nor does one that may take long."""
+    monkeypatch.setattr(grouping, "PATIENCE_S", 0.001)
+    monkeypatch.setattr(grouping, "HANGS_S", 0.0)
+    seconds = {"warm": 0.05, "slow": 0.12, "later": 0.05, "url": 0.4}
+
+    async def dispatch(items):
+        await asyncio.sleep(seconds[items[0]])
+        return items
+
+    grouper = Grouper(dispatch, GroupSettings(max_in_flight=1))
+    url = asyncio.create_task(grouper.send("url", alone=True, may_take_long=True))
+    await grouper.send("warm")
+    slow = asyncio.create_task(grouper.send("slow"))
+    await asyncio.sleep(0.01)
+    await grouper.send("later")
+    assert await slow == "slow"
+    for _ in range(4):
+        await grouper.send("warm")
+    assert await url == "url"
 
 
 @pytest.mark.parametrize("turns", range(5))

@@ -7,7 +7,8 @@ import pytest
 from ray import exceptions as ray_exceptions
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
-from deployments import scoring
+from deployments import grouping, scoring
+from deployments.grouping import CallHangs
 from deployments.in_process import LocalHandle
 from deployments.retry_alone import RetryAlone
 from deployments.scoring import ScoringGraph
@@ -135,7 +136,28 @@ async def test_a_lost_card_of_this_process_is_not():
     """There is no other replica to try."""
     local = object.__new__(LocalHandle)
     graph = ScoringGraph(None, local, None, IngressSettings())
-    assert not {EngineLost, DecodersUnavailable} & set(graph._worth_another_try)
+    assert not {EngineLost, DecodersUnavailable, CallHangs} & set(graph._worth_another_try)
+
+
+async def test_a_silent_replica_costs_seconds(monkeypatch):
+    """It answers nothing and does not die: its image is scored again elsewhere, while others are answered."""
+    monkeypatch.setattr(grouping, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(grouping, "HANGS_S", 0.03)
+
+    def behave(image, attempt):
+        return asyncio.sleep(60) if (image, attempt) == ("silent", 1) else image
+
+    stages = FakeStages(behave)
+    scoring_graph = graph(stages)
+    async with asyncio.timeout(5):
+        silent = asyncio.create_task(scoring_graph.score(["silent"], options(), context()))
+        await asyncio.sleep(0.01)  # a group of its own
+        while not silent.done():
+            await scoring_graph.score(["other"], options(), context())
+            await asyncio.sleep(0.01)
+    assert await silent == ["silent"]
+    assert stages.attempts["silent"] == 2
+    assert all(response.cancelled for response in stages.responses[:3])
 
 
 async def test_the_model_that_nobody_names():

@@ -40,15 +40,15 @@ def test_a_silent_node():
                 process.suspend()
             wait_for_stages(left, sorted(2 * STAGES))
             up_again_s = time.monotonic() - stopped_at
-            time.sleep(40)  # HAProxy ends what the silent Ingress held
+            time.sleep(max(0.0, 2 * GIVEN_UP_S - up_again_s))
             for process in silent.processes():
                 process.kill()
         after = [(done - sent, status) for sent, done, status in callers.answers if done > stopped_at]
         failed = sum(status != 200 for _, status in after)
         print(f"\nreplaced after {up_again_s:.1f} s; slowest answer {max(after)[0]:.1f} s; failed {failed}")
         assert up_again_s < 3 * GIVEN_UP_S
-        assert max(seconds for seconds, _ in after) < 40
-        assert failed <= 2 * CALLERS
+        assert max(seconds for seconds, _ in after) < 2 * GIVEN_UP_S
+        assert failed <= CALLERS  # what the silent Ingress held
         assert {status for _, _, status in callers.answers[-3:]} == {200}
 
 

@@ -8,11 +8,15 @@ import time
 import pytest
 import requests
 
+from loadtest.chaos import Callers
 from loadtest.local_service import wait_until_ready
 from tests.e2e.conftest import as_body
 
 ANSWER_AGAIN_S = 15.0
 """A loaded CI machine is slow; what a quiet one takes is measured by `python -m loadtest.chaos` and stands in the README."""
+CLIENTS = 4
+GIVEN_UP_S = 7.0
+"""A replica that says nothing (health_check_timeout_s, ray.env); on a busy machine a few seconds more."""
 
 
 @pytest.mark.parametrize("deployment", ["ImageLoader", "Detector", "Polygonizer", "Ingress"])
@@ -47,6 +51,34 @@ def test_killed_replica(service, photo, deployment):
         assert set(statuses) == {200}
     assert requests.post(f"{service.url}/score", json=as_body([photo]), timeout=30).status_code == 200
     wait_for_replacement(service, deployment, victim)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deployment", ["ImageLoader", "Polygonizer", "Ingress"])
+def test_silent_replica(service, deployment):
+    """One of two is stopped with SIGSTOP: it is there, and says nothing. What it held comes back within seconds, and it is replaced."""
+    wait_until_ready(service)
+    time.sleep(1)
+    victim = service.replica_pids(deployment)[0]
+    with Callers(service.url, CLIENTS) as callers:
+        time.sleep(0.5)
+        stopped_at = time.monotonic()
+        os.kill(victim, signal.SIGSTOP)
+        try:
+            while len(set(service.replica_pids(deployment)) - {victim}) < 2:
+                assert time.monotonic() < stopped_at + 30, f"{deployment} was not replaced"
+                time.sleep(0.1)
+            replaced_s = time.monotonic() - stopped_at
+            time.sleep(2)
+        finally:
+            os.kill(victim, signal.SIGKILL)
+    after = [(done - sent, status) for sent, done, status in callers.answers if done > stopped_at]
+    failed = [status for _, status in after if status != 200]
+    print(f"\n{deployment}: replaced after {replaced_s:.1f} s; slowest answer {max(after)[0]:.1f} s; failed {failed}")
+    assert max(after)[0] < 2 * GIVEN_UP_S
+    assert replaced_s < 2 * GIVEN_UP_S
+    assert len(failed) <= (CLIENTS if deployment == "Ingress" else 0)
+    wait_until_ready(service)
 
 
 def wait_for_replacement(service, deployment, victim):

@@ -209,6 +209,15 @@ def test_file_for_gpus_is_good():
     assert check_config(SHIPPED.with_name("serve_config.together.yaml"))
 
 
+@pytest.mark.parametrize("name", ["serve_config.yaml", "serve_config.gpu.yaml", "serve_config.together.yaml"])
+def test_silent_replicas_are_given_up_soon(name):
+    """Three missing answers to Ray's health checks, by default 30 s each, are 7 s in every file of ours."""
+    (application,) = yaml.safe_load(SHIPPED.with_name(name).read_text())["applications"]
+    for deployment in application["deployments"]:
+        seconds = deployment["health_check_period_s"] + 3 * deployment["health_check_timeout_s"]
+        assert seconds <= 7, deployment["name"]
+
+
 @pytest.mark.parametrize("auth", [{"keys_env": ["KEY"]}, {"keys_file": "/run/keys"}, {"allow_anonymous": True}])
 def test_open_address_with_keys_or_leave(tmp_path, document, auth):
     """Beyond loopback it wants keys, or to be told that none are wanted."""

@@ -23,7 +23,7 @@ from pipeline.errors import (
     ServiceError,
     StageFailed,
 )
-from pipeline.types import EncodedImage
+from pipeline.types import DrawnImage, EncodedImage
 from serve_app import body, http
 from serve_app.answers import score_response
 from serve_app.contract import parse_score_request
@@ -580,6 +580,10 @@ async def test_an_answer_has_a_limit(ingress):
         assert ingress.counted == ["answer_too_large"]
         ingress.answers = [EncodedImage(b"x" * 500), EncodedImage(b"x" * 500)]
         assert (await client.post("/score", json=GOOD)).status_code == 200
+        ingress.answers = [DrawnImage(b"x" * 1001, "image/png")]
+        response = await client.post("/score?draw=1", json={"input_data": {"columns": ["image"], "data": ["aGk="]}})
+        assert (response.status_code, response.json()["code"]) == (413, "answer_too_large")
+        assert "image/jpeg" in response.json()["message"]
 
 
 @pytest.mark.parametrize(("image_bytes", "on_the_loop"), [(400, True), (2_000_000, False)], ids=["small", "large"])

@@ -94,6 +94,13 @@ def test_ray_env_leaves_what_the_environment_sets(tmp_path, monkeypatch):
     assert os.environ == {"TEST_A": "mine", "TEST_B": "file"}
 
 
+def test_ray_env_is_read_as_a_shell_reads_it(tmp_path):
+    """Quotes hold a value with spaces together, and are no part of it."""
+    path = tmp_path / "ray.env"
+    path.write_text("TEST_A=\"1s and more\"  # seconds\nTEST_B=\nTEST_C='a=b'\n")
+    assert start.ray_env(path) == {"TEST_A": "1s and more", "TEST_B": "", "TEST_C": "a=b"}
+
+
 def test_no_ray_env_is_no_fault(tmp_path):
     start.read_ray_env(tmp_path / "ray.env")
 

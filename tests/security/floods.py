@@ -1,0 +1,314 @@
+"""One client floods the running service, an honest one is beside it: what the honest one feels, and how much memory it takes.
+
+    python -m tests.security.floods [--seconds 15] [--rate 6] [--only NAME ...] [--output results.json]
+
+    honest client, Poisson ──▶ service ◀── flood, in processes of its own
+
+Expected of every flood: the honest client's p99 within 1.5 times of the runs without, memory of all processes under 4 GB. Prints a table
+and, last, one line of JSON; exit status 1 where something was not as expected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import multiprocessing
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+from PIL import Image
+
+from loadtest.image_server import start_image_server
+from loadtest.local_service import LocalService, local_service
+from loadtest.machine import describe_machine
+from loadtest.openloop import Client, percentile, poisson_schedule, run_open_loop
+from loadtest.photos import photos_from
+from loadtest.traffic import JSON_HEADERS, OK, key_headers, request_bodies
+from loadtest.watch import Watch
+from tests.security.attacks import as_body
+from tests.security.hostile_servers import hostile_server
+
+HONEST_KEY, FLOOD_KEY = "honest", "flooding"
+PATIENCE_S = 40.0
+AHEAD_S = 2.0
+"""The flood runs for so long before the honest client begins."""
+WARM_UP_S = 10.0
+MOST_TIMES_P99, MOST_MB = 1.5, 4000.0
+NAMESERVER = ("127.0.0.1", 53)
+
+Body = Callable[[str], bytes]
+"""A flood's request, from the base URL of a hostile server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flood:
+    """One way to flood.
+
+    Args:
+        body: of each request.
+        clients: that ask again when they are answered.
+        key: whose requests they are. With the honest one's, no share by key protects it.
+        reads: whether they read their answers.
+        of_urls: whether the honest client sends URLs.
+    """
+
+    body: Body
+    clients: int
+    key: str = HONEST_KEY
+    reads: bool = True
+    of_urls: bool = False
+
+
+def _webp(side: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), (90, 110, 120)).save(file, "WEBP", quality=1)
+    return file.getvalue()
+
+
+def _photos(count: int, **params: object) -> bytes:
+    return as_body(photos_from(None, count), **params)
+
+
+HUGE_ANSWER = {"polygon_tolerance_px": 0, "decimals": 17, "score_threshold": 0.0, "holes": True}
+NO_ANSWER = "name server that does not answer"
+FLOODS: dict[str, Flood] = {
+    "8 clients with 64 slow URLs each": Flood(lambda server: as_body([f"{server}/silence?{n}" for n in range(64)]), 8),
+    "4 clients with 8 WebPs of 25 Mpx each": Flood(lambda _: as_body([_webp(5000)] * 8), 4),
+    "6 clients with one WebP of 40 Mpx each": Flood(lambda _: as_body([_webp(6324)]), 6),
+    "8 clients that do not read huge answers": Flood(lambda _: _photos(16, **HUGE_ANSWER), 8, FLOOD_KEY, reads=False),
+    NO_ANSWER: Flood(lambda _: as_body([f"http://{n}.silent.test/a.jpg" for n in range(24)]), 1, of_urls=True),
+    "another key, 16 clients with 8 photos each": Flood(lambda _: _photos(8), 16, FLOOD_KEY),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What the honest client saw, and what the service took.
+
+    Args:
+        name: the flood, or that there was none.
+        asked, failed: honest requests, and those that were not answered rightly.
+        p50_ms, p99_ms: of right answers; None where there was none.
+        peak_mb: memory of all processes of the service that is not shared, MB (1e6 bytes).
+        flood: outcomes of the flood's requests; `hung up` where the client or the service closed an answer that nobody read.
+    """
+
+    name: str
+    asked: int
+    failed: int
+    p50_ms: float | None
+    p99_ms: float | None
+    peak_mb: float
+    flood: dict[str, int]
+
+
+class Floods:
+    """Runs the steps against one service.
+
+    Args:
+        service: with the keys HONEST_KEY and FLOOD_KEY.
+        hostile: base URL of a hostile server.
+        photo_urls: that the service may fetch.
+        rate_per_s, seconds: of the honest client.
+    """
+
+    def __init__(self, service: LocalService, hostile: str, photo_urls: Sequence[str], rate_per_s: float, seconds: float) -> None:
+        self._service, self._hostile = service, hostile
+        self._rate_per_s, self._seconds = rate_per_s, seconds
+        self._bodies = {False: request_bodies(photos_from(None, 8), 1), True: request_bodies(photo_urls, 1)}
+
+    def alone(self, name: str, *, of_urls: bool = False) -> Step:
+        """The honest client, and nothing beside it."""
+        return self._step(name, of_urls, Counter())
+
+    def beside(self, name: str, flood: Flood) -> Step:
+        """The honest client while a flood runs."""
+        outcomes: Counter[str] = Counter()
+        with flooding(self._service.url, flood, self._hostile, outcomes):
+            time.sleep(AHEAD_S)
+            return self._step(name, flood.of_urls, outcomes)
+
+    def _step(self, name: str, of_urls: bool, outcomes: Counter[str]) -> Step:
+        schedule = poisson_schedule(self._rate_per_s, round(self._rate_per_s * self._seconds), seed=1)
+
+        async def ask() -> list[Any]:
+            async with Client(self._service.url, self._bodies[of_urls], headers=key_headers(HONEST_KEY)) as honest:
+                return await run_open_loop(honest, schedule, PATIENCE_S)
+
+        with Watch(self._service.processes, interval_s=0.2) as watch:
+            queries = asyncio.run(ask())
+        good = [query.latency_ms for query in queries if query.outcome == OK]
+        peak_mb = max(sum(sample.memory_mb.values()) for sample in watch.samples)
+        p50, p99 = percentile(good, 50), percentile(good, 99)
+        step = Step(name, len(queries), len(queries) - len(good), p50, p99, peak_mb, outcomes)
+        print(step, file=sys.stderr, flush=True)
+        return step
+
+
+@contextmanager
+def flooding(url: str, flood: Flood, hostile: str, outcomes: Counter[str]) -> Iterator[None]:
+    """Flood from another process while the block runs; what came of its requests is added to `outcomes` at the end."""
+    context = multiprocessing.get_context("spawn")
+    ended, results = context.Event(), context.SimpleQueue()
+    name = next(name for name, known in FLOODS.items() if known is flood)
+    process = context.Process(target=_flood_process, args=(url, name, hostile, ended, results), daemon=True)
+    process.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        outcomes.update(results.get())
+        process.join()
+
+
+def _flood_process(url: str, name: str, hostile: str, ended: Any, results: Any) -> None:
+    flood, outcomes = FLOODS[name], Counter[str]()
+    body = flood.body(hostile)
+
+    async def run() -> None:
+        ask = _read if flood.reads else _do_not_read
+        clients = [asyncio.create_task(_client(ask, url, body, flood.key, outcomes)) for _ in range(flood.clients)]
+        await asyncio.to_thread(ended.wait)
+        for client in clients:
+            client.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
+
+    asyncio.run(run())
+    results.put(dict(outcomes))
+
+
+async def _client(ask: Callable[..., Any], url: str, body: bytes, key: str, outcomes: Counter[str]) -> None:
+    while True:
+        try:
+            outcomes[await ask(url, body, key)] += 1
+        except (aiohttp.ClientError, OSError) as error:
+            outcomes[type(error).__name__] += 1
+            await asyncio.sleep(0.1)
+
+
+async def _read(url: str, body: bytes, key: str) -> str:
+    headers = JSON_HEADERS | key_headers(key)
+    async with aiohttp.ClientSession(headers=headers) as session, session.post(f"{url}/score", data=body) as answer:
+        await answer.read()
+        if answer.status in (429, 503):
+            await asyncio.sleep(0.2)  # Retry-After is for the honest
+        return str(answer.status)
+
+
+async def _do_not_read(url: str, body: bytes, key: str) -> str:
+    """Send a request, read the head of its answer, and wait until the service hangs up."""
+    where = urlsplit(url)
+    reader, writer = await asyncio.open_connection(where.hostname, where.port, limit=4096)
+    head = f"POST /score HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    try:
+        status = (await reader.readline()).decode().split(" ")[1:2]
+        if status == ["200"]:
+            await asyncio.sleep(PATIENCE_S / 2)  # asyncio stops reading beyond twice the limit
+            return "hung up"
+        await asyncio.sleep(0.2)
+        return status[0] if status else "closed"
+    finally:
+        writer.close()
+
+
+@contextmanager
+def silent_name_server() -> Iterator[bool]:
+    """A name server that never answers, where this machine asks 127.0.0.1 for names and we may listen there; yields whether so."""
+    lines = [line.split() for line in Path("/etc/resolv.conf").read_text().splitlines()]
+    asks_here = [line[1] for line in lines if line[:1] == ["nameserver"]] == [NAMESERVER[0]]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        try:
+            server.bind(NAMESERVER)
+        except OSError:
+            asks_here = False
+        yield asks_here
+
+
+def run(rate_per_s: float, seconds: float, only: Sequence[str]) -> list[Step]:
+    """Start the service, flood it in every way, with honest traffic alone before, in between and after."""
+    with ExitStack() as stack:
+        hostile = stack.enter_context(hostile_server())
+        photo_server, photo_urls = start_image_server(photos_from(None, 8))
+        stack.callback(photo_server.shutdown)
+        has_names = stack.enter_context(silent_name_server())
+
+        def change(document: dict[str, Any]) -> None:
+            (application,) = document["applications"]
+            ports = [80, 443, urlsplit(hostile).port, photo_server.server_port]
+            application["args"]["image_loader"]["fetch"] = {"allowed_networks": ["127.0.0.1/32"], "allowed_ports": ports}
+            application["args"]["ingress"]["auth"] = {"keys_env": ["FLOODS_HONEST", "FLOODS_FLOODING"]}
+
+        keys = {"FLOODS_HONEST": HONEST_KEY, "FLOODS_FLOODING": FLOOD_KEY}
+        service = stack.enter_context(local_service(change=change, env=keys))
+        floods = Floods(service, hostile, photo_urls, rate_per_s, seconds)
+        Floods(service, hostile, photo_urls, rate_per_s, WARM_UP_S).alone("warming up")
+        steps = [floods.alone("none")]
+        for name, flood in FLOODS.items():
+            if (only and not any(part in name for part in only)) or (name == NO_ANSWER and not has_names):
+                print(f"left out: {name}", file=sys.stderr)
+                continue
+            if flood.of_urls:
+                steps.append(floods.alone("none, URLs", of_urls=True))
+            steps.append(floods.beside(name, flood))
+        steps.append(floods.alone("none, at the end"))
+        return steps
+
+
+def times_p99(step: Step, steps: Sequence[Step]) -> float | None:
+    """A step's p99 over the slowest one without a flood of the same kind of image; None where either is missing."""
+    flood = FLOODS.get(step.name)
+    of_urls = flood.of_urls if flood else "URLs" in step.name
+    quiet = [one.p99_ms for one in steps if one.name not in FLOODS and ("URLs" in one.name) == of_urls and one.p99_ms]
+    return step.p99_ms / max(quiet) if step.p99_ms and quiet else None
+
+
+def as_expected(steps: Sequence[Step]) -> bool:
+    """Whether every flood left the honest client its answers, their time, and the machine its memory."""
+    factors = [times_p99(step, steps) for step in steps if step.name in FLOODS]
+    slow = any(factor is None or factor > MOST_TIMES_P99 for factor in factors)
+    return not slow and all(step.failed == 0 and step.peak_mb < MOST_MB for step in steps)
+
+
+def as_table(steps: Sequence[Step]) -> str:
+    """For people."""
+    lines = [f"{'flood':46}{'asked':>6}{'failed':>7}{'p50 ms':>8}{'p99 ms':>8}{'x p99':>7}{'peak MB':>9}  the flood's requests"]
+    for step in steps:
+        p50, p99 = (f"{ms:.0f}" if ms is not None else "-" for ms in (step.p50_ms, step.p99_ms))
+        factor = times_p99(step, steps)
+        shown = f"{factor:.1f}" if factor is not None else "-"
+        outcomes = ", ".join(f"{name} {count}" for name, count in step.flood.items())
+        lines.append(f"{step.name:46}{step.asked:6}{step.failed:7}{p50:>8}{p99:>8}{shown:>7}{step.peak_mb:9.0f}  {outcomes}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.security.floods", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=15.0, help="of honest traffic in each step (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=6.0, help="honest requests a second (default: %(default)s)")
+    parser.add_argument("--only", nargs="*", default=[], help="floods whose names contain one of these")
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    steps = run(args.rate, args.seconds, args.only)
+    line = json.dumps({"machine": describe_machine(), "floods": [asdict(step) for step in steps]})
+    if args.output is not None:
+        args.output.write_text(line + "\n", encoding="utf-8")
+    print(as_table(steps))
+    print(line)
+    return 0 if as_expected(steps) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
