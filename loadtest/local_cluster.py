@@ -27,6 +27,8 @@ CPUS_A_NODE = 4
 """As Ray counts them: enough for all replicas when one node of two is left."""
 _OBJECT_STORE_BYTES = 200_000_000
 _START_TIMEOUT_S = 60.0
+START_TRIES = 3
+"""Ray 2.60's raylet ends itself where its agent has not started within 15 s: on a busy machine. A supervisor would start it again."""
 _STOP_TIMEOUT_S = 20.0
 
 
@@ -125,9 +127,14 @@ def local_cluster(nodes: int, folder: Path, env: Mapping[str, str]) -> Iterator[
         )
         count = itertools.count()
 
-        def start_node() -> Node:
+        def start_node(tries: int = START_TRIES) -> Node:
             arguments = [f"--address={address}", f"--num-cpus={CPUS_A_NODE}"]
-            started = stack.enter_context(_node(arguments, folder, f"node{next(count)}", env))
+            try:
+                started = stack.enter_context(_node(arguments, folder, f"node{next(count)}", env))
+            except NotReady:
+                if tries == 1:
+                    raise
+                return start_node(tries - 1)
             cluster.nodes.append(started)
             return started
 
