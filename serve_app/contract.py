@@ -70,8 +70,8 @@ def parse_score_request(body: bytes | bytearray) -> ScoreRequest:
     """
     if not body:
         raise InvalidRequest("The request body is empty; expected a JSON object with 'input_data'.")
-    _check_structure(body)
     text, strings = cut_out(body)
+    _check_structure(text)
     try:
         document = orjson.loads(memoryview(text)[len(BOM) :] if body.startswith(BOM) else text)
     except orjson.JSONDecodeError as error:

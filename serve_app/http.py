@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -21,11 +21,12 @@ from typing import Any
 import orjson
 from fastapi import FastAPI, Request, Security
 from fastapi.security import HTTPBearer
+from opentelemetry import trace
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.ingress import Ingress
 from deployments.settings import IngressSettings, Settings
@@ -52,8 +53,11 @@ CORS_REQUEST_HEADERS = ["authorization", "content-type", TIMEOUT_HEADER, *ID_HEA
 CORS_ANSWER_HEADERS = ["retry-after", "server-timing", "x-ms-run-fn-exec-ms", MODEL_ERROR_HEADER, *ID_HEADERS]
 LARGE_BODY_BYTES = 1_000_000
 """Bodies that are parsed on a thread: they would hold up the other requests of this replica for milliseconds."""
+SCORE = ("POST", "/score")
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for the log; nobody is there to read it."""
+
+Route = Callable[[Request], Awaitable[Response]]
 
 
 def http_app(ingress: Ingress, settings: Settings) -> ASGIApp:
@@ -70,10 +74,14 @@ def http_app(ingress: Ingress, settings: Settings) -> ASGIApp:
     keys = KeyRing(auth.keys_env, auth.keys_file)
     _add_probes(app, ingress, add_pages(app))
     _add_info(app, ingress)
-    _add_score(app, ingress, settings)
+    score = _add_score(app, ingress, settings)
     _add_error_answers(app)
     guard = RequestGuard(
-        app, keys, int(2e6 * settings.ingress.max_body_mb), ingress.errors_counted, settings.ingress.azureml_status_codes
+        _straight_to_score(app, score),
+        keys,
+        int(2e6 * settings.ingress.max_body_mb),
+        ingress.errors_counted,
+        settings.ingress.azureml_status_codes,
     )
     return _with_cors(guard, settings.ingress.cors_origins)
 
@@ -99,7 +107,29 @@ def service_version() -> str:
         return "dev"
 
 
-def _add_score(app: FastAPI, ingress: Ingress, settings: Settings) -> None:
+def _straight_to_score(app: ASGIApp, score: Route) -> ASGIApp:
+    """Hand `POST /score` to its function, past FastAPI's layers, routing and dependencies (a quarter of a millisecond of CPU a request).
+
+    A traced request goes through them: FastAPI makes its span.
+    """
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        is_score = scope["type"] == "http" and (scope["method"], scope["path"].removeprefix(scope.get("root_path", ""))) == SCORE
+        if not is_score or trace.get_current_span().is_recording():
+            await app(scope, receive, send)
+            return
+        request = Request(scope, receive, send)
+        try:
+            response = await score(request)
+        except ClientDisconnect as error:
+            response = await _client_gone(request, error)
+        await response(scope, receive, send)
+
+    return call
+
+
+def _add_score(app: FastAPI, ingress: Ingress, settings: Settings) -> Route:
+    """Add the route; returns its function."""
     limits = settings.ingress
     budget = BodyBudget(
         int(limits.max_bodies_mb * 1e6), limits.max_images_in_flight + limits.max_urls + BODIES_COMING, ingress.refusal
@@ -121,6 +151,8 @@ def _add_score(app: FastAPI, ingress: Ingress, settings: Settings) -> None:
                 check_answer_size(answers, ingress.settings.ingress.max_answer_mb)
         respond = score_response if form == "json" else picture_response
         return respond(answers, (time.perf_counter() - began) * 1e3)
+
+    return score
 
 
 async def _read_request(request: Request, limits: IngressSettings, timeout_s: float, hold: Hold) -> ScoreRequest:
@@ -196,14 +228,15 @@ def _add_error_answers(app: FastAPI) -> None:
             return answer
         return error_response(InvalidRequest("The request could not be read.", status=status))
 
-    async def gone(request: Request, _: Exception) -> Response:
-        logger.info("request %s: the client hung up before its body was all there", request.state.request_id)
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-
     app.add_exception_handler(ServiceError, known)
-    app.add_exception_handler(ClientDisconnect, gone)
+    app.add_exception_handler(ClientDisconnect, _client_gone)
     app.add_exception_handler(Exception, known)  # a bug: answered here, then logged by the guard
     app.add_exception_handler(HTTPException, routing)
+
+
+async def _client_gone(request: Request, _: Exception) -> Response:
+    logger.info("request %s: the client hung up before its body was all there", request.state.request_id)
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 def _json(document: Any, status: int = 200) -> Response:

@@ -16,7 +16,7 @@ MAX_STRINGS = 100_000
 """A body of more strings is no request of ours; it is left to the parser."""
 
 
-def cut_out(body: bytes | bytearray) -> tuple[bytes | bytearray | memoryview, dict[str, str]]:
+def cut_out(body: bytes | bytearray) -> tuple[bytes | bytearray, dict[str, str]]:
     """Put a token in the place of every long string that is plain ASCII without escapes, as base64 is.
 
     Args:

@@ -117,6 +117,11 @@ def test_small_text_of_many_values(body):
         parse(body)
 
 
+def test_commas_in_an_image_are_no_values():
+    """What stands in a long string is one value, whatever it holds."""
+    assert parse(table(data=["a," * 200_000])).images == ["a," * 200_000]
+
+
 @pytest.mark.parametrize(
     "document",
     [

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from pydantic import ValidationError
 
 from deployments.settings import Settings
@@ -524,6 +525,27 @@ async def test_probes_are_open_below_a_route_prefix(ingress, monkeypatch):
     async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
         paths = ("/people/ready", "/people/", "/people", "/people/info")
         assert [(await client.get(path)).status_code for path in paths] == [200, 200, 200, 401]
+        scored = await client.post("/people/score", json=GOOD, headers={"authorization": "Bearer sesame"})
+        assert scored.status_code == 200
+
+
+@pytest.mark.parametrize("traced", [False, True])
+async def test_only_traced_requests_pay_for_the_layers_of_fastapi(client, ingress, monkeypatch, traced):
+    """The answers are the same."""
+    passed = []
+    monkeypatch.setattr(
+        FastAPI, "__call__", lambda self, *call, through=FastAPI.__call__: passed.append(1) or through(self, *call)
+    )
+    if traced:
+        monkeypatch.setattr(http.trace, "get_current_span", lambda: SimpleNamespace(is_recording=lambda: True))
+    answers = [await client.post("/score", json=GOOD)]
+    ingress.error = LimitExceeded("big", code="too_many_pixels")
+    answers.append(await client.post("/score", json=GOOD))
+    assert [(answer.status_code, answer.json()) for answer in answers] == [
+        (200, [{"boxes": []}, {"boxes": []}]),
+        (413, {"message": "big", "code": "too_many_pixels"}),
+    ]
+    assert len(passed) == (2 if traced else 0)
 
 
 async def test_probes_and_info(client, ingress):
