@@ -8,6 +8,7 @@
                       or all three by the handle of a running application (--through)
 
 A row has AzureML's columns `row_number_per_file`, `preds` (JSON) and `file_name`, and `id`. A photo that is bad has an error in `preds`.
+--coco writes OUTPUT/coco_results.json as well. --mini-batch-size, --error-threshold and --max-retries are AzureML's batch settings.
 Killed and started again, the same command loses and repeats nothing: Ray Data writes down which ids are in which file
 (OUTPUT/checkpoint). Memory is bounded by Ray Data, whatever the size of the batch. `jobs.batch_score` needs no cluster and asks a service
 over HTTP. The exit status is 1 where more photos failed than --error-threshold allows, or none was scored; 2 for wrong arguments or input.
@@ -36,6 +37,8 @@ EVERY_S = 5.0
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     args = _parser().parse_args(argv)
+    if args.coco:
+        args.mask_format = "rle"
     try:
         import ray.data  # noqa: F401
         from pyarrow import parquet  # noqa: F401
@@ -90,8 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "source",
-        help="folder, here or s3://, gs://, abfs://; CSV, JSON lines or MLTable here; Parquet with columns `id` and `image` "
-        "(bytes, URLs or paths)",
+        help="folder, here or s3://, gs://, abfs://; CSV, JSON lines or MLTable here; Parquet, a file or a folder of them, with columns "
+        "`id`, different in each row, and `image` (bytes, base64, URLs or whole paths)",
     )
     add("--output", required=True, help="folder, on storage that every node reaches: rows/, checkpoint/, photos.parquet")
     how = parser.add_mutually_exclusive_group()
@@ -114,6 +117,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--worker-cpus", type=float, default=0.1, help="of each loader and outliner (default: %(default)s)")
     add("--score-threshold", type=fraction, default=0.3, help="keep scores above this (default: %(default)s)")
     add("--mask-format", choices=["polygon", "rle"], default="polygon", help="(default: %(default)s)")
+    add(
+        "--coco",
+        type=Path,
+        metavar="ANNOTATIONS",
+        help="also write OUTPUT/coco_results.json, with the ids of photos (by file name) and labels of this COCO file; masks are RLE then",
+    )
     return parser
 
 

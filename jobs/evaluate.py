@@ -26,9 +26,10 @@ from tqdm import tqdm
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.annotations.report import STRICT_HELP
 from jobs.command_line import CommandFault, cli_errors, fraction
+from jobs.evaluation.coco_results import CocoResults
 from jobs.evaluation.metrics_azureml import IOU_THRESHOLD, SCORE_THRESHOLD, azureml_metrics
 from jobs.evaluation.metrics_coco import coco_metrics
-from jobs.evaluation.predictions import CocoResults, check_photos, check_sizes, predict_with_mmdet
+from jobs.evaluation.predictions import check_photos, check_sizes, predict_with_mmdet
 from jobs.evaluation.predictions_served import predict_with_engine, predict_with_service
 from jobs.evaluation.results_file import read_results
 from jobs.evaluation.tables import as_table, write_confusion_plot

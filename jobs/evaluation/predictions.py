@@ -20,11 +20,11 @@ from mmcv.transforms import Compose
 from pycocotools import mask as rle_masks
 
 from jobs.annotations.datasets import Annotations, AnnotationsError
+from jobs.evaluation.coco_results import CocoResults
 from jobs.training import augment
 from pipeline.inference.devices import choose_torch_device
 from pipeline.model.checkpoints import Checkpoint
 
-CocoResults = list[dict[str, Any]]
 MAX_NAMED = 10
 
 

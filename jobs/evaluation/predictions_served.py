@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.annotations.datasets import Annotations, AnnotationsError
-from jobs.evaluation.predictions import CocoResults, category_ids_of
+from jobs.evaluation.coco_results import CocoResults, results_of_image
+from jobs.evaluation.predictions import category_ids_of
 from jobs.scoring.service_client import ServiceClient, ServiceFault
 from pipeline.errors import RequestError
 from pipeline.images.decode import DecodeLimits
@@ -52,7 +53,7 @@ def predict_with_engine(model: str, options: EngineOptions, annotations: Annotat
     images = progress(truth["images"])
     ids = {engine.info.classes[channel]: number for channel, number in category_ids_of(engine.info.classes, truth).items()}
     answers = ((image, score(image["file_name"])) for image in images)
-    return [result for image, answer in answers for result in _to_coco(image["id"], answer["boxes"], ids)]
+    return [result for image, answer in answers for result in results_of_image(image["id"], answer["boxes"], ids)]
 
 
 def predict_with_service(
@@ -76,7 +77,7 @@ def predict_with_service(
 
     def score(image: dict[str, Any]) -> CocoResults:
         boxes = _ask(client, annotations.images / image["file_name"])
-        return _to_coco(image["id"], boxes, ids)
+        return results_of_image(image["id"], boxes, ids)
 
     pool = ThreadPoolExecutor(clients)
     try:
@@ -103,24 +104,3 @@ def _ask(client: ServiceClient, photo: Path) -> list[dict[str, Any]]:
         raise AnnotationsError(f"{photo.name}: {error}") from error
     boxes: list[dict[str, Any]] = answer["boxes"]
     return boxes
-
-
-def _to_coco(image_id: int, boxes: list[dict[str, Any]], category_ids: dict[str, int]) -> CocoResults:
-    """The contract's objects (with RLE) as COCO results; labels that the annotations do not know are left out."""
-    results = []
-    for found in boxes:
-        if found["label"] not in category_ids:
-            continue
-        height, width = found["rle"]["size"]
-        box = found["box"]
-        x1, y1, x2, y2 = box["topX"] * width, box["topY"] * height, box["bottomX"] * width, box["bottomY"] * height
-        results.append(
-            {
-                "image_id": image_id,
-                "category_id": category_ids[found["label"]],
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "score": found["score"],
-                "segmentation": found["rle"],
-            }
-        )
-    return results

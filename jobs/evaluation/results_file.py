@@ -15,7 +15,8 @@ from typing import Any
 
 from jobs.annotations.datasets import AnnotationsError
 from jobs.annotations.outlines import outline_to_rle
-from jobs.evaluation.predictions import MAX_NAMED, CocoResults
+from jobs.evaluation.coco_results import CocoResults
+from jobs.evaluation.predictions import MAX_NAMED
 
 KEYS = ("image_id", "category_id", "bbox", "score", "segmentation")
 

@@ -2,9 +2,9 @@
 
     folder here, s3://, gs://, abfs:// ─▶ paths below it ─┐
     CSV, JSON lines, MLTable (jobs.scoring.batch_inputs) ─┼─▶ photos.parquet: id, file_name, row_number_per_file, image
-    Parquet with a column of images ──────────────────────┘   (read where it lies; its own column is the id)
+    Parquet, a file or a folder of them ──────────────────┘   (read where it lies; its own column `id` is the id)
 
-`image` is a path with its scheme, a URL, base64, or the bytes. Listed once: a run that goes on takes the list that it finds.
+`image` is a path with its scheme, a URL, base64, or the bytes. The list is written once: a run that goes on reads the list it finds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from jobs.scoring.batch_inputs import InputsError, Source, photo_suffixes
+from jobs.scoring.batch_inputs import COLUMNS, InputsError, Source, photo_suffixes
 from jobs.scoring.cells import Unreadable
 
 ID, IMAGE, FILE_NAME, ROW = "id", "image", "file_name", "row_number_per_file"
@@ -77,16 +77,35 @@ def list_photos(source: str, manifest: Path | str) -> int:
     return photos
 
 
-def count_rows(place: str) -> int:
-    """Rows of a Parquet file or a folder of them, read from their footers."""
+def parquet_files(place: str) -> list[str]:
+    """Paths of the Parquet file of that name, or of those directly in the folder of that name, in its file system; sorted."""
     filesystem, path = filesystem_of(place)
     info = filesystem.get_file_info(path)
-    if info.type == pafs.FileType.NotFound:
-        return 0
-    files = [info]
     if info.type == pafs.FileType.Directory:
-        files = [file for file in filesystem.get_file_info(pafs.FileSelector(path)) if file.extension == "parquet"]
-    return sum(pq.read_metadata(file.path, filesystem=filesystem).num_rows for file in files)
+        inside = filesystem.get_file_info(pafs.FileSelector(path))
+        return sorted(file.path for file in inside if file.type == pafs.FileType.File and file.extension == "parquet")
+    return [path] if info.type == pafs.FileType.File and info.extension == "parquet" else []
+
+
+def count_rows(place: str) -> int:
+    """Rows of a Parquet file or a folder of them, read from their footers; 0 where there is none."""
+    filesystem, _ = filesystem_of(place)
+    return sum(pq.read_metadata(path, filesystem=filesystem).num_rows for path in parquet_files(place))
+
+
+def image_column(source: str) -> str:
+    """The column of a Parquet source that holds the images, `image` or `image_url`.
+
+    Raises:
+        InputsError: it, or the column `id`, is missing.
+    """
+    filesystem, _ = filesystem_of(source)
+    names = pq.read_schema(parquet_files(source)[0], filesystem=filesystem).names
+    column = next((name for name in COLUMNS if name in names), None)
+    if column is None or ID not in names:
+        missing = ", ".join(name for name, is_there in ((ID, ID in names), (IMAGE, column)) if not is_there)
+        raise InputsError(f"{source}: there is no column {missing}; the columns are {', '.join(names)}")
+    return column
 
 
 def _row(file_name: str, number: int, image: str) -> dict[str, Any]:

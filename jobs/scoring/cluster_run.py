@@ -6,29 +6,43 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.data
 from pyarrow import fs as pafs
+from ray import serve
 from ray.data import ActorPoolStrategy
 from ray.data.checkpoint import CheckpointConfig
 
 from jobs.batch_ray import CACHE, Progress
 from jobs.scoring.batch_inputs import InputsError
-from jobs.scoring.cluster_inputs import FILE_NAME, ID, IMAGE, ROW, count_rows, filesystem_of, list_photos
-from jobs.scoring.cluster_stages import Detect, Load, Outline, Tally, Through, TooManyErrors
+from jobs.scoring.cluster_coco import CocoResults
+from jobs.scoring.cluster_inputs import (
+    FILE_NAME,
+    ID,
+    IMAGE,
+    ROW,
+    count_rows,
+    filesystem_of,
+    image_column,
+    list_photos,
+    parquet_files,
+)
+from jobs.scoring.cluster_stages import Detect, Load, Outline, Tally
+from jobs.scoring.cluster_through import Through
 from pipeline.inference.engine import EngineOptions
 from pipeline.model.zoo import read_header
 from pipeline.types import DetectOptions, OutlineOptions
 
 TASK_CPUS = 0.1
 """Of each task that reads or writes rows: they wait more than they work."""
-
-
 FILTER_CPUS = 1
 """Of Ray Data's actor that leaves out photos that are done."""
+NAMED_ERRORS = ("TooManyErrors", "CallRefused")
+"""Errors of our stages whose message says everything; any other keeps its traceback."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,13 +52,19 @@ def run(args: argparse.Namespace) -> int:
         InputsError: the source or the output cannot be used.
     """
     output = args.output.rstrip("/") if "://" in args.output else str(Path(args.output).resolve())
+    coco = CocoResults(args.coco) if args.coco else None
+    filesystem, folder = filesystem_of(output)
     _check_made_by(output, args)
     if not ray.is_initialized():
         ray.init(log_to_driver=False, namespace="serve")
+    if args.through:
+        _check_application(args.through)
     _check_room(args)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.checkpoint_config = CheckpointConfig(ID, f"{output}/checkpoint", delete_checkpoint_on_success=False)
+    context.checkpoint_config = CheckpointConfig(
+        ID, f"{folder}/checkpoint", delete_checkpoint_on_success=False, override_filesystem=filesystem
+    )
     context.use_datasource_v2 = False  # its listing takes a whole CPU, whatever the read is given
     total, photos = _photos(args, output)
     before = count_rows(f"{output}/checkpoint")
@@ -55,15 +75,17 @@ def run(args: argparse.Namespace) -> int:
     try:
         rows = _through(photos, args, tally) if args.through else _staged(photos, args, tally)
         write = rows.write_parquet if args.format == "parquet" else rows.write_json
-        write(f"{output}/rows", ray_remote_args={"num_cpus": TASK_CPUS})
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, TooManyErrors) or "TooManyErrors" in str(error):
-            print(f"jobs.batch_ray: stopped: more than {args.error_threshold} photos failed (--error-threshold)", file=sys.stderr)
+        write(f"{folder}/rows", filesystem=filesystem, ray_remote_args={"num_cpus": TASK_CPUS})
+    except (ray.exceptions.RayTaskError, ray.exceptions.RayActorError) as error:
+        if said := next((line for line in str(error).splitlines()[::-1] if any(name in line for name in NAMED_ERRORS)), None):
+            print(f"jobs.batch_ray: stopped: {said.partition(': ')[2]}", file=sys.stderr)
             return 1
         raise
     finally:
         progress.stop()
     print(progress.line())
+    if coco:
+        print(coco.write(output, args.format))
     done, errors, first = ray.get(tally.counts.remote())
     if done and done == errors and not before:
         print(f"jobs.batch_ray: not one of {done:,} photos could be scored; the first: {first}", file=sys.stderr)
@@ -90,22 +112,15 @@ def _check_made_by(output: str, args: argparse.Namespace) -> None:
 
 def _photos(args: argparse.Namespace, output: str) -> tuple[int, Any]:
     """How many photos there are, and a dataset of them with the columns of the list."""
-    if args.source.endswith(".parquet"):
-        dataset = ray.data.read_parquet(args.source, num_cpus=TASK_CPUS)
-        columns = dataset.schema().names
-        if missing := {ID, IMAGE} - set(columns):
-            raise InputsError(
-                f"{args.source}: there is no column {', '.join(sorted(missing))}; the columns are {', '.join(columns)}"
-            )
-        return count_rows(args.source), dataset.map_batches(_named_by_id, batch_size=args.mini_batch_size, num_cpus=TASK_CPUS)
+    if files := parquet_files(args.source):
+        column, (filesystem, _) = image_column(args.source), filesystem_of(args.source)
+        dataset = ray.data.read_parquet(files, filesystem=filesystem, columns=[ID, column], num_cpus=TASK_CPUS)
+        named = dataset.map_batches(partial(_named_by_id, column=column), batch_size=args.mini_batch_size, num_cpus=TASK_CPUS)
+        return count_rows(args.source), named
     manifest = f"{output}/photos.parquet"
     total = count_rows(manifest) or list_photos(args.source, manifest)
-    return total, ray.data.read_parquet(manifest, num_cpus=TASK_CPUS)
-
-
-def _named_by_id(batch: dict[str, Any]) -> dict[str, Any]:
-    ids = batch[ID]
-    return {ID: ids, FILE_NAME: ids.astype(str), ROW: [0] * len(ids), IMAGE: batch[IMAGE]}
+    filesystem, path = filesystem_of(manifest)
+    return total, ray.data.read_parquet(path, filesystem=filesystem, num_cpus=TASK_CPUS)
 
 
 def _staged(photos: Any, args: argparse.Namespace, tally: Any) -> Any:
@@ -158,6 +173,14 @@ def _through(photos: Any, args: argparse.Namespace, tally: Any) -> Any:
     )
 
 
+def _check_application(name: str) -> None:
+    """Raise InputsError unless this application runs in the cluster."""
+    applications = serve.status().applications
+    if name not in applications or applications[name].status != "RUNNING":
+        there = ", ".join(f"{other} ({told.status.value})" for other, told in applications.items()) or "none"
+        raise InputsError(f"--through {name}: no such application runs in this cluster (RAY_ADDRESS); there is: {there}")
+
+
 def _restarts(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     return lambda: {"max_restarts": args.max_retries, "max_task_retries": args.max_retries}
 
@@ -168,13 +191,20 @@ def _check_room(args: argparse.Namespace) -> None:
     Raises:
         InputsError: they ask for more than the cluster has.
     """
-    has = ray.cluster_resources()
+    has = ray.available_resources() if args.through else ray.cluster_resources()  # the application keeps what it has
     workers = (args.loaders + (0 if args.through else args.outliners)) * args.worker_cpus
     cpus = workers + (0 if args.through else args.detectors * args.detector_cpus) + FILTER_CPUS + 2 * TASK_CPUS
     gpus = 0 if args.through else args.detectors * args.detector_gpus
     for name, asked in (("CPU", cpus), ("GPU", gpus)):
         if asked > has.get(name, 0):
             raise InputsError(
-                f"the workers ask for {asked:g} {name}s and the cluster has {has.get(name, 0):g}: lower --loaders, --outliners, "
+                f"the workers ask for {asked:g} {name}s and the cluster has {has.get(name, 0):g}{' left' if args.through else ''}: "
+                "lower --loaders, --outliners, "
                 "--worker-cpus, --detectors, --detector-cpus or --detector-gpus"
             )
+
+
+def _named_by_id(batch: dict[str, Any], column: str) -> dict[str, Any]:
+    """Rows of a Parquet source to those of the list; `column` holds the images."""
+    ids = batch[ID]
+    return {ID: ids, FILE_NAME: ids.astype(str), ROW: [0] * len(ids), IMAGE: batch[column]}

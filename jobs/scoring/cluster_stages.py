@@ -1,7 +1,7 @@
 """The stages of a batch on a cluster, as Ray Data's map functions: each takes a batch of rows and gives it on, a bad photo as an error.
 
     Load (CPUs): image ─▶ network pixels      Detect (GPUs, or CPUs): pixels ─▶ instances      Outline (CPUs): instances ─▶ preds
-    Through (an application's handle): image ─▶ preds
+    jobs.scoring.cluster_through instead of all three (an application's handle): image ─▶ preds
 
 Between them travel pickles of `LoadedImage` and `Instances`: scaled pixels and mask logits, never a full-size mask. What is wrong with a
 photo travels in its place as a ServiceError.
@@ -13,7 +13,6 @@ import asyncio
 import os
 import pickle
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote_to_bytes
@@ -23,7 +22,6 @@ import orjson
 import ray
 from numpy.typing import NDArray
 
-from deployments.params import parse_params
 from jobs.command_line import reason_of
 from jobs.scoring.batch_inputs import InputsError
 from jobs.scoring.cells import looks_like_base64
@@ -85,7 +83,7 @@ class Images:
         text = "" if image is None else str(image)
         if not text or text.startswith(UNREADABLE):
             raise ImageError(text.removeprefix(UNREADABLE) or "There is no image in this row.", code="image_not_readable")
-        if _is_web_url(text):
+        if is_web_url(text):
             return await fetcher.fetch(text, time.time() + self._policy.total_timeout_s)
         if looks_like_base64(text) or text[:5].lower() == "data:":  # before paths: a JPEG in base64 begins with a slash
             return cast(EncodedBytes, parse_source(text, self._policy.max_bytes)).data
@@ -119,7 +117,7 @@ class Load:
         self._decoders = DecoderPool(DecoderOptions(limits, input_size, 10.0), threads)
 
     def __call__(self, batch: Batch) -> Batch:
-        return _replaced(batch, IMAGE, WORK, asyncio.run(self._all(batch[IMAGE].tolist())))
+        return replaced(batch, IMAGE, WORK, asyncio.run(self._all(batch[IMAGE].tolist())))
 
     async def _all(self, images: list[Any]) -> list[bytes]:
         fetcher = Fetcher(self._policy)
@@ -156,7 +154,7 @@ class Detect:
             good, self._engine.detect([work[place] for place in good], [self._detect] * len(good)), strict=True
         ):
             work[place] = found
-        return _replaced(batch, WORK, WORK, [pickle.dumps(item, protocol=5) for item in work])
+        return replaced(batch, WORK, WORK, [pickle.dumps(item, protocol=5) for item in work])
 
 
 class Outline:
@@ -174,56 +172,12 @@ class Outline:
     def __call__(self, batch: Batch) -> Batch:
         work = [pickle.loads(item) for item in batch[WORK].tolist()]
         count(self._tally, [item for item in work if isinstance(item, ServiceError)], len(work))
-        return _replaced(batch, WORK, PREDS, [self._json(item).decode() for item in work])
+        return replaced(batch, WORK, PREDS, [self._json(item).decode() for item in work])
 
     def _json(self, item: Instances | ServiceError) -> bytes:
         if isinstance(item, ServiceError):
-            return _error_json(item.code, item.message)
+            return error_json(item.code, item.message)
         return objects_to_json(instances_to_objects(item, self._classes, self._outline))
-
-
-class Through:
-    """Images through a running application's handle, which shares its GPUs with the service's clients.
-
-    Args:
-        application: name in serve_config.yaml.
-        params: of the contract.
-        tally: of the job.
-    """
-
-    def __init__(self, application: str, params: Mapping[str, Any], tally: Any) -> None:
-        self._application, self._params, self._tally = application, parse_params({**params, "on_error": "isolate"}), tally
-
-    def __call__(self, batch: Batch) -> Batch:
-        from jobs.score_by_handle import score
-
-        answers: list[Any] = asyncio.run(self._read(batch[IMAGE].tolist()))
-        good = [place for place, item in enumerate(answers) if not isinstance(item, ServiceError)]
-        scored = score([answers[place] for place in good], self._params, application=self._application, timeout_s=120.0)
-        for place, image in zip(good, scored, strict=True):
-            answers[place] = ServiceError(image.fault.message, code=image.fault.code) if image.fault else image
-        count(self._tally, [item for item in answers if isinstance(item, ServiceError)], len(answers))
-        preds = [
-            (_error_json(item.code, item.message) if isinstance(item, ServiceError) else objects_to_json(item.objects)).decode()
-            for item in answers
-        ]
-        return _replaced(batch, IMAGE, PREDS, preds)
-
-    async def _read(self, images: list[Any]) -> list[Any]:
-        reader, fetcher = Images(FetchPolicy()), Fetcher(FetchPolicy())
-
-        async def one(image: Any) -> Any:
-            if isinstance(image, str) and _is_web_url(image):
-                return image  # the service fetches it, by its own policy
-            try:
-                return await reader.read(fetcher, image)
-            except ServiceError as error:
-                return error
-
-        try:
-            return list(await asyncio.gather(*map(one, images)))
-        finally:
-            await fetcher.aclose()
 
 
 def count(tally: Any, errors: list[ServiceError], done: int) -> None:
@@ -234,18 +188,21 @@ def count(tally: Any, errors: list[ServiceError], done: int) -> None:
     """
     first = errors[0].message if errors else ""
     if not ray.get(tally.add.remote(done, len(errors), first)):
-        raise TooManyErrors(f"more photos failed than --error-threshold allows; the first of this batch: {first}")
+        raise TooManyErrors(f"more photos failed than --error-threshold allows; one of them: {first}")
 
 
-def _is_web_url(text: str) -> bool:
+def is_web_url(text: str) -> bool:
+    """Whether a row's image is fetched over HTTP."""
     return text[:8].lower().startswith(("http://", "https://"))
 
 
-def _error_json(code: str, message: str) -> bytes:
+def error_json(code: str, message: str) -> bytes:
+    """`preds` of a photo that could not be scored."""
     return orjson.dumps({"boxes": [], "error": {"code": code, "message": message}})
 
 
-def _replaced(batch: Batch, old: str, new: str, values: list[Any]) -> Batch:
+def replaced(batch: Batch, old: str, new: str, values: list[Any]) -> Batch:
+    """The batch with the column `new`, one value a row, instead of the column `old`."""
     column = np.empty(len(values), object)
     column[:] = values
     return {**{name: cells for name, cells in batch.items() if name != old}, new: column}

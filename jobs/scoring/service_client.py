@@ -80,7 +80,7 @@ class ServiceClient:
         """
         answers = self._score(images, params)
         codes = TRANSIENT_CODES | OF_THE_HOST
-        for pause_s in _pauses(TRIES - 1):
+        for pause_s in pauses(TRIES - 1):
             again = [place for place, answer in enumerate(answers) if _code_of(answer) in codes]
             codes = TRANSIENT_CODES
             if not again:
@@ -98,9 +98,9 @@ class ServiceClient:
         return answers
 
     def _asked(self, method: str, route: str, body: bytes | None = None) -> Any:
-        began, tries, pauses = time.monotonic(), 0, _pauses()
+        began, tries, between = time.monotonic(), 0, pauses()
         while True:
-            tries, pause_s = tries + 1, next(pauses)
+            tries, pause_s = tries + 1, next(between)
             try:
                 answer = self._session.request(method, self.url + route, data=body, timeout=self._deadline_s + GRACE_S)
                 if answer.ok:
@@ -171,7 +171,7 @@ def _bearer(key: str) -> Callable[[requests.PreparedRequest], requests.PreparedR
     return sign
 
 
-def _pauses(count: int | None = None) -> Any:
+def pauses(count: int | None = None) -> Any:
     """Seconds between tries: doubling, and scattered, so that clients that were refused together do not come back together."""
     pause_s, given = FIRST_PAUSE_S, 0
     while count is None or given < count:

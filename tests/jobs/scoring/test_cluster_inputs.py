@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.scoring.batch_inputs import InputsError
-from jobs.scoring.cluster_inputs import FILE, UNREADABLE, count_rows, filesystem_of, list_photos
+from jobs.scoring.cluster_inputs import FILE, UNREADABLE, count_rows, filesystem_of, image_column, list_photos, parquet_files
+from tests.support.s3_server import s3_server
 
 
 @pytest.fixture
@@ -74,3 +75,35 @@ def test_rows_are_counted_in_footers(tmp_path):
     assert count_rows(str(tmp_path)) == 7
     assert count_rows(str(tmp_path / "a.parquet")) == 3
     assert count_rows(str(tmp_path / "gone")) == 0
+
+
+def test_s3():
+    """Photos at any depth of a bucket on an S3 server, listed there, too; a file is read again by its URL."""
+    with s3_server():
+        filesystem, root = filesystem_of("s3://bucket/photos")
+        for name in ("1.jpg", "deep/2.jpg", "notes.txt"):
+            with filesystem.open_output_stream(f"{root}/{name}") as stream:
+                stream.write(b"x")
+        assert list_photos("s3://bucket/photos", "s3://bucket/out/photos.parquet") == 2
+        rows = pq.read_table("bucket/out/photos.parquet", filesystem=filesystem).to_pylist()
+        assert {row["image"] for row in rows} == {"s3://bucket/photos/1.jpg", "s3://bucket/photos/deep/2.jpg"}
+        assert count_rows("s3://bucket/out") == 2
+
+
+@pytest.mark.parametrize("column", ["image", "image_url"])
+def test_parquet_sources(tmp_path, column):
+    """A file, or a folder of them; the column of images has one of two names."""
+    table = pa.table({"id": ["a"], column: [b"x"]})
+    pq.write_table(table, tmp_path / "b.parquet")
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert parquet_files(str(tmp_path)) == [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]
+    assert parquet_files(str(tmp_path / "a.parquet")) == [str(tmp_path / "a.parquet")]
+    assert parquet_files(str(tmp_path / "gone")) == []
+    assert image_column(str(tmp_path)) == column
+
+
+@pytest.mark.parametrize(("columns", "missing"), [({"id": ["a"]}, "image"), ({"image": ["a"]}, "id"), ({"x": [1]}, "id, image")])
+def test_parquet_without_a_column(tmp_path, columns, missing):
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(InputsError, match=f"no column {missing}; the columns are {next(iter(columns))}"):
+        image_column(str(tmp_path / "a.parquet"))

@@ -1,0 +1,71 @@
+"""The rows of a batch as COCO results, for pycocotools, jobs.evaluate --results-file and tools that import predictions.
+
+OUTPUT/rows/* (preds with run lengths) + the ids of an annotation file ─▶ OUTPUT/coco_results.json
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from jobs.evaluation.coco_results import results_of_image
+from jobs.scoring.batch_inputs import InputsError
+from jobs.scoring.cluster_inputs import FILE_NAME, filesystem_of
+from jobs.scoring.cluster_stages import PREDS
+
+NAME = "coco_results.json"
+
+
+class CocoResults:
+    """Ids of photos and labels.
+
+    Args:
+        annotations: a COCO file with `images` and `categories`; photos go by `file_name`.
+    Raises:
+        InputsError: it is no such file.
+    """
+
+    def __init__(self, annotations: Path) -> None:
+        try:
+            truth = json.loads(annotations.read_text(encoding="utf-8"))
+            self._images = {image["file_name"]: image["id"] for image in truth["images"]}
+            self._categories = {category["name"]: category["id"] for category in truth["categories"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputsError(f"--coco: {annotations} is no COCO file with images and categories ({error!r})") from error
+
+    def write(self, output: str, row_format: str) -> str:
+        """Write the results of all rows below `output`, a photo at a time; returns what to say of it."""
+        filesystem, folder = filesystem_of(output)
+        left_out, written = Counter[str](), 0
+        with filesystem.open_output_stream(f"{folder}/{NAME}") as stream:
+            stream.write(b"[")
+            for name, preds in _rows(filesystem, f"{folder}/rows", row_format):
+                if name not in self._images:
+                    left_out[f"the photo {name}"] += 1
+                    continue
+                unknown = {found["label"] for found in preds["boxes"]} - set(self._categories)
+                left_out.update(f"the label {label}" for label in unknown)
+                for result in results_of_image(self._images[name], preds["boxes"], self._categories):
+                    stream.write((",\n" if written else "").encode() + json.dumps(result).encode())
+                    written += 1
+            stream.write(b"]\n")
+        more = f" and {len(left_out) - 1:,} more" if len(left_out) > 1 else ""
+        missing = f"; not in the annotations, so left out: {next(iter(left_out))}{more}" if left_out else ""
+        return f"{output}/{NAME}: {written:,} results{missing}"
+
+
+def _rows(filesystem: pafs.FileSystem, folder: str, row_format: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """File name and preds of every row, a file at a time."""
+    for file in filesystem.get_file_info(pafs.FileSelector(folder)):
+        with filesystem.open_input_file(file.path) as stream:
+            read = pq.read_table if row_format == "parquet" else pa.json.read_json
+            table = read(stream).select([FILE_NAME, PREDS])
+        yield from ((row[FILE_NAME], json.loads(row[PREDS])) for row in table.to_pylist())

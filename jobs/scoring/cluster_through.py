@@ -1,0 +1,101 @@
+"""All stages of a batch at once, by the handle of a running application: its replicas are shared with the service's clients.
+
+image ─▶ bytes, or a URL as it is ─▶ handle.score (`on_error: isolate`) ─▶ preds
+                                        └─ overloaded, failed, too late: asked again, PATIENCE_S long; then a row with that error
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from deployments.params import parse_params
+from jobs.score_by_handle import score
+from jobs.scoring.cluster_inputs import IMAGE
+from jobs.scoring.cluster_stages import PREDS, Batch, Images, count, error_json, is_web_url, replaced
+from jobs.scoring.service_client import PATIENCE_S, TRANSIENT_CODES, pauses
+from pipeline.errors import ServiceError
+from pipeline.images.fetch import Fetcher, FetchPolicy
+from pipeline.masks.encode import objects_to_json
+from pipeline.types import ScoredImage
+
+TIMEOUT_S = 120.0
+"""Of a call; the service's own `ingress.timeout_s`, where that is shorter."""
+
+
+class CallRefused(RuntimeError):
+    """The application refuses the call itself, and would refuse every other."""
+
+
+class Through:
+    """Images to the contract's objects as JSON, counted.
+
+    Args:
+        application: name in serve_config.yaml.
+        params: of the contract.
+        tally: of the job.
+    """
+
+    def __init__(self, application: str, params: Mapping[str, Any], tally: Any) -> None:
+        self._application, self._params, self._tally = application, parse_params({**params, "on_error": "isolate"}), tally
+
+    def __call__(self, batch: Batch) -> Batch:
+        answers = asyncio.run(_read(batch[IMAGE].tolist()))
+        images = {place: image for place, image in enumerate(answers) if not isinstance(image, ServiceError)}
+        for place, answer in self._scored(images).items():
+            answers[place] = answer
+        count(self._tally, [answer for answer in answers if isinstance(answer, ServiceError)], len(answers))
+        return replaced(batch, IMAGE, PREDS, [_json(answer).decode() for answer in answers])
+
+    def _scored(self, images: dict[int, Any]) -> dict[int, ScoredImage | ServiceError]:
+        """An answer for each image, under its number; what the service could not do at that moment is asked for again."""
+        answers = self._asked(images)
+        ends, between = time.monotonic() + PATIENCE_S, pauses()
+        while again := {place: images[place] for place, answer in answers.items() if _of_the_moment(answer)}:
+            if time.monotonic() > ends:
+                break
+            time.sleep(next(between))
+            answers |= self._asked(again)
+        return answers
+
+    def _asked(self, images: dict[int, Any]) -> dict[int, ScoredImage | ServiceError]:
+        if not images:
+            return {}
+        try:
+            scored = score(list(images.values()), self._params, application=self._application, timeout_s=TIMEOUT_S)
+        except ServiceError as error:
+            if error.code in TRANSIENT_CODES:
+                return dict.fromkeys(images, error)
+            raise CallRefused(
+                f"{self._application} refuses a call of {len(images)} images (--mini-batch-size): {error}"
+            ) from error
+        faults = [ServiceError(image.fault.message, code=image.fault.code) if image.fault else None for image in scored]
+        return {place: fault or image for place, image, fault in zip(images, scored, faults, strict=True)}
+
+
+async def _read(images: list[Any]) -> list[Any]:
+    """Bytes of each image, a URL as it is (the service fetches it, by its own policy), or why there are none."""
+    reader, fetcher = Images(FetchPolicy()), Fetcher(FetchPolicy())
+
+    async def one(image: Any) -> Any:
+        try:
+            return image if isinstance(image, str) and is_web_url(image) else await reader.read(fetcher, image)
+        except ServiceError as error:
+            return error
+
+    try:
+        return list(await asyncio.gather(*map(one, images)))
+    finally:
+        await fetcher.aclose()
+
+
+def _of_the_moment(answer: ScoredImage | ServiceError) -> bool:
+    return isinstance(answer, ServiceError) and answer.code in TRANSIENT_CODES
+
+
+def _json(answer: ScoredImage | ServiceError) -> bytes:
+    if isinstance(answer, ServiceError):
+        return error_json(answer.code, answer.message)
+    return objects_to_json(answer.objects)

@@ -1,0 +1,53 @@
+"""COCO results from the rows of a batch: read back as jobs.evaluate reads them."""
+
+import json
+
+import pytest
+
+pytest.importorskip("pyarrow")
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.evaluation.results_file import read_results
+from jobs.scoring.batch_inputs import InputsError
+from jobs.scoring.cluster_coco import CocoResults
+
+RLE = {"size": [10, 20], "counts": "11484"}
+TRUTH = {"images": [{"id": 7, "file_name": "a.jpg", "width": 20, "height": 10}], "categories": [{"id": 3, "name": "cat"}]}
+
+
+def found(label):
+    box = {"topX": 0.1, "topY": 0.2, "bottomX": 0.5, "bottomY": 0.6}
+    return {"box": box, "label": label, "score": 0.5, "polygon": [], "rle": RLE}
+
+
+@pytest.fixture
+def annotations(tmp_path):
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(TRUTH))
+    return path
+
+
+@pytest.mark.parametrize("row_format", ["parquet", "jsonl"])
+def test_results_have_the_ids_of_the_annotations(tmp_path, annotations, row_format):
+    """Pixels and ids; a bad photo has none; a photo and a label that are not annotated are left out, and told."""
+    preds = {"a.jpg": [found("cat"), found("dog")], "b.jpg": [found("cat")], "bad.jpg": []}
+    rows = [{"file_name": name, "preds": json.dumps({"boxes": boxes})} for name, boxes in preds.items()]
+    (tmp_path / "rows").mkdir()
+    if row_format == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows/1.parquet")
+    else:
+        (tmp_path / "rows/1.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = CocoResults(annotations).write(str(tmp_path), row_format)
+    assert said == f"{tmp_path}/coco_results.json: 1 results; not in the annotations, so left out: the label dog and 2 more"
+    (result,) = json.loads((tmp_path / "coco_results.json").read_text())
+    assert result == {"image_id": 7, "category_id": 3, "bbox": [2, 2, 8, 4], "score": 0.5, "segmentation": RLE}
+    assert read_results(tmp_path / "coco_results.json", TRUTH)
+
+
+@pytest.mark.parametrize("text", ["[]", "no JSON", '{"images": [{}], "categories": []}'])
+def test_files_that_are_no_annotations(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(InputsError, match=r"--coco: .*x.json is no COCO file"):
+        CocoResults(tmp_path / "x.json")
