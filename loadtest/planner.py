@@ -211,7 +211,7 @@ def stage_costs(costs: Costs, fetch_ms: float) -> StageCosts:
 
 
 def print_chain(config: Path, costs: Costs, step: Step, fetch_ms: float) -> None:
-    """What rate each part of a configuration allows at these costs, and the narrowest."""
+    """Print the rate that each part of a configuration allows at these costs, and the bottleneck."""
     for settings, deployments in applications_in(config):
         print(*as_lines(settings, deployments, stage_costs(costs, fetch_ms), step), sep="\n")
 
@@ -270,7 +270,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--step-ms", type=_step, metavar="BASE,PER_IMAGE", help="of your accelerator (default: the engine of costs.json)"
     )
-    parser.add_argument("--config", type=Path, help="a serve_config.yaml: what rate each part of it allows, and the narrowest")
+    parser.add_argument(
+        "--config", type=Path, help="a serve_config.yaml: print the rate that each part of it allows, and the bottleneck"
+    )
     parser.add_argument("--fetch-ms", type=float, default=StageCosts().fetch_ms, help="of a URL's host (default: %(default)s)")
     parser.add_argument("--max-batch", type=int, default=32)
     parser.add_argument("--utilisation", type=float, default=0.7, help="at most (default: %(default)s)")

@@ -1,4 +1,4 @@
-"""Answers as bytes: images' JSON joined without encoding it again, errors in the contract's one form, timing headers."""
+"""HTTP responses: joins the images' JSON without encoding it again, writes errors in the contract's form, adds timing headers."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from pipeline.errors import ImageFault, LimitExceeded, Overloaded, ServiceError,
 from pipeline.types import Answer, DrawnImage, EncodedImage
 
 STAGES = ("wait", "fetch", "decode", "queue", "detect", "polygonize", "encode")
-"""Names of the `server-timing` entries, in the order an image passes them. `queue` is the Detector's batcher; `wait` is what no stage
-accounts for: for a group, for the calls between the stages, and in their queues."""
-LESS = "Ask for less of it: params decimals, polygon_tolerance_px, polygon_max_points, score_threshold, max_detections, or fewer images."
+"""Names of the `server-timing` entries, in the order an image passes them. `queue` is the wait in the Detector's batcher. `wait` is all
+other waiting: for a group, for the calls between the stages, and in the stages' queues."""
+LESS = (
+    "Make it smaller with the params decimals, polygon_tolerance_px, polygon_max_points, score_threshold or max_detections, or send "
+    "fewer images."
+)
 SMALLER_PICTURE = "Ask for image/jpeg instead of image/png."
 
 
 def score_response(answers: Sequence[Answer | ImageFault], took_ms: float) -> Response:
-    """The 200 answer: one object for each image, in order, and the time of each stage.
+    """The 200 response: a JSON list with one object for each image, in order, and a `server-timing` header.
 
     Args:
-        took_ms: from the request's admission to its last answer, milliseconds.
+        answers: one for each image of the request.
+        took_ms: time from the request's admission to its last answer, milliseconds.
     """
     began = time.perf_counter()
     body = b"[" + b",".join(_image_json(answer) for answer in answers) + b"]"
@@ -31,7 +35,7 @@ def score_response(answers: Sequence[Answer | ImageFault], took_ms: float) -> Re
 
 
 def check_answer_size(answers: Sequence[Answer | ImageFault], max_mb: float) -> None:
-    """Raise LimitExceeded `answer_too_large` where the answer of a request is larger than `max_mb` MB (1e6 bytes)."""
+    """Raise LimitExceeded `answer_too_large` if the answer to a request is larger than `max_mb` MB (1e6 bytes)."""
     pictures = sum(len(answer.data) for answer in answers if isinstance(answer, DrawnImage)) / 1e6
     size_mb = pictures + sum(len(answer.json) for answer in answers if isinstance(answer, EncodedImage)) / 1e6
     if size_mb > max_mb:
@@ -42,7 +46,7 @@ def check_answer_size(answers: Sequence[Answer | ImageFault], max_mb: float) -> 
 
 
 def picture_response(answers: Sequence[Answer | ImageFault], took_ms: float) -> Response:
-    """The 200 answer as a picture of its one image; `took_ms` as in `score_response`."""
+    """The 200 response with a picture of the request's only image; `took_ms` as in `score_response`."""
     (picture,) = answers
     if not isinstance(picture, DrawnImage):
         raise TypeError(f"a picture was asked for, got {type(picture).__name__}")
@@ -56,7 +60,7 @@ def _timings_ms(answers: Sequence[Answer | ImageFault], took_ms: float) -> dict[
 
 
 def slowest_ms(answers: Iterable[Answer | ImageFault]) -> dict[str, float]:
-    """Milliseconds of each stage, of the image that was slowest in it (images of one request run side by side)."""
+    """For each stage the time of its slowest image, milliseconds: the images of one request run side by side."""
     slowest: dict[str, float] = {}
     for answer in answers:
         if not isinstance(answer, ImageFault):
@@ -71,7 +75,7 @@ def server_timing(timings_ms: Mapping[str, float]) -> str:
 
 
 def error_response(error: ServiceError) -> Response:
-    """An error as the contract writes it: {"message", "code"} and the images' own errors where there are any."""
+    """The response to a failed request: {"message", "code"}, and `errors` with the images' own errors if there are any."""
     document: dict[str, object] = {"message": error.message, "code": error.code}
     if error.faults:
         document["errors"] = [{"index": fault.index, "code": fault.code, "message": fault.message} for fault in error.faults]

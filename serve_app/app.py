@@ -1,4 +1,4 @@
-"""Binds the graph: settings in, Ray Serve application out. The `import_path` of serve_config.yaml.
+"""Builds the Ray Serve application from the settings. serve_config.yaml names `build_app` as its `import_path`.
 
 Ingress ─▶ ImageLoader ─▶ Detector ─▶ Polygonizer
 """
@@ -23,8 +23,8 @@ def build_app(settings: Settings) -> Application:
     Args:
         settings: the `args` of the application in serve_config.yaml, already checked by Ray Serve against the type.
     Returns:
-        The ingress, bound to its three stages, or holding them (`layout: together`). Each deployment takes its section of the
-        settings. Replicas, queue bounds, CPUs and GPUs are Ray Serve's (`deployments` in serve_config.yaml).
+        The ingress, bound to its three stages, or with the stages inside it (`layout: together`). Each deployment takes its section
+        of the settings. Replicas, queue bounds, CPUs and GPUs are set under `deployments` in serve_config.yaml.
     Raises:
         SetupError: the model or the settings cannot be used; the message says what to change.
     """

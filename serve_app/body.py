@@ -12,40 +12,42 @@ from starlette.requests import Request
 from pipeline.errors import DeadlineExceeded, InvalidRequest, LimitExceeded, Overloaded, UnsupportedMediaType
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
-EARLIER, MAX_EARLIER_S = 0.05, 0.5
-"""How much earlier than the client's deadline the service answers: this share of it, seconds at most."""
+MARGIN, MAX_MARGIN_S = 0.05, 0.5
+"""The service answers before the client's deadline: by this share of the timeout, but by at most so many seconds."""
 MAX_SILENCE_S = 10.0
-"""A body of which nothing comes for so long has stalled."""
-BODIES_COMING = 256
-"""Bodies that may be on their way in, however small, beside those of the images in flight."""
+"""A body that sends no byte for this long has stalled."""
+MAX_BODIES_ARRIVING = 256
+"""Bodies that may be arriving at a time, in addition to those of the images in flight."""
 
 Hold = Callable[[int], None]
 
 
 class BodyBudget:
-    """Bytes of all bodies that an ingress replica reads or holds.
+    """Bounds the bytes of all bodies that an ingress replica reads or holds.
 
-    Without it, uploads that stall before their end would fill the memory long before they are admitted as images. What was only
-    announced does not count: a few idle clients would keep everybody out. But each body counts for a little from the start, so that
-    there is an end to their number before they hold all requests that Ray lets into a replica.
+    Without it, uploads that stall before their end fill the memory before they are admitted as images. A body counts by the bytes
+    received, not by its Content-Length: otherwise a few idle clients could block everybody. Each body counts `max_bytes / max_bodies`
+    from the start, which bounds their number: they must not take all requests that Ray lets into a replica.
 
     Args:
-        max_bytes: of all together.
-        most: bodies at a time; each counts for its share of the bytes at least.
-        refusal: makes the error of a request that finds no room.
+        max_bytes: of all bodies together.
+        max_bodies: at a time.
+        refusal: makes the error for a request that finds no room.
     """
 
-    def __init__(self, max_bytes: int, most: int, refusal: Callable[[], Overloaded]) -> None:
+    def __init__(self, max_bytes: int, max_bodies: int, refusal: Callable[[], Overloaded]) -> None:
         self._left = max_bytes
-        self._least = max_bytes // most
+        self._min_share = max_bytes // max_bodies
         self._refusal = refusal
 
     @contextmanager
     def share(self) -> Iterator[Hold]:
-        """One request's share, given back at the end; yields what raises it to so many bytes.
+        """One request's share of the budget; given back when the context ends.
 
+        Yields:
+            A function that raises the share to a number of bytes.
         Raises:
-            Overloaded: there is no room; from what is yielded, too.
+            Overloaded: there is no room; the yielded function raises it too.
         """
         held = 0
 
@@ -57,7 +59,7 @@ class BodyBudget:
             self._left -= more
             held += more
 
-        hold(self._least)
+        hold(self._min_share)
         try:
             yield hold
         finally:
@@ -65,34 +67,36 @@ class BodyBudget:
 
 
 async def read_body(request: Request, max_bytes: int, timeout_s: float, hold: Hold) -> bytearray:
-    """The body's bytes.
+    """Read the body of a request.
 
     Args:
         request: not read yet.
         max_bytes: largest body.
-        timeout_s: longest time for all of it, seconds; a body that drips does not hold its place for longer.
-        hold: takes the bytes out of the replica's budget, as they come.
+        timeout_s: longest time for the whole body, seconds.
+        hold: counts the bytes against the replica's budget, as they arrive.
+    Returns:
+        The body's bytes.
     Raises:
         UnsupportedMediaType: the body is compressed.
-        LimitExceeded: larger than `max_bytes`; raised from Content-Length before reading, else as soon as it is passed.
-        DeadlineExceeded: not all there in time, or nothing came for `MAX_SILENCE_S`.
+        LimitExceeded: larger than `max_bytes`; by Content-Length before reading, else as soon as the limit is passed.
+        DeadlineExceeded: the body was not complete in time, or no byte came for `MAX_SILENCE_S`.
         Overloaded: from `hold`.
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise UnsupportedMediaType(
-            f"Content-Encoding {encoding[:80]!r} is not read: send the body as it is, without this header."
+            f"Content-Encoding {encoding[:80]!r} is not supported: send the body uncompressed, without this header."
         )
     declared = request.headers.get("content-length", "")
     if declared.isdecimal():
-        length = int(declared[:20])  # Python refuses numbers of thousands of digits
+        length = int(declared[:20])  # int() raises for thousands of digits
         if length > max_bytes:
             raise _too_large(max_bytes)
     try:
         async with asyncio.timeout(timeout_s):
             return await _read(request, max_bytes, hold)
     except TimeoutError as error:
-        raise DeadlineExceeded("The request's deadline passed before its body was all there.") from error
+        raise DeadlineExceeded("The request's deadline passed before its body had arrived.") from error
 
 
 async def _read(request: Request, max_bytes: int, hold: Hold) -> bytearray:
@@ -107,14 +111,15 @@ async def _read(request: Request, max_bytes: int, hold: Hold) -> bytearray:
                     raise _too_large(max_bytes)
                 hold(len(body))
     except TimeoutError as error:
-        raise DeadlineExceeded(f"Nothing of the request's body came for {MAX_SILENCE_S:g} s.") from error
+        raise DeadlineExceeded(f"No byte of the request's body arrived for {MAX_SILENCE_S:g} s.") from error
     return body
 
 
 def requested_timeout_s(request: Request) -> float | None:
-    """The client's own deadline from its header, seconds, or a little less; None when it names none.
+    """The timeout that the client's header asks for, seconds, less a margin; None without the header.
 
-    Ray Serve reads the header, too, began to count before us, and would answer without ids, and uncounted.
+    Ray Serve reads the same header and starts its clock before us. Its own timeout response would carry no request ids and would not be
+    counted, so ours must come first: hence the margin.
 
     Raises:
         InvalidRequest: not a positive number.
@@ -128,7 +133,7 @@ def requested_timeout_s(request: Request) -> float | None:
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds > 0):
         raise InvalidRequest(f"Header {TIMEOUT_HEADER} must be a positive number of seconds.")
-    return seconds - min(EARLIER * seconds, MAX_EARLIER_S)
+    return seconds - min(MARGIN * seconds, MAX_MARGIN_S)
 
 
 def _too_large(max_bytes: int) -> LimitExceeded:

@@ -1,12 +1,12 @@
-"""Checks a serve_config.yaml before Ray Serve sees it: unknown keys, contradictions, an open door.
+"""Checks a serve_config.yaml before Ray Serve reads it: unknown keys, contradictions, a public endpoint without keys.
 
     python -m serve_app.config_file serve_config.yaml [--ports]
 
-Prints what rate each part of it allows, and the narrowest (serve_app/capacity.py).
-With --ports also: whether this machine's ports that it needs are free, which `make serve` asks.
-Variables of Ray come from the environment, then from a ray.env beside the file, as `make serve` reads them.
+Also prints the rate that each part of the configuration allows, and the bottleneck (serve_app/capacity.py).
+`--ports` checks that the ports which the service needs are free on this machine; `make serve` does that too.
+Ray's variables are taken from the environment, then from a ray.env beside the file, as `make serve` does.
 
-Ray Serve 2.60 drops most unknown keys without a word and lays two entries for a deployment over one another; here both are errors.
+Ray Serve 2.60 silently drops most unknown keys and merges two entries for one deployment; here both are errors.
 """
 
 import argparse
@@ -39,8 +39,8 @@ HAPROXY_PORTS = {
     "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
 }
-"""Environment variables of Ray Serve and their defaults. The last is where HAProxy sends requests while there is no Ingress. Ray shares
-that port: of two services on one machine, one would answer for the other, past its keys."""
+"""Environment variables of Ray Serve and their default ports. HAProxy sends requests to the last one while no Ingress is up. Ray opens it
+with SO_REUSEPORT: with two services on one machine, one would answer requests for the other and bypass its keys."""
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -57,13 +57,13 @@ def check_config(path: Path) -> list[Settings]:
 
 def read_document(path: Path) -> Any:
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_NoKeyTwice)
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except (OSError, yaml.YAMLError) as error:
         raise ConfigurationError(f"cannot be read: {error}") from error
 
 
 def check_document(document: Any) -> list[Settings]:
-    """As `check_config`, of what a file holds."""
+    """As `check_config`, for a file already parsed."""
     check_keys(document, ServeDeploySchema, "")
     schema = validated(ServeDeploySchema, document, "")
     ours = [app for app in schema.model_dump(exclude_unset=True)["applications"] if _is_ours(app["import_path"])]
@@ -73,7 +73,7 @@ def check_document(document: Any) -> list[Settings]:
 
 
 def applications_in(path: Path) -> list[tuple[Settings, dict[str, dict[str, Any]]]]:
-    """Settings of each of our applications, and its deployments' entries by name.
+    """For each of our applications: its settings, and the entries of its deployments by name.
 
     Raises:
         ConfigurationError: as `check_config`.
@@ -85,8 +85,8 @@ def applications_in(path: Path) -> list[tuple[Settings, dict[str, dict[str, Any]
     return list(zip(settings, entries, strict=True))
 
 
-class _NoKeyTwice(yaml.SafeLoader):
-    """YAML whose mappings hold each key once; PyYAML would take the last."""
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a mapping with a duplicate key; PyYAML would silently take the last value."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -95,13 +95,13 @@ class _NoKeyTwice(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if (key.tag, key.value) in seen:
-                raise ConfigurationError(f"line {key.start_mark.line + 1}: {key.value} stands twice in one section")
+                raise ConfigurationError(f"line {key.start_mark.line + 1}: {key.value} is given twice in one section")
             seen.add((key.tag, key.value))
         return node
 
 
 def _is_ours(import_path: str) -> bool:
-    """Ray takes a dot as well as a colon before the name."""
+    """Ray accepts a dot or a colon before the name."""
     return import_path.replace(":", ".") == BUILDER.replace(":", ".")
 
 
@@ -116,7 +116,7 @@ def _check_application(app: dict[str, Any], http: HTTPOptionsSchema) -> Settings
     if len(deployments) < len(entries):
         names = [entry["name"] for entry in entries]
         twice = sorted(name for name in deployments if names.count(name) > 1)
-        raise ConfigurationError(f"deployments: more than one entry for {', '.join(twice)}; Ray would lay them over one another")
+        raise ConfigurationError(f"deployments: more than one entry for {', '.join(twice)}; Ray would merge them")
     settings = check_user_configs(deployments, settings)
     check_relations(deployments, settings, http.request_timeout_s)
     check_exposure(http.host, settings.ingress.auth)
@@ -135,13 +135,13 @@ def _check_name(name: str, settings: Settings) -> None:
 
 
 def _check_model(name: str) -> None:
-    """A typing error in a name would be found by a replica, which starts again and again."""
+    """Find a misspelt model name here: a replica that fails on it would be restarted again and again."""
     if name not in official_urls() and Path(name).suffix not in CHECKPOINT_SUFFIXES:
         locate(name)
 
 
 def _check_files(settings: Settings) -> None:
-    """Read them as the replicas do. What is not on this machine may be on the nodes: `absent_files` names it."""
+    """Read the files as the replicas do. Files absent here may exist on the nodes: `absent_files` lists them."""
     keys_file, ca_file = settings.ingress.auth.keys_file, settings.image_loader.fetch.ca_file
     if keys_file is not None and _is_here(keys_file):
         KeyRing(keys_file=keys_file)
@@ -154,12 +154,12 @@ def _is_here(path: Path | str) -> bool:
 
 
 def check_ports(http: dict[str, Any]) -> None:
-    """Try the ports that the service and its HAProxy listen on; with another service there, this one would start in vain.
+    """Check that the ports of the service and of its HAProxy are free on this machine.
 
     Args:
         http: the file's `http_options`.
     Raises:
-        ConfigurationError: one is taken; what changes it.
+        ConfigurationError: a port is taken; the message names the setting.
     """
     wanted = [("http_options.port", http.get("host") or "127.0.0.1", int(http.get("port", DEFAULT_HTTP_PORT)))]
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
@@ -171,13 +171,13 @@ def check_ports(http: dict[str, Any]) -> None:
                 probe.bind((host, port))
             except (OSError, OverflowError) as error:
                 raise ConfigurationError(
-                    f"nothing can listen on port {port} of {host} here ({getattr(error, 'strerror', None) or error}): "
-                    f"end what does, or choose another {setting}"
+                    f"cannot listen on port {port} of {host} ({getattr(error, 'strerror', None) or error}): "
+                    f"stop the program that uses it, or choose another {setting}"
                 ) from error
 
 
 def absent_files(settings: Settings) -> list[Path]:
-    """Files that the settings name and that are not here; they may be elsewhere."""
+    """Files that the settings name and that do not exist on this machine; they may exist on the nodes."""
     model = Path(settings.model.name)
     named = [
         model if model.suffix in CHECKPOINT_SUFFIXES else None,
@@ -192,7 +192,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m serve_app.config_file", description=__doc__.splitlines()[0])
     parser.add_argument("path", type=Path)
     parser.add_argument(
-        "--ports", action="store_true", help="also check that this machine's ports that the service needs are free"
+        "--ports", action="store_true", help="also check that the ports the service needs are free on this machine"
     )
     args = parser.parse_args()
     path: Path = args.path
@@ -210,7 +210,7 @@ def main() -> int:
             print(
                 f"{path}: note: {absent} is not on this machine; it must be on every node that runs the service", file=sys.stderr
             )
-    print(f"{path}: good; model {', '.join(settings.model.name for settings in applications)}")
+    print(f"{path}: valid; model {', '.join(settings.model.name for settings in applications)}")
     for settings, deployments in applications_in(path):
         print(*as_lines(settings, deployments, StageCosts(), step_of(settings, deployments)), sep="\n")
         print(room_for_update(deployments))

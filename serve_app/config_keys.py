@@ -1,4 +1,4 @@
-"""Keys and types of a serve_config.yaml, by the pydantic models of Ray Serve and of our settings."""
+"""Checks keys and types of a serve_config.yaml against the pydantic models of Ray Serve and of our settings."""
 
 from typing import Any, TypeVar, get_args
 
@@ -10,7 +10,14 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def check_keys(section: Any, model: type[BaseModel], place: str) -> None:
-    """Refuse keys that `model`, or the model of a section inside, does not know; what stands under them is for others to judge."""
+    """Refuse keys that `model`, or the model of an inner section, does not have; values are checked by `validated`.
+
+    Args:
+        section: parsed YAML.
+        place: of the section in the file, for messages; empty at the top level.
+    Raises:
+        ConfigurationError: an unknown key, or a section that is no mapping.
+    """
     here = place or "top level"
     if not isinstance(section, dict):
         raise ConfigurationError(f"{here}: expected a mapping, got {section!r}")
@@ -38,7 +45,7 @@ def validated(model: type[Model], section: Any, place: str) -> Model:
     """The section as a model.
 
     Raises:
-        ConfigurationError: the first fault, with its place.
+        ConfigurationError: the first error, with its place.
     """
     try:
         return model.model_validate(section)

@@ -1,8 +1,8 @@
-"""The request body of `POST /score`: parsed once, checked fully, every fault named with its place.
+"""Parses and checks the JSON body of `POST /score`; errors name the place in the body.
 
     bytes ─▶ parse_score_request ─▶ ScoreRequest(images, params)
 
-Nothing is decoded here: an image is still its base64 text or URL. Facts: AzureML's scorer for
+Images are not decoded here: they stay base64 text or URLs. `input_data` follows AzureML's scorer for
 mmd-3x-rtmdet-ins_x_8xb16-300e_coco; `params` are ours.
 """
 
@@ -23,14 +23,14 @@ INPUT_DATA_MISSING = "A value is not provided for the 'input_data' parameter."
 
 
 class InputData(BaseModel):
-    """The table of images: `columns`, optional `index`, and `data` flat or in rows of a cell for each column. (Documents the body.)"""
+    """A table of images: `columns`, optional `index`, and `data`: a flat list, or rows with one cell per column. (Documents the body.)"""
 
     model_config = ConfigDict(extra="forbid")
 
-    columns: list[str] = Field(min_length=1, description="`image`, and maybe others, which are ignored.", examples=[["image"]])
+    columns: list[str] = Field(min_length=1, description="`image`; other columns are ignored.", examples=[["image"]])
     index: list[int | str] | None = None
     data: list[str] | list[list[Any]] = Field(
-        description="Images as base64 text, data: URL, or http(s) URL: one a row, flat, or in rows of a cell for each column."
+        description="Images as base64 text, data: URL or http(s) URL: a flat list, or rows with one cell per column."
     )
 
 
@@ -42,13 +42,13 @@ class ScoreBody(BaseModel):
 
 
 MAX_JSON_VALUES = 100_000
-"""Most commas and opening brackets of a body. A full request has some hundreds, base64 none; but ten million empty lists
-fit into 32 MB of text and would take 700 MB of memory once they are read. Depth is bounded by orjson, at 1024."""
+"""Most commas and opening brackets in a body. A full request has some hundreds and base64 text has none, but ten million empty lists
+fit into 32 MB of text and take 700 MB of memory when parsed. orjson limits the depth to 1024."""
 
 _COUNTED_AT_ONCE = 2**20
 
 BOM = b"\xef\xbb\xbf"
-"""UTF-8's byte order mark: PowerShell and some editors write it in front of JSON; AzureML's server reads such bodies, too."""
+"""UTF-8's byte order mark: PowerShell and some editors write it before JSON; AzureML's server accepts it too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def parse_score_request(body: bytes | bytearray) -> ScoreRequest:
     """Read a `POST /score` body.
 
     Args:
-        body: the JSON as received. How many images a request may have is checked where they are admitted.
+        body: the JSON as received. The number of images is checked later, at admission.
     Raises:
         InvalidRequest: the contract is broken; the message names the place.
         LimitExceeded: too many JSON values.
@@ -85,7 +85,7 @@ def parse_score_request(body: bytes | bytearray) -> ScoreRequest:
 
 
 def _check_structure(body: bytes | bytearray) -> None:
-    """Raise LimitExceeded when the JSON holds more values than any request needs; before it is read."""
+    """Raise LimitExceeded when the JSON holds more than MAX_JSON_VALUES values; runs before parsing."""
     count = 0
     for start in range(0, len(body), _COUNTED_AT_ONCE):
         count += sum(body.count(mark, start, start + _COUNTED_AT_ONCE) for mark in (b",", b"[", b"{"))
@@ -120,7 +120,7 @@ def _check_index(index: Any, length: int) -> None:
 
 
 def _parse_row(row: Any, position: int, column: int, columns: int) -> str:
-    """The image of one row: the row itself, or its cell in the column `image`; MLflow ignores the other columns, and so does this."""
+    """The image of one row: the row itself, or its cell in the column `image`. Other columns are ignored, as MLflow does."""
     place = f"'input_data.data[{position}]'"
     cells = row if isinstance(row, list) else [row]
     if len(cells) != columns:

@@ -1,9 +1,9 @@
-"""Refuses an open door: a server that listens beyond loopback wants keys, or to be told that none are wanted. And a door that cannot
-open: certificates where HAProxy stands in front, which speaks plain HTTP to replicas that speak TLS.
+"""Refuses to serve beyond loopback without keys, unless `allow_anonymous` is set. Also refuses TLS certificates together with HAProxy,
+which speaks plain HTTP to the replicas.
 
-Asked twice. Of the file, before anything starts (serve_app.config_file). And of the running cluster, by every ingress
-replica before it answers anybody: `serve run`, `serve deploy`, `serve start --http-host` and RAY_SERVE_DEFAULT_HTTP_HOST
-all decide where Ray Serve listens, and only the cluster knows who won.
+Checked twice: in the file, before anything starts (serve_app.config_file), and in the running cluster, by every ingress replica before its
+first request. `serve run`, `serve deploy`, `serve start --http-host` and RAY_SERVE_DEFAULT_HTTP_HOST can all set the address that Ray Serve
+listens on; only the running cluster knows the result.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger("ray.serve")
 
 
 def http_app_unless_exposed(ingress: Ingress, settings: Settings) -> ASGIApp:
-    """The HTTP front of an ingress replica; it does not start where it would be an open door.
+    """The ASGI application of an ingress replica, unless it would be exposed without keys.
 
     Raises:
         ConfigurationError: see `check_exposure`.
@@ -42,41 +42,42 @@ def check_exposure(host: str | None, auth: AuthSettings) -> None:
     """Refuse to listen beyond loopback without keys.
 
     Args:
-        host: `http_options.host`; None where Ray Serve does not listen for HTTP.
-        auth: the keys that are set.
+        host: `http_options.host`; None if Ray Serve does not listen for HTTP.
+        auth: the section `ingress.auth`.
     Raises:
-        ConfigurationError: the open door; the message says how to close it, or to leave it open on purpose.
+        ConfigurationError: the service would be reachable without keys; the message says how to set keys, or to allow it on purpose.
     """
     if host is None or is_loopback(host) or auth.keys_env or auth.keys_file or auth.allow_anonymous:
         return
     raise ConfigurationError(
         f"http_options.host is {host}, beyond loopback, but no keys are set: set args.ingress.auth.keys_env or keys_file, "
-        f"or args.ingress.auth.allow_anonymous: true if something in front of it checks callers."
+        f"or args.ingress.auth.allow_anonymous: true if a gateway in front checks callers."
     )
 
 
 def check_certificates(certfile: str | None) -> None:
-    """Refuse TLS where it would answer every request with 500: Ray Serve 2.60 gives the certificate to the replicas, not to HAProxy.
+    """Refuse TLS together with HAProxy: Ray Serve 2.60 gives the certificate to the replicas, not to HAProxy, and every request fails
+    with 500.
 
     Args:
         certfile: `http_options.ssl_certfile`.
     Raises:
-        ConfigurationError: HAProxy is on; the message says what to do.
+        ConfigurationError: a certificate is set and HAProxy is on.
     """
     if certfile and os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
         raise ConfigurationError(
-            "http_options.ssl_certfile does not work with HAProxy (RAY_SERVE_ENABLE_HA_PROXY=1 in ray.env): let a load balancer in "
-            "front speak TLS, or set RAY_SERVE_ENABLE_HA_PROXY=0."
+            "http_options.ssl_certfile does not work with HAProxy (RAY_SERVE_ENABLE_HA_PROXY=1 in ray.env): terminate TLS in a "
+            "load balancer in front, or set RAY_SERVE_ENABLE_HA_PROXY=0."
         )
 
 
 def _warn_of_unreachable_nodes(host: str | None) -> None:
-    """HAProxy reaches the Ingress replicas of other nodes at their address; on loopback they wait for requests that never come."""
+    """Warn if Ingress replicas on other nodes get no requests: HAProxy connects to their node's address, and they listen on loopback."""
     nodes = sum(node["Alive"] for node in ray.nodes())
     if host is not None and is_loopback(host) and nodes > 1:
         logger.warning(
             "http_options.host is %s in a cluster of %d nodes: a proxy reaches only the Ingress replicas on its own node. "
-            "Set it to 0.0.0.0, and keys (serve_config.gpu.yaml does).",
+            "Set it to 0.0.0.0 and set keys, as serve_config.gpu.yaml does.",
             host,
             nodes,
         )

@@ -1,6 +1,6 @@
-"""What surrounds every route: request ids, keys, answer headers, the end of refused uploads, and the log of our own bugs.
+"""ASGI middleware around all routes: request ids, keys, response headers, refused uploads, and logging of unexpected errors.
 
-A plain ASGI layer around the routes, so that it costs microseconds.
+Plain ASGI instead of Starlette's BaseHTTPMiddleware: it costs microseconds.
 """
 
 from __future__ import annotations
@@ -24,31 +24,32 @@ logger = logging.getLogger("ray.serve")
 
 MAX_REQUEST_ID_CHARS = 100
 ID_HEADERS = ("x-ms-request-id", "x-ms-client-request-id", "x-request-id")
-"""Where a caller may name its request; the first that came is the id in logs and answers. x-request-id is the last: HAProxy and Ray Serve
-make one where none came."""
+"""Headers with a caller's request id; the first one present becomes the id in logs and responses. x-request-id comes last, because HAProxy
+and Ray Serve add one to every request without it."""
 MODEL_ERROR_STATUS = 424
-"""A managed endpoint's answer to whatever its model refused."""
+"""Status of an AzureML managed endpoint for requests that its model refused."""
 AZUREML_STATUS = {400: MODEL_ERROR_STATUS, 415: MODEL_ERROR_STATUS, 422: MODEL_ERROR_STATUS, 503: 429}
-"""What a managed endpoint of AzureML answers where we answer otherwise."""
+"""Our status codes and those of an AzureML managed endpoint, where they differ."""
 MODEL_ERROR_HEADER = "ms-azureml-model-error-statuscode"
-"""The status behind a 424, as the managed endpoint tells it."""
+"""The original status of a 424, in the header that the managed endpoint uses."""
 OPEN_PATHS = frozenset({"/", "/ready", "/docs", "/playground", "/openapi.json", "/swagger.json"})
-"""Health probes carry no keys, nor do browsers that look at the documents, which tell no more than the source does."""
+"""Paths without keys: health probes send none, nor do browsers that open the documentation, which is public in the source anyway."""
 BODILESS_PATHS = frozenset({"/ready", "/info"})
-"""Routes that wait for the stages and read no body: Ray would hold all that comes meanwhile in memory (measured: 0.75 GB in 4 s)."""
+"""Routes that wait for the stages and read no body. Ray would buffer a body in memory meanwhile (measured: 0.75 GB in 4 s), so it is
+refused."""
 
 
 class RequestGuard:
-    """ASGI layer: checks id and key before a route sees the request; logs a route that failed unforeseen (it has answered 500).
+    """ASGI middleware: checks id and key before a route sees the request; logs unexpected errors of a route (the client gets a 500).
 
     Args:
         app: the routes.
-        keys: who may enter.
-        max_rest_bytes: of a refused body, as much is still read and thrown away, so that a client that looks for its answer
-            only after sending finds one. The connection of a longer or endless body is closed with the answer: Ray Serve's
-            proxy would go on reading it (measured: 0.8 GB/s, a whole core) for as long as it comes.
+        keys: the keys that are accepted.
+        max_rest_bytes: of a refused body so many bytes are still read and discarded, so that a client that reads the response only after
+            sending gets it. For a longer body the connection is closed after the response: Ray Serve's proxy would read it for as long
+            as it comes (measured: 0.8 GB/s, one core).
         errors_counted: a context that counts the errors raised within.
-        azureml_status: answer /score with the status codes of AzureML's managed endpoints.
+        azureml_status: use the status codes of AzureML's managed endpoints on /score.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class RequestGuard:
         except ServiceError as error:
             await error_response(error)(scope, body.receive, answer.send)
         except Exception:
-            logger.exception("request %s failed on a bug", request_id)
+            logger.exception("request %s failed with an unexpected error", request_id)
             if not answer.begun:
                 await error_response(StageFailed("The service failed on this request."))(scope, body.receive, answer.send)
 
@@ -108,7 +109,7 @@ class RequestGuard:
 
 
 class _Body:
-    """A request's body on its way in: knows whether a long one is still coming."""
+    """A request's body while it arrives; `keeps_coming` while a long one is not complete."""
 
     def __init__(self, receive: Receive, is_long: bool) -> None:
         self._receive = receive
@@ -122,12 +123,12 @@ class _Body:
 
 
 class _Answer:
-    """Adds the id and timing headers to an answer on its way out (x-request-id is added by Ray Serve's proxy).
+    """Adds the id and timing headers to a response (Ray Serve's proxy adds x-request-id).
 
     Args:
         ids: header and value; None is left out.
         body: of the request.
-        status: other status codes for those that the routes answer with.
+        status: status codes to replace, and their replacements.
     """
 
     def __init__(self, send: Send, ids: Mapping[str, str | None], body: _Body, status: Mapping[int, int]) -> None:

@@ -1,4 +1,4 @@
-"""Bearer keys: from environment variables or a file, compared in constant time, rotated without a restart, never logged."""
+"""Bearer keys, read from environment variables or a file. Compared in constant time, rotated without a restart, never logged."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ logger = logging.getLogger("ray.serve")
 
 
 class KeyRing:
-    """The keys that open the endpoint; with no source configured it is open.
+    """The keys that the endpoint accepts. With no source configured, every request is accepted.
 
     Args:
-        keys_env: names of environment variables that each hold one key (a primary and a secondary, say).
+        keys_env: names of environment variables that each hold one key, such as a primary and a secondary one.
         keys_file: file with one key a line; blank lines and lines that begin with # are skipped. `~` is the home folder. Read again
             when it changes.
     Raises:
-        ConfigurationError: a source is configured but holds no key: that would lock everybody out, or nobody.
+        ConfigurationError: a source is configured but holds no key.
     """
 
     def __init__(self, keys_env: Sequence[str] = (), keys_file: Path | None = None) -> None:
@@ -36,7 +36,7 @@ class KeyRing:
         self._from_file: tuple[bytes, ...] = ()
         if self._file is not None and not self._read_file():
             raise ConfigurationError(
-                f"ingress.auth.keys_file: {self._file} {self._file_fault}; wanted is a text file with one key a line."
+                f"ingress.auth.keys_file: {self._file} {self._file_fault}; expected a text file with one key a line."
             )
 
     @property
@@ -45,19 +45,21 @@ class KeyRing:
         return not self._from_env and self._file is None
 
     def check(self, authorization: str | None) -> str:
-        """Accept an Authorization header or raise Unauthorized.
+        """Check an Authorization header.
+
+        Every known key is compared, each in constant time, so that the response time reveals nothing about them.
 
         Returns:
-            An id of the key, which tells nothing about it; empty with fewer than two keys: there is nobody to tell apart.
-
-        Every known key is compared, each in constant time, so the answer's timing tells nothing about them.
+            An id of the key (a keyed hash); empty if there are fewer than two keys.
+        Raises:
+            Unauthorized: the header is missing or its key is unknown.
         """
         if self.is_open:
             return ""
         if self._file is not None:
             self._read_file()
         scheme, _, text = (authorization or "").partition(" ")
-        given = text.encode("latin-1").strip()  # as the header's bytes were; a str would lose more than ASCII blanks
+        given = text.encode("latin-1").strip()  # bytes: str.strip() would remove more than ASCII blanks
         if scheme.lower() != "bearer" or not given:
             raise Unauthorized("An Authorization header with a bearer key is required.")
         known = (*self._from_env, *self._from_file)
@@ -67,7 +69,7 @@ class KeyRing:
         return hashlib.blake2b(given, digest_size=4, person=b"rtmdet-caller").hexdigest() if len(set(known)) > 1 else ""
 
     def _read_file(self) -> bool:
-        """Read the file if it changed; on a fault keep the keys that were. True when there are keys."""
+        """Read the file if it changed; on an error keep the previous keys. Returns whether there are keys."""
         if self._file is None:
             return False
         fault = ""
@@ -84,6 +86,6 @@ class KeyRing:
         except (OSError, UnicodeDecodeError) as error:
             fault = f"cannot be read ({type(error).__name__})"
         if fault and fault != self._file_fault and self._from_file:
-            logger.warning("the keys file %s %s: the last keys stay valid; to revoke them, write others", self._file, fault)
+            logger.warning("the keys file %s %s: the previous keys stay valid; to revoke them, write new ones", self._file, fault)
         self._file_fault = fault
         return bool(self._from_file)

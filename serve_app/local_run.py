@@ -1,6 +1,6 @@
-"""One run of the service on this machine: start it as `serve run` does, tell its progress, watch it, stop it.
+"""Runs the service on this machine: starts it as `serve run` does, prints progress, watches it, stops it.
 
-Ray's own log stays in its files unless `verbose`. What `serve run` starts is started by its own command, so that both read the same YAML.
+Calls the `serve run` command itself, so that both read the YAML the same way. Ray's log stays in its files unless `verbose`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from ray.serve.scripts import run as serve_run
 from pipeline.errors import ConfigurationError
 from serve_app.config_file import absent_files, check_document, check_ports, read_document
 
-LOOK_EVERY_S, WATCH_EVERY_S = 0.3, 5.0
+POLL_S, WATCH_EVERY_S = 0.3, 5.0
 CHANGE_AFTER_S, REMIND_AFTER_S = 4.0, 20.0
-"""Least seconds between two lines of progress, where something changed and where nothing did."""
-ILL = ("DEPLOY_FAILED", "UNHEALTHY")
+"""Shortest time between two lines of progress, if the status changed and if it did not."""
+FAILED_DEPLOYMENT = ("DEPLOY_FAILED", "UNHEALTHY")
 FAILED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 
 
@@ -42,7 +42,7 @@ class LocalRun:
         config: a serve_config.yaml.
         verbose: show Ray's log on the terminal.
     Raises:
-        ConfigurationError: from `run`; what is wrong, and what to do about it.
+        ConfigurationError: from `run`: the service cannot start; the message says why.
     """
 
     def __init__(self, config: Path, *, verbose: bool) -> None:
@@ -50,7 +50,7 @@ class LocalRun:
         self._began, self._terminal = time.monotonic(), sys.stdout
 
     def run(self) -> None:
-        """All of it; returns after Ctrl-C or SIGTERM."""
+        """Check, start and watch the service; returns after Ctrl-C or SIGTERM."""
         with self._quiet():
             self._run(self._check())
 
@@ -65,7 +65,7 @@ class LocalRun:
             ray.shutdown()
 
     def _stop(self) -> None:
-        self._say("Stopping: requests that are being scored end first. Ctrl-C again stops at once.")
+        self._say("Stopping after the requests in flight. Ctrl-C again stops at once.")
         with contextlib.suppress(KeyboardInterrupt):
             serve.shutdown()
         ray.shutdown()
@@ -95,7 +95,7 @@ class LocalRun:
         _interrupt_on_signals()  # Ray's handler of SIGTERM prints a C++ stack trace
         if not self._verbose:
             logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        self._say("Ray runs. Starting the stages and loading the model …")
+        self._say("Ray is running. Starting the stages and loading the model …")
         try:
             serve_run.main([str(self._config), "--non-blocking"], standalone_mode=False)
         except (SystemExit, click.ClickException) as error:
@@ -116,7 +116,7 @@ class LocalRun:
             if waits and time.monotonic() - told_at > (CHANGE_AFTER_S if waits != told else REMIND_AFTER_S):
                 self._say(f"Waiting for {waits}")
                 told, told_at = waits, time.monotonic()
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(POLL_S)
         for url in urls.values():
             self._say_ready(url)
 
@@ -128,24 +128,24 @@ class LocalRun:
         )
 
     def _give_up(self, name: str, application: ApplicationStatusOverview) -> NoReturn:
-        reason = failure_of(application) or "Ray Serve does not say why."
+        reason = failure_of(application) or "Ray Serve gives no reason."
         serve.shutdown()
-        raise ConfigurationError(f"the application {name} does not start: {reason}\nRay's log, with all of it: {_log_folder()}")
+        raise ConfigurationError(f"the application {name} does not start: {reason}\nRay's full log: {_log_folder()}")
 
     def _watch(self) -> None:
-        """Until it is interrupted: say when an application gets ill, and when it is well again."""
-        ill: set[str] = set()
+        """Until interrupted: say when an application becomes unhealthy, and when it runs again."""
+        failed: set[str] = set()
         while True:
             time.sleep(WATCH_EVERY_S)
             for name, application in serve.status().applications.items():
-                is_ill = application.status in FAILED
-                if is_ill != (name in ill):
-                    ill ^= {name}
-                    self._say(f"{name} is {application.status.value}. {failure_of(application) if is_ill else ''}".rstrip())
+                is_failed = application.status in FAILED
+                if is_failed != (name in failed):
+                    failed ^= {name}
+                    self._say(f"{name} is {application.status.value}. {failure_of(application) if is_failed else ''}".rstrip())
 
     @contextlib.contextmanager
     def _quiet(self) -> Iterator[None]:
-        """What Ray prints within is thrown away, unless `verbose`: all of it is in its files."""
+        """Within: discard what Ray prints, unless `verbose`; Ray's log files have it too."""
         if self._verbose:
             yield
             return
@@ -157,13 +157,13 @@ class LocalRun:
 
 
 def failure_of(application: ApplicationStatusOverview) -> str:
-    """Why it does not run: the words of the deployment that failed, which say more than the application's; empty where nobody says."""
-    ill = [deployment for deployment in application.deployments.values() if deployment.status.value in ILL]
-    return next(filter(None, (reason_of(deployment.message) for deployment in ill)), reason_of(application.message))
+    """Why an application does not run: the message of the deployment that failed, else that of the application; may be empty."""
+    failed = [deployment for deployment in application.deployments.values() if deployment.status.value in FAILED_DEPLOYMENT]
+    return next(filter(None, (reason_of(deployment.message) for deployment in failed)), reason_of(application.message))
 
 
 def reason_of(message: str) -> str:
-    """What went wrong, from the message of a status: of a traceback its last line, with the exception's own words."""
+    """The reason in a status message; if it holds a traceback, the exception's own message."""
     lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
     if not lines:
         return ""
@@ -173,7 +173,7 @@ def reason_of(message: str) -> str:
 
 
 def waits_for(application: ApplicationStatusOverview) -> list[str]:
-    """Deployments that have not all their replicas, such as `Detector (0 of 1 replicas)`, and why Ray cannot place one."""
+    """Deployments that lack replicas, such as `Detector (0 of 1 replicas)`, with the reason if Ray cannot place one."""
     found = []
     for name, deployment in application.deployments.items():
         states: dict[Any, int] = dict(deployment.replica_states)
@@ -186,8 +186,8 @@ def waits_for(application: ApplicationStatusOverview) -> list[str]:
 def _unplaced(message: str) -> str:
     needs = re.search(r"Resources required for each replica: (\{.*?\}), total resources available: (\{.*?\})", message)
     if needs is None or _fits(json.loads(needs[1]), json.loads(needs[2])):
-        return ""  # Ray says it of replicas that start slowly, too
-    return f"; a replica needs {needs[1]}, free are {needs[2]}: lower num_cpus, num_gpus or replicas under `deployments`, or add a node"
+        return ""  # Ray prints the same for replicas that are just slow to start
+    return f"; a replica needs {needs[1]}, {needs[2]} is free: lower num_cpus, num_gpus or replicas under `deployments`, or add a node"
 
 
 def _fits(needed: dict[str, float], free: dict[str, float]) -> bool:

@@ -1,8 +1,8 @@
-"""JSON with long strings, read without holding up other threads: the strings are cut out before the parser sees the rest.
+"""Reads JSON with long strings without blocking other threads: replaces the strings by short tokens before parsing.
 
     {"data": ["/9j/4AAQ…", …]} ─▶ cut_out ─▶ {"data": ["<token 0>", …]} ─▶ orjson, small   and {token 0: "/9j/4AAQ…"}
 
-A parser holds the interpreter's lock for all of a body: 60 ms for 31 MB. Each step here takes a few milliseconds at most.
+A JSON parser holds the GIL for the whole body: 60 ms for 31 MB. Each step here holds it for a few milliseconds at most.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import numpy as np
 
 MIN_LENGTH = 4096
 MAX_STRINGS = 100_000
-"""A body of more strings is no request of ours; it is left to the parser."""
+"""No valid request has more strings; such a body is left to the parser."""
 
 
 def cut_out(body: bytes | bytearray) -> tuple[bytes | bytearray, dict[str, str]]:
-    """Put a token in the place of every long string that is plain ASCII without escapes, as base64 is.
+    """Replace every long string that is plain ASCII without escapes, such as base64, by a token.
 
     Args:
-        body: JSON text, valid or not: what is no JSON stays none.
+        body: JSON text; invalid JSON stays invalid.
     Returns:
-        The text with tokens, and each token's string.
+        The text with tokens, and the string of each token.
     """
     view, codes = memoryview(body), np.frombuffer(body, np.uint8)
     prefix, copied, opening = secrets.token_hex(8), 0, body.find(b'"')
@@ -45,7 +45,7 @@ def cut_out(body: bytes | bytearray) -> tuple[bytes | bytearray, dict[str, str]]
 
 
 def _closing_quote(body: bytes | bytearray, start: int) -> int:
-    """The first quote that is not escaped; -1 where there is none, or none among the next `MAX_STRINGS`."""
+    """Position of the first unescaped quote; -1 if there is none, or none among the next `MAX_STRINGS` quotes."""
     quote = start - 1
     for _ in range(MAX_STRINGS):
         quote = body.find(b'"', quote + 1)
@@ -54,12 +54,12 @@ def _closing_quote(body: bytes | bytearray, start: int) -> int:
         before = bytes(body[max(start, quote - 64) : quote])
         backslashes = len(before) - len(before.rstrip(b"\\"))
         if backslashes == len(before) and quote - start > len(before):
-            return -1  # more backslashes than any of our requests has: left to the parser
+            return -1  # more backslashes than any valid request has: left to the parser
         if backslashes % 2 == 0:
             return quote
     return -1
 
 
 def _is_plain(body: bytes | bytearray, codes: np.ndarray, start: int, end: int) -> bool:
-    """Whether a string holds no escape, and nothing but printable ASCII."""
+    """Whether a string is printable ASCII without escapes."""
     return body.find(b"\\", start, end) < 0 and bool(codes[start:end].min() >= ord(" ")) and bool(codes[start:end].max() < 0x7F)

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says about POST /score. The body is read by hand (limits first), so it is described here."""
+"""OpenAPI description of POST /score. FastAPI cannot derive it: we read the body ourselves, to apply limits first."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Rle(BaseModel):
 
 
 class DetectedObject(BaseModel):
-    """One object; `holes` and `rle` only where asked for."""
+    """One object; `holes` and `rle` only if the request asks for them."""
 
     box: Box
     label: str
@@ -59,7 +59,7 @@ class IndexedFault(Fault):
 
 
 class ErrorAnswer(BaseModel):
-    """Every answer that is not 200."""
+    """Body of every response that is not 200."""
 
     message: str
     code: str
@@ -67,16 +67,16 @@ class ErrorAnswer(BaseModel):
 
 
 _ERRORS = {
-    400: "The body breaks the contract; the message names the place.",
+    400: "The body does not follow the contract; the message names the place.",
     401: "The bearer key is missing or wrong.",
     408: "The request's deadline passed.",
-    413: "Body, image bytes, pixels or image count over a limit.",
+    413: "The body, an image's bytes or pixels, the number of images or the answer is over a limit.",
     415: "The content type is neither JSON nor a form nor an image, or the body is compressed.",
-    424: "What is 400, 415 or 422 without ingress.azureml_status_codes.",
+    424: "With ingress.azureml_status_codes: instead of 400, 415 and 422.",
     422: "An image cannot be decoded, or its URL is refused or could not be fetched.",
     429: "The service is at its limit (or 503, as configured); see Retry-After.",
     431: "A header is too long.",
-    500: "A fault of the service.",
+    500: "The service failed.",
     503: "The service is at its limit; see Retry-After.",
 }
 
@@ -103,14 +103,14 @@ def _body_schema() -> dict[str, Any]:
 
 
 def _query() -> list[dict[str, Any]]:
-    """`params` as names of the query, for bodies that are photos."""
+    """The `params` as query parameters, for bodies that are image files."""
     properties = ScoreParams.model_json_schema()["properties"]
     return [
         {
             "name": name,
             "in": "query",
             "required": False,
-            "description": f"{schema.pop('description', '')} For photos that are not JSON.".strip(),
+            "description": f"{schema.pop('description', '')} Only for bodies that are not JSON.".strip(),
             "schema": {key: value for key, value in schema.items() if key != "title"},
         }
         for name, schema in properties.items()
@@ -132,7 +132,7 @@ SCORE_ROUTE_DOCS: dict[str, Any] = {
         **{status: {"model": ErrorAnswer, "description": text} for status, text in _ERRORS.items()},
     },
     "openapi_extra": {
-        "security": [{}],  # or none: beside the bearer key, where the service has no keys
+        "security": [{}],  # FastAPI adds the bearer key; {} says that it is optional: the service may have no keys
         "requestBody": {
             "required": True,
             "content": {
@@ -148,7 +148,7 @@ SCORE_ROUTE_DOCS: dict[str, Any] = {
                 "in": "query",
                 "required": False,
                 "schema": {"type": "boolean"},
-                "description": "Answer with a picture, as Accept: image/png or image/jpeg does; of one photo.",
+                "description": "1: answer with a picture of the result, as Accept: image/png or image/jpeg does; one photo only.",
             },
             {
                 "name": TIMEOUT_HEADER,

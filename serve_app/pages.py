@@ -1,6 +1,6 @@
-"""What browsers get: the playground at / and /playground, the API's documents at /docs. All from this package's own files.
+"""Pages for browsers: the playground at / and /playground, the API documentation at /docs.
 
-Nothing is fetched from other hosts, and the content security policy forbids it. Probes that ask for / get `Healthy` (serve_app.http).
+All files come from this package; the content security policy forbids others. Health probes of / get `Healthy` (serve_app.http).
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from pipeline.errors import RequestError
 
 POLICY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 DOCS_POLICY = f"{POLICY}; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
-"""Swagger UI writes its own styles and icons into the page; its scripts come from here."""
+"""Swagger UI adds inline styles and data: icons; scripts must come from this service."""
 SITES = {"playground": POLICY, "docs": DOCS_POLICY}
 """Folders beside this file, each with an index.html."""
 OPEN_PREFIXES = tuple(f"/{site}/" for site in SITES)
-"""Below these no key is asked for: the files hold no more than the source does."""
+"""Paths below these need no key: the files are public in the source."""
 
 mimetypes.add_type("image/webp", ".webp")
 
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """One file as it goes out.
+    """One file to serve.
 
     Args:
         body: its bytes; compressed where `is_gzip`.
@@ -43,7 +43,7 @@ class Asset:
     is_gzip: bool = False
 
     def response(self, request: Request) -> Response:
-        """The file, or 304 where the browser has it."""
+        """The file, or 304 if the browser has this version."""
         etag = f'"{hashlib.sha256(self.body).hexdigest()[:16]}"'
         headers = {
             "cache-control": "no-cache",
@@ -64,7 +64,7 @@ class Asset:
 
 
 def wants_page(request: Request) -> bool:
-    """Whether a browser asks: it names text/html, which probes and curl do not."""
+    """Whether the client is a browser: it accepts text/html, which probes and curl do not ask for."""
     return "text/html" in request.headers.get("accept", "")
 
 

@@ -1,11 +1,11 @@
-"""Bodies of `POST /score` that are photos as they are, instead of JSON; `params` stand in the query.
+"""Parses bodies of `POST /score` that are image files instead of JSON; `params` come from the query.
 
     image/jpeg, image/png, …, application/octet-stream ─▶ one photo
-    multipart/form-data ─▶ every part that is a file, in order; its other fields are params, too
+    multipart/form-data ─▶ all parts that are files, in order; other fields are params
 
     curl -F image=@photo.jpg 'http://127.0.0.1:8000/score?score_threshold=0.5'
 
-The answer is the same list, one object for each photo, or a picture (`answer_form`). Which format a file has, its own bytes say.
+The answer is the same JSON list, or a picture (`answer_form`). A file's format is detected from its bytes, not from its content type.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ TYPES = f"application/json, {MULTIPART} or an image type such as image/jpeg"
 """For messages."""
 PICTURES = frozenset({"image/png", "image/jpeg"})
 MAX_FIELDS = 32
-QUERY_OF_ITS_OWN = frozenset({"draw"})
-"""Names in the query that are no params."""
+QUERY_NOT_PARAMS = frozenset({"draw"})
+"""Query parameters that are not `params`."""
 
 
 async def parse_photos(body: bytearray, headers: Headers, query: Iterable[tuple[str, str]], max_images: int) -> ScoreRequest:
-    """The photos and params of a body that is not JSON.
+    """Read the photos and params of a body that is not JSON.
 
     Args:
         body: as received.
-        headers: with a content type of PHOTO_TYPES or MULTIPART.
-        query: names and values of the URL.
+        headers: their content type is one of PHOTO_TYPES or MULTIPART.
+        query: names and values from the URL.
         max_images: most photos in one request (setting ingress.max_images_per_request).
     Raises:
-        InvalidRequest: no photo, a form that cannot be read, or params that are not known.
+        InvalidRequest: no photo, a form that cannot be parsed, or unknown params.
         LimitExceeded: too many photos.
     """
-    given = [(name, value) for name, value in query if name not in QUERY_OF_ITS_OWN]
+    given = [(name, value) for name, value in query if name not in QUERY_NOT_PARAMS]
     if media_type(headers) != MULTIPART:
         return ScoreRequest([_photo(bytes(body), "The request body")], _params(given))
     photos, fields = await _read_form(body, headers, max_images)
@@ -54,10 +54,10 @@ async def parse_photos(body: bytearray, headers: Headers, query: Iterable[tuple[
 
 
 def answer_form(request: Request, images: int) -> AnswerForm:
-    """What the answer is: JSON, unless `draw=1` in the query or an Accept header of image/png or image/jpeg asks for a picture.
+    """The form of the answer: JSON, unless `draw=1` in the query or an Accept header with image/png or image/jpeg asks for a picture.
 
     Raises:
-        InvalidRequest: another value of `draw`, or a picture of several photos, or of none.
+        InvalidRequest: another value of `draw`, or a picture is asked for and the request has not exactly one photo.
     """
     accepted = {part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "").split(",")}
     draw = request.query_params.get("draw")
@@ -65,7 +65,7 @@ def answer_form(request: Request, images: int) -> AnswerForm:
         raise InvalidRequest("'draw' must be 1 or 0.")
     wanted = draw in ("1", "true") or (draw is None and bool(accepted & PICTURES) and "application/json" not in accepted)
     if wanted and images != 1:
-        raise InvalidRequest(f"A picture is drawn of one photo; the request has {images}.")
+        raise InvalidRequest(f"A picture shows one photo; the request has {images}.")
     if not wanted:
         return "json"
     return "jpeg" if "image/jpeg" in accepted and "image/png" not in accepted else "png"
@@ -85,7 +85,7 @@ async def _read_form(body: bytearray, headers: Headers, max_images: int) -> tupl
         if "Too many files" in str(error):
             check_image_count(max_images + 1, max_images)
         raise InvalidRequest(
-            f"The multipart form cannot be read: {getattr(error, 'message', 'it names no boundary')}."
+            f"The multipart form cannot be parsed: {getattr(error, 'message', 'it names no boundary')}."
         ) from error
     photos: list[bytes] = []
     fields: list[tuple[str, str]] = []
@@ -114,7 +114,7 @@ def _photo(data: bytes, what: str) -> bytes:
 
 
 def _params(given: Iterable[tuple[str, str]]) -> ScoreParams:
-    """Params from text; `labels` may come several times."""
+    """Parse params given as text; only `labels` may be repeated."""
     params: dict[str, Any] = {}
     for name, value in given:
         if name == "labels":

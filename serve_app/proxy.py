@@ -1,10 +1,11 @@
-"""A layer inside Ray Serve's own HTTP front: in each Ingress replica where HAProxy stands in front, in Ray's proxy where it does not. Its
-refusals speak the contract too, and clients that do not read their answers cannot fill the memory.
+"""Middleware for Ray Serve's HTTP server: turns Ray's own error responses into the contract's JSON, and bounds unsent responses.
 
-Ray Serve answers some requests itself, in plain text: a timeout (408), a full queue (503), an application that is not
-deployed (404, 503), a replica that died (500, or nothing at all). Set
-`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.proxy:middlewares` where Ray starts (ray.env does) and they
-become the contract's JSON. Without it everything works, only these answers stay Ray's.
+It runs in each Ingress replica with HAProxy, in Ray's proxy without.
+
+Ray Serve answers some requests itself, in plain text: a timeout (408), a full queue (503), an application that is not deployed (404,
+503), a replica that died (500, or no response). To turn these into JSON, set
+`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.proxy:middlewares` where Ray starts (ray.env does). Without it everything works, but
+these responses stay plain text.
 """
 
 from __future__ import annotations
@@ -25,24 +26,23 @@ logger = logging.getLogger("ray.serve")
 FIRST_ERROR_STATUS = 400
 
 KEPT = frozenset({"x-request-id", "retry-after"})
-"""Headers of a replaced answer that stay."""
+"""Headers that a replaced response keeps."""
 
 READ_BY_RAY = frozenset(
     "x-request-id x-request-timeout-seconds x-request-disconnect-disabled x-session-id serve-multiplexed-model-id traceparent".split()
 )
-"""Headers that Ray Serve decodes as UTF-8, some with _ for -, with a plain 500 for what is not."""
-
+"""Headers that Ray Serve decodes as UTF-8 (some also with _ for -); it fails with a plain 500 if they are not."""
 
 PIECE_BYTES = 2**18
 MAX_WRITE_S = 10.0
-"""A client that takes no piece of its answer for so long has stalled, and loses its connection."""
+"""If a client does not take the next piece of its response within this time, its connection is closed."""
 MAX_UNSENT_BYTES = 256_000_000
-"""Of all answers of this process together; beyond it answers are refused. Between a route and this layer Ray Serve keeps all of an answer
-in memory, however slowly its client reads."""
+"""Unsent bytes of all responses of this process; beyond it, responses are replaced by a 503. Ray Serve keeps a whole response in memory
+until its client has read it."""
 
 
 class JsonErrors:
-    """ASGI layer: an error that is not JSON is replaced by the contract's form, an answer that never came by a 500."""
+    """ASGI middleware: replaces errors that are not JSON by the contract's JSON, and a missing response by a 500."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -81,42 +81,42 @@ class JsonErrors:
         except TimeoutError:
             if not answered:
                 raise
-            logger.warning("a client took nothing of its answer for %g s: its connection is closed", MAX_WRITE_S)
+            logger.warning("a client read nothing of its response for %g s: its connection is closed", MAX_WRITE_S)
             return
         finally:
             unsent.forget()
         if not answered:
-            await error_response(StageFailed("The service lost the replica that worked on this request."))(scope, receive, send)
+            await error_response(StageFailed("The replica that worked on this request died."))(scope, receive, send)
 
 
 def middlewares() -> list[Middleware]:
-    """What Ray Serve's proxy asks for."""
+    """The middlewares for Ray Serve; called by Ray, see the module's docstring."""
     return [Middleware(JsonErrors)]
 
 
 class _Unsent:
-    """One answer's bytes among those that a layer holds."""
+    """The unsent bytes of one response, counted in the total of its JsonErrors layer."""
 
     def __init__(self, layer: JsonErrors) -> None:
         self._layer, self._bytes = layer, 0
 
     def announce(self, start: Message) -> ServiceError | None:
-        """An answer begins: count its bytes until it is sent or given up, or say why there is no room for them."""
+        """Count the bytes of a response that begins; returns the error to send instead if there is no room for them."""
         length = Headers(raw=start.get("headers", [])).get("content-length", "0")
         count = int(length) if length.isdecimal() else 0
         if self._layer._unsent + count > MAX_UNSENT_BYTES:
-            return Overloaded("Too many answers wait for clients that read slowly; try again later.")
+            return Overloaded("Too many responses wait for slow clients; try again later.")
         self._bytes = count
         self._layer._unsent += count
         return None
 
     def forget(self) -> None:
-        """The answer is sent, or given up."""
+        """Stop counting: the response is sent or given up."""
         self._layer._unsent -= self._bytes
 
 
 def _pieces(message: Message) -> Iterator[Message]:
-    """A message whose body is long as several, so that the server waits for the client in between."""
+    """Split a message with a long body into several, so that the server waits for the client between them."""
     body = message.get("body", b"")
     if message["type"] != "http.response.body" or len(body) <= PIECE_BYTES:
         yield message
@@ -127,7 +127,7 @@ def _pieces(message: Message) -> Iterator[Message]:
 
 
 def _replacement_of(start: Message) -> ServiceError | None:
-    """The error in the contract's form, where the answer is one that is not."""
+    """The error to send instead, if the response is an error that is not JSON."""
     content_type = Headers(raw=start.get("headers", [])).get("content-type", "")
     foreign = start["status"] >= FIRST_ERROR_STATUS and not content_type.startswith("application/json")
     return _error_of(start["status"]) if foreign else None
@@ -139,5 +139,5 @@ def _error_of(status: int) -> ServiceError:
     if status in (429, 503):
         return Overloaded("The service is not ready or at its limit; try again later.", status=status)
     if status < 500:
-        return RequestError("The request could not be answered.", code="not_found" if status == 404 else None, status=status)
+        return RequestError("The request cannot be answered.", code="not_found" if status == 404 else None, status=status)
     return StageFailed("The service failed on this request.")

@@ -1,6 +1,6 @@
-"""What a change of the configuration needs: which settings change in running replicas, and what room new replicas take beside the old.
+"""What an update of the configuration needs: which settings change in running replicas, and the resources for new replicas.
 
-A change of `args` replaces every replica, the Detector beside the old one where `max_surge_percent` says so. A change of the Ingress'
+A change of `args` replaces every replica; with `max_surge_percent` a new replica starts before the old one stops. A change of the Ingress'
 `user_config` restarts nothing.
 """
 
@@ -14,33 +14,31 @@ from pipeline.errors import ConfigurationError
 
 
 def check_user_configs(deployments: Mapping[str, dict[str, Any]], settings: Settings) -> Settings:
-    """The settings in effect, those under the Ingress' `user_config` included.
+    """The settings in effect: `args` with the Ingress' `user_config` applied.
 
     Raises:
-        ConfigurationError: a deployment has one that it does not take, or a setting is not live.
+        ConfigurationError: another deployment has a `user_config`, or a setting in it cannot change in running replicas.
     """
     for name, entry in deployments.items():
         if name != "Ingress" and entry.get("user_config") is not None:
             raise ConfigurationError(
-                f"deployments[{name}].user_config: only the Ingress takes one, for the settings of all stages that are live"
+                f"deployments[{name}].user_config: only the Ingress takes a user_config; it holds the live settings of all stages"
             )
     return with_live_settings(settings, deployments.get("Ingress", {}).get("user_config"))
 
 
 def room_for_update(deployments: Mapping[str, dict[str, Any]]) -> str:
-    """One line: what must be free in the cluster when `args` change, so that the network is never down."""
+    """One line for the user: the resources that must be free for a change of `args` without downtime."""
     surging = {name: entry for name, entry in deployments.items() if entry.get("max_surge_percent")}
     without = [name for name in ("Detector", "Ingress") if name in deployments and name not in surging]
     if not surging:
         return (
-            f"a change of args stops the old {without[0]} before the new one starts (its max_surge_percent is 0)"
-            if without
-            else ""
+            f"changing args stops the old {without[0]} before the new one starts (its max_surge_percent is 0)" if without else ""
         )
     need = " and ".join(f"{_room(entry)} for another {name}" for name, entry in surging.items())
     return (
-        f"a change of args needs {need} beside what runs: without that room the old replicas go on serving and the change waits; "
-        "a change of deployments[Ingress].user_config restarts nothing"
+        f"changing args needs {need} free: without it the old replicas keep serving and the change waits; "
+        "changing deployments[Ingress].user_config restarts nothing"
     )
 
 

@@ -1,10 +1,10 @@
-"""Start the service on this machine and say what happens: `make serve`.
+"""Start the service on this machine and print its progress: `make serve`.
 
     python -m serve_app.start [serve_config.yaml] [-v]
 
 ray.env beside the configuration ─▶ checks ─▶ Ray ─▶ stages ─▶ "Ready: http://…" ─▶ Ctrl-C or SIGTERM ─▶ stopped
 
-Variables that the environment sets already win over ray.env. The exit status is 0 after a stop, 1 where the service cannot start.
+Variables that are already set take precedence over ray.env. Exit status: 0 after a stop, 1 if the service cannot start.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m serve_app.start", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("config", type=Path, nargs="?", default=Path("serve_config.yaml"))
-    parser.add_argument("-v", "--verbose", action="store_true", help="show Ray's log here, too")
+    parser.add_argument("-v", "--verbose", action="store_true", help="also show Ray's log")
     args = parser.parse_args(argv)
     print(f"Checking {args.config} …", flush=True)
     read_ray_env(args.config.parent / "ray.env")
@@ -38,13 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_ray_env(path: Path) -> None:
-    """Add the lines NAME=value of `path` to the environment, except those that it has already; no file is no fault."""
+    """Set the environment variables in `path` that are not set yet; a missing file is no error."""
     for name, value in ray_env(path).items():
         os.environ.setdefault(name, value)
 
 
 def ray_env(path: Path) -> dict[str, str]:
-    """The variables of a file of lines NAME=value, read as a shell does: comments, and quotes around values with spaces."""
+    """The variables in a file of lines NAME=value, read as a shell does: with comments, and quotes around values with spaces."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     words = (word for line in lines for word in shlex.split(line, comments=True))
     return {name: value for name, equals, value in (word.partition("=") for word in words) if equals}

@@ -1,8 +1,8 @@
-"""`GET /swagger.json`, as AzureML's inference server has it: Swagger 2.0, or OpenAPI 3.0 with `?version=3`.
+"""`GET /swagger.json`, the document of AzureML's inference server: Swagger 2.0, or OpenAPI 3.0 with `?version=3`.
 
-    ScoreBody, ImageAnswer, ErrorAnswer (pydantic) ─▶ JSON Schema ─▶ what 2.0 or 3.0 can say ─▶ ServiceInput, ServiceOutput, ErrorResponse
+    ScoreBody, ImageAnswer, ErrorAnswer (pydantic) ─▶ JSON Schema ─▶ subset of 2.0 or 3.0 ─▶ ServiceInput, ServiceOutput, ErrorResponse
 
-Clients generated from AzureML's document call `RunMLService` and know these names. `/openapi.json` says more (OpenAPI 3.1, every route).
+Clients generated from AzureML's document use these names and the operation `RunMLService`. `/openapi.json` is complete (OpenAPI 3.1).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from serve_app.openapi import SCORE_EXAMPLE, ErrorAnswer, ImageAnswer
 Document = dict[str, Any]
 
 NAMES = {"ScoreBody": "ServiceInput", "ErrorAnswer": "ErrorResponse"}
-"""Our models under AzureML's names."""
-UNSAYABLE = ("anyOf", "default", "examples", "title")
-"""What Swagger 2.0 lacks, or what only repeats the name."""
+"""Our models and AzureML's names for them."""
+DROPPED_KEYS = ("anyOf", "default", "examples", "title")
+"""Keys that Swagger 2.0 does not have, and `title`, which only repeats the name."""
 
 
 def swagger_document(version: str, service_version: str) -> Document:
@@ -35,7 +35,7 @@ def swagger_document(version: str, service_version: str) -> Document:
     """
     if version not in ("2", "3"):
         raise RequestError(
-            f"/swagger.json has version=2 (the default) and version=3, not {quoted([version])}; OpenAPI 3.1 is /openapi.json.",
+            f"/swagger.json supports version=2 (the default) and version=3, not {quoted([version])}; OpenAPI 3.1 is at /openapi.json.",
             code="not_found",
             status=404,
         )
@@ -58,7 +58,12 @@ def _swagger_2(info: Document) -> Document:
         "consumes": ["application/json"],
         "produces": ["application/json"],
         "securityDefinitions": {
-            "Bearer": {"type": "apiKey", "name": "Authorization", "in": "header", "description": "Bearer, a blank, the key"}
+            "Bearer": {
+                "type": "apiKey",
+                "name": "Authorization",
+                "in": "header",
+                "description": "The word Bearer, a space, the key",
+            }
         },
         "paths": {
             "/": {"get": _health_check({"produces": ["text/plain"], "responses": health})},
@@ -96,13 +101,13 @@ def _health_check(operation: Document) -> Document:
 
 
 def _score(operation: Document) -> Document:
-    """With or without a key: the service may have none."""
+    """The operation, with the key optional: the service may have no keys."""
     named = {"operationId": "RunMLService", "tags": ["score"], "summary": "Segment images."}
     return named | {"security": [{"Bearer": []}, {}]} | operation
 
 
 def _definitions(ref: str, nullable: str) -> Document:
-    """The schemas of the request and its answers, by AzureML's names where it has one."""
+    """The schemas of the request and the responses, under AzureML's names where it has one."""
     models: list[type[BaseModel]] = [ScoreBody, ImageAnswer, ErrorAnswer]
     _, document = models_json_schema([(model, "validation") for model in models], ref_template="{model}")
     lowered = {NAMES.get(name, name): _lowered(schema, ref, nullable) for name, schema in document["$defs"].items()}
@@ -111,10 +116,10 @@ def _definitions(ref: str, nullable: str) -> Document:
 
 
 def _lowered(schema: Document, ref: str, nullable: str) -> Document:
-    """A JSON Schema of pydantic's in what Swagger 2.0 and OpenAPI 3.0 have: no null type, one type instead of a choice."""
+    """Rewrite a JSON Schema for Swagger 2.0 and OpenAPI 3.0, which have no null type and here get one type instead of `anyOf`."""
     choices = schema.get("anyOf", [])
     kinds = [choice for choice in choices if choice.get("type") != "null"]
-    out = {key: value for key, value in schema.items() if key not in UNSAYABLE}
+    out = {key: value for key, value in schema.items() if key not in DROPPED_KEYS}
     if len(kinds) == 1:
         out = kinds[0] | out
     elif kinds and all(kind.get("type") == "array" for kind in kinds):

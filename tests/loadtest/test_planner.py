@@ -151,9 +151,9 @@ def test_spent():
 
 
 def test_the_chain_of_a_file_at_measured_costs(tmp_path, capsys):
-    """--config names the narrowest part of a shipped file; no card is measured, so its step is given."""
+    """--config prints the bottleneck of a shipped file. No GPU is measured here, so the step is given."""
     path = tmp_path / "costs.json"
     path.write_text(json.dumps({"machine": {"cores": 2}, "costs": asdict(COSTS)}))
     shipped = str(SHIPPED_CONFIG.with_name("serve_config.gpu.yaml"))
     assert main(["plan", "--costs", str(path), "--config", shipped, "--step-ms", "250,1.28"]) == 0
-    assert "narrowest for images in the body: network (Detector)" in capsys.readouterr().out
+    assert "bottleneck for images in the body: network (Detector)" in capsys.readouterr().out

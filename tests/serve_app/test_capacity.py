@@ -1,11 +1,11 @@
-"""The chain of a configuration: what each part allows, and which is the narrowest."""
+"""The chain of a configuration: what each part allows, and which is the bottleneck."""
 
 from pathlib import Path
 
 import pytest
 import yaml
 
-from serve_app.capacity import NETWORK, StageCosts, Step, as_lines, narrowest, rates, step_of
+from serve_app.capacity import NETWORK, StageCosts, Step, as_lines, bottleneck, rates, step_of
 from serve_app.config_file import check_config
 from serve_app.config_relations import replicas
 
@@ -30,15 +30,15 @@ def test_every_part_has_its_rate():
     bodies, by_url = rates(settings, deployments, COSTS, Step(2, 2))
     assert by_name(bodies) == {
         "HTTP (Ingress)": (500, 500),
-        "fetch and hand on (ImageLoader)": (1000, 1000),
+        "other work (ImageLoader)": (1000, 1000),
         "decode": (2000, 2000),
         NETWORK: (444, 444),
         "outlines (Polygonizer)": (1000, 1000),
         "calls in flight": (211, 211),  # 16 images in 8 x 5 + 2 x 18 ms
     }
     assert by_name(by_url)["URLs in flight"] == (489, 489)  # 64 in 90 + 5 + 36 ms
-    assert narrowest(bodies, most=True).setting == "args.ingress.groups.max_in_flight"
-    assert narrowest(by_url, most=True).name == NETWORK
+    assert bottleneck(bodies, most=True).setting == "args.ingress.groups.max_in_flight"
+    assert bottleneck(by_url, most=True).name == NETWORK
 
 
 def test_without_a_step_the_network_is_left_out():
@@ -76,8 +76,8 @@ def test_step_of_what_is_served():
 
 
 @pytest.mark.parametrize("most", [False, True], ids=["fewest replicas", "most replicas"])
-def test_cards_are_the_narrowest_of_the_file_for_gpus(most):
+def test_the_gpus_are_the_bottleneck_of_the_gpu_configuration(most):
     """At the stated costs everything around the cards carries more than they do: with one card, and with all of them; URLs, too."""
     settings, deployments = read("serve_config.gpu.yaml")
     for chain in rates(settings, deployments, StageCosts(), step_of(settings, deployments)):
-        assert narrowest(chain, most=most).name == NETWORK, by_name(chain)
+        assert bottleneck(chain, most=most).name == NETWORK, by_name(chain)

@@ -90,7 +90,9 @@ INGRESS, LOADER, DETECTOR = ([*APP, "deployments", index] for index in range(3))
         pytest.param(
             [*APP, "deployments"], 2, "Detector", r"deployments\[2\]: expected a mapping, got 'Detector'", id="no mapping"
         ),
-        pytest.param(DETECTOR, "max_ongoing_requests", 9, "cannot fill batches of 8; at least 16", id="too little concurrency"),
+        pytest.param(
+            DETECTOR, "max_ongoing_requests", 9, "cannot fill batches of 8; it must be at least 16", id="too little concurrency"
+        ),
         pytest.param(
             [*ARGS, "detector"], "max_bach", 8, r"args\.detector: unknown key\(s\) max_bach; known: .*max_batch", id="our setting"
         ),
@@ -123,7 +125,7 @@ INGRESS, LOADER, DETECTOR = ([*APP, "deployments", index] for index in range(3))
         pytest.param([*ARGS, "image_loader"], "fetch", {"allowed_hosts": ["*.a.example"]}, "no host name", id="star for a host"),
         pytest.param([*ARGS, "image_loader"], "fetch", {"allowed_ports": [0]}, r"allowed_ports\.0", id="no such port"),
         pytest.param([*ARGS, "ingress"], "max_body_mb", float("inf"), r"args\.ingress\.max_body_mb: .*finite", id="infinite"),
-        pytest.param([*ARGS, "ingress"], "max_urls_in_flight", 64, "slow URLs would hold up", id="URLs could take all loaders"),
+        pytest.param([*ARGS, "ingress"], "max_urls_in_flight", 64, "slow URLs would block", id="URLs could take all loaders"),
         pytest.param([*ARGS, "model"], "name", "rtmdet-ins_nano_persn", "neither a known model", id="model name"),
         pytest.param(
             [*APP, "deployments", 0],
@@ -191,7 +193,7 @@ def test_haproxy_waits_longer_than_the_service(tmp_path, document, monkeypatch):
     assert check_config(write(tmp_path, document))
     document["applications"][0]["args"]["ingress"]["timeout_s"] = 40
     with pytest.raises(
-        ConfigurationError, match=r"RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S \(35, of ray.env\) must be above .*timeout_s \(40\)"
+        ConfigurationError, match=r"RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S \(35, see ray.env\) must be above .*timeout_s \(40\)"
     ):
         check_config(write(tmp_path, document))
 
@@ -231,7 +233,7 @@ def test_a_key_that_stands_twice(tmp_path):
     text = SHIPPED.read_text(encoding="utf-8").replace("max_batch: 8 ", "max_batch: 8\n        max_batch: 16 ")
     path = tmp_path / "config.yaml"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigurationError, match=r"line \d+: max_batch stands twice"):
+    with pytest.raises(ConfigurationError, match=r"line \d+: max_batch is given twice"):
         check_config(path)
 
 
@@ -311,7 +313,7 @@ def test_ray_env_beside_the_file_counts(tmp_path, document, monkeypatch, capsys)
     assert main() == 0
     (tmp_path / "ray.env").write_text("RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S=35\n")
     assert main() == 1
-    assert "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S (35, of ray.env)" in capsys.readouterr().err
+    assert "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S (35, see ray.env)" in capsys.readouterr().err
     os.environ["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"] = "45"
     assert main() == 0
 

@@ -417,7 +417,7 @@ async def test_bodies_that_were_only_announced_keep_nobody_out(ingress):
 
 async def test_there_is_an_end_to_the_number_of_bodies(ingress, monkeypatch):
     """However little comes of them: they would hold all requests that Ray lets in, and the probes would wait."""
-    monkeypatch.setattr(http, "BODIES_COMING", 3 - 512)
+    monkeypatch.setattr(http, "MAX_BODIES_ARRIVING", 3 - 512)
     stall = asyncio.Event()
 
     async def silent():
@@ -447,7 +447,7 @@ async def test_a_body_that_falls_silent_is_cut(client, monkeypatch):
 
     response = await client.post("/score", content=silent(), headers={"content-type": "application/json"})
     assert (response.status_code, response.json()["code"]) == (408, "deadline_exceeded")
-    assert "Nothing of the request's body" in response.json()["message"]
+    assert "No byte of the request's body" in response.json()["message"]
 
 
 @pytest.mark.parametrize("path", ["/ready", "/info"])

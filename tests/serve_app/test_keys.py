@@ -80,7 +80,7 @@ def test_home_folder_in_the_path(tmp_path, monkeypatch):
 
 def test_a_folder_is_no_keys_file(tmp_path):
     """As where the folder of a Kubernetes secret is named instead of the file in it."""
-    with pytest.raises(ConfigurationError, match=r"cannot be read \(IsADirectoryError\); wanted is a text file"):
+    with pytest.raises(ConfigurationError, match=r"cannot be read \(IsADirectoryError\); expected a text file"):
         KeyRing(keys_file=tmp_path)
 
 

@@ -113,7 +113,7 @@ async def test_a_picture_is_asked_for_by_accept_or_draw(client, ingress, query, 
 
 
 @pytest.mark.parametrize(
-    ("query", "count", "said"), [("draw=yes", 1, "'draw' must be 1 or 0"), ("draw=1", 2, "of one photo; the request has 2")]
+    ("query", "count", "said"), [("draw=yes", 1, "'draw' must be 1 or 0"), ("draw=1", 2, "shows one photo; the request has 2")]
 )
 async def test_a_picture_that_cannot_be_drawn_is_refused(client, ingress, query, count, said):
     response = await client.post(f"/score?{query}", files=[("image", ("a", JPEG))] * count)

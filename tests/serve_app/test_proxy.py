@@ -119,7 +119,7 @@ async def test_clients_that_do_not_read_are_cut(monkeypatch, caplog):
     await client(True, 2)
     assert answers[2][0]["status"] == 503
     await asyncio.wait_for(asyncio.gather(*stalled), 5)
-    assert caplog.text.count("took nothing of its answer") == 2
+    assert caplog.text.count("read nothing of its response") == 2
     answers[2].clear()
     await client(True, 2)
     assert answers[2][0]["status"] == 200
