@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import add_arguments, finish, tell, turns
-from benchmarks.peers.process import PYTHONS, peer_process
+from benchmarks.peers.process import PYTHONS, WIRES, peer_process
 from benchmarks.peers.standings import OURS, Turn, as_table, errors_of, standings
 from deployments.settings import EMBEDDED_MODEL
 from jobs.command_line import cli_errors
@@ -36,7 +36,7 @@ from loadtest.machine import describe_machine
 from loadtest.openloop import Client, run_single_stream, summarize
 from loadtest.photos import photos_from
 from loadtest.scenarios import Result, Setup, find_server_rate, run_offline
-from loadtest.traffic import request_bodies
+from loadtest.traffic import SCORE, Wire, request_bodies
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
 from pipeline.inference.engine import Engine, EngineOptions, load_engine
@@ -60,10 +60,12 @@ class Contestant:
     Args:
         name: `ours`, or a peer's.
         start: runs it until the block ends and gives its base URL; NotReady (ours) or RuntimeError (a peer) where it cannot.
+        wire: how it is asked.
     """
 
     name: str
     start: Callable[[], AbstractContextManager[str]]
+    wire: Wire = SCORE
 
 
 Measure = Callable[[Contestant, int, float | None], Turn]
@@ -98,7 +100,7 @@ def measure_contestant(
     tell(f"round {round_ + 1}: {contestant.name}")
     try:
         with contestant.start() as url:
-            details = asyncio.run(_scenarios(url, bodies, scenarios, setup))
+            details = asyncio.run(_scenarios(url, bodies, scenarios, setup, contestant.wire))
     except (NotReady, RuntimeError) as error:
         tell(f"{contestant.name} did not start: {error}")
         return Turn(contestant.name, round_, fault=str(error))
@@ -113,8 +115,8 @@ def measure_contestant(
     )
 
 
-async def _scenarios(url: str, bodies: Sequence[bytes], scenarios: Sequence[str], setup: Setup) -> dict[str, Result]:
-    async with Client(url, bodies) as client:
+async def _scenarios(url: str, bodies: Sequence[bytes], scenarios: Sequence[str], setup: Setup, wire: Wire) -> dict[str, Result]:
+    async with Client(url, bodies, wire=wire) as client:
         alone_ms = summarize(await run_single_stream(client, WARM_UP_S), None).p50_ms
         few = max(MAX_BATCH, int(OFFLINE_S * 1e3 / alone_ms)) if alone_ms else MAX_BATCH
         setup = replace(setup, offline_images=min(setup.offline_images, few))
@@ -163,7 +165,7 @@ def contestants_of(peers: Sequence[str], model: str, config: Path, also: Sequenc
         return Contestant(name, lambda: served(file))
 
     def peer(name: str) -> Contestant:
-        return Contestant(name, lambda: peer_process(name, model, body))
+        return Contestant(name, lambda: peer_process(name, model, body), WIRES.get(name, SCORE))
 
     return [own(OURS, config), *(own(file.stem, file) for file in also), *map(peer, peers)]
 

@@ -21,7 +21,7 @@ from typing import Protocol, Self
 import aiohttp
 import numpy as np
 
-from loadtest.traffic import JSON_HEADERS, OK, outcome_of, stages_of
+from loadtest.traffic import JSON_HEADERS, OK, SCORE, Wire, outcome_of, stages_of
 
 MISSES_ALLOWED = 0.01
 """Share of queries that may miss the bound: what p99 means, failures included."""
@@ -165,12 +165,20 @@ class Client(AbstractAsyncContextManager["Client"]):
         images: images in each.
         timeout_s: of one query, from when it is sent.
         headers: further request headers, an API key for instance.
+        wire: of a server that does not speak the contract.
     """
 
     def __init__(
-        self, url: str, bodies: Sequence[bytes], images: int = 1, timeout_s: float = 30.0, headers: dict[str, str] | None = None
+        self,
+        url: str,
+        bodies: Sequence[bytes],
+        images: int = 1,
+        timeout_s: float = 30.0,
+        headers: dict[str, str] | None = None,
+        wire: Wire = SCORE,
     ) -> None:
-        self._target, self._bodies, self.images = f"{url.rstrip('/')}/score", bodies, images
+        self._target, self._answer = f"{url.rstrip('/')}{wire.path}", wire.answer
+        self._bodies, self.images = [wire.request(body) for body in bodies], images
         self.timeout_s = timeout_s
         self._headers = JSON_HEADERS | (headers or {})
         self._session: aiohttp.ClientSession | None = None
@@ -200,7 +208,7 @@ class Client(AbstractAsyncContextManager["Client"]):
             async with self._session.post(self._target, data=body, timeout=timeout) as answer:
                 content = await answer.read()
                 done_s = time.perf_counter() - began  # before the answer is judged: that is our time, not the server's
-                outcome = outcome_of(answer.status, answer.headers, content, self.images)
+                outcome = outcome_of(answer.status, answer.headers, self._answer(content), self.images)
                 stages = stages_of(answer.headers.get("server-timing"))
         except TimeoutError:
             outcome, done_s = "timeout", time.perf_counter() - began

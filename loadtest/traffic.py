@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import orjson
@@ -12,6 +13,24 @@ import orjson
 JSON_HEADERS = {"content-type": "application/json"}
 OK = "ok"
 BOX_KEYS = {"box", "label", "score", "polygon"}
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """How a server that does not speak the contract is asked; the defaults are the contract's `POST /score`.
+
+    Args:
+        path: of the URL.
+        request: the body to send, from the contract's.
+        answer: the contract's body, from that of a 200.
+    """
+
+    path: str = "/score"
+    request: Callable[[bytes], bytes] = bytes
+    answer: Callable[[bytes], bytes] = bytes
+
+
+SCORE = Wire()
 
 
 class RemoteHostError(ValueError):

@@ -17,7 +17,7 @@ from fastapi import FastAPI, Request, Response
 
 from benchmarks.peers.scoring import Scorer, answer, arguments, images_in
 
-MODEL, MAX_BATCH, THREADS = "PEER_MODEL", "PEER_MAX_BATCH", "PEER_THREADS"
+MODEL, MAX_BATCH, THREADS, WORKERS = "PEER_MODEL", "PEER_MAX_BATCH", "PEER_THREADS", "PEER_WORKERS"
 """Environment variables: BentoML imports this file in every process that it starts, and passes no arguments."""
 
 MAX_LATENCY_MS = 600_000
@@ -33,7 +33,7 @@ SETTINGS: Any = {
 request in flight then becomes a 500: 99 of 160 photos sent at once."""
 
 
-@bentoml.service(**SETTINGS)
+@bentoml.service(**SETTINGS | {"workers": int(os.environ.get(WORKERS, "1"))})
 class Detector:
     """The network, behind BentoML's adaptive batching."""
 
@@ -66,7 +66,7 @@ class Scoring:
 
 if __name__ == "__main__":
     args = arguments(__doc__)
-    os.environ.update({MODEL: args.model, MAX_BATCH: str(args.max_batch), THREADS: str(args.threads)})
+    os.environ.update({MODEL: args.model, MAX_BATCH: str(args.max_batch), THREADS: str(args.threads), WORKERS: str(args.workers)})
     os.environ.update(BENTOML_DO_NOT_TRACK="True")
     command = [sys.executable, "-m", "bentoml", "serve", "benchmarks.peers.bentoml:Scoring"]
     os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(args.port)])

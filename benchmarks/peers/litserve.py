@@ -62,6 +62,6 @@ class Detector(litserve.LitAPI):
 if __name__ == "__main__":
     args = arguments(__doc__)
     server = litserve.LitServer(
-        Detector(args.model, args.max_batch, args.threads), accelerator="cpu", workers_per_device=1, timeout=300
+        Detector(args.model, args.max_batch, args.threads), accelerator="cpu", workers_per_device=args.workers, timeout=300
     )
     server.run(host="127.0.0.1", port=args.port, num_api_servers=1, generate_client_file=False, log_level="warning")

@@ -15,9 +15,10 @@ from pathlib import Path
 import psutil
 import requests
 
+from benchmarks.peers.triton_wire import TRITON
 from loadtest.local_cluster import unwound_by_sigterm
 from loadtest.machine import free_port
-from loadtest.traffic import JSON_HEADERS
+from loadtest.traffic import JSON_HEADERS, SCORE, Wire
 
 REPOSITORY = Path(__file__).parents[2]
 START_TIMEOUT_S = 180.0
@@ -29,8 +30,13 @@ PYTHONS = {
     "serve_monolith": Path(sys.executable),
     "litserve": Path(sys.executable),
     "bentoml": OWN_PYTHON,
+    "mosec": Path(sys.executable),
+    "pytriton": OWN_PYTHON,
 }
 """The peers, and who runs each."""
+
+WIRES = {"pytriton": TRITON}
+"""Of the peers that do not speak the contract."""
 
 
 @contextmanager
@@ -50,7 +56,7 @@ def peer_process(name: str, model: str, body: bytes) -> Iterator[str]:
     command = [str(PYTHONS[name]), "-m", f"benchmarks.peers.{name}", "--port", str(port), "--model", model]
     with session_process(command) as (process, log):
         url = f"http://127.0.0.1:{port}"
-        wait_until_scoring(url, body, process, log)
+        wait_until_scoring(url, body, process, log, wire=WIRES.get(name, SCORE))
         yield url
 
 
@@ -78,7 +84,12 @@ def _session_process(command: Sequence[str]) -> Iterator[tuple[subprocess.Popen[
 
 
 def wait_until_scoring(
-    url: str, body: bytes, process: subprocess.Popen[bytes], log: Path, timeout_s: float = START_TIMEOUT_S
+    url: str,
+    body: bytes,
+    process: subprocess.Popen[bytes],
+    log: Path,
+    timeout_s: float = START_TIMEOUT_S,
+    wire: Wire = SCORE,
 ) -> None:
     """Post until the answer is 200.
 
@@ -88,7 +99,7 @@ def wait_until_scoring(
     began, said = time.monotonic(), "no answer"
     while time.monotonic() - began < timeout_s and process.poll() is None:
         with suppress(requests.RequestException):
-            answer = requests.post(f"{url}/score", data=body, headers=JSON_HEADERS, timeout=60)
+            answer = requests.post(f"{url}{wire.path}", data=wire.request(body), headers=JSON_HEADERS, timeout=60)
             if answer.status_code == 200:
                 return
             said = f"status {answer.status_code}"

@@ -54,9 +54,9 @@ class Scorer:
         return objects_to_json(instances_to_objects(found, self._engine.info.classes, OutlineOptions()))
 
 
-def images_in(body: bytes | dict[str, Any]) -> list[str]:
+def images_in(body: bytes | bytearray | dict[str, Any]) -> list[str]:
     """The base64 texts of a request, as bytes or parsed."""
-    document = orjson.loads(body) if isinstance(body, bytes) else body
+    document = body if isinstance(body, dict) else orjson.loads(body)
     texts: list[str] = document["input_data"]["data"]
     return texts
 
@@ -72,7 +72,10 @@ def arguments(doc: str | None, argv: list[str] | None = None) -> argparse.Namesp
     parser.add_argument("--port", type=int, required=True, help="on 127.0.0.1")
     parser.add_argument("--model", default=EMBEDDED_MODEL, help="name or path (default: %(default)s)")
     parser.add_argument("--max-batch", type=int, default=8, help="images (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="of the network (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="of the network of each worker (default: %(default)s)")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="copies of the network, where the peer has such (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     if Path(args.model).is_file():
         args.model = str(Path(args.model).resolve())

@@ -17,15 +17,16 @@ import pytest
 import requests
 
 from benchmarks import peers_race
-from benchmarks.peers.process import PYTHONS, peer_process, session_process, wait_until_scoring
+from benchmarks.peers.process import PYTHONS, WIRES, peer_process, session_process, wait_until_scoring
 from benchmarks.peers.scoring import Scorer, answer
 from benchmarks.peers.standings import Turn, as_table, errors_of, standings
+from benchmarks.peers.triton_wire import TRITON
 from benchmarks.peers_race import Contestant, measure_contestant, race
 from benchmarks.raster import rings_to_mask
 from deployments.settings import EMBEDDED_MODEL
 from loadtest.photos import photos_from
 from loadtest.scenarios import Setup
-from loadtest.traffic import JSON_HEADERS, request_bodies
+from loadtest.traffic import JSON_HEADERS, SCORE, request_bodies
 from tests.support.fake_service import fake_service
 
 CEILINGS = [{"1": 40.0, "8": 50.0}, {"1": 80.0, "8": 100.0}]
@@ -190,26 +191,48 @@ def test_fault_has_log_tail():
         wait_until_scoring("http://127.0.0.1:9", b"", process, log, 30)
 
 
+def test_triton_wire():
+    """Each image is a row of Triton's tensor; its rows become the contract's list; any other answer stays, to be judged."""
+    (body,) = request_bodies([b"photo"], 1)
+    asked = orjson.loads(TRITON.request(body))
+    assert asked["inputs"][0]["data"] == orjson.loads(body)["input_data"]["data"]
+    assert asked["inputs"][0]["shape"] == [1, 1]
+    rows = ['{"boxes":[]}', '{"boxes":[1]}']
+    answered = orjson.dumps({"model_name": "rtmdet-ins", "outputs": [{"name": "boxes", "datatype": "BYTES", "data": rows}]})
+    assert orjson.loads(TRITON.answer(answered)) == [{"boxes": []}, {"boxes": [1]}]
+    for wrong in (b"[]", b"not JSON", b"{}", b'{"outputs":[]}'):
+        assert TRITON.answer(wrong) == wrong
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PYTHONS)
 def test_peer_agrees(name):
     """Every peer finds what our engine finds: to the byte with our engine, nearly with mmdet in float32."""
     if subprocess.run([PYTHONS[name], "-c", f"import {MODULES[name]}"], capture_output=True, check=False).returncode:
-        pytest.skip(f"{MODULES[name]} is not installed: pip install '.[peers]', and see benchmarks/peers/bentoml.py")
+        pytest.skip(f"{MODULES[name]} is not installed: pip install '.[peers]', and see docs/LOADTEST.md")
     photo = photos_from(None, 1)
     (body,) = request_bodies(photo, 1)
     scorer = Scorer(EMBEDDED_MODEL, 8, len(os.sched_getaffinity(0)))
     (text,) = orjson.loads(body)["input_data"]["data"]
     expected = answer([scorer.outline(scorer.detect([scorer.load(text)])[0])])
+    wire = WIRES.get(name, SCORE)
     with peer_process(name, EMBEDDED_MODEL, body) as url:
-        found = requests.post(f"{url}/score", data=body, headers=JSON_HEADERS, timeout=60).content
+        sent = requests.post(f"{url}{wire.path}", data=wire.request(body), headers=JSON_HEADERS, timeout=60)
+        found = wire.answer(sent.content)
     if name == "azure_loop":
         assert_same_objects(orjson.loads(found)[0]["boxes"], orjson.loads(expected)[0]["boxes"])
     else:
         assert found == expected
 
 
-MODULES = {"azure_loop": "flask, gunicorn", "serve_monolith": "ray", "litserve": "litserve", "bentoml": "bentoml"}
+MODULES = {
+    "azure_loop": "flask, gunicorn",
+    "serve_monolith": "ray",
+    "litserve": "litserve",
+    "bentoml": "bentoml",
+    "mosec": "mosec",
+    "pytriton": "pytriton",
+}
 
 
 def assert_same_objects(found, expected):

@@ -1,12 +1,13 @@
 """Percentiles, the scheduled send time, refusals and the rate search, against servers whose latency is known."""
 
+import orjson
 import pytest
 
 from loadtest.openloop import Client, Query, percentile, poisson_schedule, run_open_loop, run_single_stream, summarize
 from loadtest.rate_search import PRECISION, STEP_DOWN, NoMoreTrials, highest_rate
 from loadtest.scenarios import Setup, find_server_rate, run_offline, run_steady
-from loadtest.traffic import OK, RemoteHostError, outcome_of, refuse_remote, request_bodies, stages_of
-from tests.support.fake_service import fake_service
+from loadtest.traffic import OK, RemoteHostError, Wire, outcome_of, refuse_remote, request_bodies, stages_of
+from tests.support.fake_service import ANSWER, fake_service
 
 BODIES = request_bodies([b"photo"], 1)
 
@@ -59,6 +60,20 @@ async def test_no_coordinated_omission():
     assert opened.ok == 100
     assert opened.missed > 0.3  # 0.4 s of the stall at 100/s, and the queue after it
     assert closed.ok * closed.missed == pytest.approx(1)
+
+
+async def test_wire():
+    """A server with a request and an answer of its own is asked in them, and judged by what they mean."""
+    nested = orjson.dumps({"outputs": [ANSWER]})
+    wire = Wire(
+        "/score",
+        lambda body: orjson.dumps({"input_data": orjson.loads(body)}),
+        lambda body: orjson.dumps(orjson.loads(body)["outputs"]),
+    )
+    async with fake_service(answer=nested) as url, Client(url, [b'{"data": ["photo"]}'], wire=wire) as client:
+        assert (await client.ask(0, 0.0, 0.0)).outcome == OK
+    async with fake_service() as url, Client(url, BODIES, wire=Wire("/elsewhere")) as client:
+        assert (await client.ask(0, 0.0, 0.0)).outcome == "status 404"
 
 
 async def test_latency_counts_from_schedule():
