@@ -5,14 +5,15 @@
 
 A few groups are in flight at a time; items that come meanwhile wait and form the next groups. An idle service therefore sends each
 image at once, and a busy one sends full groups. Items that may take long (a URL, one whose replica died) are sent alone and delay
-nobody. A group whose call hangs, on a node that fell silent for instance, stops counting after `PATIENCE_S`, and is given up when groups
-sent after it are done (`CallHangs`): Ray needs 7 s to notice such a node.
+nobody. A group whose call hangs, on a replica that fell silent for instance, stops counting after `PATIENCE_S`, and is given up after some
+seconds (`CallHangs`): Ray's own verdict comes after 7 s for a node and up to 30 s for a replica, which it asks to end before it kills it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -26,15 +27,17 @@ from pipeline.errors import DeadlineExceeded, Overloaded, StageFailed
 
 PATIENCE_S = 1.0
 """A group that takes longer no longer counts against `max_in_flight`."""
-HANGS_S, HANGS_TIMES, MEASURED_GROUPS = 3.0, 3.0, 32
-"""A call hangs when a later one is done and it has taken longer than `HANGS_S` and than so many times the slowest of the last groups."""
+HANGS_S, SILENT_S = 3.0, 6.0
+"""A call hangs that takes longer, while one that was sent later is done, or while none is."""
+HANGS_TIMES, MEASURED_GROUPS = 3.0, 32
+"""And longer than so many times the slowest of the last groups: a model may need seconds for its batches."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class CallHangs(StageFailed):
-    """A call does not return, while calls that were sent later have. Sending its items again may work: another replica may take them."""
+    """A call does not return. Sending its items again may work: another replica may take them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -45,7 +48,7 @@ class _Entry(Generic[Item, Result]):
     size_bytes: int
     caller: str
     counted: bool = True
-    may_take_long: bool = False
+    patience_s: float = 0.0
     future: asyncio.Future[Result | Exception] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     group: asyncio.Task[None] | None = None
     began: float = 0.0
@@ -82,7 +85,7 @@ class Grouper(Generic[Item, Result]):
         self._latest_done = 0.0
 
     async def send(
-        self, item: Item, size_bytes: int = 0, *, caller: str = "", alone: bool = False, may_take_long: bool = False
+        self, item: Item, size_bytes: int = 0, *, caller: str = "", alone: bool = False, patience_s: float = 0.0
     ) -> Result:
         """Send one item, with others where that saves calls. Cancelling gives it up.
 
@@ -91,12 +94,12 @@ class Grouper(Generic[Item, Result]):
             size_bytes: counted against `max_mb`.
             caller: whose it is; those that wait take turns by caller.
             alone: in a group of its own and at once.
-            may_take_long: it is alone, and its call is never taken for one that hangs.
+            patience_s: it is alone and may take so long: before that its call does not hang.
         Raises:
             CallHangs: its call does not return; the item was given up.
             Exception: what `dispatch` returned in the item's place.
         """
-        entry: _Entry[Item, Result] = _Entry(item, size_bytes, caller, not alone, may_take_long)
+        entry: _Entry[Item, Result] = _Entry(item, size_bytes, caller, not alone, patience_s)
         if alone:
             self._start([entry])
         else:
@@ -152,6 +155,8 @@ class Grouper(Generic[Item, Result]):
         task.add_done_callback(self._ended)
         for entry in entries:
             entry.group, entry.began = task, now
+        if entries[0].patience_s < math.inf:
+            self._watch(task)
 
     async def _run(self, entries: list[_Entry[Item, Result]]) -> None:
         outcomes: Sequence[Result | Exception]
@@ -168,22 +173,34 @@ class Grouper(Generic[Item, Result]):
         entries = self._groups.pop(task)
         if entries[0].counted:
             self._pace.done(sum(entry.was_worked_on for entry in entries))
-        if not entries[0].may_take_long and any(entry.was_worked_on for entry in entries):
+        if not entries[0].patience_s and any(entry.was_worked_on for entry in entries):
             self._took_s.append(time.monotonic() - entries[0].began)
             self._latest_done = max(self._latest_done, entries[0].began)
-            self._give_up_hanging()
+            for other, overtaken in list(self._groups.items()):
+                self._give_up_hanging(other, overtaken)
         self._make_room(task)
 
-    def _give_up_hanging(self) -> None:
-        """Asked when a group is done; where none is any more, all wait alike, and Ray's verdict on replicas and nodes is awaited."""
-        limit_s = max(HANGS_S, HANGS_TIMES * max(self._took_s))
-        sent_before = min(self._latest_done, time.monotonic() - limit_s)
-        for task, entries in list(self._groups.items()):
-            if entries[0].began < sent_before and not entries[0].may_take_long:
-                for entry in entries:
-                    if not entry.future.done():
-                        entry.future.set_result(CallHangs(f"The call did not return within {limit_s:.1f} s, later ones did."))
-                task.cancel()
+    def _watch(self, task: asyncio.Task[None]) -> None:
+        """Give a group up where it hangs, or look again when it would."""
+        entries = self._groups.get(task)
+        if entries and not self._give_up_hanging(task, entries):
+            left_s = entries[0].began + self._hangs_after_s(entries[0], SILENT_S) - time.monotonic()
+            asyncio.get_running_loop().call_later(min(max(left_s, 0.001), SILENT_S), self._watch, task)
+
+    def _give_up_hanging(self, task: asyncio.Task[None], entries: list[_Entry[Item, Result]]) -> bool:
+        overtaken = entries[0].began < self._latest_done
+        limit_s = self._hangs_after_s(entries[0], HANGS_S if overtaken else SILENT_S)
+        if time.monotonic() - entries[0].began < limit_s:
+            return False
+        for entry in entries:
+            if not entry.future.done():
+                entry.future.set_result(CallHangs(f"The call did not return within {limit_s:.1f} s."))
+        task.cancel()
+        return True
+
+    def _hangs_after_s(self, entry: _Entry[Item, Result], least_s: float) -> float:
+        """Never, before any group is done: a first batch may be compiled for."""
+        return max(entry.patience_s, least_s, HANGS_TIMES * max(self._took_s, default=math.inf))
 
     def _make_room(self, task: asyncio.Task[None]) -> None:
         """A group ended or is overdue: the next one may go."""

@@ -56,7 +56,9 @@ class Ingress:
         self._classes = classes
         self._front = front
         self._image_loader, self._detector = started(image_loader), started(detector)
-        self._graph = ScoringGraph(self._image_loader, self._detector, started(polygonizer), settings.ingress)
+        loader = settings.image_loader
+        slow_s = loader.fetch.total_timeout_s + loader.decode_timeout_s
+        self._graph = ScoringGraph(self._image_loader, self._detector, started(polygonizer), settings.ingress, slow_s)
         self._metrics = IngressMetrics()
         self._model: ModelInfo | None = None
         self._readiness: tuple[float, ServiceError | None] | None = None

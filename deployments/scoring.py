@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from copy import copy
@@ -58,6 +59,7 @@ class ScoringGraph:
     Args:
         image_loader, detector, polygonizer: handles of the stages' deployments.
         settings: the section `ingress`.
+        slow_s: how long fetching and decoding may take; a call that may do both is given up after it.
     Attributes:
         admission: bounds and paces of the images that are here.
     """
@@ -68,14 +70,18 @@ class ScoringGraph:
         detector: StageHandle,
         polygonizer: StageHandle,
         settings: IngressSettings,
+        slow_s: float = math.inf,
     ) -> None:
+        self._slow_s = slow_s
         self._image_loader = image_loader
         self._detector = detector
         self._polygonizer = polygonizer
         # Another replica's card or decoders may work. In this process there is no other replica.
         self._worth_another_try: tuple[type[StageFailed], ...] = (StageLost, RetryAlone)
-        self._is_local = isinstance(detector, LocalHandle)
-        if not self._is_local:
+        self._patience_s = 0.0
+        if isinstance(detector, LocalHandle):
+            self._patience_s = self._slow_s = math.inf
+        else:
             self._worth_another_try += (CallHangs, EngineLost, DecodersUnavailable)
         self._grouper: Grouper[ImageTask[ImageInput], Answer] = Grouper(self._chain, settings.groups)
         self.admission = Admission(settings, self._grouper.expected_s)
@@ -162,16 +168,17 @@ class ScoringGraph:
                 logger.log(level, "request %s: %s Trying again in %s s.", task.context.request_id, error, delay_s)
                 task = replace(task, alone=True)
                 await asyncio.sleep(delay_s)
-        return await self._send_once(task, place)
+        return await self._send_once(task, place, last=True)
 
-    async def _send_once(self, task: ImageTask[ImageInput], place: Place) -> Answer:
-        if place.lane is self.admission.ordinary:
-            may_take_long = self._is_local or task.options.draws
-            return await self._grouper.send(
-                task, _size_bytes(task), caller=task.context.caller, alone=task.alone, may_take_long=may_take_long
-            )
+    async def _send_once(self, task: ImageTask[ImageInput], place: Place, *, last: bool = False) -> Answer:
+        """Send it once; the last time it is waited for until its deadline."""
+        ordinary = place.lane is self.admission.ordinary
+        patience_s = math.inf if last else self._patience_s if ordinary and not task.options.draws else self._slow_s
+        if ordinary:
+            caller = task.context.caller
+            return await self._grouper.send(task, _size_bytes(task), caller=caller, alone=task.alone, patience_s=patience_s)
         async with place.lane.turn():
-            return await self._grouper.send(replace(task, alone=True), alone=True, may_take_long=True)
+            return await self._grouper.send(replace(task, alone=True), alone=True, patience_s=patience_s)
 
     async def _chain(self, tasks: Sequence[ImageTask[ImageInput]]) -> list[Answer | ServiceError]:
         """Send one group through the stages.

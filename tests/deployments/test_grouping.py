@@ -304,10 +304,25 @@ async def test_a_call_that_later_ones_overtake_is_given_up(monkeypatch, alone):
     assert await grouper.send("next") == "next"
 
 
+@pytest.mark.parametrize("patience_s", [0.0, 0.15], ids=["of a group", "one that may take long"])
+async def test_a_call_that_nobody_overtakes_is_given_up_later(monkeypatch, patience_s):
+    """Its replica was the one of two that took the only call."""
+    monkeypatch.setattr(grouping, "HANGS_S", 0.001)
+    monkeypatch.setattr(grouping, "SILENT_S", 0.05)
+    grouper = Grouper(Silent(), GroupSettings())
+    assert await grouper.send("first") == "first"
+    began = time.monotonic()
+    with pytest.raises(CallHangs, match="did not return"):
+        async with asyncio.timeout(5):
+            await grouper.send("hung", alone=bool(patience_s), patience_s=patience_s)
+    assert time.monotonic() - began >= max(0.05, patience_s) - 0.01
+
+
 async def test_a_slow_service_gives_nothing_up(monkeypatch):
     """Where calls take seconds, one that takes a little longer than a later one does not hang; nor does one that may take long."""
     monkeypatch.setattr(grouping, "PATIENCE_S", 0.001)
     monkeypatch.setattr(grouping, "HANGS_S", 0.0)
+    monkeypatch.setattr(grouping, "SILENT_S", 0.0)
     seconds = {"warm": 0.05, "slow": 0.12, "later": 0.05, "url": 0.4}
 
     async def dispatch(items):
@@ -315,7 +330,7 @@ async def test_a_slow_service_gives_nothing_up(monkeypatch):
         return items
 
     grouper = Grouper(dispatch, GroupSettings(max_in_flight=1))
-    url = asyncio.create_task(grouper.send("url", alone=True, may_take_long=True))
+    url = asyncio.create_task(grouper.send("url", alone=True, patience_s=1.0))
     await grouper.send("warm")
     slow = asyncio.create_task(grouper.send("slow"))
     await asyncio.sleep(0.01)

@@ -160,6 +160,17 @@ async def test_a_silent_replica_costs_seconds(monkeypatch):
     assert all(response.cancelled for response in stages.responses[:3])
 
 
+async def test_the_last_try_waits_for_its_deadline(monkeypatch):
+    """Where a stage is away for long, its images are not lost before their deadline."""
+    monkeypatch.setattr(grouping, "SILENT_S", 0.03)
+    stages = FakeStages(lambda image, _: asyncio.sleep(60) if image == "silent" else image)
+    scoring_graph = graph(stages)
+    await scoring_graph.score(["other"], options(), context())
+    with pytest.raises(DeadlineExceeded):
+        await scoring_graph.score(["silent"], options(), context(0.6))
+    assert stages.attempts["silent"] == 4
+
+
 async def test_the_model_that_nobody_names():
     """A detector that does not answer is a refusal in time; one that fails, an error of ours."""
 
