@@ -82,6 +82,26 @@ def packed_mask_logits(
     return masks[:-1]
 
 
+def masks_of_batch(features: Tensor, kernels: Tensor, points_xy: Tensor, strides: Tensor) -> Tensor:
+    """Masks of D instances of each of B images on the whole grid; no shape but the batch depends on the data.
+
+    Args:
+        features: (B, 8, H, W) float mask features.
+        kernels, points_xy, strides: as for `mask_logits`, of B * D instances, image after image.
+    Returns:
+        (B, D, H, W) float32 mask logits.
+    """
+    batch, _, height, width = features.shape  # not len(): an int, where exporting keeps the batch open
+    shared = _with_coordinates(features)
+    first, second_bias, second, third_bias, third = (
+        layer.unflatten(0, (batch, -1)) for layer in layers_of(kernels, points_xy, strides)
+    )
+    hidden = torch.matmul(first.flatten(1, 2), shared).relu().unflatten(1, (-1, CHANNELS))
+    hidden = (torch.matmul(second, hidden) + second_bias).relu()
+    masks: Tensor = (torch.matmul(third, hidden) + third_bias).squeeze(2).unflatten(2, (height, width))
+    return masks
+
+
 def first_cells(counts: Tensor, grids_wh: Tensor) -> Tensor:
     """(B,) int64: how many cells lie before each image's in what `packed_mask_logits` packs."""
     cells = counts * grids_wh.prod(1)
@@ -104,11 +124,12 @@ def _masks_of_image(
 
 
 def _with_coordinates(features: Tensor) -> Tensor:
-    """(8, h, w) to (11, h*w) float32: features, x and y of the cell in network pixels, ones."""
+    """(..., 8, h, w) to (..., 11, h*w) float32: features, x and y of the cell in network pixels, ones."""
     y, x = torch.meshgrid(
-        *(torch.arange(n, device=features.device) * float(MASK_STRIDE_PX) for n in features.shape[1:]), indexing="ij"
+        *(torch.arange(n, device=features.device) * float(MASK_STRIDE_PX) for n in features.shape[-2:]), indexing="ij"
     )
-    return torch.cat([features.float(), torch.stack([x, y, torch.ones_like(x)])]).flatten(1)
+    beside = torch.stack([x, y, torch.ones_like(x)]).expand(*features.shape[:-3], -1, -1, -1)
+    return torch.cat([features.float(), beside], -3).flatten(-2)
 
 
 def layers_of(kernels: Tensor, points_xy: Tensor, strides: Tensor) -> tuple[Tensor, ...]:

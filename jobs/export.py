@@ -1,0 +1,103 @@
+"""Write a model for other programs: ONNX with post-processing, or mmdet's own files.
+
+    python -m jobs.export runs/mine/final.safetensors --output mine.onnx
+    python -m jobs.export runs/mine/final.safetensors --output mine.pth      # and mine.py, mmdet's configuration
+
+docs/TRAINING.md says what the ONNX model takes and gives. It is compared with this project's engine before it is written.
+"""
+
+from __future__ import annotations
+
+import jobs.third_party  # isort: skip  # noqa: F401  (before mmdet)
+
+import argparse
+import importlib.util
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from jobs.command_line import CommandFault, cli_errors, count
+from jobs.exporting.mmdet_files import write_mmdet
+from pipeline.images.letterbox import PAD_VALUE
+from pipeline.model.checkpoints import Checkpoint, load_checkpoint
+from pipeline.model.zoo import locate
+from pipeline.types import COARSEST_STRIDE_PX, MASK_STRIDE_PX
+
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+@cli_errors("jobs.export", status=2)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry."""
+    options = _parser().parse_args(argv)
+    output: Path = options.output
+    if output.suffix not in (".onnx", ".pth"):
+        raise CommandFault(f"--output: {output} must end in .onnx, or in .pth for mmdet.")
+    if output.suffix == ".onnx":
+        check_packages()
+    checkpoint = load_checkpoint(locate(options.model, setting="the model"))
+    if options.image_size:
+        checkpoint = replace(checkpoint, spec=replace(checkpoint.spec, input_size=options.image_size))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix == ".pth":
+        print(*(f"{path}: written." for path in write_mmdet(checkpoint, output)), sep="\n")
+    else:
+        export_onnx(checkpoint, output, options.max_detections)
+    return 0
+
+
+def check_packages() -> None:
+    """Raise CommandFault where what ONNX needs is not installed."""
+    if missing := [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]:
+        raise CommandFault(f"ONNX needs {', '.join(missing)}, not installed here: .venv/bin/pip install -e '.[export]'")
+
+
+def export_onnx(checkpoint: Checkpoint, output: Path, detections: int) -> None:
+    """Write the model and tell how it compares; a file that differs from the engine does not stay."""
+    from jobs.exporting.onnx_check import check_onnx
+    from jobs.exporting.onnx_model import write_onnx
+
+    size = checkpoint.spec.input_size
+    fewest = sum((size // stride) ** 2 for stride in (8, 16, COARSEST_STRIDE_PX))
+    if detections > fewest:
+        raise CommandFault(f"--max-detections: {detections} is more than the {fewest} positions of a {size} px input.")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # that torchvision, which nothing here needs, is not installed
+    draft = output.with_name(f"{output.name}.{os.getpid()}.part")
+    try:
+        write_onnx(checkpoint, draft, size, detections, description(checkpoint))
+        print(check_onnx(draft, checkpoint, size, detections))
+        draft.replace(output)
+    finally:
+        draft.unlink(missing_ok=True)
+    print(f"{output}: written, {size} px, {len(checkpoint.spec.classes)} labels, {detections} rows an image.")
+
+
+def description(checkpoint: Checkpoint) -> dict[str, str]:
+    """What a reader of the file needs to know, as JSON by name."""
+    spec = checkpoint.spec
+    told = {
+        "name": spec.name,
+        "labels": list(spec.classes),
+        "input": "uint8 BGR, scaled to fit keeping the ratio, at the top left, padded; normalised within the model",
+        "pad_value": PAD_VALUE,
+        "mask_stride_px": MASK_STRIDE_PX,
+    }
+    return {name: json.dumps(value) for name, value in told.items()}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.export", description="Write a model as ONNX or as mmdet's files.")
+    add = parser.add_argument
+    add("model", help="a name that `python -m pipeline.model.zoo list` knows, or .pth or .safetensors")
+    add("--output", type=Path, required=True, help="file to write: .onnx; or .pth with mmdet's configuration, .py, beside it")
+    add("--image-size", type=count, help="side of the square input, px, a multiple of 32 (default: the model's own)")
+    add("--max-detections", type=count, default=100, help="rows an image of the ONNX model (default: %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

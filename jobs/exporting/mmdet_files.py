@@ -1,0 +1,70 @@
+"""A model as mmdet's own files: a `.pth` and a configuration for `init_detector`, `tools/test.py` and mmdeploy."""
+
+from __future__ import annotations
+
+import jobs.third_party  # isort: skip  # noqa: F401  (before mmdet)
+
+import inspect
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+
+from pipeline.model.checkpoints import Checkpoint
+from pipeline.model.rtmdet_nano import COORDINATE_REACH_STRIDES, RTMDetInsDepthwiseHead
+from pipeline.model.spec import ModelSpec, mmdet_config
+
+HEAD_MODULE = "rtmdet_ins_nano_head"
+HEAD_HEADER = f'''"""Head of RTMDet-Ins-nano, which mmdet does not have: this file's folder belongs into PYTHONPATH."""
+
+from typing import Any
+
+import torch
+from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
+from mmdet.models.dense_heads import RTMDetInsSepBNHead
+from mmdet.registry import MODELS
+from torch import Tensor, nn
+
+COORDINATE_REACH_STRIDES = {COORDINATE_REACH_STRIDES}
+
+
+'''
+
+
+def write_mmdet(checkpoint: Checkpoint, weights: Path) -> list[Path]:
+    """Write `weights` (.pth) and, beside it, the configuration of the same name (.py); for nano also the module of its head.
+
+    Returns:
+        The files that were written.
+    """
+    spec, config_path = checkpoint.spec, weights.with_suffix(".py")
+    config = config_of(spec)
+    meta = {"dataset_meta": {"classes": spec.classes}, "cfg": config.pretty_text}
+    torch.save({"state_dict": checkpoint.state_dict, "meta": meta}, weights)
+    config.dump(str(config_path))
+    written = [weights, config_path]
+    if spec.config["bbox_head"]["type"] == RTMDetInsDepthwiseHead.__name__:
+        head = weights.with_name(f"{HEAD_MODULE}.py")
+        head.write_text(
+            HEAD_HEADER + inspect.getsource(RTMDetInsDepthwiseHead).replace("register_module()", "register_module(force=True)")
+        )
+        written.append(head)
+    return written
+
+
+def config_of(spec: ModelSpec) -> Config:
+    """What mmdet needs to build, run and test the model; the data set's place is for the reader to fill in."""
+    config = mmdet_config(spec)
+    classes = {"classes": spec.classes}
+    dataset = {"type": "CocoDataset", "data_root": "data/", "ann_file": "val.json", "data_prefix": {"img": "photos/"}}
+    config.test_dataloader = {
+        "batch_size": 1,
+        "num_workers": 0,
+        "sampler": {"type": "DefaultSampler", "shuffle": False},
+        "dataset": dataset | {"metainfo": classes, "test_mode": True, "pipeline": config.test_pipeline},
+    }
+    config.test_evaluator = {"type": "CocoMetric", "ann_file": "data/val.json", "metric": ["bbox", "segm"]}
+    config.test_cfg = {"type": "TestLoop"}
+    if spec.config["bbox_head"]["type"] == RTMDetInsDepthwiseHead.__name__:
+        config.custom_imports = {"imports": [HEAD_MODULE], "allow_failed_imports": False}
+    return config

@@ -1,0 +1,147 @@
+"""RTMDet-Ins with its post-processing as one ONNX model.
+
+    images ─▶ RawNetwork ─▶ boxes, scores ─▶ NMS ─▶ the best D ─▶ kernels, masks ─▶ dets, labels, masks
+
+Every shape but the batch is fixed: D rows an image, whatever is found. There is no score threshold: greedy NMS keeps the same boxes above
+a threshold whether lower scores take part or not, so the threshold is the reader's to choose.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from onnxscript import opset18 as op
+from torch import Tensor, nn
+
+from pipeline.inference.mask_head import masks_of_batch
+from pipeline.inference.nms import greedy_nms
+from pipeline.inference.postprocess import CANDIDATES_PER_LEVEL, NMS_IOU, boxes_around, has_area, position_tables
+from pipeline.model.checkpoints import Checkpoint
+from pipeline.model.rtmdet import RawNetwork
+
+OPSET = 18
+INPUT, OUTPUTS = "images", ("dets", "labels", "masks")
+EVERY_BOX = 2**31 - 1
+"""Boxes of a class that NonMaxSuppression may keep."""
+NO_LABEL = -1
+"""Label of rows beyond the instances that were found; their score is 0."""
+
+
+@torch.library.custom_op("rtmdet_export::nms_scores", mutates_args=())
+def nms_scores(boxes: Tensor, scores: Tensor) -> Tensor:
+    """Scores (B, C, P) of boxes (B, P, 4), 0 where a better box of the same class suppresses them."""
+    kept = torch.zeros_like(scores)
+    for own, given, out in zip(boxes, scores, kept, strict=True):
+        label, position = given.nonzero(as_tuple=True)
+        order = given[label, position].argsort(descending=True, stable=True)
+        label, position = label[order], position[order]
+        all_ = torch.ones(1, len(label), dtype=torch.bool)
+        best = greedy_nms(own[position][None], label[None], all_, all_, NMS_IOU, torch.tensor([len(label)]))[0]
+        out[label[best], position[best]] = given[label[best], position[best]]
+    return kept
+
+
+@nms_scores.register_fake
+def _(boxes: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG001
+    return torch.empty_like(scores)
+
+
+def nms_scores_in_onnx(boxes: Any, scores: Any) -> Any:
+    """The same in ONNX's operators."""
+    most, threshold, least = (
+        op.Constant(value_ints=[EVERY_BOX]),
+        op.Constant(value_floats=[NMS_IOU]),
+        op.Constant(value_floats=[0.0]),
+    )
+    kept = op.NonMaxSuppression(boxes, scores, most, threshold, least)  # type: ignore[arg-type]  # constants have no element type here
+    return op.ScatterND(op.Sub(scores, scores), kept, op.GatherND(scores, kept))
+
+
+class EndToEnd(nn.Module):
+    """Network and post-processing, with shapes that do not depend on the data.
+
+    Args:
+        checkpoint: the model.
+        input_size: side S of the square input, pixels.
+        detections: D, rows an image.
+    """
+
+    points: Tensor
+    strides: Tensor
+    levels: Tensor
+    around: Tensor
+
+    def __init__(self, checkpoint: Checkpoint, input_size: int, detections: int) -> None:
+        super().__init__()
+        self.network = RawNetwork(checkpoint.network(), input_size)
+        self._size, self._detections = input_size, detections
+        tables = position_tables((input_size, input_size), self.network.kernel_branch, "cpu")
+        for name, table in zip(tables._fields, tables, strict=True):
+            self.register_buffer(name, table)
+        self._level_sizes = tables.levels.bincount().tolist()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, S, S, 3) uint8 BGR to boxes and scores (B, D, 5), labels (B, D) int64, mask logits (B, D, S / 8, S / 8)."""
+        outputs = self.network(images)
+        boxes = boxes_around(self.points, outputs.distances, self._size)
+        scores = outputs.class_logits.sigmoid() * has_area(boxes)[..., None]
+        scores = nms_scores(boxes, self._best_per_level(scores).transpose(1, 2).contiguous())
+        best, index = scores.flatten(1).topk(self._detections)
+        positions = scores.shape[2]
+        label, position = index // positions, index % positions
+        found = boxes.gather(1, position[..., None].expand(-1, -1, 4))
+        masks = self._masks(outputs.features, outputs.mask_features, position)
+        return torch.cat([found, best[..., None]], 2), torch.where(best > 0, label, NO_LABEL), masks
+
+    def _best_per_level(self, scores: Tensor) -> Tensor:
+        """(B, P, C) scores, 0 beyond the best 1000 of each level."""
+        kept = []
+        for level in scores.split(self._level_sizes, 1):
+            flat = level.flatten(1)
+            if flat.shape[1] > CANDIDATES_PER_LEVEL:
+                least = flat.topk(CANDIDATES_PER_LEVEL)[0][:, -1, None, None]
+                level = level * (level >= least)
+            kept.append(level)
+        return torch.cat(kept, 1)
+
+    def _masks(self, features: Tensor, mask_features: Tensor, position: Tensor) -> Tensor:
+        around = self.around[position]
+        rows = around.clamp(min=0).flatten(1)[..., None].expand(-1, -1, features.shape[2])
+        patches = features.gather(1, rows).view(-1, *around.shape[2:], features.shape[2])
+        places = position.flatten()
+        inside = (around >= 0).flatten(0, 1)
+        kernels = self.network.kernel_branch.of_any_level(patches, inside, self.levels[places])
+        return masks_of_batch(mask_features, kernels, self.points[places], self.strides[places])
+
+
+def write_onnx(checkpoint: Checkpoint, path: Path, input_size: int, detections: int, metadata: dict[str, str]) -> None:
+    """Write the model as one file; what it takes and gives is in its metadata, too.
+
+    Args:
+        input_size: side of the square input, pixels.
+        detections: rows an image.
+        metadata: to write into the file.
+    """
+    model = EndToEnd(checkpoint, input_size, detections).eval()
+    pixels = torch.zeros(2, input_size, input_size, 3, dtype=torch.uint8)
+    batch = torch.export.Dim("batch", min=1)
+    translations: dict[Any, Any] = {torch.ops.rtmdet_export.nms_scores.default: nms_scores_in_onnx}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # mmdet's autocast, and what torch and onnxscript say of each other
+        program = torch.onnx.export(
+            model,
+            (pixels,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=list(OUTPUTS),
+            dynamic_shapes={"images": {0: batch}},
+            custom_translation_table=translations,
+            verbose=False,
+        )
+    assert program is not None
+    program.model.metadata_props.update(metadata)
+    program.save(str(path), external_data=False)
