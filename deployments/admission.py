@@ -1,11 +1,11 @@
-"""Which images may enter an Ingress. Three classes, each with a bound and a pace of its own: none keeps the others out.
+"""Admission control of an Ingress replica. Three classes of images, each with its own bound and pace, so that none blocks the others.
 
     ordinary   at most max_images_in_flight   grouped, see deployments.grouping
-    url        at most max_urls               max_urls_in_flight at a time; each holds a call while it is fetched
-    large      at most max_large_images       one at a time; ordinary images and URLs become large when a loader says so
+    url        at most max_urls               max_urls_in_flight at a time; each occupies a call while it is fetched
+    large      at most max_large_images       one at a time; an image becomes large when an ImageLoader reports it as such
 
-What finds no room is refused at once, and so is what would not be done before its deadline. With several keys, one caller holds at most
-its share of a class.
+A request is refused at once if its images find no room, or would not be done before its deadline. With several keys, one caller may hold
+at most its share of a class.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from pipeline.images.source import looks_like_url
 MAX_RETRY_AFTER_S = 60
 
 ExpectedS = Callable[[int, str], float]
-"""Seconds until so many more images of this caller would be done; 0 where nothing is ahead of them, or nothing is known."""
+"""Takes a number of images and a caller; returns the seconds until they would be done; 0 if nothing is ahead of them or nothing is
+known."""
 
 
 class Lane:
-    """The images of one class that are here.
+    """The admitted images of one class.
 
     Args:
         name: for metrics.
-        most: images at a time, waiting ones included.
-        at_a_time: of those, how many are worked on; the others wait in `turn`.
-        expected_s: where the class has a queue elsewhere, what that expects.
+        most: largest number of admitted images, waiting ones included.
+        at_a_time: how many of them are worked on at a time; the others wait in `turn`.
+        expected_s: estimates the waiting time, if the class is queued elsewhere; None uses this lane's own pace.
     """
 
     def __init__(self, name: str, most: int, at_a_time: int = 1, expected_s: ExpectedS | None = None) -> None:
@@ -48,22 +49,22 @@ class Lane:
 
     @property
     def here(self) -> int:
-        """Images of this class."""
+        """Images of this class admitted and not done."""
         return self._by_caller.total()
 
     def room(self, caller: str, most_of_a_caller: int) -> int:
-        """How many more images of this caller may enter."""
+        """How many more images of this caller may be admitted."""
         return min(self.most - self.here, most_of_a_caller - self._by_caller[caller])
 
     def count(self, caller: str, change: int) -> None:
-        """Images enter, or leave (negative)."""
+        """Add images of a caller, or remove them (negative `change`)."""
         self._by_caller[caller] += change
         if not self._by_caller[caller]:
             del self._by_caller[caller]
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Wait for a turn; within, the image is worked on."""
+        """Wait until this image may be worked on; the context is the work."""
         async with self._turns:
             if not self._working:
                 self._pace.begin()
@@ -90,13 +91,13 @@ class Place:
         lane.count(caller, 1)
 
     def move(self, lane: Lane) -> None:
-        """The image turned out to be of another class, whose room was checked."""
+        """Move the image to another class; the caller has checked that it has room."""
         self.leave()
         self.lane = lane
         lane.count(self._caller, 1)
 
     def leave(self) -> None:
-        """The image is done, or given up."""
+        """Give the place back: the image is done or cancelled."""
         self.lane.count(self._caller, -1)
 
 
@@ -105,7 +106,7 @@ class Admission:
 
     Args:
         settings: the section `ingress`.
-        ordinary_s: what the queue of ordinary images expects.
+        ordinary_s: estimates the waiting time of ordinary images, which wait in the Grouper.
     """
 
     def __init__(self, settings: IngressSettings, ordinary_s: ExpectedS) -> None:
@@ -116,17 +117,17 @@ class Admission:
         self.lanes = (self.ordinary, self.urls, self.large)
 
     def reconfigure(self, settings: IngressSettings) -> None:
-        """Take other bounds; who is here stays. `max_urls_in_flight` stays, too."""
+        """Apply new bounds; images already admitted stay. `max_urls_in_flight` does not change."""
         self._settings = settings
         self.ordinary.most, self.urls.most = settings.max_images_in_flight, settings.max_urls
         self.large.most = settings.max_large_images
 
     @contextmanager
     def admitted(self, images: Sequence[ImageInput], context: RequestContext) -> Iterator[list[Place]]:
-        """Within: all images of a request are here; yields the place of each.
+        """Admit the images of a request for the duration of the context; yields the place of each.
 
         Raises:
-            Overloaded: there is no room for all of them, or not enough time.
+            Overloaded: there is no room for all of them, or not enough time before the deadline.
         """
         lanes = [self.urls if isinstance(image, str) and looks_like_url(image) else self.ordinary for image in images]
         for lane, count in Counter(lanes).items():
@@ -139,25 +140,25 @@ class Admission:
                 place.leave()
 
     def check(self, lane: Lane, images: int, context: RequestContext) -> None:
-        """Raise Overloaded where so many more images have no room, or would be late."""
+        """Raise Overloaded if there is no room for so many more images, or they would miss the deadline."""
         self.check_room(lane, images, context.caller)
         expected_s = lane.expected_s(images, context.caller)
         if expected_s > context.remaining_s > 0:
             raise self.refusal(expected_s)
 
     def check_room(self, lane: Lane, images: int, caller: str) -> None:
-        """Raise Overloaded where so many more images have no room."""
+        """Raise Overloaded if there is no room for so many more images."""
         share = self._settings.max_share_per_key if caller else 1.0
         most_of_a_caller = max(int(share * lane.most), min(lane.most, self._settings.max_images_per_request))
         if images > lane.room(caller, most_of_a_caller):
             raise self.refusal(lane.expected_s(0, caller))
 
     def refusal(self, expected_s: float = 0.0) -> Overloaded:
-        """The error of an image that finds no room.
+        """The error for an image that finds no room.
 
         Args:
-            expected_s: until what is ahead is done, seconds. The client is told to come back then, or up to half as long again later:
-                those that are refused together do not all come back together.
+            expected_s: seconds until the images ahead are done; becomes Retry-After. Up to half of it is added at random, so that clients
+                refused together do not retry together.
         """
         soonest_s = max(self._settings.retry_after_s, min(math.ceil(expected_s), MAX_RETRY_AFTER_S))
         return Overloaded(

@@ -1,4 +1,4 @@
-"""Detector: pixels in, instances out. One engine, one greedy batcher; GPU where there is one.
+"""Detector: runs the network. Takes pixels, returns instances. One engine and one greedy batcher per replica; a GPU if there is one.
 
 LoadedImage ─▶ GreedyBatcher ─▶ Engine.detect, on a thread of its own ─▶ Instances
 """
@@ -25,11 +25,11 @@ from pipeline.types import DetectOptions, Instances, LoadedImage
 Item = tuple[LoadedImage, DetectOptions]
 
 HUNG_S, HUNG_S_AN_IMAGE = 120.0, 4.0
-"""Before anything was measured, a batch that runs for longer than their sum hangs: an image of RTMDet-Ins-x takes 0.6 s on two cores, twice
-that while another batch runs, and what is compiled meanwhile less than the first."""
+"""Until `MEASURED_BATCHES` batches were timed, a batch counts as hung after HUNG_S + HUNG_S_AN_IMAGE x max_batch. An image of RTMDet-Ins-x
+takes 0.6 s on two cores, twice that beside another batch; compiling in between takes less than HUNG_S."""
 HUNG_TIMES, MIN_HUNG_S = 20.0, 30.0
-"""Later, one that takes so many times as long as the slowest of the last `MEASURED_BATCHES`. Compiling for a new shape of photo may come in
-between, therefore not less than `MIN_HUNG_S`."""
+"""Later, a batch counts as hung after HUNG_TIMES the slowest of the last `MEASURED_BATCHES`, but not before MIN_HUNG_S: the network may be
+compiled for a new image shape in between."""
 MEASURED_BATCHES = 32
 
 
@@ -38,7 +38,7 @@ class Detector:
     """Runs the network on batches that it forms across requests.
 
     Args:
-        model: name or path of the model, folder of compiled ones.
+        model: the section `model`: name or path, and the cache folder.
         settings: the section `detector`.
     """
 
@@ -66,10 +66,10 @@ class Detector:
         return found
 
     async def check_health(self) -> None:
-        """Called by Ray every `health_check_period_s`: a replica whose card failed or hangs is replaced.
+        """Called by Ray every `health_check_period_s`; Ray replaces a replica that raises.
 
         Raises:
-            EngineLost: it cannot score any more.
+            EngineLost: the device failed, or a batch hangs.
         """
         if self._lost is not None:
             raise self._lost
@@ -78,11 +78,11 @@ class Detector:
             raise EngineLost(f"a batch has been running for more than {limit_s:g} s")
 
     async def detect(self, tasks: Sequence[ImageTask[LoadedImage]]) -> list[ImageTask[Instances]]:
-        """Find the instances of a call's images; images of other calls may share their batches.
+        """Find the instances in the images of a call. Batches may mix images of several calls.
 
         Returns:
-            Each task with its instances, or its error: DeadlineExceeded where the deadline passed before the network ran,
-            StageFailed where the network failed on it, or the error that it came with.
+            Each task with its instances or its error: DeadlineExceeded if the deadline passed before the network ran, StageFailed if the
+            network failed, or the error that the task already had.
         """
         return await self._stage.each(self._detect, tasks)
 
@@ -93,15 +93,16 @@ class Detector:
         return ran.result
 
     async def info(self) -> ModelInfo:
-        """What runs here: model, classes, input size, engine, precision, device."""
+        """Model, classes, input size, engine, precision and device of this replica."""
         return self._engine.info
 
 
 def hung_after_s(max_batch: int, ran_s: Sequence[float]) -> float:
-    """The time after which a batch counts as hung.
+    """The time after which a batch counts as hung, seconds.
 
     Args:
-        ran_s: seconds that the last batches took.
+        max_batch: most images in a batch.
+        ran_s: times of the last batches, seconds.
     """
     at_first = HUNG_S + HUNG_S_AN_IMAGE * max_batch
     if len(ran_s) < MEASURED_BATCHES:
@@ -110,7 +111,7 @@ def hung_after_s(max_batch: int, ran_s: Sequence[float]) -> float:
 
 
 def engine_options(model: ModelSettings, settings: DetectorSettings) -> EngineOptions:
-    """What a Detector of these settings loads its engine with."""
+    """The engine options for these settings."""
     return EngineOptions(
         kind=settings.engine,
         precision=settings.precision,
@@ -125,11 +126,10 @@ def engine_options(model: ModelSettings, settings: DetectorSettings) -> EngineOp
 
 
 def on_granted_device(options: EngineOptions, cards: int) -> EngineOptions:
-    """What `device: auto` means in a replica: the card that Ray has granted it, else the CPU.
+    """Resolve `device: auto`: the GPU that Ray granted to this replica, else the CPU.
 
-    In Ray 2.60 a replica without `num_gpus` sees every card of its machine. It leaves them alone: they are not reserved
-    for it, and all such replicas would meet on the first one. A granted card that PyTorch cannot use is an error of
-    the engine, not a silent start on the CPU.
+    In Ray 2.60 a replica without `num_gpus` sees every GPU of its machine. It must not use them: they are not reserved for it, and all such
+    replicas would share the first one. If PyTorch cannot use a granted GPU, the engine raises instead of falling back to the CPU.
     """
     if options.device != "auto" or options.kind not in ("auto", "torch"):
         return options
@@ -141,7 +141,7 @@ def _granted_cards() -> int:
 
 
 def _check_ongoing(max_batch: int) -> None:
-    """Refuse a concurrency that could never fill a batch: Ray Serve hands a replica at most max_ongoing_requests at once."""
+    """Refuse a max_ongoing_requests that could never fill a batch: it bounds the calls that Ray Serve sends to a replica at a time."""
     ongoing = serve.get_replica_context()._deployment_config.max_ongoing_requests
     if ongoing < 2 * max_batch:
         raise ConfigurationError(

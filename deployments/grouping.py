@@ -1,12 +1,12 @@
-"""Sends images on in groups, so that they share the cost of the calls between the stages when there is load.
+"""Groups images under load, so that they share the cost of the calls between the stages.
 
     send(item) ──▶ waiting ──▶ group ──▶ dispatch(items), one call for all of them ──▶ each sender's own outcome
     send(item, alone=True) ──▶ a group of its own, at once
 
-A few groups are in flight at a time; items that come meanwhile wait and form the next groups. An idle service therefore sends each
-image at once, and a busy one sends full groups. Items that may take long (a URL, one whose replica died) are sent alone and delay
-nobody. A group whose call hangs, on a replica that fell silent for instance, stops counting after `PATIENCE_S`, and is given up after some
-seconds (`CallHangs`): Ray's own verdict comes after 7 s for a node and up to 30 s for a replica, which it asks to end before it kills it.
+A few groups are in flight at a time; items that arrive meanwhile wait and form the next groups. So an idle service sends each image at
+once, and a busy one sends full groups. Items that may take long (a URL, or an item whose replica died) are sent alone and do not delay
+others. A group that takes longer than `PATIENCE_S`, for example because its replica does not answer, no longer counts as in flight; after
+some seconds it is cancelled (`CallHangs`). Ray takes 7 s to detect a dead node, and up to 30 s to kill a replica that does not answer.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from deployments.turns import Turns
 from pipeline.errors import DeadlineExceeded, Overloaded, StageFailed
 
 PATIENCE_S = 1.0
-"""A group that takes longer no longer counts against `max_in_flight`."""
+"""A group that takes longer than this no longer counts against `max_in_flight`, seconds."""
 HANGS_S, SILENT_S = 3.0, 6.0
-"""A call hangs that takes longer, while one that was sent later is done, or while none is."""
+"""A call counts as hung after HANGS_S if a call sent later is done, else after SILENT_S, seconds."""
 HANGS_TIMES, MEASURED_GROUPS = 3.0, 32
-"""And longer than so many times the slowest of the last groups: a model may need seconds for its batches."""
+"""But not before HANGS_TIMES the slowest of the last MEASURED_GROUPS groups: a model may need seconds for its batches."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class CallHangs(StageFailed):
-    """A call does not return. Sending its items again may work: another replica may take them."""
+    """A call does not return. A retry may work, because another replica may take it."""
 
 
 @dataclass(slots=True, eq=False)
 class _Entry(Generic[Item, Result]):
-    """One sent item; not counted where it is sent alone. Its future never holds an exception, only the result or the error to raise."""
+    """One sent item. `counted` is False if it is sent alone. The future holds the result, or the error to raise as its result."""
 
     item: Item
     size_bytes: int
@@ -55,20 +55,18 @@ class _Entry(Generic[Item, Result]):
 
     @property
     def was_worked_on(self) -> bool:
-        """Whether it has an outcome of its own: a result, or an error that the image caused. Then its time counts for the pace."""
+        """Whether it has a result, or an error caused by the image itself. Only then its time counts for the pace."""
         done = self.future.done() and not self.future.cancelled()
         return done and not isinstance(self.future.result(), DeadlineExceeded | Overloaded | StageFailed)
 
 
 class Grouper(Generic[Item, Result]):
-    """Groups single items for a call that takes several.
+    """Groups single items for a call that takes several. For one event loop.
 
     Args:
-        dispatch: takes items, returns one outcome for each in order; an exception in an item's place is raised to its sender.
-            What it raises itself is a bug, and is raised to all. Cancelled when every sender of the group has gone.
-        limits: the section `ingress.groups`: most images and MB in a group (a larger item goes alone), and groups in flight.
-
-    Belongs to one event loop.
+        dispatch: takes items and returns one outcome for each, in order. An exception returned in an item's place is raised to its
+            sender; an exception raised by `dispatch` is raised to all senders. Cancelled when all senders of the group are cancelled.
+        limits: the section `ingress.groups`: most images and MB in a group (a larger item goes alone), and most groups in flight.
     """
 
     def __init__(
@@ -87,17 +85,19 @@ class Grouper(Generic[Item, Result]):
     async def send(
         self, item: Item, size_bytes: int = 0, *, caller: str = "", alone: bool = False, patience_s: float = 0.0
     ) -> Result:
-        """Send one item, with others where that saves calls. Cancelling gives it up.
+        """Send one item, in a group with others if there is load. May be cancelled.
 
         Args:
-            item: handed to `dispatch` as it is.
+            item: passed to `dispatch` unchanged.
             size_bytes: counted against `max_mb`.
-            caller: whose it is; those that wait take turns by caller.
-            alone: in a group of its own and at once.
-            patience_s: it is alone and may take so long: before that its call does not hang.
+            caller: owner of the item; waiting items take turns by caller.
+            alone: send it at once, in a group of its own.
+            patience_s: its call does not count as hung before this time, seconds; only with `alone`.
+        Returns:
+            The outcome that `dispatch` returned for the item.
         Raises:
-            CallHangs: its call does not return; the item was given up.
-            Exception: what `dispatch` returned in the item's place.
+            CallHangs: the call does not return and was cancelled.
+            Exception: the exception that `dispatch` returned for the item.
         """
         entry: _Entry[Item, Result] = _Entry(item, size_bytes, caller, not alone, patience_s)
         if alone:
@@ -115,15 +115,15 @@ class Grouper(Generic[Item, Result]):
         return outcome
 
     def expected_s(self, items: int, caller: str = "") -> float:
-        """Seconds until so many more items of this caller would be done, at the pace of the last seconds; 0 where nothing is ahead of them.
+        """Seconds until so many more items of this caller would be done, at the current pace; 0 if nothing is ahead of them.
 
-        Items sent alone are left out on both sides: how long they take says nothing about the others.
+        Items sent alone are not counted: how long they take says nothing about the others.
         """
         ahead = self._waiting.ahead_of(caller, items) + sum(len(group) for group in self._groups.values() if group[0].counted)
         return (ahead + items) * self._pace.seconds_an_item if ahead else 0.0
 
     def _fill_soon(self) -> None:
-        """Fill groups after this turn of the event loop: all images of a request wait by then, and make full groups."""
+        """Fill groups in the next iteration of the event loop: by then all images of a request are waiting and make full groups."""
         if not self._filling:
             self._filling = True
             asyncio.get_running_loop().call_soon(self._fill)
@@ -142,10 +142,10 @@ class Grouper(Generic[Item, Result]):
         return group
 
     def _start(self, entries: list[_Entry[Item, Result]]) -> None:
-        """Send a group, in a context of its own: in that of a request, Ray would cancel the call when this one request ends."""
+        """Send a group, in a new contextvars context: in a request's context, Ray would cancel the call when that request ends."""
         loop, counted = asyncio.get_running_loop(), entries[0].counted
         now = time.monotonic()
-        # A group that hangs for longer than the pace remembers does not make idleness look like work.
+        # Groups that hang for longer than MEMORY_S are ignored here: else idle time would count as work.
         if counted and not any(group[0].counted and now - group[0].began < MEMORY_S for group in self._groups.values()):
             self._pace.begin()
         task = loop.create_task(self._run(entries), context=contextvars.Context())
@@ -169,7 +169,7 @@ class Grouper(Generic[Item, Result]):
                 entry.future.set_result(outcome)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """A group is done or was given up, maybe before it began."""
+        """A group is done or was cancelled, possibly before it began."""
         entries = self._groups.pop(task)
         if entries[0].counted:
             self._pace.done(sum(entry.was_worked_on for entry in entries))
@@ -181,7 +181,7 @@ class Grouper(Generic[Item, Result]):
         self._make_room(task)
 
     def _watch(self, task: asyncio.Task[None]) -> None:
-        """Give a group up where it hangs, or look again when it would."""
+        """Cancel a group that hangs; check again later otherwise."""
         entries = self._groups.get(task)
         if entries and not self._give_up_hanging(task, entries):
             left_s = entries[0].began + self._hangs_after_s(entries[0], SILENT_S) - time.monotonic()
@@ -199,18 +199,18 @@ class Grouper(Generic[Item, Result]):
         return True
 
     def _hangs_after_s(self, entry: _Entry[Item, Result], least_s: float) -> float:
-        """Never, before any group is done: a first batch may be compiled for."""
+        """Infinite until a group is done: the network may be compiled for the first batch."""
         return max(entry.patience_s, least_s, HANGS_TIMES * max(self._took_s, default=math.inf))
 
     def _make_room(self, task: asyncio.Task[None]) -> None:
-        """A group ended or is overdue: the next one may go."""
+        """A group ended, or took longer than PATIENCE_S: the next one may start."""
         overdue = self._in_flight.pop(task, None)
         if overdue:
             overdue.cancel()
         self._fill_soon()
 
     def _leave(self, entry: _Entry[Item, Result]) -> None:
-        """Its sender has gone: do not dispatch it, or give up a group that nobody waits for."""
+        """The sender was cancelled: remove the item if it waits, and cancel its group if no other sender waits for it."""
         if entry.group is None:
             self._waiting.remove(entry, entry.caller)
         elif all(other.future.cancelled() for other in self._groups.get(entry.group, ())):

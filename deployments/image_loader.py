@@ -1,14 +1,16 @@
-"""ImageLoader: text, bytes or array in, pixels ready for the network out. CPU; scales on its own.
+"""ImageLoader: fetches, decodes and scales images. Takes text, bytes or arrays, returns pixels for the network. Runs on CPU, scales on
+its own.
 
 "https://…" ─▶ fetch ─┐
 base64 ───────────────┼─▶ decode ─▶ scale ─▶ LoadedImage
 bytes, ndarray ───────┘   (a process)
 
-Files are decoded in processes of their own (pipeline.images.decoder_pool): an image that kills or blocks its decoder costs
-nobody else anything. Arrays from Python callers need no decoder.
+Files are decoded in separate processes (pipeline.images.decoder_pool): an image that crashes or blocks its decoder does not affect
+others. Arrays from Python callers need no decoder.
 
-Memory: at a time, as many images of up to `ORDINARY_MAX_PIXELS` are decoded as there are threads, and one larger image beside them,
-whichever calls they came with. That takes 17 bytes for each of their pixels: by default 2 x 0.27 GB and 0.68 GB.
+Memory: a replica decodes `threads` images of up to `ORDINARY_MAX_PIXELS` at a time, plus one larger image. Decoding takes up to 17 bytes
+per
+pixel: by default 2 x 0.27 GB + 0.68 GB.
 """
 
 from __future__ import annotations
@@ -44,9 +46,10 @@ from pipeline.types import LoadedImage
 logger = logging.getLogger("ray.serve")
 
 ORDINARY_MAX_PIXELS = 16_000_000
-"""Larger images that are decoded at full size wait for each other. 40 megapixels of one colour are 30 bytes of WebP, and take 1 s."""
+"""Larger images that must be decoded at full size are decoded one at a time. A WebP of 40 megapixels of one colour has 30 bytes, and
+takes 1 s."""
 MAX_FAILED_STARTS = 2
-"""One may be chance: a machine that was short of memory for a moment."""
+"""A single failed start may be temporary, for example a lack of memory."""
 DRAWN_PX = 2048
 """Longest side of a picture in an answer; larger photos are scaled down."""
 
@@ -79,25 +82,25 @@ class ImageLoader:
         self._decoding = 0.0
 
     async def check_health(self) -> None:
-        """Called by Ray every `health_check_period_s`: a replica whose decoders do not start is replaced.
+        """Called by Ray every `health_check_period_s`; Ray replaces a replica that raises.
 
         Raises:
-            DecodersUnavailable: one ended `MAX_FAILED_STARTS` times before it could decode.
+            DecodersUnavailable: a decoder process failed to start `MAX_FAILED_STARTS` times in a row.
         """
         self._metrics.memory(self._decoders.memory_bytes)
         if self._decoders.failed_starts >= MAX_FAILED_STARTS:
-            raise DecodersUnavailable("decoder processes do not start; their standard error says why")
+            raise DecodersUnavailable("decoder processes do not start; see their standard error")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Called by Ray: what `deployments.scaling` scales by."""
+        """Called by Ray: the metric for `deployments.scaling`."""
         return {DECODING: self._decoding}
 
     async def load(self, tasks: Sequence[ImageTask[ImageInput]]) -> list[ImageTask[LoadedImage]]:
-        """Make a call's images ready for the network.
+        """Prepare the images of a call for the network.
 
         Returns:
-            Each task with its pixels, or why they cannot be had: FetchError, ImageError, LimitExceeded, DeadlineExceeded,
-            StageFailed, and RetryAlone for one that should come again on its own (a large image that came so is decoded here).
+            Each task with its pixels or its error: FetchError, ImageError, LimitExceeded, DeadlineExceeded, StageFailed, or RetryAlone for
+            an image to retry in a call of its own (a large image in a call of its own is decoded).
         """
         photos: dict[int, NDArray[np.uint8]] = {}
         alone = len(tasks) == 1 or self._always_alone
@@ -117,7 +120,7 @@ class ImageLoader:
                 if not task.alone:
                     raise RetryAlone(f"{error.message} It is decoded in a call of its own.") from error
                 loaded = await loop.run_in_executor(self._large_thread, self._decode_large, data, request_id, clock)
-            if task.options.draws:  # one at a time, as it is decoded at full size
+            if task.options.draws:  # one at a time: it is decoded at full size
                 photos[id(task)] = await loop.run_in_executor(self._large_thread, self._photo, data, loaded, clock)
             return loaded
 
@@ -126,7 +129,7 @@ class ImageLoader:
 
     @contextmanager
     def _counted(self, share: float) -> Iterator[None]:
-        """Within: this share of a call is being decoded, or waits for a decoder."""
+        """Within: this share of a call is being decoded or waits for a decoder."""
         self._decoding += share
         try:
             yield
@@ -134,7 +137,7 @@ class ImageLoader:
             self._decoding -= share
 
     def _photo(self, data: bytes | NDArray[np.uint8], loaded: LoadedImage, clock: Clock) -> NDArray[np.uint8]:
-        """What is drawn on, BGR: as large as it is, up to DRAWN_PX. The time counts as decoding, too."""
+        """The image to draw on: (H, W, 3) uint8 BGR, scaled down to DRAWN_PX if larger. The time counts as decoding."""
         size, began = min(max(loaded.letterbox.original_hw), DRAWN_PX), time.perf_counter()
         photo = self._decoders.load(data, size=size) if isinstance(data, bytes) else load_image(data, self._limits, size)
         clock.add("decode", clock.timings_ms["decode"] / 1e3 + time.perf_counter() - began)
@@ -147,10 +150,10 @@ class ImageLoader:
     def _decode(
         self, data: bytes | NDArray[np.uint8], shared: SharedDecoding | None, request_id: str, clock: Clock
     ) -> LoadedImage:
-        """On a thread, one for each decoder: what waits for a thread is not counted as decoding.
+        """Decode one image; runs on a thread. There is one thread per decoder, so waiting for a decoder is not counted as decoding.
 
         Raises:
-            LargeImage: it is too large to be decoded beside others like it.
+            LargeImage: the image must be decoded in a call of its own.
             RetryAlone: from `shared`.
         """
         with clock.measure("decode"), self._logging_lost(request_id):

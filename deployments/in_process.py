@@ -1,7 +1,7 @@
-"""A stage inside the Ingress replica instead of in replicas of its own: same class, same calls, no hop.
+"""Runs a stage inside the Ingress replica (`layout: together`): same class and same calls as with replicas, but within one process.
 
-For one small machine, where a call between processes costs more than it brings (`layout: together`). Stages then do not scale
-apart, and a crash takes all of them.
+For one small machine, where calls between processes cost more than they gain. The stages cannot scale separately, and a crash stops
+all of them.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from ray.serve.handle import DeploymentHandle
 
 @dataclass(frozen=True, slots=True)
 class StageInProcess:
-    """Says which stage to start; bound in the place of a deployment.
+    """Names a stage to start in this process; bound in place of a deployment.
 
     Args:
-        module: of the stage, `deployments.detector` for instance.
-        name: of its deployment there.
-        arguments: its constructor's.
+        module: of the stage, such as `deployments.detector`.
+        name: of the deployment in that module.
+        arguments: for its constructor.
     """
 
     module: str
@@ -30,7 +30,7 @@ class StageInProcess:
     arguments: tuple[Any, ...]
 
     def start(self) -> LocalHandle:
-        """Make the stage, here."""
+        """Construct the stage in this process."""
         deployment = getattr(importlib.import_module(self.module), self.name)
         return LocalHandle(deployment.func_or_class(*self.arguments))
 
@@ -55,7 +55,7 @@ class LocalResponse:
         return self._task.__await__()
 
     def cancel(self) -> None:
-        """Give the call up."""
+        """Cancel the call."""
         self._task.cancel()
 
 
@@ -72,9 +72,9 @@ class _Method:
 
 
 StageHandle = DeploymentHandle[Any] | LocalHandle
-"""How the scoring graph reaches a stage."""
+"""A handle to a stage, in replicas of its own or in this process."""
 
 
 def started(stage: StageHandle | StageInProcess) -> StageHandle:
-    """The stage's handle; a stage in this process is made."""
+    """The stage's handle; constructs a stage that runs in this process."""
     return stage.start() if isinstance(stage, StageInProcess) else stage

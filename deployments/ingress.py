@@ -1,6 +1,6 @@
-"""Ingress: the one deployment that callers talk to, over HTTP or by handle. It never touches pixels.
+"""Ingress: the deployment that callers use, over HTTP or by handle. It never touches pixels.
 
-HTTP ─▶ the front (serve_app.http) ─┐
+HTTP ─▶ ASGI app (serve_app.http) ──┐
                                     ├─▶ admission ─▶ ScoringGraph ─▶ gather
 handle.score.remote(images, params) ┘
 """
@@ -38,9 +38,9 @@ class Ingress:
         image_loader, detector, polygonizer: handles of the stages, or the stages to start in this process.
         settings: limits and defaults of the request parameters.
         classes: class names, in the order of the network's labels.
-        front: makes the ASGI application that speaks HTTP for this ingress.
+        front: makes the ASGI application that serves HTTP for this ingress.
     Attributes:
-        settings: those in effect; see `reconfigure`.
+        settings: the settings in effect; see `reconfigure`.
     """
 
     def __init__(
@@ -65,13 +65,13 @@ class Ingress:
         self._probe_lock = asyncio.Lock()
 
     def reconfigure(self, user_config: Any, rank: Any = None) -> None:  # noqa: ARG002
-        """Called by Ray at the start and when `user_config` changes: limits and defaults change, nothing restarts.
+        """Called by Ray at the start and when `user_config` changes: applies limits and defaults without a restart.
 
         Args:
             user_config: see `with_live_settings`.
-            rank: not used; who takes it is told when `user_config` is removed, too.
+            rank: not used; but only with this parameter Ray also calls when `user_config` is removed.
         Raises:
-            ConfigurationError: a setting cannot change so; the old ones stay.
+            ConfigurationError: a setting cannot change in a running replica; the previous settings stay.
         """
         self.settings = with_live_settings(self._at_start, user_config)
         self._graph.admission.reconfigure(self.settings.ingress)
@@ -87,17 +87,17 @@ class Ingress:
         timeout_s: float | None = None,
         request_id: str | None = None,
     ) -> list[ScoredImage]:
-        """Score images; the typed method for Python callers: `serve.get_app_handle(name).score.remote(images)`.
+        """Score images; for Python callers: `serve.get_app_handle(name).score.remote(images)`.
 
         Args:
-            images: each base64 text or a URL (str), an encoded file (bytes), or (H, W, 3) uint8 RGB or (H, W) uint8 grey pixels.
+            images: each a base64 text or URL (str), an encoded file (bytes), or pixels: (H, W, 3) uint8 RGB or (H, W) uint8 grey.
             params: as in the HTTP contract.
-            timeout_s: deadline from now, seconds; None takes the server's.
-            request_id: for the logs; made when None.
+            timeout_s: time until the deadline, seconds; None takes the server's. The server's is also the upper bound.
+            request_id: for the logs; None generates one.
         Returns:
-            One ScoredImage for each image, in order; with `on_error="isolate"` a bad one holds its `fault`.
+            One ScoredImage for each image, in order. With `on_error="isolate"`, the one of a bad image has its `fault` set.
         Raises:
-            ServiceError: the same codes as over HTTP.
+            ServiceError: with the same codes as over HTTP.
         """
         checked = parse_params(params)
         answers = await self.score_images(images, checked, self.context(timeout_s, request_id), answer_as="objects")
@@ -106,10 +106,10 @@ class Ingress:
     async def score_images(
         self, images: Sequence[ImageInput], params: ScoreParams, context: RequestContext, *, answer_as: AnswerForm
     ) -> list[Answer | ImageFault]:
-        """Admit and score; what both doors share.
+        """Admit and score images; used over HTTP and by handle.
 
         Raises:
-            Overloaded: too many images are in flight; nothing was done.
+            Overloaded: too many images are in flight; refused before any work.
             ServiceError: see ScoringGraph.score.
         """
         began = time.perf_counter()
@@ -129,7 +129,7 @@ class Ingress:
 
     @contextmanager
     def errors_counted(self) -> Iterator[None]:
-        """Within: what is raised to the caller is counted by its code, as one image: how many there are is not known yet."""
+        """Within: count an error by its code, as one image, because the number of images is not known yet."""
         try:
             yield
         except ServiceError as error:
@@ -137,7 +137,7 @@ class Ingress:
             raise
 
     def check_room(self, caller: str = "") -> None:
-        """Raise Overloaded where one more ordinary image has no room (asked before a body is read, whatever is in it)."""
+        """Raise Overloaded if there is no room for one more ordinary image. Called before the body is read, so its content is not known."""
         self._graph.admission.check_room(self._graph.admission.ordinary, 1, caller)
 
     def refusal(self) -> Overloaded:
@@ -145,10 +145,10 @@ class Ingress:
         return self._graph.admission.refusal()
 
     async def check_health(self) -> None:
-        """Called by Ray every `health_check_period_s`: the beat that the gauge needs, see deployments.metrics.
+        """Called by Ray every `health_check_period_s`. Also sets the gauges, which must be repeated (see deployments.metrics).
 
         Raises:
-            ServiceError: a stage in this process cannot work any more; one in replicas of its own says so itself.
+            ServiceError: a stage in this process cannot work any more. Stages with replicas of their own have their own health checks.
         """
         for lane in self._graph.admission.lanes:
             self._metrics.in_flight(lane.name, lane.here)
@@ -162,10 +162,10 @@ class Ingress:
         return RequestContext(request_id or str(uuid.uuid4()), time.time() + timeout_s, caller)
 
     def score_options(self, params: ScoreParams, answer_as: AnswerForm) -> ScoreOptions:
-        """Fill the server's defaults into a request's params.
+        """Apply the server's defaults to a request's params.
 
         Raises:
-            InvalidRequest: a label that the model does not know.
+            InvalidRequest: a label that the model does not have.
         """
         detector, polygonizer = self.settings.detector, self.settings.polygonizer
         return ScoreOptions(
@@ -190,15 +190,15 @@ class Ingress:
         unknown = set(labels) - set(self._classes)
         if unknown:
             raise InvalidRequest(
-                f"'params.labels' names unknown label(s) {quoted(unknown)}; this model knows: {', '.join(self._classes)}."
+                f"'params.labels' names unknown label(s) {quoted(unknown)}; this model has: {', '.join(self._classes)}."
             )
         return frozenset(index for index, name in enumerate(self._classes) if name in labels)
 
     async def check_ready(self, timeout_s: float = 5.0) -> None:
-        """Send a tiny image through every stage; the answer is kept for `ready_cache_s`, and one probe runs at a time.
+        """Send a tiny image through every stage. The outcome is cached for `ready_cache_s`; one probe runs at a time.
 
         Raises:
-            ServiceError: some stage did not answer.
+            ServiceError: a stage did not answer.
         """
         async with self._probe_lock:
             if self._readiness is None or time.monotonic() > self._readiness[0]:
@@ -217,10 +217,10 @@ class Ingress:
         return None
 
     async def model_info(self, timeout_s: float = 5.0) -> ModelInfo:
-        """What the detector runs; asked for once.
+        """Model, engine and device of the detector; asked once, then cached.
 
         Raises:
-            ServiceError: it did not answer.
+            ServiceError: the detector did not answer.
         """
         if self._model is None:
             self._model = await self._graph.model_info(timeout_s)

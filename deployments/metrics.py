@@ -1,8 +1,8 @@
-"""Prometheus metrics of the stages, through Ray's exporter (prefix `ray_`, tags deployment, replica, application).
+"""Prometheus metrics of the stages, exported by Ray (prefix `ray_`, tags deployment, replica, application).
 
-monitoring/grafana-dashboard.json shows every one of them (tests/e2e/test_monitoring.py). One call here costs 3 to 4 us of CPU
-(Ray 2.60, measured in a replica), about 10 of them an image. Counters of rare events start at 0, so that their first event is a rise.
-Ray forgets a gauge that is not set again within two of its export intervals.
+monitoring/grafana-dashboard.json shows all of them (checked by tests/e2e/test_monitoring.py). One call costs 3 to 4 us of CPU (Ray 2.60,
+measured in a replica); an image causes about 10. Counters of rare events are exported as 0 from the start, so that `rate()` sees the first
+event. Ray drops a gauge that is not set again within two export intervals.
 """
 
 from __future__ import annotations
@@ -18,14 +18,24 @@ from pipeline.inference.batch_queue import DropReason
 
 _LATENCY_MS: list[float] = [1, 2, 5, 10, 20, 35, 50, 75, 100, 150, 200, 250, 350, 500, 750, 1000, 2000, 5000, 10000, 30000]
 _BATCH: list[float] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256]
-_OBJECTS: list[float] = [0.5, 1.5, 2.5, 3.5, 5.5, 10.5, 20.5, 50.5, 100.5]  # between the whole numbers: up to 0.5 is none
+_OBJECTS: list[float] = [
+    0.5,
+    1.5,
+    2.5,
+    3.5,
+    5.5,
+    10.5,
+    20.5,
+    50.5,
+    100.5,
+]  # bounds between whole numbers; the first bucket is 0 objects
 
 
 class StageMetrics:
     """Latency, images and errors of one stage.
 
     Args:
-        stage: `ingress` (whose latency is that of a request's images together), `image_loader`, `detector` or `polygonizer`.
+        stage: `ingress` (its latency is that of a whole request), `image_loader`, `detector` or `polygonizer`.
     """
 
     def __init__(self, stage: str) -> None:
@@ -38,11 +48,11 @@ class StageMetrics:
         self._images = metrics.Counter("rtmdet_stage_images", "Images that a stage finished.", tag_keys=("stage",))
         self._errors = metrics.Counter(
             "rtmdet_stage_errors",
-            "Images that a stage refused or failed; a request that is refused before its images are known is one.",
+            "Images that a stage refused or failed on. A request refused before its images are known counts as one image.",
             tag_keys=("stage", "code"),  # type: ignore[arg-type]
         )
         for metric in (self._latency, self._images, self._errors):
-            metric.set_default_tags({"stage": stage})  # a dict of its own for each: Ray adds its tags to it in place
+            metric.set_default_tags({"stage": stage})  # a new dict for each: Ray modifies it
         _start_at_zero(self._errors, code=StageFailed.code)
 
     def done(self, latency_ms: float, images: int = 1) -> None:
@@ -52,14 +62,14 @@ class StageMetrics:
             self._images.inc(images)
 
     def failed(self, code: str, images: int = 1, latency_ms: float | None = None) -> None:
-        """Count images (one at least) that ended in the error `code`, and how long that took, milliseconds."""
+        """Count images (at least one) that ended with the error `code`, and the time it took, milliseconds."""
         self._errors.inc(images, tags={"code": code})
         if latency_ms is not None:
             self._latency.observe(latency_ms, tags={"outcome": "failed"})
 
 
 class IngressMetrics(StageMetrics):
-    """What the ingress alone knows."""
+    """Metrics that only the ingress has."""
 
     def __init__(self) -> None:
         super().__init__("ingress")
@@ -68,16 +78,16 @@ class IngressMetrics(StageMetrics):
         )
         self._by_caller = metrics.Counter(
             "rtmdet_caller_images",
-            "Images by the id of the caller's key and how they ended: done, or the error's code.",
+            "Images by the caller's key id and outcome: done, or the error code.",
             tag_keys=("caller", "code"),  # type: ignore[arg-type]
         )
 
     def in_flight(self, lane: str, images: int) -> None:
-        """Show the images of a class in flight; to be repeated, changed or not."""
+        """Set the number of images in flight of a class; call it repeatedly, even if it did not change."""
         self._in_flight.set(images, tags={"lane": lane})
 
     def request_done(self, images: int, faults: Sequence[str], latency_ms: float, caller: str) -> None:
-        """Count an answered request: its images, of which some have an isolated fault of these codes."""
+        """Count an answered request: its images, and the codes of the isolated faults among them."""
         self.done(latency_ms, images - len(faults))
         self._count_caller(caller, "done", images - len(faults))
         for code in faults:
@@ -85,7 +95,7 @@ class IngressMetrics(StageMetrics):
             self._count_caller(caller, code)
 
     def request_failed(self, error: ServiceError, images: int, latency_ms: float, caller: str) -> None:
-        """Count a failed request: the images that it failed on, or all where it failed on none in particular."""
+        """Count a failed request: the images that failed, or all images if the error is not about single ones."""
         codes = [fault.code for fault in error.faults] or [error.code] * images
         for code, count in Counter(codes).items():
             self.failed(code, count)
@@ -98,7 +108,7 @@ class IngressMetrics(StageMetrics):
 
 
 class ObjectMetrics:
-    """What is found in the images. The counter beside the histogram, because Ray only estimates a histogram's sum."""
+    """Objects found. There is a counter besides the histogram because Ray only estimates a histogram's sum."""
 
     def __init__(self) -> None:
         self._per_image = metrics.Histogram("rtmdet_objects_per_image", "Objects in the answer of one image.", _OBJECTS)
@@ -113,18 +123,18 @@ class ObjectMetrics:
 
 
 class DecoderMetrics:
-    """Memory of the decoder processes, which Ray leaves out of that of their replica."""
+    """Memory of the decoder processes; Ray does not count it as the replica's."""
 
     def __init__(self) -> None:
         self._memory = metrics.Gauge("rtmdet_decoder_memory_bytes", "Resident memory of a replica's decoder processes, bytes.")
 
     def memory(self, count: int) -> None:
-        """Show it; to be repeated, changed or not."""
+        """Set it, bytes; call it repeatedly, even if it did not change."""
         self._memory.set(count)
 
 
 class BatchMetrics:
-    """How well the detector's batches fill; a `pipeline.inference.batcher.BatchObserver`."""
+    """Sizes and times of the detector's batches; a `pipeline.inference.batch_queue.BatchObserver`."""
 
     def __init__(self) -> None:
         self._size = metrics.Histogram("rtmdet_batch_size", "Images in one pass of the network.", _BATCH)
@@ -133,7 +143,7 @@ class BatchMetrics:
             "rtmdet_batch_run_ms", "Time from the start of a batch to its results, milliseconds.", _LATENCY_MS
         )
         self._splits = metrics.Counter(
-            "rtmdet_batch_splits", "Batches that failed as a whole and were tried in halves.", tag_keys=("cause",)
+            "rtmdet_batch_splits", "Batches that failed and were retried in halves.", tag_keys=("cause",)
         )
         self._dropped = metrics.Counter("rtmdet_batch_dropped", "Images dropped before the network ran.", tag_keys=("reason",))
         for cause in ("out_of_memory", "error"):
@@ -149,13 +159,13 @@ class BatchMetrics:
             self._wait.observe(wait_s * 1e3)
 
     def batch_split(self, size: int, out_of_memory: bool) -> None:  # noqa: ARG002 (the observer's interface)
-        """Record a batch that is tried again in halves."""
+        """Record a batch that is retried in halves."""
         self._splits.inc(tags={"cause": "out_of_memory" if out_of_memory else "error"})
 
     def item_dropped(self, reason: str) -> None:
-        """Record an image that left before the network ran (`deadline`, `cancelled` or `closed`)."""
+        """Record an image dropped before the network ran (`deadline`, `cancelled` or `closed`)."""
         self._dropped.inc(tags={"reason": reason})
 
 
 def _start_at_zero(counter: metrics.Counter, **tags: str) -> None:
-    counter._record(0, tags)  # below inc(), which refuses 0
+    counter._record(0, tags)  # private: inc() refuses 0

@@ -1,4 +1,4 @@
-"""How fast work gets done: seconds an item, measured over the last seconds in which there was work."""
+"""Measures throughput: seconds per item over the last seconds of work."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import math
 import time
 
 MEMORY_S = 10.0
-"""RTMDet-Ins-x on a CPU makes two images a second: a shorter memory would never hold enough of them to judge by."""
+"""Time constant of the average, seconds. RTMDet-Ins-x on a CPU does two images/s: a shorter time would cover too few of them."""
 MIN_ITEMS = 8.0
 
 
 class Pace:
-    """Items a second while there is work (exponentially weighted)."""
+    """Exponentially weighted average of the time per item; idle time does not count."""
 
     def __init__(self) -> None:
         self._items = self._busy_s = self._counted_until = 0.0
 
     def begin(self) -> None:
-        """Work begins after idleness: the time until now does not count."""
+        """Work begins after an idle time, which does not count."""
         self._counted_until = time.monotonic()
 
     def done(self, items: int) -> None:
@@ -29,5 +29,5 @@ class Pace:
 
     @property
     def seconds_an_item(self) -> float:
-        """0 before enough is known."""
+        """Seconds per item; 0 until `MIN_ITEMS` items were measured."""
         return self._busy_s / self._items if self._items >= MIN_ITEMS else 0.0

@@ -1,4 +1,4 @@
-"""What a caller may ask for beyond the images: one type for the HTTP body's `params` and for handle calls."""
+"""The `params` of a request: one type for the HTTP body and for handle calls."""
 
 from __future__ import annotations
 
@@ -10,43 +10,47 @@ from pipeline.errors import InvalidRequest, LimitExceeded, quoted
 
 
 class ScoreParams(BaseModel):
-    """What one request asks for beyond its images; None takes the server's default. Checked when made."""
+    """Parameters of one request; None takes the server's default. Validated on construction."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    score_threshold: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="Keep scores above this.")
-    max_detections: Annotated[int, Field(ge=1, le=100)] | None = Field(None, description="Most objects an image.")
-    labels: list[str] | None = Field(None, description="Class names to keep.")
+    score_threshold: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="Keep objects with a score above this.")
+    max_detections: Annotated[int, Field(ge=1, le=100)] | None = Field(
+        None, description="Most objects per image, highest scores first."
+    )
+    labels: list[str] | None = Field(None, description="Keep only objects with these class names.")
     polygon_tolerance_px: Annotated[float, Field(ge=0, le=1e4)] | None = Field(
-        None, description="Largest distance of the outline from the mask edge, original pixels."
+        None, description="Largest distance of the polygon from the mask's edge, pixels of the original image."
     )
     polygon_max_points: Annotated[int, Field(ge=3)] | None = Field(
-        None, description="Most vertices of one object's outline, repeated first points not counted."
+        None, description="Most points of one object's polygons, not counting repeated first points."
     )
-    decimals: Annotated[int, Field(ge=1, le=17)] | None = Field(None, description="Digits of the normalised coordinates.")
-    holes: Literal["drop", "rings"] | None = Field(None, description="rings: give holes beside the polygon.")
-    closed: bool = Field(True, description="Rings repeat their first point at the end, as AzureML's; false saves its bytes.")
-    mask_format: Literal["polygon", "rle"] = Field("polygon", description="rle: COCO RLE of the exact mask at original size.")
+    decimals: Annotated[int, Field(ge=1, le=17)] | None = Field(None, description="Decimal places of the normalised coordinates.")
+    holes: Literal["drop", "rings"] | None = Field(None, description="drop: fill holes. rings: return them in `holes`.")
+    closed: bool = Field(True, description="Repeat the first point of each ring at its end, as AzureML does.")
+    mask_format: Literal["polygon", "rle"] = Field(
+        "polygon", description="rle: return COCO RLE of the exact mask at original size instead of polygons."
+    )
     on_error: Literal["fail", "isolate"] = Field(
-        "fail", description="isolate: a bad image gives its own error, the rest is scored."
+        "fail", description="fail: a bad image fails the request. isolate: it gets its own error, the others are scored."
     )
 
 
 def check_image_count(count: int, most: int) -> None:
-    """Raise LimitExceeded `too_many_images` where a request has more images than `most`."""
+    """Raise LimitExceeded `too_many_images` if a request has more images than `most`."""
     if count > most:
         message = f"The request has {count} images; the limit is {most} (ingress.max_images_per_request)."
         raise LimitExceeded(message, code="too_many_images")
 
 
 def parse_params(params: Any, *, as_text: bool = False) -> ScoreParams:
-    """Check the `params` of a request; None or {} is all defaults.
+    """Validate the `params` of a request; None or {} takes all defaults.
 
     Args:
         params: names and values.
-        as_text: numbers and booleans are written as text, as in a URL's query.
+        as_text: numbers and booleans are given as text, as in a URL's query.
     Raises:
-        InvalidRequest: an unknown key (the known ones are listed) or a value out of range.
+        InvalidRequest: an unknown key (the message lists the known ones) or a value out of range.
     """
     if params is None:
         return ScoreParams()

@@ -1,4 +1,4 @@
-"""Polygonizer: instances in, outlines out, as typed objects, as the JSON of the answer or drawn. CPU; scales on its own."""
+"""Polygonizer: turns instances into polygons, as typed objects, as JSON or as a picture. Runs on CPU, scales on its own."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 
 @serve.deployment(max_ongoing_requests=32, max_queued_requests=512)
 class Polygonizer:
-    """Traces masks and writes them down.
+    """Traces masks and encodes the results.
 
     Args:
         classes: class names, in the order of the network's labels.
@@ -44,10 +44,10 @@ class Polygonizer:
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="polygonize")
 
     async def outline(self, tasks: Sequence[ImageTask[Instances]]) -> list[Answer | ServiceError]:
-        """Outline the objects of a call's images.
+        """Outline the objects in the images of a call.
 
         Returns:
-            For each image its answer (with the timings of all stages), or its error.
+            For each image its answer with the timings of all stages, or its error.
         """
         return [_answer(task) for task in await self._stage.each(self._outline, tasks)]
 

@@ -1,4 +1,4 @@
-"""The tiny real image that readiness sends through every stage: a 32 x 32 PNG of one colour, made with Pillow."""
+"""The image that the readiness check sends through every stage: a PNG of 32 x 32 pixels of one colour, made with Pillow."""
 
 import base64
 

@@ -1,4 +1,4 @@
-"""Images of one call wait for each other. One that would keep the others waiting is returned, and retried in a call of its own.
+"""Images of one call wait for each other, so an image that would delay the others is returned and retried in a call of its own.
 
 ImageLoader.load(several) ─▶ too slow (SharedDecoding) or too large: RetryAlone ─▶ ScoringGraph ─▶ ImageLoader.load(one)
 """
@@ -14,8 +14,8 @@ from pipeline.images.decoder_pool import DecoderTimeout
 from pipeline.types import LoadedImage
 
 SHARED_DECODE_S = 1.0
-"""Longest time to decode one image of several. Honest images that take longer are files of many megabytes, which share no calls.
-All images of a call have this time for each decoder together; once it is spent, `SCARCE_S` each."""
+"""Longest time to decode one image in a call of several, seconds. Ordinary images that take longer are files of many megabytes, which have
+calls of their own anyway. The images of a call share a budget of this time per decoder; once it is spent, each image gets `SCARCE_S`."""
 SCARCE_S = 0.4
 
 
@@ -27,7 +27,7 @@ class SharedDecoding:
     """The decoding time that the images of one call share.
 
     Args:
-        decoders: that decode at a time.
+        decoders: number of decoders that work at a time.
     """
 
     def __init__(self, decoders: int) -> None:
@@ -38,16 +38,16 @@ class SharedDecoding:
         """Decode one image of the call.
 
         Args:
-            decode: takes the longest time, seconds.
+            decode: decodes it; takes the time limit, seconds.
         Raises:
-            RetryAlone: it is too slow for company.
+            RetryAlone: decoding took longer than the limit.
         """
         limit_s = min(max(self._left_s, SCARCE_S), SHARED_DECODE_S)
         began = time.monotonic()
         try:
             return decode(limit_s)
         except DecoderTimeout as error:
-            raise RetryAlone(f"The image took more than {limit_s:g} s to decode while others waited for it.") from error
+            raise RetryAlone(f"The image took more than {limit_s:g} s to decode in a call with other images.") from error
         finally:
             with self._lock:
                 self._left_s -= time.monotonic() - began

@@ -1,7 +1,7 @@
-"""Scoring images through the three stages.
+"""Sends images through the three stages.
 
     images ─▶ Grouper ─▶ image_loader.load ─▶ detector.detect ─▶ polygonizer.outline ─▶ answers
-                              (each response goes to the next stage by reference; nobody in between fetches it)
+                              (each result goes to the next stage by reference; the Ingress never fetches it)
 
 Images are batched, retried and failed independently; grouping (deployments.grouping) only shares the cost of a call. An image is
 retried when the replica that worked on it died or fell silent (CallHangs), and when it would have kept the others of its call waiting
@@ -44,13 +44,13 @@ LOST_REPLICA = (
     ray_exceptions.ObjectLostError,
     ray_exceptions.WorkerCrashedError,
     ray_exceptions.LocalRayletDiedError,
-    RayServeException,  # from the router: an earlier stage's replica died while it made this call's argument
+    RayServeException,  # from the router: the replica of an earlier stage died while it produced this call's argument
 )
-"""What a call raises when a replica died with its work. The images are tried again."""
+"""Exceptions of a call whose replica died. The images are retried."""
 
 RETRY_DELAYS_S = (0.05, 0.5, 2.0)
-"""Waits before an image that lost its replica is tried again, within its deadline. More than one: for a moment Ray's
-router still sends to the dead replica."""
+"""Delays before an image is retried, within its deadline, seconds. Several, because Ray's router still sends to a dead replica for a
+moment."""
 
 
 class ScoringGraph:
@@ -61,7 +61,7 @@ class ScoringGraph:
         settings: the section `ingress`.
         slow_s: how long fetching and decoding may take; a call that may do both is given up after it.
     Attributes:
-        admission: bounds and paces of the images that are here.
+        admission: bounds and paces of the admitted images.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class ScoringGraph:
         self._image_loader = image_loader
         self._detector = detector
         self._polygonizer = polygonizer
-        # Another replica's card or decoders may work. In this process there is no other replica.
+        # Another replica's device or decoders may work; with all stages in this process there is no other replica.
         self._worth_another_try: tuple[type[StageFailed], ...] = (StageLost, RetryAlone)
         self._patience_s = 0.0
         if isinstance(detector, LocalHandle):
@@ -89,13 +89,13 @@ class ScoringGraph:
     async def score(
         self, images: Sequence[ImageInput], options: ScoreOptions, context: RequestContext
     ) -> list[Answer | ImageFault]:
-        """Score images, all at once; answers in the order of the images.
+        """Score the images of a request concurrently.
 
         Returns:
-            One answer for each image, or with `options.isolate` an ImageFault in the place of one that failed.
+            One answer for each image, in order; with `options.isolate`, an ImageFault in place of one that failed.
         Raises:
-            Overloaded: no room, or what is ahead would take longer than the deadline leaves: refused before it costs anything.
-            ServiceError: without `isolate`, the first failure, its `faults` naming the images; the other images are cancelled.
+            Overloaded: no room, or the deadline could not be met; refused before any work.
+            ServiceError: without `isolate`, the first failure; its `faults` name the images. The other images are cancelled.
         """
         with self.admission.admitted(images, context) as places:
             return await self._score_admitted(images, options, context, places)
@@ -103,7 +103,7 @@ class ScoringGraph:
     async def _score_admitted(
         self, images: Sequence[ImageInput], options: ScoreOptions, context: RequestContext, places: Sequence[Place]
     ) -> list[Answer | ImageFault]:
-        tasks = [  # where it is drawn on, the pixels of an image's photo travel with it: alone
+        tasks = [  # an image to draw on is sent with all its pixels, so it gets calls of its own
             asyncio.create_task(self._score_one(ImageTask(image, options, context, alone=options.draws), place))
             for image, place in zip(images, places, strict=True)
         ]
@@ -117,19 +117,19 @@ class ScoringGraph:
                 task.cancel()
 
     async def probe(self, image: ImageInput, options: ScoreOptions, context: RequestContext) -> None:
-        """Score one image past all that waits here, to see that the stages answer.
+        """Score one image ahead of all waiting ones, to check that the stages answer.
 
         Raises:
-            ServiceError: they did not.
+            ServiceError: they do not.
         """
         await self._within_deadline(self._grouper.send(ImageTask(image, options, context), alone=True), context)
 
     async def model_info(self, timeout_s: float) -> ModelInfo:
-        """What the detector runs.
+        """Model, engine and device of the detector.
 
         Raises:
-            Overloaded: it did not answer in time, because it is busy or about to be replaced.
-            ServiceError: it cannot be asked.
+            Overloaded: the detector did not answer in time: it is busy or being replaced.
+            ServiceError: the call failed.
         """
         response: Any = self._detector.info.remote()
         try:
@@ -150,13 +150,13 @@ class ScoringGraph:
         except TimeoutError as error:
             raise self._known(error) from error
         finally:
-            work.close()  # where it never began
+            work.close()  # if it never began
 
     async def _score_one(self, task: ImageTask[ImageInput], place: Place) -> Answer:
         return await self._within_deadline(self._send(task, place), task.context)
 
     async def _send(self, task: ImageTask[ImageInput], place: Place) -> Answer:
-        """Send one image through the stages, and again where that is worthwhile; then in a call of its own."""
+        """Send one image through the stages; retry it, in a call of its own, if its replica was lost or it asks for that."""
         for delay_s in RETRY_DELAYS_S:
             try:
                 return await self._send_once(task, place)
@@ -183,10 +183,10 @@ class ScoringGraph:
     async def _chain(self, tasks: Sequence[ImageTask[ImageInput]]) -> list[Answer | ServiceError]:
         """Send one group through the stages.
 
-        Each call's response is the next call's argument: Ray hands the pixels from replica to replica, past this process.
+        Each call's response is the next call's argument, so Ray sends the pixels from replica to replica and not to this process.
 
         Returns:
-            An answer or an error for each image; raises nothing but CancelledError.
+            An answer or an error for each image; raises only CancelledError.
         """
         loaded: Any = self._image_loader.load.remote(tasks)
         instances: Any = self._detector.detect.remote(loaded)
@@ -200,7 +200,7 @@ class ScoringGraph:
             return [self._known(error) for _ in tasks]
 
     def _known(self, error: BaseException) -> ServiceError:
-        """The error of this project that a foreign exception stands for; a new one for each image, as they are raised apart."""
+        """Map an exception to an error of this project; a new object for each image, because each is raised separately."""
         if isinstance(error, ServiceError):
             return copy(error)
         if isinstance(error, TimeoutError | RequestCancelledError):
@@ -209,12 +209,12 @@ class ScoringGraph:
             return self.admission.refusal()
         if isinstance(error, LOST_REPLICA):
             return StageLost("A replica was lost while it worked on this image.")
-        logger.error("an unforeseen error in the scoring graph", exc_info=error)
+        logger.error("unexpected error in the scoring graph", exc_info=error)
         return StageFailed("The service failed on this image.")
 
 
 class StageLost(StageFailed):
-    """The replica that worked on an image died. Scoring the image again may work."""
+    """The replica that worked on an image died. A retry may work."""
 
 
 def _size_bytes(task: ImageTask[ImageInput]) -> int:
@@ -225,7 +225,7 @@ def _size_bytes(task: ImageTask[ImageInput]) -> int:
 
 
 async def _result(response: DeploymentResponse[Any] | LocalResponse) -> Any:
-    """The stage's answer, or the first cause of its failure without the wrapping that each hop adds."""
+    """The stage's result; if it failed, raises the original exception without Ray's wrappers, one per hop."""
     try:
         return await response
     except ray_exceptions.RayTaskError as error:
@@ -236,14 +236,14 @@ async def _result(response: DeploymentResponse[Any] | LocalResponse) -> Any:
 
 
 def _cancel(*responses: DeploymentResponse[Any] | LocalResponse) -> None:
-    """Give up work that nobody waits for any more; a response that failed before it was sent raises its own error here."""
+    """Cancel calls. Errors are ignored: a call that failed before it was sent raises here."""
     for response in responses:
         with suppress(Exception):
             response.cancel()
 
 
 def _collect(tasks: list[asyncio.Task[Answer]], isolate: bool) -> list[Answer | ImageFault]:
-    """Answers in order; the first failure is raised unless faults stay with their images."""
+    """Answers in order. Raises the first failure, unless `isolate` returns it in the image's place."""
     results: list[Answer | ImageFault] = []
     faults: list[ImageFault] = []
     first: ServiceError | None = None

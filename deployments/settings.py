@@ -1,10 +1,9 @@
 """The service's own settings: the `args` of the application in serve_config.yaml.
 
-One section per stage, named as the stage. Unknown keys are refused (Ray Serve itself would drop some silently).
-Units stand in the names. What Ray Serve decides (replicas, queue bounds, CPUs, GPUs) stands in the same file
-under `deployments`; `serve_app.config_file` checks both.
+One section per stage, with the stage's name. Unknown keys are refused. Names contain the unit. Replicas, queue bounds, CPUs and GPUs are
+Ray Serve's options, in the same file under `deployments`; `serve_app.config_file` checks both.
 
-Each deployment is constructed with its section. Where the pipeline has a default of its own, it is taken from there.
+Each deployment is constructed with its section. Defaults that the pipeline has are taken from there.
 """
 
 # No `from __future__ import annotations` here or in serve_app/app.py: Ray Serve would then hand the builder a plain dict.
@@ -31,7 +30,7 @@ class ModelSettings(StrictModel):
 
     name: str = Field(
         EMBEDDED_MODEL,
-        description="Embedded model, an official OpenMMLab config name (downloaded on first use), or a path to .pth/.safetensors.",
+        description="Embedded model, OpenMMLab config name (downloaded on first use), or path to a .pth or .safetensors file.",
     )
     cache_dir: Path = Field(
         Path("~/.cache/rtmdet-ins-serve"),
@@ -41,144 +40,152 @@ class ModelSettings(StrictModel):
 
 def _origin(text: str) -> str:
     if text != "*" and not re.fullmatch(r"https?://[^/?#@\s]+", text):
-        raise ValueError(
-            f"{text!r} is no origin; wanted is scheme and host, and a port where it has one: https://app.example.com"
-        )
+        raise ValueError(f"{text!r} is no origin; expected scheme, host and optional port, such as https://app.example.com")
     return text
 
 
 class AuthSettings(StrictModel):
-    """Bearer keys. With neither source set the endpoint is open."""
+    """Bearer keys. With neither source set, every request is accepted."""
 
     keys_env: list[str] = Field(default=[], description="Names of environment variables that each hold one key.")
-    keys_file: Path | None = Field(None, description="File with one key a line; read again when it changes, so keys rotate live.")
-    allow_anonymous: bool = Field(False, description="Serve without keys even when listening beyond loopback.")
+    keys_file: Path | None = Field(None, description="File with one key a line; read again when it changes.")
+    allow_anonymous: bool = Field(False, description="Allow listening beyond loopback without keys.")
 
 
 class GroupSettings(StrictModel):
-    """How images share the calls between the stages when there is load (deployments/grouping.py)."""
+    """How images share the calls between the stages under load (deployments/grouping.py)."""
 
     max_images: int = Field(8, ge=1, description="Most images in one call.")
     max_mb: float = Field(
-        4.0, gt=0, description="Most MB (1e6 bytes, as sent) in a call of several images; a larger one goes alone."
+        4.0, gt=0, description="Most MB (1e6 bytes, encoded) in a call of several images; a larger image gets a call of its own."
     )
     max_in_flight: int = Field(
         1,
         ge=1,
-        description="Most calls in flight per ingress replica; what comes meanwhile makes up the next. URLs are not counted.",
+        description="Most calls in flight per ingress replica; images that arrive meanwhile form the next call. URLs are not counted.",
     )
 
 
 class IngressSettings(StrictModel):
-    """The front door: limits of a request, admission, deadlines, keys."""
+    """Limits of a request, admission, deadlines, keys."""
 
     timeout_s: float = Field(
-        30.0, gt=0, le=3600, description="Deadline of a request, unless x-request-timeout-seconds is shorter."
+        30.0, gt=0, le=3600, description="Time limit of a request, seconds, unless its x-request-timeout-seconds is shorter."
     )
     max_body_mb: float = Field(32.0, gt=0, description="Largest request body, MB (1e6 bytes).")
     max_bodies_mb: float = Field(
         512.0,
         gt=0,
-        description="Bodies that an ingress replica reads and holds at a time, MB (1e6 bytes); beyond it refused at once.",
+        description="Most MB (1e6 bytes) of all request bodies in an ingress replica; beyond it, requests are refused at once.",
     )
-    max_answer_mb: float = Field(32.0, gt=0, description="Largest answer of a request, MB (1e6 bytes); beyond it 413.")
+    max_answer_mb: float = Field(
+        32.0, gt=0, description="Largest answer to a request, MB (1e6 bytes); beyond it, the request fails with 413."
+    )
     max_images_per_request: int = Field(64, ge=1, description="Most images in one request.")
     max_images_in_flight: int = Field(
-        256, ge=1, description="Most images inside the service per ingress replica; above it requests are refused at once."
+        256,
+        ge=1,
+        description="Most images in flight per ingress replica, URLs not counted; beyond it, requests are refused at once.",
     )
-    overload_status: Literal[429, 503] = Field(503, description="HTTP status of a refusal for load.")
+    overload_status: Literal[429, 503] = Field(503, description="HTTP status of requests refused because of overload.")
     azureml_status_codes: bool = Field(
         False,
-        description="Answer /score with the status codes of AzureML's managed endpoints: 424 for 400, 415 and 422, 429 for overload.",
+        description="Use the status codes of AzureML's managed endpoints on /score: 424 for 400, 415 and 422; 429 for overload.",
     )
     cors_origins: list[Annotated[str, AfterValidator(_origin)]] = Field(
         [],
-        description='Origins whose pages may call from browsers, e.g. https://app.example.com; ["*"]: all. None: no CORS headers.',
+        description='Origins that may call from browsers, such as https://app.example.com; ["*"] allows all. Empty: no CORS headers.',
     )
-    retry_after_s: int = Field(1, ge=1, description="Retry-After header of a refusal, seconds.")
-    ready_cache_s: float = Field(1.0, ge=0, description="How long an answer of /ready stays valid, seconds.")
+    retry_after_s: int = Field(1, ge=1, description="Smallest Retry-After header of a refused request, seconds.")
+    ready_cache_s: float = Field(1.0, ge=0, description="How long the result of /ready is cached, seconds.")
     max_urls: int = Field(
-        256, ge=1, description="Most URLs per ingress replica, waiting ones included; above it requests are refused at once."
+        256,
+        ge=1,
+        description="Most URLs per ingress replica, waiting ones included; beyond it, requests with URLs are refused at once.",
     )
     max_urls_in_flight: int = Field(
-        32, ge=1, description="Of those, most that are fetched and scored at a time; the others wait. Each holds a call."
+        32, ge=1, description="Most URLs fetched and scored at a time, of max_urls; the others wait. Each occupies a call."
     )
     max_large_images: int = Field(
         16,
         ge=1,
-        description="Most images per ingress replica that are too large or slow to be decoded beside others; they take turns.",
+        description="Most images per ingress replica that are too large or slow to be decoded with others; they are scored one at a time.",
     )
     max_share_per_key: float = Field(
         0.5,
         gt=0,
         le=1,
-        description="Most of each of these bounds that one key's requests may hold, where there are several keys.",
+        description="Largest share of each of these bounds that the requests of one key may hold, if there are several keys.",
     )
     groups: GroupSettings = GroupSettings()
     auth: AuthSettings = AuthSettings()
 
 
 class ImageLoaderSettings(StrictModel):
-    """Fetch, decode, scale: on CPU replicas."""
+    """Fetching, decoding and scaling; on CPU replicas."""
 
     max_image_mb: float = Field(_DECODE.max_bytes / 1e6, gt=0, description="Largest encoded image, MB (1e6 bytes).")
     max_megapixels: float = Field(
-        _DECODE.max_pixels / 1e6, gt=0, description="Largest decoded image, megapixels, checked before decoding."
+        _DECODE.max_pixels / 1e6, gt=0, description="Largest image, megapixels; checked in the header, before decoding."
     )
     max_megapixels_unscaled: float = Field(
         _DECODE.max_pixels_unscaled / 1e6,
         gt=0,
-        description="The same for images that are no JPEGs: they are always decoded at full size, 17 MB of memory a megapixel.",
+        description="Largest image that is not a JPEG, megapixels. It is always decoded at full size: up to 17 MB of memory a megapixel.",
     )
     exif_orientation: bool = Field(
         _DECODE.exif_orientation,
-        description="Turn photos upright as their EXIF orientation says. False: as stored, as AzureML's scorer does, for clients that draw "
-        "on the stored pixels.",
+        description="Rotate images by their EXIF orientation. False: use the pixels as stored, as AzureML's scorer does, for clients that "
+        "draw on the stored pixels.",
     )
     white_level: int | None = Field(
         _DECODE.white_level,
         ge=1,
-        description="Value of white in images of more than 8 bits a channel, such as 4095. null: 255, 4095 or 65535, the smallest that "
-        "holds the image's highest value, so that neighbouring frames of a series may differ in brightness.",
+        description="Value of white in images with more than 8 bits per channel, such as 4095. null: for each image the smallest of 255, "
+        "4095 and 65535 that is not below its highest value, so the frames of a series may differ in brightness.",
     )
     decode_timeout_s: float = Field(
-        10.0, gt=0, description="Longest time to decode one image, seconds; its decoder is then killed."
+        10.0, gt=0, description="Longest time to decode one image, seconds; then its decoder is killed."
     )
-    threads: int = Field(2, ge=1, description="Images that a replica decodes at a time, each in a process of its own.")
+    threads: int = Field(2, ge=1, description="Images that a replica decodes at a time, each in its own process.")
     fetch: FetchSettings = FetchSettings()
 
 
 class SimulatedSettings(StrictModel):
-    """Speed of `engine: simulated`, which is for load tests: a pass of B images takes base_ms + per_image_ms * B."""
+    """`engine: simulated`, for load tests: a pass over B images takes base_ms + per_image_ms * B and returns made-up instances."""
 
-    base_ms: float = Field(_STEP.base_ms, ge=0, description="Time of a pass apart from its images, milliseconds.")
-    per_image_ms: float = Field(_STEP.per_image_ms, ge=0, description="Time of each image of a pass, milliseconds.")
-    instances: int = Field(_STEP.instances, ge=0, le=100, description="Made-up instances in every image.")
+    base_ms: float = Field(_STEP.base_ms, ge=0, description="Constant part of the time of a pass, milliseconds.")
+    per_image_ms: float = Field(_STEP.per_image_ms, ge=0, description="Additional time per image of a pass, milliseconds.")
+    instances: int = Field(_STEP.instances, ge=0, le=100, description="Instances returned for every image.")
 
 
 class DetectorSettings(StrictModel):
     """The network: engine, precision and dynamic batching."""
 
     engine: Kind = Field(
-        _ENGINE.kind, description="auto: torch where CUDA is, else openvino. simulated: made-up answers, for load tests only."
+        _ENGINE.kind, description="auto: torch with CUDA, openvino without. simulated: made-up answers, for load tests only."
     )
     simulated: SimulatedSettings = SimulatedSettings()
-    precision: Precision = Field(_ENGINE.precision, description="auto: the fastest that keeps accuracy.")
+    precision: Precision = Field(
+        _ENGINE.precision, description="auto: the fastest that keeps accuracy on the device: bf16 or fp32 on a CPU, fp16 on CUDA."
+    )
     device: str = Field(_ENGINE.device, pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     threads: int | None = Field(
-        _ENGINE.threads, ge=1, description="CPU threads of the engine; None: the cores this replica owns."
+        _ENGINE.threads, ge=1, description="CPU threads of the engine; null: the cores of the replica (num_cpus)."
     )
     fitted_input: bool = Field(
         _ENGINE.fitted,
-        description="openvino: pad a photo to the smallest of five inputs that holds it: a sixth to a third less work, for 0.3 GB of "
-        "memory (embedded model; x: 2 GB). False: mmdet's square.",
+        description="openvino: pad each image to the smallest of five input shapes that holds it: a sixth to a third less work, for 0.3 GB "
+        "of memory (embedded model; RTMDet-Ins-x: 2 GB). False: always a square, as mmdet.",
     )
     cuda_kernels: bool = Field(
         _ENGINE.cuda_kernels,
-        description="torch on CUDA: this project's own kernels, up to a third faster; they prove themselves at start.",
+        description="torch on CUDA: use this project's CUDA kernels, up to a third faster; they are compared with PyTorch at start.",
     )
     max_batch: int = Field(_ENGINE.max_batch, ge=1, le=256, description="Most images in one pass of the network.")
-    max_wait_ms: float = Field(2.0, ge=0, description="An idle detector waits this long for company, milliseconds.")
+    max_wait_ms: float = Field(
+        2.0, ge=0, description="How long an idle detector waits for more images to form a batch, milliseconds."
+    )
     score_threshold: float = Field(_DETECT.score_threshold, ge=0, le=1, description="Default of the request parameter.")
     max_detections: int = Field(
         _DETECT.max_detections, ge=1, le=100, description="Default and upper bound of the request parameter."
@@ -195,19 +202,24 @@ class PolygonizerSettings(StrictModel):
     """How masks become outlines: the defaults of the request parameters."""
 
     tolerance_px: float = Field(
-        _OUTLINE.tolerance_px, ge=0, description="Largest distance of the outline from the mask edge, original pixels."
+        _OUTLINE.tolerance_px,
+        ge=0,
+        description="Largest distance of the polygon from the mask's edge, pixels of the original image.",
     )
-    max_points: int | None = Field(_OUTLINE.max_points, ge=3, description="Most vertices of one object.")
-    decimals: int | None = Field(_OUTLINE.decimals, ge=1, le=17, description="Digits of the normalised coordinates.")
-    holes: Holes = Field(_OUTLINE.holes, description="drop fills holes; rings gives them beside the polygon.")
-    threads: int = Field(1, ge=1, description="Worker threads of a replica; an image with many objects is spread over them.")
+    max_points: int | None = Field(_OUTLINE.max_points, ge=3, description="Most points of one object's polygons; null: no limit.")
+    decimals: int | None = Field(
+        _OUTLINE.decimals, ge=1, le=17, description="Decimal places of the normalised coordinates; null: float64."
+    )
+    holes: Holes = Field(_OUTLINE.holes, description="drop: fill holes. rings: return them in `holes`.")
+    threads: int = Field(1, ge=1, description="Threads of a replica; the objects of one image are divided among them.")
 
 
 class Settings(StrictModel):
-    """Everything the application takes; the `args` section of serve_config.yaml."""
+    """All settings of the application: the `args` section of serve_config.yaml."""
 
     layout: Literal["stages", "together"] = Field(
-        "stages", description="stages: each in replicas of its own. together: all in the Ingress replica, for one small machine."
+        "stages",
+        description="stages: each stage has its own replicas. together: all run in the Ingress replica, for one small machine.",
     )
     model: ModelSettings = ModelSettings()
     ingress: IngressSettings = IngressSettings()
@@ -243,16 +255,17 @@ LIVE: dict[str, frozenset[str]] = {
     "detector": frozenset({"score_threshold", "max_detections"}),
     "polygonizer": frozenset({"tolerance_px", "max_points", "decimals", "holes"}),
 }
-"""Settings that change in running Ingress replicas, by section: those of a request, and its limits. All others need new replicas."""
+"""Settings that can change in running Ingress replicas, by section: limits and defaults of requests. All others need new replicas."""
 
 
 def with_live_settings(settings: Settings, user_config: Any) -> Settings:
-    """These settings with those of the Ingress' `user_config` over them.
+    """The settings with the Ingress' `user_config` applied.
 
     Args:
+        settings: from `args`.
         user_config: sections and settings as in `args`, only those in `LIVE`; None changes nothing.
     Raises:
-        ConfigurationError: a setting is unknown, not live, or has a value that it cannot have.
+        ConfigurationError: a setting is unknown, not in `LIVE`, or has an invalid value.
     """
     place = "deployments[Ingress].user_config"
     if not isinstance(user_config or {}, dict):
@@ -264,7 +277,7 @@ def with_live_settings(settings: Settings, user_config: Any) -> Settings:
         if wrong := sorted(map(str, set(values) - LIVE[section])):
             raise ConfigurationError(
                 f"{place}.{section}: {', '.join(wrong)} cannot change in running replicas; set it under args. "
-                f"Live are {', '.join(sorted(LIVE[section]))}"
+                f"Live settings: {', '.join(sorted(LIVE[section]))}"
             )
         document[section] |= values
     try:

@@ -1,4 +1,4 @@
-"""What travels from stage to stage: for each image one ImageTask. The stages replace its payload; everything else stays.
+"""The data that is sent from stage to stage: one ImageTask per image. Each stage replaces its payload.
 
 ImageInput ─▶ ImageLoader ─▶ LoadedImage ─▶ Detector ─▶ Instances ─▶ Polygonizer ─▶ Answer
 """
@@ -20,10 +20,10 @@ Payload = TypeVar("Payload")
 Result = TypeVar("Result")
 
 ImageInput = str | bytes | NDArray[np.uint8]
-"""An image as callers give it: base64 text or URL, encoded bytes, or (H, W, 3) uint8 RGB / (H, W) grey pixels."""
-
+"""An image from a caller: base64 text or URL, encoded bytes, or pixels: (H, W, 3) uint8 RGB or (H, W) uint8 grey."""
 
 AnswerForm = Literal["objects", "json", "png", "jpeg"]
+"""Form of the answer for an image: ScoredImage, EncodedImage, or DrawnImage as PNG or JPEG."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,8 @@ class RequestContext:
 
     Args:
         request_id: written on every log line about this request.
-        deadline: time.time() seconds after which the answer is of no use. Nodes of a cluster must agree on the
-            time to well within the timeout (NTP does).
-        caller: id of the key that it came with; empty where there are no keys to tell apart.
+        deadline: time after which the caller no longer waits, seconds as `time.time()`. The clocks of the nodes must agree (NTP).
+        caller: id of the request's key; empty if there are fewer than two keys.
     """
 
     request_id: str
@@ -58,9 +57,9 @@ class ScoreOptions:
 
     Args:
         detect: which instances are kept.
-        outline: how their masks are written.
-        isolate: a bad image gets an error of its own instead of failing the request.
-        answer_as: ScoredImage, EncodedImage, or DrawnImage as PNG or JPEG.
+        outline: how their masks are encoded.
+        isolate: a bad image gets its own error instead of failing the request.
+        answer_as: form of the answer.
     """
 
     detect: DetectOptions
@@ -79,12 +78,12 @@ class ImageTask(Generic[Payload]):
     """One image on its way through the stages.
 
     Args:
-        payload: the image in the form that the next stage takes, or the error that ended it: later stages hand that on untouched.
+        payload: input of the next stage, or the error of an earlier one, which later stages pass on.
         options: of its request.
         context: of its request.
-        timings_ms: milliseconds by stage so far.
-        photo: (H, W, 3) uint8 BGR, to draw on, only where the answer is a picture; at most the image's own size.
-        alone: it is sent in calls of its own, so that it may take its time.
+        timings_ms: times so far by stage, milliseconds.
+        photo: (H, W, 3) uint8 BGR pixels to draw on, only if the answer is a picture; may be scaled down.
+        alone: the image is sent in calls of its own, so it delays no others.
     """
 
     payload: Payload | ServiceError
@@ -95,5 +94,5 @@ class ImageTask(Generic[Payload]):
     alone: bool = False
 
     def after(self, payload: Result | ServiceError, timings_ms: Mapping[str, float]) -> ImageTask[Result]:
-        """The task after a stage: with that stage's result, or error, and its timings added."""
+        """The task after a stage: with the stage's result or error, and its timings added."""
         return ImageTask(payload, self.options, self.context, {**self.timings_ms, **timings_ms}, self.photo, self.alone)

@@ -1,4 +1,4 @@
-"""Spans for Ray Serve's tracing (`tracing_config` in serve_config.yaml, docs/OPERATING.md). Where it is off, nothing is recorded.
+"""OpenTelemetry spans of the stages, if Ray Serve's tracing is on (`tracing_config` in serve_config.yaml, see docs/OPERATING.md).
 
 the caller's traceparent ─▶ POST /score (FastAPI) ─▶ image 0 ─▶ fetch, decode, queue, detect, polygonize
                                                             └▶ image 1 ─▶ …
@@ -20,10 +20,10 @@ NAME = "rtmdet-ins-serve"
 
 
 def record_stages(answers: Sequence[Answer | ImageFault]) -> None:
-    """Add a span for each image of the current request, with one for each stage in it.
+    """Add a span for each image of the current request, with one child span for each stage.
 
-    The stages run in other processes, whose calls several requests share. So their spans are made here, from the measured durations,
-    laid end to end and ending now.
+    The stages run in other processes, in calls that several requests share. So the spans are created here from the measured times, one
+    after the other, and end now.
     """
     if not trace.get_current_span().is_recording():
         return
@@ -42,9 +42,9 @@ def record_stages(answers: Sequence[Answer | ImageFault]) -> None:
 
 
 def otlp_exporter() -> list[SpanProcessor]:
-    """Sends spans to a collector: `tracing_config.exporter_import_path: deployments.tracing:otlp_exporter`.
+    """Exporter to an OpenTelemetry collector: `tracing_config.exporter_import_path: deployments.tracing:otlp_exporter`.
 
-    Where to, OTEL_EXPORTER_OTLP_ENDPOINT says (default http://localhost:4318). Needs the extra `tracing`.
+    OTEL_EXPORTER_OTLP_ENDPOINT sets its address (default http://localhost:4318). Needs the extra `tracing`.
     """
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 

@@ -1,4 +1,4 @@
-"""Callers take turns: one item of each, again and again, so that the flood of one caller delays that caller's own items."""
+"""Round-robin queue over callers, so that many items of one caller delay only that caller."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Item = TypeVar("Item")
 
 
 class Turns(Generic[Item]):
-    """A queue for each caller; the first item of the caller whose turn it is comes next."""
+    """One queue per caller; callers take turns, one item at a time."""
 
     def __init__(self) -> None:
         self._queues: dict[str, deque[Item]] = {}  # in the order of turns; none is empty
@@ -26,7 +26,7 @@ class Turns(Generic[Item]):
         return next(iter(self._queues.values()))[0]
 
     def pop(self) -> Item:
-        """Take the next item. Its caller's next turn comes after those of the others."""
+        """Remove and return the next item; then it is the next caller's turn."""
         caller = next(iter(self._queues))
         queue = self._queues.pop(caller)
         item = queue.popleft()
@@ -35,13 +35,13 @@ class Turns(Generic[Item]):
         return item
 
     def remove(self, item: Item, caller: str) -> None:
-        """Take an item out, wherever it is in its caller's queue."""
+        """Remove an item from its caller's queue."""
         queue = self._queues[caller]
         queue.remove(item)
         if not queue:
             del self._queues[caller]
 
     def ahead_of(self, caller: str, items: int) -> int:
-        """How many items come before the last of so many that this caller would add now."""
+        """If this caller added `items` items now: how many items, of all callers, would be ahead of the last one."""
         own = len(self._queues.get(caller, ()))
         return own + sum(min(len(queue), own + items) for other, queue in self._queues.items() if other != caller)

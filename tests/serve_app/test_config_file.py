@@ -112,7 +112,7 @@ INGRESS, LOADER, DETECTOR = ([*APP, "deployments", index] for index in range(3))
             [*ARGS, "image_loader"],
             "fetch",
             {"allowed_networks": ["10.2.0.0/16", "10.0.0.1/8"]},
-            r"args\.image_loader\.fetch\.allowed_networks\.1: .*10\.0\.0\.1/8 has host bits set; wanted is a network",
+            r"args\.image_loader\.fetch\.allowed_networks\.1: .*10\.0\.0\.1/8 has host bits set; expected a network",
             id="address for a network",
         ),
         pytest.param(
