@@ -34,7 +34,6 @@ from loadtest.machine import describe_machine
 from loadtest.openloop import Client, percentile, poisson_schedule, run_open_loop
 from loadtest.photos import photos_from
 from loadtest.traffic import OK, request_bodies
-from pipeline.model.zoo import EMBEDDED_FOLDER
 
 DEADLINE_S = 30.0
 LATE_S = 5.0
@@ -77,7 +76,7 @@ def _arguments(application: dict[str, Any], _: Path) -> None:
 
 
 def _model(application: dict[str, Any], folder: Path) -> None:
-    copied = shutil.copy(EMBEDDED_FOLDER / f"{EMBEDDED_MODEL}.safetensors", folder / "another.safetensors")
+    copied = shutil.copy(REPOSITORY / f"pipeline/model/weights/{EMBEDDED_MODEL}.safetensors", folder / "another.safetensors")
     application["args"]["model"] = {"name": str(copied)}
 
 
