@@ -7,11 +7,11 @@ from tests.security.floods import FLOODS, Step, as_expected, as_table, times_p99
 FLOOD, OF_URLS = next(name for name, flood in FLOODS.items() if not flood.of_urls), "name server that does not answer"
 
 
-def step(name, p99_ms, failed=0, peak_mb=1000.0):
+def step(name: str, p99_ms: float | None, failed: int = 0, peak_mb: float = 1000.0) -> Step:
     return Step(name, 10, failed, 1.0, p99_ms, peak_mb, {})
 
 
-def test_a_flood_is_compared_with_the_runs_without_of_its_kind():
+def test_a_flood_is_compared_with_the_runs_without_of_its_kind() -> None:
     """URLs with URLs, and everything with the slowest of several quiet runs: that is what the machine's own noise is worth."""
     steps = [
         step("none", 100.0),
@@ -31,5 +31,5 @@ def test_a_flood_is_compared_with_the_runs_without_of_its_kind():
     [step(FLOOD, 301.0), step(FLOOD, 100.0, failed=1), step(FLOOD, 100.0, peak_mb=4001.0), step(FLOOD, None)],
     ids=["slow", "failed", "memory", "no answer at all"],
 )
-def test_what_is_not_as_expected(bad):
+def test_what_is_not_as_expected(bad: Step) -> None:
     assert not as_expected([step("none", 200.0), bad])
