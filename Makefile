@@ -38,7 +38,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m jobs.demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 # A report, no gate: what the default tests run of the packages that ship.
 coverage: $(VENV)/.installed-dev

@@ -5,8 +5,12 @@ pytest --cuda    those marked `cuda`, and no others, on the card
 """
 
 import os
+from pathlib import Path
 
 import pytest
+
+TESTS = Path(__file__).parent
+END_TO_END = TESTS / "e2e"
 
 # Ray reads these when it starts.
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -24,6 +28,15 @@ def pytest_configure(config: pytest.Config) -> None:
         # `auto` takes a card where there is one, and then everything written for the CPU would test something else. Set over
         # whatever the machine says; child processes (Ray, servers) inherit it. PyTorch reads it when first asked for a card.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`make test` runs two workers. Tests that share a fixture run in the same one: those of a file, and all end-to-end tests (first:
+    they take longest)."""
+    items.sort(key=lambda item: END_TO_END not in item.path.parents)
+    for item in items:
+        shared = END_TO_END if END_TO_END in item.path.parents else item.path
+        item.add_marker(pytest.mark.xdist_group(str(shared.relative_to(TESTS))))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
