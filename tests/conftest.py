@@ -4,6 +4,7 @@ pytest           all tests on the CPU; those marked `cuda` are skipped
 pytest --cuda    those marked `cuda`, and no others, on the card
 """
 
+import gc
 import os
 from pathlib import Path
 
@@ -37,6 +38,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         shared = END_TO_END if END_TO_END in item.path.parents else item.path
         item.add_marker(pytest.mark.xdist_group(str(shared.relative_to(TESTS))))
+
+
+def pytest_collection_finish() -> None:
+    """mmengine collects garbage for every data set that it builds: 0.4 s each, while all imported modules are looked through."""
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
