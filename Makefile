@@ -1,6 +1,7 @@
 # make serve   install if needed, then serve on http://127.0.0.1:8000 (Ctrl-C ends it; make serve ARGS=-v shows Ray's log, too)
 # make demo    score a photo against the running server: JSON and a picture in demo_output/
 # make test    install if needed, then run the tests        make check   spelling, format, lint, types
+# make test-slow   those that take minutes each, one after the other
 # make coverage   the same, and which lines they ran
 # make lock    pin dependencies with hashes     make locked  install exactly those (CI does), Python 3.11
 # make bench   speed against mmdet on this machine
@@ -9,7 +10,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: lock locked serve demo test coverage check format bench clean
+.PHONY: lock locked serve demo test test-slow coverage check format bench clean
 .DEFAULT_GOAL := serve
 
 $(VENV)/.installed: pyproject.toml
@@ -38,7 +39,10 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m jobs.demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow
 
 # A report, no gate: what the default tests run of the packages that ship.
 coverage: $(VENV)/.installed-dev

@@ -6,12 +6,12 @@ pytest --cuda    those marked `cuda`, and no others, on the card
 
 import gc
 import os
-from pathlib import Path
+import sys
+from typing import Any
 
 import pytest
 
-TESTS = Path(__file__).parent
-END_TO_END = TESTS / "e2e"
+END_TO_END = "tests/e2e/"
 
 # Ray reads these when it starts.
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -32,17 +32,30 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`make test` runs two workers. Tests that share a fixture run in the same one: those of a file, and all end-to-end tests (first:
-    they take longest)."""
-    items.sort(key=lambda item: END_TO_END not in item.path.parents)
-    for item in items:
-        shared = END_TO_END if END_TO_END in item.path.parents else item.path
-        item.add_marker(pytest.mark.xdist_group(str(shared.relative_to(TESTS))))
+    """End-to-end tests come first: they take longest, and the other worker of `pytest -n 2` runs the rest meanwhile. Among them those that
+    start a service of their own, so that fewer run at a time."""
+    items.sort(key=lambda item: (not item.nodeid.startswith(END_TO_END), "service" in getattr(item, "fixturenames", ())))
 
 
-def pytest_collection_finish() -> None:
-    """mmengine collects garbage for every data set that it builds: 0.4 s each, while all imported modules are looked through."""
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which `pytest -n 2` needs
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests that share fixtures run in one worker: those of a file, and all end-to-end tests, which share the service."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return END_TO_END if nodeid.startswith(END_TO_END) else nodeid.split("::", 1)[0]
+
+    config.option.loadscopereorder = False  # else files with many tests come first
+    return ByFile(config, log)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Two savings. mmengine collects garbage for every data set that it builds, and looks through all imported modules each time: 0.4 s.
+    And several workers whose PyTorch has a thread per core each wait for each other."""
     gc.freeze()
+    if hasattr(session.config, "workerinput") and (torch := sys.modules.get("torch")):
+        torch.set_num_threads(1)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

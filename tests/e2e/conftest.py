@@ -72,7 +72,7 @@ def hostile_url():
         yield url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service(image_server, hostile_url):
     """The running service. Changed from the shipped file: the port, and that the tests' servers may be fetched from."""
     ports = [int(url.rsplit(":", 1)[1]) for url in (image_server, hostile_url)]
