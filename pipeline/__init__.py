@@ -1,6 +1,6 @@
-"""The work itself as plain Python: no Ray anywhere, so that it runs on a bare GPU machine and in a notebook.
+"""The image processing, without Ray: it also runs on a bare GPU machine and in a notebook.
 
-    images  ─▶  inference  ─▶  masks          model: what inference runs; types, errors: what travels, what can go wrong
+    images  ─▶  inference  ─▶  masks          model: the network; types: the data between the steps; errors: all exceptions
 
-A room's `__all__` names its doors: the modules that other rooms and packages may import.
+The `__all__` of each package lists the modules that other packages may import.
 """

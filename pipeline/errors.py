@@ -1,4 +1,4 @@
-"""Every error the service can raise, with the HTTP status and the code a client sees.
+"""All exceptions of the service, with the HTTP status and the code that a client gets.
 
     ServiceError
     ├── RequestError                    the caller's fault, 4xx
@@ -12,19 +12,19 @@
     │   │   └── FetchError        422   url_refused, fetch_failed, fetch_unavailable, fetch_timeout
     │   └── HeaderTooLarge        431   header_too_large
     ├── Overloaded                503   overloaded (429 where the operator prefers it), with Retry-After
-    ├── StageFailed               500   internal_error: a replica died or raised something unforeseen
-    │   ├── EngineFailed                out of memory (EngineOutOfMemory), or a card that is lost (EngineLost)
-    │   └── DecodersUnavailable         no decoder starts in this replica; another one may have some
-    └── SetupError                      refuses to start; never reaches a client
+    ├── StageFailed               500   internal_error: a replica died or raised an unexpected exception
+    │   ├── EngineFailed                out of memory (EngineOutOfMemory), or the device failed (EngineLost)
+    │   └── DecodersUnavailable         no decoder process starts in this replica
+    └── SetupError                      the service cannot start; never reaches a client
         ├── ConfigurationError
         ├── CheckpointError
         ├── DownloadError
         └── EngineUnavailable
 
-    ShapeError (ValueError)             an array of the wrong shape or dtype: a bug of ours
+    ShapeError (ValueError)             an array of the wrong shape or dtype: a bug of this project
 
-Foreign exceptions are mapped where they enter (`raise ... from`). All of these survive pickling, because they
-cross process borders with Ray. Messages are written for the client: no paths, no addresses, no tracebacks.
+Exceptions of libraries are mapped to these where they occur (`raise ... from`). All of these can be pickled, because Ray sends them between
+processes. Their messages are for clients: no paths, no addresses, no tracebacks.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ImageFault:
-    """What was wrong with one image of a request: its position, the error's code and message."""
+    """The error of one image of a request: the image's position, the code and the message."""
 
     index: int
     code: str
@@ -44,16 +44,16 @@ class ImageFault:
 
 
 def quoted(names: Iterable[object], most: int = 5, chars: int = 40) -> str:
-    """Names that a caller sent, fit for an error message: a few, and not the megabytes that they may be."""
+    """Names from a caller, shortened for an error message: at most `most` names of at most `chars` characters."""
     listed = sorted(map(str, names))
     shown = [repr(name if len(name) <= chars else name[:chars] + "…") for name in listed[:most]]
     return ", ".join(shown) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
 class ServiceError(Exception):
-    """Base of all errors of this project: a message for people, a `code` for programs, an HTTP `status`.
+    """Base class of all errors of this project: a `message` for people, a `code` for programs, an HTTP `status`.
 
-    `faults` names the images that failed, where the error is about images of a request.
+    `faults` lists the images that failed, if the error is about images of a request.
     """
 
     status: int = 500
@@ -80,14 +80,14 @@ def _rebuild(cls: type[ServiceError], message: str, state: dict[str, Any]) -> Se
 
 
 class RequestError(ServiceError):
-    """What the caller sent cannot be scored."""
+    """The request is wrong."""
 
     status = 400
     code = "invalid_request"
 
 
 class InvalidRequest(RequestError):
-    """The body breaks the contract; the message names the place."""
+    """The body does not follow the contract; the message names the place."""
 
 
 class Unauthorized(RequestError):
@@ -105,10 +105,10 @@ class DeadlineExceeded(RequestError):
 
 
 class LimitExceeded(RequestError):
-    """A size limit was passed; the message names the limit and its value.
+    """Something is larger than a limit; the message names the limit and its value.
 
     Args:
-        message: what was too large, the limit's setting name and its value.
+        message: what is too large, the name of the setting and its value.
         code: `body_too_large`, `image_too_large`, `too_many_pixels`, `too_many_images` or `answer_too_large`.
     """
 
@@ -117,7 +117,7 @@ class LimitExceeded(RequestError):
 
 
 class LargeImage(LimitExceeded):
-    """Signal: this image needs more memory than one of many may take; it can be decoded where it does not meet others."""
+    """Signal: decoding this image needs much memory; decode it in a call of its own."""
 
     code = "too_many_pixels"
 
@@ -130,14 +130,15 @@ class UnsupportedMediaType(RequestError):
 
 
 class ImageError(RequestError):
-    """One image cannot be read: `image_not_decodable`, `invalid_base64` or `unsupported_image_format`."""
+    """An image cannot be read: `image_not_decodable`, `invalid_base64` or `unsupported_image_format`."""
 
     status = 422
     code = "image_not_decodable"
 
 
 class FetchError(ImageError):
-    """One URL gives no image: `url_refused` (by policy) or `fetch_failed`; `fetch_timeout` and `fetch_unavailable` may work later."""
+    """An image cannot be fetched: `url_refused` (by policy) or `fetch_failed`; `fetch_timeout` and `fetch_unavailable` are worth a
+    retry."""
 
     code = "fetch_failed"
 
@@ -165,33 +166,33 @@ class Overloaded(ServiceError):
 
 
 class StageFailed(ServiceError):
-    """A stage died or raised something nobody foresaw. The cause is in the log, never in the answer."""
+    """A stage died or raised an unexpected exception. The cause is in the log, not in the response."""
 
 
 class EngineFailed(StageFailed):
-    """The network's engine or device failed. The message is for the operator, and says what the library said."""
+    """The engine or its device failed. The message is for the operator and contains the library's message."""
 
 
 class EngineOutOfMemory(EngineFailed):
-    """The batch was too large for the device's memory; a smaller one may fit."""
+    """The batch does not fit into the device's memory; a smaller one may."""
 
 
 class EngineLost(EngineFailed):
-    """The device failed for good, as far as this process is concerned: its replica must be replaced."""
+    """This process cannot use the device any more: its replica must be replaced."""
 
 
 class DecodersUnavailable(StageFailed):
-    """No decoder process starts here, so this replica can load no files. Another replica may."""
+    """No decoder process starts, so this replica cannot load files. Another replica may."""
 
 
 class SetupError(ServiceError):
-    """The service cannot start as it was told to; the message says what to change."""
+    """The service cannot start with this configuration; the message says what to change."""
 
     code = "setup_error"
 
 
 class ConfigurationError(SetupError):
-    """Settings contradict each other or name something unknown."""
+    """Settings are invalid or contradict each other."""
 
 
 class CheckpointError(SetupError):
@@ -199,7 +200,7 @@ class CheckpointError(SetupError):
 
 
 class DownloadError(SetupError):
-    """A model file could not be fetched; the message names the URL and where to put the file by hand."""
+    """A model file could not be downloaded; the message names the URL and where to put the file by hand."""
 
 
 class EngineUnavailable(SetupError):
@@ -207,4 +208,4 @@ class EngineUnavailable(SetupError):
 
 
 class ShapeError(ValueError):
-    """An array has the wrong shape or dtype; the message prints what was expected and what came."""
+    """An array has the wrong shape or dtype; the message prints the expected and the actual ones."""

@@ -1,8 +1,8 @@
-"""The data that the stages hand on: frozen, slotted, shapes and dtypes checked when made.
+"""The data between the stages. All classes are frozen; shapes and dtypes are checked on construction.
 
     file or pixels ─▶ ImageLoader ─▶ LoadedImage ─▶ Detector ─▶ Instances ─▶ Polygonizer ─▶ ScoredImage or EncodedImage
 
-Pixel coordinates are continuous: pixel (column i, row j) covers [i, i+1) x [j, j+1), its centre is (i + 0.5, j + 0.5).
+Pixel coordinates are continuous: the pixel in column i and row j covers [i, i+1) x [j, j+1); its centre is (i + 0.5, j + 0.5).
 `_hw` is (height, width); `_xy` and `_xyxy` are x before y.
 """
 
@@ -21,7 +21,7 @@ MASK_STRIDE_PX = 8
 """Network pixels between neighbouring mask logits (RTMDet-Ins predicts masks at stride 8)."""
 
 COARSEST_STRIDE_PX = 32
-"""Network pixels between positions of the last level: the sides of a network input are multiples of it."""
+"""Network pixels between neighbouring positions of the coarsest level; the sides of a network input are multiples of it."""
 
 
 def check_array(name: str, array: NDArray[Any], shape: tuple[int | None, ...], dtype: type | str) -> None:
@@ -58,7 +58,7 @@ class Letterbox:
 
     @property
     def mask_grid_hw(self) -> tuple[int, int]:
-        """Rows and columns of the mask grid that matter: the image, and one cell more for interpolation at its edge."""
+        """Rows and columns of the mask grid that cover the image, plus one cell for interpolation at its edge."""
         full = -(-self.size // MASK_STRIDE_PX)
         height, width = (min(-(-n // MASK_STRIDE_PX) + 1, full) for n in self.scaled_hw)
         return height, width
@@ -66,11 +66,11 @@ class Letterbox:
 
 @dataclass(frozen=True, slots=True)
 class LoadedImage:
-    """One decoded image, scaled for the network, not yet padded (the batch is padded where it is assembled).
+    """One decoded image, scaled for the network, not yet padded (padding happens when a batch is assembled).
 
     Args:
         pixels: (h, w, 3) uint8 BGR, scaled to fit `letterbox.size`; h, w = `letterbox.scaled_hw`.
-        letterbox: where these pixels lie in the network input.
+        letterbox: position of these pixels in the network input.
     """
 
     pixels: NDArray[np.uint8]
@@ -97,15 +97,15 @@ class DetectOptions:
 
 @dataclass(frozen=True, slots=True)
 class Instances:
-    """What the detector found in one image, highest score first.
+    """The instances in one image, highest score first.
 
     Args:
         boxes: (N, 4) float32 x1 y1 x2 y2, original pixels, clipped to the image.
         scores: (N,) float32, 0..1.
         labels: (N,) int64 class indices.
         mask_logits: (N, *letterbox.mask_grid_hw) float16, inside is > 0; cell (r, c) has its centre at network pixel
-            ((c + 0.5) * MASK_STRIDE_PX, (r + 0.5) * MASK_STRIDE_PX). The rest of the network's grid is padding and was cut off.
-        letterbox: how the grid lies in the original image.
+            ((c + 0.5) * MASK_STRIDE_PX, (r + 0.5) * MASK_STRIDE_PX). The rest of the network's grid, which is padding, is cut off.
+        letterbox: relation of the grid to the original image.
     """
 
     boxes: NDArray[np.float32]
@@ -130,15 +130,15 @@ Holes = Literal["drop", "rings"]
 
 @dataclass(frozen=True, slots=True)
 class OutlineOptions:
-    """How an instance's mask is written down.
+    """How an instance's mask is encoded.
 
     Args:
-        tolerance_px: largest distance of the outline from the mask edge, original pixels; 0 keeps every vertex.
-        max_points: largest number of vertices of one object's rings together, repeated first points not counted; None is no limit.
-        decimals: digits after the point of the normalised coordinates; None keeps float64.
-        holes: `drop` fills them, so that parts in them are gone too; `rings` gives them beside the polygon.
-        mask_format: `polygon`, or `rle` to give COCO RLE of the exact mask at original size beside an empty polygon.
-        closed: each ring repeats its first point at the end, as AzureML's rings do.
+        tolerance_px: largest distance of the outline from the mask's edge, pixels of the original image; 0 keeps every point.
+        max_points: most points of one object's rings together, not counting repeated first points; None is no limit.
+        decimals: decimal places of the normalised coordinates; None keeps float64.
+        holes: `drop` fills holes, including any parts of the mask inside them; `rings` returns them in `holes`.
+        mask_format: `polygon`, or `rle` for COCO RLE of the exact mask at original size and an empty polygon.
+        closed: repeat the first point of each ring at its end, as AzureML does.
     """
 
     tolerance_px: float = 1.0
@@ -151,16 +151,16 @@ class OutlineOptions:
 
 @dataclass(frozen=True, slots=True)
 class SegmentedObject:
-    """One object of one image, in fractions of the original width and height.
+    """One object in one image; coordinates are fractions of the image's width and height.
 
     Args:
         box: (x1, y1, x2, y2), 0..1.
         label: class name.
         score: 0..1.
-        polygon: outer rings, largest first; each a flat list x1 y1 x2 y2 ..., 0..1, the first point repeated at its end unless
-            open rings were asked for.
-        holes: hole rings in the same form, when asked for.
-        rle: COCO run-length encoding {"size": [h, w], "counts": str} at original size, when asked for.
+        polygon: outer rings, largest first; each a flat list x1 y1 x2 y2 ..., 0..1, with the first point repeated at its end if
+            `OutlineOptions.closed`.
+        holes: holes in the same form, if `OutlineOptions.holes` is `rings`; else None.
+        rle: COCO run-length encoding {"size": [h, w], "counts": str} at original size, if `OutlineOptions.mask_format` is `rle`.
     """
 
     box: tuple[float, float, float, float]
@@ -178,7 +178,7 @@ class ScoredImage:
     Args:
         objects: highest score first.
         timings_ms: milliseconds by stage (`fetch`, `decode`, `queue`, `detect`, `polygonize`).
-        fault: why this image could not be scored (only with `on_error="isolate"`); then `objects` is empty.
+        fault: the image's error, only with `on_error="isolate"`; then `objects` is empty.
     """
 
     objects: list[SegmentedObject]
@@ -188,7 +188,7 @@ class ScoredImage:
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """The answer for one image as it goes onto the wire, encoded once, where the polygons are made.
+    """The answer for one image as JSON, encoded in the Polygonizer so that the Ingress only joins bytes.
 
     Args:
         json: UTF-8 `{"boxes": [...]}`.
@@ -201,11 +201,11 @@ class EncodedImage:
 
 @dataclass(frozen=True, slots=True)
 class DrawnImage:
-    """The answer for one image as a picture: the photo with its objects drawn on it.
+    """The answer for one image as a picture: the image with its objects drawn on it.
 
     Args:
-        data: an image file.
-        media_type: of it, such as image/png.
+        data: bytes of an image file.
+        media_type: such as image/png.
         timings_ms: as in ScoredImage.
     """
 
@@ -215,4 +215,4 @@ class DrawnImage:
 
 
 Answer = ScoredImage | EncodedImage | DrawnImage
-"""One image's answer: objects for Python callers, bytes for HTTP."""
+"""The answer for one image: objects for Python callers, encoded bytes for HTTP."""

@@ -1,7 +1,7 @@
-"""Which hosts and addresses a URL from a stranger may lead to: the public internet, and what the operator has listed.
+"""Decides which addresses an image URL may connect to: the public internet, and the operator's exceptions (SSRF protection).
 
-Judging names is not enough (a name can resolve to anything, and to something else a moment later), so addresses are judged,
-where the connection is made (`network_guard.py`). Names are only checked for their form.
+Checking host names is not enough: a name can resolve to any address, and to another one a moment later. So the addresses are checked when
+the connection is made (`network_guard.py`). Host names are only checked for their form.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FORBIDDEN_IPV4 = tuple(
 """IANA IPv4 Special-Purpose Address Registry, multicast, and cloud agents on public addresses."""
 
 PUBLIC_IPV6 = IPv6Network("2000::/3")
-"""All that IANA has allocated as global unicast. Loopback, mapped, NAT64, unique-local, link-local, multicast lie outside."""
+"""IANA's global unicast allocation. Loopback, mapped, NAT64, unique-local, link-local and multicast addresses are outside."""
 
 FORBIDDEN_IPV6 = tuple(
     IPv6Network(network)
@@ -49,10 +49,10 @@ FORBIDDEN_IPV6 = tuple(
         "3fff::/20",  # documentation
     )
 )
-"""IANA IPv6 Special-Purpose Address Registry, the part inside PUBLIC_IPV6."""
+"""Networks of the IANA IPv6 Special-Purpose Address Registry that are inside PUBLIC_IPV6."""
 
 NAT64 = tuple(IPv6Network(network) for network in ("64:ff9b::/96", "64:ff9b:1::/48"))
-"""Prefixes before an IPv4 address that a translator connects to: well-known (RFC 6052) and local (RFC 8215), in their last 32 bits."""
+"""NAT64 prefixes; the last 32 bits of such an address are the IPv4 address that the translator connects to (RFC 6052, RFC 8215)."""
 
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
@@ -63,9 +63,9 @@ class AddressPolicy:
     """The public internet, plus the operator's exceptions.
 
     Args:
-        allowed_networks: networks in CIDR form that are allowed though not public. An IPv6 address that carries an IPv4 address
-            (NAT64, mapped, 6to4, Teredo) is permitted only where both are.
-        allowed_hosts: host names or addresses that may resolve to anything; ".example.net" means all names below it.
+        allowed_networks: non-public networks (CIDR) that are allowed. An IPv6 address that contains an IPv4 address (NAT64, mapped, 6to4,
+            Teredo) is permitted only if both are.
+        allowed_hosts: host names that may resolve to any address; ".example.net" means all names below example.net.
     """
 
     allowed_networks: tuple[IPv4Network | IPv6Network, ...] = ()
@@ -73,7 +73,7 @@ class AddressPolicy:
 
     @classmethod
     def from_text(cls, allowed_networks: tuple[str, ...], allowed_hosts: tuple[str, ...]) -> AddressPolicy:
-        """Read the operator's lists; raises ConfigurationError for a network that is none."""
+        """Parse the operator's lists; raises ConfigurationError for an invalid network."""
         try:
             networks = tuple(ipaddress.ip_network(network) for network in allowed_networks)
         except ValueError as error:
@@ -81,7 +81,7 @@ class AddressPolicy:
         return cls(networks, tuple(host.lower().rstrip(".") for host in allowed_hosts))
 
     def permits(self, host: str, address: str) -> bool:
-        """Tell whether a connection to `address`, reached by the name `host`, may be made."""
+        """Whether connecting to `address`, to which `host` resolved, is allowed."""
         return self._lists_host(host) or self._permits_address(address)
 
     def _lists_host(self, host: str) -> bool:
@@ -100,7 +100,7 @@ class AddressPolicy:
 
 
 def _reached_by(address: IPv4Address | IPv6Address) -> Iterator[IPv4Address | IPv6Address]:
-    """The addresses that a connection to `address` may end at: itself, and an IPv4 address that it carries."""
+    """The addresses that a connection to `address` may reach: itself, and the IPv4 address that it contains, if any."""
     yield address
     if isinstance(address, IPv6Address):
         carried = address.ipv4_mapped or address.sixtofour or (address.teredo and address.teredo[1])
@@ -111,7 +111,7 @@ def _reached_by(address: IPv4Address | IPv6Address) -> Iterator[IPv4Address | IP
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Tell whether an address belongs to the public internet; addresses that embed IPv4 ones do not."""
+    """Whether an address is on the public internet; False for addresses that contain an IPv4 address."""
     if isinstance(address, IPv4Address):
         return not any(address in network for network in FORBIDDEN_IPV4)
     if address.scope_id is not None:
@@ -120,10 +120,10 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
 
 
 def is_well_formed_host(host: str) -> bool:
-    """Tell whether a host is a plain name or an address in its one usual form.
+    """Whether a host is a plain name or an address in its canonical form.
 
-    Refused are names with odd characters and every other spelling of IPv4 addresses: 127.1, 0x7f000001, 0177.0.0.1,
-    2130706433. Source: WHATWG URL, "ends in a number".
+    False for names with unusual characters and for other spellings of IPv4 addresses, such as 127.1, 0x7f000001, 0177.0.0.1 and
+    2130706433. Source: WHATWG URL Standard, "ends in a number".
     """
     if ":" in host:
         return _is_address(host) and "%" not in host

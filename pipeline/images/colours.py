@@ -1,14 +1,14 @@
-"""Any Pillow mode to BGR bytes, strip by strip, so that a big photo is held twice at most.
+"""Converts images of any Pillow mode to BGR bytes, in strips, so that at most two copies of a large image are in memory.
 
     1 L P RGB YCbCr HSV CMYK ─────────────────▶ convert("RGB")            ─┐
-    LA La PA RGBA RGBa, tRNS ─▶ RGBA ─────────▶ laid on white             ─┤
+    LA La PA RGBA RGBa, tRNS ─▶ RGBA ─────────▶ on a white background     ─┤
     LAB ──────────────────────────────────────▶ littleCMS, Lab D50 → sRGB ─┼─▶ BGR uint8
     I;16* I F, RGB of 16 bits ────────────────▶ scaled to 0..255, rounded ─┘
 
-Values of more than 8 bits, grey or coloured, are scaled by one rule: white is 255, 4095 or 65535 (8, 12 and 16 bits), the smallest that
-holds the image's highest value; cameras and microscopes store 12 bits in 16-bit files, which would be all but black. Where some frames of a
-series stay below 4096 and others do not, their brightness jumps: `white_level` sets one white for all. Float values have 1 as a white, too.
-Embedded ICC profiles are ignored, as cv2 and mmdet do (CMYK is converted without one; Pillow undoes Adobe's inversion).
+Values of more than 8 bits are scaled so that white is 255, 4095 or 65535 (8, 12 or 16 bits): the smallest that is not below the image's
+highest value. Cameras and microscopes store 12 bits in 16-bit files, which would otherwise be almost black. In a series in which only some
+frames stay below 4096, the brightness jumps; `white_level` sets one white for all. For float images, 1 is also a possible white.
+Embedded ICC profiles are ignored, as in cv2 and mmdet (CMYK is converted without one; Pillow undoes Adobe's inversion).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from PIL import Image, ImageCms
 from pipeline.images.wide_values import FULL_SCALES, white_of
 
 STRIP_PIXELS = 2**16
-"""Converted at a time: small enough for the cache. Measured at 12 Mpx: 18 ms against 53 ms in one piece."""
+"""Pixels converted at a time, which fit into the CPU's cache. Measured at 12 Mpx: 18 ms instead of 53 ms in one piece."""
 
 HIGHEST_DARK = 15
-"""Upper byte of the brightest value that fits 12 bits."""
+"""Upper byte of 4095, the largest value of 12 bits."""
 
 StripConverter = Callable[[Image.Image], NDArray[np.uint8]]
 
@@ -37,13 +37,14 @@ def image_to_bgr(
     """Convert a Pillow image of any mode; transparent parts become white.
 
     Args:
-        image: loaded or loadable Pillow image.
-        white_level: white of integers of more than 8 bits; None: by the rule above.
-        lower_bytes: of an image of 16 bits a colour, gives the lower bytes of its colours, (H, W, 3) RGB.
+        image: a Pillow image, loaded or not.
+        white_level: white of integers of more than 8 bits; None: by the rule in the module's docstring.
+        lower_bytes: for an image with 16 bits per channel: returns the lower byte of each value, (H, W, 3) uint8 RGB.
     Returns:
         (H, W, 3) uint8 BGR.
     Raises:
-        whatever Pillow raises on damaged pixel data; ValueError for a mode that has no colours.
+        ValueError: the mode has no colours.
+        Exception: any exception of Pillow, for damaged pixel data.
     """
     image.load()
     if lower_bytes and (white := _wide_white(image, white_level, lower_bytes)):
@@ -100,7 +101,7 @@ def _lab_converter() -> StripConverter:
 
 
 def _range_converter(image: Image.Image, white_level: int | None) -> StripConverter:
-    """Scale wide grey values to 0..255 from black to the white of the rule above, or from their own range where some are below 0."""
+    """Scale grey values of more than 8 bits to 0..255: from 0 to the white level, or from their own range if some are negative."""
     low, high = _finite_range(image)
     if low >= 0:
         is_fraction = image.mode == "F" and high <= 1
@@ -116,7 +117,7 @@ def _range_converter(image: Image.Image, white_level: int | None) -> StripConver
 
 
 def _wide_white(image: Image.Image, white_level: int | None, lower_bytes: Callable[[], NDArray[np.uint8]]) -> float | None:
-    """White of an image of 16 bits a colour; None where it is 65535, so that the upper bytes alone are the picture."""
+    """The white level of an image with 16 bits per channel; None if it is 65535, because then the upper bytes suffice."""
     highest = max(channel[1] for channel in image.getextrema()[:3])  # type: ignore[index]
     if highest > HIGHEST_DARK and white_level is None:
         return None

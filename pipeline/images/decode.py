@@ -1,10 +1,10 @@
-"""Bytes from a stranger to BGR pixels, or an error that says what is wrong with them.
+"""Decodes image files from untrusted sources to BGR pixels.
 
     byte cap ─▶ format by allow-list ─▶ pixel cap (header only) ─▶ structure limits ─▶ decode (scaled) ─▶ BGR ─▶ turned upright
 
-The one reader of photos: serving, training, evaluation and pictures all decode here, so they see the same pixels.
-Nothing is allocated for pixels before the header passed the caps. Truncated files are refused. Metadata is used for the
-orientation only (EXIF, else XMP; `irot` and `imir` of AVIF), and a damaged orientation counts as none. Every exception of Pillow ends here.
+Serving, training, evaluation and drawing all decode here, so they see the same pixels.
+No memory is allocated for pixels before the header passed the limits. Truncated files are refused. Metadata is only used for the
+orientation (EXIF, else XMP; `irot` and `imir` of AVIF); a damaged orientation is ignored. All exceptions of Pillow are mapped here.
 """
 
 from __future__ import annotations
@@ -36,39 +36,39 @@ FORMAT_MAGIC = {
     "GIF": rb"GIF8[79]a",
     "AVIF": rb"....ftyp(avif|avis|mif1)",
 }
-"""Formats that can be allowed, and how their files begin."""
+"""Formats that can be allowed, and a pattern for the first bytes of their files."""
 
 LONGEST_SIDE = 65_535
-"""Pixels; JPEG's own limit. What is long and thin costs a run-length mask far more than its pixels: 29 s at 1 x 50,000,000."""
+"""Pixels; the limit of JPEG. Long thin images are expensive as run-length masks: 29 s for 1 x 50,000,000 pixels."""
 
 UNSCALED_BYTES_A_PIXEL = 17
-"""Memory at the peak of decoding at full size: WebP 16.5 bytes, PNG and AVIF 8 (measured, 16 megapixels)."""
+"""Peak memory of decoding at full size, bytes per pixel: WebP 16.5, PNG and AVIF 8 (measured at 16 megapixels)."""
 
 MAX_JPEG_SCANS = 100
-"""Scans of one JPEG. Encoders write about 10; each costs a pass over the whole picture however few bytes it has, which is
-how a small file can keep a decoder busy for minutes (libjpeg-turbo, "Two Issues with the JPEG Standard")."""
+"""Most scans of one JPEG. Encoders write about 10. Each scan costs a pass over the whole image, even if it has few bytes, so a small file
+could keep a decoder busy for minutes (libjpeg-turbo, "Two Issues with the JPEG Standard")."""
 
 TIFF_COMPRESSIONS = frozenset({"raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "jpeg", "tiff_jpeg"})
-"""TIFF compressions that photos come in. The rest is only risk: libtiff's fax decoder, for one, writes a line to stderr for
-every damaged row, so that one small file could fill a disk with log."""
+"""Compressions that photos in TIFF files use. Others are refused as a risk: libtiff's fax decoder, for example, writes a line to stderr for
+every damaged row, so one small file could fill a disk with logs."""
 
 _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeLimits:
-    """What is decoded at all.
+    """Limits and options of decoding.
 
     Args:
-        max_pixels: width times height of one image, pixels.
-        max_pixels_unscaled: a lower cap for images that are always decoded at full size, which all but JPEGs are, pixels. Decoding takes
-            up to 17 bytes of memory for each.
-        max_bytes: size of one encoded image, bytes.
-        formats: Pillow format names, a subset of FORMAT_MAGIC.
-        exif_orientation: turn images upright as their EXIF orientation says. False leaves them as they are stored, as AzureML's scorer
-            does (a TIFF is turned by Pillow either way, there too).
-        white_level: white of grey and coloured images of more than 8 bits a channel; None: the rule of `pipeline.images.colours`.
-        max_pixels_at_once: above this many pixels decoded at full size an image is a LargeImage; None: none is.
+        max_pixels: largest width x height of an image.
+        max_pixels_unscaled: largest width x height of an image that is not a JPEG. Such images are always decoded at full size, which takes
+            up to 17 bytes of memory per pixel.
+        max_bytes: largest encoded image, bytes.
+        formats: names of Pillow formats, a subset of FORMAT_MAGIC.
+        exif_orientation: rotate images by their EXIF orientation. False leaves them as stored, as AzureML's scorer does (Pillow rotates
+            a TIFF in both cases, also there).
+        white_level: white of images with more than 8 bits per channel; None: see `pipeline.images.colours`.
+        max_pixels_at_once: raise LargeImage for an image with more pixels decoded at full size; None never does.
     """
 
     max_pixels: int = 64_000_000
@@ -94,7 +94,7 @@ class StoredImage:
     Args:
         bgr: (h, w, 3) uint8, possibly decoded at 1/2, 1/4 or 1/8.
         full_hw: height and width as stored at full size, pixels.
-        orientation: EXIF orientation, 1 to 8, that `turn_upright` takes.
+        orientation: EXIF orientation, 1 to 8, for `turn_upright`.
     """
 
     bgr: NDArray[np.uint8]
@@ -103,30 +103,30 @@ class StoredImage:
 
     @property
     def upright_hw(self) -> tuple[int, int]:
-        """Height and width at full size, upright, pixels."""
+        """Height and width at full size after rotation, pixels."""
         return turned_hw(self.full_hw, self.orientation)
 
 
 def decode_image(data: bytes, limits: DecodeLimits, target_size: int | None = None) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Decode the first frame, in the right colours, turned upright.
+    """Decode the first frame of an image file and rotate it upright.
 
     Args:
         data: an encoded image file.
-        limits: caps and allowed formats.
-        target_size: side of the square that the image will be scaled to fit, pixels. A JPEG at least twice as large
-            is decoded at 1/2, 1/4 or 1/8, never below its size in that square. None decodes at full size.
+        limits: limits and allowed formats.
+        target_size: side of the square that the image will be scaled to fit, pixels. A JPEG at least twice as large is decoded at 1/2, 1/4
+            or 1/8 of its size, but never smaller than needed. None decodes at full size.
     Returns:
-        (H, W, 3) uint8 BGR, possibly reduced as above, and the true (height, width) of the image.
+        (H, W, 3) uint8 BGR, possibly reduced as above, and the full (height, width) of the image.
     Raises:
         ImageError: `image_not_decodable` or `unsupported_image_format`.
-        LimitExceeded: `image_too_large` (bytes) or `too_many_pixels`; LargeImage where `max_pixels_at_once` says so.
+        LimitExceeded: `image_too_large` (bytes) or `too_many_pixels`; LargeImage, see `max_pixels_at_once`.
     """
     stored = decode_stored(data, limits, target_size)
     return turn_upright(stored.bgr, stored.orientation), stored.upright_hw
 
 
 def decode_stored(data: bytes, limits: DecodeLimits, target_size: int | None = None) -> StoredImage:
-    """Decode the first frame as its file stores it; arguments and errors as `decode_image`."""
+    """Decode the first frame without rotating it; arguments and errors as `decode_image`."""
     check_byte_count(len(data), limits.max_bytes)
     _silence_pillow()
     with _open(io.BytesIO(data), limits) as image:
@@ -138,27 +138,27 @@ def decode_stored(data: bytes, limits: DecodeLimits, target_size: int | None = N
             raise
         except Image.DecompressionBombError as error:
             raise _too_many_pixels(limits.max_pixels) from error
-        except Exception as error:  # Pillow raises nearly every type there is on damaged files
+        except Exception as error:  # on damaged files, Pillow may raise almost any exception type
             raise ImageError("The image is damaged or truncated and cannot be decoded.") from error
 
 
 def upright_size(photo: Path, limits: DecodeLimits) -> tuple[int, int]:
-    """Height and width of a photo, upright, pixels: those that `decode_image` gives, from the file's header.
+    """Height and width of an image file after rotation, pixels, as `decode_image` returns them; reads only the header.
 
     Raises:
         OSError: the file cannot be read.
-        ImageError, LimitExceeded: as `decode_image`, as far as the header tells.
+        ImageError, LimitExceeded: as `decode_image`, as far as the header shows.
     """
     check_byte_count(photo.stat().st_size, limits.max_bytes)
     _silence_pillow()
     with photo.open("rb") as file, _open(file, limits) as image:
         _check_pixels(image, limits)
         width, height = image.size
-        # Pillow decodes all of a PNG to look for an orientation behind its pixels.
+        # To find the orientation of a PNG, Pillow may have to decode it: metadata may follow the pixels.
         may_turn = limits.exif_orientation and (image.format != "PNG" or png_has_metadata(file))
         orientation = read_orientation(image) if may_turn else 1
         if image.format == "TIFF" and image.tag_v2.get(ExifTags.Base.Orientation) in range(FIRST_SIDEWAYS, 9):  # type: ignore[attr-defined]
-            return height, width  # Pillow has turned its size
+            return height, width  # Pillow has already swapped the size
         return turned_hw((height, width), orientation)
 
 
@@ -176,7 +176,7 @@ def _check_pixels(image: Image.Image, limits: DecodeLimits) -> None:
 
 
 def _pixels_at_full_size(image: Image.Image) -> int:
-    """Pixels that take memory in decoding. Of a JPEG none to speak of, but a progressive one keeps its coefficients: 6 bytes a pixel."""
+    """Pixels that take memory during decoding. A JPEG needs little, but a progressive one stores its coefficients: 6 bytes a pixel."""
     if image.format not in ("JPEG", "MPO"):
         return image.width * image.height
     return image.width * image.height * 6 // UNSCALED_BYTES_A_PIXEL if "progressive" in image.info else 0
@@ -228,7 +228,7 @@ def _refuse_unidentified(beginning: bytes, limits: DecodeLimits, error: Exceptio
 
 
 def _check_structure(image: Image.Image, data: bytes, limits: DecodeLimits) -> None:
-    """Refuse small files that would make a decoder work or allocate far beyond their pixels."""
+    """Refuse files that would cost a decoder much more time or memory than their number of pixels suggests."""
     if image.format in ("JPEG", "MPO") and _scans(data) > MAX_JPEG_SCANS:
         raise ImageError(f"The JPEG has more than {MAX_JPEG_SCANS} scans.")
     if image.format == "TIFF":
@@ -236,7 +236,8 @@ def _check_structure(image: Image.Image, data: bytes, limits: DecodeLimits) -> N
 
 
 def _scans(jpeg: bytes) -> int:
-    r"""Start-of-scan markers, those of a thumbnail too; as `jpeg.count(b"\xff\xda")`, ten times as fast where 0xff is frequent."""
+    r"""The number of start-of-scan markers, including a thumbnail's. As `jpeg.count(b"\xff\xda")`, but ten times as fast if 0xff is
+    frequent."""
     values = np.frombuffer(jpeg, np.uint8)
     return int(np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == 0xDA)))
 
@@ -259,16 +260,15 @@ def _decode(image: Image.Image, data: bytes, limits: DecodeLimits, target_size: 
         scaled_h, scaled_w = fit(full_hw, target_size).scaled_hw
         image.draft(image.mode, (scaled_w, scaled_h))
     lower = functools.partial(lower_bytes, data, limits.formats) if is_wide(image) else None
-    bgr = image_to_bgr(
-        image, limits.white_level, lower
-    )  # of a TIFF turned already: Pillow turns it while loading, and says no orientation any more
+    # Pillow rotates a TIFF while loading it, and then reports no orientation.
+    bgr = image_to_bgr(image, limits.white_level, lower)
     return StoredImage(bgr, full_hw or bgr.shape[:2], read_orientation(image) if limits.exif_orientation else 1)
 
 
 def _silence_pillow() -> None:
-    """Drop Pillow's warnings: about metadata nobody reads, and about sizes that the pixel cap has judged already.
+    """Ignore Pillow's warnings: about metadata that is not used, and about sizes that are already checked.
 
-    A filter, not `catch_warnings`, which is not safe between threads; put back when something reset the filters.
+    A global filter, because `catch_warnings` is not thread-safe; added again if something has reset the filters.
     """
     module = re.compile(r"PIL\.")
     if ("ignore", None, Warning, module, 0) not in warnings.filters:

@@ -1,4 +1,4 @@
-"""What a decoder process needs to know; goes to it as JSON."""
+"""The options of a decoder process, passed to it as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class DecoderOptions:
     Args:
         limits: caps on bytes and pixels, allowed formats.
         size: side of the square network input, pixels.
-        timeout_s: longest time for one image, seconds; its decoder is killed after it.
+        timeout_s: longest time for one image, seconds; then its decoder is killed.
     """
 
     limits: DecodeLimits

@@ -1,11 +1,11 @@
-"""Decoding outside this process, so that a decoder that crashes or never ends costs one image and nothing else.
+"""Decodes images in separate processes, so that a decoder that crashes or hangs fails only one image.
 
     load_image(data) ─▶ DecoderPool ─▶ a free DecoderProcess ══ socket ══ pipeline.images.decoder_worker ─▶ LoadedImage
                                             │ crashed, or too slow: killed, a new one starts
                                             └▶ ImageError for that image
 
-A thread cannot be ended from outside, a process can; and the codecs' C code is where hostile files bite. Measured
-(2 cores, 640 x 480 JPEG to 640 px, best of 200): 1.8 ms instead of 1.5 ms; 30 MB of memory of its own for each process.
+Processes, not threads, because only a process can be killed, and because malicious files exploit bugs in the codecs' C code. Measured
+(2 cores, 640 x 480 JPEG to 640 px, best of 200): 1.8 ms instead of 1.5 ms in this process; 30 MB of memory per process.
 """
 
 from __future__ import annotations
@@ -40,28 +40,28 @@ PROGRAM = (sys.executable, "-m", "pipeline.images.decoder_worker")
 START_TIMEOUT_S = 60.0
 MAX_ANSWER_CHARS = 65_536
 KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR")
-"""All of the environment that a decoder sees. Keys and tokens are not among it."""
+"""The only environment variables that a decoder gets; no keys or tokens."""
 
 _ERRORS: Mapping[str, type[ServiceError]] = {kind.__name__: kind for kind in (ImageError, LargeImage, LimitExceeded)}
 _NONSENSE = (OSError, EOFError, ValueError, LookupError, TypeError)
-"""What reading an answer raises when the process died, or was taken over and writes what it likes."""
+"""Exceptions while reading an answer, if the process died or was compromised and writes invalid data."""
 
 
 class DecoderLost(ImageError):
-    """An image made its decoder crash or run for too long; `__cause__` says which, for the log."""
+    """An image crashed its decoder, or took too long to decode; see `__cause__`."""
 
 
 class DecoderTimeout(DecoderLost):
-    """It ran for too long."""
+    """An image took too long to decode."""
 
 
 class DecoderPool:
-    """A few decoder processes, used by as many threads.
+    """A pool of decoder processes; thread-safe.
 
     Args:
         options: limits and time for each image.
-        count: processes.
-        program: command line that is started, without its arguments; another one in tests.
+        count: number of processes.
+        program: command to start, without its arguments; tests use another one.
     """
 
     def __init__(self, options: DecoderOptions, count: int, program: Sequence[str] = PROGRAM) -> None:
@@ -72,13 +72,13 @@ class DecoderPool:
 
     @property
     def pids(self) -> list[int]:
-        """Process ids now."""
+        """Ids of the current processes."""
         return [process.pid for process in self._processes]
 
     def load(
         self, data: bytes, timeout_s: float | None = None, max_pixels_at_once: int | None = None, size: int | None = None
     ) -> LoadedImage:
-        """Decode and scale one image in a free process; blocks until one is free, which does not count. See DecoderProcess.load."""
+        """Decode and scale one image in a free process, see DecoderProcess.load. Blocks until one is free; that time does not count."""
         process = self._free.get()
         try:
             return process.load(data, timeout_s, max_pixels_at_once, size)
@@ -87,12 +87,12 @@ class DecoderPool:
 
     @property
     def failed_starts(self) -> int:
-        """Processes in a row that ended before they could decode, of the decoder that has most."""
+        """Failed starts in a row, of the process with the most."""
         return max(process.failed_starts for process in self._processes)
 
     @property
     def memory_bytes(self) -> int:
-        """Resident memory of all processes, bytes; of one that just ended, none."""
+        """Resident memory of all running processes, bytes."""
         pages = 0
         for pid in self.pids:
             with suppress(OSError):
@@ -106,10 +106,10 @@ class DecoderPool:
 
 
 class DecoderProcess:
-    """One decoder process and the socket to it; replaced when it dies. For one thread at a time.
+    """One decoder process and the socket to it; restarted when it dies. For one thread at a time.
 
     Attributes:
-        failed_starts: processes in a row that ended before they could decode.
+        failed_starts: starts in a row that ended before the process could decode.
     """
 
     def __init__(self, options: DecoderOptions, program: Sequence[str] = PROGRAM) -> None:
@@ -130,9 +130,9 @@ class DecoderProcess:
 
         Args:
             data: an encoded image file.
-            timeout_s: less time than the options give it.
-            max_pixels_at_once: as `DecodeLimits` says.
-            size: side of the square that the image is scaled to fit, pixels, instead of the options'.
+            timeout_s: a shorter time limit than that of the options, seconds.
+            max_pixels_at_once: see `DecodeLimits`.
+            size: side of the square that the image is scaled to fit, pixels; None takes that of the options.
         Returns:
             The image, scaled.
         Raises:
@@ -140,7 +140,7 @@ class DecoderProcess:
             DecoderTimeout: the decoder took too long.
             DecoderLost: it crashed.
             DecodersUnavailable: the decoder cannot be started; logged.
-            StageFailed: it has a bug; logged.
+            StageFailed: the decoder raised an unexpected exception; logged.
         """
         self._make_ready()
         limit_s = min(timeout_s or math.inf, self._options.timeout_s)
@@ -151,7 +151,7 @@ class DecoderProcess:
             self._replace()
             raise DecoderTimeout(f"The image took more than {limit_s:g} s to decode (image_loader.decode_timeout_s).") from error
         except _NONSENSE as error:
-            raise DecoderLost(f"The image made its decoder fail ({self._replace()}).") from error
+            raise DecoderLost(f"The image crashed its decoder ({self._replace()}).") from error
         return LoadedImage(pixels, letterbox)
 
     def close(self) -> None:
@@ -178,13 +178,13 @@ class DecoderProcess:
         try:
             sandbox = Sandbox(self._receive(1, time.monotonic() + START_TIMEOUT_S)[0])
         except (OSError, EOFError) as error:
-            logger.error("a decoder process does not start (%s); its standard error says why", self._replace())
+            logger.error("a decoder process does not start (%s); see its standard error", self._replace())
             self.failed_starts += 1
             raise DecodersUnavailable("The service cannot decode images now.") from error
         self.failed_starts = 0
         self._ready = True
         for missing in ~sandbox:
-            logger.warning("decoder process %d runs without %s: this kernel does not offer it", self.pid, missing.name)
+            logger.warning("decoder process %d runs without %s: this kernel does not support it", self.pid, missing.name)
 
     def _exchange(self, head: bytes, data: bytes, size: int, deadline: float) -> tuple[Letterbox, np.ndarray]:
         for part in (head, data):
@@ -192,7 +192,7 @@ class DecoderProcess:
             self._socket.sendall(part)
         (length,) = ANSWER_HEAD.unpack(self._receive(ANSWER_HEAD.size, deadline))
         if length > MAX_ANSWER_CHARS:
-            raise EOFError("an answer that no decoder gives")
+            raise EOFError("invalid answer of a decoder process")
         document = orjson.loads(self._receive(length, deadline))
         if "error" in document:
             raise _error(document)
@@ -215,7 +215,7 @@ class DecoderProcess:
             view = view[count:]
 
     def _replace(self) -> str:
-        """Kill what is there, start anew; returns how the old process ended."""
+        """Kill the process and start a new one; returns how the old one ended."""
         self._socket.close()
         self._process.kill()
         status = self._process.wait()
@@ -226,7 +226,7 @@ class DecoderProcess:
 def _error(document: Mapping[str, Any]) -> ServiceError:
     kind = _ERRORS.get(document["error"])
     if kind is None:
-        logger.error("a bug in the decoder: %s", document["message"])
+        logger.error("unexpected error in a decoder process: %s", document["message"])
         return StageFailed("The image_loader stage failed on this image.")
     return kind(document["message"], code=document["code"])
 

@@ -1,13 +1,13 @@
-"""The program of one decoder process: encoded images in on a socket, pixels ready for the network out.
+"""The program of a decoder process: reads encoded images from a socket, writes pixels for the network.
 
     python -m pipeline.images.decoder_worker <socket's file descriptor> <JSON of DecoderOptions>
 
     in    8 bytes each, big-endian: length, max_pixels_at_once of DecodeLimits or 0, size │ the encoded image
     out   4 bytes: length, big-endian │ JSON: letterbox, or error │ pixels (h, w, 3) uint8, where there is no error
 
-It first sends one byte: the Sandbox that holds it. No pickle in either direction: whoever breaks a decoder gains a process that
-can open no file and no socket (pipeline.images.sandbox) and can only send numbers. It limits its own memory, writes no core files,
-and ends when its parent does.
+First it sends one byte: the Sandbox in effect. No pickle in either direction: an attacker who takes over a decoder controls a process that
+cannot open files or sockets (pipeline.images.sandbox) and can only send numbers. The process limits its own memory, writes no core files,
+and exits with its parent.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dataclasses import asdict, replace
 
 import cv2
 import orjson
-from PIL import Image, MpoImagePlugin  # noqa: F401  (a JPEG of several pictures asks for the second)
+from PIL import Image, MpoImagePlugin  # noqa: F401  (Pillow imports the second for a JPEG with several pictures)
 
 from pipeline.errors import ServiceError
 from pipeline.images.decode import DecodeLimits
@@ -36,23 +36,23 @@ from pipeline.types import LoadedImage
 
 REQUEST_HEAD, ANSWER_HEAD = struct.Struct("!QQQ"), struct.Struct("!I")
 BYTES_A_PIXEL = 24
-"""Of an image that is decoded at full size, half as much again as it should take."""
+"""Memory limit per pixel of an image decoded at full size; about 1.5 times UNSCALED_BYTES_A_PIXEL."""
 SPARE_BYTES = 256 * 2**20
 METADATA_ENCODINGS = ("ascii", "latin-1", "utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252")
-"""Text in metadata; Python loads an encoding when it is first used."""
+"""Encodings of text in metadata, loaded in advance: Python imports an encoding when it is first used."""
 
 Load = Callable[[bytes, DecodeLimits, int], LoadedImage]
 
 
 def serve(connection: socket.socket, options: DecoderOptions, load: Load = load_image) -> None:
-    """Answer image after image until the other side closes."""
+    """Decode images until the other side closes the socket."""
     _load_codecs(options, load)
     connection.sendall(bytes([confine_process()]))
     with connection.makefile("rb") as requests:
         while head := requests.read(REQUEST_HEAD.size):
             length, pixels_at_once, size = REQUEST_HEAD.unpack(head)
             limits = replace(options.limits, max_pixels_at_once=pixels_at_once or None)
-            # Its own end even when its parent is gone and cannot end it: SIGALRM's default is to kill.
+            # SIGALRM ends a hanging process even if its parent is gone and cannot kill it.
             signal.setitimer(signal.ITIMER_REAL, 2 * options.timeout_s)
             for part in _answer(requests.read(length), limits, size, load):
                 connection.sendall(part)
@@ -60,7 +60,7 @@ def serve(connection: socket.socket, options: DecoderOptions, load: Load = load_
 
 
 def _load_codecs(options: DecoderOptions, load: Load) -> None:
-    """Decode a small picture of each format, so that all that decoding imports is there before files are out of reach."""
+    """Decode a small image of each format, so that all modules are imported before the sandbox forbids opening files."""
     for encoding in METADATA_ENCODINGS:
         codecs.lookup(encoding)
     for name in options.limits.formats:
@@ -85,9 +85,9 @@ def _headed(document: dict[str, object]) -> tuple[bytes, ...]:
 
 
 def confine(options: DecoderOptions) -> None:
-    """Give up what decoding does not need: memory beyond the largest image, core files, the terminal, standard error.
+    """Drop what decoding does not need: memory beyond the largest image, core files, terminal signals, standard error.
 
-    What codecs print about damaged files would fill the service's log; our own errors go over the socket.
+    Codecs print messages about damaged files, which would fill the service's log; our errors go over the socket.
     """
     most = (
         min(options.limits.max_pixels, options.limits.max_pixels_unscaled) * BYTES_A_PIXEL

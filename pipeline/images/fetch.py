@@ -1,11 +1,11 @@
-"""Fetch an image from a stranger's URL, within limits, from the public internet only.
+"""Fetches images from untrusted URLs, within limits and from the public internet only.
 
     URL ─▶ form (scheme, host, port, no credentials) ─▶ GET ─▶ status, encoding, length ─▶ body, counted ─▶ bytes
             ▲                                            │
-            └──────── redirect, checked anew, at most 3 ─┘      addresses are judged in network_guard.py
+            └──────── redirect, checked anew, at most 3 ─┘      addresses are checked in network_guard.py
 
-Built on httpcore: no proxies or settings from the environment, no cookies, no redirects of its own, and a public seam for
-the network. Everything is cut by one total timeout; nothing is ever decompressed. Messages name no address and no URL.
+Uses httpcore, because it has no proxies or settings from the environment, no cookies, no automatic redirects, and an interface for the
+network. One timeout bounds everything; nothing is decompressed. Messages contain no addresses and no URLs.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ _HEADERS = [
 
 @dataclass(frozen=True, slots=True)
 class FetchPolicy:
-    """What a URL may lead to and what it may cost.
+    """Limits and permissions for fetching.
 
     Args:
-        connect_timeout_s: look-up and connection, and TLS once more, seconds.
-        read_timeout_s: longest silence of the server, seconds.
-        total_timeout_s: everything together: look-ups, redirects, retries, the body, seconds.
+        connect_timeout_s: longest time for DNS and connecting, and again for TLS, seconds.
+        read_timeout_s: longest time without a byte from the server, seconds.
+        total_timeout_s: longest time for one URL, including DNS, redirects, retries and the body, seconds.
         max_bytes: largest body, bytes.
-        max_redirects: redirects followed.
-        retries: more tries after a connection error or status 502, 503, 504.
+        max_redirects: most redirects that are followed.
+        retries: retries after a connection error or status 502, 503 or 504.
         allowed_ports: TCP ports.
-        allowed_networks: networks (CIDR) allowed though they are not public.
-        allowed_hosts: names that may resolve to any address; ".example.net" means all names below it.
+        allowed_networks: non-public networks (CIDR) that are allowed.
+        allowed_hosts: names that may resolve to any address; ".example.net" means all names below example.net.
         ca_file: PEM file of the certificate authorities trusted for https, `~` is the home folder; None takes certifi's.
     """
 
@@ -80,18 +80,18 @@ class FetchPolicy:
 
 
 class TransientFetchError(FetchError):
-    """A FetchError that another try may cure."""
+    """A FetchError after which a retry may work."""
 
     code = "fetch_unavailable"
 
 
 class Fetcher:
-    """Fetch URLs over a pool of kept connections. One per process; not for use from several event loops.
+    """Fetches URLs over a pool of keep-alive connections. For one event loop.
 
     Args:
         policy: limits and permissions.
-        resolve: gives the addresses of a host; DnsResolver when None.
-        connector: makes the connections to judged addresses; httpcore's own when None.
+        resolve: returns the addresses of a host; None uses DnsResolver.
+        connector: connects to an address that passed the check; None uses httpcore's.
     """
 
     def __init__(
@@ -109,17 +109,17 @@ class Fetcher:
         )
 
     async def fetch(self, url: str, deadline: float | None = None) -> bytes:
-        """Get the body behind a URL.
+        """Fetch the body of a URL.
 
         Args:
             url: http or https URL.
-            deadline: when the caller's own time is up, seconds as `time.time()`.
+            deadline: the request's deadline, seconds as `time.time()`; None for none.
         Returns:
             The body, at most `max_bytes`, never empty.
         Raises:
             FetchError: `url_refused` (by policy), `fetch_timeout`, `fetch_unavailable`, or `fetch_failed`.
             LimitExceeded: `image_too_large`.
-            DeadlineExceeded: the deadline came before `total_timeout_s` was over.
+            DeadlineExceeded: the deadline passed before `total_timeout_s` did.
         """
         target = check_url(url, self._policy)
         time_left_s = float("inf") if deadline is None else deadline - time.time()
@@ -154,7 +154,7 @@ class Fetcher:
         return await self._get(target)
 
     async def _get(self, target: httpx.URL) -> bytes | httpx.URL:
-        """Give the body, or where it redirects to."""
+        """Send one request; returns the body, or the URL of a redirect."""
         response = await self._send(target)
         try:
             location = _header(response, b"location")
@@ -191,17 +191,17 @@ class Fetcher:
         except httpcore.TimeoutException as error:
             raise _timed_out() from error
         except (httpcore.NetworkError, httpcore.ProtocolError) as error:
-            raise FetchError("The answer of the URL's host broke off.", code=TransientFetchError.code) from error
+            raise FetchError("The connection to the URL's host broke off.", code=TransientFetchError.code) from error
         if not body:
-            raise FetchError("The URL gave an empty answer.")
+            raise FetchError("The response of the URL's host is empty.")
         return bytes(body)
 
 
 def check_url(url: str, policy: FetchPolicy) -> httpx.URL:
-    """Check the form of a URL: scheme, host, port, no credentials; its addresses are judged when it is connected to.
+    """Check scheme, host and port of a URL, and that it has no credentials. Its addresses are checked when connecting.
 
     Raises:
-        FetchError: `url_refused`, the message says why.
+        FetchError: `url_refused`; the message gives the reason.
     """
     if len(url) > MAX_URL_CHARS:
         raise _refused(f"it has more than {MAX_URL_CHARS} characters")
@@ -235,7 +235,7 @@ def _check_head(response: httpcore.Response, max_bytes: int) -> None:
     if not 200 <= response.status < 300:
         raise FetchError(f"The URL's host answered with status {response.status}.")
     if (_header(response, b"content-encoding") or b"identity").strip().lower() != b"identity":
-        raise FetchError("The URL's host sent a compressed answer though it was asked not to.")
+        raise FetchError("The URL's host sent a compressed response, although the request asked for none.")
     length = _header(response, b"content-length") or b""
     if length.isdigit():
         check_byte_count(int(length), max_bytes)
@@ -247,7 +247,7 @@ def _header(response: httpcore.Response, name: bytes) -> bytes | None:
 
 @functools.cache
 def make_ssl_context(ca_file: str | None) -> ssl.SSLContext:
-    """Trust for https, as `FetchPolicy.ca_file` says.
+    """The SSL context for https; see `FetchPolicy.ca_file`.
 
     Raises:
         ConfigurationError: the file cannot be read as PEM certificates.

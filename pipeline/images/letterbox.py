@@ -1,9 +1,9 @@
-"""Scale an image into the network's square input exactly as mmdet's Resize(keep_ratio) + Pad does.
+"""Scales images into the network's square input, exactly as mmdet's Resize(keep_ratio=True) + Pad.
 
     (H, W) --fit--> Letterbox      pixels --scale_to_fit--> LoadedImage      LoadedImages --pad_batch--> (B, S, S, 3)
 
-Scaling happens where the image is decoded; padding happens once, where the batch is assembled. An engine that takes images one by one
-pads less: to `fitted_input`.
+Images are scaled after decoding and padded when the batch is assembled. An engine that takes images one by one pads less: to
+`fitted_input`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pipeline.errors import ShapeError
 from pipeline.types import COARSEST_STRIDE_PX, MASK_STRIDE_PX, Letterbox, LoadedImage, check_array
 
 PAD_VALUE = 114
-"""Grey of the padding, the same in all channels (RTMDet's test config, mmdet 3.3.0)."""
+"""Value of the padding in all channels (RTMDet's test config, mmdet 3.3.0)."""
 
 SHORT_SIDES = (0.6, 0.8, 1.0)
-"""Short sides of fitted inputs, as shares of the long one: for 16:9, for 4:3 and 3:2, and for all else. For 640: 384, 512, 640 px."""
+"""Short sides of fitted inputs, as shares of the long side: for 16:9, for 4:3 and 3:2, and for all others. For 640: 384, 512, 640 px."""
 
 
 def fit(original_hw: tuple[int, int], size: int) -> Letterbox:
@@ -65,10 +65,10 @@ def _is_whole_reduction(decoded_hw: tuple[int, ...], original_hw: tuple[int, int
 
 
 def _resize_partial_reduction(bgr: NDArray[np.uint8], letterbox: Letterbox) -> NDArray[np.uint8]:
-    """Resize a JPEG decoded at 1/s whose true size is no multiple of s.
+    """Resize a JPEG that was decoded at 1/s and whose size is no multiple of s.
 
-    Its last row and column stand for fewer than s pixels, so stretching the whole of it would shift the right edge by up
-    to one network pixel. Here each network pixel looks up the place that it has in the full image.
+    Its last row and column represent fewer than s pixels, so a plain resize would shift the right edge by up to one network pixel. Here
+    each network pixel is sampled at its position in the full image.
     """
     original_h, original_w = letterbox.original_hw
     reduction = 2 ** round(math.log2(max(original_h, original_w) / max(bgr.shape[:2])))
@@ -81,9 +81,9 @@ def _resize_partial_reduction(bgr: NDArray[np.uint8], letterbox: Letterbox) -> N
 
 
 def fitted_input(scaled_hw: tuple[int, int], size: int) -> tuple[int, int]:
-    """The smallest network input (height, width) that holds a scaled image, its short side with a strip of padding as wide as a mask cell.
+    """The smallest fitted input (height, width) that holds a scaled image and one mask cell of padding on its short side.
 
-    Without the strip, masks at that edge of the image lose 0.1 of AP (docs/RESULTS.md).
+    Without that padding, mask AP drops by 0.1, because of masks at that edge (docs/RESULTS.md).
 
     Args:
         scaled_hw: of a letterbox made for `size`.
@@ -101,7 +101,7 @@ def pad_batch(images: Sequence[LoadedImage], size: int, out: NDArray[np.uint8] |
     Args:
         images: B images made for the same `size`.
         size: side S of the square network input, pixels.
-        out: (B or more, H, W, 3) uint8 buffer to write into, H and W those of `fitted_input` or S; (B, S, S, 3) is made when None.
+        out: (B or more, H, W, 3) uint8 buffer to write into, H and W from `fitted_input` or S; None allocates (B, S, S, 3).
     Returns:
         (B, H, W, 3) uint8 BGR: the first B inputs of `out`.
     Raises:

@@ -1,4 +1,4 @@
-"""One image, encoded or as an array, to what the detector takes."""
+"""Turns one image, encoded or as an array, into the input of the detector."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def load_image(data: bytes | NDArray[np.uint8], limits: DecodeLimits, size: int)
 
     Args:
         data: an encoded image file, or pixels: uint8 (H, W, 3) RGB or (H, W) grey.
-        limits: caps and allowed formats; arrays obey the pixel cap.
+        limits: limits and allowed formats; for arrays only `max_pixels`.
         size: side of the square network input, pixels.
     Returns:
         The scaled image, not padded.
@@ -32,17 +32,17 @@ def load_image(data: bytes | NDArray[np.uint8], limits: DecodeLimits, size: int)
         bgr = pixels_to_bgr(data, limits)
         return scale_to_fit(bgr, (bgr.shape[0], bgr.shape[1]), size)
     stored = decode_stored(data, limits, size)
-    # Scaled before it is turned: a reduced JPEG's partial blocks are at its right and bottom edge.
+    # Scaled before rotating: the partial blocks of a reduced JPEG are at its right and bottom edge.
     scaled = scale_to_fit(stored.bgr, stored.full_hw, size)
     return LoadedImage(turn_upright(scaled.pixels, stored.orientation), fit(stored.upright_hw, size))
 
 
 def pixels_to_bgr(pixels: NDArray[Any], limits: DecodeLimits) -> NDArray[np.uint8]:
-    """Check pixels from a caller and bring them to BGR.
+    """Check pixels from a caller and convert them to BGR.
 
     Args:
         pixels: uint8 (H, W, 3) RGB or (H, W) grey, any strides.
-        limits: the pixel cap.
+        limits: only `max_pixels` is used.
     Returns:
         (H, W, 3) uint8 BGR, contiguous, a copy.
     Raises:

@@ -1,9 +1,9 @@
-"""The network seam of the fetcher: resolve, judge every address, connect to a judged one.
+"""The network backend of the fetcher: resolves a host, checks all its addresses, and connects to one of them.
 
 host ─▶ resolve ─▶ all addresses permitted? ─no─▶ FetchError url_refused
                             │yes
                             ▼
-                   connect to the address itself (no second look-up, so no rebinding); TLS still verifies the host
+                   connect to the address itself (no second DNS query, so no DNS rebinding); TLS still verifies the host
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from pipeline.images.address_policy import AddressPolicy
 MAX_ADDRESSES_TRIED = 4
 
 REFUSED_HOST_MESSAGE = "The URL is refused: its host does not resolve to public addresses only."
-"""One text for private and for unknown hosts, so that nobody can list the names of an internal network with it."""
+"""The same message for private and for unknown hosts, so that it does not reveal the names of an internal network."""
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
-"""Gives the addresses of a host (for a port); raises socket.gaierror, EAI_AGAIN where another try may help."""
+"""Takes host and port, returns the host's addresses; raises socket.gaierror, with EAI_AGAIN if a retry may work."""
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):
-    """Connect only where the policy permits.
+    """Connects only to addresses that the policy permits.
 
     Args:
-        policy: judges each address.
-        resolve: gives the addresses of a host; a fake one in tests.
-        connector: makes the connection to an address.
+        policy: decides about each address.
+        resolve: returns the addresses of a host; tests use a fake.
+        connector: connects to an address; None uses httpcore's.
     """
 
     def __init__(self, policy: AddressPolicy, resolve: Resolver, connector: httpcore.AsyncNetworkBackend | None = None) -> None:
@@ -49,7 +49,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to a permitted address of `host`; raises FetchError `url_refused` when any of them is not."""
+        """Connect to `host`; raises FetchError `url_refused` unless all its addresses are permitted."""
         try:
             async with asyncio.timeout(timeout):
                 addresses = await self._permitted_addresses(host, port)
@@ -58,7 +58,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
             raise httpcore.ConnectTimeout from error
 
     async def sleep(self, seconds: float) -> None:
-        """Wait, as httpcore asks."""
+        """Part of httpcore's interface."""
         await asyncio.sleep(seconds)
 
     async def _permitted_addresses(self, host: str, port: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which way is up: reading an image's EXIF orientation, and undoing it."""
+"""Reads an image's EXIF orientation and rotates the image upright."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 FIRST_SIDEWAYS = 5
-"""Orientations from here on swap width and height."""
+"""Orientations 5 to 8 swap width and height."""
 _PNG_METADATA = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type")
-"""What stands in a PNG that may say its orientation; it may stand behind the pixels."""
+"""Markers of PNG metadata that may hold an orientation; it may follow the pixels."""
 
 _TURNS_UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], MatLike]] = {
     1: lambda bgr: bgr,
@@ -27,32 +27,32 @@ _TURNS_UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], MatLike]] = {
     7: lambda bgr: cv2.flip(cv2.transpose(bgr), -1),
     8: lambda bgr: cv2.rotate(bgr, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
-"""What undoes each EXIF orientation (Exif 2.32, tag 0x0112)."""
+"""For each EXIF orientation (Exif 2.32, tag 0x0112) the transform that makes the image upright."""
 
 
 def read_orientation(image: Image.Image) -> int:
-    """The orientation of a Pillow image, 1 to 8: EXIF's, else XMP's, as Pillow reads both; 1 where it says none or nonsense."""
+    """The orientation of a Pillow image, 1 to 8, from EXIF or else XMP; 1 if it is missing or invalid."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged metadata of a good picture
+    except Exception:  # damaged metadata of a good image
         return 1
-    if isinstance(orientation, bytes) and len(orientation) == 1:  # of type BYTE, where the standard says SHORT
+    if isinstance(orientation, bytes) and len(orientation) == 1:  # stored as BYTE instead of SHORT
         orientation = orientation[0]
     return orientation if orientation in _TURNS_UPRIGHT else 1
 
 
 def turn_upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Undo an EXIF orientation, 1 to 8, of (H, W, 3) pixels."""
+    """Rotate (H, W, 3) uint8 pixels with this EXIF orientation (1 to 8) upright."""
     return np.asarray(_TURNS_UPRIGHT[orientation](pixels), np.uint8)
 
 
 def turned_hw(stored_hw: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """Height and width, upright, of an image stored with these, pixels."""
+    """Height and width after rotation of an image stored with these, pixels."""
     height, width = stored_hw
     return (width, height) if orientation >= FIRST_SIDEWAYS else (height, width)
 
 
 def png_has_metadata(file: BinaryIO) -> bool:
-    """Whether a PNG file holds any part that may say its orientation. `file` is a real file, with a descriptor."""
+    """Whether a PNG file has metadata that may hold an orientation. `file` must have a file descriptor."""
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return any(data.find(name) >= 0 for name in _PNG_METADATA)

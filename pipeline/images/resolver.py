@@ -1,7 +1,7 @@
-"""Look up host names: asynchronous, with a deadline, and with a bound on how many look-ups one domain has at a time.
+"""Resolves host names asynchronously, with a timeout and a limit on concurrent queries per domain.
 
-Built on c-ares (aiodns), which reads /etc/hosts and /etc/resolv.conf. A look-up that nobody waits for any more holds nothing back:
-a name server that never answers delays the names of its own domain only.
+Uses c-ares (aiodns), which reads /etc/hosts and /etc/resolv.conf. Unlike with getaddrinfo on threads, a name server that never answers
+delays only the names of its own domain.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import aiodns
 from aiodns.error import ARES_ENODATA, ARES_ENOTFOUND, DNSError
 
 LOOKUP_TIMEOUT_S, LOOKUP_TRIES = 1.5, 2
-"""Of one question to one name server, and how often it is asked. A URL's `connect_timeout_s` ends the whole look-up."""
+"""Timeout of one query to one name server, seconds, and number of tries. The URL's `connect_timeout_s` bounds the whole look-up."""
 MAX_LOOKUPS_OF_A_DOMAIN = 8
-"""At a time, of a name's last two labels; more wait within their own deadlines."""
+"""Concurrent look-ups per domain (the last two labels of a name); others wait."""
 
 
 class DnsResolver:
-    """Resolve names as the machine's configuration says. For one event loop."""
+    """Resolves names with the machine's configuration. For one event loop."""
 
     def __init__(self, nameservers: Iterable[str] | None = None) -> None:
         self._nameservers = list(nameservers) if nameservers else None
@@ -30,10 +30,10 @@ class DnsResolver:
         self._interested: Counter[str] = Counter()
 
     async def __call__(self, host: str, port: int) -> list[str]:
-        """Give all addresses of a host, IPv4 and IPv6.
+        """Return all addresses of a host, IPv4 and IPv6.
 
         Raises:
-            socket.gaierror: EAI_NONAME where the name has no address, EAI_AGAIN where no name server answered.
+            socket.gaierror: EAI_NONAME if the name has no address, EAI_AGAIN if no name server answered.
         """
         domain = ".".join(host.lower().rstrip(".").rsplit(".", 2)[-2:])
         self._interested[domain] += 1
@@ -59,6 +59,6 @@ class DnsResolver:
         return list(dict.fromkeys(node.addr[0].decode() for node in found.nodes))
 
     async def aclose(self) -> None:
-        """End all look-ups."""
+        """Cancel all look-ups."""
         if self._resolver is not None:
             await self._resolver.close()

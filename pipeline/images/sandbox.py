@@ -1,11 +1,11 @@
-"""Take from a process what decoding does not need: files, sockets, other processes. For the decoder worker, after its imports.
+"""Sandbox for a decoder process: no new files, sockets or processes. Applied after the imports.
 
-    Landlock    no path can be opened, made or removed; no TCP port bound or connected to; no signal or abstract socket beyond this process
-    seccomp     an allow-list of system calls: memory, threads, time, reading and writing what is open already. All others fail with EPERM
+    Landlock    no path can be opened, created or removed; no TCP port bound or connected to; no signals or abstract sockets to other
+    processes seccomp     an allow-list of system calls: memory, threads, time, reading and writing open files. All others fail with EPERM
 
-Both only ever take rights away, need no privileges and bind every thread and child. Codecs are C code that reads strangers'
-bytes: whoever takes one over finds a process that can answer on its socket and do nothing else. x86-64 and arm64, Linux 5.13 or newer
-for Landlock; elsewhere the process runs without, and `confine_process` says so.
+Both can only remove rights, need no privileges, and apply to all threads and children. Codecs are C code that reads untrusted bytes: an
+attacker who takes over a decoder can only answer on its socket. Needs x86-64 or arm64, and Linux 5.13 for Landlock; elsewhere the process
+runs without, and `confine_process` returns what is missing.
 
 Sources: Linux `include/uapi/linux/{landlock,seccomp,filter,audit}.h`, `Documentation/userspace-api/{landlock,seccomp_filter}.rst`.
 """
@@ -41,11 +41,11 @@ _CALLS: dict[str, tuple[int | None, int | None]] = {
     "sched_yield": (24, 124), "sched_getaffinity": (204, 123), "getcpu": (309, 168), "getpid": (39, 172), "gettid": (186, 178),
     "getrandom": (318, 278), "getrusage": (98, 165), "sysinfo": (99, 179), "exit": (60, 93), "exit_group": (231, 94),
 }  # fmt: skip
-"""System calls that decoding makes, by number on x86-64 and arm64. `tgkill` is how abort() ends the process."""
+"""System calls that decoding needs, with their numbers on x86-64 and arm64. abort() uses `tgkill`."""
 
 
 class Sandbox(enum.IntFlag):
-    """Which of the two the kernel has given."""
+    """The mechanisms in effect."""
 
     NONE = 0
     LANDLOCK = 1
@@ -53,12 +53,12 @@ class Sandbox(enum.IntFlag):
 
 
 def confine_process() -> Sandbox:
-    """Confine this process for the rest of its life, as far as the kernel can.
+    """Sandbox this process, irrevocably, with what the kernel supports.
 
-    Call it when every module that will be needed is imported: no file can be opened afterwards.
+    Import all modules before: no file can be opened afterwards.
 
     Returns:
-        What holds. Without support for either the process goes on as before.
+        The mechanisms in effect; NONE if the kernel supports neither.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
@@ -67,7 +67,7 @@ def confine_process() -> Sandbox:
 
 
 def _deny_paths(libc: ctypes.CDLL) -> Sandbox:
-    """Landlock without a single rule: all that the kernel's version can deny is denied."""
+    """Landlock without allow rules: denies everything that the kernel's version can deny."""
     abi = libc.syscall(_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _RULESET_VERSION)
     if abi < 1:
         return Sandbox.NONE
@@ -96,7 +96,7 @@ def _deny_calls(libc: ctypes.CDLL) -> Sandbox:
 
 
 def _filter(column: int, architecture: int) -> bytes:
-    """The filter in classic BPF: one comparison after the other, the three ends last."""
+    """The filter in classic BPF: compares the system call with each allowed number; the default is EPERM."""
     allowed = [number for numbers in _CALLS.values() if (number := numbers[column]) is not None]
     allow, deny = _instruction(_RETURN, _RET_ALLOW), _instruction(_RETURN, _RET_ERRNO | errno.EPERM)
     program = [
@@ -107,7 +107,7 @@ def _filter(column: int, architecture: int) -> bytes:
     ]
     for number in allowed:
         program += [_instruction(_JUMP_EQUAL, number, otherwise=1), allow]
-    # glibc makes threads with clone3, whose flags a filter cannot see, and with clone where that one is not there.
+    # glibc creates threads with clone3, whose flags a filter cannot check; after ENOSYS it uses clone.
     program += [_instruction(_JUMP_EQUAL, _CLONE3[column], otherwise=1), _instruction(_RETURN, _RET_ERRNO | errno.ENOSYS)]
     program += [_instruction(_JUMP_EQUAL, _CLONE[column], then=1), deny]
     program += [

@@ -1,4 +1,4 @@
-"""What a string in a request stands for: a URL to fetch, or an image in base64."""
+"""Tells URLs from base64 in a request's strings, and decodes the base64."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ImageSource: TypeAlias = Url | EncodedBytes
 
 
 def looks_like_url(text: str) -> bool:
-    """Whether `text` names something to fetch; quick, without decoding or judging it."""
+    """Whether `text` is a URL to fetch, by its scheme only."""
     scheme = _SCHEME.match(text, 0, 64)
     return scheme is not None and scheme[1].lower() != "data"
 
@@ -46,7 +46,7 @@ def parse_source(text: str, max_bytes: int = DecodeLimits().max_bytes) -> ImageS
     Args:
         text: `http(s)://...` in any letter case, `data:image/...;base64,...`, or base64 (standard alphabet, padded,
             line breaks allowed).
-        max_bytes: cap on the decoded bytes, checked before decoding.
+        max_bytes: most decoded bytes; checked before decoding.
     Raises:
         FetchError: `url_refused`, a URL of any other scheme.
         ImageError: `invalid_base64`.

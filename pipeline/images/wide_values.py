@@ -1,7 +1,7 @@
-"""Colours of 16 bits a channel, of which Pillow gives the upper 8.
+"""Reads the lower 8 bits of colour images with 16 bits per channel; Pillow only returns the upper 8.
 
-Decoding the same file again with its bytes in the other order gives the lower 8. That second pass is made only where the upper ones
-are too dark to be the whole picture: where the image holds 12 bits, or a white is set.
+Decoding the file again with the other byte order returns the lower bytes. That second pass is only made when it is needed: the image holds
+only 12 bits, or a white level is set.
 
 Source: the raw modes of Pillow 13, `src/libImaging/Unpack.c`.
 """
@@ -21,22 +21,22 @@ _OTHER_BYTE = {
     for mode in ("RGB", "RGBA", "RGBX")
     for order in ("B", "L", "N")
 }
-"""Raw modes that read the upper byte of each value, and those that read the lower one; N, of libtiff, is this machine's order."""
+"""For each raw mode that reads the upper bytes, the one that reads the lower bytes; N (libtiff) is this machine's byte order."""
 _GREY_AND_ALPHA, _ITS_FOUR_BYTES = "LA;16B", "RGBA"
 
 
 def white_of(highest: float, white_level: int | None) -> float:
-    """The value that becomes 255: the one that is set, else the smallest usual one that holds the image's highest."""
+    """The value that becomes 255: `white_level` if set, else the smallest of FULL_SCALES that is not below the image's highest value."""
     return float(white_level or next((full for full in FULL_SCALES if highest <= full), highest))
 
 
 def is_wide(image: Image.Image) -> bool:
-    """Whether an image that is not loaded yet has colours of 16 bits a channel."""
+    """Whether an image, not loaded yet, has colours with 16 bits per channel."""
     return _rawmode(image) in (*_OTHER_BYTE, _GREY_AND_ALPHA)
 
 
 def lower_bytes(data: bytes, formats: tuple[str, ...]) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB: the lower byte of each colour of a wide image."""
+    """The lower byte of each value of an image with 16 bits per channel: (H, W, 3) uint8 RGB."""
     with Image.open(io.BytesIO(data), formats=formats) as image:
         rawmode = _rawmode(image)
         _set_rawmode(image, _ITS_FOUR_BYTES if rawmode == _GREY_AND_ALPHA else _OTHER_BYTE[str(rawmode)])

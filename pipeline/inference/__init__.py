@@ -1,6 +1,7 @@
-"""From network inputs to kept instances: batching, the engines (OpenVINO, CUDA, torch, simulated) and post-processing.
+"""Runs the network: batching, the engines (OpenVINO, CUDA, torch, simulated) and post-processing.
 
-An engine never decodes a photo, never makes a full-size mask, and never knows who asked. Engines load when they are made.
+Takes LoadedImages, returns Instances. Engines do not decode images, do not make full-size masks, and do not know about requests. Their
+libraries are imported when an engine is created.
 """
 
 __all__ = ["batch_queue", "batcher", "cuda", "devices", "engine", "mask_head", "nms", "openvino", "postprocess"]

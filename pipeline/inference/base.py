@@ -1,4 +1,4 @@
-"""What all engines share: pad the batch, run the network, post-process, and name what went wrong.
+"""Base class of the engines: splits images into batches, warms up, and maps errors of the libraries.
 
 images ─▶ pad_batch ─▶ uint8 (B, H, W, 3) ─▶ network ─▶ RawOutputs ─▶ PostProcessor ─▶ Instances
 """
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 _OUT_OF_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "bad allocation", "bad alloc", "alloc failed")
 _NO_ENGINE_SIGN = "unable to find an engine"
-"""What PyTorch says when cuDNN found no algorithm, also where it found no memory for any."""
+"""PyTorch's message if cuDNN found no algorithm, also if the reason is a lack of memory."""
 _FULL_SHARE = 0.05
-"""A card with less of its memory free counts as full."""
+"""A GPU with a smaller share of its memory free counts as full."""
 _LOST_SIGN = "cuda error"
-"""How torch's messages begin when a kernel or the card failed. The context is spoilt then: every later call fails as well."""
+"""Beginning of torch's messages when a kernel or the GPU failed. The CUDA context cannot be used any more: all later calls fail too."""
 
 
 class BatchEngine(ABC):
-    """An engine but for `_run`, which subclasses give.
+    """Base class of engines; subclasses implement `_run`.
 
     Args:
-        info: what runs here.
+        info: description of the engine.
     """
 
     def __init__(self, info: ModelInfo) -> None:
@@ -44,11 +44,11 @@ class BatchEngine(ABC):
 
     @property
     def info(self) -> ModelInfo:
-        """What runs here."""
+        """Model, engine, precision and device."""
         return self._info
 
     def detect(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
-        """Find the instances of each image, as `Engine.detect` says."""
+        """See `Engine.detect`."""
         if len(images) != len(options):
             raise ShapeError(f"options: expected one for each of {len(images)} images, got {len(options)}")
         results: list[Instances] = []
@@ -59,9 +59,9 @@ class BatchEngine(ABC):
         return results
 
     def warm_up(self) -> None:
-        """Run a grey image, and on a GPU a full batch too: there it shows that the memory suffices. A CPU starts sooner without.
+        """Run one grey image; on a GPU also a full batch, to check that its memory suffices.
 
-        On a GPU every position counts as an instance of the first class, so that the masks' kernels are loaded as well.
+        On a GPU every position counts as an instance of the first class, so that the kernels for masks are loaded too.
         """
         on_cpu = self._info.device == "cpu"
         options = DetectOptions() if on_cpu else DetectOptions(score_threshold=0.0, labels=frozenset({0}))
@@ -69,19 +69,19 @@ class BatchEngine(ABC):
             self.detect([grey_image(self._info.input_size)] * count, [options] * count)
 
     def close(self) -> None:
-        """Nothing to free by default."""
+        """Free resources; does nothing by default."""
 
     @abstractmethod
     def _run(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
-        """One pass of the network over at most `max_batch` images."""
+        """Run the network on at most `max_batch` images."""
 
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""By the precision's name."""
+"""Dtypes by the names of precisions."""
 
 
 def torch_engine_info(spec: ModelSpec, options: EngineOptions, precision: str, device: str) -> ModelInfo:
-    """What runs in an engine of PyTorch's on a device of this name."""
+    """The ModelInfo of an engine that runs PyTorch on the device with this name."""
     return ModelInfo(
         model=spec.name,
         classes=spec.classes,
@@ -95,15 +95,15 @@ def torch_engine_info(spec: ModelSpec, options: EngineOptions, precision: str, d
 
 
 def grey_image(size: int) -> LoadedImage:
-    """An image of nothing that fills the network's input."""
+    """A grey image that fills the network's input."""
     return LoadedImage(np.full((size, size, 3), 114, np.uint8), fit((size, size), size))
 
 
 @contextmanager
 def naming_failures(batch: int) -> Iterator[None]:
-    """Turn every library's way to run out of memory into EngineOutOfMemory, and to lose the card into EngineLost.
+    """Within: map the libraries' out-of-memory errors to EngineOutOfMemory, and device failures to EngineLost.
 
-    The cause of the former is cut off: its frames hold the tensors of the failed pass, and the next try needs their memory.
+    EngineOutOfMemory is raised without its cause, whose frames would keep the tensors of the failed pass in memory.
     """
     try:
         yield
@@ -113,7 +113,7 @@ def naming_failures(batch: int) -> Iterator[None]:
             traceback.clear_frames(error.__traceback__)
             raise EngineOutOfMemory(f"a batch of {batch} images does not fit into memory ({_first_line(error)})") from None
         if isinstance(error, torch.AcceleratorError) or _LOST_SIGN in message:
-            raise EngineLost("the card failed, and this process cannot use it any more") from error
+            raise EngineLost("the GPU failed, and this process cannot use it any more") from error
         raise
 
 

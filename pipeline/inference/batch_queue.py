@@ -1,4 +1,4 @@
-"""What the batcher keeps of an item that waits, what it gives back, whom it tells, and how large a batch may be now."""
+"""Parts of the batcher: waiting items, results, the observer interface, and the current limit of the batch size."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ DropReason = Literal["deadline", "cancelled", "closed"]
 
 
 class BatchObserver(Protocol):
-    """Told what happens, on the event loop: be quick. What an observer raises is logged and goes no further."""
+    """Callbacks of a batcher. They run on the event loop and must return quickly; exceptions are logged and ignored."""
 
     def batch_ran(self, waits_s: Sequence[float], run_s: float) -> None:
-        """The model ran len(waits_s) items in `run_s` seconds; each had waited so many seconds since `submit`."""
+        """The model ran a batch in `run_s` seconds; `waits_s` has the seconds that each of its items waited since `submit`."""
 
     def batch_split(self, size: int, out_of_memory: bool) -> None:
-        """A batch of `size` items failed as a whole; its halves are tried next."""
+        """A batch of `size` items failed and is retried in halves."""
 
     def item_dropped(self, reason: DropReason) -> None:
-        """An item left the queue before the model saw it."""
+        """An item was removed from the queue before the model ran it."""
 
 
 class SilentObserver:
-    """The observer nobody asked for."""
+    """An observer that does nothing."""
 
     def batch_ran(self, waits_s: Sequence[float], run_s: float) -> None: ...
 
@@ -39,13 +39,13 @@ class SilentObserver:
 
 @dataclass(frozen=True, slots=True)
 class BatchResult(Generic[Result]):
-    """One item's result and what it took.
+    """The result of one item, and its times.
 
     Args:
-        result: what `run_batch` returned in this item's place.
-        wait_s: seconds from `submit` until the model started on it (failed tries included).
-        run_s: seconds the model ran the batch that held it.
-        batch_size: items in that batch.
+        result: what `run_batch` returned for the item.
+        wait_s: time from `submit` until the model started on it, including failed tries, seconds.
+        run_s: time that the model took for its batch, seconds.
+        batch_size: number of items in that batch.
     """
 
     result: Result
@@ -56,7 +56,7 @@ class BatchResult(Generic[Result]):
 
 @dataclass(slots=True, eq=False)
 class Entry(Generic[Item, Result]):
-    """One waiting item. Its future never holds an exception, only a `BatchResult` or the error to raise."""
+    """One submitted item. The future's result is a `BatchResult`, or the error to raise; it never has an exception."""
 
     item: Item
     deadline: float | None
@@ -66,7 +66,7 @@ class Entry(Generic[Item, Result]):
 
     @property
     def wanted(self) -> bool:
-        """Whether its caller still waits and its deadline lies ahead (past it, the timer in `submit` tells the caller)."""
+        """Whether the caller still waits and the deadline has not passed (when it passes, `submit` raises in the caller)."""
         return not self.future.done() and (self.deadline is None or time.time() < self.deadline)
 
     def resolve(self, outcome: BatchResult[Result] | BaseException) -> None:
@@ -75,7 +75,7 @@ class Entry(Generic[Item, Result]):
 
 
 class BatchLimit:
-    """The largest batch allowed now: lowered when memory runs out, doubled every `recover_s` seconds up to `highest`."""
+    """The current limit of the batch size: lowered when memory runs out, doubled every `recover_s` seconds up to `highest`."""
 
     def __init__(self, highest: int, recover_s: float) -> None:
         self._highest = self._value = highest

@@ -1,13 +1,13 @@
-"""Greedy dynamic batching: when the model can take a batch, whatever waits becomes one.
+"""Greedy dynamic batching: when the model can take a batch, all waiting items form one.
 
     submit() ──▶ queue ──▶ batch ──▶ run_batch, on a thread of its own ──▶ each caller's own result
-                   │                      │ raises: halves are retried until the bad item stands alone
+                   │                      │ raises: both halves are retried, until only the bad item fails
                    ▼                      ▼ out of memory: the same, and batches stay smaller for a while
-           deadline passed or      the next batch gathers meanwhile, and starts when the model tells that
-           caller gone: dropped    it has capacity, at the latest when this one is done
+           deadline passed or      the next batch gathers meanwhile; it starts when the model reports capacity,
+           cancelled: dropped      at the latest when this one is done
 
-An idle model waits `max_wait_s` for more items; a busy one never waits, because the queue filled while it was busy.
-The batcher does not look into items and does not bound the queue: admission is left to the caller.
+An idle model waits `max_wait_s` for more items; a busy one does not wait, because items queue while it is busy.
+The queue is unbounded: admission is up to the caller.
 """
 
 from __future__ import annotations
@@ -39,20 +39,19 @@ class GreedyBatcher(Generic[Item, Result]):
     """Groups single items into batches for one blocking model.
 
     Args:
-        run_batch: blocking; takes 1..max_batch items, returns one result for each in order. An exception returned in an
-            item's place fails that item alone. An exception raised fails the batch, which is then tried in halves, unless it
-            says that the model is lost.
+        run_batch: blocking; takes 1..max_batch items, returns one result for each in order. An exception returned in an item's place fails
+            only that item. An exception that it raises fails the batch, which is then retried in halves, unless it is one of `lost`.
             Runs on one of two threads; see `notify_capacity` for when both are used.
-        max_batch: largest number of items in a batch.
-        max_wait_s: longest time an idle model waits for company after the first item came, seconds.
-        observer: told of batches, splits and drops; None for nobody.
-        out_of_memory: exceptions of `run_batch` that mean the batch was too large for the memory.
-        lost: exceptions of `run_batch` after which no batch will run, however small.
+        max_batch: most items in a batch.
+        max_wait_s: longest time that an idle model waits for more items after the first one, seconds.
+        observer: receives batches, splits and drops; None for no observer.
+        out_of_memory: exceptions of `run_batch` that mean the batch did not fit into memory.
+        lost: exceptions of `run_batch` after which no batch can run.
         oom_recover_s: seconds after running out of memory until the batch limit doubles again.
     Raises:
         ConfigurationError: max_batch is below 1 or a time is negative.
 
-    Belongs to one event loop. Call `aclose` in the end: it ends the threads.
+    For one event loop. Call `aclose` at the end: it stops the threads.
     """
 
     def __init__(
@@ -89,23 +88,23 @@ class GreedyBatcher(Generic[Item, Result]):
 
     @property
     def queue_length(self) -> int:
-        """Items that wait; those in running batches are not counted."""
+        """Number of waiting items, not counting those in running batches."""
         return len(self._queue)
 
     @property
     def running_s(self) -> float:
-        """Seconds since the oldest of the batches that run now began; 0 where none runs."""
+        """Seconds since the oldest running batch began; 0 if none runs."""
         now = time.perf_counter()
         return now - min(self._running_since.copy().values(), default=now)
 
     async def submit(self, item: Item, *, deadline: float | None = None) -> BatchResult[Result]:
-        """Run one item with whatever else waits, and return its own result.
+        """Run one item in a batch with other waiting items, and return its result.
 
-        Cancelling this call takes the item out of the queue; once the model has it, only the result is thrown away.
+        Cancelling this call removes the item from the queue; if the model already runs it, its result is discarded.
 
         Args:
-            item: handed to `run_batch` as it is.
-            deadline: wall-clock time (`time.time()`) after which nobody wants the result; None for never.
+            item: passed to `run_batch` unchanged.
+            deadline: time after which the result is not needed, seconds as `time.time()`; None for none.
         Raises:
             DeadlineExceeded: the deadline passed, before or while the model ran.
             Overloaded: the batcher is closed.
@@ -129,22 +128,22 @@ class GreedyBatcher(Generic[Item, Result]):
         return outcome
 
     def notify_capacity(self, fewest: int = 1) -> None:
-        """Tell that the model could begin a second batch beside the one that runs; an engine's `CapacityListener`.
+        """Report that the model can begin a second batch while one runs; called by an engine as its `CapacityListener`.
 
-        May be called from any thread. What waits becomes a batch, which runs on a second thread. Without such calls batches
-        run one at a time. A call too many only makes a batch start its wait for the model earlier.
+        Thread-safe. The waiting items become a batch on a second thread. Without such calls, batches run one at a time. An unnecessary call
+        is harmless: the batch just waits for the model on its thread.
 
         Args:
-            fewest: images that make a second batch worthwhile; fewer wait until the running batch is done.
+            fewest: number of items that make a second batch worthwhile; fewer wait until the running batch is done.
         """
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._note_capacity, fewest)
 
     async def aclose(self, *, drain: bool = True) -> None:
-        """Accept nothing more, finish, and end the threads; a second call is harmless.
+        """Stop accepting items, finish, and stop the threads. May be called twice.
 
         Args:
-            drain: True runs what waits; False fails it with Overloaded. Running batches are finished in both cases.
+            drain: True runs the waiting items, False fails them with Overloaded. Running batches are finished in both cases.
         """
         self._closed = True
         while self._queue and not drain:
@@ -211,7 +210,7 @@ class GreedyBatcher(Generic[Item, Result]):
                     await self._stop_waiting.wait()
 
     async def _run(self, entries: list[Entry[Item, Result]]) -> None:
-        """Run those still wanted; where the batch fails as a whole, its halves, down to single items."""
+        """Run the entries that are still wanted; if the batch fails, run its halves, down to single items."""
         batch = [entry for entry in entries if entry.wanted]
         if not batch:
             return
@@ -233,7 +232,7 @@ class GreedyBatcher(Generic[Item, Result]):
         self._report(self._observer.batch_ran, waits_s, run_s)
 
     def _timed_run(self, items: list[Item]) -> tuple[Sequence[Result | Exception] | Exception, float]:
-        """On a thread of the model's: the results, or what was raised instead; and the seconds it took."""
+        """Runs on a model thread: returns the results, or the exception that was raised, and the time, seconds."""
         started_at = self._running_since[threading.get_ident()] = time.perf_counter()
         outcomes: Sequence[Result | Exception] | Exception
         try:
@@ -243,7 +242,7 @@ class GreedyBatcher(Generic[Item, Result]):
         except Exception as error:
             outcomes = error
         except BaseException as error:  # SystemExit in the model must not end the event loop
-            outcomes = StageFailed(f"the model's thread was told to stop: {type(error).__name__}")
+            outcomes = StageFailed(f"the model raised {type(error).__name__}")
         finally:
             del self._running_since[threading.get_ident()]
         return outcomes, time.perf_counter() - started_at
@@ -252,7 +251,7 @@ class GreedyBatcher(Generic[Item, Result]):
         out_of_memory = isinstance(error, self._out_of_memory)
         if out_of_memory:
             self._limit.lower(half)
-        logger.warning("a batch of %d failed, trying its halves: %s: %s", size, type(error).__name__, error)
+        logger.warning("a batch of %d failed, retrying its halves: %s: %s", size, type(error).__name__, error)
         self._report(self._observer.batch_split, size, out_of_memory)
 
     def _report(self, tell: Callable[Args, None], *args: Args.args, **kwargs: Args.kwargs) -> None:

@@ -1,4 +1,4 @@
-"""Choosing engine, device, precision and threads on the machine at hand, and saying so in the log."""
+"""Chooses the engine, device and threads for this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def choose_kind(options: EngineOptions) -> str:
-    """`torch` where CUDA is wanted or, with everything on auto, present; else `openvino`."""
+    """The engine: `options.kind` unless it is `auto`; then `torch` if CUDA is asked for or available, else `openvino`."""
     wants_cuda = options.device.startswith("cuda") or (options.device == "auto" and torch.cuda.is_available())
     if options.kind != "auto":
         return options.kind
@@ -28,11 +28,11 @@ def choose_kind(options: EngineOptions) -> str:
 
 
 def choose_torch_device(name: str) -> torch.device:
-    """The device that was asked for; `auto` is the first CUDA card, or the CPU.
+    """The torch device with this name; `auto` is the first GPU, or the CPU if there is none.
 
     Raises:
-        EngineUnavailable: CUDA is asked for and not there.
-        ConfigurationError: no such kind of device.
+        EngineUnavailable: the GPU is not available.
+        ConfigurationError: not a valid name.
     """
     if name == "auto":
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -45,8 +45,8 @@ def choose_torch_device(name: str) -> torch.device:
     if device.type != "cuda":
         raise ConfigurationError(f"detector.device: {name!r} is not auto, cpu, cuda or cuda:N.")
     index = device.index or 0
-    if index >= torch.cuda.device_count() or not torch.cuda.is_available():  # the former asks the driver, which may be too old
-        raise EngineUnavailable(f"detector.device: {name!r} is asked for, but {_why_no_card()}")
+    if index >= torch.cuda.device_count() or not torch.cuda.is_available():  # is_available() is False if the driver is too old
+        raise EngineUnavailable(f"detector.device: {name!r} is not available: {_why_no_card()}")
     return torch.device("cuda", index)
 
 
@@ -54,13 +54,13 @@ def _why_no_card() -> str:
     if torch.version.cuda is None:
         return "this PyTorch is a CPU build. Install a CUDA build of the same version, or set `cpu`."
     return (
-        f"PyTorch sees {torch.cuda.device_count()} cards. Too few were given to this process (num_gpus, CUDA_VISIBLE_DEVICES), or the "
-        f"NVIDIA driver is too old for CUDA {torch.version.cuda}, which this PyTorch is built for: compare with `nvidia-smi`."
+        f"PyTorch sees {torch.cuda.device_count()} GPUs. Either this process was given too few (num_gpus, CUDA_VISIBLE_DEVICES), or the "
+        f"NVIDIA driver is too old for CUDA {torch.version.cuda}, for which this PyTorch is built: compare with `nvidia-smi`."
     )
 
 
 def owned_cores() -> int:
-    """Cores this process may use: Ray gives a replica OMP_NUM_THREADS = its num_cpus; else affinity and cgroup quota."""
+    """Cores this process may use: OMP_NUM_THREADS, which Ray sets to a replica's num_cpus; else by affinity and cgroup quota."""
     told = os.environ.get("OMP_NUM_THREADS", "")
     if told.isdigit() and int(told) > 0:
         return int(told)
@@ -77,7 +77,7 @@ def _cgroup_cores() -> int:
 
 @contextmanager
 def switched(*switches: tuple[Any, str, bool]) -> Iterator[None]:
-    """Within: PyTorch's backends have these attributes. They belong to the process, so they are put back."""
+    """Within: set attributes of PyTorch's backends, (backend, name, value). They are global, so they are restored afterwards."""
     before = [getattr(backend, name) for backend, name, _ in switches]
     try:
         for backend, name, value in switches:
@@ -89,11 +89,11 @@ def switched(*switches: tuple[Any, str, bool]) -> Iterator[None]:
 
 
 def cpu_computes_bf16() -> bool:
-    """Whether the CPU has bf16 instructions (AVX-512 BF16 or AMX); without them torch's bf16 is slower than fp32."""
+    """Whether the CPU has bf16 instructions (AVX-512 BF16 or AMX); without them bf16 is slower than fp32."""
     able = torch.cpu.get_capabilities()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def cpu_has_matrix_unit() -> bool:
-    """Whether the CPU has AMX for bf16: 16 times the multiplications of its vectors, on which everything else still runs."""
+    """Whether the CPU has AMX for bf16, with 16 times the multiplications per cycle of its vector units."""
     return bool(torch.cpu.get_capabilities().get("amx_bf16"))

@@ -1,4 +1,4 @@
-"""What runs the network. Importing this package is cheap: torch and OpenVINO load when an engine is made.
+"""The Engine interface, its options, and the functions that create an engine. Imports torch and OpenVINO only when one is created.
 
 load_engine(name, options) ─▶ Checkpoint ─▶ create_engine ─▶ OpenVinoEngine | TorchEngine | CudaEngine
                                                              .detect(images, options) ─▶ Instances
@@ -18,8 +18,8 @@ from pipeline.types import DetectOptions, Instances, LoadedImage
 if TYPE_CHECKING:
     from pipeline.model.checkpoints import Checkpoint
 
-# OpenVINO reports its use over the network, in processes that it forks, unless this package of its is out of reach.
-# A server calls nobody. (None is the import system's way to say "not there".)
+# Disables OpenVINO's telemetry, which would send usage data over the network from forked processes: None in sys.modules makes the
+# import of its telemetry package fail.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 Kind = Literal["auto", "openvino", "torch", "simulated"]
@@ -28,11 +28,11 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True, slots=True)
 class SimulatedStep:
-    """What the simulated engine pretends: a pass of B images takes base_ms + per_image_ms * B.
+    """Speed and results of the simulated engine: a pass over B images takes base_ms + per_image_ms * B.
 
     Args:
         base_ms, per_image_ms: milliseconds.
-        instances: found in every image.
+        instances: number of instances returned for every image.
     """
 
     base_ms: float = 5.0
@@ -49,18 +49,17 @@ class EngineOptions:
     """Which engine, and how it runs.
 
     Args:
-        kind: `auto` is torch where CUDA is, else OpenVINO; never `simulated`.
+        kind: `auto` is torch with CUDA, OpenVINO without; never `simulated`.
         precision: `auto` is the fastest that keeps accuracy on the device: bf16 or fp32 on a CPU, fp16 on CUDA.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        threads: CPU threads; None takes the cores this process may use.
+        threads: CPU threads; None takes all cores that this process may use.
         max_batch: most images in one pass of the network.
-        batch_buckets: batch sizes that CUDA graphs are recorded for; None is 1, 2, 4 ... max_batch. Smaller batches are
-            padded up to the next one. Engines on a CPU take any size as it is.
-        fitted: pad images to the smallest of five inputs that holds them instead of the square, where the engine takes them one by
-            one (OpenVINO).
-        cuda_kernels: on a CUDA card, this project's own kernels where they prove right (`cuda_network.with_kernels`).
-        cache_dir: folder for compiled models, so that the next start is quick; None keeps none.
-        simulated: speed and answers of the simulated engine; the others do not look at it.
+        batch_buckets: batch sizes for which CUDA graphs are recorded; None is 1, 2, 4 ... max_batch. Smaller batches are padded to the next
+            size. CPU engines take any size.
+        fitted: OpenVINO: pad images to the smallest of five input shapes that holds them, instead of a square.
+        cuda_kernels: CUDA: use this project's kernels if they pass their self-test (`pipeline.inference.cuda.network.with_kernels`).
+        cache_dir: folder for compiled models, which makes the next start faster; None disables it.
+        simulated: speed and results of the simulated engine.
     """
 
     kind: Kind = "auto"
@@ -85,7 +84,7 @@ class EngineOptions:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What runs here, as decided when the engine was made.
+    """Description of an engine.
 
     Args:
         model: name of the model.
@@ -113,48 +112,53 @@ class ModelInfo:
 
 
 CapacityListener = Callable[[int], object]
-"""Told by an engine, from any thread, that a second call of `detect` would not just wait for the one that runs: part of the device is
-free, or its memory can be filled meanwhile. The argument is how many images make a second call worthwhile."""
+"""Called by an engine, from any thread, when a second call of `detect` can make progress beside the running one: a part of the device is
+free, or its memory can be filled meanwhile. The argument is the number of images that make a second call worthwhile."""
 
 
 def ignore_capacity(_images: int) -> None:
-    """The listener of an engine whose calls come one at a time."""
+    """A CapacityListener that does nothing, for callers that call `detect` from one thread."""
 
 
 class Engine(Protocol):
-    """A uint8 batch in, instances out. `detect` may be called from several threads."""
+    """Runs the network and its post-processing. `detect` may be called from several threads."""
 
     @property
     def info(self) -> ModelInfo:
-        """What runs here."""
+        """Model, engine, precision and device."""
         ...
 
     def detect(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
-        """Find the instances of each image; more than `max_batch` images go in several passes.
+        """Find the instances in each image; more than `max_batch` images are run in several passes.
 
         Args:
-            images: made for this model's input size.
-            options: what to keep, one for each image.
+            images: scaled for this model's input size.
+            options: one for each image.
+        Returns:
+            The Instances of each image, in order.
         Raises:
-            EngineOutOfMemory: the batch was too large for the device's memory; a smaller one may fit.
-            ShapeError: an image was made for another input size.
+            EngineOutOfMemory: the batch does not fit into the device's memory; a smaller one may.
+            EngineLost: the device failed.
+            ShapeError: an image was scaled for another input size.
         """
         ...
 
     def warm_up(self) -> None:
-        """Run every batch size that is prepared in advance once; what is prepared when it first comes (fitted inputs) is not."""
+        """Run every batch size that is compiled in advance once. Fitted inputs are not: they are compiled when first needed."""
         ...
 
     def close(self) -> None:
-        """Free the device. The engine cannot be used afterwards; closing twice is allowed."""
+        """Free the device. The engine cannot be used afterwards. May be called twice."""
         ...
 
 
 def create_engine(checkpoint: Checkpoint, options: EngineOptions, on_capacity: CapacityListener = ignore_capacity) -> Engine:
-    """Make the engine that `options` ask for.
+    """Create an engine.
 
     Args:
-        on_capacity: used by the engines that can take a second batch beside the first (OpenVINO, CUDA).
+        checkpoint: model and weights.
+        options: kind of engine and its options.
+        on_capacity: called by engines that can run a second batch beside the first (OpenVINO, CUDA).
     Raises:
         EngineUnavailable: the machine lacks what the engine needs; the message names it.
         CheckpointError: the weights do not fit an RTMDet-Ins network.
@@ -179,10 +183,10 @@ def create_engine(checkpoint: Checkpoint, options: EngineOptions, on_capacity: C
 
 
 def load_engine(model: str | Path, options: EngineOptions, on_capacity: CapacityListener = ignore_capacity) -> Engine:
-    """Make an engine for a model by its name (embedded or official, downloaded on first use) or by its path.
+    """Create an engine for a model given by name (embedded or official, downloaded on first use) or path.
 
-    With a `cache_dir`, OpenVINO's converted network is kept there: the next start needs neither mmdet nor the conversion,
-    so a lost replica is replaced in a fraction of a second instead of several seconds.
+    With a `cache_dir`, OpenVINO's converted network is stored there: the next start needs neither mmdet nor the conversion, and takes a
+    fraction of a second instead of several seconds.
     """
     from pipeline.inference.devices import choose_kind
     from pipeline.model.zoo import DEFAULT_CACHE, locate, read_header

@@ -1,11 +1,11 @@
-"""The dynamic mask head: three matrix products for the instances of an image, mask features never repeated.
+"""The dynamic mask head: three matrix products for all instances of an image, without copies of the mask features.
 
-mmdet gives each instance its own copy of the mask features, with two channels in front: the way from the cell to the
-instance's point, (point - cell) / (8 stride). That part of the first layer is linear in the cell's coordinates, so
+mmdet makes a copy of the mask features for each instance and adds two channels: the offset from the cell to the instance's point,
+(point - cell) / (8 stride). That part of the first layer is linear in the cell's coordinates, so
 
     W_xy (point - cell) / (8 s) + W_f features + b  =  [W_f, -W_xy / (8 s), b + W_xy point / (8 s)] [features; cell; 1]
 
-The right factor has 11 channels and is the same for all instances of an image; the point moved into the weights.
+The right factor has 11 channels and is the same for all instances of an image; the instance's point is part of the left factor.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.types import MASK_STRIDE_PX
 
 CHANNELS = 8
-"""Prototypes, and width of the dynamic layers (mmdet RTMDetInsHead: num_prototypes, dyconv_channels)."""
+"""Channels of the mask features and of the dynamic layers (mmdet RTMDetInsHead: num_prototypes, dyconv_channels)."""
 
 PARAMETER_COUNTS = ((CHANNELS + 2) * CHANNELS, CHANNELS * CHANNELS, CHANNELS, CHANNELS, CHANNELS, 1)
 """Weights of the three layers, then their biases: 169 in all (mmdet `parse_dynamic_params`)."""
@@ -34,15 +34,15 @@ def mask_logits(
     points_xy: Tensor,
     strides: Tensor,
 ) -> list[Tensor]:
-    """Masks of n instances of B images.
+    """Compute the masks of n instances of B images.
 
     Args:
         features: (B, 8, H, W) float mask features.
-        grids_hw: the cells that are wanted of each image, from the top left.
+        grids_hw: for each image the rows and columns to compute, from the top left.
         counts: instances of each image; they sum to n.
         kernels: (n, 169) float32 mask parameters, image after image.
-        points_xy: (n, 2) float32, the position each instance was found at, network pixels.
-        strides: (n,) float32, network pixels between positions of that level.
+        points_xy: (n, 2) float32, position of each instance, network pixels.
+        strides: (n,) float32, stride of each instance's level, network pixels.
     Returns:
         For each image (count, height, width) float16 mask logits, inside is > 0.
     Source: mmdet 3.3.0 `rtmdet_ins_head.py::_mask_predict_by_feat_single`.
@@ -57,16 +57,16 @@ def mask_logits(
 def packed_mask_logits(
     features: Tensor, kernels: Tensor, points_xy: Tensor, strides: Tensor, counts: Tensor, grids_wh: Tensor
 ) -> Tensor:
-    """Masks of the first `counts` of D instances of each of B images, side by side; no shape depends on the data.
+    """Compute the masks of the first `counts` of D instances of each of B images; no shape depends on the data.
 
     Args:
         features: (B, 8, H, W) float mask features.
         kernels, points_xy, strides: as for `mask_logits`, of B * D instances, image after image.
         counts: (B,) int64.
-        grids_wh: (B, 2) int64 width and height: the cells that are wanted of each image, from the top left.
+        grids_wh: (B, 2) int64, for each image width and height of the grid to compute, from the top left.
     Returns:
-        (B * D * H * W,) float16 mask logits: image after image, instance after instance, row after row of the image's grid, without
-        gaps; after the last instance anything.
+        (B * D * H * W,) float16 mask logits: image after image, instance after instance, row after row of the image's grid, without gaps;
+        arbitrary values after the last instance.
     """
     batch, _, height, width = features.shape
     slots = len(kernels) // batch
@@ -103,7 +103,7 @@ def masks_of_batch(features: Tensor, kernels: Tensor, points_xy: Tensor, strides
 
 
 def first_cells(counts: Tensor, grids_wh: Tensor) -> Tensor:
-    """(B,) int64: how many cells lie before each image's in what `packed_mask_logits` packs."""
+    """(B,) int64: index of each image's first cell in the result of `packed_mask_logits`."""
     cells = counts * grids_wh.prod(1)
     return cells.cumsum(0) - cells
 
@@ -133,7 +133,7 @@ def _with_coordinates(features: Tensor) -> Tensor:
 
 
 def layers_of(kernels: Tensor, points_xy: Tensor, strides: Tensor) -> tuple[Tensor, ...]:
-    """Split 169 parameters into the first layer's (n, 8, 11) matrix and bias and weight of the other two."""
+    """Split (n, 169) parameters into the first layer's (n, 8, 11) matrix, and bias and weight of the other two layers."""
     w1, w2, w3, b1, b2, b3 = kernels.split(PARAMETER_COUNTS, dim=1)
     w1, b1 = w1.view(-1, CHANNELS, CHANNELS + 2), b1[..., None]
     of_cells = w1[..., :2] / (strides * MASK_STRIDE_PX)[:, None, None]
@@ -143,5 +143,5 @@ def layers_of(kernels: Tensor, points_xy: Tensor, strides: Tensor) -> tuple[Tens
 
 
 def _chunk_size(device: torch.device) -> int:
-    """Instances at a time: what two hidden layers need stays in a CPU core's cache, or in bounds on a GPU."""
+    """Instances at a time: two hidden layers fit into a CPU core's cache; on a GPU it bounds the memory."""
     return 2 if device.type == "cpu" else 512

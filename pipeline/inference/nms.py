@@ -1,9 +1,9 @@
-"""Greedy non-maximum suppression of many images at once: the exact result of the sequential algorithm, without its loop.
+"""Greedy non-maximum suppression of a batch of images: the exact result of the sequential algorithm, without a loop over boxes.
 
-Boxes come sorted by score. They are taken in blocks; a block is first thinned by what was kept before it, then settled
-within itself: "kept = not overlapped by a better kept box" is applied until nothing changes. Each pass settles at
-least the best undecided box, so the fixed point is the greedy result; overlap chains are short, so a few passes do.
-Greedy keeps the best first, so work ends as soon as every image has as many boxes as it may keep.
+Boxes are sorted by score and processed in blocks. First, boxes of a block that overlap a box kept in an earlier block are dropped. Then
+"kept = not overlapped by a better kept box" is applied within the block until nothing changes. Each pass decides at least the best
+undecided box, so the fixed point is the greedy result; a few passes suffice, because chains of overlapping boxes are short.
+The best boxes are kept first, so the algorithm stops when every image has as many boxes as it may keep.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 128
-"""Boxes compared with one another at a time; a 128x128 matrix an image."""
+"""Boxes in a block, which are compared with one another: a 128x128 matrix per image."""
 
 
 def greedy_nms(
@@ -24,9 +24,9 @@ def greedy_nms(
         boxes_xyxy: (B, M, 4) float, highest score first, any unit.
         labels: (B, M) int; boxes of different labels never suppress each other.
         valid: (B, M) bool; False marks padding.
-        wanted: (B, M) bool; the others take part, but are not returned and do not count.
-        iou_threshold: a box is dropped when its IoU with a better kept box is larger.
-        max_kept: (B,) int64, return at most this many an image, the best.
+        wanted: (B, M) bool; other boxes suppress as well, but are not returned and not counted.
+        iou_threshold: a box is dropped if its IoU with a better kept box is larger.
+        max_kept: (B,) int64, most boxes to return per image, the best ones.
     Returns:
         (B, M) bool, True for wanted boxes that were kept.
     Source: mmcv 2.1.0 `csrc/pytorch/cpu/nms.cpp` (strict comparison, no + 1) and `ops/nms.py::batched_nms`, whose coordinate
@@ -50,13 +50,13 @@ def greedy_nms(
 
 
 def _places_of(marks: Tensor) -> Tensor:
-    """(B, k) int64: columns of the True cells of each row first; k is the largest number of them in a row."""
+    """(B, k) int64: for each row the columns that are True, then others; k is the largest number of True cells in a row."""
     most = int(marks.sum(1).max())
     return marks.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
 
 
 def _settle(suppress: Tensor, alive: Tensor) -> Tensor:
-    """Fixed point of `kept = alive and not suppressed by a kept one`; suppress (B, K, K), better boxes in rows."""
+    """Fixed point of `kept = alive and not suppressed by a kept box`; suppress (B, K, K), the better box by row."""
     kept = alive
     while True:
         settled = not_suppressed(alive, suppress, kept)
@@ -66,7 +66,7 @@ def _settle(suppress: Tensor, alive: Tensor) -> Tensor:
 
 
 def not_suppressed(alive: Tensor, suppress: Tensor, kept: Tensor) -> Tensor:
-    """(B, M) bool: those of `alive` (B, M) that no kept one (B, N) suppresses; suppress (B, N, M)."""
+    """(B, M) bool: the boxes of `alive` (B, M) that no box of `kept` (B, N) suppresses; suppress (B, N, M)."""
     return alive & ~(suppress & kept[..., None]).any(1)
 
 

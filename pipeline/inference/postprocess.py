@@ -1,11 +1,10 @@
-"""From the network's raw outputs to kept instances, for a whole batch at once, on the device where the outputs are.
+"""Post-processing: turns the network's raw outputs into instances, for a whole batch, on the device of the outputs.
 
-    RawOutputs ─▶ candidates ─▶ best 1000 a level ─▶ boxes ─▶ NMS ─▶ kernels, masks ─▶ to the host ─▶ Instances
+    RawOutputs ─▶ candidates ─▶ best 1000 per level ─▶ boxes ─▶ NMS ─▶ kernels, masks ─▶ to the host ─▶ Instances
 
-Rules and order are mmdet's (`base_dense_head.py`, `rtmdet_ins_head.py`, mmdet 3.3.0) with its mistakes left out: boxes are
-clipped to the image instead of the padded square (after NMS, which sees them as mmdet's does), those that lie wholly in
-the padding are dropped, and x is scaled by the width's factor. Every image has its own options, and its result is the
-same in any batch, but for the last digit of a score now and then.
+The steps are those of mmdet 3.3.0 (`base_dense_head.py`, `rtmdet_ins_head.py`) without its bugs: boxes are clipped to the image instead
+of the padded square (after NMS, as in mmdet), boxes that lie entirely in the padding are dropped, and x is scaled by the factor of the
+width. Every image has its own options. Its result does not depend on the batch, except sometimes for the last digit of a score.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ CANDIDATES_PER_LEVEL = 1000
 NMS_IOU = 0.6
 """nms.iou_threshold of RTMDet's test config."""
 LOGIT_SLACK = 1e-3
-"""The first, cheap comparison of logits lets this much more through; the exact one compares scores."""
+"""Margin of the first, cheap comparison of logits with the threshold; the exact comparison uses scores."""
 
 
 class Candidates(NamedTuple):
@@ -47,8 +46,8 @@ class PostProcessor:
 
     Args:
         input_hw: height and width of the network input, pixels.
-        kernel_branch: what predicts mask parameters; it also knows the strides of the levels.
-        device: where `RawOutputs` will be.
+        kernel_branch: predicts mask parameters; it also has the strides of the levels.
+        device: device of the `RawOutputs`.
     """
 
     def __init__(self, input_hw: tuple[int, int], kernel_branch: KernelBranch, device: torch.device | str = "cpu") -> None:

@@ -1,9 +1,9 @@
-"""A simulated accelerator: takes the stated time, computes nothing, and answers with made-up instances.
+"""A simulated accelerator for load tests: sleeps for a configured time and returns made-up instances.
 
 images ─▶ pad_batch (the host's real work) ─▶ sleep until base_ms + per_image_ms * batch are over ─▶ ellipses
 
-For load tests only: it loads the CPU stages and Ray as an accelerator of that speed would, on a machine that has none. It runs
-only where it is asked for by name, and `/info` says `simulated`. Memory, copies to a device and its clock are not simulated.
+It causes the same load on the CPU stages and Ray as an accelerator of that speed, on a machine without one. It only runs with
+`engine: simulated`, and `/info` reports it. Memory, copies to a device and its clock are not simulated.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _COLUMNS = 4
 
 
 class SimulatedEngine(BatchEngine):
-    """Sleeps as long as `options.simulated` says; one pass at a time, as on one card.
+    """Sleeps for the time in `options.simulated`; one pass at a time, as on one GPU.
 
     Args:
         model: name to report.
-        header: classes and input size of the model that it stands for; its weights are not read.
-        options: `max_batch` and `simulated` count.
+        header: classes and input size of the model that it imitates; its weights are not read.
+        options: only `max_batch` and `simulated` are used.
     """
 
     def __init__(self, model: str, header: ModelHeader, options: EngineOptions) -> None:

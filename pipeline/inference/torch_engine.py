@@ -1,4 +1,4 @@
-"""PyTorch on a CPU, where OpenVINO is not wanted: channels-last, bf16 where the CPU computes in it."""
+"""Engine that runs PyTorch on a CPU, without OpenVINO: channels last, in bf16 if the CPU supports it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TorchEngine(BatchEngine):
     """Runs on CPU cores; see `EngineOptions` for what can be chosen.
 
     Raises:
-        EngineUnavailable: a precision is asked for that is not there.
+        EngineUnavailable: the CPU does not support the precision.
     """
 
     def __init__(self, checkpoint: Checkpoint, options: EngineOptions) -> None:

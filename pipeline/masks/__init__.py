@@ -1,6 +1,6 @@
-"""From low-resolution mask logits to outlines, COCO RLE, JSON and pictures, in coordinates of the original photo.
+"""Turns low-resolution mask logits into polygons, COCO RLE, JSON and pictures, in coordinates of the original image.
 
-Never makes a full-size mask where serving runs, and never returns an outline that crosses itself.
+Serving never creates a full-size mask, and returned polygons never intersect themselves.
 """
 
 __all__ = ["draw", "encode", "rle"]

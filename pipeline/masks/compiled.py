@@ -1,7 +1,7 @@
-"""Functions compiled to machine code by Numba: plain loops at the speed of C, during which other Python threads run.
+"""Compiles functions with Numba: loops as fast as in C, which run without the GIL.
 
-The machine code is kept on disk, so that a process compiles only what no process before it did: beside the source, in
-`NUMBA_CACHE_DIR`, or in `~/.cache/numba`. Where nothing can be written, each process compiles at its start.
+The machine code is cached on disk: beside the source, in `NUMBA_CACHE_DIR`, or in `~/.cache/numba`. If none of them is writable, each
+process compiles at its start.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ def compiled(function: _Function) -> _Function:
     compile_it = functools.partial(numba.njit, nogil=True, error_model="numpy")
     try:
         return cast(_Function, compile_it(cache=True)(function))
-    except RuntimeError as error:  # no folder to keep it in
-        _log.warning(
-            "%s; it is compiled anew at each start (about 10 s). Set NUMBA_CACHE_DIR to a folder that can be written.", error
-        )
+    except RuntimeError as error:  # no writable folder for the cache
+        _log.warning("%s; it is compiled at each start (about 10 s). Set NUMBA_CACHE_DIR to a writable folder.", error)
         return cast(_Function, compile_it()(function))

@@ -1,4 +1,4 @@
-"""Where rings cross or touch, and where one has come to lie in another that it did not lie in before."""
+"""Finds segments of rings that cross or touch, and rings that lie inside the wrong ring."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pipeline.masks.compiled import compiled
 from pipeline.masks.outline import Outline
 
 _ROUNDING = 4e-16
-"""Share of the two products of an orientation within which its sign may be wrong. Source: Shewchuk 1997, `ccwerrboundA`."""
+"""Relative error bound of the orientation test, below which its sign may be wrong. Source: Shewchuk 1997, `ccwerrboundA`."""
 
 
 @compiled
 def is_tangled(outline: Outline) -> bool:
-    """Whether segments cross or touch, or a ring does not lie in those that it should lie in."""
+    """Whether segments cross or touch, or a ring is not inside the rings that `outline.parents` says."""
     return bool(find_crossings(outline).any()) or len(find_misplaced(outline)) > 0
 
 
 @compiled
 def find_crossings(outline: Outline) -> NDArray[np.bool_]:
-    """(P,) whether the segment from each point to the next of its ring crosses or touches another: a sweep from left to right."""
+    """(P,) bool: whether the segment from each point to the next of its ring crosses or touches another; a sweep from left to right."""
     xy, ends = outline.points, outline.ends
     following = np.arange(1, len(xy) + 1)
     following[ends[1:] - 1] = ends[:-1]
@@ -45,7 +45,7 @@ def find_crossings(outline: Outline) -> NDArray[np.bool_]:
 
 @compiled
 def find_misplaced(outline: Outline) -> list[tuple[int, int]]:
-    """Pairs of rings of which the first lies in the second and should not, or does not and should. Expects no crossings."""
+    """Pairs of rings (a, b) for which "a is inside b" contradicts `outline.parents`. Expects no crossings."""
     xy, ends, parents = outline
     boxes = np.empty((len(parents), 4))  # left, top, right, bottom of each ring
     for ring in range(len(parents)):
@@ -53,7 +53,7 @@ def find_misplaced(outline: Outline) -> list[tuple[int, int]]:
         for k in range(ends[ring], ends[ring + 1]):
             boxes[ring, 0], boxes[ring, 1] = min(boxes[ring, 0], xy[k, 0]), min(boxes[ring, 1], xy[k, 1])
             boxes[ring, 2], boxes[ring, 3] = max(boxes[ring, 2], xy[k, 0]), max(boxes[ring, 3], xy[k, 1])
-    misplaced = [(0, 0) for _ in range(0)]  # tells Numba what will be in the list
+    misplaced = [(0, 0) for _ in range(0)]  # an empty list whose element type Numba can infer
     for ring in range(len(parents)):
         for other in range(len(parents)):
             inside = boxes[other, 0] < boxes[ring, 0] and boxes[ring, 2] < boxes[other, 2]
@@ -66,7 +66,7 @@ def find_misplaced(outline: Outline) -> list[tuple[int, int]]:
 
 @compiled
 def encloses(ring: NDArray[np.float64], x: float, y: float) -> bool:
-    """Whether a ring, closed or not, encloses a point: by the edges that a ray to the right crosses."""
+    """Whether a ring, closed or not, encloses a point: counts the edges that a ray to the right crosses."""
     inside = False
     before = len(ring) - 1
     for k in range(len(ring)):
@@ -80,7 +80,7 @@ def encloses(ring: NDArray[np.float64], x: float, y: float) -> bool:
 
 @compiled
 def _meet(xy: NDArray[np.float64], following: NDArray[np.int64], i: int, j: int) -> bool:
-    """Whether two segments, of which the boxes meet, have more in common than an end where one follows the other."""
+    """Whether two segments with overlapping boxes meet, other than at the shared point of consecutive segments."""
     if following[j] == i:
         i, j = j, i
     ax, ay, bx, by = xy[i, 0], xy[i, 1], xy[following[i], 0], xy[following[i], 1]
@@ -94,7 +94,7 @@ def _meet(xy: NDArray[np.float64], following: NDArray[np.int64], i: int, j: int)
 
 @compiled
 def _side(ax: float, ay: float, bx: float, by: float, cx: float, cy: float) -> int:
-    """On which side of the line from a to b the point c lies, -1 or 1; 0 on it, or too near to say."""
+    """On which side of the line from a to b the point c is: -1 or 1; 0 if it is on the line within rounding errors."""
     first, second = (bx - ax) * (cy - ay), (by - ay) * (cx - ax)
     if abs(first - second) <= _ROUNDING * (abs(first) + abs(second)):
         return 0

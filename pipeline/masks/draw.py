@@ -1,4 +1,4 @@
-"""A picture of the result: translucent fills with their holes, crisp outlines, a tag with label and score on each object."""
+"""Draws the result onto the image: translucent fills, outlines, and a tag with label and score for each object."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GOLDEN_SHARE = 0.618034
 _FIRST_HUE = 0.57
 _FILL_OPACITY = 0.38
 _FEW_TAGS = 20
-"""More of them are written smaller, and left out where they would cover their object."""
+"""With more objects, tags are smaller, and omitted if wider than their object."""
 _SUBPIXEL_BITS = 4
 _Colour = tuple[int, int, int]
 
@@ -27,9 +27,9 @@ def draw_overlay(image: Image.Image, objects: Sequence[SegmentedObject], tags: S
     """Draw objects onto a copy of their image.
 
     Args:
-        image: the photo, in the orientation that was scored; any mode and scale.
-        objects: what was found, highest score first; one without polygon is drawn by its run lengths, or its box.
-        tags: what to write on each, instead of label and score.
+        image: the image in the orientation that was scored; any mode and scale.
+        objects: highest score first; one without polygon is drawn by its RLE, or else its box.
+        tags: text for each object instead of label and score.
     Returns:
         RGB image of the same size. Lines and text grow with the image; the n-th object has the same colour in every picture.
     """
@@ -57,7 +57,7 @@ def picture_to_file(picture: Image.Image, form: str) -> bytes:
 
 
 def _colour(index: int) -> _Colour:
-    """Well separated hues, alternating a little in lightness."""
+    """Colours with well separated hues and slightly alternating lightness."""
     hue = (_FIRST_HUE + index * _GOLDEN_SHARE) % 1
     red, green, blue = colorsys.hls_to_rgb(hue, (0.55, 0.62, 0.48)[index % 3], 0.9)
     return round(red * 255), round(green * 255), round(blue * 255)
@@ -83,13 +83,13 @@ def _draw_object(canvas: NDArray[np.uint8], item: SegmentedObject, colour: _Colo
 
 
 def _fixed_point(points: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Continuous pixel coordinates to cv2's fixed point, whose integers are pixel centres."""
+    """Convert continuous pixel coordinates to cv2's fixed-point ones, whose integers are pixel centres."""
     fixed: NDArray[np.int32] = np.round((points - 0.5) * 2**_SUBPIXEL_BITS).astype(np.int32)
     return fixed
 
 
 def _run_length_rings(item: SegmentedObject) -> list[NDArray[np.float64]]:
-    """Outer rings and holes of run lengths, (K, 2) x y through the centres of edge pixels, 0..1; none without."""
+    """Outer rings and holes of an object's RLE, (K, 2) x y through the centres of edge pixels, 0..1; empty without RLE."""
     if item.rle is None:
         return []
     mask = rle_to_mask(item.rle)
@@ -105,7 +105,7 @@ def _box_ring(item: SegmentedObject) -> list[float]:
 def _draw_tags(
     picture: Image.Image, objects: Sequence[SegmentedObject], texts: Sequence[str], colours: Sequence[_Colour], size_px: float
 ) -> None:
-    """Write above each object, moved down where a better object's tag already stands."""
+    """Write a tag above each object; moved down if it would overlap the tag of an object with a higher score."""
     draw = ImageDraw.Draw(picture)
     size_px *= min(1.0, max((_FEW_TAGS / max(len(objects), 1)) ** 0.5, 0.6))
     font = ImageFont.load_default(size=max(round(12 * size_px), 9))
@@ -128,7 +128,7 @@ def _place(
     picture_size: tuple[int, int],
     taken: Sequence[tuple[float, float, float, float]],
 ) -> tuple[float, float, float, float]:
-    """Find room for a tag at an object's top left corner: inside the picture, below tags that are there."""
+    """Find a place for a tag at an object's top left corner: inside the picture, below the tags already placed."""
     width, height = size
     left = min(max(corner[0], 0), max(picture_size[0] - width, 0))
     top = min(max(corner[1] - height, 0), max(picture_size[1] - height, 0))
@@ -146,6 +146,6 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 
 
 def _readable_on(colour: _Colour) -> _Colour:
-    """Black or white, whichever stands out. Source: relative luminance, ITU-R BT.709."""
+    """Black or white, whichever has more contrast. Source: relative luminance, ITU-R BT.709."""
     luminance = np.dot(colour, (0.2126, 0.7152, 0.0722))
     return (0, 0, 0) if luminance > 125 else (255, 255, 255)

@@ -1,9 +1,9 @@
-"""The last step of one image: instances to objects in fractions of the image, and objects to the contract's JSON.
+"""Turns instances into objects with coordinates in fractions of the image, and objects into the contract's JSON.
 
     Instances ──▶ outlines, all at once ──▶ simplified ──▶ / (W, H), clipped, rounded ──▶ SegmentedObject ... ──▶ {"boxes": [...]}
 
-With `mask_format="rle"` each object has `"rle"` beside an empty `"polygon"`: the key stays, so that a client that loops over
-polygons draws nothing rather than breaks, and no outline is paid for that nobody asked for.
+With `mask_format="rle"` each object has `"rle"` and an empty `"polygon"`: the key stays, so that clients that loop over polygons do not
+break.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from pipeline.masks.rle import mask_logits_to_rle
 from pipeline.types import Instances, Letterbox, OutlineOptions, SegmentedObject
 
 MIN_A_THREAD = 16
-"""Instances that are worth a thread of their own."""
+"""Fewest instances per thread: fewer do not pay for another thread."""
 
 
 def instances_to_objects(instances: Instances, classes: Sequence[str], options: OutlineOptions) -> list[SegmentedObject]:
-    """Write instances down as the contract's objects.
+    """Convert instances to objects.
 
-    Objects whose mask leaves no ring of 3 points (for `rle`: no pixel) are dropped, as Azure does; the order stays.
+    Instances whose mask has no ring of 3 points (for `rle`: no pixel) are dropped, as AzureML does.
 
     Args:
-        instances: what the detector found, highest score first.
+        instances: of one image, highest score first.
         classes: names by label index.
-        options: tolerance, budget, decimals, holes, closed or open rings, mask format.
+        options: tolerance, points, decimals, holes, closed rings, mask format.
     Returns:
-        Objects with boxes and rings in 0..1.
+        Objects in the same order, with boxes and rings in 0..1.
     """
     boxes = _to_fractions(instances.boxes, instances.letterbox, options.decimals)
     objects = []
@@ -48,7 +48,7 @@ def instances_to_objects(instances: Instances, classes: Sequence[str], options: 
 
 
 def warm_up() -> None:
-    """Compile what the other functions need, or load what was compiled before, so that no image waits for it."""
+    """Compile all functions, or load them from Numba's cache, so that no image waits for it."""
     letterbox = Letterbox((64, 64), (64, 64), 64)
     logits = np.full((1, *letterbox.mask_grid_hw), -1, np.float16)
     logits[:, 2:6, 2:6] = 1
@@ -58,15 +58,15 @@ def warm_up() -> None:
 
 
 def split_instances(instances: Instances, threads: int) -> list[Instances]:
-    """Cut an image with many instances into parts, for as many threads to outline side by side.
+    """Split the instances of an image into parts, to outline them in several threads.
 
-    Two threads do 100 ragged masks in three quarters of the time of one, for a quarter more CPU; of few there is nothing to gain.
+    Two threads take three quarters of the time of one for 100 ragged masks, and a quarter more CPU; with few instances they gain nothing.
 
     Args:
         instances: of one image.
         threads: most parts.
     Returns:
-        At least one part, together all instances in their order.
+        One or more parts, together all instances in their order.
     """
     parts = max(1, min(threads, len(instances) // MIN_A_THREAD))
     bounds = [len(instances) * part // parts for part in range(parts + 1)]
@@ -83,20 +83,17 @@ def split_instances(instances: Instances, threads: int) -> list[Instances]:
 
 
 def objects_to_dict(objects: Sequence[SegmentedObject]) -> dict[str, list[dict[str, Any]]]:
-    """Give the contract's form of one image: {"boxes": [{"box", "label", "score", "polygon"}, ...]}.
-
-    "holes" and "rle" stand beside "polygon" where they were asked for.
-    """
+    """The contract's form of one image: {"boxes": [{"box", "label", "score", "polygon"}, ...]}, with "holes" and "rle" if set."""
     return {"boxes": [_object_to_dict(item) for item in objects]}
 
 
 def objects_to_json(objects: Sequence[SegmentedObject]) -> bytes:
-    """Encode `objects_to_dict` as UTF-8 JSON, floats by their shortest decimal form."""
+    """`objects_to_dict` as UTF-8 JSON, with floats in their shortest decimal form."""
     return orjson.dumps(objects_to_dict(objects))
 
 
 def objects_from_dict(answer: dict[str, Any]) -> list[SegmentedObject]:
-    """The other way round, for clients and pictures: the objects of one image's `{"boxes": [...]}`.
+    """The inverse of `objects_to_dict`: the objects in one image's `{"boxes": [...]}`.
 
     Raises:
         KeyError: a key of the contract is missing.
@@ -126,7 +123,7 @@ def _object_to_dict(item: SegmentedObject) -> dict[str, Any]:
 
 
 def _write_mask(mask_logits: NDArray[np.float16], letterbox: Letterbox, options: OutlineOptions) -> dict[str, Any] | None:
-    """The fields of a SegmentedObject that hold its mask; None where there is nothing to see of it."""
+    """The fields of a SegmentedObject for its mask; None if nothing of the mask is left."""
     if options.mask_format == "rle":
         rle = mask_logits_to_rle(mask_logits, letterbox)
         return {"polygon": [], "rle": rle} if coco_mask.area(rle) else None

@@ -1,4 +1,4 @@
-"""The outline of one mask: its rings as flat arrays, the form in which compiled code works on them."""
+"""The outline of one mask: its rings as flat arrays, for compiled code."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from pipeline.masks.compiled import compiled
 
 MIN_POINTS = 3
-"""Of a ring."""
+"""Fewest points of a ring."""
 
 
 class Outline(NamedTuple):
-    """The rings of one mask. A ring in no other is an outer one, a ring in that is a hole, one in the hole an outer one again.
+    """The rings of one mask. A ring inside no other is an outer ring, a ring inside it is a hole, a ring inside the hole is outer again.
 
     Args:
         points: (P, 2) float64 x y, ring after ring, the first point of each not repeated at its end.
         ends: (R + 1,) int64, ring k is points[ends[k] : ends[k + 1]].
-        parents: (R,) int64, the innermost ring around each, -1 for none; parents come before their rings.
+        parents: (R,) int64, index of the innermost ring around each ring, -1 for none; smaller than the ring's own index.
     """
 
     points: NDArray[np.float64]
@@ -39,11 +39,11 @@ def find_holes(parents: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 @compiled
 def ring_areas(outline: Outline) -> NDArray[np.float64]:
-    """(R,) areas inside the rings, holes or not, in squared units of the points: the shoelace formula."""
+    """(R,) areas enclosed by the rings, also by holes, in squared units of the points (shoelace formula)."""
     points, ends = outline.points, outline.ends
     areas = np.zeros(len(ends) - 1)
     for ring in range(len(areas)):
-        x, y = points[ends[ring]]  # as the origin: large coordinates cost digits
+        x, y = points[ends[ring]]  # used as the origin: large coordinates cost precision
         for k in range(ends[ring] + 1, ends[ring + 1] - 1):
             areas[ring] += (points[k, 0] - x) * (points[k + 1, 1] - y) - (points[k + 1, 0] - x) * (points[k, 1] - y)
     return np.abs(areas) / 2
@@ -51,13 +51,13 @@ def ring_areas(outline: Outline) -> NDArray[np.float64]:
 
 @compiled
 def mask_area(outline: Outline) -> float:
-    """Area of the mask, holes taken off."""
+    """Area of the mask without its holes."""
     return float((ring_areas(outline) * (1 - 2 * find_holes(outline.parents))).sum())
 
 
 @compiled
 def keep_rings(outline: Outline, stays: NDArray[np.bool_]) -> Outline:
-    """Drop all other rings, and with each everything in it."""
+    """Keep the rings marked in `stays` (R,); drop the others and everything inside them."""
     points, ends, parents = np.empty_like(outline.points), np.zeros_like(outline.ends), np.empty_like(outline.parents)
     number = np.full(len(stays), -1)
     count = 0
@@ -75,9 +75,9 @@ def keep_rings(outline: Outline, stays: NDArray[np.bool_]) -> Outline:
 
 @compiled
 def fit_rings(outline: Outline, max_points: int) -> Outline:
-    """The largest rings that the budget has room for, each only with the one around it.
+    """Keep the largest rings with together at most `max_points` points; a ring is kept only with the ring around it.
 
-    A largest ring that is itself over the budget shrinks to a triangle of its points.
+    If even the largest ring has too many points, it is reduced to a triangle of its points.
     """
     if len(outline.points) <= max_points:
         return outline
@@ -96,7 +96,7 @@ def fit_rings(outline: Outline, max_points: int) -> Outline:
 
 @compiled
 def _widest_triangle(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Three of a ring's points: the two farthest apart and the one farthest from their line."""
+    """Three of a ring's points: the two with the largest distance, and the one farthest from their line."""
     ends, most = (0, 0), -1.0
     for i in range(len(points)):
         for j in range(i):
@@ -111,7 +111,7 @@ def _widest_triangle(points: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def to_shapely(outline: Outline) -> shapely.MultiPolygon:
-    """The outline as shapely's geometry: each outer ring with the holes in it, in the order of the rings."""
+    """The outline as a shapely geometry: each outer ring with its holes, in the order of the rings."""
     rings = np.split(outline.points, outline.ends[1:-1]) if len(outline.parents) else []
     holes = find_holes(outline.parents)
     return shapely.MultiPolygon(

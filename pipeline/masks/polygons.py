@@ -1,4 +1,4 @@
-"""One mask to the polygons that are sent: in fractions of the image, rounded to a few decimals, and valid as they are sent.
+"""Turns one mask into polygons in fractions of the image, rounded to a few decimals, and valid after rounding.
 
 mask_logits ─▶ trace ─▶ simplify ─▶ / (W, H), rounded ─▶ tangled? ──no──────────────────────────────────────────▶ rings
                            ▲                                 └─yes─▶ once more, untangled ─▶ still? GEOS snaps it ──▲
@@ -38,9 +38,9 @@ def mask_to_polygons(mask_logits: NDArray[np.float16], letterbox: Letterbox, opt
     Args:
         mask_logits: (h, w) float16, (h, w) = letterbox.mask_grid_hw, inside is > 0.
         letterbox: how the grid lies in the original image.
-        options: tolerance, budget, decimals, holes, closed.
+        options: tolerance, points, decimals, holes, closed.
     Returns:
-        Valid polygons; none where the mask leaves no ring with an area.
+        Valid polygons; none if no ring has an area.
     Raises:
         ShapeError: mask_logits does not fit the letterbox.
     """
@@ -70,7 +70,7 @@ def _outline(
     max_points: int,
     decimals: int,
 ) -> tuple[Outline, Outline, bool]:
-    """The outline in fractions of the image, rounded and not; and whether the rounded one may be invalid."""
+    """The outline in fractions of the image, rounded and unrounded, and whether the rounded one may be invalid."""
     traced = trace(logits, scaled_hw, original_hw, fill_holes)
     rounded = _to_fractions(simplify(traced, tolerance, max_points, False), original_hw, decimals)
     if not is_tangled(rounded):
@@ -82,9 +82,9 @@ def _outline(
 
 @compiled
 def _to_fractions(outline: Outline, hw: tuple[int, int], decimals: int) -> Outline:
-    """Original pixels to fractions of the image, rounded unless decimals is _NOT_ROUNDED; rings may then touch and cross.
+    """Convert original pixels to fractions of the image, rounded unless decimals is _NOT_ROUNDED. Rounded rings may touch and cross.
 
-    Points that repeat the one before are dropped, and rings that have no area left.
+    Repeated points are dropped, and rings without area.
     """
     height, width = hw
     scale = 10.0**decimals
@@ -107,9 +107,9 @@ def _to_fractions(outline: Outline, hw: tuple[int, int], decimals: int) -> Outli
 
 
 def _snap(outline: Outline, decimals: int, fill_holes: bool) -> Outline:
-    """A valid outline to a valid one on the grid of that many decimals. Source: snap rounding, Hobby 1999, in GEOS."""
+    """Round a valid outline to `decimals` so that it stays valid. Source: snap rounding, Hobby 1999, in GEOS."""
     parts = shapely.get_parts(shapely.set_precision(to_shapely(outline), 10.0**-decimals))
-    if fill_holes:  # a bay may have closed, with another part in it
+    if fill_holes:  # rounding may have closed a bay, with another part inside
         parts = shapely.polygons(shapely.get_exterior_ring(parts))
         parts = parts[shapely.covers(parts[:, None], parts).sum(axis=0) == 1]  # by itself only
     rings: list[NDArray[np.float64]] = [np.empty((0, 2))]
@@ -131,7 +131,7 @@ def _to_lists(outline: Outline, closed: bool) -> Polygons:
 
 @compiled
 def _arrange(outline: Outline, closed: bool) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
-    """All points, outer rings before holes, each largest first; where rings end in x y x y ...; the number of outer ones."""
+    """The points with outer rings before holes, each largest first; the end of each ring in x y x y ...; the number of outer rings."""
     holes = find_holes(outline.parents)
     points, ends = np.empty((len(outline.points) + closed * len(holes), 2)), np.zeros(len(holes) + 1, np.int64)
     order = np.argsort(-ring_areas(outline)) if len(holes) > 1 else np.arange(len(holes))

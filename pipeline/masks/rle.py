@@ -1,8 +1,8 @@
-"""Masks at original size as COCO run lengths, worked out column by column without making the mask.
+"""Computes COCO RLE of masks at original size, column by column, without creating the mask.
 
     mask_logits ──▶ window ──▶ each pixel column: where does the field change sign on the way down? ──▶ runs
 
-Between two network pixels the field of a column is linear, so a change of sign is placed by one division. Between two cells of one sign
+Between two network pixels the field of a column is linear, so a change of sign is found by one division. Between two cells of the same sign
 there is none. An object that fills 12 Mpx needs no full-size mask (12 MB, or 48 MB as float logits).
 """
 
@@ -29,7 +29,7 @@ def mask_logits_to_rle(mask_logits: NDArray[np.float16], letterbox: Letterbox) -
         mask_logits: (h, w) float16, (h, w) = letterbox.mask_grid_hw, inside is > 0.
         letterbox: how the grid lies in the original image.
     Returns:
-        {"size": [height, width], "counts": str} as pycocotools reads it.
+        {"size": [height, width], "counts": str}, as in pycocotools.
     Raises:
         ShapeError: mask_logits does not fit the letterbox.
     Source: mmdet 3.3.0 `RTMDetInsHead._bbox_mask_post_process`, with the scale applied as (w, h).
@@ -46,7 +46,7 @@ def mask_logits_to_runs(mask_logits: NDArray[np.float16], letterbox: Letterbox) 
 
 
 def rle_to_mask(rle: dict[str, object]) -> NDArray[np.uint8]:
-    """Make the full mask of compressed run lengths: (H, W) uint8, 1 is inside. For pictures and annotations, one thread at a time."""
+    """Decode compressed RLE: (H, W) uint8, 1 is inside. For pictures and annotations. Not thread-safe: it changes warning filters."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # pycocotools 2.0.11's own
         return np.ascontiguousarray(coco_mask.decode(rle))
@@ -54,13 +54,13 @@ def rle_to_mask(rle: dict[str, object]) -> NDArray[np.uint8]:
 
 @compiled
 def _find_runs(logits: NDArray[np.float32], scaled_hw: tuple[int, int], original_hw: tuple[int, int]) -> NDArray[np.int64]:
-    """As `mask_logits_to_runs`, of finite logits."""
+    """`mask_logits_to_runs` for finite logits."""
     height, width = original_hw
     top, bottom, left, right = find_window(logits)
     window, scale = logits[top:bottom, left:right], width / scaled_hw[1]
     first = max(int(np.ceil(left * MASK_STRIDE_PX * scale - 0.5)), 0)
     end = min(int(np.ceil(right * MASK_STRIDE_PX * scale - 0.5)), width)
-    # The window of a tiny image may lie between two pixel centres. A column changes once between two cells, at most, and at its end.
+    # The window of a tiny image may lie between two pixel centres. A column changes at most once between two cells, and at its end.
     changes = np.zeros(max(end - first, 0) * (len(window) + 1) + 2, np.int64)
     count = 1
     for x in range(first, end):
@@ -89,7 +89,7 @@ def _sample_column(window: NDArray[np.float32], x: float) -> NDArray[np.float64]
 def _find_changes(
     column: NDArray[np.float64], top: int, scale: float, start: int, height: int, changes: NDArray[np.int64], count: int
 ) -> int:
-    """Append where a column of pixels turns from 0 to 1 or back; returns how many changes there are then.
+    """Append the positions where a column of pixels changes from 0 to 1 or back; returns the new number of changes.
 
     Args:
         column: (h,) values of the window's cells.
@@ -127,7 +127,7 @@ def _value_at(column: NDArray[np.float64], row: int) -> float:
 
 @compiled
 def _change(changes: NDArray[np.int64], count: int, position: int) -> int:
-    """Append a change; two at the same position are none."""
+    """Append a change; two changes at the same position cancel out."""
     if count > 1 and changes[count - 1] >= position:
         return count - 1
     changes[count] = position

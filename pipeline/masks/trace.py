@@ -1,11 +1,11 @@
-"""Mask logits to rings: the curve where the field is zero, by marching squares.
+"""Traces mask logits to rings: the zero contour of the field, by marching squares.
 
-The outline is sub-pixel, knows its holes, closes at the image's borders and costs the same at every image size.
+The outline has sub-pixel accuracy, includes holes, and closes at the image's borders; its cost does not depend on the image's size.
 
-    x ─▶      between four samples the curve is a straight line; where two lines are possible, the mean of the four decides
+    x ─▶      between four samples the contour is a straight line; if two lines are possible, the mean of the four decides
     . . . .   a ring is followed with the inside at its right hand:
     . # # .
-    . # # .      outside | inside      both samples ahead inside: turn left; both outside: turn right; else straight on
+    . # # .      outside | inside      both samples ahead are inside: turn left; both outside: turn right; else go straight on
     . . . .
 """
 
@@ -20,7 +20,7 @@ from pipeline.masks.outline import Outline, find_holes, keep_rings, ring_areas
 from pipeline.types import MASK_STRIDE_PX, Letterbox
 
 SMALLEST_PART_PX2 = 1.0
-"""Parts below one original pixel are dropped: a pixel mask could not show them either."""
+"""Smaller parts are dropped: a pixel mask would not contain them either."""
 
 
 def trace_outline(mask_logits: NDArray[np.float16], letterbox: Letterbox, *, fill_holes: bool = False) -> Outline:
@@ -29,19 +29,19 @@ def trace_outline(mask_logits: NDArray[np.float16], letterbox: Letterbox, *, fil
     Args:
         mask_logits: (h, w) float16, (h, w) = letterbox.mask_grid_hw, inside is > 0.
         letterbox: how the grid lies in the original image.
-        fill_holes: leave holes out, and the parts that lie in them.
+        fill_holes: ignore holes, and parts inside them.
     Returns:
-        Valid rings, x y in original pixels within 0..W, 0..H; none where the mask leaves no part of one pixel.
+        Valid rings, x y in original pixels within 0..W, 0..H; none if no part has an area of one pixel.
     Raises:
         ShapeError: mask_logits does not fit the letterbox.
-    Source: contouring in place of `cv2.findContours`, which traces pixel centres (a 10 x 10 mask gets area 81).
+    Not `cv2.findContours`, which traces pixel centres (a 10 x 10 mask gets area 81).
     """
     return trace(read_logits(mask_logits, letterbox), letterbox.scaled_hw, letterbox.original_hw, fill_holes)
 
 
 @compiled
 def trace(logits: NDArray[np.float32], scaled_hw: tuple[int, int], original_hw: tuple[int, int], fill_holes: bool) -> Outline:
-    """As `trace_outline`, of finite logits."""
+    """`trace_outline` for finite logits."""
     top, bottom, left, right = find_window(logits)
     step = 1 if (bottom - top) * (right - left) <= FINE_CELLS else MASK_STRIDE_PX
     x, y = place_samples(left, right, step, scaled_hw[1]), place_samples(top, bottom, step, scaled_hw[0])
@@ -57,7 +57,7 @@ def trace(logits: NDArray[np.float32], scaled_hw: tuple[int, int], original_hw: 
 
 @compiled
 def _to_original(positions: NDArray[np.float64], scaled: int, original: int) -> NDArray[np.float64]:
-    """Network to original pixels, the end of the image exact, the first and last twice: the curve closes at the image's border."""
+    """Network to original pixels, exact at the image's end; the first and last position are repeated, so contours close at the border."""
     placed = np.empty(len(positions) + 2)
     placed[1:-1] = np.where(positions == scaled, float(original), positions * (original / scaled))
     placed[0], placed[-1] = placed[1], placed[-2]
@@ -68,12 +68,11 @@ def _to_original(positions: NDArray[np.float64], scaled: int, original: int) -> 
 def _trace_rings(samples: NDArray[np.float32], x: NDArray[np.float64], y: NDArray[np.float64], fill_holes: bool) -> Outline:
     """All rings around samples above 0.
 
-    Going along a row, one enters or leaves a ring at each change of sign. A change that no ring has passed yet begins a new
-    ring, which lies in the one that was entered last and not left.
+    Along a row, each change of sign enters or leaves a ring. A change that is on no ring yet starts a new ring, which lies inside the ring
+    entered last and not left.
     """
-    points = np.empty(
-        (2 * samples.size, 2)
-    )  # room for a change between any two neighbours; memory that is not written costs nothing
+    # Room for a change between any two neighbours. Memory that is not written is not allocated.
+    points = np.empty((2 * samples.size, 2))
     ends, parents = np.zeros(samples.size // 2, np.int64), np.empty(samples.size // 2, np.int64)
     ring_at = np.full(samples.shape, -1, np.int32)
     count = 0
@@ -106,15 +105,14 @@ def _follow(
     points: NDArray[np.float64],
     first: int,
 ) -> int:
-    """Follow one ring from between the sample `start` and the next in its row, around and back.
+    """Follow one ring, starting between the sample `start` and the next one in its row.
 
-    Writes its points from `first` on, and its number into `ring_at` where it crosses a row. Returns the end of its points.
+    Writes its points from index `first`, and its number into `ring_at` where it crosses a row. Returns the end index of its points.
     """
     row, column = start
     down, right = (1, 0) if samples[start] > 0 else (-1, 0)
-    column += (
-        down == 1
-    )  # the sample on the left hand, always outside; the one on the right hand is at (row + right, column - down)
+    # (row, column) is the sample on the left, always outside; the one on the right, inside, is (row + right, column - down).
+    column += down == 1
     start, heading = (row, column), down
     end = first
     while True:

@@ -1,6 +1,6 @@
-"""RTMDet-Ins itself: names, weights files, and the network as one plain function from pixels to flat outputs.
+"""RTMDet-Ins: model names, weights files, and the network as one function from pixels to flat outputs.
 
-Never runs code from a weights file, and never sees a photo. Importing it is cheap; torch and mmdet load with the modules that need them.
+Never executes code from a weights file. Importing it is cheap; torch and mmdet are imported with the modules that need them.
 """
 
 __all__ = ["checkpoints", "compiled_ops", "fusion", "head_outputs", "kernel_branch", "rtmdet", "rtmdet_nano", "spec", "zoo"]

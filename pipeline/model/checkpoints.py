@@ -1,12 +1,12 @@
-"""Weights in, weights out, and never a line of code from a file.
+"""Reads and writes weights, without executing code from a file.
 
     released or trained .pth ─▶ restricted unpickling (short allow-list) ─┐
     our .safetensors         ─▶ raw tensors + JSON header ────────────────┴▶ Checkpoint(spec, state_dict)
 
-A `.pth` is a pickle, and a pickle can run anything. It is read with torch's `weights_only` unpickler, which builds tensors
-and the few harmless types that mmengine adds; whatever else it asks for is refused. The network is known from the file's own
-`model_spec` (checkpoints of `jobs.finetune`), or recognised by the shapes of its tensors; labels and input size then come from what
-mmdet wrote beside them (`pipeline.model.config_text`), or from whoever imports the file (`python -m pipeline.model.zoo import`).
+A `.pth` is a pickle, and unpickling can execute any code. So it is read with torch's `weights_only` unpickler, which only builds tensors
+and the few harmless types that mmengine adds. The network is described by the file's `model_spec` (checkpoints of `jobs.finetune`), or
+recognised by the shapes of its tensors. In the second case labels and input size come from mmdet's configuration in the file
+(`pipeline.model.config_text`), or from the arguments of `python -m pipeline.model.zoo import`.
 """
 
 from __future__ import annotations
@@ -78,11 +78,11 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The tensors of a file, whatever network they belong to.
+    """The tensors of a file, of any network.
 
     Attributes:
         tensors: by mmdet's names; float ones are float32.
-        classes: label names in the order of the class channels, None where the file does not say.
+        classes: label names in the order of the class channels; None if the file does not contain them.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -93,9 +93,9 @@ def load_checkpoint(path: Path | str, classes: tuple[str, ...] | None = None, in
     """Read an mmengine `.pth` or one of our `.safetensors` files.
 
     Args:
-        classes, input_size: labels, and side of the square input in pixels, instead of what a `.pth` of mmdet says of itself.
+        classes, input_size: labels, and side of the square input in pixels; they override those in an mmdet `.pth`.
     Raises:
-        CheckpointError: missing, damaged, hostile, not an RTMDet-Ins model, or labels or size are not known.
+        CheckpointError: the file is missing, damaged, malicious or no RTMDet-Ins model, or its labels or input size are unknown.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -104,7 +104,7 @@ def load_checkpoint(path: Path | str, classes: tuple[str, ...] | None = None, in
 
 
 def load_weights(path: Path | str) -> Weights:
-    """Only the tensors of a file and its labels: to start a training from."""
+    """Read only tensors and labels of a file, to start a training from."""
     path = Path(path)
     if path.suffix == ".safetensors":
         tensors, metadata = _read_safetensors(path)
@@ -133,8 +133,8 @@ def save_safetensors(checkpoint: Checkpoint, path: Path | str) -> None:
             raise CheckpointError(f"{spec.name}: {name} has values that are not finite: the training that made them diverged.")
         tensors[name] = _smaller(value).contiguous()
     description = {"name": spec.name, "classes": list(spec.classes), "input_size": spec.input_size, "config": spec.config}
-    # Not save_file: its files are for nobody but their owner, and a service often is another user. As with it, a reader of the file
-    # that was there keeps that one, and a full disk leaves it.
+    # Not save_file: only the owner could read its files, and a service often runs as another user. The rename keeps the old file readable
+    # for open readers and when the disk is full.
     draft = Path(f"{path}.{os.getpid()}.part")
     try:
         draft.write_bytes(save(tensors, metadata={"format": FORMAT, "model_spec": json.dumps(description)}))
@@ -144,7 +144,7 @@ def save_safetensors(checkpoint: Checkpoint, path: Path | str) -> None:
 
 
 def _smaller(value: torch.Tensor) -> torch.Tensor:
-    """In half precision where that holds every number."""
+    """The tensor in half precision if all its values are finite there, else unchanged."""
     half = value.to(torch.float16) if value.is_floating_point() else value
     return half if torch.isfinite(half).all() else value
 
@@ -156,7 +156,7 @@ def _load_safetensors(path: Path) -> Checkpoint:
     try:
         description = json.loads(metadata["model_spec"])
     except (KeyError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path.name}: its header describes no model.") from error
+        raise CheckpointError(f"{path.name}: its header contains no model description.") from error
     return Checkpoint(_spec_from_description(description, path), tensors)
 
 
@@ -171,12 +171,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
 def _unpickle_tensors(path: Path) -> dict[str, Any]:
     try:
         with harmless_types_only(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols that we refuse or read anyway
+            warnings.simplefilter("ignore")  # about pickle protocols
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"unsupported [^\n]*?(?= was not| whose|$)", str(error), re.IGNORECASE | re.MULTILINE)
         reason = refused[0] if refused else "its pickle is damaged"
-        raise CheckpointError(f"{path.name}: refused, a checkpoint may hold tensors and log history only: {reason}") from error
+        raise CheckpointError(f"{path.name}: refused, a checkpoint may only hold tensors and log history: {reason}") from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path.name}: not a readable PyTorch checkpoint ({error}).") from error
     if not isinstance(content, dict):
@@ -185,9 +185,7 @@ def _unpickle_tensors(path: Path) -> dict[str, Any]:
 
 
 def harmless_types_only() -> torch.serialization.safe_globals:
-    """Inside this context torch's restricted unpickler also accepts what mmengine's log history adds to a checkpoint, and
-    numpy's way to pickle arrays and scalars.
-    """
+    """Within: torch's restricted unpickler also accepts mmengine's log history, and numpy's arrays and scalars."""
     dtypes = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u1", "?")]
     scalar, reconstruct = np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]
     old_names: list[Any] = [(scalar, "numpy.core.multiarray.scalar"), (reconstruct, "numpy.core.multiarray._reconstruct")]
@@ -197,7 +195,7 @@ def harmless_types_only() -> torch.serialization.safe_globals:
 
 
 def _history_method(owner: Any, name: str) -> Any:
-    """Stands in for the `getattr` that a log history is pickled with: `getattr` itself would open every door."""
+    """Restricted replacement for the `getattr` in a pickled log history; `getattr` itself would allow any code."""
     if owner is HistoryBuffer and name in ("min", "max", "current", "mean"):
         return getattr(HistoryBuffer, name)
     raise pickle.UnpicklingError(f"Unsupported attribute {name}")
@@ -209,9 +207,8 @@ def _from_mmengine(content: dict[str, Any], path: Path, classes: tuple[str, ...]
     if "model_spec" in meta:
         return Checkpoint(_spec_from_description(meta["model_spec"], path), tensors)
     facts, spec = read_facts(meta), _recognise(tensors, path)
-    if any(
-        path.name.startswith(f"{name}_") for name in OFFICIAL_NAMES
-    ):  # OpenMMLab's own release: known, whatever it says of itself
+    # The labels and input size of OpenMMLab's own releases are known, even if the file does not contain them.
+    if any(path.name.startswith(f"{name}_") for name in OFFICIAL_NAMES):
         classes, input_size = classes or facts.classes or coco_classes(), input_size or OFFICIAL_INPUT_SIZE_PX
     return Checkpoint(_spec_of_mmdet(spec, facts, path, classes or facts.classes, input_size), tensors)
 
@@ -219,36 +216,38 @@ def _from_mmengine(content: dict[str, Any], path: Path, classes: tuple[str, ...]
 def _spec_of_mmdet(
     spec: ModelSpec, facts: MmdetFacts, path: Path, classes: tuple[str, ...] | None, input_size: int | None
 ) -> ModelSpec:
-    """The recognised network with the labels, input size and normalisation of the file, or as told."""
+    """The recognised network with labels, input size and normalisation from the arguments or the file."""
     if classes is None:
-        raise CheckpointError(f"{path.name}: the file does not say which labels its channels are. {_how_to_import(path)}")
+        raise CheckpointError(f"{path.name}: the file does not contain the labels of its class channels. {_how_to_import(path)}")
     if len(classes) != len(spec.classes):
         raise CheckpointError(f"{path.name}: {len(classes)} labels for {len(spec.classes)} class channels.")
     width, height = facts.test_size_wh or (0, 0)
     if input_size is None and (not width or width != height):
-        said = f"it was tested at {width} x {height}, which is no square, so say" if width else "the file does not say"
-        raise CheckpointError(f"{path.name}: {said} at which image size to run the network. {_how_to_import(path)}")
+        said = f"its test size {width} x {height} is not square" if width else "the file does not contain its test size"
+        raise CheckpointError(f"{path.name}: {said}, so the input size is unknown. {_how_to_import(path)}")
     preprocessor = facts.preprocessor or {}
     if preprocessor.get("bgr_to_rgb"):
         raise CheckpointError(
-            f"{path.name}: trained on RGB (bgr_to_rgb=True); only networks that read BGR, mmdet's default, run here."
+            f"{path.name}: trained on RGB (bgr_to_rgb=True); only networks for BGR images, mmdet's default, are supported."
         )
     if unserved := facts.unserved_settings():
-        log.warning("%s: test settings of the file that are not used here: %s", path.name, ", ".join(unserved))
+        log.warning("%s: these test settings of the file are not used: %s", path.name, ", ".join(unserved))
     config = spec.config | {"data_preprocessor": spec.config["data_preprocessor"] | preprocessor}
     config["test_cfg"] = spec.config["test_cfg"] | (facts.test_settings or {})
     return replace(spec, classes=classes, input_size=input_size or width, config=config)
 
 
 def _how_to_import(path: Path) -> str:
-    return f"Say it once: python -m pipeline.model.zoo import {path.name} --labels cat,dog --image-size 640 --output mine.safetensors"
+    return (
+        f"Import it: python -m pipeline.model.zoo import {path.name} --labels cat,dog --image-size 640 --output mine.safetensors"
+    )
 
 
 def _network_tensors(content: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
-    """The weights to use, without what other programs put before their names, such as `module.` or `model.`.
+    """The weights of a checkpoint, without prefixes of other programs such as `module.` or `model.`.
 
-    Where a run kept an average (EMA), mmengine saves the average under the plain names and the raw weights in `ema_state_dict`;
-    mmdet 2 kept copies as `ema_*` buffers. Both extra copies are left out.
+    If a run used EMA, mmengine saves the averaged weights under the plain names and the raw ones in `ema_state_dict`; mmdet 2 saved
+    copies as `ema_*` buffers. Both copies are ignored.
     """
     nested = (content.get(key) for key in ("state_dict", "model"))
     state = next((part for part in nested if isinstance(part, dict)), content)
@@ -265,7 +264,7 @@ def _network_tensors(content: dict[str, Any], path: Path) -> dict[str, torch.Ten
 
 
 def _recognise(tensors: dict[str, torch.Tensor], path: Path) -> ModelSpec:
-    """Find the RTMDet-Ins size whose tensors have these names and shapes, class channels aside."""
+    """Find the RTMDet-Ins size whose tensors have these names and shapes, except for the class channels."""
     shapes = _shapes(tensors)
     class_weight = tensors.get("bbox_head.rtm_cls.0.weight")
     if class_weight is not None:

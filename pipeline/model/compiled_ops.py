@@ -1,11 +1,10 @@
-"""Answer `import mmcv._ext` on machines that have no compiler.
+"""Makes `import mmcv._ext` work without mmcv's compiled operators.
 
-mmcv's compiled operators come with the full `mmcv` only, which must be built from source. `mmcv-lite` has the Python
-around them but not the extension itself, and `mmdet.models` imports that extension at once. RTMDet-Ins needs one single
-operator of it, `nms`, and only where mmdet's own test path runs (this project's engines have their own NMS).
+Only the full `mmcv` has the compiled operators, and it must be built from source. `mmcv-lite` lacks them, but `mmdet.models` imports them.
+RTMDet-Ins needs only one operator, `nms`, and only in mmdet's own test path (the engines of this project have their own NMS).
 
-    compiled mmcv._ext there?  ── yes ──▶ use it, touch nothing
-                               ── no  ──▶ sys.modules["mmcv._ext"] = stand-in: nms right, the rest refuses when called
+    compiled mmcv._ext installed?  ── yes ──▶ use it
+                                   ── no  ──▶ sys.modules["mmcv._ext"] = stand-in: nms works, all others raise when called
 """
 
 from __future__ import annotations
@@ -24,22 +23,22 @@ from numpy.typing import NDArray
 
 EXTENSION = "mmcv._ext"
 ROWS = 256
-"""Boxes whose overlaps with all others are computed at a time."""
+"""Boxes whose IoU with all others is computed at a time."""
 log = logging.getLogger(__name__)
 
 
 class CompiledOpMissing(NotImplementedError):
-    """An operator of mmcv's compiled extension was called, and only the stand-in is here."""
+    """An operator of mmcv's compiled extension was called, but only the stand-in is installed."""
 
 
 def ensure_mmcv_ops() -> bool:
     """Make `mmcv._ext` importable. Call it before `mmdet.models` is imported; calling it again changes nothing.
 
     Returns:
-        True where the real compiled operators are in use, False where the stand-in is.
+        True if the compiled operators are used, False if the stand-in is.
     """
     with warnings.catch_warnings():
-        # Imports only: torch.distributed, mmcv and mmengine announce deprecations of their own when they load.
+        # torch.distributed, mmcv and mmengine print deprecation warnings of their own at import.
         warnings.simplefilter("ignore")
         compiled = _install_ops()
         importlib.import_module("mmdet.models")
@@ -53,7 +52,7 @@ def _install_ops() -> bool:
     except ModuleNotFoundError:
         pass
     except ImportError as error:
-        log.warning("mmcv's compiled operators do not load (%s): using the stand-in. Rebuild mmcv for this torch.", error)
+        log.warning("mmcv's compiled operators cannot be loaded (%s): using the stand-in. Rebuild mmcv for this torch.", error)
     else:
         return not isinstance(extension, StandInOps)
     sys.modules[EXTENSION] = StandInOps()
@@ -61,7 +60,7 @@ def _install_ops() -> bool:
 
 
 class StandInOps(ModuleType):
-    """A module in the place of `mmcv._ext`: `nms` by torch, every other name an operator that refuses to run."""
+    """Stand-in for the module `mmcv._ext`: `nms` in torch; all other operators raise CompiledOpMissing."""
 
     def __init__(self) -> None:
         super().__init__(EXTENSION, doc="Stand-in for mmcv's compiled operators, see pipeline/model/compiled_ops.py.")
@@ -75,11 +74,10 @@ class StandInOps(ModuleType):
 
 
 def greedy_nms(boxes_xyxy: torch.Tensor, scores: torch.Tensor, iou_threshold: float, offset: int = 0) -> torch.Tensor:
-    """Keep the best box, drop what overlaps it by more than the threshold, and go on with the rest.
+    """Greedy NMS: keep the best box, drop all boxes that overlap it by more than the threshold, repeat with the rest.
 
-    Overlaps are computed where the boxes are, all at once; choosing is done on the host. So a card is waited for once, not for
-    every kept box. The table of overlaps takes N * N bytes: 9 MB for 3,000 boxes, 100 MB for the 10,000 at which mmcv goes
-    class by class.
+    All overlaps are computed on the boxes' device, the selection runs on the host; so a GPU is synchronized once and not for every kept
+    box. The overlaps take N * N bytes: 9 MB for 3,000 boxes, 100 MB for 10,000, above which mmcv runs class by class.
 
     Args:
         boxes_xyxy: (N, 4) float, x1 y1 x2 y2, any unit.
@@ -97,12 +95,12 @@ def greedy_nms(boxes_xyxy: torch.Tensor, scores: torch.Tensor, iou_threshold: fl
 
 
 def keep_greedily(overlaps: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Places of the boxes that no better kept box overlaps.
+    """Indices of the boxes that no better kept box overlaps.
 
     Args:
-        overlaps: (N, N) bool, best box first; row i says which later boxes go when box i is kept.
+        overlaps: (N, N) bool, best box first; row i marks the later boxes to drop if box i is kept.
     Returns:
-        (K,) int64, rising.
+        (K,) int64, ascending.
     """
     dropped = np.zeros(len(overlaps), bool)
     kept = []

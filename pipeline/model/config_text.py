@@ -1,6 +1,6 @@
-"""What a checkpoint of mmdet says about itself: its labels, and the configuration that it keeps as Python source.
+"""Reads labels and test settings from an mmdet checkpoint, which stores its configuration as Python source.
 
-The source is parsed and searched for literals (numbers, strings, lists, `dict(...)`); nothing in it is ever run.
+The source is only parsed and searched for literals (numbers, strings, lists, `dict(...)`); it is never executed.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 MAX_SOURCE_CHARS = 1_000_000
 """mmdet's longest configurations have some 20,000."""
 SERVED_TEST_SETTINGS = {"nms_pre": 1000, "min_bbox_size": 0, "mask_thr_binary": 0.5, "nms.iou_threshold": 0.6}
-"""RTMDet-Ins's own, which `pipeline.inference.postprocess` uses. score_thr and max_per_img are chosen with each request."""
+"""RTMDet-Ins' test settings, which `pipeline.inference.postprocess` uses. Requests choose score_thr and max_per_img."""
 
 
 @dataclass(frozen=True, slots=True)
 class MmdetFacts:
-    """What is known of a checkpoint besides its tensors; None where the file does not say.
+    """Metadata of an mmdet checkpoint; None for what the file does not contain.
 
     Attributes:
         classes: label names, in the order of the class channels.
         test_size_wh: width and height that the test pipeline scales and pads to, pixels.
-        preprocessor: of mmdet's `data_preprocessor`: mean, std, bgr_to_rgb, as far as they are given.
+        preprocessor: mean, std and bgr_to_rgb of mmdet's `data_preprocessor`, as far as given.
         test_settings: mmdet's `model.test_cfg`, such as {"nms_pre": 1000, "nms": {"iou_threshold": 0.6}}.
     """
 
@@ -33,7 +33,7 @@ class MmdetFacts:
     test_settings: dict[str, Any] | None = None
 
     def unserved_settings(self) -> list[str]:
-        """Test settings of the file that differ from what this project computes with, such as "nms_pre 3000 (here 1000)"."""
+        """Test settings of the file that differ from those used here, such as "nms_pre 3000 (here 1000)"."""
         settings = self.test_settings or {}
         nms = settings.get("nms")
         given = settings | ({"nms.iou_threshold": nms.get("iou_threshold")} if isinstance(nms, dict) else {})
@@ -42,7 +42,7 @@ class MmdetFacts:
 
 
 def read_facts(meta: dict[str, Any]) -> MmdetFacts:
-    """Facts of a checkpoint's `meta`: of mmdet 3 (`dataset_meta`, `cfg`) and of mmdet 2 (`CLASSES`, `config`)."""
+    """Read a checkpoint's `meta`, of mmdet 3 (`dataset_meta`, `cfg`) or mmdet 2 (`CLASSES`, `config`)."""
     data = meta.get("dataset_meta") or {}
     source = meta.get("cfg") or meta.get("config")
     config = read_literals(source) if isinstance(source, str) else {}
@@ -55,7 +55,7 @@ def read_facts(meta: dict[str, Any]) -> MmdetFacts:
 
 
 def read_literals(source: str) -> dict[str, Any]:
-    """Top-level assignments of a Python file whose values are literals; what is none becomes None. Empty where it is no Python."""
+    """The top-level assignments of a Python source; None for values that are not literals. Empty if it is not valid Python."""
     if len(source) > MAX_SOURCE_CHARS:
         return {}
     try:
@@ -91,14 +91,14 @@ def _literal(node: ast.expr) -> Any:
 
 
 def _names(classes: Any) -> tuple[str, ...] | None:
-    """`classes=('cat')` is a plain string in Python, and means one class."""
+    """Label names; a single string is one class, because `classes=('cat')` is a string in Python."""
     if isinstance(classes, str):
         return (classes,)
     return tuple(str(name) for name in classes) if classes else None
 
 
 def _section(config: dict[str, Any], name: str, keys: tuple[str, ...] | None) -> dict[str, Any] | None:
-    """A part of `model` in the configuration, of which only some keys may be wanted."""
+    """A section of `model` in the configuration; `keys` selects keys, None takes all."""
     section = _at(config, "model", name)
     if not isinstance(section, dict):
         return None
@@ -106,7 +106,7 @@ def _section(config: dict[str, Any], name: str, keys: tuple[str, ...] | None) ->
 
 
 def _test_size(config: dict[str, Any]) -> tuple[int, int] | None:
-    """Size of the last Pad, else of the last Resize, of the pipeline that the test set goes through."""
+    """Size of the last Pad, else of the last Resize, in the test pipeline."""
     pipelines = [
         _at(config, "test_dataloader", "dataset", "pipeline"),
         config.get("test_pipeline"),

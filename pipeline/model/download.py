@@ -1,4 +1,4 @@
-"""Download one large file: progress, resume, hash check, atomic rename, one process at a time.
+"""Downloads a large file: with progress, resume, hash check and atomic rename; one process at a time.
 
 url ─▶ path.part (resumed where it stopped) ─▶ SHA-256 ─▶ path
 """
@@ -15,22 +15,22 @@ from tqdm import tqdm
 
 from pipeline.errors import DownloadError
 
-CHUNK_BYTES = 1 << 16  # what a broken connection loses at most
+CHUNK_BYTES = 1 << 16  # lost at most when a connection breaks
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 30.0
 
 
 def download_file(url: str, path: Path, *, sha256_prefix: str) -> Path:
-    """Fetch `url` into `path` unless it is there.
+    """Download `url` to `path`, unless `path` exists.
 
     Args:
         url: http or https.
-        path: where the file goes; its folder is made. A partial download lies beside it as `.part` and is resumed.
+        path: destination; its folder is created. A partial download is kept beside it as `.part` and resumed.
         sha256_prefix: first hex digits of the file's SHA-256 (OpenMMLab puts eight into the file name).
     Returns:
         `path`.
     Raises:
-        DownloadError: no connection, an HTTP error, or the wrong hash; says how to put the file there by hand.
+        DownloadError: no connection, an HTTP error or a wrong hash; the message says how to put the file there by hand.
     """
     if path.is_file():
         return path
@@ -58,7 +58,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Append what is missing to `part`."""
+    """Download the missing rest of the file to `part`."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"Range": f"bytes={have}-"} if have else {}
     with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S)) as response:
@@ -87,4 +87,4 @@ def _reason(error: Exception) -> str:
 
 
 def _by_hand(url: str, path: Path) -> str:
-    return f"Without internet here, fetch {url} elsewhere and put it at {path}."
+    return f"Without internet access, download {url} elsewhere and copy it to {path}."

@@ -1,8 +1,8 @@
-"""Rewrite a trained detector into a cheaper one with the same outputs: for inference only.
+"""Rewrites a trained detector for inference: fewer operations, same outputs.
 
 convolution, batch norm                   ─▶ convolution
-max pools 5, 9, 13 side by side           ─▶ 5 after 5 after 5: the same windows, a quarter of the comparisons
-`torch.cuda.amp.autocast(enabled=False)`  ─▶ gone: it guards training, warns when run, and stops exporters
+parallel max pools 5, 9, 13               ─▶ three 5x5 pools in sequence: same windows, a quarter of the comparisons
+`torch.cuda.amp.autocast(enabled=False)`  ─▶ removed: only training needs it; it warns and breaks exporters
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from mmdet.models.backbones.csp_darknet import SPPBottleneck  # noqa: E402
 from mmdet.models.layers.se_layer import ChannelAttention  # noqa: E402
 
 CHAINED_KERNELS = [5, 9, 13]
-"""Two chained 5x5 windows reach as far as one of 9x9, three as far as 13x13."""
+"""Pool sizes that three 5x5 pools in sequence can replace: two cover a 9x9 window, three a 13x13 window."""
 
 
 class Attention(nn.Module):
-    """mmdet's ChannelAttention without its guard: channels weighted by a gate made of their means."""
+    """mmdet's ChannelAttention without autocast: weights each channel by a gate computed from the channel means."""
 
     def __init__(self, attention: ChannelAttention) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Attention(nn.Module):
 
 
 class ChainedPooling(nn.Module):
-    """mmdet's SPPBottleneck with its pools in a chain, where their sizes allow it."""
+    """mmdet's SPPBottleneck with its pools in sequence, if their sizes are CHAINED_KERNELS."""
 
     def __init__(self, bottleneck: SPPBottleneck) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class ChainedPooling(nn.Module):
 
 
 def simplify(detector: nn.Module) -> None:
-    """Rewrite in place; the detector must be in eval mode and is not trainable any more."""
+    """Rewrite a detector in place; it must be in eval mode and cannot be trained afterwards."""
     for part in list(detector.modules()):
         if isinstance(part, ConvModule) and part.with_norm:
             _fold_batch_norm(part)
@@ -71,7 +71,7 @@ def simplify(detector: nn.Module) -> None:
 
 
 def _fold_batch_norm(part: ConvModule) -> None:
-    """A convolution that several norms share (one a level) becomes one for each, as mmengine's own fusion does not do."""
+    """Fold a batch norm into its convolution. Unlike mmengine's fusion, copies a convolution shared by several norms (one per level)."""
     part.conv = fuse_conv_bn_eval(part.conv, part.norm)
     part.with_norm = False
     setattr(part, part.norm_name, nn.Identity())

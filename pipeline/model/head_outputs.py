@@ -1,4 +1,4 @@
-"""What a network hands to the post-processing, whichever engine ran it. Needs torch, but not mmdet."""
+"""The network's outputs, the input of the post-processing; the same for all engines. Needs torch, but not mmdet."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 class RawOutputs(NamedTuple):
-    """What the network says about every position, levels one after the other (fine to coarse), rows before columns.
+    """The network's outputs for all P positions: level after level (fine to coarse), in each row by row.
 
     Attributes:
         class_logits: (B, P, C) float.
-        distances: (B, P, 4) float32, left top right bottom of the position's point, network pixels, >= 0.
-        features: (B, P, C) float, the neck's: what `KernelBranch` looks at.
+        distances: (B, P, 4) float32, from the position's point to the box's left, top, right and bottom, network pixels, >= 0.
+        features: (B, P, F) float, of the neck; input of `KernelBranch`.
         mask_features: (B, 8, H/8, W/8) float, the prototypes that the dynamic convolutions combine.
     """
 

@@ -1,10 +1,10 @@
-"""The branch of the head that predicts mask parameters, run on kept positions only. Needs torch, but not mmdet.
+"""The branch of the head that predicts mask parameters, run only on the positions that NMS kept. Needs torch, but not mmdet.
 
     all positions' features ─▶ kept ones with their neighbours ─▶ 3x3 ─▶ 3x3 ─▶ 1x1 ─▶ 169 parameters each
                                n x 5 x 5                          3 x 3  1 x 1
 
-mmdet runs these convolutions on all 8,400 positions of a 640 px image, and then looks at those that NMS left, 100 at most. They are a
-tenth of the network, 13 % of the embedded model's time.
+mmdet runs these convolutions on all 8,400 positions of a 640 px image and uses the results of at most 100. They are a tenth of the network:
+13 % of the embedded model's time.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 WINDOW = 3
-"""Side of the convolutions' kernels but the last, which sees its own position alone."""
+"""Kernel size of all convolutions but the last, which is 1x1."""
 
 WIDE = 128
-"""Channels (of RTMDet-Ins-s) from which on half the precision saves a CPU more time than converting costs. Post-processing on one core,
-float32 and bf16: RTMDet-Ins-x with 100 instances 26 and 14 ms, tiny with 100 instances 10.0 and 9.0, the embedded model with 4
-1.9 and 2.2."""
+"""With at least so many channels (RTMDet-Ins-s has 128), half precision saves a CPU more time than the conversion costs. Post-processing on
+one core, float32 and bf16: RTMDet-Ins-x with 100 instances 26 and 14 ms, tiny with 100 instances 10.0 and 9.0 ms, the embedded model with 4
+instances 1.9 and 2.2 ms."""
 
 
 class KernelBranch(nn.Module):
-    """Stacked 3x3 convolutions with SiLU, padded by zeros, and a 1x1 convolution; each pyramid level has its own.
+    """3x3 convolutions with SiLU and zero padding, then a 1x1 convolution; each pyramid level has its own weights.
 
     Args:
         weights: for each layer (levels, K, 9 * C) float, of the last one (levels, 169, K) float32; rows of the window before columns before
@@ -43,9 +43,9 @@ class KernelBranch(nn.Module):
         """Positions that an output depends on, to each side."""
 
     def convert(self, dtype: torch.dtype, from_channels: int = WIDE) -> KernelBranch:
-        """Compute in another precision, in place, from so many channels on: where that pays.
+        """Convert the weights in place, if there are at least `from_channels` channels.
 
-        The last layer, which makes weights of further layers, stays float32.
+        The last layer stays float32, because it predicts the weights of further layers.
         """
         if self.weights[0].shape[1] >= from_channels:
             for parts in (self.weights, self.biases):
@@ -57,9 +57,9 @@ class KernelBranch(nn.Module):
         """Predict the mask parameters of n positions.
 
         Args:
-            patches: (n, S, S, C) float, the features around each, S = 2 * reach + 1; what lies outside of the level does not matter.
-            inside: (n, S, S) bool, which of them lie on the level.
-            level: (n,) int64.
+            patches: (n, S, S, C) float, the features around each position, S = 2 * reach + 1; any values outside of the level.
+            inside: (n, S, S) bool, which of them are inside the level.
+            level: (n,) int64, the level of each position.
         Returns:
             (n, 169) float32.
         """
@@ -71,7 +71,7 @@ class KernelBranch(nn.Module):
         return parameters
 
     def of_any_level(self, patches: Tensor, inside: Tensor, level: Tensor) -> Tensor:
-        """As `forward`, with shapes that do not depend on the data: every layer runs for all levels, and each position takes its own."""
+        """As `forward`, but with shapes that do not depend on the data: computes all levels and selects each position's own."""
 
         def product(layer: int, windows: Tensor) -> Tensor:
             weight, bias = self.weights[layer], self.biases[layer]
@@ -89,7 +89,7 @@ class KernelBranch(nn.Module):
         return self._layers(features, inside, product)
 
     def _layers(self, features: Tensor, inside: Tensor, product: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """Convolutions without padding, as one matrix product each; beside the level there are zeros for each of them."""
+        """The convolutions, each as one matrix product; positions outside of the level are set to zero before each."""
         *windowed, last = range(len(self.weights))
         for layer in windowed:
             windows = _windows(features, inside[..., None])
@@ -99,16 +99,16 @@ class KernelBranch(nn.Module):
 
 
 def _windows(features: Tensor, inside: Tensor) -> Tensor:
-    """(n, S, S, C) to (n, S - 2, S - 2, 9 * C): what a 3x3 convolution sees, zeros beside the level; inside (n, S, S, 1)."""
+    """Unfold (n, S, S, C) to 3x3 windows, (n, S - 2, S - 2, 9 * C), with zeros where `inside` (n, S, S, 1) is False."""
     around = features.where(inside, 0).unfold(1, WINDOW, 1).unfold(2, WINDOW, 1)
     return around.permute(0, 1, 2, 4, 5, 3).flatten(3)
 
 
 def neighbours(levels_hw: Sequence[tuple[int, int]], reach: int) -> Tensor:
-    """For each of P positions, level after level and rows before columns, the numbers of those around it on its level.
+    """For each of P positions (level after level, row by row) the indices of the positions around it on its level.
 
     Returns:
-        (P, 2 * reach + 1, 2 * reach + 1) int64; -1 where the level has ended.
+        (P, 2 * reach + 1, 2 * reach + 1) int64; -1 outside of the level.
     """
     side = 2 * reach + 1
     tables: list[Tensor] = []

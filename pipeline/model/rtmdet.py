@@ -1,11 +1,11 @@
-"""mmdet's RTMDet-Ins as one plain function from pixels to flat outputs, the same for every engine.
+"""mmdet's RTMDet-Ins as one function from pixels to flat outputs, for all engines.
 
     uint8 (B, H, W, 3) ─▶ normalise ─▶ backbone, neck ─▶ head ─▶ RawOutputs ─▶ pipeline.inference.postprocess
 
-No control flow depends on the data, so OpenVINO, CUDA graphs and `torch.export` all take it as it is. Three things differ
-from mmdet's own forward pass; none of them changes a result:
+No control flow depends on the data, so OpenVINO, CUDA graphs and `torch.export` can use it. Three things differ from mmdet's forward pass;
+none of them changes a result:
 
-- Batch norms are folded and pools chained (`pipeline.model.fusion`).
+- Batch norms are folded into convolutions, pools run in sequence (`pipeline.model.fusion`).
 - In the official models the box branch *is* the class branch (mmdet appends the same layers twice): it runs once.
 - The branch that predicts mask parameters runs after NMS, on the kept positions only (`pipeline.model.kernel_branch`), instead of on all
   8,400 positions of a 640 px image.
@@ -35,10 +35,10 @@ from pipeline.model.kernel_branch import WINDOW, KernelBranch  # noqa: E402
 
 
 class Normalisation(nn.Module):
-    """Bytes to the numbers that the network was trained on.
+    """Normalises pixels: (x - mean) / std.
 
     Args:
-        mean, std: (3, 1, 1), of the channels.
+        mean, std: (3, 1, 1), for each channel.
     """
 
     mean: Tensor
@@ -55,15 +55,15 @@ class Normalisation(nn.Module):
 
 
 class RawNetwork(nn.Module):
-    """Takes a detector over (it is changed in place) and runs everything up to the post-processing.
+    """Runs the network up to the post-processing. Modifies the detector in place.
 
     Args:
         detector: mmdet RTMDet with an `RTMDetInsSepBNHead`, in eval mode, with its weights.
         input_size: side S of the square input, pixels, a multiple of 32.
     Attributes:
-        kernel_branch: what predicts mask parameters; no part of the forward pass.
+        kernel_branch: predicts mask parameters; not part of `forward`.
     Raises:
-        CheckpointError: the head is another one, or has something else than 3x3 convolutions with SiLU and 1x1 predictions.
+        CheckpointError: another head, or its kernel branch is not made of 3x3 convolutions with SiLU and a 1x1 prediction.
     """
 
     normalise: nn.Module
@@ -106,12 +106,12 @@ class RawNetwork(nn.Module):
         return head.rtm_cls[index](class_features), distances
 
     def fold_normalisation(self, *, whole_means: bool) -> RawNetwork:
-        """Leave the division by std to the first convolution's weights, in place; the normalisation's std is 1 then.
+        """Fold the division by std into the first convolution's weights, in place; the normalisation's std becomes 1.
 
         Args:
-            whole_means: take the nearest whole numbers off the bytes and leave the rest of the mean to the first bias. bf16 then
-                holds the network's input exactly; otherwise it rounds it to 8 bits once more. The zeros around the image
-                stand for a pixel that is up to half a grey level off the mean.
+            whole_means: subtract the mean rounded to whole numbers, and fold the rest into the first bias. Then bf16 represents the
+                network's input exactly; otherwise it rounds it to 8 bits. The convolution's zero padding then differs from the mean by up
+                to half a grey level.
         """
         first, before = self.backbone.stem[0].conv, cast(Normalisation, self.normalise)
         mean, std = before.mean, before.std
@@ -124,11 +124,11 @@ class RawNetwork(nn.Module):
         return self
 
     def convert(self, dtype: torch.dtype) -> RawNetwork:
-        """Hold weights and compute in another precision; normalisation, scores and box distances stay float32.
+        """Convert weights and computation to another precision; normalisation, scores and box distances stay float32.
 
-        A distance of 20 strides in bf16 is off by up to 2 px, and the last 1x1 convolutions are no work to speak of.
+        In bf16 a distance of 20 strides is off by up to 2 px, and the last 1x1 convolutions take little time.
         """
-        if dtype == torch.bfloat16:  # float16 has bits enough for the input, but not for first weights so small
+        if dtype == torch.bfloat16:  # float16 represents the input exactly anyway, but not the folded weights, which are small
             self.fold_normalisation(whole_means=True)
         for part in (self.backbone, self.neck, self.head):
             part.to(dtype)
@@ -140,7 +140,7 @@ class RawNetwork(nn.Module):
 
 
 def _take_kernel_branch(head: RTMDetInsSepBNHead, strides: tuple[int, ...]) -> KernelBranch:
-    """Move the branch out of the head; its batch norms are folded."""
+    """Move the kernel branch out of the head; its batch norms must be folded."""
     for layer in itertools.chain(*head.kernel_convs):
         conv = layer.conv
         if conv.kernel_size != (WINDOW,) * 2 or conv.padding != (1, 1) or conv.groups != 1 or type(layer.activate) is not nn.SiLU:

@@ -1,9 +1,9 @@
-"""RTMDet-Ins-nano: the instance segmentation model that mmdet has no size for.
+"""RTMDet-Ins-nano: a smaller RTMDet-Ins than mmdet offers.
 
 OpenMMLab publishes an RTMDet-nano *detector* (CSPNeXt 0.33/0.25, depthwise separable, head branches per level) but no
 RTMDet-Ins of that size, and mmdet's `RTMDetInsSepBNHead` cannot hold the detector's weights: its class and box branches
-are plain convolutions, and it appends the class branch where the box branch belongs. The head below builds both
-branches as the detector has them, so that all its weights load and only the mask parts start fresh.
+are plain convolutions, and it uses the class branch as the box branch. The head below builds both branches as the detector has them, so
+that all its weights can be loaded and only the mask parts must be trained from scratch.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ ACTIVATION = {"type": "SiLU", "inplace": True}
 
 @MODELS.register_module()
 class RTMDetInsDepthwiseHead(RTMDetInsSepBNHead):
-    """RTMDet-Ins head with depthwise separable class and box branches, one of each a level.
+    """RTMDet-Ins head with depthwise separable class and box branches, one of each per level.
 
-    Works around mmdet 3.3.0, whose `RTMDetInsSepBNHead._init_layers` appends `cls_convs` to `reg_convs`, so that both
-    branches are one (mmdet/models/dense_heads/rtmdet_ins_head.py).
+    Works around mmdet 3.3.0, whose `RTMDetInsSepBNHead._init_layers` appends `cls_convs` to `reg_convs`, so that both branches are the same
+    (mmdet/models/dense_heads/rtmdet_ins_head.py).
     """
 
     def _init_layers(self) -> None:
@@ -43,15 +43,15 @@ class RTMDetInsDepthwiseHead(RTMDetInsSepBNHead):
         self.kernel_convs = nn.ModuleList(self._branch(ConvModule) for _ in levels)
 
     def _mask_predict_by_feat_single(self, mask_feat: Tensor, kernels: Tensor, priors: Tensor) -> Tensor:
-        """Mask logits of one photo's instances: three matrix products in the place of mmdet's grouped convolutions.
+        """Mask logits of one image's instances: three matrix products instead of mmdet's grouped convolutions.
 
-        The first layer is linear in the features and in the distance to the instance's point, so it needs no copy of
-        the features an instance: one product serves all. On a CPU a training step is several times faster.
+        The first layer is linear in the features and in the distance to the instance's point, so one product serves all instances,
+        without a copy of the features for each. On a CPU a training step is several times faster.
 
         Args:
             mask_feat: (8, H, W) prototypes.
             kernels: (N, 169) dynamic parameters: weights of the three layers, then their biases.
-            priors: (N, 4) x, y of the instance's point and its level's stride twice, pixels of the network input.
+            priors: (N, 4) x and y of the instance's point, and its level's stride twice, network pixels.
         Returns:
             (N, H, W) logits, inside is > 0.
         """

@@ -1,4 +1,4 @@
-"""What a model is, before it has weights: a name, its classes, its input size and mmdet's description of its layers.
+"""A model without weights: name, classes, input size and mmdet's configuration of the layers.
 
     official_spec("rtmdet-ins_x_8xb16-300e_coco") ─┐
     nano_spec(classes=("person",))                 ├─▶ ModelSpec ─▶ build_network(spec) ─▶ torch module, eval mode
@@ -38,8 +38,8 @@ OFFICIAL_NAMES = (
 )
 OFFICIAL_INPUT_SIZE_PX = 640
 
-# Every `type` that a model configuration may name. mmengine builds any dotted Python name it is given, so a
-# configuration that comes from a file is checked against this list before anything is built from it.
+# Every `type` that a model configuration may contain. mmengine would build any Python object by its dotted name, so a configuration from
+# a file is checked against this list first.
 ALLOWED_TYPES = frozenset(
     "RTMDet DetDataPreprocessor CSPNeXt CSPNeXtPAFPN RTMDetInsSepBNHead RTMDetInsDepthwiseHead "
     "MlvlPointGenerator DistancePointBBoxCoder QualityFocalLoss GIoULoss DiceLoss DynamicSoftLabelAssigner "
@@ -52,7 +52,7 @@ class ModelSpec:
     """A model without its weights.
 
     Attributes:
-        name: OpenMMLab configuration name, or the name a fine-tuning gave it.
+        name: OpenMMLab configuration name, or the name given by a fine-tuning run.
         classes: label names, in the order of the network's class channels.
         input_size: side of the square network input, pixels, a multiple of 32.
         config: the `model` section of mmdet's configuration, plain JSON types only.
@@ -71,7 +71,7 @@ class ModelSpec:
             raise CheckpointError(f"{self.name}: {len(self.classes)} class names for {channels} class channels.")
 
     def with_classes(self, classes: tuple[str, ...]) -> ModelSpec:
-        """The same network with another set of labels (and as many class channels)."""
+        """The same network with other labels and as many class channels."""
         head = self.config["bbox_head"] | {"num_classes": len(classes)}
         return replace(self, classes=tuple(classes), config=self.config | {"bbox_head": head})
 
@@ -83,7 +83,7 @@ def official_spec(name: str) -> ModelSpec:
         CheckpointError: no such model; the message lists the names there are.
     """
     if name not in OFFICIAL_NAMES:
-        raise CheckpointError(f"No official RTMDet-Ins model is called {name!r}. There are: {', '.join(OFFICIAL_NAMES)}.")
+        raise CheckpointError(f"{name!r} is no official RTMDet-Ins model; known: {', '.join(OFFICIAL_NAMES)}.")
     path = Path(mmdet.__file__).parent / ".mim" / "configs" / "rtmdet" / f"{name}.py"
     config = _portable(Config.fromfile(path).model.to_dict())
     return ModelSpec(name, coco_classes(), OFFICIAL_INPUT_SIZE_PX, config)
@@ -131,11 +131,13 @@ def coco_classes() -> tuple[str, ...]:
 
 
 def check_types(config: Any, name: str) -> None:
-    """Refuse a configuration that would make mmengine build anything but the parts of RTMDet-Ins."""
+    """Raise CheckpointError for a configuration with a `type` that is not part of RTMDet-Ins."""
     if isinstance(config, dict):
         kind = config.get("type")
         if kind is not None and kind not in ALLOWED_TYPES:
-            raise CheckpointError(f"{name}: its configuration asks for {kind!r}, which is no part of RTMDet-Ins. Refused.")
+            raise CheckpointError(
+                f"{name}: refused, its configuration contains the type {kind!r}, which is not part of RTMDet-Ins."
+            )
         config = config.values()
     elif not isinstance(config, (list, tuple)):
         return
@@ -144,7 +146,7 @@ def check_types(config: Any, name: str) -> None:
 
 
 def _portable(config: Any) -> Any:
-    """Plain JSON types, no pretrained downloads, and batch norm that runs without a process group."""
+    """A copy with plain JSON types, without pretrained downloads, and with BN instead of SyncBN, which needs a process group."""
     if isinstance(config, dict):
         kept = {key: _portable(value) for key, value in config.items() if key not in ("init_cfg", "batch_augments")}
         return kept | {"type": "BN"} if kept.get("type") == "SyncBN" else kept

@@ -1,8 +1,8 @@
-"""From a model's name to its file on disk: embedded, downloaded, or the user's own.
+"""Finds the file of a model by its name: embedded, downloaded, or a path.
 
-"rtmdet-ins_nano_person"              ─▶ pipeline/model/weights/….safetensors, comes with the code
-"rtmdet-ins_x_8xb16-300e_coco"        ─▶ cache folder, downloaded on first use (pipeline.model.download)
-"/models/mine.pth", "mine.safetensors" ─▶ itself
+"rtmdet-ins_nano_person"               ─▶ pipeline/model/weights/….safetensors, part of the package
+"rtmdet-ins_x_8xb16-300e_coco"         ─▶ cache folder, downloaded on first use (pipeline.model.download)
+"/models/mine.pth", "mine.safetensors" ─▶ that file
 
 python -m pipeline.model.zoo list | download NAME … | verify [NAME …]
 python -m pipeline.model.zoo import weights.pth --labels cat,dog --image-size 640 --output mine.safetensors
@@ -32,15 +32,15 @@ EMBEDDED_FOLDER = Path(__file__).parent / "weights"
 DEFAULT_CACHE = Path("~/.cache/rtmdet-ins-serve").expanduser()
 CHECKPOINT_SUFFIXES = (".pth", ".safetensors")
 AZUREML_PREFIX = "mmd-3x-"
-"""What AzureML's model catalogue puts before mmdet's names."""
+"""Prefix of mmdet's names in AzureML's model catalogue."""
 MIN_LIKENESS = 0.6
-"""Of a wrong name to the one that it may be meant for; difflib's own measure and default."""
+"""Least similarity of a wrong name to a suggested one; difflib's ratio and default."""
 _FILE_HASH = re.compile(r"-([0-9a-f]{8})\.pth$")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelHeader:
-    """What the stages must know of a model before its weights are loaded.
+    """What the stages need to know about a model without loading its weights.
 
     Args:
         classes: label names, in the order of the network's outputs.
@@ -63,19 +63,19 @@ def official_urls() -> dict[str, str]:
 
 
 def embedded_models() -> dict[str, Path]:
-    """Files that come with the code, by name."""
+    """Models that are part of the package: name to file."""
     return {path.stem: path for path in sorted(EMBEDDED_FOLDER.glob("*.safetensors"))}
 
 
 def locate(name: str, cache_dir: Path = DEFAULT_CACHE, setting: str = "model.name") -> Path:
-    """The file of a model; an official one is downloaded if it is not there yet.
+    """The file of a model; an official one is downloaded if it is not in the cache.
 
     Args:
         name: embedded name, official config name, or a path to `.pth` or `.safetensors`.
         cache_dir: folder for downloads.
-        setting: where the name was given, for the message.
+        setting: name of the setting, for the message.
     Raises:
-        ConfigurationError: no such model; the known names are listed, and the nearest is suggested.
+        ConfigurationError: no such model; the message lists the known names and suggests the most similar one.
         DownloadError: the file could not be fetched or has the wrong hash.
     """
     if name in embedded_models():
@@ -97,7 +97,7 @@ def locate(name: str, cache_dir: Path = DEFAULT_CACHE, setting: str = "model.nam
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
-    """The known name that a wrong one may be meant for. One that begins alike comes first: what follows the size says less."""
+    """The known name that is most similar to a wrong one; a longer common prefix counts first, because the size is near the beginning."""
     asked = name.removeprefix(AZUREML_PREFIX)
     likeness = {other: SequenceMatcher(None, asked, other).ratio() for other in known}
 
@@ -108,10 +108,10 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
 
 
 def read_header(name: str, cache_dir: Path = DEFAULT_CACHE) -> ModelHeader:
-    """Classes and input size of a model, without loading its weights where that can be avoided.
+    """Classes and input size of a model; loads the weights only for a `.pth`.
 
     Raises:
-        SetupError: as `locate`; CheckpointError where the file holds no model description.
+        SetupError: as `locate`; CheckpointError if the file has no model description.
     """
     if name in official_urls():
         from pipeline.model.spec import official_spec  # mmdet takes seconds to import: only where it is needed
@@ -133,7 +133,7 @@ def _read_safetensors_header(path: Path) -> ModelHeader:
             description = json.loads((file.metadata() or {})["model_spec"])
         return ModelHeader(tuple(map(str, description["classes"])), int(description["input_size"]))
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path.name}: its header describes no model ({error}).") from error
+        raise CheckpointError(f"{path.name}: its header contains no model description ({error}).") from error
 
 
 def _hash_in(url: str) -> str:
@@ -152,7 +152,7 @@ def _list(cache_dir: Path) -> None:
 
 
 def _verify(names: list[str], cache_dir: Path) -> bool:
-    """Check hashes of what is downloaded; False when any is wrong."""
+    """Check the hashes of downloaded models; returns False if any is wrong."""
     right = True
     for name, url in official_urls().items():
         path = cache_dir / "checkpoints" / url.rsplit("/", 1)[-1]
@@ -169,10 +169,10 @@ def _verify(names: list[str], cache_dir: Path) -> bool:
 
 
 def _import(source: Path, labels: str | None, image_size: int | None, output: Path) -> None:
-    """Write mmdet's weights, or a bare state dict, as a file that knows its labels and its image size.
+    """Convert mmdet's weights, or a bare state dict, to a file that contains labels and input size.
 
     Raises:
-        CheckpointError: the file is no RTMDet-Ins, or labels or size are known neither from it nor from here.
+        CheckpointError: the file is no RTMDet-Ins, or labels or size are neither in the file nor given.
     """
     from pipeline.model.checkpoints import load_checkpoint, save_safetensors
 
@@ -185,7 +185,7 @@ def _import(source: Path, labels: str | None, image_size: int | None, output: Pa
 
 
 def _labels(told: str) -> tuple[str, ...]:
-    """Names between commas, or the lines of a file."""
+    """Label names: separated by commas, or the lines of a file."""
     names = Path(told).read_text(encoding="utf-8").splitlines() if Path(told).is_file() else told.split(",")
     return tuple(name.strip() for name in names if name.strip())
 
@@ -194,10 +194,10 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.model.zoo", description="List, download and check models.")
     parser.add_argument("action", choices=["list", "download", "verify", "import"])
-    parser.add_argument("names", nargs="*", help="official config names; for import, the file")
+    parser.add_argument("names", nargs="*", help="official config names; for import: the file")
     parser.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE)
     parser.add_argument(
-        "--labels", help="import: names of the class channels in their order, between commas or as lines of a file"
+        "--labels", help="import: names of the class channels in order, separated by commas, or a file with one a line"
     )
     parser.add_argument("--image-size", type=int, help="import: side of the square network input, px (default: as the file says)")
     parser.add_argument("--output", type=Path, help="import: the .safetensors file to write")
@@ -208,9 +208,9 @@ def main(arguments: list[str] | None = None) -> int:
     if args.action == "verify":
         return 0 if _verify(args.names, args.cache_dir) else 1
     if args.action == "import" and (len(args.names) != 1 or args.output is None):
-        parser.error("import takes one file, and --output")
+        parser.error("import needs one file and --output")
     if not args.names:
-        parser.error("name what to download; `list` shows the names")
+        parser.error("download needs at least one name; `list` shows them")
     try:
         if args.action == "import":
             _import(Path(args.names[0]), args.labels, args.image_size, args.output)

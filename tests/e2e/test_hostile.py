@@ -87,7 +87,7 @@ def test_large_attacks(service, hostile_url, name):
 
 
 @pytest.mark.usefixtures("nothing_lost")
-@pytest.mark.parametrize(("deed", "message"), [(signal.SIGSEGV, "made its decoder fail"), (None, "decode_timeout_s")])
+@pytest.mark.parametrize(("deed", "message"), [(signal.SIGSEGV, "crashed its decoder"), (None, "decode_timeout_s")])
 def test_a_lost_decoder_costs_one_image(service, photo, deed, message):
     """A decoder that crashes, or stands still until its time is up: a 422 for its image; no replica is lost, the next is scored."""
     stopped = all_decoders(service, photo)

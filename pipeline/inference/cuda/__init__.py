@@ -1,4 +1,4 @@
-"""The engine on a CUDA card: network and post-processing as one CUDA graph for each batch size, with kernels of our own.
+"""The engine for NVIDIA GPUs: network and post-processing as one CUDA graph per batch size, with our own kernels.
 
-Kernels are compared with PyTorch's operators when an engine is made; one that differs is left out.
+When an engine is created, the kernels are compared with PyTorch's operators; if one differs, none of them is used.
 """

@@ -1,4 +1,4 @@
-"""What PyTorch needs several passes over memory for, in one: kernels of `cuda_kernels.cu`, compiled when the engine is made.
+"""CUDA kernels of `kernels.cu`, compiled when the engine is created. Each does in one pass over memory what PyTorch does in several.
 
 normalise       bytes to the network's input, with channels enough for cuDNN's fast kernels
 bias_silu       bias and SiLU after a convolution, the sum with a block's input, and its place among concatenated channels
@@ -7,7 +7,8 @@ chained_pools   the three max pools of spatial pyramid pooling, side by side wit
 greedy_nms      non-maximum suppression, exact, in one launch instead of some fifty
 instance_masks  the dynamic mask head with its hidden layers in registers, of the kept instances only
 
-NVIDIA's `cuda-core` compiles them (NVRTC, which PyTorch brings with it) and starts them; `cuda_network.with_kernels` says when.
+NVIDIA's `cuda-core` compiles them (by NVRTC, which comes with PyTorch) and launches them; `pipeline.inference.cuda.network.with_kernels`
+decides whether they are used.
 """
 
 from __future__ import annotations

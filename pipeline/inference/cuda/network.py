@@ -1,4 +1,4 @@
-"""RawNetwork rewritten for a card, with the same outputs: fewer passes over memory, and channels that tensor cores take without copies.
+"""Rewrites RawNetwork for a GPU, with the same outputs: fewer passes over memory, and channel counts that tensor cores need.
 
 bytes ─▶ float, mean, std, half       ─▶ one pass, with 8 channels of which 5 are zero
 12 channels in the stem of -tiny      ─▶ 16: SiLU(0) = 0, and the next layer's weights for them are zero
@@ -6,8 +6,8 @@ convolution, bias, SiLU, sum, concat  ─▶ convolution, then everything else i
 depthwise convolution, bias, SiLU     ─▶ one pass, where that is faster
 three pools, concat                   ─▶ one pass
 
-Nobody has tried the kernels on every card, driver and compiler: they must first agree with PyTorch's own operators, each by itself and
-the rewritten network as a whole. Where they do not, PyTorch's operators do the work, and the log says why.
+The kernels were not tested on every GPU, driver and compiler. So they are first compared with PyTorch's operators, each one and the
+rewritten network as a whole. If a result differs, PyTorch's operators are used, and the log says why.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ log = logging.getLogger(__name__)
 def with_kernels(
     network: RawNetwork, size: int, batches: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> tuple[RawNetwork, CudaKernels | None]:
-    """The network rewritten for the kernels, and these; as it is and None where they do not work, with a line in the log that says why.
+    """Rewrite the network for the kernels and return both; if the kernels do not work, log why and return the network unchanged and None.
 
     Args:
-        network: on the card, in `dtype`, channels last.
+        network: on the GPU, in `dtype`, channels last.
         size: side of its input, pixels.
         batches: sizes to compare the two networks at.
         dtype: float16 or bfloat16; there are no kernels for float32.
         device: a CUDA device, current.
     Raises:
-        EngineUnavailable: a kernel failed in a way that leaves the card unusable for this process.
-        torch.OutOfMemoryError: the largest batch does not fit; that is no fault of the kernels.
+        EngineUnavailable: a kernel failed and left the GPU unusable for this process.
+        torch.OutOfMemoryError: the largest batch does not fit into the GPU's memory.
     """
     if dtype == torch.float32:
         return network, None
@@ -73,7 +73,7 @@ def with_kernels(
     except torch.OutOfMemoryError:
         raise
     except ImportError as error:
-        log.warning("cuda-core is not here (%s): the network runs up to a third slower; pip install '.[cuda]'", error)
+        log.warning("cuda-core is not installed (%s): the network runs up to a third slower; pip install '.[cuda]'", error)
     except Exception as error:  # whatever NVRTC, the driver or the proof says: nothing that PyTorch could not do without them
         reason = "; ".join(str(error).splitlines()[:3])
         _check_alive(device, reason)
@@ -90,7 +90,7 @@ def _check_alive(device: torch.device, reason: str) -> None:
         torch.cuda.synchronize(device)
     except Exception as error:
         raise EngineUnavailable(
-            f"a CUDA kernel made the card unusable for this process ({reason}); "
+            f"a CUDA kernel left the GPU unusable for this process ({reason}); "
             "set detector.cuda_kernels: false to run without these kernels, and please report it"
         ) from error
 

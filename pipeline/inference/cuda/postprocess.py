@@ -3,10 +3,10 @@
     RawOutputs ─▶ best 512 scores ─▶ boxes ─▶ NMS in 10 passes ─▶ first 100 kept ─▶ kernels, masks ─▶ FixedResults
     + wishes      of an image                                     side by side                        one copy to the host
 
-`pipeline.inference.postprocess` looks at the data again and again, so as to do no work that is not needed: at each look the host
-waits for the card. Here nothing is looked at; what is done for nothing costs a card little (docs/RESULTS.md). Two bounds make that
-possible, and each image says whether its result is exact within them: 512 candidates were enough, and NMS had settled. Where it was
-not, the caller runs `PostProcessor` on the same outputs. The rules are the same, except that equal scores come in any order.
+`pipeline.inference.postprocess` has data-dependent shapes to avoid unnecessary work, and the host waits for the GPU at each of them. Here
+all shapes are fixed; the unnecessary work costs a GPU little (docs/RESULTS.md). Two bounds make this possible: 512 candidates and 10
+passes of NMS. The result says for each image whether it is exact within these bounds; if not, the caller runs `PostProcessor` on the same
+outputs. The results are the same, except that equal scores may be in any order.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ class FixedResults(NamedTuple):
 def wishes_of(
     letterboxes: Sequence[Letterbox], options: Sequence[DetectOptions], classes: int, out: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
-    """What is wanted of each image, as numbers for the card.
+    """Encode letterbox and options of each image as numbers for the GPU.
 
     Args:
         letterboxes, options: of B images.
         classes: C.
         out: (B or more, C + 9) float32 to write into.
     Returns:
-        (B, C + 9) float32: thresholds, then as `LIMITS` says. More than 100 instances of an image are more than there is room for.
+        (B, C + 9) float32: thresholds, then the values of `LIMITS`. At most 100 instances per image.
     """
     if out is None:
         out = np.empty((len(options), classes + LIMITS), np.float32)

@@ -1,4 +1,4 @@
-"""What the kernels of `cuda_kernels.cu` compute, said in PyTorch's operators; and the proof that they do, alone and in a network."""
+"""Reference implementation of the kernels of `kernels.cu` in PyTorch, and the self-tests that compare them, alone and in a network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NETWORK_TOLERANCES = {torch.float16: 0.1, torch.bfloat16: 0.3}
 
 
 class Kernels(Protocol):
-    """`CudaKernels` says what each takes and gives."""
+    """Interface of the kernels; see `CudaKernels` for arguments and results."""
 
     def normalise(self, pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor: ...
     def bias_silu(self, features: Tensor, bias: Tensor, added: Tensor | None = None, out: Tensor | None = None) -> Tensor: ...
@@ -73,10 +73,10 @@ def self_test(kernels: Kernels, dtype: torch.dtype, device: torch.device) -> Non
     """Run each kernel once on random numbers.
 
     Args:
-        kernels: to be proved.
-        dtype, device: theirs.
+        kernels: to compare.
+        dtype, device: of the kernels.
     Raises:
-        ArithmeticError: one of them differs from the reference, whose name it says.
+        ArithmeticError: a kernel differs from the reference; the message names it.
     """
     reference = ReferenceKernels(dtype)
     with without_tf32():
@@ -92,7 +92,7 @@ def self_test(kernels: Kernels, dtype: torch.dtype, device: torch.device) -> Non
 def self_test_network(
     rewritten: nn.Module, network: nn.Module, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
 ) -> None:
-    """Run a rewritten network and the one that it comes from on the same smooth pictures.
+    """Compare a rewritten network with the original one on the same smooth images.
 
     Args:
         shape: of the pixels, (B, H, W, 3).
@@ -110,7 +110,7 @@ def self_test_network(
 
 
 def without_tf32() -> AbstractContextManager[None]:
-    """Within: float32 is computed in float32 on a card, too."""
+    """Within: a GPU computes float32 without TF32."""
     return switched((torch.backends.cudnn, "allow_tf32", False), (torch.backends.cuda.matmul, "allow_tf32", False))
 
 

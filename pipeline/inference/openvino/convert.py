@@ -1,4 +1,4 @@
-"""From a checkpoint to an OpenVINO model, and the folder that keeps the result for the next start.
+"""Converts a checkpoint to an OpenVINO model, and caches the result in a folder for the next start.
 
 model file ─▶ mmdet network ─▶ RawNetwork ─▶ OpenVINO IR for a precision   (seconds: mmdet's import and the tracing)
      └──────────▶ <cache>/openvino/<key>/{network.xml, network.bin, head.safetensors}   (a fraction of a second)
@@ -40,12 +40,12 @@ between. With two, the thread can be left with one that is gone, and the next si
 
 _MODEL_SOURCES = [Path(model.__file__).with_name(f"{name}.py") for name in ("rtmdet", "kernel_branch", "fusion", "rtmdet_nano")]
 _SOURCES = (*_MODEL_SOURCES, Path(__file__).with_name("packed.py"), Path(__file__))
-"""What shapes the converted network: when one of these changes, so does the key."""
+"""Source files that determine the converted network; the cache key contains their hash."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConvertedNetwork:
-    """A network ready to compile, and what the post-processing needs beside it.
+    """A network that OpenVINO can compile, and the parts that the post-processing needs.
 
     Args:
         name, classes, input_size: of the model; pixels.
@@ -118,7 +118,7 @@ def convert(checkpoint: Checkpoint, precision: str) -> ConvertedNetwork:
 
 
 def convert_cached(path: Path, precision: str, cache_dir: Path) -> ConvertedNetwork:
-    """The converted network of a model file, from the cache where it is there.
+    """The converted network of a model file, from the cache if it contains it.
 
     Args:
         path: `.pth` or `.safetensors`.
@@ -149,7 +149,7 @@ def _packs(precision: str) -> bool:
 
 
 def _store(converted: ConvertedNetwork, folder: Path) -> None:
-    """Write beside the final place, then rename: a reader sees all of it or nothing."""
+    """Write to a temporary folder, then rename it, so that readers never see a partial result."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
     ov.save_model(converted.model, str(draft / "network.xml"), compress_to_fp16=False)

@@ -1,15 +1,15 @@
-"""The default engine on a CPU: OpenVINO, bf16 where the CPU computes in it.
+"""The default engine on a CPU: OpenVINO, in bf16 if the CPU supports it.
 
     1 image       ─▶ all threads on it
     a batch of B  ─▶ B // S images on each of S streams, each with its share of the threads, post-processing included
                      └▶ what is left over: image by image as above
 
-Streams do not wait for each other. Threads that share an image do, at every layer, and when a neighbour (a decoder, the outlines of the
-last batch) takes one of two cores, the other one idles as well. Measured on 2 cores with the embedded model in batches of 8, before the
+Streams do not wait for each other. Threads that share an image do, at every layer; if another process (a decoder, the Polygonizer) takes
+one of two cores, the other one idles as well. Measured on 2 cores with the embedded model in batches of 8, before the
 layers were packed, images/s: quiet 68 with both threads on one image, 75 with two streams; beside a neighbour that uses 60 % of a core
 43 and 58.
 
-Nor do they wait for the end of a batch: a second call takes the streams as they come free, and the engine tells when that is. Measured in
+A second call uses the streams as they become free, before the first batch ends; the engine reports this by `on_capacity`. Measured in
 `layout: together` with 32 clients: 55 images/s when each batch waits for the one before it, 61 when not (cores busy 92 and 97 %).
 
 The network runs one image a pass: with an open batch dimension OpenVINO copies at every change of layout. So each image can have the
@@ -101,7 +101,7 @@ class OpenVinoEngine(BatchEngine):
         self._spread(batch, lambda stream, part: stream.input(self._square).infer(part.stop - part.start))
 
     def warm_up(self) -> None:
-        """Run a grey square, then compile for the commonest shape of photo and for squares in batches, while the first requests come."""
+        """Run a grey square; then compile in the background for the most common image shape, and for batches of squares."""
         with naming_failures(1):
             self._find(self._alone, [grey_image(self._info.input_size)], [DetectOptions()])
         for original_hw in ((3, 4), (1, 1)):
@@ -124,7 +124,9 @@ class OpenVinoEngine(BatchEngine):
         except (MemoryError, RuntimeError):
             if input_hw == self._square:
                 raise
-            log.exception("no network for %d x %d pixels: such photos are padded to %d x %d", *input_hw, *self._square)
+            log.exception(
+                "cannot compile for inputs of %d x %d pixels: such images are padded to %d x %d", *input_hw, *self._square
+            )
             self._without_input.add(input_hw)
 
     def _find(self, stream: Stream, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:

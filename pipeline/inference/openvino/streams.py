@@ -1,4 +1,4 @@
-"""Streams of the OpenVINO engine: the network compiled for each input shape, and the buffers that a stream's share of a batch lies in."""
+"""Streams of the OpenVINO engine: the network compiled for each input shape, and the buffers of a stream's share of a batch."""
 
 from __future__ import annotations
 

@@ -186,10 +186,10 @@ def test_test_settings_come_along_and_differences_are_told(nano, tmp_path, caplo
 @pytest.mark.parametrize(
     ("source", "classes", "said"),
     [
-        ("", ("cat",), "the file does not say at which image size"),
-        (test_pipeline(1333, 800), ("cat",), "tested at 1333 x 800, which is no square"),
-        (test_pipeline(320, 320), None, "does not say which labels"),
-        ("((((" * 10_000, ("cat",), "at which image size"),
+        ("", ("cat",), "does not contain its test size, so the input size is unknown"),
+        (test_pipeline(1333, 800), ("cat",), "its test size 1333 x 800 is not square"),
+        (test_pipeline(320, 320), None, "does not contain the labels"),
+        ("((((" * 10_000, ("cat",), "does not contain its test size"),
         (f"model = dict(data_preprocessor=dict(bgr_to_rgb=True))\n{test_pipeline(320, 320)}", ("cat",), "trained on RGB"),
     ],
     ids=["no size", "no square", "no labels", "no Python", "RGB"],

@@ -133,7 +133,7 @@ def test_import_gives_a_bare_state_dict_labels_and_a_size(tmp_path, capsys):
     torch.save({f"model.{name}": value for name, value in build_network(nano_spec()).state_dict().items()}, bare)
     command = ["import", str(bare), "--output", str(output)]
     assert zoo.main(command) == 1
-    assert "does not say which labels" in capsys.readouterr().err
+    assert "does not contain the labels" in capsys.readouterr().err
     (tmp_path / "labels.txt").write_text("cat\n")
     assert zoo.main([*command, "--labels", str(tmp_path / "labels.txt"), "--image-size", "320"]) == 0
     assert "320 px, 1 labels: cat" in capsys.readouterr().out
