@@ -7,11 +7,11 @@
     source ─▶ list ─▶ Load (CPUs) ─▶ Detect (GPUs or CPUs) ─▶ Outline (CPUs) ─▶ OUTPUT/rows/*.parquet
                       or all three by the handle of a running application (--through)
 
-A row has AzureML's columns `row_number_per_file`, `preds` (JSON) and `file_name`, and `id`. A photo that is bad has an error in `preds`.
+A row has AzureML's columns `row_number_per_file`, `preds` (JSON) and `file_name`, and `id`. For a bad photo, `preds` holds an error.
 --coco writes OUTPUT/coco_results.json as well. --mini-batch-size, --error-threshold and --max-retries are AzureML's batch settings.
-Killed and started again, the same command loses and repeats nothing: Ray Data writes down which ids are in which file
-(OUTPUT/checkpoint). Memory is bounded by Ray Data, whatever the size of the batch. `jobs.batch_score` needs no cluster and asks a service
-over HTTP. The exit status is 1 where more photos failed than --error-threshold allows, or none was scored; 2 for wrong arguments or input.
+After an interruption, the same command continues without losing or repeating photos: Ray Data records which ids are in which file
+(OUTPUT/checkpoint). Memory does not grow with the batch. `jobs.batch_score` needs no cluster and sends the photos to a service
+over HTTP. Exit status: 1 if more photos failed than --error-threshold allows, or none was scored; 2 for wrong arguments or input.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from jobs.scoring.batch_inputs import InputsError
 
 CACHE = Path("~/.cache/rtmdet-ins-serve")
 EVERY_S = 5.0
-"""Between two lines of progress."""
+"""Seconds between two lines of progress."""
 
 
 @cli_errors("jobs.batch_ray")
@@ -59,7 +59,7 @@ class Progress(threading.Thread):
 
     Args:
         tally: of the job.
-        total, before: photos, and those that an earlier run has done.
+        total, before: number of photos, and how many an earlier run has scored.
     """
 
     def __init__(self, tally: Any, total: int, before: int) -> None:
@@ -68,17 +68,17 @@ class Progress(threading.Thread):
         self._began, self._ended = time.monotonic(), threading.Event()
 
     def run(self) -> None:
-        """Print a line every few seconds."""
+        """Print a line every `EVERY_S` seconds."""
         while not self._ended.wait(EVERY_S):
             print(self.line(), file=sys.stderr, flush=True)
 
     def stop(self) -> None:
-        """Print no more."""
+        """Stop printing."""
         self._ended.set()
         self.join()
 
     def line(self) -> str:
-        """Where the job is."""
+        """The current line of progress."""
         import ray
 
         done, errors, _ = ray.get(self._tally.counts.remote())
@@ -96,26 +96,30 @@ def _parser() -> argparse.ArgumentParser:
         help="folder, here or s3://, gs://, abfs://; CSV, JSON lines or MLTable here; Parquet, a file or a folder of them, with columns "
         "`id`, different in each row, and `image` (bytes, base64, URLs or whole paths)",
     )
-    add("--output", required=True, help="folder, on storage that every node reaches: rows/, checkpoint/, photos.parquet")
+    add("--output", required=True, help="folder, on storage that every node can access: rows/, checkpoint/, photos.parquet")
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
         "--model", default="rtmdet-ins_nano_person", help="name or path, the same on every node (default: %(default)s)"
     )
-    how.add_argument("--through", metavar="APPLICATION", help="score by the handle of this running application instead")
-    add("--format", choices=["parquet", "jsonl"], default="parquet", help="of rows/ (default: %(default)s)")
-    add("--mini-batch-size", type=count, default=32, help="photos that a task loads or outlines (default: %(default)s)")
+    how.add_argument(
+        "--through", metavar="APPLICATION", help="instead of --model: score with this running application, by its handle"
+    )
+    add("--format", choices=["parquet", "jsonl"], default="parquet", help="format of the files in rows/ (default: %(default)s)")
+    add("--mini-batch-size", type=count, default=32, help="photos per task of loading or outlining (default: %(default)s)")
     add("--error-threshold", type=int, default=-1, help="most photos that may fail; -1: any number (default: %(default)s)")
-    add("--max-retries", type=int, default=3, help="of a mini batch whose worker died (default: %(default)s)")
-    add("--detectors", type=count, default=1, help="workers of the network (default: %(default)s)")
-    add("--detector-gpus", type=float, default=0, help="of each; 0: on CPUs (default: %(default)s)")
-    add("--detector-cpus", type=float, default=0.5, help="of each; also its threads (default: %(default)s)")
+    add("--max-retries", type=int, default=3, help="retries of a mini batch whose worker died (default: %(default)s)")
+    add("--detectors", type=count, default=1, help="workers that run the network (default: %(default)s)")
+    add("--detector-gpus", type=float, default=0, help="GPUs of each detector; 0: run on CPUs (default: %(default)s)")
+    add(
+        "--detector-cpus", type=float, default=0.5, help="CPUs of each detector, and its number of threads (default: %(default)s)"
+    )
     add("--detector-batch", type=count, default=8, help="photos in one pass of the network (default: %(default)s)")
     add("--engine", choices=["auto", "openvino", "torch", "simulated"], default="auto", help="(default: %(default)s)")
     add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="(default: %(default)s)")
-    add("--loaders", type=count, default=2, help="workers that decode (default: %(default)s)")
-    add("--outliners", type=count, default=1, help="workers that trace outlines (default: %(default)s)")
-    add("--worker-cpus", type=float, default=0.1, help="of each loader and outliner (default: %(default)s)")
-    add("--score-threshold", type=fraction, default=0.3, help="keep scores above this (default: %(default)s)")
+    add("--loaders", type=count, default=2, help="workers that decode photos (default: %(default)s)")
+    add("--outliners", type=count, default=1, help="workers that trace polygons (default: %(default)s)")
+    add("--worker-cpus", type=float, default=0.1, help="CPUs of each loader and outliner (default: %(default)s)")
+    add("--score-threshold", type=fraction, default=0.3, help="keep objects with a score above this (default: %(default)s)")
     add("--mask-format", choices=["polygon", "rle"], default="polygon", help="(default: %(default)s)")
     add(
         "--coco",

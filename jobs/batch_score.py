@@ -1,16 +1,16 @@
-"""Score many photos with a running service, as AzureML's batch endpoint does: a row for each photo, as it is done.
+"""Score many photos with a running service, as AzureML's batch endpoint does. Writes one row per photo.
 
     python -m jobs.batch_score photos/ --url http://127.0.0.1:8000 --output preds.jsonl
     python -m jobs.batch_score photos.csv --url https://scoring.example.com --key-env SCORING_KEY --output predictions.csv
 
-    photos ─▶ groups ─▶ CONCURRENCY threads: read, ask (jobs.scoring.service_client waits and asks again) ─▶ rows
+    photos ─▶ groups ─▶ CONCURRENCY threads: read, send (jobs.scoring.service_client waits and retries) ─▶ rows
 
-A row is `row_number_per_file`, `preds`, `file_name` (jobs.scoring.batch_output has the formats); `preds` is the image's object of the
-contract, `{"boxes": [...]}`, with `"error": {"code", "message"}` where the photo is bad. Of a folder, `file_name` is the photo's path and
-the number 0; of a table, its name and the row, from 0. Rows come in the order in which photos get done. Stopped and started again, it goes
-on: photos in the output are skipped. Delete a line to have its photo scored again. Memory does not grow with the batch.
-The exit status is 1 where it was stopped, a request failed for good (such photos have no row, so that the same command tries them again),
-or not one photo could be scored.
+A row has `row_number_per_file`, `preds` and `file_name` (formats: jobs.scoring.batch_output); `preds` is the image's object of the
+contract, `{"boxes": [...]}`, with `"error": {"code", "message"}` if the photo is bad. For a folder, `file_name` is the photo's path and
+the number is 0; for a table, they are its name and the row, from 0. Rows are written in the order in which photos are finished. When
+started again, it skips photos that are in the output. Delete a line to score its photo again. Memory does not grow with the batch.
+Exit status 1: it was stopped, a request failed after all retries (its photos have no row, so the same command tries them again),
+or no photo could be scored.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from jobs.scoring.scorer import Done, Scorer, score_all
 from jobs.scoring.service_client import ServiceClient, ServiceFault, Unavailable, base_url, key_from
 
 MAX_FAILED_REQUESTS = 20
-"""A service that fails so many requests for good gets no more of them."""
+"""The job stops after so many requests failed after all retries."""
 
 
 @cli_errors("jobs.batch_score")
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status: 0 all done, 1 stopped or requests failed for good, 2 wrong arguments or input."""
+    """The command line; returns the exit status: 0 all done, 1 stopped or requests failed, 2 wrong arguments or input."""
     args = _parser().parse_args(argv)
     client = ServiceClient(args.url, args.key_env, args.deadline_s, args.concurrency)
     params = {} if args.score_threshold is None else {"score_threshold": args.score_threshold}
@@ -75,7 +75,7 @@ def _tell_skipped(source: Source) -> None:
     if source.skipped:
         kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in source.skipped.most_common(8))
         print(
-            f"jobs.batch_score: {source.skipped.total():,} files of {source.path} are no photos that the service reads: {kinds}",
+            f"jobs.batch_score: {source.skipped.total():,} files of {source.path} are not in a format that the service reads: {kinds}",
             file=sys.stderr,
         )
 
@@ -89,7 +89,7 @@ def _run(
     photos: int,
     output: BatchOutput,
 ) -> int:
-    """Score what has no row, write every row as it comes, count, and say how it went."""
+    """Score the photos without a row, write the rows, count them, and print a summary."""
     scorer = Scorer(client, params, int(limits.get("max_body_mb", 32) * 1e6))
     group = min(args.images_per_request, limits.get("max_images_per_request", args.images_per_request))
     tally = Tally(photos)
@@ -104,13 +104,13 @@ def _run(
                 for fault in done.faults:
                     bar.write(f"jobs.batch_score: {fault}", file=sys.stderr)
                 if tally.failed >= MAX_FAILED_REQUESTS:
-                    raise Unavailable(f"{tally.failed} requests failed for good")
+                    raise Unavailable(f"{tally.failed} requests failed after all retries")
         except Unavailable as error:
             tally.failed += 1
             bar.write(f"jobs.batch_score: stopped: {error}", file=sys.stderr)
         except KeyboardInterrupt:
             tally.failed += 1
-            bar.write("jobs.batch_score: interrupted; the same command goes on from here", file=sys.stderr)
+            bar.write("jobs.batch_score: interrupted; the same command continues from here", file=sys.stderr)
         finally:
             results.close()  # type: ignore[attr-defined]  # a generator: waits for what is in flight, starts nothing more
         bar.update(tally.done - bar.n)
@@ -138,11 +138,11 @@ class Tally:
 
     @property
     def done(self) -> int:
-        """Photos that have a row."""
+        """Number of photos that have a row."""
         return self.before + self.scored + self.errors
 
     def is_done_before(self, is_done: bool) -> bool:
-        """Count a photo that an earlier run has done."""
+        """Count a photo if an earlier run has scored it; returns `is_done`."""
         self.before += is_done
         return is_done
 
@@ -164,17 +164,17 @@ class Tally:
         """What to say where every row is an error; empty otherwise."""
         if self.scored or self.before or not self.errors:
             return ""
-        return f"not one of {self.errors} photos could be scored; the first: {self.first_error}"
+        return f"none of {self.errors} photos could be scored; first error: {self.first_error}"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m jobs.batch_score",
         description=(__doc__ or "").splitlines()[0],
-        epilog="The exit status is 0 where every photo has its row, though those of bad photos hold an error instead of objects; "
-        "1 where it was stopped, a request failed for good (the same command tries again what has no row) or not one photo could be "
+        epilog="Exit status: 0 if every photo has a row (the row of a bad photo holds an error instead of objects); "
+        "1 if it was stopped, a request failed after all retries (the same command tries these photos again) or no photo could be "
         "scored; "
-        "2 where arguments or input are wrong.",
+        "2 for wrong arguments or input.",
     )
     add = parser.add_argument
     add(
@@ -182,23 +182,23 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of photos; CSV with a column `image`, or JSON lines with `image_url`, of base64, URLs (the service fetches those) or "
         "paths; a folder of such tables; MLTable",
     )
-    add("--url", type=base_url, required=True, help="a running service, e.g. http://127.0.0.1:8000")
+    add("--url", type=base_url, required=True, help="base URL of the service, such as http://127.0.0.1:8000")
     add("--key-env", type=key_from, metavar="NAME", help="environment variable that holds the key")
     add(
         "--output",
         type=Path,
         required=True,
-        help="rows; what is in it already is not scored again; missing folders are made",
+        help="file for the rows; photos that are already in it are skipped; missing folders are created",
     )
     add(
         "--format",
         choices=[*FORMATS, PARQUET],
-        help="jsonl; csv, AzureML's predictions.csv; boxes, rows of filename and boxes; parquet (default: the suffix of --output)",
+        help="jsonl; csv: AzureML's predictions.csv; boxes: rows of filename and boxes; parquet (default: by the suffix of --output)",
     )
-    add("--concurrency", type=count, default=8, help="requests in flight at once (default: %(default)s)")
+    add("--concurrency", type=count, default=8, help="requests in flight at a time (default: %(default)s)")
     add("--images-per-request", type=count, default=8, help="(default: %(default)s)")
-    add("--score-threshold", type=float, help="keep scores above this, 0..1 (default: the service's)")
-    add("--deadline-s", type=float, default=30.0, help="of a request, seconds (default: %(default)s)")
+    add("--score-threshold", type=float, help="keep objects with a score above this, 0..1 (default: the service's)")
+    add("--deadline-s", type=float, default=30.0, help="time limit of a request, seconds (default: %(default)s)")
     return parser
 
 

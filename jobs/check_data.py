@@ -1,10 +1,10 @@
-"""Look at annotated photos before anybody trains on them for an hour.
+"""Check annotated photos before training.
 
     python -m jobs.check_data train.json --images photos/ [--output check.html]
 
-Reads the annotations as `jobs.finetune` does, decodes every photo, prints what was left out, repaired and odd, counts by class and size,
-and writes a page of pictures with the masks that training sees. The exit status is 0 where training would run, 1 where a photo cannot be
-decoded, 2 where the annotations are refused, or with --strict anything was left out.
+Reads the annotations as `jobs.finetune` does and decodes every photo. Prints what was left out, repaired or odd, counts by class and size,
+and writes a page of pictures with the masks that training uses. Exit status: 0 if training would run, 1 if a photo cannot be
+decoded, 2 if the annotations are refused or, with --strict, anything was left out.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".webp", ".tif",
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a set of photos is like.
+    """The findings about an annotated set of photos.
 
     Args:
         report: of the annotations, as lines.
         classes, sizes: objects by class, and by size.
-        photos: their sizes in words.
-        odd: what to look at.
+        photos: their sizes, as text.
+        odd: things to look at.
         faults: photos that cannot be decoded, one line each.
     """
 
@@ -54,7 +54,7 @@ class Findings:
 
 
 def look(annotations: Annotations, image_size_px: int) -> Findings:
-    """Decode every photo, and count."""
+    """Decode every photo and collect the findings."""
     document = json.loads(annotations.coco_json.read_text())
     faults, twins = _decode_all(annotations.images, document)
     odd = [*odd_cases(document, image_size_px), *twins, *_not_annotated(annotations.images, document)]
@@ -62,7 +62,7 @@ def look(annotations: Annotations, image_size_px: int) -> Findings:
 
 
 def _decode_all(images: Path, document: dict[str, Any]) -> tuple[list[str], list[Odd]]:
-    """What is wrong with photos, and which are the same file under two names."""
+    """Photos that cannot be decoded, and photos that are the same file under two names."""
     faults: list[str] = []
     first_of: dict[bytes, str] = {}
     twins: list[str] = []
@@ -108,7 +108,7 @@ def _side(one: ClassCount) -> str:
 
 
 def as_page(findings: Findings, sheets: Sequence[Sheet], title: str, pictures: int) -> str:
-    """The findings as HTML, with pictures of what is odd, and of as many others spread over the file as are asked for."""
+    """The findings as HTML, with pictures of odd cases, and of `pictures` other photos spread over the file."""
     classes = [(one.name, f"{one.objects:,}", f"{one.photos:,}", _side(one)) for one in findings.classes]
     sizes = [(name, f"{number:,}") for name, number in findings.sizes.items()]
     by_name = {sheet.name: sheet for sheet in sheets}
@@ -126,7 +126,7 @@ def as_page(findings: Findings, sheets: Sequence[Sheet], title: str, pictures: i
                 ["what", "how many", "first"], [(one.what, f"{one.count:,}", ", ".join(one.photos)) for one in findings.odd]
             ),
             page.gallery(_figures(odd[:pictures])),
-            page.heading("What training sees"),
+            page.heading("Samples as training sees them"),
             page.gallery(_figures(others)),
         ],
     )

@@ -1,7 +1,7 @@
-"""How a command ends that cannot do what it was told: one line on stderr instead of a traceback, and an exit status.
+"""Error handling of commands: one line on stderr and an exit status instead of a traceback.
 
-command ─▶ OSError, ServiceError, CommandFault ─▶ "program: what was wrong", status 1
-       └─▶ Ctrl-C ───────────────────────────────▶ "program: interrupted", status 130; blocks that were entered end first
+command ─▶ OSError, ServiceError, CommandFault ─▶ "program: message", status 1
+       └─▶ Ctrl-C ───────────────────────────────▶ "program: interrupted", status 130; open context managers exit first
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ P = ParamSpec("P")
 
 
 class CommandFault(Exception):
-    """A command cannot do what it was told; the message says what was wrong and what to do."""
+    """A command cannot run; the message says what is wrong and what to do."""
 
 
 def cli_errors(program: str, *more: type[Exception], status: int = 1) -> Callable[[Callable[P, int]], Callable[P, int]]:
-    """For a `main` that returns its exit status.
+    """Decorator for a `main` that returns its exit status: prints errors in one line instead of a traceback.
 
     Args:
-        program: whose name the line begins with.
-        more: errors that are told in a line, too; any other is a bug and keeps its traceback.
-        status: of a command that failed.
+        program: name at the beginning of the line.
+        more: further exception types to print in one line; all others keep their traceback.
+        status: exit status of a command that failed.
     """
     caught: tuple[type[Exception], ...] = (CommandFault, ServiceError, OSError, *more)
 
@@ -51,14 +51,14 @@ def cli_errors(program: str, *more: type[Exception], status: int = 1) -> Callabl
 
 
 def count(text: str) -> int:
-    """A number from 1 as argparse takes it."""
+    """argparse type: a whole number from 1."""
     if not (text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
     return int(text)
 
 
 def fraction(text: str) -> float:
-    """A number from 0 to 1 as argparse takes it."""
+    """argparse type: a number from 0 to 1."""
     try:
         number = float(text)
     except ValueError:
@@ -69,7 +69,7 @@ def fraction(text: str) -> float:
 
 
 def reason_of(error: Exception) -> str:
-    """An error's message; of a file's, its name and what the system said."""
+    """The message of an error; for an OSError about a file: the file's name and the reason."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error)

@@ -1,11 +1,11 @@
-"""Compare two of {running endpoint, model, saved rows} over a folder of photos: before you switch, or in CI.
+"""Compare two models, endpoints or saved results on a folder of photos, for example before switching, or in CI.
 
     python -m jobs.compare photos/ https://old.example.com http://127.0.0.1:8000 --key-env-a OLD_KEY --page compare.html
     python -m jobs.compare photos/ preds.jsonl runs/mine/final.safetensors --min-matched 0.95 --min-mask-iou 0.9
 
-A side is a URL (AzureML's endpoint, too), a model (a name or a file, run in this process), or rows of jobs.batch_score (*.jsonl, *.csv).
-Objects of one label match by the overlap of their masks. "missed" are those of the first side alone, "new" those of the second.
-Prints a table and, last, one line of JSON. The exit status is 1 where a threshold is missed, 2 for wrong arguments or input.
+A side is a URL (also of an AzureML endpoint), a model (name or file, run in this process), or rows of jobs.batch_score (*.jsonl, *.csv).
+Objects with the same label match by the IoU of their masks. "missed" are objects of only the first side, "new" of only the second.
+Prints a table, then one line of JSON. Exit status: 1 if a threshold is missed, 2 for wrong arguments or input.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(folder: str, first: Side, second: Side, iou_threshold: float, most: int) -> tuple[Totals, list[Difference]]:
-    """Ask both sides about every photo.
+    """Score every photo with both sides.
 
     Args:
         folder: of the photos.
-        iou_threshold: smallest overlap of masks that match.
-        most: photos that are kept to be shown, those that agree least.
+        iou_threshold: smallest mask IoU of a match.
+        most: number of photos to return, those with the lowest agreement.
     Returns:
-        The counts, and these photos, the worst first.
+        The counts, and these photos, lowest agreement first.
     """
     totals = Totals()
     worst: list[tuple[float, int, Difference]] = []
@@ -100,10 +100,12 @@ def _counted(totals: Totals, name: str, photo: Path, answers: tuple[Answer, Answ
 
 
 def missed_thresholds(summary: dict[str, Any], args: argparse.Namespace) -> list[str]:
-    """What is not kept, in words. Where nothing was found on either side, there is nothing to miss; where nobody answered, all is."""
+    """The missed thresholds, as text. Without any objects on both sides none is missed; without any answers all are."""
     failed = []
     if sum(summary["faults"]) > args.max_faults:
-        failed.append(f"{sum(summary['faults'])} photos have no answer of a side; at most {args.max_faults} may (--max-faults)")
+        failed.append(
+            f"{sum(summary['faults'])} photos have no answer of one side; the limit is {args.max_faults} (--max-faults)"
+        )
     for name, least in (("matched_share", args.min_matched), ("mask_iou", args.min_mask_iou)):
         if least is not None and summary[name] is not None and summary[name] < least:
             failed.append(f"{name} is {summary[name]}, below {least:g}")
@@ -119,17 +121,17 @@ def _parser() -> argparse.ArgumentParser:
     add("photos", help="folder of photos")
     add("sides", nargs=2, metavar="SIDE", help="URL, model (name or file), or rows of jobs.batch_score")
     add("--key-env-a", type=key_from, metavar="NAME", help="environment variable that holds the first URL's key")
-    add("--key-env-b", type=key_from, metavar="NAME", help="of the second")
-    add("--score-threshold", type=fraction, default=0.3, help="objects above it count (default: %(default)s)")
-    add("--iou-threshold", type=fraction, default=0.5, help="smallest overlap of masks that match (default: %(default)s)")
+    add("--key-env-b", type=key_from, metavar="NAME", help="environment variable that holds the second URL's key")
+    add("--score-threshold", type=fraction, default=0.3, help="compare objects with a score above this (default: %(default)s)")
+    add("--iou-threshold", type=fraction, default=0.5, help="smallest mask IoU of a match (default: %(default)s)")
     add("--engine", choices=["auto", "openvino", "torch"], default="auto", help="of models (default: %(default)s)")
     add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="of models (default: %(default)s)")
-    add("--min-matched", type=fraction, help="share of the objects of both sides that must match")
-    add("--min-mask-iou", type=fraction, help="of matched objects, in the mean")
-    add("--max-score-shift", type=fraction, help="of matched objects, absolute, in the mean")
-    add("--max-faults", type=int, default=0, help="photos that may have no answer (default: %(default)s)")
+    add("--min-matched", type=fraction, help="smallest share of the objects of both sides that must match")
+    add("--min-mask-iou", type=fraction, help="smallest mean mask IoU of matched objects")
+    add("--max-score-shift", type=fraction, help="largest mean absolute score difference of matched objects")
+    add("--max-faults", type=int, default=0, help="most photos without an answer (default: %(default)s)")
     add("--page", type=Path, help="write an HTML page with the photos that differ most")
-    add("--most", type=count, default=20, help="photos on the page (default: %(default)s)")
+    add("--most", type=count, default=20, help="most photos on the page (default: %(default)s)")
     return parser
 
 

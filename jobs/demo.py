@@ -2,7 +2,7 @@
 
     python -m jobs.demo [--url http://127.0.0.1:8000] [--image photo.jpg] [--key-env NAME] [--out demo_output]
 
-Without --image it takes an example photo of the playground, or where that is missing the one that matplotlib installs (Grace Hopper).
+Without --image it uses an example photo of the playground or, if that is missing, one that comes with matplotlib (Grace Hopper).
 """
 
 import argparse
@@ -26,7 +26,7 @@ from pipeline.masks.encode import objects_from_dict
 
 START_TIMEOUT_S = 60.0
 EXAMPLE = Path(str(files("serve_app") / "playground/examples/hall.jpg"))
-"""Several people; its licence lies beside it."""
+"""A photo of several people; its licence is in the same folder."""
 
 
 def default_photo() -> Path:
@@ -73,11 +73,11 @@ def _wait_until_ready(url: str) -> None:
 
 
 def _status_of(url: str) -> str | None:
-    """Why a server is not ready, and what to do; None where it is."""
+    """Why a server is not ready, and what to do; None if it is ready."""
     try:
         response = requests.get(url, timeout=10)
     except requests.RequestException:
-        return "nobody answers; start one with `make serve` in another terminal"
+        return "no connection; start one with `make serve` in another terminal"
     if response.status_code == 404:
         return f"{url} answered 404; nothing is deployed there yet, or --url names more than the server, such as http://127.0.0.1:8000"
     return None if response.ok else f"{url} answered {response.status_code}: {_said(response)}"
@@ -86,7 +86,7 @@ def _status_of(url: str) -> str | None:
 def check_photo(photo: Path) -> None:
     """Raise CommandFault unless it is a file."""
     if photo.is_dir():
-        raise CommandFault(f"--image: {photo} is a folder; name one photo of it, or score them all with jobs.batch_score")
+        raise CommandFault(f"--image: {photo} is a folder; name one of its photos, or score all with jobs.batch_score")
     if not photo.is_file():
         raise CommandFault(f"--image: there is no file {photo}")
 
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     key.add_argument(
         "--key-env", type=key_from, dest="key", metavar="NAME", help="environment variable that holds the bearer key"
     )
-    key.add_argument("--key", help="the key itself; others see it in the list of processes")
+    key.add_argument("--key", help="the key itself; other users can see it in the list of processes")
     parser.add_argument("--out", type=Path, default=Path("demo_output"))
     args = parser.parse_args(argv)
     photo = args.image or default_photo()

@@ -46,12 +46,12 @@ def measure(
     score_threshold: float = SCORE_THRESHOLD,
     iou_threshold: float = IOU_THRESHOLD,
 ) -> dict[str, Any]:
-    """All metrics of one set of predictions: `{"images", "predictions", "crowds", "coco": {...}, "azureml": {...}}`.
+    """Compute all metrics of one set of predictions: `{"images", "predictions", "crowds", "coco": {...}, "azureml": {...}}`.
 
     Args:
-        score_threshold, iou_threshold: of AzureML's metrics; COCO's are of all predictions, over ten IoUs.
+        score_threshold, iou_threshold: for AzureML's metrics; COCO's use all predictions and ten IoU thresholds.
     Raises:
-        AnnotationsError: a photo was annotated in another size than it was scored in.
+        AnnotationsError: a photo is annotated in another size than it was scored in.
     """
     check_sizes(truth, predictions)
     return {
@@ -104,8 +104,8 @@ def _predict(options: argparse.Namespace, annotations: Annotations, truth: dict[
         return predict_with_mmdet(load_checkpoint(options.checkpoint), annotations, options.image_size, bar)
     except torch.OutOfMemoryError as error:
         raise CommandFault(
-            f"The card's memory does not hold the network with a photo: a smaller --image-size needs less, and CUDA_VISIBLE_DEVICES= "
-            f"takes the CPU ({str(error).splitlines()[0]})"
+            f"The GPU's memory is too small for one photo: a smaller --image-size needs less, or use the CPU with CUDA_VISIBLE_DEVICES= "
+            f"({str(error).splitlines()[0]})"
         ) from error
 
 
@@ -117,24 +117,32 @@ def _parser() -> argparse.ArgumentParser:
     add("--strict", action="store_true", help=STRICT_HELP)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--checkpoint", help="model to run: a name that `python -m pipeline.model.zoo list` knows, or .pth or .safetensors"
+        "--checkpoint", help="model to run: a name from `python -m pipeline.model.zoo list`, or a .pth or .safetensors file"
     )
-    source.add_argument("--url", type=base_url, help="a running service, e.g. http://127.0.0.1:8000")
-    source.add_argument("--results", type=Path, help="predictions made elsewhere, COCO results JSON")
+    source.add_argument("--url", type=base_url, help="base URL of a running service, such as http://127.0.0.1:8000")
+    source.add_argument("--results", type=Path, help="COCO results JSON with existing predictions")
     add("--key-env", type=key_from, metavar="NAME", help="environment variable that holds the service's key")
     add(
-        "--engine", choices=["mmdet", "openvino", "torch"], default="mmdet", help="what runs --checkpoint (default: mmdet itself)"
+        "--engine",
+        choices=["mmdet", "openvino", "torch"],
+        default="mmdet",
+        help="engine for --checkpoint (default: mmdet's own test code)",
     )
-    add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="of openvino and torch")
-    add("--image-size", type=int, help="side of the square input, px, for mmdet (default: the model's own)")
+    add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="for the engines openvino and torch")
+    add("--image-size", type=int, help="side of the square network input, pixels; for mmdet only (default: the model's)")
     add(
         "--score-threshold",
         type=fraction,
         default=SCORE_THRESHOLD,
-        help="of AzureML's metrics (default: %(default)s, as AzureML's)",
+        help="for AzureML's metrics (default: %(default)s, as in AzureML)",
     )
-    add("--iou-threshold", type=fraction, default=IOU_THRESHOLD, help="of AzureML's metrics (default: %(default)s, as AzureML's)")
-    add("--plot", type=Path, help="draw the confusion matrix into this PNG")
+    add(
+        "--iou-threshold",
+        type=fraction,
+        default=IOU_THRESHOLD,
+        help="for AzureML's metrics (default: %(default)s, as in AzureML)",
+    )
+    add("--plot", type=Path, help="write the confusion matrix to this PNG file")
     add("--save-results", type=Path, help="write the predictions as COCO results JSON")
     add("--output", type=Path, help="write the metrics as JSON")
     return parser

@@ -3,7 +3,7 @@
     python -m jobs.export runs/mine/final.safetensors --output mine.onnx
     python -m jobs.export runs/mine/final.safetensors --output mine.pth      # and mine.py, mmdet's configuration
 
-docs/TRAINING.md says what the ONNX model takes and gives. It is compared with this project's engine before it is written.
+docs/TRAINING.md describes inputs and outputs of the ONNX model. It is compared with this project's engine.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_packages() -> None:
-    """Raise CommandFault where what ONNX needs is not installed."""
+    """Raise CommandFault if packages for ONNX are missing."""
     if missing := [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]:
         raise CommandFault(f"ONNX needs {', '.join(missing)}, not installed here: .venv/bin/pip install -e '.[export]'")
 
 
 def export_onnx(checkpoint: Checkpoint, output: Path, detections: int) -> None:
-    """Write the model and tell how it compares; a file that differs from the engine does not stay."""
+    """Write the model, compare it with the engine and print the result; deletes the file if it differs."""
     from jobs.exporting.onnx_check import check_onnx
     from jobs.exporting.onnx_model import write_onnx
 
@@ -77,7 +77,7 @@ def export_onnx(checkpoint: Checkpoint, output: Path, detections: int) -> None:
 
 
 def description(checkpoint: Checkpoint) -> dict[str, str]:
-    """What a reader of the file needs to know, as JSON by name."""
+    """Metadata for users of the file: name to JSON."""
     spec = checkpoint.spec
     told = {
         "name": spec.name,
@@ -92,10 +92,10 @@ def description(checkpoint: Checkpoint) -> dict[str, str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.export", description="Write a model as ONNX or as mmdet's files.")
     add = parser.add_argument
-    add("model", help="a name that `python -m pipeline.model.zoo list` knows, or .pth or .safetensors")
+    add("model", help="a name from `python -m pipeline.model.zoo list`, or a .pth or .safetensors file")
     add("--output", type=Path, required=True, help="file to write: .onnx; or .pth with mmdet's configuration, .py, beside it")
-    add("--image-size", type=count, help="side of the square input, px, a multiple of 32 (default: the model's own)")
-    add("--max-detections", type=count, default=100, help="rows an image of the ONNX model (default: %(default)s)")
+    add("--image-size", type=count, help="side of the square network input, pixels, a multiple of 32 (default: the model's)")
+    add("--max-detections", type=count, default=100, help="rows per image in the ONNX model's outputs (default: %(default)s)")
     return parser
 
 

@@ -2,10 +2,10 @@
 
     python -m jobs.finetune --train train.json --train-images photos/ --val val.json --val-images photos/ --work-dir runs/mine
 
-mmdet's transforms, losses and mmengine's Runner do the training; this file only puts them together. The result is
+Training uses mmdet's transforms and losses and mmengine's Runner; this file puts them together. The result is
 `<work-dir>/final.safetensors` (and mmengine's own `iter_*.pth`): averaged weights, classes and configuration in one file. With --val
-they are those of the best measurement. Ctrl-C or SIGTERM ends a run early, with the same result and exit status 128 + signal; --resume
-goes on with it.
+they are those of the best validation. Ctrl-C or SIGTERM ends a run early, with the same result and exit status 128 + signal; --resume
+continues it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from pipeline.model.zoo import embedded_models, locate
 
 
 def finetune(settings: FinetuneSettings) -> signal.Signals | None:
-    """Train, and write the finished model file; returns the signal that ended the run early, if one did."""
+    """Train and write the model file; returns the signal that ended the run early, or None."""
     if settings.processes == 1:
         check_single_process()
     check_work_dir(settings.work_dir, resume=settings.resume)
@@ -65,7 +65,7 @@ def finetune(settings: FinetuneSettings) -> signal.Signals | None:
             export(settings.work_dir)
     if not signals or runner.iter == runner.max_iters:
         return None
-    so_far = f"after {runner.iter:,} of {runner.max_iters:,} steps. --resume goes on"
+    so_far = f"after {runner.iter:,} of {runner.max_iters:,} steps. --resume continues"
     print(f"Stopped by {signals[0].name} {so_far if runner.iter else 'before the first step: nothing is saved'}.")
     return signals[0]
 
@@ -74,13 +74,13 @@ def check_single_process() -> None:
     """Raise ValueError under torchrun or mpirun: each of its processes would train the same run into the same folder."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
-            f"torchrun started {os.environ['WORLD_SIZE']} processes, each of which would train the same: start it once, with plain "
-            "python, and say --processes."
+            f"torchrun started {os.environ['WORLD_SIZE']} processes, which would all train the same: start it once, with plain "
+            "python, and use --processes."
         )
 
 
 def initial_weights(settings: FinetuneSettings) -> Path | None:
-    """The file to start from, downloaded where it is OpenMMLab's; None for random weights, and where a run goes on."""
+    """The file to start from, downloaded if it is OpenMMLab's; None for random weights and with --resume."""
     if settings.init_weights == RANDOM_WEIGHTS or (settings.resume and not settings.init_weights):
         return None
     if settings.init_weights:
@@ -90,7 +90,7 @@ def initial_weights(settings: FinetuneSettings) -> Path | None:
 
 
 def read_sets(settings: FinetuneSettings) -> tuple[Annotations, Annotations | None]:
-    """Annotations to train and to measure on, checked; what was read is told."""
+    """Read and check the annotations for training and validation; prints a report."""
     work = settings.work_dir / f"process{rank()}" if rank() else settings.work_dir
     strict, photos = settings.strict, settings.train_images
     train_file, val_file, val_photos = settings.train, settings.val, settings.val_images
@@ -106,14 +106,14 @@ def read_sets(settings: FinetuneSettings) -> tuple[Annotations, Annotations | No
     print(val.summary, flush=True)
     if shared := shared_photos(photo_files(train), photo_files(val)):
         print(
-            f"Warning: {len(shared)} photos to measure on are trained on, too, so AP says too much; first: {shared[0]}",
+            f"Warning: {len(shared)} validation photos are also training photos, so AP will be too high; first: {shared[0]}",
             flush=True,
         )
     return train, val
 
 
 def settled(settings: FinetuneSettings, train: Annotations, val: Annotations | None) -> FinetuneSettings:
-    """The settings with a value for everything that the data and this machine decide; device and precision are told."""
+    """The settings with values for everything that depends on the data and the machine; prints device and precision."""
     chosen, why = precision.choose_precision(settings.precision)
     print(f"Device: {precision.device_name()}. Precision: {chosen} ({why}).", flush=True)
     every = (steps_an_epoch(settings, train) if val else 0) if settings.val_every is None else settings.val_every
@@ -136,7 +136,7 @@ def spec_for(settings: FinetuneSettings, classes: tuple[str, ...]) -> ModelSpec:
 
 
 def prepare_network(runner: Any, settings: FinetuneSettings, spec: ModelSpec, start: Path | None) -> None:
-    """Initial weights, batch norms, what is frozen, and how losses are computed."""
+    """Load the initial weights; set batch norms, frozen layers and the precision of the losses."""
     network = hooks.unwrapped(runner.model)
     network.init_weights()
     fresh: Sequence[str] = spec.classes
@@ -145,7 +145,7 @@ def prepare_network(runner: Any, settings: FinetuneSettings, spec: ModelSpec, st
         fresh = loaded.fresh_classes
         print(loaded.summary, flush=True)
     elif not settings.resume:
-        print("The network starts from random weights, which takes far more photos and epochs.", flush=True)
+        print("The network starts from random weights, which needs far more photos and epochs.", flush=True)
     if not settings.resume and (note := too_little_movement(settings.lr, runner.cfg.train_cfg.max_iters, fresh)):
         print(note, flush=True)
     trained = hooks.freeze(network, settings.freeze)
@@ -158,7 +158,7 @@ def prepare_network(runner: Any, settings: FinetuneSettings, spec: ModelSpec, st
 
 
 def diverged(settings: FinetuneSettings, step: int, error: Diverged) -> str:
-    """What to say of a run whose loss is not finite, after the last good checkpoint was exported."""
+    """The message for a run whose loss is not finite; exports the last good checkpoint."""
     said = f"after {step} steps {error}: the training diverged. Try again with a lower --lr, such as {settings.lr / 10:g}"
     if newest_checkpoint(settings.work_dir) is None:
         return f"{said}. No checkpoint was written before (--save-every {settings.save_every})."
@@ -176,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 0
             stopped_by = finetune(settings)
     except KeyboardInterrupt:
-        print("jobs.finetune: ended at once, nothing more is saved.", file=sys.stderr)
+        print("jobs.finetune: ended at once; nothing more was saved.", file=sys.stderr)
         return 128 + signal.SIGINT
     except (AnnotationsError, ServiceError, ValueError, OSError) as error:
         reason = str(error).rstrip().rsplit("\n", 1)[-1]  # a loader process sends its whole traceback in the message

@@ -1,4 +1,4 @@
-"""Photos of data sets, read as the service reads those of requests: same colours, same way up, same limits."""
+"""Reads photos of data sets with the service's decoder: same colours, orientation and limits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIMITS = DecodeLimits()
 
 
 class PhotoError(CommandFault):
-    """A photo cannot be read; the message names the file and says why."""
+    """A photo cannot be read; the message names the file and the reason."""
 
 
 def read_photo(photo: Path, target_size: int | None = None) -> NDArray[np.uint8]:
@@ -39,7 +39,7 @@ def read_photo(photo: Path, target_size: int | None = None) -> NDArray[np.uint8]
 
 
 def upright_size(photo: Path) -> tuple[int, int]:
-    """Width and height that `read_photo` gives at full size, pixels; of the file's header alone.
+    """Width and height that `read_photo` returns at full size, pixels; reads only the file's header.
 
     Raises:
         PhotoError: it cannot be read.

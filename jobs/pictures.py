@@ -1,4 +1,4 @@
-"""Pictures of results: what `jobs.batch_score` found, or a model's predictions beside the annotations, the worst photo first.
+"""Draw pictures of results: rows of `jobs.batch_score`, or a model's predictions beside the annotations, worst photo first.
 
     python -m jobs.pictures photos/ --preds preds.jsonl --output pictures/
     python -m jobs.pictures photos/ --annotations val.json --output pictures/
@@ -8,8 +8,8 @@
     annotations ───────────────────────────────────────────────────┼─▶ Sheet: photo, panels ─▶ pictures/00001-<photo>.jpg
     annotations, results.json (jobs.evaluate --save-results) ──────┘   two panels: left annotated, right found
 
-"Worst" is the lowest F1 of a photo's masks at IoU 0.5, by the rule of `jobs.evaluation.metrics_voc`, among predictions over the threshold.
-A photo that cannot be read is told on stderr, the others are drawn; the exit status is 1 then.
+"Worst" is the lowest F1 of a photo's masks at IoU 0.5, matched as in `jobs.evaluation.metrics_voc`, of predictions above the threshold.
+A photo that cannot be read is reported on stderr and skipped; the exit status is 1 then.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from pipeline.types import SegmentedObject
 
 LONGEST_SIDE_PX, JPEG_QUALITY = 1280, 90
 _UNUSUAL = re.compile(r"[^\w.-]+")
-"""What some file system or shell stumbles over."""
+"""Characters that some file systems or shells cannot handle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,8 @@ class Panel:
 
     Args:
         objects: what to draw, best first.
-        tags: what to write on each; None: label and score.
-        title: above it; empty: no room is taken for one.
+        tags: text for each object; None: label and score.
+        title: text above it; empty for none.
     """
 
     objects: Sequence[SegmentedObject]
@@ -94,12 +94,12 @@ class Sheet:
 
 
 def sheets_of_predictions(source: str, preds: Path, most: int | None = None) -> tuple[list[Sheet], int]:
-    """What `jobs.batch_score` wrote of the photos in `source`, its own first argument, in the order of its rows.
+    """Sheets for the rows of `jobs.batch_score`, in their order; `source` is the first argument it was called with.
 
     Args:
         most: read no further than so many sheets; None reads all.
     Returns:
-        A sheet for each photo that was scored and is a file here; and how many rows are errors, URLs, base64 or of no photo in `source`.
+        A sheet for each scored photo that is a file here; and the number of other rows (errors, URLs, base64, unknown photos).
     Raises:
         InputsError: `source` or a row of `preds` cannot be understood.
     """
@@ -121,7 +121,7 @@ def sheets_of_predictions(source: str, preds: Path, most: int | None = None) -> 
 
 
 def sheets_of_annotations(annotations: Annotations, most: int | None = None, *, even_odd: bool = False) -> list[Sheet]:
-    """What is annotated, in the order of the file.
+    """Sheets for the annotations, in the order of the file.
 
     Args:
         most: photos; None takes all.
@@ -144,12 +144,12 @@ def sheets_of_annotations(annotations: Annotations, most: int | None = None, *, 
 def sheets_of_comparison(
     annotations: Annotations, results: Objects, score_threshold: float, most: int | None = None
 ) -> list[Sheet]:
-    """Annotations beside predictions, the photo with the lowest F1 first.
+    """Sheets with annotations beside predictions, lowest F1 first.
 
     Args:
         results: COCO results with `segmentation`.
         score_threshold: predictions below it are left out.
-        most: sheets are kept of the worst alone; None keeps all.
+        most: number of sheets; None returns all.
     Raises:
         AnnotationsError: a photo was annotated in another size than it was scored in.
     """
@@ -172,7 +172,7 @@ def sheets_of_comparison(
 def _compare(
     image: dict[str, Any], labels: Sequence[tuple[Objects, Objects]], names: dict[int, str]
 ) -> tuple[float, tuple[Panel, Panel]]:
-    """F1 of one photo, and its two panels; 1 where nothing is to be found and nothing was."""
+    """F1 of one photo, and its two panels; F1 is 1 if there are no annotations and no predictions."""
     size_hw = image["height"], image["width"]
     annotated: list[tuple[SegmentedObject, str]] = []
     predicted: list[tuple[SegmentedObject, str]] = []
@@ -204,7 +204,7 @@ def _annotated_tags(real: Objects, names: dict[int, str]) -> list[str]:
 
 
 def _to_object(entry: dict[str, Any], names: dict[int, str], image: dict[str, Any], *, even_odd: bool = False) -> SegmentedObject:
-    """A COCO annotation or result, pixels, as an object in fractions; annotations have the score 1."""
+    """Convert a COCO annotation or result (pixels) to an object (fractions); annotations get the score 1."""
     size_wh = np.array([image["width"], image["height"]])
     left, top, width, height = entry["bbox"]
     x1, y1, x2, y2 = (np.array([left, top, left + width, top + height]) / [*size_wh, *size_wh]).tolist()
@@ -229,7 +229,7 @@ def _titled(picture: Image.Image, title: str) -> Image.Image:
 
 
 def write_pictures(sheets: Sequence[Sheet], folder: Path, longest_side_px: int) -> Iterator[str | None]:
-    """Write each as <number>-<photo>.jpg; for each, what was wrong with its photo, or None."""
+    """Write each sheet as <number>-<photo>.jpg; yields for each its error, or None."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, sheet in enumerate(sheets, start=1):
         try:
@@ -281,14 +281,19 @@ def _sheets(args: argparse.Namespace) -> tuple[list[Sheet], int]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.pictures", description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("photos", help="folder of the photos; with --preds also the table that jobs.batch_score was given")
+    add("photos", help="folder of the photos; with --preds: the input of jobs.batch_score, which may be a table")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--preds", type=Path, help="what jobs.batch_score wrote")
+    source.add_argument("--preds", type=Path, help="output of jobs.batch_score")
     source.add_argument("--annotations", type=Path, help="COCO JSON, or AzureML annotations JSONL (*.jsonl)")
     add("--strict", action="store_true", help=f"with --annotations: {STRICT_HELP}")
-    add("--results", type=Path, help="with --annotations: COCO results JSON, such as jobs.evaluate --save-results writes")
-    add("--score-threshold", type=float, default=0.3, help="of --results: leave out predictions below it (default: %(default)s)")
-    add("--most", type=count, metavar="N", help="draw the first N alone, with --results the worst (default: all)")
+    add("--results", type=Path, help="with --annotations: COCO results JSON, such as that of jobs.evaluate --save-results")
+    add(
+        "--score-threshold",
+        type=float,
+        default=0.3,
+        help="with --results: leave out predictions with a score below this (default: %(default)s)",
+    )
+    add("--most", type=count, metavar="N", help="draw only the first N photos, with --results the N worst (default: all)")
     add("--longest-side-px", type=count, default=LONGEST_SIDE_PX, help="scale larger photos down (default: %(default)s)")
     add("--output", type=Path, required=True, help="folder for the pictures; missing folders are made")
     return parser

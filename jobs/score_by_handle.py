@@ -1,10 +1,10 @@
-"""Score images from Python, on the cluster that runs the service: the handle instead of HTTP.
+"""Score images on the cluster that runs the service, by its Ray Serve handle instead of HTTP.
 
     python -m jobs.score_by_handle photo.jpg https://example.com/other.jpg
     ray job submit --address http://127.0.0.1:8265 -- python -m jobs.score_by_handle photo.jpg
 
-The same stages, batches and error codes as over HTTP; no JSON, no base64, typed results. A bad image is told on stderr, and the others are
-scored all the same.
+Same stages, batches and error codes as over HTTP, but typed results without JSON and base64. Bad images are reported on stderr; the
+others are scored.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipeline.types import ScoredImage
 APPLICATION = "rtmdet-ins"
 
 GRACE_S = 5.0
-"""So much after its deadline the service has said so itself, if it lives."""
+"""Extra time after the deadline, seconds: until then a working service has answered itself."""
 
 
 def score(
@@ -53,7 +53,7 @@ def score(
     except ray.exceptions.RayTaskError as error:
         raise error.cause if isinstance(error.cause, ServiceError) else StageFailed("The service failed on this call.") from error
     except ray.exceptions.RayActorError as error:
-        raise StageFailed("The Ingress that held this call died with it; call again.") from error
+        raise StageFailed("The Ingress replica died during this call; call again.") from error
     except TimeoutError as error:
         response.cancel()
         raise DeadlineExceeded(f"The service gave no answer within {timeout_s:g} s.") from error
@@ -69,7 +69,7 @@ def read_image(argument: str, as_pixels: bool) -> ImageInput:
 
 
 def readable(names: Sequence[str], as_pixels: bool) -> list[tuple[str, ImageInput]]:
-    """The images that can be read, with their names; why others cannot is said on stderr."""
+    """The readable images with their names; prints the errors of others to stderr."""
     images = []
     for name in names:
         try:
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if image.fault:
             print(f"{name}: {image.fault.code}: {image.fault.message}", file=sys.stderr)
         elif not image.objects:
-            print(f"{name}: nothing found")
+            print(f"{name}: no objects")
         for found in image.objects:
             corners = " ".join(f"{value:.3f}" for value in found.box)
             print(f"{name}: {found.label} {found.score:.3f} box {corners}, {len(found.polygon)} outline(s)")

@@ -1,7 +1,7 @@
-"""Everything needed around mmdet, mmcv and mmengine: import this module before any of them.
+"""Workarounds for mmdet, mmcv and mmengine; import this module before them.
 
-It puts the stand-in for mmcv's compiled operators in place, and quiets the warnings that mmdet 3.3.0 gives under torch 2.13,
-which a user of the jobs can do nothing about.
+It installs the stand-in for mmcv's compiled operators, and ignores warnings of mmdet 3.3.0 under torch 2.13
+that users cannot act on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KNOWN = (
 
 @contextmanager
 def known_warnings_ignored() -> Iterator[None]:
-    """Everything not listed above still shows."""
+    """Within: ignore the warnings in `KNOWN`; all others are shown."""
     with warnings.catch_warnings():
         for message in KNOWN:
             warnings.filterwarnings("ignore", message=message)

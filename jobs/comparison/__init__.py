@@ -1,1 +1,1 @@
-"""Two models, endpoints or sets of saved answers over the same photos: who answers, what matches, and the page that shows it."""
+"""Parts of `jobs.compare`: the two sides, matching of their objects, and the HTML page."""

@@ -1,6 +1,6 @@
-"""Objects of two answers for one photo, matched by the overlap of their masks; and the numbers over all photos.
+"""Matches the objects of two answers for one photo by the IoU of their masks, and sums up over all photos.
 
-Objects match that have one label and overlap by the threshold or more, those that overlap most first, each once.
+Objects match if they have the same label and at least the threshold as mask IoU; highest IoU first, each object once.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pipeline.types import SegmentedObject
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two objects that are one.
+    """Two matched objects.
 
     Args:
-        first, second: their places in the two answers.
+        first, second: their indices in the two answers.
         mask_iou, box_iou: 0..1.
-        score_shift: the second's score less the first's.
+        score_shift: score of the second minus score of the first.
     """
 
     first: int
@@ -37,7 +37,7 @@ class Pair:
 def match(
     first: Sequence[SegmentedObject], second: Sequence[SegmentedObject], size_hw: tuple[int, int], iou_threshold: float
 ) -> list[Pair]:
-    """The pairs of two answers for a photo of this size in pixels."""
+    """Match the objects of two answers for a photo of this size, pixels."""
     if not first or not second:
         return []
     masks = _overlaps([_rle(item, size_hw) for item in first], [_rle(item, size_hw) for item in second])
@@ -54,7 +54,7 @@ def match(
 
 
 def agreement(first: int, second: int, pairs: Sequence[Pair]) -> float:
-    """How far two answers agree: the mask IoU of pairs over the mean number of objects; 1 where both found nothing."""
+    """Agreement of two answers, 0..1: the sum of the pairs' mask IoU over the mean number of objects; 1 if both are empty."""
     return 2 * sum(pair.mask_iou for pair in pairs) / (first + second) if first + second else 1.0
 
 
@@ -70,7 +70,7 @@ class Totals:
     faults: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
 
     def summary(self) -> dict[str, Any]:
-        """The numbers by name; None where there is nothing to take a mean of."""
+        """The numbers by name; None for means of nothing."""
         ious, boxes = [pair.mask_iou for pair in self.pairs], [pair.box_iou for pair in self.pairs]
         shifts = [pair.score_shift for pair in self.pairs]
         either = self.first + self.second

@@ -1,4 +1,4 @@
-"""One HTML page of a comparison: the numbers, and the photos that differ most, side by side. Nothing is loaded from elsewhere."""
+"""HTML page of a comparison, in one file: the numbers, and the photos that differ most, side by side."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ text-align:left;border-bottom:1px solid #ccc}img{max-width:48%;margin:.2rem}.pho
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One photo that is shown.
+    """One photo to show.
 
     Args:
         agreement: 0..1, see `jobs.comparison.matching.agreement`.
         name, photo: its name below the folder, and the file.
         objects: of both sides.
-        note: what differs, in words.
+        note: the difference, as text.
     """
 
     agreement: float
@@ -46,14 +46,14 @@ def page(names: tuple[str, str], summary: dict[str, Any], failed: Sequence[str],
     Args:
         names: of the two sides.
         summary: of `Totals.summary`.
-        failed: thresholds that were missed, in words.
+        failed: missed thresholds, as text.
         worst: the photos to show, in order.
     """
     rows = "".join(f"<tr><th>{html.escape(name)}<td>{html.escape(str(value))}" for name, value in summary.items())
-    verdict = "<br>".join(map(html.escape, failed)) or "Every threshold is kept."
+    verdict = "<br>".join(map(html.escape, failed)) or "All thresholds are met."
     photos = "".join(map(_shown, worst))
     first, second = map(html.escape, names)
-    return f"{_HEAD}<h1>{first} | {second}</h1><p>{verdict}</p><table>{rows}</table><h2>Least alike</h2>{photos}"
+    return f"{_HEAD}<h1>{first} | {second}</h1><p>{verdict}</p><table>{rows}</table><h2>Largest differences</h2>{photos}"
 
 
 def _shown(difference: Difference) -> str:

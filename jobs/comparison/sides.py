@@ -1,4 +1,4 @@
-"""Who answers in a comparison: a URL, a model in this process, or rows that jobs.batch_score saved. Each gives objects and a time."""
+"""The sides of a comparison: a service, a model in this process, or saved rows of jobs.batch_score."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ SAVED_SUFFIXES = frozenset({".jsonl", ".csv"})
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one side says of one photo.
+    """The answer of one side for one photo.
 
     Args:
-        objects: those above the threshold, best first; empty where there is a fault.
-        took_ms: milliseconds from the file's bytes to the answer; None of saved rows.
-        fault: why there is none; empty otherwise.
+        objects: those above the threshold, best first; empty if there is a fault.
+        took_ms: time from the file's bytes to the answer, milliseconds; None for saved rows.
+        fault: the error; empty if there is none.
     """
 
     objects: Sequence[SegmentedObject]
@@ -44,15 +44,15 @@ Side = Callable[[str, Path], Answer]
 
 
 def side_of(text: str, score_threshold: float, engine: str, precision: str, key: str | None) -> Side:
-    """The side that an argument names.
+    """The side for a command-line argument.
 
     Args:
         text: a URL, a file of saved rows (*.jsonl, *.csv), or a model: its name or its file.
-        score_threshold: objects above it count.
+        score_threshold: use objects with a score above this.
         engine, precision: of a model.
         key: of a URL.
     Raises:
-        CommandFault, SetupError: it is none of these.
+        CommandFault, SetupError: the argument is none of these.
     """
     if "://" in text:
         return _of_service(ServiceClient(base_url(text.removesuffix("/").removesuffix("/score")), key), score_threshold)
@@ -78,7 +78,7 @@ def _of_rows(path: Path, score_threshold: float) -> Side:
     rows = {row.file_name: row.preds for row in read_rows(path)}
 
     def score(name: str, _: Path) -> Answer:
-        return _answer(rows[name], score_threshold, None) if name in rows else Answer([], fault=f"{path} has no row of it")
+        return _answer(rows[name], score_threshold, None) if name in rows else Answer([], fault=f"{path} has no row for it")
 
     return score
 
@@ -106,5 +106,5 @@ def _answer(preds: dict[str, Any], score_threshold: float, took_ms: float | None
     try:
         objects = [item for item in objects_from_dict(preds) if item.score > score_threshold]
     except (KeyError, TypeError) as error:
-        raise CommandFault(f"an answer is not of the contract: {error!r}") from error
+        raise CommandFault(f"an answer does not follow the contract: {error!r}") from error
     return Answer(sorted(objects, key=lambda item: -item.score), took_ms)

@@ -183,7 +183,7 @@ def test_an_interrupt_keeps_what_is_done(folder, tmp_path, capsys, monkeypatch):
     with stub_service() as stub:
         assert run(folder, stub.url, tmp_path / "preds.jsonl", "--concurrency", "1") == 1
     said = capsys.readouterr()
-    assert "the same command goes on" in said.err
+    assert "the same command continues" in said.err
     assert "not done" in said.out
     assert lines_of(tmp_path / "preds.jsonl")
 
@@ -285,7 +285,7 @@ def test_nothing_scored_at_all_is_no_success(folder, tmp_path, capsys):
     """Exit status 1, with the first error; rows are there all the same."""
     with stub_service(is_bad=lambda _: True) as stub:
         assert run(folder, stub.url, tmp_path / "preds.csv") == 1
-        assert "not one of 10 photos could be scored; the first: " in capsys.readouterr().err
+        assert "none of 10 photos could be scored; first error: " in capsys.readouterr().err
         assert run(folder, stub.url, tmp_path / "preds.csv") == 0, "all have their row: there is nothing left to do"
     assert len((tmp_path / "preds.csv").read_text().splitlines()) == 10
 

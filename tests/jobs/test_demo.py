@@ -50,7 +50,7 @@ def test_it_says_that_it_waits(run, capsys):
     assert run(url) == 1
     waits, ends = capsys.readouterr().err.splitlines()
     assert waits == f"waiting for {url}/ready, 0.5 s at most"
-    assert ends.startswith(f"jobs.demo: no server is ready at {url}: nobody answers; start one with `make serve`")
+    assert ends.startswith(f"jobs.demo: no server is ready at {url}: no connection; start one with `make serve`")
 
 
 def test_a_url_of_something_else_is_told(run, monkeypatch, capsys):

@@ -460,7 +460,7 @@ def test_ctrl_c_outside_of_the_training_is_one_line(tiny_coco, tmp_path, capsys,
 
     monkeypatch.setattr(finetune, "read_annotations", interrupted)
     assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "1")) == 128 + signal.SIGINT
-    assert capsys.readouterr().err == "jobs.finetune: ended at once, nothing more is saved.\n"
+    assert capsys.readouterr().err == "jobs.finetune: ended at once; nothing more was saved.\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -470,7 +470,7 @@ def test_a_signal_ends_a_run_with_a_result_and_resume_goes_on(tiny_coco, tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(BaseModel, "train_step", signalling(BaseModel.train_step, number))
         assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "3")) == 128 + number
-    assert f"Stopped by {number.name} after 1 of 3 steps. --resume goes on." in capsys.readouterr().out
+    assert f"Stopped by {number.name} after 1 of 3 steps. --resume continues." in capsys.readouterr().out
     assert load_checkpoint(tmp_path / "final.safetensors").spec.classes == ("ball", "egg")
     assert signal.getsignal(number) is before
     assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "3", "--resume")) == 0
