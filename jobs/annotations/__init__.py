@@ -1,1 +1,1 @@
-"""Annotations in, one checked COCO document out: what training, evaluation and pictures read."""
+"""Reads annotations in several formats and converts them to one checked COCO document, for training, evaluation and pictures."""

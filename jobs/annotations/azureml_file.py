@@ -1,9 +1,9 @@
-"""AzureML's annotations, one photo a line of JSON, as a COCO document.
+"""Converts AzureML annotations (JSON lines, one photo a line) to a COCO document.
 
     {"image_url", "image_details": {"width", "height"}, "label": [{"label", "isCrowd", "polygon": [[x, y, …], …]}]}
 
-Polygons are fractions of width and height, and those of one object combine by XOR, so that one within another is a hole. What AzureML's
-reader drops with a warning is left out and told: polygons of fewer than three points, and objects without a polygon.
+Polygons are fractions of width and height; those of one object combine by XOR, so a polygon inside another is a hole. Objects that
+AzureML's reader drops with a warning are left out and reported: polygons of fewer than three points, and objects without a polygon.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ MLTABLE = "MLTable"
 
 
 def azureml_to_coco(rows: Iterable[tuple[str, Entry]], source: str, photos: Path, report: Report) -> Entry:
-    """AzureML's annotations as one COCO document.
+    """Convert AzureML annotations to one COCO document.
 
     Args:
-        rows: place for messages, such as "line 3", and what stands there; `image_details` may be missing.
+        rows: place for messages, such as "line 3", and the parsed line; `image_details` may be missing.
         source: name of the file, for messages.
-        photos: folder that they are in.
-        report: is told what is left out.
+        photos: folder of the photos.
+        report: records what is left out.
     Returns:
-        COCO document; polygons in pixels, categories numbered from 1 in alphabetical order, `file_name` from the folder of the photos on.
+        COCO document; polygons in pixels, categories numbered from 1 in alphabetical order, `file_name` relative to `photos`.
     Raises:
         AnnotationsError: a row lacks a key, a polygon is in pixels, or two rows are of one photo.
     Source: CONTRACT.md, "Batch, annotations, metrics".
@@ -80,7 +80,7 @@ def _label_name(label: Entry) -> str:
 
 
 def _outline(label: Entry, image: Entry, source: str, where: str, report: Report) -> Any:
-    """The outline in pixels; none where AzureML's reader would drop the object, which the report then says."""
+    """The outline in pixels; None if AzureML's reader would drop the object, which is then reported."""
     size_hw = image["height"], image["width"]
     polygon = label.get("polygon")
     try:

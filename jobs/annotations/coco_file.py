@@ -1,9 +1,9 @@
-"""A COCO file as mmdet's training and pycocotools' metrics both read it rightly.
+"""Normalises COCO files so that mmdet's training and pycocotools' metrics read them correctly.
 
-What ordinary exports hold and these two stumble over in silence or with a bare KeyError: categories in another order than their ids (mmdet
+Exports often contain what these two silently misread, or fail on with a bare KeyError: categories in another order than their ids (mmdet
 numbers its channels by the file's order), RLE masks (mmdet's training skips them), objects without outline, area, box or iscrowd, points in
-lists of their own, numbers as text, one photo under two ids. What has one right reading is repaired, what has none is refused by file and
-annotation, and what is no object of the photo is left out; all of it stands in the report.
+separate lists, numbers as text, one photo under two ids. Unambiguous cases are repaired, ambiguous ones are refused with file and
+annotation, and entries that are no objects are left out; the report lists all of them.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ Entry = dict[str, Any]
 def normalise(
     coco: Entry, source: Path, images: Path, classes: Sequence[str] | None, report: Report, *, training: bool
 ) -> dict[str, Any]:
-    """The same annotations in the form that everybody reads alike.
+    """Normalise annotations.
 
     Args:
-        coco: as read.
+        coco: the parsed file.
         source: its file, for messages.
         images: folder of the photos.
-        classes: the model's, None: the file's own in the order of their ids.
-        report: is filled.
+        classes: of the model; None: those of the file in the order of their ids.
+        report: records what is left out or repaired.
         training: every photo must be there, and the categories are numbered in the order of the classes. With the file's own classes,
             outlines become rings that mmdet trains on as they are (`jobs.annotations.outlines`). For metrics all stays as it is:
             predictions saved earlier name the file's ids.
     Returns:
         A new document.
     Raises:
-        AnnotationsError: a category that the model does not know, or a photo, category or object that cannot be understood.
+        AnnotationsError: a category that the model does not have, or an ambiguous photo, category or object.
     """
     sections = {name: _entries(coco, name, source) for name in ("images", "annotations", "categories")}
     photos = _photos(sections["images"], source, images, report, all_there=training)
@@ -87,7 +87,7 @@ def _refuse_twice(source: Path, kind: str, key: str, entries: Sequence[Entry], r
 
 
 def _photos(entries: Sequence[Entry], source: Path, images: Path, report: Report, *, all_there: bool) -> dict[Any, Entry]:
-    """Photos by id, found and upright; those of one file become one, under both ids."""
+    """Photos by id, with their files found and upright sizes; two entries for one file become one, under both ids."""
     for number, entry in enumerate(entries):
         place = f"{source}: photo {entry.get('id', f'number {number}')}"
         _field(entry, "id", place)
@@ -112,7 +112,7 @@ def _photos(entries: Sequence[Entry], source: Path, images: Path, report: Report
 
 
 def _categories(entries: Sequence[Entry], source: Path) -> list[Entry]:
-    """In the order of their ids."""
+    """The categories in the order of their ids."""
     for number, entry in enumerate(entries):
         place = f"{source}: category {entry.get('id', f'number {number}')}"
         _field(entry, "id", place)
@@ -123,7 +123,7 @@ def _categories(entries: Sequence[Entry], source: Path) -> list[Entry]:
 
 
 def _without_roots(categories: list[Entry], objects: Sequence[Entry], report: Report) -> list[Entry]:
-    """Without those that only group others, as Roboflow's first one does: no object is of them, and others name them as theirs."""
+    """Drop categories that only group others, such as Roboflow's first one: no object has them, and others name them as supercategory."""
     used = {found["category_id"] for found in objects}
     groups = {entry.get("supercategory") for entry in categories}
 
@@ -140,7 +140,7 @@ def _refuse_unknown(source: Path, categories: Sequence[Entry], objects: Sequence
     unknown = {category["name"] for category in categories if category["id"] in used} - set(names)
     if unknown:
         raise AnnotationsError(
-            f"{source}: categories that the model does not know: {', '.join(sorted(unknown))}. It knows what the training set has: add "
+            f"{source}: categories that the model does not have: {', '.join(sorted(unknown))}. It has those of the training set: add "
             "photos of them there, or leave them out here."
         )
 

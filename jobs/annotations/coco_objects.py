@@ -1,4 +1,4 @@
-"""One COCO annotation at a time, as an object that mmdet trains on and pycocotools measures, or a reason why it is none.
+"""Checks COCO annotations one by one: returns an object for mmdet's training and pycocotools, or reports why it is left out.
 
 photo and category known ─▶ an outline ─▶ on its photo, at least a pixel wide, high and large ─▶ box, area, iscrowd ─▶ object
 """
@@ -17,15 +17,15 @@ from jobs.annotations.report import AnnotationsError, Report
 
 Entry = dict[str, Any]
 MIN_BOX_IOU, CORNERS_IOU = 0.5, 0.9
-"""Below the first, a box is not its outline's; above the second, it is, read as two corners."""
+"""Below MIN_BOX_IOU, a box does not fit its outline; it is read as two corners if that reading fits by CORNERS_IOU."""
 ELSEWHERE_IOU = 0.05
-"""Below it, a box has nothing to do with its outline."""
+"""Below this IoU, a box is unrelated to its outline."""
 STOUT_PX = 3.0
-"""An outline whose mean thickness is above it has pixels."""
+"""An outline with a larger mean thickness certainly contains pixels."""
 MAX_OF_OTHER_KIND = 0.1
-"""Large files have a few objects that are odd. Above this share of all, the numbers mean something else, and the file is refused."""
+"""Largest share of objects with odd coordinates. Above it, the file's coordinates must have another meaning, and it is refused."""
 FRACTIONS, MIN_SIDE_PX = (-0.5, 1.5), 4
-"""Where outlines in fractions of the photo lie, with some slack; photos below the second are too small to tell them from pixels."""
+"""Range of outlines in fractions of the photo, with some slack; in photos smaller than MIN_SIDE_PX they cannot be told from pixels."""
 
 
 class ObjectReader:
@@ -35,8 +35,8 @@ class ObjectReader:
         source: the file, for messages.
         photos: by id, with `width` and `height`.
         categories: by id.
-        report: is told what is left out or repaired.
-        rings: give outlines as rings for training.
+        report: records what is left out or repaired.
+        rings: return outlines as rings, for training.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class ObjectReader:
         self._other_kinds: dict[str, list[str]] = {}
 
     def read(self, entry: Entry, place_in_file: int) -> Entry | None:
-        """The object; None where there is none, which the report then says.
+        """The object; None if the entry is left out, which is then reported.
 
         Raises:
-            AnnotationsError: it has no right reading.
+            AnnotationsError: the entry is ambiguous.
         """
         where = entry.get("_place") or f"annotation {entry.get('id', f'number {place_in_file}')}"
         photo = self._photos.get(known_id(entry.get("image_id"), self._photos))
@@ -75,13 +75,13 @@ class ObjectReader:
         return found | {"segmentation": outline_to_rings(outline, size_hw) if self._rings and not crowd else outline}
 
     def refuse_other_kinds(self) -> None:
-        """Raise AnnotationsError where more than a few outlines or boxes are of another kind than COCO's."""
+        """Raise AnnotationsError if more than a few outlines or boxes are not in COCO's form."""
         for kind, places in self._other_kinds.items():
             if len(places) > max(MAX_OF_OTHER_KIND * self._outlined, 1) or len(places) == self._outlined:
                 raise AnnotationsError(f"{self._source}: {places[0]}: {kind}, as {len(places)} of {self._outlined} do.")
 
     def _outline(self, entry: Entry, size_hw: tuple[int, int], where: str) -> Outline | None:
-        """The outline of what is an object; None where it is none, which the report then says."""
+        """The outline of an object; None if it is left out, which is then reported."""
         outline, short = read_outline(entry.get("segmentation"), size_hw)
         if short:
             self._report.leave_out("polygons of fewer than three points", where)
@@ -112,7 +112,7 @@ class ObjectReader:
         self._other_kinds.setdefault(kind, []).append(where)
 
     def _box(self, entry: Entry, outline: Outline, size_hw: tuple[int, int], where: str) -> list[float]:
-        """x, y, width, height: the entry's where it is around the outline, else the outline's."""
+        """x, y, width, height: the entry's box if it fits the outline, else the outline's."""
         around, given = outline_box(outline, size_hw), entry.get("bbox")
         numbers = [number(value) for value in given] if isinstance(given, list) else []
         box = [value for value in numbers if value is not None]
@@ -139,7 +139,7 @@ class ObjectReader:
 
 
 def box_iou(box: Sequence[float], other: Sequence[float]) -> float:
-    """Overlap of two boxes, x y width height; each counts as a pixel larger, because some outlines are lines."""
+    """IoU of two boxes, x y width height; each is enlarged by a pixel, because some outlines are lines."""
     first, second = (np.array([*each[:2], each[0] + each[2] + 1, each[1] + each[3] + 1]) for each in (box, other))
     shared = np.prod(np.maximum(np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2]), 0))
     both = sum(float(np.prod(np.maximum(each[2:] - each[:2], 0))) for each in (first, second)) - shared
@@ -147,7 +147,7 @@ def box_iou(box: Sequence[float], other: Sequence[float]) -> float:
 
 
 def _is_crowd(entry: Entry) -> bool:
-    """Marked as a crowd; or `ignore`, which mmdet leaves out of training and pycocotools does not know."""
+    """Whether it is marked `iscrowd`, or `ignore`, which mmdet leaves out of training and pycocotools does not support."""
     crowd, ignore = flag(entry.get("iscrowd")), flag(entry.get("ignore"))
     if crowd is None or ignore is None:
         wrong = "iscrowd" if crowd is None else "ignore"
@@ -166,7 +166,7 @@ def _is_outside(rings: Sequence[Sequence[float]], size_hw: tuple[int, int]) -> b
 
 
 def _is_stout(outline: Outline) -> bool:
-    """Whether a single ring is surely large enough for a pixel: twice its area over its length is its mean thickness."""
+    """Whether a single ring certainly contains a pixel, by its mean thickness: twice its area over its length."""
     if isinstance(outline, dict) or len(outline) > 1:
         return False
     points = np.reshape(outline[0], (-1, 2))

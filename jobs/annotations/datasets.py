@@ -1,4 +1,4 @@
-"""Annotations in, COCO JSON out: mmdet and pycocotools read nothing else.
+"""Reads annotations of any supported format and writes COCO JSON, the format that mmdet and pycocotools read.
 
 COCO JSON ───────────────────────────────────────────────┐
 AzureML JSONL, MLTable ─▶ azureml_file.azureml_to_coco ──┴▶ coco_file.normalise ─▶ file ─▶ Annotations
@@ -28,7 +28,7 @@ class Annotations:
         images: folder that `file_name` is relative to.
         classes: label names, in the order of COCO's category ids.
         photo_count: photos in the file, with or without objects.
-        report: what was counted, left out and repaired.
+        report: counts, and what was left out or repaired.
     """
 
     coco_json: Path
@@ -39,7 +39,7 @@ class Annotations:
 
     @property
     def summary(self) -> str:
-        """The report for people, a line for each thing."""
+        """The report as text."""
         return str(self.report)
 
 
@@ -57,19 +57,19 @@ def read_annotations(
 
     Args:
         path, images: annotations, and the folder that their `file_name` is relative to.
-        scratch_dir: of this set alone: another file of the same name would be overwritten.
-        training: for training and its validation; every photo must be there.
-        classes: of the training set, for the validation set that goes with it.
-        strict: refuse what leaves anything out.
+        scratch_dir: folder for this set only: a file of the same name would be overwritten.
+        training: for training and its validation; every photo must exist.
+        classes: of the training set, for its validation set.
+        strict: refuse annotations of which anything would be left out.
     Raises:
-        AnnotationsError: the file is missing, is neither of the two, or has nothing to train on.
+        AnnotationsError: the file is missing, has neither format, or has no objects.
     """
     report = Report(path.name)
     coco = normalise(_read(path, images, report), path, images, classes, report, training=training)
     if strict:
         report.refuse_left_out()
     if training and not report.objects:
-        raise AnnotationsError(f"{report.in_one_line()}: there is nothing to learn or to measure.")
+        raise AnnotationsError(f"{report.in_one_line()}: there are no objects to train or measure on.")
     scratch_dir.mkdir(parents=True, exist_ok=True)
     written = scratch_dir / f"{path.stem}.coco.json"
     written.write_text(json.dumps(coco))

@@ -1,4 +1,4 @@
-"""Fields of annotation files as their writers meant them: numbers written as text, flags in words, ids of another type."""
+"""Parses fields of annotation files tolerantly: numbers written as text, flags as words, ids of another type."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 
 
 def number(value: Any) -> float | None:
-    """A finite number, also as text or alone in a list; None where it is none."""
+    """A finite number, also as text or as the only item of a list; None for anything else."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
@@ -23,13 +23,13 @@ def number(value: Any) -> float | None:
 
 
 def pixels(value: Any) -> int | None:
-    """A width or height above 0, such as 400, "400" and "400px"; None where it is none."""
+    """A width or height above 0, such as 400, "400" or "400px"; None for anything else."""
     found = number(value.strip().removesuffix("px") if isinstance(value, str) else value)
     return int(found) if found and found > 0 and found == int(found) else None
 
 
 def flag(value: Any) -> bool | None:
-    """True or false in any spelling, a missing one is false; None where it is neither."""
+    """True or false in any spelling; a missing one is False. None for anything else."""
     if value is None:
         return False
     if isinstance(value, str):
@@ -38,7 +38,7 @@ def flag(value: Any) -> bool | None:
 
 
 def known_id(value: Any, known: Container[Hashable]) -> Any:
-    """The id among `known` that is meant: 7, "7" and 7.0 are one id; None where there is none."""
+    """The id in `known` that is meant: 7, "7" and 7.0 are the same id. None if there is none."""
     readings: list[Any] = [value] if isinstance(value, (int, float, str)) else []
     if isinstance(value, str) and value.strip().lstrip("-").isdecimal():
         readings.append(int(value[:30]))

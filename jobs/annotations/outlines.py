@@ -1,10 +1,10 @@
-"""Outlines of objects: what files write, checked, in COCO's two forms, and as rings for training.
+"""Outlines of annotated objects: checks the forms found in files, and converts them to COCO's two forms or to rings for training.
 
     x y x y ... │ points │ rings of either ─▶ read_outline ─▶ polygons: rings that combine by union ─┬─▶ outline_to_rle   metrics
     RLE, compressed or not ────────────────▶                  RLE: a dict with `size` and `counts`  ─┴─▶ outline_to_rings training
 
-Rings for training combine by the even-odd rule, so that a ring within another is a hole; they are valid and end at the photo's border,
-because mmdet cuts and moves each ring by itself.
+Rings for training combine by the even-odd rule, so that a ring inside another is a hole. They are valid and clipped to the photo,
+because mmdet clips and moves each ring separately.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from pycocotools import mask as coco_mask
 from pipeline.masks.rle import rle_to_mask
 
 MIN_NUMBERS = 6
-"""Of a ring: three points."""
+"""Fewest numbers of a ring: three points."""
 MAX_SIDES_BEYOND = 10
-"""Coordinates further from the photo, in sides of it, are no pixels of it; to draw them costs memory without bound."""
+"""Coordinates further away from the photo than this multiple of its side are refused; drawing them would take unbounded memory."""
 
 Ring = list[float]
 Outline = list[Ring] | dict[str, Any]
-"""Rings x y x y ..., pixels, that combine by union; or compressed run lengths."""
+"""Rings x y x y ..., pixels, that combine by union; or compressed RLE."""
 
 
 class OutlineError(ValueError):
-    """An outline that has no right reading; the message completes "annotation 7: ..."."""
+    """An invalid or ambiguous outline; the message completes "annotation 7: ..."."""
 
 
 def read_outline(segmentation: Any, size_hw: tuple[int, int]) -> tuple[Outline, int]:
-    """What an annotation's `segmentation` says.
+    """Parse the `segmentation` of an annotation.
 
     Args:
-        segmentation: polygons as flat lists or lists of points, one alone or several, or RLE.
+        segmentation: one or several polygons, as flat lists or lists of points; or RLE.
         size_hw: of the upright photo, pixels.
     Returns:
-        The outline, without rings where there is none; and how many rings of fewer than three points were left out.
+        The outline, possibly without rings; and the number of rings left out because they have fewer than three points.
     Raises:
-        OutlineError: it is nothing of the kind, or of a photo of another size.
+        OutlineError: it has none of these forms, or is for a photo of another size.
     """
     if isinstance(segmentation, dict):
         return _checked_rle(segmentation, size_hw), 0
@@ -52,7 +52,7 @@ def read_outline(segmentation: Any, size_hw: tuple[int, int]) -> tuple[Outline, 
         if not np.isfinite(ring).all():
             raise OutlineError("a coordinate of its segmentation is not a finite number")
         if len(ring) % 2:
-            raise OutlineError(f"its segmentation has a polygon of {len(ring)} numbers, which are no pairs of x and y")
+            raise OutlineError(f"its segmentation has a polygon of {len(ring)} numbers, an odd number of coordinates")
     kept = [ring for ring in rings if len(ring) >= MIN_NUMBERS]
     farthest = MAX_SIDES_BEYOND * max(size_hw)
     if any(np.abs(ring).max() > farthest for ring in kept):
@@ -97,7 +97,7 @@ def _flat(ring: Any) -> Ring:
 
 
 def _checked_rle(rle: dict[str, Any], size_hw: tuple[int, int]) -> dict[str, Any]:
-    """The same run lengths, compressed."""
+    """The RLE, checked and compressed."""
     try:
         height, width = (int(side) for side in rle["size"])
         counts = rle["counts"]
@@ -137,7 +137,7 @@ def _runs(counts: str) -> NDArray[np.int64]:
 
 
 def outline_to_rle(outline: Any, size_hw: tuple[int, int]) -> dict[str, Any]:
-    """COCO's polygons, plain run lengths or compressed ones → compressed run lengths.
+    """Convert COCO polygons, uncompressed or compressed RLE to compressed RLE.
 
     Args:
         outline: of an annotation or a result, pixels.
@@ -154,7 +154,7 @@ def outline_to_rle(outline: Any, size_hw: tuple[int, int]) -> dict[str, Any]:
 
 
 def combine_by_xor(rings: list[Ring], size_hw: tuple[int, int]) -> Outline:
-    """Rings that combine by XOR, as AzureML's do, in one of COCO's forms; those that share no pixel are polygons already."""
+    """Convert rings that combine by XOR, as in AzureML, to one of COCO's forms: polygons if they share no pixel, else RLE."""
     if len(rings) < 2:
         return rings
     drawn = coco_mask.frPyObjects(rings, *size_hw)
@@ -166,7 +166,7 @@ def combine_by_xor(rings: list[Ring], size_hw: tuple[int, int]) -> Outline:
 
 
 def outline_box(outline: Outline, size_hw: tuple[int, int]) -> list[float]:
-    """x, y, width, height around an outline, as far as it lies on the photo; pixels, 0 where nothing does."""
+    """Box x, y, width, height of the outline's part inside the photo, pixels; 0 if it is empty."""
     if isinstance(outline, dict):
         return [float(value) for value in coco_mask.toBbox(outline)]
     points = np.concatenate([np.reshape(ring, (-1, 2)) for ring in outline])
@@ -175,12 +175,12 @@ def outline_box(outline: Outline, size_hw: tuple[int, int]) -> list[float]:
 
 
 def mask_area(outline: Outline, size_hw: tuple[int, int]) -> float:
-    """Pixels of an outline's mask."""
+    """Area of an outline's mask, pixels."""
     return float(coco_mask.area(outline_to_rle(outline, size_hw)))
 
 
 def outline_to_rings(outline: Outline, size_hw: tuple[int, int]) -> list[Ring]:
-    """Rings for training, see above; x y x y ..., pixels. Polygons stay as they are where they are such rings already."""
+    """Rings for training (see the module's docstring), x y x y ..., pixels. Polygons that already are such rings stay unchanged."""
     if isinstance(outline, dict):
         return _traced(outline)
     height, width = size_hw
@@ -204,7 +204,7 @@ def _rings_of(shape: shapely.Geometry) -> list[Ring]:
 
 
 def _traced(rle: dict[str, Any]) -> list[Ring]:
-    """Contours of an RLE mask and of its holes, a quarter pixel within its pixels."""
+    """Contours of an RLE mask and of its holes, a quarter pixel inside its pixels."""
     left, top, width, height = (int(value) for value in coco_mask.toBbox(rle))
     mask = rle_to_mask(rle)[top : top + height, left : left + width]
     if not mask.size:

@@ -1,4 +1,4 @@
-"""One HTML page that needs nothing beside it: tables, and pictures as data URLs."""
+"""Builds one self-contained HTML page: tables, and pictures as data URLs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Where the photos of a file of annotations are, and how large.
+"""Finds the photos that annotations name, and reads their sizes.
 
-as written ─▶ with forward slashes, in either Unicode form ─▶ without its first folders, the longest rest that exists
+name as written ─▶ with forward slashes, in both Unicode forms ─▶ without leading folders: the longest rest that exists
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ MAX_NAMED = 3
 
 
 def find_photos(names: Sequence[str], folder: Path, report: Report) -> dict[str, str]:
-    """Where each photo is.
+    """Find the file of each photo.
 
     Args:
         names: as the annotations write them.
-        folder: that they are relative to.
-        report: is told which names are written otherwise than their files.
+        folder: to which they are relative.
+        report: records names that differ from their files.
     Returns:
-        The path from `folder` of each name; of a file that is nowhere, the name.
+        For each name the path below `folder`; for a missing file, the name itself.
     Raises:
-        AnnotationsError: two names with different folders would be one file.
+        AnnotationsError: two names with different folders lead to the same file.
     """
     found: dict[str, str] = {}
     cut: dict[str, str] = {}
@@ -48,7 +48,7 @@ def find_photos(names: Sequence[str], folder: Path, report: Report) -> dict[str,
 
 
 def _find(name: str, folder: Path) -> tuple[str, bool | None]:
-    """Path from the folder, and whether folders were left out of the name; None where the name is as it should be or nowhere."""
+    """Path below the folder, and whether leading folders were dropped; None if the name matches exactly or no file is found."""
     if _is_file(folder / name):
         return Path(name).as_posix(), None
     parts = [part for part in _normal(name).split("/") if part not in ("", ".", "..")]
@@ -64,7 +64,7 @@ def _normal(name: str) -> str:
 
 
 def _spellings(path: str) -> Iterator[str]:
-    """A path in both Unicode forms (macOS decomposes names), and with %20 and its like decoded."""
+    """A path in both Unicode normal forms (macOS decomposes names), and percent-decoded."""
     for text in dict.fromkeys((path, unquote(path))):
         yield from dict.fromkeys((text, unicodedata.normalize("NFD", text)))
 
@@ -77,7 +77,7 @@ def _is_file(path: Path) -> bool:
 
 
 def missing_photos(photos: Sequence[dict[str, Any]], folder: Path) -> str | None:
-    """What to say of photos that are not in the folder; None where all are."""
+    """A message about photos that are missing in the folder; None if all exist."""
     missing = [photo["file_name"] for photo in photos if not _is_file(folder / photo["file_name"])]
     if not missing:
         return None
@@ -89,11 +89,11 @@ def missing_photos(photos: Sequence[dict[str, Any]], folder: Path) -> str | None
 def sized(
     photo: dict[str, Any], size: tuple[int | None, int | None], folder: Path, place: str, *, readable: bool = False
 ) -> dict[str, Any]:
-    """The photo's entry with width and height, those of the upright photo.
+    """The photo's entry with width and height of the upright photo.
 
     Args:
         photo: with `file_name`.
-        size: width and height as annotated, None where that says nothing.
+        size: annotated width and height; None if missing.
         folder: that `file_name` is relative to; a photo that is not there is taken to be as annotated.
         place: for messages.
         readable: refuse a photo that cannot be read; else it is taken to be as annotated, and who reads its pixels says so.

@@ -1,20 +1,20 @@
-"""What a file of annotations holds, what was left out of it and why, and what was repaired: said alike by every command."""
+"""Report about an annotation file, the same for all commands: counts, what was left out and why, and what was repaired."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-STRICT_HELP = "refuse annotations of which anything would be left out, with exit status 2"
+STRICT_HELP = "exit with status 2 if anything would be left out of the annotations"
 
 
 class AnnotationsError(ValueError):
-    """Annotations that cannot be read; the message names the file, the place and what was expected."""
+    """Invalid annotations; the message names the file, the place and what was expected."""
 
 
 @dataclass(slots=True)
 class Noted:
-    """How often something was seen, and where first."""
+    """How often something occurred, and where first."""
 
     count: int
     first: str
@@ -26,9 +26,9 @@ class Report:
 
     Args:
         file: its name.
-        photos, objects, crowds: what is left in the end.
-        left_out: objects, rings or photos that are not used, by reason.
-        repaired: what was put right, by what was done.
+        photos, objects, crowds: numbers that are used.
+        left_out: objects, rings or photos that are left out, by reason.
+        repaired: repairs, by kind.
         remarks: other things worth knowing.
     """
 
@@ -41,20 +41,20 @@ class Report:
     remarks: list[str] = field(default_factory=list)
 
     def leave_out(self, reason: str, place: str) -> None:
-        """Count something that is not used."""
+        """Count something that is left out."""
         _note(self.left_out, reason, place)
 
     def repair(self, what: str, place: str) -> None:
-        """Count something that was put right."""
+        """Count a repair."""
         _note(self.repaired, what, place)
 
     @property
     def total_left_out(self) -> int:
-        """How many things are not used."""
+        """Number of things left out."""
         return sum(noted.count for noted in self.left_out.values())
 
     def refuse_left_out(self) -> None:
-        """Raise AnnotationsError where anything was left out: what `--strict` asks for."""
+        """Raise AnnotationsError if anything was left out (`--strict`)."""
         if self.left_out:
             raise AnnotationsError(f"{self.file}: {'; '.join(_told(self.left_out, 'left out'))}; --strict allows none.")
 

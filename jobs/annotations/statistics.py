@@ -1,4 +1,4 @@
-"""What a set of annotated photos is like: counts by class, sizes, and what is odd enough to look at before training."""
+"""Statistics of annotated photos: counts by class and size, and odd cases to check before training."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import numpy as np
 Entry = dict[str, Any]
 COCO_SIZES_PX = {"small, below 32 x 32 px": 32.0**2, "medium, below 96 x 96 px": 96.0**2, "large": float("inf")}
 FEW_OBJECTS, MIN_SIDE_PX, WHOLE_PHOTO, CORNER_SHARE, ENOUGH = 10, 4.0, 0.95, 0.6, 20
-"""Of a class; of an object at the network's input; shares of a photo and of its sides; objects that make such a share no accident."""
+"""Thresholds for odd cases: objects of a class; side of an object at the network's input; share of a photo; share of its sides; and fewest
+objects for the last."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassCount:
-    """Objects of a class: how many, in how many photos, and the median of the square root of their areas, pixels (None of none)."""
+    """A class: number of objects, of photos with them, and median of the square root of their areas, pixels (None without objects)."""
 
     name: str
     objects: int
@@ -27,7 +28,7 @@ class ClassCount:
 
 @dataclass(frozen=True, slots=True)
 class Odd:
-    """Something to look at: what it is, how often, and the first photos that show it."""
+    """Something to check: description, number of cases, and the first photos with it."""
 
     what: str
     count: int
@@ -35,7 +36,7 @@ class Odd:
 
 
 def counts_by_class(document: Entry) -> list[ClassCount]:
-    """Objects without crowds, the most frequent class first."""
+    """Counts by class, crowds not counted, the most frequent class first."""
     objects = defaultdict(list)
     for found in document["annotations"]:
         if not found["iscrowd"]:
@@ -58,7 +59,7 @@ def counts_by_size(document: Entry) -> dict[str, int]:
 
 
 def photo_sizes(document: Entry) -> str:
-    """The sizes of the photos in words."""
+    """The sizes of the photos, as text."""
     sizes = Counter((photo["width"], photo["height"]) for photo in document["images"])
     if not sizes:
         return "no photos"
@@ -71,7 +72,7 @@ def photo_sizes(document: Entry) -> str:
 
 
 def odd_cases(document: Entry, image_size_px: int) -> list[Odd]:
-    """What is odd, each with the first photos that show it.
+    """Odd cases, each with the first photos that show it.
 
     Args:
         document: as `jobs.annotations.datasets.read_annotations` writes it.
@@ -129,7 +130,7 @@ def _is_box(found: Entry) -> bool:
 
 
 def _in_a_corner(objects: Sequence[Entry], photos: Mapping[Any, Entry]) -> Iterator[Odd]:
-    """Coordinates of a smaller size of the photos, or percentages, leave the right and the bottom empty."""
+    """All objects in the top left corner: the coordinates may be for smaller photos, or percentages."""
     reach = 0.0
     for found in objects:
         photo, (left, top, width, height) = photos[found["image_id"]], found["bbox"]

@@ -1,1 +1,1 @@
-"""Predictions from any source, and their metrics: COCO's average precision and AzureML's VOC-style ones."""
+"""Predictions from several sources, and their metrics: COCO's average precision and AzureML's VOC-style metrics."""

@@ -1,8 +1,8 @@
-"""What AzureML reports of a model, at its own thresholds: its VOC style metrics, image-level metrics, and confusion matrices.
+"""The metrics that AzureML reports for a model: VOC-style metrics, image-level metrics and confusion matrices.
 
     predictions ─▶ scores above the threshold ─┬─▶ metrics_voc: mean average precision, precision, recall, by label
-                                               ├─▶ image level: is there an object in the photo that is found?
-                                               └─▶ confusion: which label was found where which was annotated
+                                               ├─▶ image level: does the photo contain an object?
+                                               └─▶ confusion: predicted label against annotated label
 
 Source: azureml-metrics, azureml.metrics.vision.od_is_eval (behaviour, not code).
 """
@@ -24,13 +24,13 @@ CONFUSION_THRESHOLDS = tuple(step / 10 for step in range(10))
 def azureml_metrics(
     truth: dict[str, Any], predictions: Objects, score_threshold: float = SCORE_THRESHOLD, iou_threshold: float = IOU_THRESHOLD
 ) -> dict[str, Any]:
-    """All of it, over boxes and over masks.
+    """Compute AzureML's metrics, for boxes and for masks.
 
     Args:
         truth: COCO annotations document.
         predictions: COCO results with `bbox` and `segmentation`.
-        score_threshold: predictions count whose score is above it.
-        iou_threshold: smallest overlap of a match.
+        score_threshold: use predictions with a score above this.
+        iou_threshold: smallest IoU of a match.
     Returns:
         `{"score_threshold", "iou_threshold", "predictions", "labels", "box": {...}, "mask": {...}}`, each of the last two what
         `voc_metrics` gives, `image_level`, and `confusion_matrices` by score threshold, see `confusion_matrices`.
@@ -51,8 +51,8 @@ def azureml_metrics(
 
 
 def image_level_metrics(truth: dict[str, Any], predictions: Objects, over: str, iou_threshold: float) -> dict[str, float | None]:
-    """Whether a photo with objects is told from one without: a photo counts as found with one right object in it, as a false find with
-    wrong ones alone.
+    """How well photos with objects are told from photos without: a photo is a true positive with one correct object, a false positive with
+    only wrong objects.
 
     Returns:
         average_precision, precision, recall over photos; None where undefined.
@@ -85,7 +85,7 @@ def image_level_metrics(truth: dict[str, Any], predictions: Objects, over: str, 
 def confusion_matrices(
     truth: dict[str, Any], predictions: Objects, over: str, iou_threshold: float, score_threshold: float
 ) -> dict[str, list[list[int]]]:
-    """Objects matched whatever their labels, best score first.
+    """Confusion matrices: objects are matched regardless of their labels, best score first.
 
     Returns:
         For each score threshold, AzureML's ten and the given one, one row for each label as annotated and a last one for what is not

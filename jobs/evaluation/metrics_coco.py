@@ -1,4 +1,4 @@
-"""COCO average precision of boxes and masks, by pycocotools, in numbers with names."""
+"""COCO average precision of boxes and masks, by pycocotools, as named numbers."""
 
 from __future__ import annotations
 

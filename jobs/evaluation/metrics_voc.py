@@ -1,10 +1,10 @@
-"""AzureML's metrics: VOC style, at one IoU threshold, over masks and over boxes.
+"""AzureML's VOC-style metrics at one IoU threshold, for masks and boxes.
 
-Per image and label, predictions go from the best score down. Each looks at the one object it overlaps most: a true
-positive if the overlap is enough and nobody took the object before, left out of the count if that object is a crowd, a
-false positive otherwise. A box within a crowd's box overlaps the crowd most, whomever it shows: few crowds cost boxes
+Per image and label, predictions are processed by descending score. Each is compared with the object it overlaps most: it is a true
+positive if the IoU is high enough and the object is not matched yet, not counted if that object is a crowd, and a
+false positive otherwise. A box inside a crowd's box overlaps the crowd most, so a few crowds cost boxes
 much recall. Precision and recall are those of all predictions together (the lowest score), so a lower score threshold
-lowers the precision. None stands where a number is undefined; AzureML writes -1.
+lowers the precision. Undefined numbers are None; AzureML writes -1.
 
 Source: azureml.automl.dnn.vision.object_detection.eval.incremental_voc_evaluator (behaviour, not code).
 """
@@ -33,8 +33,8 @@ def voc_metrics(
     Args:
         truth: COCO annotations document.
         predictions: COCO results with `bbox` (x y width height, pixels) and `segmentation` (RLE).
-        over: "mask" or "box", what the overlap is measured on.
-        iou_threshold: smallest overlap of a match.
+        over: "mask" or "box": what the IoU is computed of.
+        iou_threshold: smallest IoU of a match.
     Returns:
         mean_average_precision, precision, recall (means over the labels where they are defined), and `per_label` with
         average_precision, precision and recall each.
@@ -64,14 +64,14 @@ def voc_metrics(
 def match(
     real: Objects, found: Objects, over: str, size_hw: tuple[int, int], iou_threshold: float = IOU_THRESHOLD
 ) -> NDArray[np.int64]:
-    """Which annotated object each prediction of one image and label hits, by the rule above.
+    """Match the predictions of one image and label to annotations, by the rule in the module's docstring.
 
     Args:
         real, found: annotations and predictions of one image and one label.
         over, iou_threshold: as in `voc_metrics`.
         size_hw: of the image, pixels.
     Returns:
-        (len(found),) places in `real`; FALSE_POSITIVE, or ON_CROWD for those that do not count.
+        (len(found),) indices into `real`; FALSE_POSITIVE, or ON_CROWD for predictions that are not counted.
     """
     matched = np.full(len(found), FALSE_POSITIVE)
     if not real or not found:
@@ -93,8 +93,8 @@ def label_metrics(true_positives: NDArray[Any], false_positives: NDArray[Any], t
     """Average precision, and precision and recall at the lowest score.
 
     Args:
-        true_positives, false_positives: (N,) how many there are down to each prediction, from the best score to the lowest.
-        total: how many there are to find.
+        true_positives, false_positives: (N,) cumulative counts, from the best score to the lowest.
+        total: number of annotated objects.
     """
     if total == 0 or len(true_positives) == 0:
         nothing = None if total == 0 else 0.0

@@ -1,4 +1,4 @@
-"""Where predictions come from. Every source gives the same thing, a list of COCO results, so that all are measured alike.
+"""Predictions from mmdet, and checks for predictions of all sources. Every source returns a list of COCO results.
 
 a checkpoint by mmdet's own test path ─┐
 a COCO results file                    ├─▶ [{"image_id", "category_id", "bbox", "score", "segmentation"}, …]
@@ -41,7 +41,7 @@ def predict_with_mmdet(
     Args:
         checkpoint: the model; its classes are matched to the annotations' categories by name.
         annotations: whose photos to score.
-        input_size_px: side of the square input, when another than the model's own is wanted.
+        input_size_px: side of the square network input, pixels; None takes the model's.
         progress: wraps the photos to show how far it is, such as `tqdm`.
     Raises:
         AnnotationsError: model and annotations share no label.
@@ -64,7 +64,7 @@ def predict_with_mmdet(
 
 
 def check_photos(annotations: Annotations, truth: dict[str, Any]) -> None:
-    """Raise AnnotationsError where photos are missing: before the first is scored, not hours later."""
+    """Raise AnnotationsError if photos are missing, before the first one is scored."""
     missing = [image["file_name"] for image in truth["images"] if not (annotations.images / image["file_name"]).is_file()]
     if missing:
         raise AnnotationsError(
@@ -73,9 +73,9 @@ def check_photos(annotations: Annotations, truth: dict[str, Any]) -> None:
 
 
 def check_sizes(truth: dict[str, Any], predictions: CocoResults) -> None:
-    """Raise AnnotationsError where a mask has another size than its photo's annotation: their overlap would count as 0.
+    """Raise AnnotationsError if a mask has another size than its photo's annotation: their IoU would be 0.
 
-    Cameras store photos sideways and say so in EXIF. Scoring turns them upright; some annotation tools do not.
+    Cameras store photos sideways with an EXIF orientation. Scoring rotates them upright; some annotation tools do not.
     """
     images = {image["id"]: image for image in truth["images"]}
     for prediction in predictions:
@@ -86,17 +86,17 @@ def check_sizes(truth: dict[str, Any], predictions: CocoResults) -> None:
         if (width, height) != annotated:
             raise AnnotationsError(
                 f"{image['file_name']} was scored as {width} x {height} pixels but is annotated as {annotated[0]} x {annotated[1]}. "
-                "Scoring turns photos upright as their EXIF orientation says; annotations must be of the upright photo."
+                "Scoring rotates photos by their EXIF orientation; annotations must be for the upright photo."
             )
 
 
 def category_ids_of(classes: tuple[str, ...], truth: dict[str, Any]) -> dict[int, int]:
-    """Class channel → COCO category id, by name; channels whose label the annotations do not know are left out."""
+    """Map class channels to COCO category ids by name; channels whose label is not in the annotations are left out."""
     known = {category["name"]: category["id"] for category in truth["categories"]}
     matched = {channel: known[name] for channel, name in enumerate(classes) if name in known}
     if not matched:
         raise AnnotationsError(
-            f"the model knows {', '.join(classes)}; the annotations know {', '.join(known)}: nothing in common."
+            f"the model has the labels {', '.join(classes)}, the annotations {', '.join(known)}: none in common."
         )
     apart = [name for name in classes if name not in known], [name for name in known if name not in classes]
     for names, whose in zip(

@@ -1,4 +1,4 @@
-"""Predictions by the code that serves: the pipeline in this process, or a running service over HTTP.
+"""Predictions by the serving code: the pipeline in this process, or a running service over HTTP.
 
 Both read the photo files as a client would send them, so decoding, scaling, engine, masks (and JSON) are all measured.
 """
@@ -59,7 +59,7 @@ def predict_with_engine(model: str, options: EngineOptions, annotations: Annotat
 def predict_with_service(
     url: str, annotations: Annotations, progress: Progress = iter, clients: int = 4, key: str | None = None
 ) -> CocoResults:
-    """Ask a running service, over HTTP, in RLE, at mmdet's threshold; a service that is busy or breaks is asked again.
+    """Score with a running service, over HTTP, as RLE, at mmdet's threshold; retries if it is busy or fails.
 
     Args:
         url: base URL, such as http://127.0.0.1:8000.
@@ -68,7 +68,7 @@ def predict_with_service(
         clients: requests in flight at once.
         key: bearer key of the service.
     Raises:
-        AnnotationsError: service and annotations share no label; or it does not answer, or refuses a photo (in its own words).
+        AnnotationsError: service and annotations share no label; or the service does not answer, or refuses a photo.
     """
     truth = json.loads(annotations.coco_json.read_text())
     client = ServiceClient(url, key, deadline_s=120, connections=clients)

@@ -1,7 +1,7 @@
-"""COCO results made elsewhere: read, checked against the annotations, their masks as run lengths.
+"""Reads a COCO results file, checks it against the annotations, and converts its masks to RLE.
 
-What has one right reading is taken (polygons, plain run lengths); what has none is refused by its place in the file. A result of a
-label that is not annotated counts for nothing, and is told.
+Polygons and uncompressed RLE are accepted; anything else is refused with its place in the file. Results with a
+label that is not annotated are ignored and reported.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KEYS = ("image_id", "category_id", "bbox", "score", "segmentation")
 
 
 def read_results(path: Path, truth: dict[str, Any]) -> CocoResults:
-    """A COCO results file, as pycocotools, mmdet or Detectron2 write it.
+    """Read a COCO results file, as written by pycocotools, mmdet or Detectron2.
 
     Args:
         truth: COCO annotations document that they will be measured against.

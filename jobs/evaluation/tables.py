@@ -1,4 +1,4 @@
-"""Metrics for people: tables in per cent, and the confusion matrix as a table and a plot."""
+"""Prints metrics: tables in per cent, and the confusion matrix as a table and a plot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from jobs.evaluation.metrics_coco import STATISTICS
 
 MOST_COLUMNS = 12
-"""Labels of a confusion matrix that are printed; more are for the plot and the JSON."""
+"""Most labels for which the confusion matrix is printed; with more, only the plot and the JSON have it."""
 SHOWN = ("average_precision", "precision", "recall")
 
 
@@ -27,9 +27,9 @@ def as_table(metrics: dict[str, Any]) -> str:
         lines += ["mask AP by label", *(f"  {name.ljust(longest)}  {_per_cent(ap).rjust(5)}" for name, ap in per_label.items())]
     lines += ["", *_azureml_lines(azureml)]
     if not metrics["predictions"]:
-        lines.append("nothing was found: there is not one prediction")
+        lines.append("there are no predictions")
     if metrics["crowds"]:
-        lines.append(f"by AzureML's rule, whoever stands within a crowd's box counts as on the crowd ({metrics['crowds']} here)")
+        lines.append(f"AzureML does not count predictions inside a crowd's box ({metrics['crowds']} crowds here)")
     return "\n".join(lines)
 
 
@@ -51,7 +51,7 @@ def _azureml_lines(azureml: dict[str, Any]) -> list[str]:
 
 
 def write_confusion_plot(azureml: dict[str, Any], path: Path) -> None:
-    """Draw the confusion matrix of masks, each row in shares of its objects, as PNG.
+    """Write the confusion matrix of masks as PNG, each row in shares of its objects.
 
     Args:
         azureml: of `jobs.evaluation.metrics_azureml`.

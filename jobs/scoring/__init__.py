@@ -1,1 +1,1 @@
-"""Many photos through a running service: what a batch is made of, and a patient HTTP client."""
+"""Batch scoring: inputs, outputs, an HTTP client with retries, and the stages of a batch on a cluster."""

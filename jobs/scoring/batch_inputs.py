@@ -1,9 +1,9 @@
-"""What a batch is made of: a folder of photos, or tables with a column of images; and each photo as the service takes it.
+"""Inputs of a batch: a folder of photos, or tables with a column of images.
 
     folder of photos ───────────────────────────────▶ Photo(its path below the folder, 0, the file)
     CSV, JSON lines, a folder of them, MLTable ─▶ rows ▶ Photo(the table's name, the row, base64 | data: URL | URL | a file)
 
-Everything is read as it is needed, and again by whoever asks again: no list of photos is ever in memory.
+Photos are listed lazily, each time anew, so the list is never in memory.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from pipeline.images.decode import FORMAT_MAGIC
 
 TABLE_SUFFIXES = frozenset({".csv", ".jsonl"})
 COLUMNS = ("image", "image_url")
-"""Where a table's images are; AzureML's CSVs have the first, its JSON lines the second."""
+"""Names of the column with images; AzureML's CSVs use the first, its JSON lines the second."""
 MLTABLE = "MLTable"
 MAX_CELL_CHARS = 2**28
-"""Of a CSV, 268 million: a photo of 200 MB in base64. Python's own limit is 131,072."""
+"""Longest cell of a CSV: a photo of 200 MB in base64. Python's default limit is 131,072."""
 
 
 class InputsError(ValueError):
-    """The source cannot be used; the message says why."""
+    """The source cannot be used; the message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Photo:
 
     Args:
         file_name: the photo's path below its folder, or the name of its table.
-        row: of the table, from 0; 0 of a file in a folder.
+        row: in the table, from 0; 0 for a file in a folder.
         image: the file, or the text that the service takes: base64, a data: URL, a URL; Unreadable where it is none of these.
     """
 
@@ -52,7 +52,7 @@ class Photo:
 
     @property
     def key(self) -> tuple[str, int]:
-        """What no other photo of the batch has."""
+        """Unique key of the photo in the batch."""
         return self.file_name, self.row
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ class Photo:
 
         Raises:
             OSError: the file cannot be read.
-            Unreadable: there is nothing to read; the message says why.
+            Unreadable: the cell names no image; the message gives the reason.
         """
         if isinstance(self.image, Unreadable):
             raise self.image
@@ -76,7 +76,7 @@ class Source:
     Args:
         place: a folder, a CSV, JSON lines (*.jsonl), or an MLTable file or the folder that holds it.
     Attributes:
-        skipped: after a pass, how many files of a folder were left out, by suffix.
+        skipped: after an iteration: number of skipped files of a folder, by suffix.
     Raises:
         InputsError: it is none of these.
     """
@@ -96,7 +96,7 @@ class Source:
         """All photos, each once.
 
         Raises:
-            InputsError: a folder or table cannot be read, or there is nothing in it.
+            InputsError: a folder or table cannot be read, or is empty.
         """
         self.skipped.clear()
         found = False
@@ -124,7 +124,7 @@ class Source:
         return lambda: _of_tables([path], path.parent)
 
     def _of_folder(self) -> Iterator[Photo]:
-        """Its photos; where there is none, the rows of its tables, as AzureML's batch endpoint reads a folder of CSVs."""
+        """The photos in the folder; if there are none, the rows of its tables, as AzureML's batch endpoint reads a folder of CSVs."""
         suffixes, found = photo_suffixes(), False
         for path in _files_below(self.path):
             if path.suffix.lower() in suffixes:

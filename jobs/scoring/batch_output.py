@@ -1,15 +1,15 @@
-"""The file that a batch writes, a row for each photo: what is in it already is known again, and two runs never write one file.
+"""The output file of a batch: one row per photo. Existing rows are skipped on the next run, and only one run can write a file at a time.
 
-    --format  a line of it, and who reads it
+    --format  example line, and its readers
     jsonl     {"row_number_per_file": 0, "preds": {"boxes": […]}, "file_name": "1.jpg"}
     csv       0,"{""boxes"": […]}",1.jpg                  no header: pd.read_csv(f, header=None, names=[…]) in AzureML's batch notebook
     boxes     {"filename": "1.jpg", "boxes": […], …}      AzureML's older notebook
     parquet   the columns of the first, `preds` as JSON text
 
     preds.jsonl           rows
-    preds.jsonl.run       what made them (service, model, parameters, source); locked while a run writes
+    preds.jsonl.run       service, model, parameters and source of the rows; locked while a run writes
 
-Parquet cannot be added to: its rows are in preds.parquet.jsonl, which is copied into it at the end of each run.
+Parquet files cannot be appended to: rows are written to preds.parquet.jsonl, which is converted at the end of each run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Row(NamedTuple):
     """One photo's row, under AzureML's names.
 
     Args:
-        row_number_per_file: of its table; 0 of a photo in a folder.
+        row_number_per_file: in its table; 0 for a photo in a folder.
         preds: the image's object of the contract.
         file_name: of the photo, or of its table.
     """
@@ -47,7 +47,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LineFormat:
-    """How rows are lines of text.
+    """A format with one line of text per row.
 
     Args:
         start: what every line begins with; empty: a number, a comma, and JSON in quotes.
@@ -59,7 +59,7 @@ class LineFormat:
     decode: Callable[[str], Row]
 
     def is_cut(self, line: bytes) -> bool:
-        """Whether this is the beginning of a line."""
+        """Whether this is an incomplete line, cut off while writing."""
         start = self.start.encode()
         return line.startswith(start[: len(line)]) if start else _CUT_CSV.fullmatch(line) is not None
 
@@ -105,16 +105,16 @@ PARQUET = "parquet"
 
 
 def format_of(output: Path, asked: str | None) -> str:
-    """The format that was asked for, else that of the suffix, else JSON lines."""
+    """The format asked for, else by the suffix, else JSON lines."""
     suffix = output.suffix.lower().removeprefix(".")
     return asked or (suffix if suffix in (*FORMATS, PARQUET) else "jsonl")
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a file that a batch wrote, or is writing (a last line that is not whole is left out), in any of the line formats.
+    """Read the rows of an output file in any of the line formats; an incomplete last line is ignored, as the file may still be written.
 
     Raises:
-        InputsError: a line is no such row.
+        InputsError: a line is not a row.
     """
     forms = FORMATS["jsonl"], FORMATS["boxes"], FORMATS["csv"]
     with path.open("rb") as lines:
@@ -126,10 +126,10 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 class BatchOutput:
-    """An output that this run alone writes, until it is closed.
+    """An output file, locked for this run until it is closed.
 
     Args:
-        path: new, or of an earlier run; missing folders are made.
+        path: new, or of an earlier run; missing folders are created.
         format_name: of `format_of`.
     Attributes:
         rows: the file that rows are appended to.
@@ -162,14 +162,14 @@ class BatchOutput:
             raise
 
     def made_by(self, facts: dict[str, Any]) -> str:
-        """Check what decides the rows against what an earlier run wrote down, or write it down.
+        """Compare what determines the rows with the record of an earlier run, or record it.
 
         Args:
             facts: JSON values by name.
         Returns:
-            What the user should know; empty where there is nothing.
+            A warning for the user, or an empty string.
         Raises:
-            InputsError: an earlier run had others.
+            InputsError: an earlier run had other values.
         """
         facts = facts | {"format": self._format_name}
         self._run_file.seek(0)
@@ -185,13 +185,13 @@ class BatchOutput:
         if apart := [key for key in {**earlier, **facts} if earlier.get(key) != facts.get(key)]:
             told = "; ".join(f"{key} was {earlier.get(key)!r}, is now {facts.get(key)!r}" for key in apart)
             raise InputsError(
-                f"{self.path} holds rows that were made otherwise: {told}. Take another --output; or, if both may stand in one file, "
+                f"{self.path} holds rows of a run with other settings: {told}. Use another --output; or, to mix them in one file, "
                 f"delete {self._run_path}"
             )
         return ""
 
     def _read_done(self) -> sqlite3.Connection:
-        """Keys of the rows that are there, in a file that SQLite keeps while it is open; a last line that is not whole is cut off."""
+        """Read the keys of the existing rows into a temporary SQLite file; truncates an incomplete last line."""
         done = sqlite3.connect("")
         done.execute("CREATE TABLE done (name TEXT, number INTEGER, PRIMARY KEY (name, number)) WITHOUT ROWID")
         if self.rows.exists():
@@ -210,17 +210,17 @@ class BatchOutput:
         return done
 
     def has(self, key: tuple[str, int]) -> bool:
-        """Whether this photo, by file name and row, had its row when the run began."""
+        """Whether this photo (file name, row) had a row when the run began."""
         return self._done.execute("SELECT 1 FROM done WHERE name = ? AND number = ?", key).fetchone() is not None
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Append rows; they are on their way to the disk when this returns."""
+        """Append rows and flush them."""
         self._file = self._file or self.rows.open("a", encoding="utf-8", newline="\n")
         self._file.writelines(self._form.encode(row) + "\n" for row in rows)
         self._file.flush()
 
     def close(self) -> None:
-        """Finish the file (Parquet is written here) and let others have it."""
+        """Finish the file (Parquet is written here) and release the lock."""
         if self._file:
             self._file.close()
         if self._format_name == PARQUET and self.rows.exists():
@@ -255,7 +255,7 @@ def _pyarrow() -> Any:
 
 
 def _write_parquet(rows: Iterator[Row], path: Path) -> None:
-    """A new file beside the old one, which it then replaces."""
+    """Write a temporary file, then replace the old one."""
     pyarrow = _pyarrow()
     schema = pyarrow.schema([("row_number_per_file", "int64"), ("preds", "string"), ("file_name", "string")])
     unfinished = path.with_name(path.name + ".part")

@@ -1,4 +1,4 @@
-"""One cell of a table of images: base64, a data: URL, a URL that the service fetches, or a file on this machine."""
+"""Parses a cell of a table of images: base64, a data: URL, a URL that the service fetches, or a file on this machine."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ AZUREML = frozenset({"azureml", "amldatastore"})
 
 
 class Unreadable(ValueError):
-    """There is no image to send; the message says why."""
+    """A cell names no image; the message gives the reason."""
 
 
 def image_of_cell(cell: str | None, folder: Path) -> Path | str | Unreadable:
-    """What one cell names.
+    """Parse one cell.
 
     Args:
-        cell: as the table has it; None where the row is too short.
+        cell: text of the cell; None if the row is too short.
         folder: of the table; paths start there.
     Returns:
-        Text that the service takes, without line breaks and blanks, or a file; Unreadable where it is neither, or the cell is empty.
+        Text for the service, without line breaks and blanks, or a file; Unreadable if it is neither, or the cell is empty.
     """
     text = (cell or "").strip()
     if not text:
@@ -50,7 +50,7 @@ def _is_utf8(text: str) -> bool:
 
 
 def looks_like_base64(text: str) -> bool:
-    """Whether a cell is an image in base64 rather than a path: it begins as an image does, or is too long for a path."""
+    """Whether a cell is base64 and not a path: it begins like an image, or is too long for a path."""
     head = "".join(text[: 2 * _HEAD_CHARS].split())[:_HEAD_CHARS]
     if not _BASE64.fullmatch(head):
         return False
@@ -72,7 +72,7 @@ def _of_scheme(scheme: str, text: str, folder: Path) -> Path | Unreadable:
 
 
 def _by_longest_suffix(url: str, folder: Path) -> Path | Unreadable:
-    """The photo of a datastore URL: the longest end of its path that is a file below the table's folder."""
+    """The file for a datastore URL: the longest end of its path that exists below the table's folder."""
     parts = [part for part in unquote(url.split("://", 1)[1]).split("/") if part not in ("", ".", "..")]
     for first in range(len(parts)):
         candidate = folder.joinpath(*parts[first:])

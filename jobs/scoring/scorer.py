@@ -1,6 +1,6 @@
-"""Groups of photos through a service, side by side: what is read, asked and answered, whatever is wrong with one of them.
+"""Sends groups of photos to a service, concurrently; a bad photo does not affect the others.
 
-photos ─▶ groups ─▶ CONCURRENCY threads: read, ask (jobs.scoring.service_client waits and asks again) ─▶ Done: rows, faults
+photos ─▶ groups ─▶ CONCURRENCY threads: read, send (jobs.scoring.service_client waits and retries) ─▶ Done: rows, faults
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from jobs.scoring.cells import Unreadable
 from jobs.scoring.service_client import Answer, ServiceClient, ServiceFault, Unavailable, is_of_the_moment
 
 REST_OF_BODY_BYTES = 10_000
-"""Of a request's body, what is not images."""
+"""Size of a request body without its images, at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What became of a group: a row for each photo that has an answer, and why the others have none."""
+    """The outcome of a group: a row for each photo with an answer, and the errors of the others."""
 
     rows: list[Row] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Scorer:
     Args:
         client: of the service.
         params: of every request.
-        max_body_bytes: largest request body; a group that is larger is sent in parts.
+        max_body_bytes: largest request body; a larger group is sent in several requests.
     """
 
     def __init__(self, client: ServiceClient, params: dict[str, Any], max_body_bytes: int) -> None:
@@ -55,7 +55,7 @@ class Scorer:
         return done
 
     def _parts(self, asked: list[tuple[Photo, str]]) -> Iterator[list[tuple[Photo, str]]]:
-        """As few requests as keep below the largest body."""
+        """Split a group into as few requests as the largest body allows."""
         part: list[tuple[Photo, str]] = []
         for photo, text in asked:
             if part and sum(len(other) for _, other in part) + len(text) > self._room:
@@ -92,7 +92,7 @@ def _bad(code: str, message: str) -> Answer:
 
 
 def score_all(scorer: Scorer, photos: Iterable[Photo], group: int, concurrency: int) -> Iterator[Done]:
-    """Score groups side by side and give each as it gets done; never more than twice `concurrency` of them exist."""
+    """Score groups concurrently and yield each when it is done; at most twice `concurrency` groups are in memory."""
     photos = iter(photos)
     groups = iter(lambda: list(itertools.islice(photos, group)), [])
     pool, in_flight = ThreadPoolExecutor(concurrency), set[Future[Done]]()
@@ -110,6 +110,6 @@ def score_all(scorer: Scorer, photos: Iterable[Photo], group: int, concurrency: 
 
 
 def _results(done: Iterable[Future[Done]]) -> Iterator[Done]:
-    """Results first, then the fault of one that has none, so that no answer is lost."""
+    """Yield all results, then raise the error of a failed one, so that no answer is lost."""
     for future in sorted(done, key=lambda future: future.exception() is not None):
         yield future.result()

@@ -1,1 +1,1 @@
-"""What `jobs.finetune` runs: settings, augmentation, mmengine's Runner and the hooks around it."""
+"""Parts of `jobs.finetune`: settings, augmentation, the configuration of mmengine's Runner, and hooks."""

@@ -1,7 +1,7 @@
-"""Keep the memory that big tensors free, instead of handing it back to the kernel and faulting it in again.
+"""Makes glibc reuse the memory of freed large tensors instead of returning it to the kernel.
 
-glibc gives every block of more than 32 MB back with munmap and takes it anew with mmap, and the kernel then zeroes each
-page as it is touched. A network that makes the same large activations over and over pays that at every step. Measured
+glibc returns every block of more than 32 MB with munmap and allocates it again with mmap, and the kernel then zeroes each
+page on first access. Training allocates the same large activations in every step. Measured
 here (2 virtual cores, training RTMDet-Ins-nano at 480 px, batch 16): 1.65 s a step with the cores wholly in the kernel,
 0.68 s with the settings below.
 """
@@ -19,10 +19,10 @@ TOP_PAD_BYTES = 256 * 2**20
 def keep_freed_memory() -> bool:
     """Tell glibc to reuse freed memory. Call it at the start of a process that trains or runs networks on the CPU.
 
-    The process then stays at its largest size. Does nothing where the C library is not glibc.
+    The process then keeps its peak memory. Does nothing if the C library is not glibc.
 
     Returns:
-        True where glibc took all settings.
+        Whether glibc accepted all settings.
     """
     if not sys.platform.startswith("linux"):
         return False

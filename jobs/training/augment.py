@@ -1,11 +1,11 @@
-"""The pictures a training step sees, by mmdet's own transforms.
+"""Augmentation of training samples, with mmdet's transforms.
 
     load (kept decoded in memory) ─▶ mosaic of 4, for the first part of the run ─▶ scale jitter ─▶ crop to the input
     square ─▶ colour jitter ─▶ mirror ─▶ pad
 
-`jobs.training.samples` says which photo comes when and which become mosaics.
+`jobs.training.samples` decides the order of photos and which samples are mosaics.
 
-Scale jitter goes far up on purpose: a person who fills the photo must stay one person at the shipped input size.
+The scale jitter has a large upper bound so that the model also learns persons who fill the photo.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ LARGEST_MOSAIC = 1.3
 
 @TRANSFORMS.register_module()
 class LoadImageOnce(BaseTransform):
-    """Reads each photo once, as the service does, and keeps it decoded: a data set of a thousand 512 px photos is 0.6 GB.
+    """Reads each photo once, with the service's decoder, and caches it decoded: 0.6 GB for a thousand photos of 512 px.
 
     Args:
-        memory_mb: photos beyond this much memory are read again each time.
+        memory_mb: size of the cache; other photos are read each time.
     Raises:
-        AnnotationsError: a photo that cannot be decoded, by name.
+        AnnotationsError: a photo cannot be decoded; the message names it.
     """
 
     def __init__(self, memory_mb: float = 2048) -> None:
@@ -65,16 +65,16 @@ class LoadImageOnce(BaseTransform):
 
 @TRANSFORMS.register_module()
 class MosaicOfGiven(CachedMosaic):
-    """mmdet's mosaic with masks, of the photo and the three in its `mix_results`, instead of those that came by before."""
+    """mmdet's CachedMosaic, but of the photo and the three in its `mix_results` instead of photos from a cache."""
 
     def transform(self, results: dict[str, Any]) -> Any:
-        """One picture of four."""
+        """Combine four photos."""
         others = results.pop("mix_results")
         self.results_cache = [*others, others[-1]]  # it makes no mosaic with fewer than five in its cache, the photo counted in
         return super().transform(results)
 
     def get_indexes(self, cache: list[Any]) -> list[int]:  # noqa: ARG002
-        """The three, in their order."""
+        """Indices of the three other photos."""
         return [0, 1, 2]
 
 
@@ -86,8 +86,8 @@ def train_transforms(
     Args:
         size_px: side of the square sample.
         jitter: smallest and largest long side of a single photo, as a multiple of size_px.
-        flip: mirror half of the samples.
-        memory_mb: of decoded photos that each loader process keeps.
+        flip: mirror samples with probability 0.5.
+        memory_mb: cache of decoded photos in each loader process.
     Source: mmdet rtmdet-ins_tiny_8xb32-300e_coco.py (scales, crop, colours); jitter of mosaics narrowed as in a short run.
     """
     square = (size_px, size_px)

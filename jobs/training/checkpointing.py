@@ -1,7 +1,7 @@
-"""Gradient checkpointing: the backbone's activations are computed again in the backward pass instead of being kept.
+"""Gradient checkpointing: recomputes the backbone's activations in the backward pass instead of storing them.
 
-Not mmengine's `activation_checkpointing`, which uses torch's old variant: it takes no gradient from a part whose input needs none, such
-as the one after a frozen stem.
+Not mmengine's `activation_checkpointing`, which uses torch's reentrant variant: it computes no gradient for a part whose input needs
+none, such as the one after a frozen stem.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Recomputed(nn.Sequential):
-    """A Sequential that keeps only its input. Its batch norms see each batch twice, so their averages follow it a little faster."""
+    """A Sequential that stores only its input. Its batch norms run twice per batch, so their running statistics adapt a little faster."""
 
     def forward(self, features: Any) -> Any:
         """As Sequential."""

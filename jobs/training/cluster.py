@@ -1,10 +1,10 @@
-"""The same training in several processes on a Ray cluster: Ray Train starts them, replaces lost ones and joins them by torch.distributed.
+"""Training in several processes on a Ray cluster: Ray Train starts them, replaces lost ones and connects them by torch.distributed.
 
-    jobs.finetune --processes N ─▶ TorchTrainer ─▶ N x jobs.finetune.finetune ─▶ one row of samples, gradients averaged at each step
-                                       └─ a process is lost ─▶ all start anew and go on from the newest checkpoint in --work-dir
+    jobs.finetune --processes N ─▶ TorchTrainer ─▶ N x jobs.finetune.finetune ─▶ one sequence of samples, gradients averaged each step
+                                       └─ a process is lost ─▶ all restart from the newest checkpoint in --work-dir
 
-The work folder must be one that every machine sees under the same path. mmdet's losses divide by counts over all processes, so N processes
-with batches of B make the steps of one with batches of N x B, but for batch norms, which see their own B photos.
+All machines must share the work folder under the same path. mmdet's losses divide by counts over all processes, so N processes
+with batches of B train like one process with batches of N x B, except for batch norms, which use their own B photos.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from jobs.training.results import check_work_dir, newest_checkpoint
 from jobs.training.settings import FinetuneSettings
 
 MAX_LOSSES = 3
-"""Times that a run goes on after the loss of a process."""
+"""How often a run continues after losing a process."""
 
 
 def rank() -> int:
-    """Number of this training process; 0 where there is one."""
+    """Rank of this training process; 0 if there is only one."""
     return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
 
 
 @contextmanager
 def quiet_unless_first() -> Iterator[None]:
-    """Inside, only the first process prints: the others would say the same."""
+    """Within: only the first process prints; the others would print the same."""
     with contextlib.redirect_stdout(io.StringIO()) if rank() else contextlib.nullcontext():
         yield
 
@@ -42,7 +42,7 @@ def finetune_on_cluster(settings: FinetuneSettings) -> None:
     """Run `jobs.finetune.finetune` in `settings.processes` processes, on the cluster of RAY_ADDRESS or on this machine.
 
     Raises:
-        ValueError: the work folder holds another run, or the training failed; the message is the process's own.
+        ValueError: the work folder holds another run, or the training failed; with the message of the process.
         ImportError: Ray Train's packages are not installed (`.venv/bin/pip install -e '.[cluster]'`).
     """
     import ray
@@ -76,7 +76,7 @@ def finetune_on_cluster(settings: FinetuneSettings) -> None:
 
 
 def _train(config: dict[str, Any]) -> None:
-    """What each process does: begin, or go on where the processes before it were lost."""
+    """The function of each process: starts the run, or continues it after a loss."""
     from jobs.finetune import finetune  # by name: the command that starts this is __main__, which cannot be sent
 
     settings: FinetuneSettings = config["settings"]
@@ -91,7 +91,7 @@ def _train(config: dict[str, Any]) -> None:
 
 
 def _with_absolute_paths(settings: FinetuneSettings) -> FinetuneSettings:
-    """A process on another machine begins in another folder."""
+    """Make paths absolute: a process on another machine has another working folder."""
     names = ("train", "train_images", "val", "val_images", "work_dir")
     paths = {name: getattr(settings, name) for name in names}
     return replace(settings, **{name: path.resolve() for name, path in paths.items() if path is not None})

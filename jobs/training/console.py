@@ -1,4 +1,4 @@
-"""What people see of a run: a line for each measurement, a curve; mmengine's log file in the work folder has everything."""
+"""Console output of a run: progress, a line for each validation, and a curve. mmengine's log file in the work folder has everything."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ FOR_THE_FILE = re.compile(
     r'init_weights of \w+ has been called|"FileClient" will be deprecated|"HardDiskBackend" is the alias|Iter\(val\)|'
     r"The (previous )?best checkpoint|Checkpoints will be saved|Saving checkpoint|Load checkpoint|resumed epoch|Enabling the"
 )
-"""Hundreds of lines before the first step, and what is told again in plain words."""
+"""Messages that only the log file gets: hundreds of lines before the first step, and duplicates of our own lines."""
 CURVE_NAME = "curve.png"
 MIN_MOVE = 0.03
 """Learning rate times steps, AdamW. A guess between a run that found nothing on the facade photos (0.012) and one that did (0.06)."""
 
 
 class ConciseRunner(Runner):
-    """Shows progress, measurements and checkpoints on the console."""
+    """Shows only progress, validations and checkpoints on the console."""
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
-        """The run's logger, whose console leaves out what is for the file."""
+        """The run's logger, with `FOR_THE_FILE` filtered from the console."""
         logger = super().build_logger(*args, **kwargs)
         for handler in logger.handlers:
             if not isinstance(handler, logging.FileHandler):
@@ -55,7 +55,7 @@ class ConciseRunner(Runner):
 
 @HOOKS.register_module()
 class KeepMeasured(Hook):
-    """Writes the newest measurement, by label, too, into the checkpoints that are saved after it: the best one knows its own."""
+    """Writes the newest validation result, also by label, into the checkpoints saved after it."""
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
         """Before mmengine's CheckpointHook, whose priority is lower."""
@@ -64,11 +64,11 @@ class KeepMeasured(Hook):
 
 @HOOKS.register_module()
 class TellMeasurements(Hook):
-    """One line a measurement, and the curve of loss and AP so far.
+    """Prints one line per validation, and draws the curve of loss and AP so far.
 
     Args:
-        best_metric: which says which checkpoint is the best.
-        every: steps between measurements; 0 where there are none.
+        best_metric: metric that selects the best checkpoint.
+        every: steps between validations; 0 for none.
     """
 
     priority = "LOWEST"
@@ -77,7 +77,7 @@ class TellMeasurements(Hook):
         self._best_metric, self._every = best_metric, every
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
-        """Tell box and mask AP in per cent, and the best so far."""
+        """Print box and mask AP in per cent, and the best so far."""
         measured, told = metrics or {}, runner.message_hub.runtime_info
         score, step = told.get("best_score", 0), step_of(told.get("best_ckpt", ""))
         best = f"best {self._best_metric} {per_cent(score)} at step {step}" if score > 0 else "nothing found yet"
@@ -85,12 +85,12 @@ class TellMeasurements(Hook):
         draw_curve(runner.message_hub.log_scalars, self._every, runner.iter, Path(runner.work_dir) / CURVE_NAME)
 
     def after_train(self, runner: Runner) -> None:
-        """Draw the last steps, too."""
+        """Draw the curve with the last steps."""
         draw_curve(runner.message_hub.log_scalars, self._every, runner.iter, Path(runner.work_dir) / CURVE_NAME)
 
 
 def draw_curve(scalars: Any, every: int, steps: int, path: Path) -> None:
-    """Loss by step, and AP by step where there are measurements.
+    """Plot loss by step, and AP by step if there are validations.
 
     Args:
         scalars: of mmengine's message hub, by name.
@@ -133,12 +133,12 @@ def by_label_table(measured: dict[str, Any]) -> str:
 
 
 def per_cent(number: float | None) -> str:
-    """`0.0731` → `7.3`; `-` where there is nothing to measure."""
+    """`0.0731` → `7.3`; `-` for None."""
     return "-" if number is None else f"{100 * number:.1f}"
 
 
 def too_little_movement(lr: float, steps: int, fresh: Sequence[str]) -> str | None:
-    """What to say where fresh class channels cannot get far enough from where they start; None where they can."""
+    """A note if the learning rate and the number of steps are too small for new class channels; else None."""
     if not fresh or lr * steps >= MIN_MOVE:
         return None
     named = f"{', '.join(fresh[:5])}{' …' if len(fresh) > 5 else ''}"

@@ -1,4 +1,4 @@
-"""Regions marked `iscrowd` are no background: what stands there is not annotated one by one, and may be found.
+"""Excludes regions marked `iscrowd` from the class loss: objects there are not annotated one by one, and are no background.
 
 mmdet's RTMDet reads these regions and leaves them out of its assignment, but its class loss still calls everything in them background.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def leave_crowds_out(network: Any) -> None:
-    """Give the points within an `iscrowd` region's box no class loss, but for those that an annotated object took."""
+    """Set the class loss to 0 at points inside an `iscrowd` region's box, unless they are assigned to an annotated object."""
     head = network.bbox_head
     targets_single = head._get_targets_single
 
@@ -30,7 +30,7 @@ def leave_crowds_out(network: Any) -> None:
 
 
 def within(points: Tensor, boxes: Tensor) -> Tensor:
-    """Which points lie in any box.
+    """Which points are inside any of the boxes.
 
     Args:
         points: (N, 2 or more), x and y first.

@@ -1,5 +1,5 @@
-"""What a training does besides what mmengine brings: layers that stay or learn at a rate of their own, a checkpoint that knows what it
-is, and one at the end, wherever the end is."""
+"""mmengine hooks: frozen layers, learning rates by layer, checkpoints that describe their model, and a checkpoint at the end of a run,
+even if it ends early."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @HOOKS.register_module()
 class FreezeHook(Hook):
-    """Keeps parts of the network as they are.
+    """Keeps parts of the network unchanged.
 
     Args:
         frozen: name prefixes of layers whose parameters and batch-norm statistics stay.
@@ -34,7 +34,7 @@ class FreezeHook(Hook):
         self._fixed = tuple(frozen) + tuple(fixed_statistics)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:  # noqa: ARG002
-        """mmengine puts the whole network in train mode now and then: put the fixed batch norms back."""
+        """Put fixed batch norms back into eval mode: mmengine sometimes sets the whole network to train mode."""
         for name, module in unwrapped(runner.model).named_modules():
             if isinstance(module, _BatchNorm) and name.startswith(self._fixed) and self._fixed:
                 module.eval()
@@ -61,7 +61,7 @@ def freeze(network: nn.Module, prefixes: Sequence[str]) -> int:
 
 
 def check_layers(network: nn.Module, option: str, prefixes: Sequence[str], *, batch_norms: bool = False) -> None:
-    """Raise ValueError where one of the option's prefixes names no parameter, or no batch norm."""
+    """Raise ValueError if one of the option's prefixes matches no parameter, or no batch norm."""
     named = network.named_modules() if batch_norms else network.named_parameters()
     names = [name for name, part in named if not batch_norms or isinstance(part, _BatchNorm)]
     for prefix in prefixes:
@@ -94,18 +94,18 @@ class RatesByLayer(DefaultOptimWrapperConstructor):
 
 @HOOKS.register_module()
 class SavingHook(CheckpointHook):
-    """mmengine's, which also saves where a run ends before its last step: early stopping, or a signal."""
+    """mmengine's CheckpointHook, which here also saves if a run ends early, by early stopping or a signal."""
 
     best_ckpt_path: str | None
 
     def before_train(self, runner: Runner) -> None:
-        """Take this folder's best checkpoint for the best, where the run has moved: mmengine would delete the other folder's."""
+        """If the run was moved, use the best checkpoint in this folder: mmengine would delete the one in the other folder."""
         super().before_train(runner)
         if self.save_best and self.best_ckpt_path:
             self.best_ckpt_path = str(Path(self.out_dir) / Path(self.best_ckpt_path).name)
 
     def after_train(self, runner: Runner) -> None:
-        """Save what the last save does not have."""
+        """Save, unless the last step was saved."""
         done = runner.iter
         if done and (self.last_ckpt is None or Path(self.last_ckpt).name != self.filename_tmpl.format(done)):
             self._save_checkpoint_with_step(runner, done, {"epoch": runner.epoch, "iter": done})
@@ -114,7 +114,7 @@ class SavingHook(CheckpointHook):
 
 @HOOKS.register_module()
 class DescribeModelHook(Hook):
-    """Writes what a model and its training are into every checkpoint, as plain JSON types.
+    """Writes a description of the model and the run into every checkpoint, as plain JSON types.
 
     Args:
         model_spec: JSON of what `pipeline.model.checkpoints.load_checkpoint` needs to build the network again. As text, because
@@ -126,7 +126,7 @@ class DescribeModelHook(Hook):
         self._described = {"model_spec": json.loads(model_spec), "lasting": json.loads(lasting)}
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
-        """Add it to the checkpoint's own description."""
+        """Add the description to the checkpoint's `meta`."""
         checkpoint["meta"] |= self._described
 
 

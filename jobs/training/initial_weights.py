@@ -1,4 +1,4 @@
-"""What a training starts from: every weight of a file that fits, and the class channels by the names of their classes."""
+"""Initial weights of a training: loads all fitting weights of a file, and class channels by the names of their classes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from jobs.training.hooks import layers_of
 from pipeline.model.checkpoints import load_weights
 
 MIN_BACKBONE_SHARE = 0.5
-"""Of the backbone's numbers that initial weights must bring: with fewer, the training would start from random ones."""
+"""Smallest share of the backbone's parameters that initial weights must provide; with fewer, training would start almost from scratch."""
 CLASS_LAYER = "bbox_head.rtm_cls."
-"""Convolutions whose output channels are the classes, one for each level of the pyramid."""
+"""Convolutions whose output channels are the classes, one per level of the pyramid."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What came of initial weights.
+    """Result of loading initial weights.
 
     Attributes:
-        summary: lines that say how many tensors were loaded, which parts start fresh, and which classes keep their channels.
-        fresh_classes: those whose channels start fresh.
+        summary: text: how many tensors were loaded, which parts start from scratch, and which classes keep their channels.
+        fresh_classes: classes whose channels start from scratch.
     """
 
     summary: str

@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM end a training with a result, whoever gets them: the training process alone, or its loader processes too.
+"""Ctrl-C and SIGTERM end a training with a result, also if its loader processes receive the signal too.
 
-first signal ─▶ ending_on_signals notes it ─▶ StopOnSignal ends the loop after the step, or the measurement, that is in flight
-second       ─▶ as if nobody listened: ends the process at once
+first signal ─▶ ending_on_signals records it ─▶ StopOnSignal ends the loop after the current step or validation
+second       ─▶ default handling: ends the process at once
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LISTENED_TO = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def ending_on_signals() -> Iterator[list[signal.Signals]]:
-    """Note the first Ctrl-C or SIGTERM instead of ending at once.
+    """Within: record the first Ctrl-C or SIGTERM instead of ending at once.
 
     Yields: a list that gets the signal, when one comes.
     """
@@ -39,7 +39,7 @@ def ending_on_signals() -> Iterator[list[signal.Signals]]:
         came.append(signal.Signals(number))
         listen_no_more()
         # not by the logger: the signal may have come while it writes
-        os.write(2, f"{came[0].name}: the training ends after this step. Once more ends it at once.\n".encode())
+        os.write(2, f"{came[0].name}: the training ends after this step. A second signal ends it at once.\n".encode())
 
     def listen_no_more() -> None:
         for number, handler in before.items():
@@ -53,7 +53,7 @@ def ending_on_signals() -> Iterator[list[signal.Signals]]:
 
 
 class StopOnSignal(Hook):
-    """Ends the training loop at the next chance after a signal.
+    """Ends the training loop after a signal.
 
     Args:
         came: the list of `ending_on_signals`.
@@ -63,15 +63,15 @@ class StopOnSignal(Hook):
         self._came = came
 
     def before_train(self, runner: Runner) -> None:
-        """Make no step where the signal came while the loop was built."""
+        """Stop before the first step if the signal came during the setup."""
         self._look(runner)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:  # noqa: ARG002
-        """Make no further step."""
+        """Stop after this step."""
         self._look(runner)
 
     def after_val(self, runner: Runner) -> None:
-        """Make no further step where the signal came during a measurement."""
+        """Stop if the signal came during the validation."""
         self._look(runner)
 
     def _look(self, runner: Runner) -> None:
@@ -80,7 +80,7 @@ class StopOnSignal(Hook):
 
 
 def end_loaders(runner: Runner) -> None:
-    """End the loader processes: left to the end of this process they would be killed, and each leave a folder in /tmp."""
+    """Stop the loader processes: if they were killed at the end of this process, each would leave a folder in /tmp."""
     batches = getattr(getattr(runner, "_train_loop", None), "dataloader_iterator", None)
     loaders = getattr(batches, "_iterator", None)
     if isinstance(loaders, _MultiProcessingDataLoaderIter):
@@ -89,7 +89,7 @@ def end_loaders(runner: Runner) -> None:
 
 @FUNCTIONS.register_module()
 def start_loader(worker_id: int, rank: int = 0, seed: int = 0) -> None:  # noqa: ARG001  (mmengine gives them)
-    """What a loader process does first: from then on it heeds the training process alone.
+    """Initialises a loader process: it ignores signals, and ends when the training process tells it to.
 
     A Ctrl-C in a terminal, `timeout` and systemd signal the whole group. A loader that ended then would take the last step with it.
     Samples seed themselves (`jobs.training.samples`).

@@ -1,4 +1,4 @@
-"""mmengine's training loop, counting optimizer steps: a step may be several batches, and a run that goes on makes no old sample again."""
+"""mmengine's training loop, counted in optimizer steps; supports gradient accumulation and resuming without replaying samples."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mmengine.runner import IterBasedTrainLoop
 
 @LOOPS.register_module()
 class StepLoop(IterBasedTrainLoop):
-    """Trains for `max_iters` optimizer steps. All of mmengine's hooks and schedules count these, too.
+    """Trains for `max_iters` optimizer steps, which mmengine's hooks and schedules count too.
 
-    The data loader's sampler begins where the run goes on (`jobs.training.samples`), so nothing is skipped here.
+    When a run is resumed, the sampler starts at the right sample (`jobs.training.samples`), so nothing is skipped here.
 
     Args:
-        accumulate: batches whose gradients make one step.
+        accumulate: batches per optimizer step.
         more: as of mmengine's loop.
     """
 

@@ -1,4 +1,4 @@
-"""A command line from the fields of a dataclass: each field says its default, its range and its help once.
+"""Builds a command line from the fields of a dataclass: each field declares its default, range and help.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -23,16 +23,16 @@ Settings = TypeVar("Settings")
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What a field is on the command line.
+    """The command-line option of a field.
 
     Attributes:
-        help: a phrase; the default is added where there is one to tell.
-        least, most: range of a number, ends included.
-        choices: the values there are.
+        help: a phrase; the default is appended if there is one.
+        least, most: range of a number, inclusive.
+        choices: allowed values.
         parse: text to value, where the field's type does not do; raises ArgumentTypeError or ValueError.
-        metavar: what stands for the value in the help.
-        default_factory: gives the default on the machine at hand.
-        instead_of: field of which only one of the two may be given.
+        metavar: name of the value in the help.
+        default_factory: returns the default for this machine.
+        instead_of: another field that excludes this one.
     """
 
     help: str
@@ -80,7 +80,7 @@ def parse(settings: type[Settings], parser: argparse.ArgumentParser, argv: Seque
 
 
 def out_of_range(settings: type[Any], values: dict[str, Any]) -> str | None:
-    """What to say of the first number that lies outside of its option's range; None where all fit."""
+    """A message about the first number outside of its option's range; None if all are inside."""
     for entry in dataclasses.fields(settings):
         told, value = entry.metadata["option"], values[entry.name]
         bounded = (told.least, told.most) != (-math.inf, math.inf)
@@ -111,7 +111,7 @@ def _how_to_take(kind: Any, told: Option, default: Any) -> dict[str, Any]:
 
 
 class _WithDefaults(argparse.HelpFormatter):
-    """Adds `(default: …)` to the help of each option that has one and does not tell it."""
+    """Appends `(default: …)` to the help of options with a default, unless it is already there."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         default = action.default

@@ -1,7 +1,7 @@
-"""Masks of training samples: rings that combine by the even-odd rule, so that holes stay holes.
+"""Masks of training samples as rings that combine by the even-odd rule, so that holes stay holes.
 
-mmdet's PolygonMasks moves, scales and cuts each ring by itself, and fills what lies within any of them when the loss asks for pixels.
-Annotations come as rings that overlap only where one is a hole of another (`jobs.annotations.outlines`); that last step differs here.
+mmdet's PolygonMasks moves, scales and clips each ring separately, and fills the union of all rings for the loss.
+Here rings overlap only if one is a hole in another (`jobs.annotations.outlines`), and filling uses the even-odd rule.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.masks.rle import rle_to_mask
 
 
 class OutlineMasks(PolygonMasks):
-    """PolygonMasks in which a ring within another is a hole."""
+    """PolygonMasks in which a ring inside another is a hole."""
 
     def to_ndarray(self) -> NDArray[np.uint8]:
         """(N, height, width) uint8, 1 is inside."""
@@ -56,7 +56,7 @@ def _even_odd(masks: PolygonMasks) -> OutlineMasks:
 
 
 def rings_to_mask(rings: list[NDArray[np.float64]], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """Pixels that lie in an odd number of rings.
+    """Fill the pixels that are inside an odd number of rings.
 
     Args:
         rings: each x y x y ..., pixels.

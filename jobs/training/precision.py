@@ -1,6 +1,6 @@
-"""Number formats of a training step: which layers compute in half precision, and what must not.
+"""Precision of training: mixed precision for the layers, float32 for the losses.
 
-bfloat16 has float32's range and needs no gradient scaling: autocast alone is enough, on a card as on a CPU (AMX or AVX-512
+bfloat16 has float32's range and needs no gradient scaling: autocast suffices, on GPUs and CPUs (AMX or AVX-512
 with bf16). mmengine's AmpOptimWrapper, which scales and refuses to run without an accelerator, is for fp16 only. Losses are
 computed in float32: Dice sums over thousands of pixels.
 """
@@ -22,17 +22,17 @@ from jobs.training.stopping import Diverged
 from pipeline.inference.devices import cpu_computes_bf16
 
 VOLTA, AMPERE = (7, 0), (8, 0)
-"""CUDA's compute capability from which on a card multiplies matrices in fp16, and in bf16."""
+"""CUDA compute capabilities from which GPUs have matrix units for fp16 and for bf16."""
 
 
 class _FiniteLoss:
-    """Of an optimizer wrapper: makes no step with a loss that is not finite, which would spoil every weight."""
+    """Mixin for an optimizer wrapper: raises instead of making a step with a loss that is not finite."""
 
     def update_params(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-        """One backward pass, and the optimizer's step where it is due.
+        """One backward pass, and the optimizer's step when it is due.
 
         Raises:
-            Diverged: the loss is NaN or infinite; weights and average are still those of the last step.
+            Diverged: the loss is NaN or infinite; the weights are unchanged.
         """
         if not torch.isfinite(loss).all():
             raise Diverged("the loss is not finite")
@@ -46,7 +46,7 @@ class Fp32OptimWrapper(_FiniteLoss, OptimWrapper):
 
 @OPTIM_WRAPPERS.register_module()
 class Fp16OptimWrapper(_FiniteLoss, AmpOptimWrapper):
-    """float16 autocast and gradient scaling; a gradient that overflows skips its step, as it should."""
+    """float16 autocast and gradient scaling; steps with an overflowing gradient are skipped."""
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -61,10 +61,10 @@ class Bf16OptimWrapper(_FiniteLoss, OptimWrapper):
 
 
 def choose_precision(asked: str) -> tuple[str, str]:
-    """What `auto` stands for on the device that is here, by what it has units for, and why; anything else is itself.
+    """Resolve `auto` for this machine's device; other values are returned unchanged.
 
     Returns:
-        `bf16`, `fp16` or `fp32`, and a phrase for the console.
+        `bf16`, `fp16` or `fp32`, and the reason as a phrase for the console.
     """
     if asked != "auto":
         return asked, "as asked for"
@@ -80,14 +80,14 @@ def choose_precision(asked: str) -> tuple[str, str]:
 
 
 def device_name() -> str:
-    """The card's name, or the CPU with its threads."""
+    """Name of the GPU, or the CPU with its number of threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU, {torch.get_num_threads()} threads"
 
 
 def optim_wrapper_type(precision: str) -> dict[str, Any]:
-    """mmengine's optimizer wrapper for `auto`, `fp32`, `bf16` or `fp16` on the device that is here.
+    """mmengine's optimizer wrapper for `auto`, `fp32`, `bf16` or `fp16` on this machine's device.
 
     Raises:
         ValueError: fp16 on a CPU, which has no fast float16 and no gradient scaler.
@@ -103,7 +103,7 @@ def optim_wrapper_type(precision: str) -> dict[str, Any]:
 
 
 def keep_losses_in_fp32(network: Any) -> None:
-    """Make the head compute its losses in float32, whatever precision its layers ran in."""
+    """Make the head compute its losses in float32, regardless of the precision of its layers."""
     head = network.bbox_head
     loss_by_feat, device = head.loss_by_feat, next(network.parameters()).device.type
 

@@ -1,4 +1,4 @@
-"""What a work folder holds: checkpoints to go on from, and the finished model made of the best of them."""
+"""The work folder: checkpoints to resume from, and the exported model made from the best one."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from pipeline.model.checkpoints import harmless_types_only, load_checkpoint, sav
 
 FINAL_NAME = "final.safetensors"
 NEWEST_NAME = "last_checkpoint"
-"""Where mmengine notes its newest checkpoint."""
+"""File in which mmengine records its newest checkpoint."""
 
 
 def check_work_dir(work_dir: Path, *, resume: bool) -> None:
-    """Raise ValueError where a new run would mix its checkpoints with those of another."""
+    """Raise ValueError if a new run would mix its checkpoints with those of another run."""
     if not resume and any((work_dir / name).exists() for name in (NEWEST_NAME, FINAL_NAME)):
-        raise ValueError(f"--work-dir: {work_dir} holds a run already. --resume goes on with it; a new one needs another folder.")
+        raise ValueError(f"--work-dir: {work_dir} already holds a run. --resume continues it; a new run needs another folder.")
 
 
 def newest_checkpoint(work_dir: Path) -> Path | None:
-    """A run's newest checkpoint, also where the folder was moved since; None where there is none."""
+    """A run's newest checkpoint, also if the folder was moved; None if there is none."""
     pointer = work_dir / NEWEST_NAME
     newest = work_dir / Path(pointer.read_text().strip()).name if pointer.is_file() else None
     return newest if newest and newest.is_file() else None
 
 
 def checkpoint_to_resume(work_dir: Path, lasting: dict[str, Any]) -> Path:
-    """The newest checkpoint. It brings network, optimizer and learning rates along, so a run with other settings cannot go on from it.
+    """The newest checkpoint. It includes optimizer and learning rates, so only a run with the same settings can resume from it.
 
     Args:
         lasting: `jobs.training.runner_config.lasting_settings` of this call.
@@ -49,14 +49,14 @@ def checkpoint_to_resume(work_dir: Path, lasting: dict[str, Any]) -> Path:
     ]
     if changed:
         raise ValueError(
-            f"--resume: {newest} is of a run with {', '.join(changed)}. Give what it had, or start a new run in another folder "
+            f"--resume: {newest} is from a run with {', '.join(changed)}. Use the same settings, or start a new run in another folder "
             f"with --init-weights {newest}."
         )
     return newest
 
 
 def export(work_dir: Path) -> Path:
-    """Write a run's best checkpoint, the newest where nothing was measured, as `final.safetensors`. Works while the run still goes on."""
+    """Export a run's best checkpoint, or the newest without validations, to `final.safetensors`. Works while the run is in progress."""
     chosen, why = newest_checkpoint(work_dir), ""
     if chosen is None:
         raise FileNotFoundError(f"{work_dir}: no checkpoint yet.")
@@ -73,7 +73,7 @@ def export(work_dir: Path) -> Path:
     if why and "measured" in told:
         print(by_label_table(told["measured"]), flush=True)
     elif lasting.get("--val"):
-        print("No measurement of --val has found anything so far: train for more steps, or with a higher --lr.", flush=True)
+        print("No validation has found any object so far: train for more steps, or with a higher --lr.", flush=True)
     return path
 
 

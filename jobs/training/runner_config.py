@@ -1,4 +1,4 @@
-"""From the settings of a run to mmengine's Runner configuration: loaders, optimizer, schedule, hooks."""
+"""Builds mmengine's Runner configuration from the settings of a run: loaders, optimizer, schedule, hooks."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ DATA_PARALLEL = {
 }
 """A batch without objects leaves the mask branch unused."""
 STEPS_DOWN = (2 / 3, 8 / 9)
-"""Parts of the run after which --scheduler step takes a tenth of the learning rate: mmdet's 1x schedule, 8 and 11 of 12 epochs."""
+"""--scheduler step: shares of the run after which the learning rate is divided by 10; mmdet's 1x schedule (8 and 11 of 12 epochs)."""
 VAL_BATCH = 8
-"""Photos in one pass of a measurement; more bring nothing."""
+"""Batch size of a validation; more is not faster."""
 PHOTOS_MEMORY_MB = 2048
-"""Decoded photos that all loader processes together keep."""
+"""Cache of decoded photos, for all loader processes together, MB."""
 
 
 def runner_config(
@@ -44,10 +44,10 @@ def runner_config(
     resume_from: Path | None = None,
     steps_done: int = 0,
 ) -> Config:
-    """mmengine's configuration of a whole run.
+    """mmengine's configuration of a run.
 
     Args:
-        resume_from, steps_done: checkpoint to go on from, and its step.
+        resume_from, steps_done: checkpoint to resume from, and its step.
     Source: mmdet rtmdet-ins_l_8xb32-300e_coco.py, with the schedule in steps instead of 300 epochs.
     """
     steps = training_steps(settings, train)
@@ -86,22 +86,22 @@ def runner_config(
 
 
 def training_steps(settings: FinetuneSettings, train: Annotations) -> int:
-    """Length of the run in optimizer steps; an epoch's last batch is filled up."""
+    """Length of the run in optimizer steps; the last batch of an epoch is filled up."""
     return settings.epochs * steps_an_epoch(settings, train) if settings.steps is None else settings.steps
 
 
 def longest_side_px(settings: FinetuneSettings) -> float:
-    """Of a photo in a training sample, at most."""
+    """Longest side of a photo in a training sample, at most, pixels."""
     return settings.image_size * max(settings.scale_jitter[1], LARGEST_MOSAIC if settings.mosaic else 0)
 
 
 def ema_momentum(settings: FinetuneSettings, steps: int) -> float:
-    """Of the averaged weights, for a run of so many steps. One that remembers longer than the run would save what it began with."""
+    """EMA momentum for a run of so many steps: averages over about its last tenth, not over its initial weights."""
     return min(max(MIN_EMA, 10 / steps), 0.5) if settings.ema is None else settings.ema
 
 
 def lasting_settings(settings: FinetuneSettings, spec: ModelSpec, train: Annotations) -> dict[str, Any]:
-    """What a run keeps from its first step to its last, by option, as plain JSON types: a checkpoint goes on with nothing else.
+    """The settings that may not change when a run is resumed, by option, as plain JSON types.
 
     Not --workers, --precision and what is measured or saved when: these may change. --mosaic and what else makes samples may, too, but then
     the samples are others.
@@ -127,7 +127,7 @@ def lasting_settings(settings: FinetuneSettings, spec: ModelSpec, train: Annotat
 
 
 def photos_a_step(settings: FinetuneSettings) -> int:
-    """Of all processes together."""
+    """Photos per optimizer step, of all processes together."""
     return settings.batch_size * settings.accumulate * settings.processes
 
 
@@ -137,7 +137,7 @@ def steps_an_epoch(settings: FinetuneSettings, train: Annotations) -> int:
 
 
 def validation_config(settings: FinetuneSettings, spec: ModelSpec, val: Annotations) -> dict[str, Any]:
-    """Measurements by the code that serves (`jobs.training.validation`), in mmengine's three sections of which none may be absent."""
+    """Validation by the serving code (`jobs.training.validation`), in the three sections that mmengine requires."""
     return {
         "val_dataloader": {"coco_json": str(val.coco_json), "images": str(val.images), "threads": max(settings.workers, 1)},
         "val_cfg": {"type": "ServedValLoop", "input_size": spec.input_size, "batch_size": min(settings.batch_size, VAL_BATCH)},
@@ -146,7 +146,7 @@ def validation_config(settings: FinetuneSettings, spec: ModelSpec, val: Annotati
 
 
 def train_loader(settings: FinetuneSettings, spec: ModelSpec, train: Annotations, steps_done: int = 0) -> dict[str, Any]:
-    """mmengine's data loader configuration, of a run that begins after so many steps."""
+    """mmengine's data loader configuration for a run that begins at step `steps_done`."""
     samples_a_step = photos_a_step(settings)
     transforms = train_transforms(
         settings.image_size,
@@ -175,7 +175,7 @@ def train_loader(settings: FinetuneSettings, spec: ModelSpec, train: Annotations
 
 
 def _log_backends(settings: FinetuneSettings) -> list[dict[str, Any]]:
-    """mmengine's, for what --log-to names."""
+    """mmengine's backends for --log-to."""
     backends: dict[str, dict[str, Any]] = {
         "tensorboard": {"type": "TensorboardVisBackend"},
         "mlflow": {"type": "MLflowVisBackend", "exp_name": "jobs.finetune", "run_name": settings.work_dir.name},
@@ -200,7 +200,7 @@ def _optim_wrapper(settings: FinetuneSettings) -> dict[str, Any]:
 
 
 def warmup_steps(settings: FinetuneSettings, steps: int) -> int:
-    """Steps during which the learning rate rises: half of a short run at most. One alone is none: mmengine would stay where it begins."""
+    """Warm-up steps: at most half of the run. 1 becomes 0: mmengine would never leave the initial learning rate."""
     warmup = min(settings.warmup, steps // 2)
     return warmup if warmup > 1 else 0
 

@@ -1,10 +1,10 @@
-"""Which photo comes when, and what becomes of it: both follow from the run's seed and the number of the sample alone.
+"""Order and augmentation of training samples; both depend only on the run's seed and the number of the sample.
 
     NumberedSampler ─▶ (photo, number) ─▶ TrainingPhotos ─▶ sample
                                           seeds itself with (seed, number), loads, mosaic or single photo, crops, mirrors
 
-So a run that goes on begins with the sample that would have come next, without making the ones before, and loader processes may be
-more or fewer than before.
+So a resumed run continues with the next sample without replaying earlier ones, and the number of loader processes may
+change.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ MOSAIC_PHOTOS = 4
 
 @DATA_SAMPLERS.register_module()
 class NumberedSampler(Sampler[tuple[int, int]]):
-    """Every photo once, in random order, again and again; several processes share one such row.
+    """Repeats all photos endlessly, each time in a new random order; several processes share one sequence.
 
     Args:
         dataset: a `TrainingPhotos`.
         seed: of the run.
-        start: number of the first sample, where a run goes on.
-        repeat_rare: show photos more often that have classes which are in less than this share of them; 0 shows each once.
+        start: number of the first sample, for a resumed run.
+        repeat_rare: repeat photos with classes that occur in less than this share of the photos; 0 repeats none.
     """
 
     def __init__(self, dataset: Any, seed: int, start: int = 0, repeat_rare: float = 0.0) -> None:
@@ -66,11 +66,11 @@ class NumberedSampler(Sampler[tuple[int, int]]):
 
 
 def repeat_factors(classes_by_photo: Sequence[set[int]], rare: float) -> torch.Tensor:
-    """How often each photo is shown in a pass, (photos,) float32, 1 and more.
+    """Repeat factor of each photo, (photos,) float32, at least 1.
 
     Args:
-        classes_by_photo: the classes that each photo shows.
-        rare: classes in a smaller share of the photos than this are shown more often.
+        classes_by_photo: the classes in each photo.
+        rare: classes in a smaller share of the photos are repeated.
     Source: Gupta et al. 2019, LVIS, appendix B: max(1, sqrt(rare / share)) of a photo's rarest class.
     """
     shown_in = Counter(label for classes in classes_by_photo for label in classes)
@@ -81,12 +81,12 @@ def repeat_factors(classes_by_photo: Sequence[set[int]], rare: float) -> torch.T
 
 @DATASETS.register_module()
 class TrainingPhotos(CocoDataset):
-    """Samples by (photo, number), as `NumberedSampler` asks for them.
+    """Data set whose samples are indexed by (photo, number), from `NumberedSampler`.
 
     Args:
         seed: of the run.
         mosaic: share of samples that are mosaics, 0..1.
-        mosaic_samples: samples of the run after which only single photos come.
+        mosaic_samples: number of samples after which there are no more mosaics.
         transforms: lists of mmdet's transforms: `load` an annotated photo, then `mosaic` with three more or `single`, then `finish`.
     """
 
@@ -96,7 +96,7 @@ class TrainingPhotos(CocoDataset):
         self._transforms = {name: Compose(steps) for name, steps in transforms.items()}
 
     def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
-        """One sample; where nothing is left of its objects, another photo takes its place."""
+        """One sample; if no object is left in it, that of another photo."""
         index, self._number = place
         np.random.seed(np.random.SeedSequence((self._seed, self._number)).generate_state(4))
         random.seed(int(np.random.randint(2**31)))
@@ -104,13 +104,13 @@ class TrainingPhotos(CocoDataset):
         return sample
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """mmdet's, without what pycocotools prints."""
+        """mmdet's data list; suppresses pycocotools' output."""
         with contextlib.redirect_stdout(io.StringIO()):
             entries: list[dict[str, Any]] = super().load_data_list()
         return entries
 
     def prepare_data(self, index: int) -> Any:
-        """One try: None where no object is left."""
+        """One sample; None if no object is left."""
         sample = self._load(index)
         if self._number >= self._mosaic_samples or np.random.random() >= self._mosaic:
             return self._transforms["finish"](self._transforms["single"](sample))

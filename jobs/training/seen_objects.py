@@ -1,4 +1,4 @@
-"""A training that sees other objects than its annotations hold ends before its first step, and one that sees none ends soon after."""
+"""Ends a training whose data set holds other objects than the annotations, or whose samples contain no objects."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from mmengine.runner import Runner
 from jobs.annotations.report import AnnotationsError
 
 MIN_SIDE_PX = 1.0
-"""Objects whose box is smaller in a sample are left out of it."""
+"""Objects with a smaller box in a sample are left out."""
 PATIENCE_STEPS = 50
 
 
 @HOOKS.register_module()
 class SeenObjectsHook(Hook):
-    """Compares the training set that mmdet built with what was read.
+    """Compares the objects in mmdet's training set with those in the annotations.
 
     Args:
-        objects: that the annotations hold, without crowds.
+        objects: number in the annotations, without crowds.
         longest_side_px: of a photo in a sample, at most; larger ones are scaled down to it.
     """
 
@@ -32,7 +32,7 @@ class SeenObjectsHook(Hook):
         self._seen = self._steps = 0
 
     def before_train(self, runner: Runner) -> None:
-        """Count."""
+        """Compare the number of objects, and warn about objects smaller than a pixel."""
         shown = list(_objects_of(runner.train_dataloader.dataset))
         if len(shown) != self._objects:
             raise AnnotationsError(
@@ -53,22 +53,22 @@ class SeenObjectsHook(Hook):
             )
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:  # noqa: ARG002
-        """Look whether any object has come so far."""
+        """Stop if no sample has contained an object so far."""
         if self._seen:
             return
         self._steps += 1
         self._seen = sum(len(sample.gt_instances) for sample in data_batch["data_samples"])
         if not self._seen and self._steps == PATIENCE_STEPS:
-            raise AnnotationsError(f"not one object came in the first {self._steps} training steps: there is nothing to learn.")
+            raise AnnotationsError(f"the samples of the first {self._steps} training steps contain no object.")
 
     def _largest_side(self, photo: dict[str, Any], box: list[float]) -> float:
-        """Of the shorter side of an object's box, the length in pixels in the largest sample."""
+        """Length of the shorter side of an object's box in its largest sample, pixels."""
         scale = self._longest_side_px / max(photo["width"], photo["height"])
         return float(scale * min(box[2] - box[0], box[3] - box[1]))
 
 
 def _objects_of(dataset: Any) -> Iterator[tuple[dict[str, Any], list[float]]]:
-    """Photo and box x1 y1 x2 y2 of each object that is no crowd."""
+    """Photo and box x1 y1 x2 y2 of each object, without crowds."""
     for index in range(len(dataset)):
         photo = dataset.get_data_info(index)
         yield from ((photo, found["bbox"]) for found in photo["instances"] if not found["ignore_flag"])

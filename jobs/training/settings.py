@@ -1,4 +1,4 @@
-"""What a fine-tuning run is told. Each field is an option of `jobs.finetune` (`jobs.training.options`), checked once."""
+"""The settings of a fine-tuning run. Each field is an option of `jobs.finetune` (`jobs.training.options`)."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from jobs.training.options import option, parse, parser_for
 from pipeline.inference.devices import owned_cores
 
 MAX_WORKERS = 8
-"""Loader processes that are started unasked; each holds a copy of the libraries and two batches."""
+"""Largest default of --workers; each loader process holds a copy of the libraries and two batches."""
 MODELS = ("rtmdet-ins_nano", "rtmdet-ins_tiny", "rtmdet-ins_s", "rtmdet-ins_m", "rtmdet-ins_l", "rtmdet-ins_x")
 LOGS = ("tensorboard", "mlflow")
 RANDOM_WEIGHTS = "none"
-"""Of --init-weights: start from nothing."""
+"""Value of --init-weights for random weights."""
 AUTO_BATCH = 0
 """Value of `batch_size` for --batch-size auto."""
 METRICS = tuple(f"{kind}_{name}" for kind in ("mask", "box") for name in STATISTICS)
 MIN_EMA = 0.002
-"""Momentum of the averaged weights in a long run: their memory is some 500 steps."""
+"""Smallest default momentum of the averaged weights: averages over some 500 steps."""
 ANNOTATIONS = "COCO JSON, or AzureML annotations JSONL (*.jsonl)"
 
 
 def default_workers() -> int:
-    """Loader processes: a card computes beside them and eats more; a CPU that trains has no core to spare for a second."""
+    """Default number of loader processes: several beside a GPU; one if the CPU trains, because its cores are busy."""
     return max(1, min(MAX_WORKERS, owned_cores() - 1)) if torch.cuda.is_available() else 1
 
 
@@ -54,10 +54,10 @@ class FinetuneSettings:
     # data
     train: Path = option(..., f"annotations to train on: {ANNOTATIONS}")
     train_images: Path = option(..., "folder of their photos")
-    val: Path | None = option(None, f"annotations to measure on: {ANNOTATIONS}")
+    val: Path | None = option(None, f"annotations to validate on: {ANNOTATIONS}")
     val_images: Path | None = option(None, "folder of their photos")
     val_share: float = option(
-        0.0, "measure on this share of the training photos instead of --val, 0..0.5; they are not trained on", least=0, most=0.5
+        0.0, "validate on this share of the training photos instead of --val, 0..0.5; they are not trained on", least=0, most=0.5
     )
     val_group: str | None = option(
         None,
@@ -66,26 +66,26 @@ class FinetuneSettings:
         metavar="PATTERN",
     )
     strict: bool = option(False, STRICT_HELP)
-    work_dir: Path = option(..., "where logs and checkpoints go")
+    work_dir: Path = option(..., "folder for logs and checkpoints")
 
     # network
     model: str = option("rtmdet-ins_nano", "network size", choices=MODELS)
     name: str | None = option(None, "name of the trained model (default: the size and its class, or the configuration's name)")
     init_weights: str | None = option(
         None,
-        "to start from: a name that `python -m pipeline.model.zoo list` knows, or .pth or .safetensors; layers that fit are loaded, "
+        "initial weights: a name from `python -m pipeline.model.zoo list`, or a .pth or .safetensors file; fitting layers are loaded, "
         f"class channels by name; {RANDOM_WEIGHTS}: random weights (default: the embedded model, or OpenMMLab's of this size)",
     )
     image_size: int = option(640, "side of the square network input, px")
-    freeze: tuple[str, ...] = option((), "name prefixes of layers that do not train", metavar="LAYER")
+    freeze: tuple[str, ...] = option((), "name prefixes of layers to freeze", metavar="LAYER")
     fix_batch_norm: tuple[str, ...] = option((), "layers that keep their batch-norm statistics", metavar="LAYER")
 
     # length and steps
     epochs: int = option(10, "passes over the training photos", least=1)
     steps: int | None = option(None, "optimizer steps, instead of --epochs", least=1, instead_of="epochs")
-    batch_size: int = option(8, "photos that go through the network at once", least=1)
-    accumulate: int = option(1, "batches whose gradients make one optimizer step", least=1)
-    optimizer: str = option("adamw", "what makes the steps", choices=("adamw", "sgd"))
+    batch_size: int = option(8, "photos per batch", least=1)
+    accumulate: int = option(1, "batches per optimizer step (gradient accumulation)", least=1)
+    optimizer: str = option("adamw", "optimizer", choices=("adamw", "sgd"))
     lr: float = option(2e-3, "peak learning rate")
     lr_mult: tuple[tuple[str, float], ...] = option(
         (), "learning rate of a part", parse=_prefix_and_factor, metavar="LAYER=FACTOR"
@@ -105,11 +105,11 @@ class FinetuneSettings:
         least=0,
         most=1,
     )
-    seed: int = option(0, "of everything random", least=0, most=2**32 - 1)
+    seed: int = option(0, "random seed", least=0, most=2**32 - 1)
 
     # what the photos go through
     mosaic: float = option(0.5, "share of samples that are mosaics of four photos, 0..1", least=0, most=1)
-    mosaic_until: float = option(0.7, "part of the run after which mosaics stop, 0..1", least=0, most=1)
+    mosaic_until: float = option(0.7, "share of the run after which mosaics stop, 0..1", least=0, most=1)
     scale_jitter: tuple[float, float] = option((0.5, 2.0), "long side / image size", metavar=("MIN", "MAX"))
     no_flip: bool = option(False, "do not mirror photos: where left and right differ, such as text or traffic signs")
     repeat_rare: float = option(
@@ -123,10 +123,10 @@ class FinetuneSettings:
 
     # measuring and saving
     save_every: int = option(500, "steps between checkpoints", least=0)
-    val_every: int | None = option(None, "steps between measurements of AP on --val (default: an epoch); 0: none", least=0)
-    best_metric: str = option("mask_ap", "measurement that says which checkpoint is the best", choices=METRICS)
-    early_stopping: int = option(0, "stop after so many measurements without a better one; 0: never", least=0)
-    resume: bool = option(False, "go on from the last checkpoint in --work-dir")
+    val_every: int | None = option(None, "steps between validations on --val (default: one epoch); 0: none", least=0)
+    best_metric: str = option("mask_ap", "metric that selects the best checkpoint", choices=METRICS)
+    early_stopping: int = option(0, "stop after this many validations without a better one; 0: never", least=0)
+    resume: bool = option(False, "continue from the last checkpoint in --work-dir")
     log_every: int = option(20, "steps between progress lines", least=1)
 
     log_to: tuple[str, ...] = option(
@@ -141,9 +141,7 @@ class FinetuneSettings:
         "auto: bf16 where the device computes in it, fp16 on older cards, else fp32",
         choices=("auto", "bf16", "fp32", "fp16"),
     )
-    gradient_checkpointing: bool = option(
-        False, "keep fewer activations of the backbone and compute them again: less memory, a third more time"
-    )
+    gradient_checkpointing: bool = option(False, "gradient checkpointing of the backbone: less memory, a third more time")
     processes: int = option(
         1,
         "training processes on a Ray cluster (RAY_ADDRESS, or this machine), each with batches of --batch-size; --work-dir is shared",
@@ -172,19 +170,19 @@ def _contradiction(settings: FinetuneSettings) -> str | None:
     if (settings.val is None) != (settings.val_images is None):
         return "--val and --val-images go together."
     if settings.val and settings.val_share:
-        return "--val and --val-share are two ways to say what to measure on: give one."
+        return "--val and --val-share exclude each other: give one of them."
     if settings.val_group and not settings.val_share:
         return "--val-group goes with --val-share."
     if not (settings.val or settings.val_share) and (settings.val_every or settings.early_stopping):
-        return "what --val-every and --early-stopping measure on needs --val and --val-images, or --val-share."
+        return "--val-every and --early-stopping need --val and --val-images, or --val-share."
     if settings.early_stopping and settings.val_every == 0:
-        return "--early-stopping needs measurements: --val-every above 0."
+        return "--early-stopping needs validations: --val-every above 0."
     if settings.processes > 1 and importlib.util.find_spec("pyarrow") is None:
         return "--processes above 1 needs Ray Train's packages: install them on every node: .venv/bin/pip install -e '.[cluster]'"
     if not settings.lr > 0 or min((factor for _, factor in settings.lr_mult), default=0) < 0:
-        return "--lr is above 0, and so are factors of --lr-mult, or 0."
+        return "--lr must be above 0, and factors of --lr-mult at least 0."
     if not 0 < settings.scale_jitter[0] <= settings.scale_jitter[1] < math.inf:
-        return "--scale-jitter is two numbers above 0, the smaller one first."
+        return "--scale-jitter must be two numbers above 0, the smaller one first."
     return _missing_package(settings)
 
 

@@ -1,4 +1,4 @@
-"""A part of the training photos to measure on, and a warning where photos stand on both sides."""
+"""Splits the training photos into training and validation, and finds photos that are in both."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from jobs.annotations.report import AnnotationsError
 
 
 def split(coco: dict[str, Any], share: float, group: str | None, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Two documents, to train and to measure on.
+    """Split annotations into training and validation.
 
     Args:
         coco: COCO annotations.
-        share: of the photos to measure on, 0..1; groups stay whole, so it is met as closely as they allow.
+        share: of the photos for validation, 0..1; approximate, because groups are not split.
         group: regular expression; what its first group (or all of it) matches in a file name says which photos belong together. None:
             each photo is its own group, and so is one that does not match.
-        seed: of the choice.
+        seed: of the random choice.
     Raises:
-        AnnotationsError: the pattern is none, or leaves nothing on one of the two sides.
+        AnnotationsError: the pattern is no regular expression, or one of the two parts would be empty.
     """
     groups: dict[str, list[Any]] = defaultdict(list)
     for photo in coco["images"]:
@@ -58,7 +58,7 @@ def _part(coco: dict[str, Any], wanted: Any) -> dict[str, Any]:
 
 
 def write_split(source: Path, folder: Path, share: float, group: str | None, seed: int) -> tuple[Path, Path]:
-    """`split` of a COCO file, written into a folder as train.json and val.json."""
+    """Split a COCO file and write train.json and val.json into a folder."""
     parts = split(json.loads(source.read_text(encoding="utf-8")), share, group, seed)
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "train.json", folder / "val.json"
@@ -68,12 +68,12 @@ def write_split(source: Path, folder: Path, share: float, group: str | None, see
 
 
 def photo_files(annotations: Annotations) -> list[Path]:
-    """Of a set, in its order."""
+    """The photo files of a set, in its order."""
     return [annotations.images / photo["file_name"] for photo in json.loads(annotations.coco_json.read_text())["images"]]
 
 
 def shared_photos(train: Iterable[Path], val: Iterable[Path]) -> list[Path]:
-    """Photos to measure on that are trained on, too: same bytes, whatever their names."""
+    """Validation photos that are also training photos: the same bytes, regardless of their names."""
     by_size: dict[int, list[Path]] = defaultdict(list)
     for path in train:
         by_size[path.stat().st_size].append(path)

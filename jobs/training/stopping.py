@@ -1,4 +1,4 @@
-"""Ends of a run that are no signal: no better measurement for a while, or a loss that is not finite any more."""
+"""Early stopping, and ending a run whose loss is not finite."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from torch import Tensor
 
 
 class Diverged(Exception):
-    """The training left the finite numbers; what it has computed since cannot be used."""
+    """Training diverged: a loss or weight is not finite."""
 
 
 @HOOKS.register_module()
 class StopWithoutProgress(Hook):
-    """Ends a run when its best measurement lies so many measurements back.
+    """Early stopping: ends a run after `patience` validations without a better one.
 
-    It counts from the warm-up's end at the earliest, and not before anything has been found: until then every measurement is 0.
+    Counting starts after the warm-up, and not before any object was found: until then every result is 0.
 
-    Not mmengine's EarlyStoppingHook: that one takes less than ten points of AP for no progress, and counts anew when a run goes on.
-    Here the step of the best one counts, which every checkpoint knows.
+    Not mmengine's EarlyStoppingHook: by default it ignores improvements of less than ten points of AP, and restarts counting on resume.
+    Here the step of the best validation counts, which every checkpoint stores.
 
     Args:
-        patience: measurements.
-        every: steps between them.
+        patience: number of validations.
+        every: steps between validations.
         warmup: steps with a rising learning rate.
     """
 
@@ -38,7 +38,7 @@ class StopWithoutProgress(Hook):
         self._patience, self._every, self._warmup = patience, every, warmup
 
     def after_val(self, runner: Runner) -> None:
-        """Look when the best was."""
+        """Stop if the best validation is too long ago."""
         measured = runner.message_hub.runtime_info
         if not measured.get("best_score", 0) > 0:
             return
@@ -50,21 +50,21 @@ class StopWithoutProgress(Hook):
 
 @HOOKS.register_module()
 class RefuseDivergedWeights(Hook):
-    """Lets no checkpoint be written whose weights are not finite: it would take the place of a good one."""
+    """Refuses to save a checkpoint with weights that are not finite: it would replace a good one."""
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
-        """Look at every weight; priority and order do not matter, averages and plain weights diverge together."""
+        """Check all weights."""
         check_finite(checkpoint["state_dict"], "weight")
 
 
 def check_finite(values: Mapping[str, Tensor], kind: str) -> None:
-    """Raise Diverged where one of these tensors has a number that is NaN or infinite."""
+    """Raise Diverged if one of these tensors contains NaN or infinity."""
     for name, value in values.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise Diverged(f"{kind} {name} is not finite")
 
 
 def step_of(checkpoint: str) -> int:
-    """The step after which mmengine wrote a checkpoint, by its file name; 0 where it tells none."""
+    """The step of a checkpoint, from mmengine's file name; 0 if it contains none."""
     found = re.search(r"iter_(\d+)\.pth$", checkpoint)
     return int(found[1]) if found else 0

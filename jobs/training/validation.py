@@ -1,4 +1,4 @@
-"""Measurements during training by the code that serves: its decoding, post-processing and run lengths, so no mask of full size is made.
+"""Validation during training with the serving code: its decoding, post-processing and RLE, without full-size masks.
 
 photo ─▶ load_image ─▶ RawNetwork (a copy of the averaged weights) ─▶ PostProcessor ─▶ mask_logits_to_rle ─▶ coco_metrics
 
@@ -38,18 +38,18 @@ from pipeline.model.rtmdet import RawNetwork
 from pipeline.types import DetectOptions, Instances, LoadedImage
 
 OPTIONS = DetectOptions(score_threshold=0.05)
-"""mmdet's test settings: AP needs the low scores, too."""
+"""Score threshold of mmdet's test settings: AP also needs low scores."""
 
 
 @LOOPS.register_module()
 class ServedValLoop(BaseLoop):
-    """mmengine's validation loop with our own photos, post-processing and metrics.
+    """mmengine validation loop with the service's decoding and post-processing, and COCO metrics.
 
     Args:
         runner: of the training.
         dataloader: {"coco_json", "images", "threads"}: annotations whose category ids are 1, 2, ... in the order of the class channels,
             the folder of their photos, and how many threads decode them.
-        evaluator: nothing; mmengine gives it.
+        evaluator: not used; mmengine passes it.
         input_size: side of the square network input, pixels.
         batch_size: photos in one pass of the network.
     """
@@ -62,7 +62,7 @@ class ServedValLoop(BaseLoop):
         self.dataloader = self._truth["images"]
 
     def run(self) -> dict[str, Any]:
-        """Measure the network that mmengine's hooks put in place, the average where there is one."""
+        """Validate the network that mmengine's hooks have set: the averaged weights, if there are any."""
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
         shared = [self._measure() if is_main_process() else {}]
@@ -88,7 +88,7 @@ def flat(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def predict(
     detector: nn.Module, truth: dict[str, Any], images: Path, input_size: int, batch_size: int = 1, threads: int = 1
 ) -> list[dict[str, Any]]:
-    """COCO results of a network that is being trained; it stays as it is.
+    """COCO results of a network in training, which is not modified.
 
     Args:
         detector: mmdet's RTMDet-Ins, on any device.
@@ -96,7 +96,7 @@ def predict(
         images: folder of the photos.
         input_size: side of the square network input, pixels.
         batch_size: photos in one pass.
-        threads: that decode.
+        threads: number of threads that decode.
     Raises:
         AnnotationsError: a photo cannot be read.
     """
@@ -123,7 +123,7 @@ def predict(
 
 
 def ahead(load: Callable[[Any], Any], items: Iterable[Any], threads: int) -> Iterator[Any]:
-    """Results of `load` in order, worked out by threads while others are used; two for each thread wait at most."""
+    """Yield the results of `load` in order, computed ahead by threads; at most two per thread wait."""
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[Any]] = deque()
         for item in items:
@@ -134,7 +134,7 @@ def ahead(load: Callable[[Any], Any], items: Iterable[Any], threads: int) -> Ite
 
 
 def to_results(image_id: Any, found: Instances) -> list[dict[str, Any]]:
-    """The instances of a photo as COCO results, with run lengths at the photo's size."""
+    """The instances of a photo as COCO results, with RLE at the photo's size."""
     return [
         {
             "image_id": image_id,

@@ -144,7 +144,7 @@ def test_measuring_changes_nothing():
 def test_categories_are_matched_by_name():
     truth = document(names=("dog", "cat"))
     assert category_ids_of(("cat", "bird"), truth) == {0: 2}
-    with pytest.raises(AnnotationsError, match="nothing in common"):
+    with pytest.raises(AnnotationsError, match="none in common"):
         category_ids_of(("bird",), truth)
 
 

@@ -259,7 +259,7 @@ def test_resume_with_other_settings_is_refused(tiny_coco, trained, capsys, more,
     """The checkpoint has its own: optimizer and learning rates would be lost, or the new ones ignored."""
     arguments_ = arguments(tiny_coco, trained, *SAME, *validated(tiny_coco), "--steps", "4", *more, "--resume")
     assert finetune.main(arguments_) == 2
-    assert f"iter_4.pth is of a run with {told}. Give what it had" in capsys.readouterr().err
+    assert f"iter_4.pth is from a run with {told}. Use the same settings" in capsys.readouterr().err
 
 
 def test_resume_without_measurements_is_refused(tiny_coco, trained, capsys):
@@ -270,7 +270,7 @@ def test_resume_without_measurements_is_refused(tiny_coco, trained, capsys):
 
 def test_a_new_run_needs_a_new_folder(tiny_coco, trained, capsys):
     assert finetune.main(arguments(tiny_coco, trained, "--steps", "4")) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "already holds a run" in capsys.readouterr().err
 
 
 def test_half_a_checkpoint_is_named(tiny_coco, trained, tmp_path, capsys):
@@ -385,7 +385,7 @@ def test_without_any_ap_the_last_is_the_result(tiny_coco, tmp_path, capsys, monk
     assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "2", "--val-every", "1", *validated(tiny_coco))) == 0
     told = capsys.readouterr().out
     assert "written after 2 steps.\n" in told
-    assert "No measurement of --val has found anything" in told
+    assert "No validation has found any object" in told
 
 
 def test_a_moved_run_goes_on(tiny_coco, tmp_path, capsys, monkeypatch):
@@ -523,7 +523,7 @@ def test_training_on_a_card(tiny_coco, tmp_path, precision):
         (["--early-stopping", "3"], "needs --val"),
         (["--lr-mult", "backbone"], "LAYER=FACTOR"),
         (["--lr-mult", "backbone=-1"], "--lr-mult"),
-        (["--lr", "nan"], "--lr is above 0"),
+        (["--lr", "nan"], "--lr must be above 0"),
         (["--weight-decay", "nan"], "--weight-decay is 0 or more, got nan"),
         (["--steps", "0"], "--steps is 1 or more, got 0"),
         (["--ema", "2"], "--ema is 0 to 1, got 2"),

@@ -114,7 +114,7 @@ def test_validation_speaks_of_the_training_sets_classes(tmp_path, photos):
     found = read(tmp_path, photos, [{"category_id": 5, "segmentation": [SQUARE]}], own, training=True, classes=("ball", "egg"))
     assert found.classes == ("ball", "egg")
     assert [name for name, *_ in in_mmdet(found)] == ["egg"]
-    with pytest.raises(AnnotationsError, match="does not know: egg"):
+    with pytest.raises(AnnotationsError, match="does not have: egg"):
         read(tmp_path, photos, [{"category_id": 5, "segmentation": [SQUARE]}], own, training=True, classes=("ball",))
 
 

@@ -122,6 +122,6 @@ def test_labels_that_a_service_does_not_know_are_told(annotations, capsys):
     with stub_service(answer=ANSWER, classes=("person", "zebra")) as stub:
         predict_with_service(stub.url, annotations)
     assert "not counted: zebra" in capsys.readouterr().err
-    with stub_service(classes=("zebra",)) as stub, pytest.raises(AnnotationsError, match="nothing in common"):
+    with stub_service(classes=("zebra",)) as stub, pytest.raises(AnnotationsError, match="none in common"):
         predict_with_service(stub.url, annotations)
     assert not stub.asked

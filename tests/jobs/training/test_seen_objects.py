@@ -57,7 +57,7 @@ def test_a_run_without_any_object_ends(first_at):
     for number in range(1, PATIENCE_STEPS):
         step(number)
     if first_at is None:
-        with pytest.raises(AnnotationsError, match=f"not one object came in the first {PATIENCE_STEPS} training steps"):
+        with pytest.raises(AnnotationsError, match=f"the first {PATIENCE_STEPS} training steps contain no object"):
             step(PATIENCE_STEPS)
     else:
         step(PATIENCE_STEPS)
