@@ -255,8 +255,8 @@ def test_help_tells_the_exit_status(capsys):
     with pytest.raises(SystemExit):
         batch_score.main(["--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "exit status is 0 where every photo has its row, though those of bad photos hold an error" in said
-    assert "missing folders are made" in said
+    assert "0 if every photo has a row (the row of a bad photo holds an error" in said
+    assert "missing folders are created" in said
 
 
 def test_what_is_skipped_is_told(folder, tmp_path, capsys):

@@ -82,7 +82,7 @@ def test_refused_annotations_end_with_two(tiny_coco, tmp_path, capsys):
     document["annotations"] = document["annotations"][:1]
     (tmp_path / "a.json").write_text(json.dumps(document))
     assert check(tmp_path, tmp_path / "a.json", tiny_coco / "photos") == 2
-    assert "there is nothing to learn" in capsys.readouterr().err
+    assert "there are no objects to train or measure on" in capsys.readouterr().err
 
 
 def document_of(*objects, categories=("cat",), size=(1000, 800)):

@@ -69,7 +69,7 @@ def test_a_server_that_gets_ready_is_waited_for(run, monkeypatch, capsys):
     assert capsys.readouterr().err == f"waiting for {server.url}/ready, 0.5 s at most\n"
 
 
-@pytest.mark.parametrize(("name", "said"), [(".", "is a folder; name one photo"), ("gone.jpg", "there is no file")])
+@pytest.mark.parametrize(("name", "said"), [(".", "is a folder; name one of its photos"), ("gone.jpg", "there is no file")])
 def test_what_is_no_photo_is_told_before_the_wait(run, tmp_path, name, said, capsys):
     assert run("http://127.0.0.1:9", "--image", str(tmp_path / name)) == 1
     assert (told := capsys.readouterr().err).startswith("jobs.demo: --image: ")

@@ -520,7 +520,7 @@ def test_training_on_a_card(tiny_coco, tmp_path, precision):
     [
         (["--image-size", "100"], "multiple of 32"),
         (["--val", "x.json"], "go together"),
-        (["--early-stopping", "3"], "needs --val"),
+        (["--early-stopping", "3"], "need --val"),
         (["--lr-mult", "backbone"], "LAYER=FACTOR"),
         (["--lr-mult", "backbone=-1"], "--lr-mult"),
         (["--lr", "nan"], "--lr must be above 0"),

@@ -104,7 +104,7 @@ def test_what_is_left_out_is_told(tmp_path, photos):
     ]
     with pytest.raises(AnnotationsError, match=r"2 without an outline .*--strict allows none"):
         read(tmp_path, photos, [*useless, {"id": 4, "segmentation": [SQUARE]}], strict=True)
-    with pytest.raises(AnnotationsError, match="nothing to learn"):
+    with pytest.raises(AnnotationsError, match="no objects to train or measure on"):
         read(tmp_path, photos, useless, training=True)
 
 
@@ -170,7 +170,7 @@ def test_what_is_in_a_training_set_is_told(tmp_path, photos):
     categories = [{"id": 1, "name": "ball"}, {"id": 2, "name": "balls"}]
     found = read(tmp_path, photos, [{"segmentation": [SQUARE]}], categories, training=True)
     assert found.summary.endswith("1 photos, 1 objects\n  no object of balls")
-    with pytest.raises(AnnotationsError, match="nothing to learn"):
+    with pytest.raises(AnnotationsError, match="no objects to train or measure on"):
         read(tmp_path, photos, [{"segmentation": [SQUARE], "iscrowd": 1}], training=True)
 
 

@@ -157,7 +157,7 @@ def test_what_cannot_be_compiled_goes_to_the_square(monkeypatch, caplog):
     seen.clear()
     found = [engine.detect([wide], [LOW])[0] for _ in range(3)]
     assert len(seen) == 1
-    assert ["such photos are padded to" in record.message for record in caplog.records] == [True]
+    assert ["such images are padded to" in record.message for record in caplog.records] == [True]
     monkeypatch.undo()
     squares = create_engine(seeded_checkpoint("nano"), replace(options, fitted=False))
     np.testing.assert_allclose(found[2].boxes, squares.detect([wide], [LOW])[0].boxes, atol=0.05)

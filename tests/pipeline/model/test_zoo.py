@@ -120,7 +120,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert "rtmdet-ins_nano_person" in capsys.readouterr().out
     monkeypatch.setattr(zoo, "official_urls", lambda: {TINY: "http://127.0.0.1:9/tiny-ec670f7e.pth"})
     assert zoo.main(["download", TINY, *arguments]) == 1
-    assert "put it at" in capsys.readouterr().err
+    assert "copy it to" in capsys.readouterr().err
     assert zoo.main(["verify", TINY, *arguments]) == 1
     (tmp_path / "checkpoints" / "tiny-ec670f7e.pth").write_bytes(b"wrong")
     assert zoo.main(["verify", *arguments]) == 1
