@@ -1,10 +1,10 @@
-# make serve   install if needed, then serve on http://127.0.0.1:8000 (Ctrl-C ends it; make serve ARGS=-v shows Ray's log, too)
-# make demo    score a photo against the running server: JSON and a picture in demo_output/
+# make serve   install if needed, then serve on http://127.0.0.1:8000 (stop with Ctrl-C; make serve ARGS=-v also shows Ray's log)
+# make demo    score a photo with the running service: writes JSON and a picture to demo_output/
 # make test    install if needed, then run the tests        make check   spelling, format, lint, types
-# make test-slow   those that take minutes each, one after the other
-# make coverage   the same, and which lines they ran
-# make lock    pin dependencies with hashes     make locked  install exactly those (CI does), Python 3.11
-# make bench   speed against mmdet on this machine
+# make test-slow   run the tests that take minutes each
+# make coverage   run the default tests and report the coverage
+# make lock    pin dependencies with hashes     make locked  install exactly those, as CI does (Python 3.11)
+# make bench   measure the speed against mmdet on this machine
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3.11)
 VENV   ?= .venv
@@ -44,7 +44,7 @@ test: $(VENV)/.installed-dev
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
 
-# A report, no gate: what the default tests run of the packages that ship.
+# Coverage of the installed packages by the default tests; no minimum is enforced.
 coverage: $(VENV)/.installed-dev
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest
