@@ -1,4 +1,4 @@
-"""Run the steps of deploy/Dockerfile without a container engine, and score a photo with what they made.
+"""Runs the steps of deploy/Dockerfile without a container engine, and scores a photo with the result.
 
     sudo python3 deploy/try_in_chroot.py /var/tmp/rtmdet-image [--build-arg NAME=VALUE ...]
 
@@ -30,7 +30,7 @@ START = (
 
 @dataclass
 class Build:
-    """What the instructions so far have set."""
+    """State set by the instructions so far."""
 
     root: Path
     arguments: dict[str, str]
@@ -39,7 +39,7 @@ class Build:
     user: str = "0"
 
     def carry_out(self, word: str, rest: str) -> None:
-        """One instruction of the Dockerfile."""
+        """Execute one instruction of the Dockerfile."""
         match word:
             case "FROM":
                 return

@@ -1,4 +1,4 @@
-"""Label Studio's ML backend, answered by the scoring service: predictions that annotators start from, in one file.
+"""Label Studio ML backend that uses the scoring service for pre-annotations, in one file.
 
     pip install ./client 'label-studio-ml @ git+https://github.com/HumanSignal/label-studio-ml-backend'
     SCORING_URL=http://127.0.0.1:8000 LABEL_STUDIO_URL=… LABEL_STUDIO_API_KEY=… python examples/label_studio.py
@@ -43,7 +43,7 @@ except ImportError:  # only the backend needs it
 
 
 class ScoringBackend(LabelStudioMLBase):  # type: ignore[misc, unused-ignore]
-    """Predicts with the service at SCORING_URL, with the key in SCORING_KEY where it has keys."""
+    """Predicts with the service at SCORING_URL, with the key in SCORING_KEY if it needs one."""
 
     def predict(self, tasks: list[dict[str, Any]], context: dict[str, Any] | None = None, **_: Any) -> list[dict[str, Any]]:  # noqa: ARG002
         """One prediction for each task of Label Studio."""

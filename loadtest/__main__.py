@@ -5,8 +5,8 @@
     python -m loadtest report results.json [--output folder]
     python -m loadtest locust MixedUser --headless -u 4 -t 30s --shape ramp      (everything after `locust` is Locust's)
 
-Without --url the service is started from serve_config.yaml on a free loopback port and stopped afterwards. Progress goes to
-stderr; a table and, last, one line of JSON to stdout.
+Without --url the service is started from serve_config.yaml on a free loopback port and stopped at the end. Progress is printed to
+stderr, a table and one line of JSON to stdout.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ MEASUREMENTS: dict[str, tuple[Any, str]] = {
     "costs": (costs, "CPU milliseconds an image by process, bytes by hop"),
     "plan": (planner, "replicas, CPUs and GPUs for a rate and a bound, from costs"),
 }
-"""Modules with `add_arguments(parser)` and `run(args)`, which gives the exit status; and what they are for."""
+"""Modules with `add_arguments(parser)` and `run(args)`, which returns the exit status; and their help texts."""
 WARM_UP_S = 2.0
 CONNECT_TRIES, CONNECT_PAUSE_S = 3, 0.2
 METRICS_EVERY_MS = 1000
-"""How often a service started here hands its counters to the exporter; Ray's default is every ten seconds."""
+"""How often a service started here exports its metrics; Ray's default is every ten seconds."""
 QUIET_S = 4.0, 13.0
-"""Counters that stand still for so long have all arrived: of a service started here, and of any other."""
+"""Metrics that did not change for this time are complete, seconds: for a service started here, and for any other."""
 SETTLE_TRIES = 5
-"""Somebody else may be asking, too: then they never stand still."""
+"""Attempts to see them complete: if another client uses the service, they never stop changing."""
 
 
 @cli_errors("loadtest")
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status: 0 measured, 1 nothing could be measured, 2 refused or wrong arguments, 130 Ctrl-C."""
+    """The command line; returns the exit status: 0 measured, 1 measurement failed, 2 refused or wrong arguments, 130 Ctrl-C."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["locust"]:
         return run_locust(arguments[1:])
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class NothingAnswered(CommandFault):
-    """Not one request of the warm-up was answered rightly; the message says what became of them."""
+    """No request of the warm-up succeeded; the message gives the outcomes."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -122,9 +122,9 @@ class Target:
 
     Args:
         url: its base URL.
-        processes: its processes on this machine; None where it runs elsewhere.
-        discovery: file that names its metrics exporters.
-        quiet_s: counters that have stood still for so long are complete.
+        processes: its processes on this machine; None if it runs elsewhere.
+        discovery: file that lists its metrics exporters.
+        quiet_s: metrics that did not change for this time are complete.
     """
 
     url: str
@@ -134,7 +134,7 @@ class Target:
 
 
 async def _measure(client: Client, scenario: str, setup: Setup, target: Target) -> tuple[Result, dict[str, Any] | None]:
-    """Run a scenario; beside its result what the service did meanwhile, None where that cannot be seen."""
+    """Run a scenario; returns its result, and the service's own metrics meanwhile, or None if they cannot be read."""
     async with client:
         await _warm_up(client, target.url)
         if target.processes is None:
@@ -150,16 +150,16 @@ async def _warm_up(client: Client, url: str) -> None:
     began, tries = time.perf_counter(), 0
     while (await client.ask(tries, began, time.perf_counter() - began)).outcome == NOT_CONNECTED:
         if (tries := tries + 1) == CONNECT_TRIES:
-            raise NothingAnswered(f"nothing listens at {url}; start the service, or leave --url out to have one started here")
+            raise NothingAnswered(f"cannot connect to {url}; start the service, or omit --url to start one here")
         await asyncio.sleep(CONNECT_PAUSE_S)
     outcomes = summarize(await run_single_stream(client, WARM_UP_S), None).outcomes
     if OK not in outcomes:
         hint = "; the key ($LOADTEST_KEY or --key) is missing or wrong" if "status 401" in outcomes else ""
-        raise NothingAnswered(f"warming up, no request was answered: {outcomes}{hint}")
+        raise NothingAnswered(f"no request of the warm-up was answered: {outcomes}{hint}")
 
 
 async def _settled(target: Target) -> Snapshot | None:
-    """Metrics, once they stand still while nothing is asked; None, said aloud, where there are none."""
+    """The metrics, once they stop changing; None, with a message, if they cannot be read."""
     try:
         last = await asyncio.to_thread(snapshot, target.discovery)
         for _ in range(SETTLE_TRIES):
@@ -197,7 +197,7 @@ def _target(args: argparse.Namespace) -> Iterator[Target]:
 
 
 def _info(url: str, headers: dict[str, str]) -> Any:
-    """What the service says of itself; None where it does not."""
+    """The service's /info; None if it cannot be read."""
     try:
         answer = requests.get(f"{url}/info", headers=headers, timeout=10)
         return answer.json() if answer.ok else None
@@ -206,7 +206,8 @@ def _info(url: str, headers: dict[str, str]) -> Any:
 
 
 def run_locust(arguments: list[str]) -> int:
-    """Run Locust with our locustfile; without -H or LOCUST_HOST it gets a local service that may fetch from its image server."""
+    """Run Locust with our locustfile; without -H or LOCUST_HOST it starts a local service that may fetch from the locustfile's image
+    server."""
     if find_spec("locust") is None:
         raise CommandFault("locust is not installed: pip install -e '.[load]'")
     command = [sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("locustfile.py")), *arguments]
@@ -224,7 +225,7 @@ def run_locust(arguments: list[str]) -> int:
 
 
 def _size(text: str) -> tuple[int, int]:
-    """`WxH` as argparse takes it."""
+    """argparse type `WxH`."""
     width, _, height = text.partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) > 0 and int(height) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not WxH, width and height in pixels such as 640x480")
@@ -237,23 +238,30 @@ def _parser() -> argparse.ArgumentParser:
     run_ = commands.add_parser("run", help="measure one scenario")
     run_.add_argument("--scenario", choices=SCENARIOS, required=True)
     run_.add_argument("--p99-ms", type=float, default=250.0, help="latency bound (default: %(default)s)")
-    run_.add_argument("--rate", type=float, default=5.0, help="requests a second of the steady scenario (default: %(default)s)")
-    run_.add_argument("--url", type=base_url, help="a running service (default: start one here)")
+    run_.add_argument("--rate", type=float, default=5.0, help="requests/s of the steady scenario (default: %(default)s)")
+    run_.add_argument("--url", type=base_url, help="base URL of a running service (default: start one here)")
     run_.add_argument(
         "--metrics",
         type=Path,
         default=discovery_file(Path("/tmp/ray")),
         metavar="FILE",
-        help="with --url: where Ray names its metrics exporters (default: %(default)s)",
+        help="with --url: Ray's file that lists its metrics exporters (default: %(default)s)",
     )
-    run_.add_argument("--config", type=Path, default=SHIPPED_CONFIG, help="without --url: what to start (default: %(default)s)")
-    run_.add_argument("--allow-remote", action="store_true", help="the URL may be another machine's")
+    run_.add_argument(
+        "--config",
+        type=Path,
+        default=SHIPPED_CONFIG,
+        help="without --url: configuration of the service to start (default: %(default)s)",
+    )
+    run_.add_argument("--allow-remote", action="store_true", help="allow a URL of another machine")
     run_.add_argument("--key", default=os.environ.get("LOADTEST_KEY"), help="API key (default: $LOADTEST_KEY)")
-    run_.add_argument("--seconds", type=float, default=10.0, help="of one trial, at least 100 queries (default: %(default)s)")
+    run_.add_argument(
+        "--seconds", type=float, default=10.0, help="length of one trial; extended to at least 100 queries (default: %(default)s)"
+    )
     run_.add_argument("--seed", type=int, default=0)
     run_.add_argument("--repeats", type=int, default=3, help="trials that confirm the found rate (default: %(default)s)")
     run_.add_argument("--images", type=Path, help="folder of photos (default: generated ones)")
-    run_.add_argument("--size", type=_size, default=(640, 480), metavar="WxH", help="of generated photos (default: 640x480)")
+    run_.add_argument("--size", type=_size, default=(640, 480), metavar="WxH", help="size of generated photos (default: 640x480)")
     run_.add_argument("--images-per-request", type=int, default=1)
     run_.add_argument("--offline-images", type=int, default=256, help="(default: %(default)s)")
     run_.add_argument("--output", type=Path, metavar="DIR", help="write results.json, report.html and report.png here")

@@ -1,9 +1,9 @@
-"""What an image costs, by process: CPU milliseconds of every stage and of Ray around them, and the bytes of every hop.
+"""Measures the cost of an image: CPU time by process (stages, Ray), and bytes by hop.
 
     python -m loadtest costs [--clients 16] [--images-per-request 1] [--count 320] [--config serve_config.yaml] [--images folder]
 
-Starts the service, watches it idle, loads it in a closed loop, and divides the CPU time of each process by the images. `net` leaves out
-what the idle service uses: health checks, metrics, Ray's controller. Prints a table and, last, one line of JSON.
+Starts the service, measures it idle, loads it in a closed loop, and divides the CPU time of each process by the images. `net` is without
+what the idle service uses: health checks, metrics, Ray's controller. Prints a table, then one line of JSON.
 """
 
 from __future__ import annotations
@@ -59,24 +59,24 @@ _PARTS = {
     "autoscaler": "autoscaler",
     "gcs_server": "gcs",
 }
-"""What the command line of one of Ray's processes contains; the first that fits counts."""
+"""Patterns in command lines of Ray's processes, and names; the first match counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What was measured.
+    """Result of a measurement.
 
     Args:
-        cpu_ms: CPU milliseconds an image by part: the stages, their decoders, and Ray's own processes.
-        net_cpu_ms: the same, less what the idle service uses.
-        idle_cores: cores that each part uses while nothing is asked.
+        cpu_ms: CPU time per image by part (stages, their decoders, Ray's processes), milliseconds.
+        net_cpu_ms: the same, without what the idle service uses.
+        idle_cores: cores that each part uses while the service is idle.
         engine_ms: (batch, wall milliseconds a pass of the engine alone) for two batch sizes.
         engine_cpu_ms: CPU milliseconds an image of the engine alone at the larger of these batches.
         hop_bytes: bytes an image by hop.
         images_per_s: of the loaded run.
         images: answered in it.
         model: what was served.
-        on_cpu: whether the network ran on the CPU; else all CPU of a Detector is host work, and `engine_cpu_ms` is 0.
+        on_cpu: whether the network ran on the CPU; if not, all CPU time of a Detector is host work, and `engine_cpu_ms` is 0.
         layout: of the service; `together` has no costs by stage.
     """
 
@@ -121,7 +121,7 @@ def cpu_seconds(service: LocalService) -> dict[int, tuple[str, float]]:
 
 
 def spent(before: dict[int, tuple[str, float]], after: dict[int, tuple[str, float]]) -> dict[str, float]:
-    """CPU seconds by part between two looks; a process that is new counts from its start."""
+    """CPU seconds by part between two measurements; a new process counts from its start."""
     total: dict[str, float] = defaultdict(float)
     for pid, (part, seconds) in after.items():
         total[part] += seconds - before.get(pid, (part, 0.0))[1]
@@ -144,10 +144,10 @@ def measure_costs(
         images_per_request: in each request.
         count: images to answer.
         config: a serve_config.yaml; its model, engine and layout are measured.
-        change: edits the configuration, but not these.
+        change: edits the configuration; must not change model, engine and layout.
     Raises:
-        ConfigurationError: there is something wrong in the file.
-        RuntimeError: an answer was not 200; costs of refusals are no costs of images.
+        ConfigurationError: the file is invalid.
+        RuntimeError: a response was not 200.
     """
     settings = check_config(config)[0]
     bodies = request_bodies(photos, images_per_request)
@@ -213,7 +213,7 @@ def _engine_and_hops(engine: Engine, photos: Sequence[bytes]) -> tuple[list[tupl
 
 
 def as_table(costs: Costs) -> str:
-    """For people."""
+    """The result as a table."""
     rows = [f"{'part':24} {'CPU ms an image':>15} {'net of idle':>12} {'idle, % of a core':>18}"]
     for part, ms in sorted(costs.cpu_ms.items(), key=lambda item: -item[1]):
         idle = costs.idle_cores.get(part, 0.0) * 100
@@ -231,7 +231,7 @@ def as_table(costs: Costs) -> str:
 
 
 def read_costs(path: Path) -> tuple[Costs, dict[str, Any]]:
-    """What `python -m loadtest costs --output` wrote, and the machine it was measured on.
+    """Read the output of `python -m loadtest costs --output`: costs and machine.
 
     Raises:
         CommandFault: the file holds something else.

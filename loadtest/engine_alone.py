@@ -1,4 +1,4 @@
-"""The ceiling of a service: its engine alone in a loop, on the same cores."""
+"""Measures the engine alone on the same cores: the upper bound for a service."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.types import DetectOptions
 
 
 def measure_engine(engine: Engine, photos: Sequence[bytes], batch: int, seconds: float) -> float:
-    """Images/s of the engine alone: loaded images in, instances out, nothing else."""
+    """Images/s of the engine alone, from loaded images to instances."""
     loaded = [load_image(photo, DecodeLimits(), engine.info.input_size) for photo in photos]
     batches = [[loaded[(start + k) % len(loaded)] for k in range(batch)] for start in range(len(loaded))]
     options = [DetectOptions()] * batch

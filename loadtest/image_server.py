@@ -1,4 +1,4 @@
-"""Images over HTTP on loopback, for load tests of the URL way."""
+"""HTTP server on loopback for images, for load tests with URLs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A Ray cluster of several nodes on this machine, each started as an operator starts one: `ray start --block`.
+"""Runs a Ray cluster of several nodes on this machine, each started with `ray start --block`.
 
     head (no CPUs: no replicas) ◀── node ◀── node ...
 
-What one machine cannot show: an HTTP proxy on every node (they would want the same port), and a network that falls silent.
+Not possible on one machine: an HTTP proxy on every node (they need the same port), and network failures.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from jobs.command_line import CommandFault
 from loadtest.machine import free_port
 
 CPUS_A_NODE = 4
-"""As Ray counts them: enough for all replicas when one node of two is left."""
+"""Logical CPUs per node: one node of two can hold all replicas."""
 _OBJECT_STORE_BYTES = 200_000_000
 _START_TIMEOUT_S = 60.0
 START_TRIES = 3
-"""Ray 2.60's raylet ends itself where its agent has not started within 15 s: on a busy machine. A supervisor would start it again."""
+"""On a busy machine a node may fail to start: Ray 2.60's raylet exits if its agent has not started within 15 s."""
 _STOP_TIMEOUT_S = 20.0
 
 
@@ -38,10 +38,10 @@ class NotReady(CommandFault):
 
 @contextmanager
 def unwound_by_sigterm() -> Iterator[None]:
-    """Within a block, SIGTERM raises SystemExit, so that what the block started is ended on the way out.
+    """Within: SIGTERM raises SystemExit, so that everything started in the block is stopped.
 
-    Once: `timeout` and service managers send it twice, and the second must not cut the cleaning up short. In other threads than the main
-    one, where Python takes no signals, it does nothing.
+    Only once: `timeout` and service managers send it twice, and the second one must not interrupt the clean-up. Does nothing in threads
+    other than the main one, where Python handles no signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -72,7 +72,7 @@ class Node:
         return []
 
     def kill(self) -> None:
-        """Lose the node: SIGKILL to all of it at once, nothing is said to anybody."""
+        """Simulate the loss of the node: SIGKILL to all its processes at once."""
         family = self.processes()
         for process in family:
             with suppress(psutil.NoSuchProcess):
@@ -81,7 +81,7 @@ class Node:
         self.process.wait(5)
 
     def stop(self) -> None:
-        """End it in order, then whatever is left of it."""
+        """Stop the node gracefully, then kill what is left of it."""
         family = self.processes()
         self.process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -98,8 +98,8 @@ class LocalCluster:
 
     Args:
         address: as for `ray.init`.
-        nodes: the head not among them; `start_node` adds one.
-        start_node: NotReady where it does not start in time.
+        nodes: without the head; `start_node` adds one.
+        start_node: starts a node; raises NotReady if it does not start in time.
     """
 
     address: str
@@ -110,11 +110,11 @@ class LocalCluster:
 
 @contextmanager
 def local_cluster(nodes: int, folder: Path, env: Mapping[str, str]) -> Iterator[LocalCluster]:
-    """Start a head without CPUs and `nodes` nodes; end them, also those that were killed meanwhile.
+    """Start a head without CPUs and `nodes` nodes; stops all of them at the end.
 
     Args:
         folder: for logs.
-        env: environment of every node; `ray.env` belongs to it.
+        env: environment of every node, including `ray.env`.
     Raises:
         NotReady: a node did not start in time; the message holds the end of its log.
     """

@@ -1,6 +1,6 @@
-"""Start this service on this machine as `serve run` does, on a free loopback port, and stop it without a trace.
+"""Starts this service on this machine as `serve run` does, on a free loopback port, and stops it cleanly.
 
-Used by the end-to-end tests and by every load test that compares.
+Used by the end-to-end tests and the load tests.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class LocalService:
         url: base URL on loopback.
         process: the `serve run` process; Ray's processes are below it, or below the nodes of its cluster.
         folder: Ray's temporary folder of this run, with all logs; removed at the end.
-        cluster: the nodes that it runs on, where it was started on several.
+        cluster: its nodes, if it was started on several.
     """
 
     url: str
@@ -57,13 +57,13 @@ class LocalService:
 
     @property
     def nodes(self) -> tuple[Node, ...]:
-        """The nodes that replicas run on, where there are several."""
+        """The nodes with replicas, if there are several."""
         return tuple(self.cluster.nodes) if self.cluster else ()
 
     def replace(self, lost: Node) -> None:
-        """Start another node in the place of one that was lost."""
+        """Start a node to replace a lost one."""
         if self.cluster is None:
-            raise RuntimeError("the service runs on no cluster of several nodes")
+            raise RuntimeError("the service does not run on a cluster of several nodes")
         self.cluster.start_node()
         self.cluster.nodes.remove(lost)
 
@@ -93,15 +93,15 @@ class LocalService:
 def local_service(
     config: Path = SHIPPED_CONFIG, change: Change | None = None, env: dict[str, str] | None = None, nodes: int = 0
 ) -> Iterator[LocalService]:
-    """Run a configuration until the block ends; SIGTERM ends it, too.
+    """Run a configuration until the block ends or SIGTERM arrives.
 
     Args:
         config: a serve_config.yaml; only its port is replaced.
-        change: edits the parsed file in place, for other settings.
+        change: edits the parsed file in place.
         env: further environment variables.
-        nodes: 0 is Ray as `serve run` starts it; else a cluster of so many nodes, with the HTTP proxy on its head.
+        nodes: 0: Ray as `serve run` starts it; else a cluster of so many nodes, with the HTTP proxy on its head.
     Raises:
-        NotReady: it was not ready in time, or a node did not start.
+        NotReady: the service was not ready in time, or a node did not start.
     """
     with ExitStack() as stack:
         stack.enter_context(unwound_by_sigterm())
@@ -120,12 +120,12 @@ def local_service(
 
 
 def ray_environment() -> dict[str, str]:
-    """The environment that Ray is started with."""
+    """The environment variables for Ray."""
     return ray_env(REPOSITORY / "ray.env")
 
 
 def _haproxy_of_its_own(folder: Path) -> dict[str, str]:
-    """Files and ports of HAProxy that no other service on this machine uses."""
+    """Files and ports for this service's own HAProxy."""
     folder.mkdir()
     files = {"CONFIG_FILE_LOC": "cfg", "SOCKET_PATH": "admin", "SERVER_STATE_FILE": "state", "METRICS_SOCKET_PATH": "metrics"}
     settings = {name: str(folder / file) for name, file in files.items()} | {"SERVER_STATE_BASE": str(folder)}
@@ -137,7 +137,7 @@ def wait_until_ready(service: LocalService, timeout_s: float = START_TIMEOUT_S) 
     """Wait until /ready is 200; returns the seconds it took.
 
     Raises:
-        NotReady: in time, or the deployment failed, or the process ended.
+        NotReady: not ready in time, the deployment failed, or the process ended.
     """
     began = time.monotonic()
     while time.monotonic() - began < timeout_s:
@@ -163,7 +163,7 @@ def _write_config(config: Path, change: Change | None, port: int, folder: Path, 
 
 
 def service_environment(folder: Path) -> dict[str, str]:
-    """The environment of a service whose files lie in `folder` and whose ports no other uses."""
+    """The environment of a service with its own files in `folder` and its own ports."""
     ours = {"RAY_TMPDIR": str(folder), "RAY_ADDRESS": "local", "PYTHONPATH": str(REPOSITORY)}
     return os.environ | ray_environment() | ours | _haproxy_of_its_own(folder / "haproxy")
 
@@ -178,7 +178,7 @@ def _start(config: Path, folder: Path, port: int, env: dict[str, str], cluster: 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Children started meanwhile can be ended with SIGINT, also where this process ignores it, as a shell's background jobs do."""
+    """Within: children accept SIGINT, even if this process ignores it, as background jobs of a shell do."""
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     if ignored:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -190,7 +190,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _stop(service: LocalService) -> None:
-    """Ask `serve run` to end as Ctrl-C does, then end what is left of its processes."""
+    """Stop `serve run` as Ctrl-C does, then kill what is left of its processes."""
     family = Node(service.process).processes()
     with suppress(ProcessLookupError):
         service.process.send_signal(signal.SIGINT)
@@ -205,7 +205,7 @@ def _stop(service: LocalService) -> None:
 
 
 def title_of(process: psutil.Process) -> str:
-    """A process' command line, as Ray may have renamed it; empty for one that has ended."""
+    """The command line of a process, which Ray may have renamed; empty if the process has ended."""
     try:
         return " ".join(process.cmdline())
     except psutil.Error:

@@ -36,25 +36,29 @@ from loadtest.traffic import (
 MULTI_IMAGES = 8
 HEADERS = JSON_HEADERS | key_headers(os.environ.get("LOADTEST_KEY"))
 SHAPE_S = 60.0
-"""Length of a shape where nobody says one."""
+"""Default length of a shape, seconds."""
 
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any) -> None:
-    """Our options beside Locust's."""
+    """Add our options to Locust's."""
     parser.add_argument(
-        "--allow-remote", action="store_true", env_var="LOADTEST_ALLOW_REMOTE", help="host may be another machine"
+        "--allow-remote", action="store_true", env_var="LOADTEST_ALLOW_REMOTE", help="allow a host on another machine"
     )
-    parser.add_argument("--shape", choices=SHAPES, default="steady", help="users over time; peak is -u")
+    parser.add_argument("--shape", choices=SHAPES, default="steady", help="number of users over time; the peak is -u")
     parser.add_argument("--shape-seconds", type=float, default=0.0, help=f"length of the shape (default: -t, or {SHAPE_S:g})")
-    parser.add_argument("--image-urls", default="", help="URLs, comma between, that the service can fetch (default: ours)")
+    parser.add_argument(
+        "--image-urls",
+        default="",
+        help="comma-separated URLs that the service can fetch (default: of the locustfile's image server)",
+    )
     parser.add_argument("--images", default="", help="folder of photos (default: generated)")
     parser.add_argument("--size", default="640x480", help="WxH of generated photos")
 
 
 @events.init.add_listener
 def prepare(environment: Any, **_: object) -> None:
-    """Make the bodies once, and start the image server."""
+    """Create the request bodies and start the image server."""
     options = environment.parsed_options
     if environment.host:
         try:
@@ -74,7 +78,7 @@ def prepare(environment: Any, **_: object) -> None:
 
 
 def drop_refused_urls(environment: Any, image_port: int | None) -> None:
-    """Ask for one photo by URL; where the service refuses this machine's image server, say what to set and go on without URLs."""
+    """Send one URL; if the service refuses this machine's image server, print what to set and continue without URLs."""
     refusal = url_refusal(environment.host, environment.bodies["url"][0])
     if refusal is None:
         return
@@ -86,7 +90,7 @@ def drop_refused_urls(environment: Any, image_port: int | None) -> None:
         f"{environment.host} fetches no photos from this machine's image server: {refusal}\n"
         f"To load it by URL, too, set args.image_loader.fetch in its configuration to {{allowed_networks: [127.0.0.1/32], "
         f"allowed_ports: [{image_port}]}} and start this with LOADTEST_IMAGE_PORT={image_port}; or give --image-urls that it may fetch.\n"
-        f"Nothing is asked for by URL in this run{f'; {dropped[0]} is left out' if dropped else ''}.",
+        f"This run sends no URLs{f'; {dropped[0]} is left out' if dropped else ''}.",
         file=sys.stderr,
     )
     if not environment.user_classes:
@@ -94,16 +98,16 @@ def drop_refused_urls(environment: Any, image_port: int | None) -> None:
 
 
 def url_refusal(host: str, body: bytes) -> str | None:
-    """What the service says against the URL in a body; None where it scores it, or where something else is wrong."""
+    """The service's message if it refuses the URL in a body; None if it scores it or fails for another reason."""
     try:
         answer = requests.post(f"{host.rstrip('/')}/score", data=body, headers=HEADERS, timeout=30)
     except requests.RequestException:
-        return None  # nobody listens: every user's failures will say so
+        return None  # no connection: the users' failures will show it
     return str(answer.json().get("message")) if answer.status_code == 422 else None
 
 
 def refuse(host: str, options: Any, users: Iterable[type[ScoringUser]]) -> None:
-    """Raise RemoteHostError for a host that may not be loaded, or that cannot fetch what these users name."""
+    """Raise RemoteHostError for a remote host without --allow-remote, or one that cannot fetch these users' URLs."""
     refuse_remote(host, options.allow_remote)
     naming = ", ".join(user.__name__ for user in users if user.names_urls)
     if naming and not options.image_urls and not is_loopback(host):
@@ -119,7 +123,7 @@ class Shape(LoadTestShape):
     use_common_options = True
 
     def tick(self) -> tuple[int, float] | None:
-        """Users now and how fast to get there."""
+        """Number of users now, and the spawn rate."""
         options: Any = self.runner.environment.parsed_options if self.runner else None
         peak = options.num_users or 1
         seconds = options.shape_seconds or float(options.run_time or SHAPE_S)
@@ -128,14 +132,14 @@ class Shape(LoadTestShape):
 
 
 class ScoringUser(FastHttpUser):
-    """What all users share: a request, judged by its body."""
+    """Base class of the users: sends a request and checks the body of the response."""
 
     abstract = True
     names_urls = False
     wait_time = between(0.0, 0.1)
 
     def on_start(self) -> None:
-        """Send nothing to another machine, also when the web page named it."""
+        """Refuse another machine, also if it was entered in Locust's web page."""
         try:
             options: Any = self.environment.parsed_options
             refuse(self.host or "", options, [type(self)])
@@ -143,7 +147,7 @@ class ScoringUser(FastHttpUser):
             raise StopUser(str(error)) from error
 
     def score(self, kind: str, images: int, name: str) -> None:
-        """One request; refusals get a name of their own."""
+        """Send one request; refusals are counted under a separate name."""
         body = random.choice(self.environment.bodies[kind])
         with self.client.post("/score", data=body, headers=HEADERS, name=name, catch_response=True) as answer:
             if answer.status_code == 0:

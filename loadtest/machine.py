@@ -1,4 +1,4 @@
-"""This machine: what a number was measured on (processor, memory, versions, commit), and free ports."""
+"""Describes this machine for results (processor, memory, versions, commit), and finds free ports."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ PACKAGES = ("ray", "torch", "openvino", "mmdet", "numpy", "pillow", "opencv-pyth
 
 
 def free_port() -> int:
-    """A loopback TCP port that nobody listens on."""
+    """A free TCP port on loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def describe_machine() -> dict[str, object]:
-    """JSON-ready facts to print beside every result."""
+    """Facts about this machine, JSON-ready, to store with every result."""
     return {
         "date": time.strftime("%Y-%m-%d"),
         "commit": _commit(),

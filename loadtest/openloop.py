@@ -1,10 +1,10 @@
-"""Open-loop load: queries leave when the schedule says, whether or not earlier ones were answered.
+"""Open-loop load: queries are sent by schedule, whether or not earlier ones were answered.
 
 schedule (Poisson, seeded) ─▶ Client.ask ─▶ Query ─▶ summarize ─▶ Summary
                                                         └─ latency counts from the *scheduled* time
 
-A closed-loop client waits while the server stalls and so never measures the stall (coordinated omission). Here a query
-that is late, refused, wrong or never answered stays in the count: it is a query that missed the bound.
+A closed-loop client waits while the server stalls and so does not measure the stall (coordinated omission). Here a query
+that is late, refused, wrong or never answered counts as one that missed the bound.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ import numpy as np
 from loadtest.traffic import JSON_HEADERS, OK, SCORE, Wire, outcome_of, stages_of
 
 MISSES_ALLOWED = 0.01
-"""Share of queries that may miss the bound: what p99 means, failures included."""
+"""Largest share of queries that may miss the bound, including failures, for p99."""
 
 ABANDONED = "abandoned"
-"""Outcome of a query that was never sent, because its trial was lost already."""
+"""Outcome of a query that was not sent because its trial had already failed."""
 
 NOT_CONNECTED = f"connection: {aiohttp.ClientConnectorError.__name__}"
-"""Outcome of a query that nobody was there to take."""
+"""Outcome of a query without a connection to the server."""
 
 STALE_BOUNDS = 4.0
-"""A trial is lost when a query has been waiting for so many times the bound."""
+"""A trial has failed when a query has waited for this multiple of the bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,10 @@ class Query:
     """One query, all times in seconds from the start of its trial.
 
     Args:
-        scheduled_s, sent_s, done_s: when it should have left, left, and was answered or given up.
+        scheduled_s, sent_s, done_s: when it was scheduled, sent, and answered or given up.
         outcome: `ok`, or the name of what went wrong (loadtest.traffic.outcome_of, `timeout`, `unanswered`, `abandoned`,
             `connection`).
-        stages_ms: the server's own account.
+        stages_ms: times from the server-timing header.
     """
 
     scheduled_s: float
@@ -61,21 +61,21 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One trial's result; None where there was nothing to measure.
+    """Result of one trial; None for values without data.
 
     Args:
         offered_per_s: queries scheduled a second; None where nothing was scheduled by rate.
-        queries, ok: how many were scheduled, and answered rightly.
-        outcomes: every query by outcome.
+        queries, ok: how many were scheduled, and answered correctly.
+        outcomes: number of queries by outcome.
         p50_ms, p90_ms, p99_ms: latency of the `ok` ones.
-        missed: share of all queries that failed or were later than the bound.
+        missed: share of all queries that failed or took longer than the bound.
         goodput_per_s: `ok` queries within the bound a second, until the last answer.
         images_per_s: images of `ok` queries a second, until the last answer.
         refused_p99_ms: latency of refusals.
-        send_lag_p99_ms: how late this client itself was; where it is large, the client was the bottleneck.
+        send_lag_p99_ms: delay of sending; if it is large, the client was the bottleneck.
         stages_ms: mean of each stage over `ok` queries.
         took_s: from the start until the last answer.
-        cut_short: whether sending ended early, because the bound could hold no more; rates are of what was sent.
+        cut_short: whether sending stopped early because the trial had failed; rates are of the sent queries.
     """
 
     offered_per_s: float | None
@@ -101,12 +101,12 @@ class Summary:
 
 
 def percentile(values: Sequence[float], q: float) -> float | None:
-    """The q-th percentile as a value that occurred (the next higher one); None of nothing."""
+    """The q-th percentile, as the next higher value that occurred; None for no values."""
     return float(np.percentile(values, q, method="higher")) if values else None
 
 
 def poisson_schedule(rate_per_s: float, count: int, seed: int) -> list[float]:
-    """Seconds at which `count` queries leave, exponential gaps of mean 1 / rate, the same for the same seed."""
+    """Send times of `count` queries, seconds: a Poisson process with this rate, reproducible by seed."""
     chance, at, times = random.Random(seed), 0.0, []
     for _ in range(count):
         at += chance.expovariate(rate_per_s)
@@ -117,7 +117,7 @@ def poisson_schedule(rate_per_s: float, count: int, seed: int) -> list[float]:
 def summarize(
     queries: Sequence[Query], bound_ms: float | None, offered_per_s: float | None = None, images_per_query: int = 1
 ) -> Summary:
-    """Count and measure; without a bound only failures are misses."""
+    """Summarise queries; without a bound only failures are misses."""
     good = [query for query in queries if query.outcome == OK]
     refused = [query.latency_ms for query in queries if query.outcome.startswith("refused")]
     latencies = [query.latency_ms for query in good]
@@ -149,7 +149,7 @@ def _mean_stages(queries: Sequence[Query]) -> dict[str, float]:
 
 
 class Asker(Protocol):
-    """Who can be loaded: `Client` over HTTP, or anything else that makes a Query of a number."""
+    """Interface of a client: `Client` over HTTP, or any other that sends a query."""
 
     async def ask(self, number: int, began: float, scheduled_s: float, patience_s: float = 0.0) -> Query:
         """See `Client.ask`."""
@@ -157,15 +157,15 @@ class Asker(Protocol):
 
 
 class Client(AbstractAsyncContextManager["Client"]):
-    """Sends bodies to one service without a limit on connections of its own.
+    """Sends requests to one service, with an unlimited number of connections.
 
     Args:
         url: base URL.
-        bodies: encoded requests, taken in turn.
+        bodies: encoded requests, used in turn.
         images: images in each.
         timeout_s: of one query, from when it is sent.
-        headers: further request headers, an API key for instance.
-        wire: of a server that does not speak the contract.
+        headers: further request headers, such as an API key.
+        wire: request and response format, for servers with another contract.
     """
 
     def __init__(
@@ -193,11 +193,11 @@ class Client(AbstractAsyncContextManager["Client"]):
             await self._session.close()
 
     async def ask(self, number: int, began: float, scheduled_s: float, patience_s: float = 0.0) -> Query:
-        """Send one query now and wait for its end; never raises but when cancelled.
+        """Send one query now and wait for its outcome; raises only when cancelled.
 
         Args:
             began: `time.perf_counter()` at the start of the trial.
-            patience_s: wait at least so long, whatever the client's own timeout.
+            patience_s: wait at least so long, even if the client's timeout is shorter.
         """
         if self._session is None:
             raise RuntimeError("use the client within `async with`")
@@ -218,7 +218,7 @@ class Client(AbstractAsyncContextManager["Client"]):
 
 
 class _Watch:
-    """Knows when a trial is lost: more queries missed the bound than may, or one waits for STALE_BOUNDS times the bound."""
+    """Detects that a trial has failed: too many queries missed the bound, or one has waited for STALE_BOUNDS times the bound."""
 
     def __init__(self, queries: int, bound_ms: float) -> None:
         self._misses_left, self._bound_ms = int(queries * MISSES_ALLOWED), bound_ms
@@ -242,11 +242,11 @@ class _Watch:
 async def run_open_loop(
     client: Asker, schedule: Sequence[float], patience_s: float, bound_ms: float | None = None
 ) -> list[Query]:
-    """Send every query at its time; give up on what is unanswered `patience_s` after the last was sent.
+    """Send every query at its time; give up on unanswered ones `patience_s` after the last was sent.
 
     Args:
-        bound_ms: stop sending as soon as the trial cannot hold this latency any more. The rest is `abandoned`; what was sent
-            is waited for all the same, so that its queue is gone before the next trial.
+        bound_ms: stop sending as soon as the trial cannot meet this latency any more. The rest is `abandoned`; sent queries are
+            still waited for, so that the queue is empty before the next trial.
     """
     began = time.perf_counter()
     watch = _Watch(len(schedule), bound_ms or float("inf"))
@@ -272,13 +272,13 @@ async def run_open_loop(
 
 
 async def keep_asking(client: Asker, queries: list[Query], began: float, until_s: float) -> None:
-    """One client of a closed loop: the next query when the last is done, until `until_s` seconds after `began`; adds to `queries`."""
+    """A closed-loop client: sends the next query when the last is done, until `until_s` seconds after `began`; appends to `queries`."""
     while (now_s := time.perf_counter() - began) < until_s:
         queries.append(await client.ask(len(queries), began, now_s))
 
 
 async def run_single_stream(client: Client, seconds: float) -> list[Query]:
-    """The next query when the last is done, for `seconds`; at least one."""
+    """A closed-loop client for `seconds`; sends at least one query."""
     began = time.perf_counter()
     queries: list[Query] = []
     while not queries or time.perf_counter() - began < seconds:

@@ -1,12 +1,12 @@
-"""What happens at twice the limit, and how soon it is over.
+"""Measures the service at twice its limit, and how long it takes to recover.
 
     python -m loadtest overload [--rate R] [--p99-ms 250] [--seconds 20] [--images folder] [--output results.json]
 
     the limit's rate ─▶ twice that rate ─▶ one query after the other until they are quick again
 
-Each query states the bound as its deadline (x-request-timeout-seconds), as a caller who has one does. Without --rate the limit
-is searched first. Starts the service from serve_config.yaml and reads the memory of all its processes. Prints a table and,
-last, one line of JSON.
+Each query has the bound as its deadline (x-request-timeout-seconds). Without --rate the limit
+is searched first. Starts the service from serve_config.yaml and reads the memory of all its processes. Prints a table, then
+one line of JSON.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from loadtest.traffic import OK, request_bodies
 RECOVERED_IN_A_ROW = 3
 GIVE_UP_S = 60.0
 WARM_UP_S, BETWEEN_S, AFTER_S = 3.0, 2.0, 3.0
-"""Before the first rate, between the two, and before the memory is read for the last time."""
+"""Seconds before the first rate, between the two rates, and before the last reading of the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Overload:
 
     Args:
         limit_per_s: rate of the limit, queries a second.
-        at_limit, at_twice: what came of each rate.
+        at_limit, at_twice: result of each rate.
         goodput_kept: goodput at twice the limit's rate over goodput at the limit.
         recovered_s: from the end of the load until three queries in a row were answered within the bound; None: never.
         memory_mb: of all processes of the service before, at the end of the load, and after, MB of private memory.
@@ -61,7 +61,7 @@ async def overload(service: LocalService, bodies: list[bytes], setup: Setup, rat
         await run_single_stream(plain, WARM_UP_S)
         limit = rate_per_s or (await find_server_rate(plain, setup, _tell))["rate_per_s"]
         if limit is None:
-            raise SystemExit(f"no rate holds p99 {setup.p99_ms:g} ms: there is no limit to double; give a --rate")
+            raise SystemExit(f"no rate meets p99 {setup.p99_ms:g} ms, so there is no limit to double; give a --rate")
         headers = {"x-request-timeout-seconds": str(setup.p99_ms / 1e3)}
         async with Client(service.url, bodies, headers=headers) as client:
             before = memory_mb(service)
@@ -102,7 +102,7 @@ def memory_mb(service: LocalService) -> float:
 
 
 def as_table(result: Overload) -> str:
-    """For people."""
+    """The result as a table."""
     rows = [
         f"{'offered/s':>9} {'within the bound/s':>18} {'refused':>8} {'too late':>8} {'p99 ms of answers':>17} {'p99 ms of refusals':>18}"
     ]
@@ -141,8 +141,8 @@ def run(args: argparse.Namespace) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m loadtest overload`."""
-    parser.add_argument("--rate", type=float, help="the limit, queries a second (default: searched)")
+    parser.add_argument("--rate", type=float, help="the limit, queries/s (default: searched)")
     parser.add_argument("--p99-ms", type=float, default=250.0)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each rate (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="seconds at each rate (default: %(default)s)")
     parser.add_argument("--images", type=Path, help="folder of photos (default: generated 640x480 ones)")
     parser.add_argument("--output", type=Path)

@@ -1,4 +1,4 @@
-"""Photos for load: a folder of one's own, or variants of the one that every installation has."""
+"""Photos for load tests: from a folder, or variants of the photo that comes with matplotlib."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def photos_from(folder: Path | None, count: int = 16, size_wh: tuple[int, int] =
     """Encoded photos: the first `count` files of a folder, or JPEGs made of matplotlib's Grace Hopper.
 
     Args:
-        folder: photos to take as they are; None makes `count` different crops of one photo.
+        folder: photos to use unchanged; None makes `count` different crops of one photo.
         count: how many.
         size_wh: width and height of the made ones, pixels.
     Raises:

@@ -1,4 +1,4 @@
-"""The planner's prediction beside a run: the service with simulated detectors of a stated step; `python -m loadtest plan --check`."""
+"""Compares the planner's prediction with a run of the service with simulated detectors: `python -m loadtest plan --check`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from loadtest.traffic import request_bodies
 from serve_app.capacity import Step
 
 CHECK_STEP = Step(150.0, 30.0)
-"""Of the simulated detector: 21 images/s at batch 8, so that two of them leave two CPUs some room."""
+"""Step of the simulated detector: 21 images/s at batch 8, so that two of them do not saturate two CPUs."""
 BATCH = 8
 
 Predict = Callable[[Step, int, int, float], tuple[float, str]]
@@ -27,7 +27,7 @@ Predict = Callable[[Step, int, int, float], tuple[float, str]]
 def check(detectors: int, predict: Predict) -> dict[str, Any]:
     """Run the service with so many simulated detectors and measure offline images/s beside the prediction.
 
-    The client runs on the same machine: its CPU is measured, and handed to the prediction.
+    The client runs on the same machine, so its CPU time is measured and passed to the prediction.
     """
 
     def simulate(document: dict[str, Any]) -> None:

@@ -1,19 +1,19 @@
-"""How many replicas, CPUs and GPUs a rate under a latency bound needs.
+"""Plans the replicas, CPUs and GPUs for a rate with a latency bound.
 
     python -m loadtest costs --output costs.json
     python -m loadtest plan --costs costs.json --rate 200 --p99-ms 250 --step-ms 12,4 --max-batch 32
     python -m loadtest plan --costs costs.json --config serve_config.gpu.yaml --step-ms 2.5,1.28
     python -m loadtest plan --costs costs.json --check 1 2 4
 
-`--step-ms BASE,PER_IMAGE` is a pass of the network on your accelerator: BASE + PER_IMAGE x batch milliseconds (assumed; measure it
-with `make bench`); without it the engine of costs.json runs on CPUs. `--config` tells what rate each part of
-a file allows at these costs (serve_app/capacity.py). `--check` runs the service with simulated detectors of a stated step
-and compares its images/s with what is predicted here.
+`--step-ms BASE,PER_IMAGE` is the time of a pass of the network on your accelerator: BASE + PER_IMAGE x batch milliseconds (measure it
+with `make bench`); without it, the engine of costs.json is used, on CPUs. `--config` prints the rate that each part of
+a file allows at these costs (serve_app/capacity.py). `--check` runs the service with simulated detectors
+and compares its images/s with the prediction.
 
-The model, deliberately small:
-- A detector takes what waits: batch B every step(B). Of the batches that keep two steps and the rest within the bound, the largest.
-- An image waits for half a running step at the usual batch (p50) or a whole one at the largest (p99), then for its own. The usual batch
-  is what comes during one step.
+The model is simple:
+- A detector runs a batch B of waiting images every step(B). max_batch is the largest for which two steps and the rest meet the bound.
+- An image waits for half a running step at the usual batch (p50) or a whole one at the largest (p99), then for its own step. The usual
+  batch is the number of images that arrive during one step.
 - CPU stages: Sakasegawa's approximation of the M/M/c wait (H. Sakasegawa 1977), halved for their nearly constant service times
   (Allen-Cunneen); its tail taken as exponential, so p99 is 4.6 mean waits.
 """
@@ -42,13 +42,13 @@ GROUP_IMAGES = GroupSettings().max_images
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is asked for.
+    """The requirements.
 
     Args:
         rate_per_s: images a second.
         p99_ms: latency bound.
         max_batch: most images in a pass.
-        utilisation: share of its capacity that a replica may be used for, 0..1: the rest carries bursts.
+        utilisation: largest utilisation of a replica, 0..1; the rest is for bursts.
     """
 
     rate_per_s: float
@@ -63,16 +63,16 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What it takes.
+    """The plan.
 
     Args:
         replicas: by deployment; those of CPU stages take one CPU each.
         batch: images in a pass, at most.
-        cpus: CPUs for all stages and for Ray around them, detectors' host work included.
+        cpus: CPUs for all stages and Ray, including the detectors' host work.
         max_in_flight: `ingress.groups.max_in_flight`, so that two batches for every Detector fit.
         p50_ms, p99_ms: expected latency.
         mb_per_s: bytes moved a second by hop, MB.
-        limit: what the next images a second would have to be bought from.
+        limit: the part that limits the rate next.
     """
 
     replicas: dict[str, int]
@@ -86,18 +86,18 @@ class Plan:
 
 
 class CannotPlan(ValueError):
-    """These costs make no plan; the message says what is missing."""
+    """A plan is not possible from these costs; the message says what is missing."""
 
 
 class BoundTooTight(ValueError):
-    """No number of replicas keeps the bound; the message says what is too long."""
+    """No number of replicas meets the bound; the message says what takes too long."""
 
 
 def plan(costs: Costs, step: Step, wish: Wish) -> Plan:
     """Size every stage.
 
     Raises:
-        BoundTooTight: one image alone would take longer than the bound.
+        BoundTooTight: even a single image takes longer than the bound.
     """
     stage_ms = {stage: cpu_ms(costs, stage) for stage in CPU_STAGES}
     needed = {stage: wish.rate_per_s * ms / 1e3 for stage, ms in stage_ms.items()}
@@ -123,7 +123,7 @@ def plan(costs: Costs, step: Step, wish: Wish) -> Plan:
 
 
 def cpu_ms(costs: Costs, stage: str) -> float:
-    """CPU milliseconds an image of a stage; decoders belong to the ImageLoader, the engine to nobody here."""
+    """CPU milliseconds per image of a stage; decoders count for the ImageLoader, the engine is left out."""
     net = costs.net_cpu_ms.get(stage, 0.0)
     if stage == "ImageLoader":
         return net + costs.net_cpu_ms.get(DECODERS, 0.0)
@@ -146,7 +146,7 @@ def wait_ms(busy: float, replicas: int, service_ms: float) -> float:
 
 
 def usual_batch(step: Step, rate_per_s: float, most: int) -> int:
-    """The batch of a detector that takes what waits: as many images as come during its step, 1 to `most`."""
+    """The usual batch of a detector: the number of images that arrive during its step, 1 to `most`."""
     share = rate_per_s / 1e3
     free = 1 - share * step.per_image_ms
     return most if free <= 0 else min(most, max(1, round(share * step.base_ms / free)))
@@ -155,10 +155,10 @@ def usual_batch(step: Step, rate_per_s: float, most: int) -> int:
 def predicted_per_s(
     costs: Costs, cores: int, step: Step, detectors: int, batch: int, client_ms: float = 0.0
 ) -> tuple[float, str]:
-    """Images/s at most on one machine, and what limits: detectors that sleep, or the machine's CPUs.
+    """The highest images/s on one machine, and what limits it: the simulated detectors, or the machine's CPUs.
 
     Args:
-        client_ms: CPU milliseconds an image of whoever loads the service from the same machine.
+        client_ms: CPU milliseconds per image of a client on the same machine.
     """
     by_detectors = detectors * step.per_s(batch)
     by_cpus = (cores - sum(costs.idle_cores.values())) / (host_cpu_ms(costs) + client_ms) * 1e3
@@ -170,20 +170,20 @@ def _largest_batch(step: Step, wish: Wish, outside_ms: float) -> int:
     if not fitting:
         raise BoundTooTight(
             f"p99 {wish.p99_ms:g} ms cannot be kept: two steps of the network at batch 1 take {2 * step.ms(1):.0f} ms and the rest "
-            f"{outside_ms:.0f} ms. Take a quicker accelerator or a smaller model, or allow more."
+            f"{outside_ms:.0f} ms. Use a faster accelerator or a smaller model, or a higher bound."
         )
     return fitting[-1]
 
 
 def engine_step(costs: Costs) -> Step:
-    """The step of the engine that costs were measured with, from its two batch sizes.
+    """The step of the engine in the costs, from its two batch sizes.
 
     Raises:
-        CannotPlan: it did not run on the CPU; a card's step depends on more than the two sizes.
+        CannotPlan: the engine did not run on the CPU; a GPU's step depends on more than two batch sizes.
     """
     if not costs.on_cpu:
         raise CannotPlan(
-            f"the costs are of {costs.model} on a card or simulated, not on this CPU; give its step with --step-ms (make bench)"
+            f"the costs were measured with {costs.model} on a GPU or simulated, not on this CPU; give the step with --step-ms (make bench)"
         )
     (one, one_ms), (many, many_ms) = costs.engine_ms
     per_image = (many_ms - one_ms) / (many - one)
@@ -191,12 +191,12 @@ def engine_step(costs: Costs) -> Step:
 
 
 def as_table(plan_: Plan, step: Step, assumed: bool) -> str:
-    """For people."""
+    """The plan as a table."""
     rows = [f"{stage:12} {count:4} replicas" for stage, count in plan_.replicas.items()]
     rows += [
-        f"CPUs together {plan_.cpus:.1f}, the network's own aside; batches of {plan_.batch}; "
+        f"CPUs in total {plan_.cpus:.1f}, without the network; batches of {plan_.batch}; "
         f"ingress.groups.max_in_flight {plan_.max_in_flight}",
-        f"expected p50 {plan_.p50_ms:.0f} ms, p99 {plan_.p99_ms:.0f} ms; next to be short: {plan_.limit}",
+        f"expected p50 {plan_.p50_ms:.0f} ms, p99 {plan_.p99_ms:.0f} ms; next bottleneck: {plan_.limit}",
         "MB/s: " + ", ".join(f"{hop} {mb:.1f}" for hop, mb in plan_.mb_per_s.items()),
         f"measured: CPU milliseconds and bytes an image. {'assumed' if assumed else 'measured (this CPU)'}: a step of "
         f"{step.base_ms:g} + {step.per_image_ms:.1f} x batch ms. Modelled: waits.",
@@ -217,7 +217,7 @@ def print_chain(config: Path, costs: Costs, step: Step, fetch_ms: float) -> None
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure or plan, and print; 0, or 1 where the bound cannot be kept."""
+    """Measure or plan, and print; returns 0, or 1 if the bound cannot be met."""
     costs, machine = read_costs(args.costs)
     if costs.layout != "stages":
         print(
@@ -252,30 +252,32 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _step(text: str) -> Step:
-    """`BASE,PER_IMAGE` as argparse takes it."""
+    """argparse type `BASE,PER_IMAGE`."""
     try:
         base_ms, per_image_ms = map(float, text.split(","))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not BASE,PER_IMAGE, two numbers of milliseconds such as 12,4") from error
     if not (0 <= base_ms < math.inf and 0 <= per_image_ms < math.inf and base_ms + per_image_ms > 0):
-        raise argparse.ArgumentTypeError(f"{text!r}: a step takes time, and neither part of it is negative")
+        raise argparse.ArgumentTypeError(f"{text!r}: neither part may be negative, and not both may be 0")
     return Step(base_ms, per_image_ms)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m loadtest plan`."""
     parser.add_argument("--costs", type=Path, required=True, help="JSON of python -m loadtest costs --output")
-    parser.add_argument("--rate", type=float, default=100.0, help="images a second (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=100.0, help="images/s (default: %(default)s)")
     parser.add_argument("--p99-ms", type=float, default=250.0)
     parser.add_argument(
-        "--step-ms", type=_step, metavar="BASE,PER_IMAGE", help="of your accelerator (default: the engine of costs.json)"
+        "--step-ms", type=_step, metavar="BASE,PER_IMAGE", help="step of your accelerator (default: of the engine in costs.json)"
     )
     parser.add_argument(
         "--config", type=Path, help="a serve_config.yaml: print the rate that each part of it allows, and the bottleneck"
     )
-    parser.add_argument("--fetch-ms", type=float, default=StageCosts().fetch_ms, help="of a URL's host (default: %(default)s)")
+    parser.add_argument(
+        "--fetch-ms", type=float, default=StageCosts().fetch_ms, help="time to fetch a URL (default: %(default)s)"
+    )
     parser.add_argument("--max-batch", type=int, default=32)
-    parser.add_argument("--utilisation", type=float, default=0.7, help="at most (default: %(default)s)")
+    parser.add_argument("--utilisation", type=float, default=0.7, help="largest utilisation of a replica (default: %(default)s)")
     parser.add_argument(
         "--check", type=int, nargs="+", metavar="DETECTORS", help="compare with runs of so many simulated detectors"
     )

@@ -1,4 +1,4 @@
-"""Axes that more than one report draws: what a service used over time, and its histograms."""
+"""Plots shared by several reports: resources over time, and histograms."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Sample = dict[str, Any]
 """A loadtest.watch.Sample as JSON has it."""
 
 SMALL_CORES, SMALL_MB = 0.02, 20.0
-"""Parts that never reach this are drawn together, as `rest`."""
+"""Parts that always stay below this are drawn together, as `rest`."""
 
 
 def figure(width: float, height: float) -> Figure:

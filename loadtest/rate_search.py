@@ -1,4 +1,4 @@
-"""The highest rate that holds a bound: bracket by doubling or halving, bisect, then confirm by repeats.
+"""Searches the highest rate that meets a bound: brackets it by doubling or halving, bisects, then confirms it by repeats.
 
 start ─▶ double while it holds / halve while it does not ─▶ bisect to PRECISION ─▶ repeats ─▶ (step down until they hold)
                     └──────────── NoMoreTrials, from a trial: the highest rate so far that never failed ────────────┘
@@ -14,18 +14,18 @@ LOWEST_PER_S = 0.1
 HIGHEST_PER_S = 20_000.0
 
 Trial = Callable[[float], Awaitable[bool]]
-"""Offers a rate, queries a second, and says whether the bound held; or raises NoMoreTrials."""
+"""Runs a trial at a rate (queries/s), returns whether the bound was met; or raises NoMoreTrials."""
 
 
 class NoMoreTrials(Exception):
-    """A trial refuses to run: the search has used up its time or its trials."""
+    """The search has used up its time or its trials."""
 
 
 async def highest_rate(trial: Trial, start_per_s: float, repeats: int = 3) -> float | None:
     """Search; None when not even LOWEST_PER_S holds, or nothing held before the trials were used up.
 
     Args:
-        trial: called once for each rate that is tried; noisy.
+        trial: called once for each rate; its result may be noisy.
         start_per_s: a first guess.
         repeats: trials at the found rate that must all hold; else the rate is lowered by STEP_DOWN and tried again.
     """

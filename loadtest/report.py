@@ -1,4 +1,4 @@
-"""Results as people read them: a table, a PNG and one self-contained HTML page (the picture is inside, nothing is loaded)."""
+"""Reports of results: a table, a PNG and one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def read_results(path: Path) -> Results:
 
 
 def write_report(results: Results, folder: Path) -> None:
-    """Write results.json, report.png and report.html into a folder, which is made."""
+    """Write results.json, report.png and report.html into a folder, which is created."""
     folder.mkdir(parents=True, exist_ok=True)
     png = as_png(results)
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -85,7 +85,7 @@ def headline(results: Results) -> str:
 
 
 def rows_of(results: Results) -> list[Row]:
-    """Every trial, by rate; the one summary of the other scenarios."""
+    """A row for every trial, by rate; for other scenarios their only summary."""
     result = results["result"]
     trials = result["trials"] if result["scenario"] == "server" else [result["summary"]]
     return sorted(trials, key=lambda trial: trial["offered_per_s"] or 0.0)
@@ -101,7 +101,7 @@ def as_table(results: Results) -> str:
 
 
 def as_html(results: Results, png: bytes) -> str:
-    """One page; everything that came from elsewhere is escaped."""
+    """The HTML page; all text is escaped."""
     head = "".join(f"<th>{name}</th>" for name in (*COLUMNS, "outcomes"))
     body = "".join(
         "<tr>"

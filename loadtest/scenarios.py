@@ -1,6 +1,6 @@
 """The scenarios of BENCHMARKS.md, and a steady rate, on one client. Borrowed in shape from MLPerf Inference; these are not MLPerf results.
 
-single-stream  the next query when the last is done
+single-stream  one client in a closed loop
 server         Poisson arrivals; the highest rate whose p99 holds the bound
 steady         Poisson arrivals at one rate
 offline        everything queued at once
@@ -27,10 +27,10 @@ from loadtest.openloop import (
 from loadtest.rate_search import NoMoreTrials, highest_rate
 
 MIN_QUERIES = 100
-"""Fewer have no 99th percentile."""
+"""Fewest queries of a trial; fewer have no 99th percentile."""
 
 OFFLINE_PATIENCE_S = 600.0
-"""What is not answered by then does not count as done, offline."""
+"""Offline: queries not answered after this time count as failed, seconds."""
 
 Tell = Callable[[str], object]
 Result = dict[str, Any]
@@ -42,14 +42,14 @@ class Setup:
 
     Args:
         p99_ms: the latency bound.
-        seconds: of one trial; longer where MIN_QUERIES need it.
+        seconds: length of one trial; longer if MIN_QUERIES need it.
         seed: of the arrivals; every trial has its own, derived from it.
         repeats: confirming trials of the found rate.
-        pause_s: between trials, so that one's queue is not the next one's.
+        pause_s: pause between trials, for the queue to empty.
         offline_images: images of the offline scenario; a slow service wants fewer, all are due within OFFLINE_PATIENCE_S.
         rate_per_s: of the steady scenario.
-        start_per_s: first rate of the search; None starts at half of what one caller alone gets.
-        max_trials, max_search_s: the search ends with what it has found before a trial that would be beyond.
+        start_per_s: first rate of the search; None starts at half the rate of a single closed-loop client.
+        max_trials, max_search_s: limits of the search, which then returns what it has found.
     """
 
     p99_ms: float = 250.0
@@ -65,14 +65,14 @@ class Setup:
 
 
 async def run_stream(client: Client, setup: Setup, tell: Tell) -> Result:
-    """SingleStream: latencies of one caller."""
+    """SingleStream: latencies of one closed-loop client."""
     summary = summarize(await run_single_stream(client, setup.seconds), setup.p99_ms, images_per_query=client.images)
     tell(_line("single stream", summary))
     return {"scenario": "single-stream", "summary": asdict(summary)}
 
 
 async def run_offline(client: Client, setup: Setup, tell: Tell) -> Result:
-    """Offline: all images are due at once; the time is that of the last answer."""
+    """Offline: all images are sent at once; measures the time until the last answer."""
     count = max(1, setup.offline_images // client.images)
     queries = await run_open_loop(client, [0.0] * count, OFFLINE_PATIENCE_S)
     summary = summarize(queries, None, images_per_query=client.images)
@@ -81,7 +81,7 @@ async def run_offline(client: Client, setup: Setup, tell: Tell) -> Result:
 
 
 async def run_steady(client: Client, setup: Setup, tell: Tell) -> Result:
-    """Steady: what a rate does, whether it holds the bound or not."""
+    """Steady: one rate, whether or not it meets the bound."""
     count = max(MIN_QUERIES, round(setup.rate_per_s * setup.seconds))
     queries = await run_open_loop(client, poisson_schedule(setup.rate_per_s, count, setup.seed), client.timeout_s)
     summary = summarize(queries, setup.p99_ms, setup.rate_per_s, client.images)
@@ -90,7 +90,7 @@ async def run_steady(client: Client, setup: Setup, tell: Tell) -> Result:
 
 
 async def find_server_rate(client: Client, setup: Setup, tell: Tell) -> Result:
-    """Server: search, and the trials that confirmed what was found.
+    """Server: search the highest rate, with confirming trials.
 
     Returns:
         `rate_per_s` (queries; None where none holds), `alone_p50_ms` (of one caller; above the bound no rate is tried),
@@ -118,8 +118,8 @@ async def find_server_rate(client: Client, setup: Setup, tell: Tell) -> Result:
     if alone_ms is not None and alone_ms <= setup.p99_ms:
         rate = await highest_rate(holds, setup.start_per_s or 500.0 / alone_ms, setup.repeats)
     else:
-        waits = f"{alone_ms:.0f} ms" if alone_ms else "in vain"
-        tell(f"one caller alone waits {waits} ({alone.outcomes}): no rate can hold {setup.p99_ms:g} ms")
+        waits = f"{alone_ms:.0f} ms" if alone_ms else "without an answer"
+        tell(f"a single client waits {waits} ({alone.outcomes}): no rate can meet {setup.p99_ms:g} ms")
     confirming = [trial for trial in trials if trial.offered_per_s == rate][-setup.repeats :]
     return {
         "scenario": "server",
@@ -134,7 +134,7 @@ async def find_server_rate(client: Client, setup: Setup, tell: Tell) -> Result:
 
 
 async def offer(client: Client, setup: Setup, rate_per_s: float, seed: int) -> Summary:
-    """One trial at a rate, cut short when it is lost; answers are waited for until well past the bound, then given up."""
+    """One trial at a rate; stops early if it has failed. Waits for answers until well past the bound."""
     count = max(MIN_QUERIES, round(rate_per_s * setup.seconds))
     schedule = poisson_schedule(rate_per_s, count, seed)
     queries = await run_open_loop(client, schedule, setup.p99_ms / 1e3 * STALE_BOUNDS + 1, setup.p99_ms)

@@ -16,7 +16,7 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 DISCOVERY_NAME = "prom_metrics_service_discovery.json"
-"""The file in Ray's temporary folder (by default /tmp/ray) that names the exporters of all nodes."""
+"""The file in Ray's temporary folder (by default /tmp/ray) that lists the exporters of all nodes."""
 
 SIZES, WAITS, LATENCIES, IMAGES = (
     "ray_rtmdet_batch_size",
@@ -29,10 +29,10 @@ STAGES = ("ingress", "image_loader", "detector", "polygonizer")
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Counts by bucket. Ray's exporter only estimates a histogram's sum, so there is none here.
+    """Counts by bucket; without a sum, because Ray's exporter only estimates it.
 
     Args:
-        counts: (upper end of the bucket, observations in it), rising.
+        counts: (upper end of the bucket, observations in it), ascending.
     """
 
     counts: tuple[tuple[float, int], ...] = ()
@@ -47,7 +47,7 @@ class Histogram:
         return Histogram(tuple((end, max(0, count - before.get(end, 0))) for end, count in self.counts))
 
     def quantile(self, share: float) -> float | None:
-        """Value below which `share` (0..1) of the observations lie, linear within the bucket; None of nothing.
+        """Value below which `share` (0..1) of the observations are, interpolated within the bucket; None without observations.
 
         In the last bucket, which has no end, the end of the one before it.
         """
@@ -63,7 +63,7 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Metrics at one moment, over all replicas.
+    """Metrics at one time, summed over all replicas.
 
     Args:
         sizes, waits: images in a pass; milliseconds that images waited for theirs.
@@ -85,7 +85,7 @@ class Snapshot:
 
     @property
     def mean_batch(self) -> float | None:
-        """Images in a pass; None where none ran."""
+        """Mean number of images in a pass; None without passes."""
         return self.images.get("detector", 0) / self.sizes.total if self.sizes.total else None
 
 
@@ -116,7 +116,7 @@ def snapshot(discovery: Path) -> Snapshot:
 
 
 def parse(text: str) -> Snapshot:
-    """Pick this project's metrics out of Prometheus' text, summed over replicas."""
+    """Parse this project's metrics from Prometheus' text format, summed over replicas."""
     buckets: dict[tuple[str, str], Counter[float]] = {}
     images: Counter[str] = Counter()
     for family in text_string_to_metric_families(text):
@@ -137,7 +137,7 @@ def parse(text: str) -> Snapshot:
 
 
 def _histogram(cumulative: Mapping[float, int]) -> Histogram:
-    """From counts of everything up to each end, as Prometheus has them."""
+    """Convert Prometheus' cumulative counts."""
     ends = sorted(cumulative)
     below: Iterable[int] = (0, *(cumulative[end] for end in ends))
     return Histogram(tuple((end, cumulative[end] - before) for end, before in zip(ends, below, strict=False)))

@@ -1,4 +1,4 @@
-"""How many users at which second, for Locust."""
+"""Number of Locust users over time."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""A long run at half the limit: errors, and memory minute by minute.
+"""A long run at a constant rate: errors, and memory by minute.
 
     python -m loadtest soak [--rate 8] [--minutes 15] [--images folder] [--output results.json]
 
-Poisson arrivals, latency from the scheduled time. Starts the service from serve_config.yaml. Growth is the memory of the last
-third over that of the first third after the first minute (medians), of the minutes with the usual number of replicas: one that
-autoscaling adds is 100 MB, and no leak. Prints a line a minute and, last, one line of JSON.
+Poisson arrivals; latency counts from the scheduled time. Starts the service from serve_config.yaml. Growth is the memory of the last
+third over that of the first third (medians), without the first minute, and only of minutes with the usual number of replicas: one that
+autoscaling adds is 100 MB, but no leak. Prints a line per minute, then one line of JSON.
 """
 
 from __future__ import annotations

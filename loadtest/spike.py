@@ -1,9 +1,9 @@
-"""From one client to ten, with simulated detectors: do the replicas follow, and how long until the latency bound holds again?
+"""A spike from one client to ten, with simulated detectors: measures autoscaling, and the time until the latency bound is met again.
 
     python -m loadtest spike [--clients 1 10] [--seconds 20 70 40] [--p99-ms 500] [--output folder]
 
-Each client sends its next request when the last is answered. Detectors sleep as long as an accelerator would take; every stage scales by
-itself, from one replica. Prints a table and, last, one line of JSON; --output also gets a picture.
+Closed-loop clients. Simulated detectors sleep as long as an accelerator would take; every stage scales by
+itself, from one replica. Prints a table, then one line of JSON; --output also writes a picture.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from loadtest.traffic import OK, request_bodies
 from loadtest.watch import Sample, Watch
 
 STEP_MS = (40.0, 20.0)
-"""Of the simulated detector: 60 ms for one image, so that ten clients want several of them and two CPUs still carry the rest."""
+"""Step of the simulated detector: 60 ms for one image, so that ten clients need several detectors and two CPUs suffice for the rest."""
 MAX_REPLICAS = 4
 WINDOW_S = 2.0
 PHASES = ("before", "spike", "after")
@@ -38,10 +38,10 @@ class Phase:
     """One part of the run.
 
     Args:
-        name, clients, seconds: what it was.
+        name, clients, seconds: of the phase.
         per_s: answers a second.
         p50_ms, p99_ms: of its answers.
-        failed: queries that were not answered rightly.
+        failed: queries that were not answered correctly.
         most_replicas: of each stage.
     """
 
@@ -62,7 +62,7 @@ class Spike:
     Args:
         bound_ms: the latency bound.
         phases: before, spike, after.
-        recovered_s: from the beginning of the spike until the 99th percentile of every later window of it held the bound; None: never.
+        recovered_s: time from the beginning of the spike until p99 of every later window met the bound; None: never.
         queries: (sent, answered, outcome), seconds from the beginning.
         samples: what the service used.
     """
@@ -75,7 +75,7 @@ class Spike:
 
 
 def scale_by_itself(document: dict[str, Any]) -> None:
-    """Change a configuration: simulated detectors; every stage begins with one replica and follows its own load."""
+    """Change a configuration: simulated detectors; every stage starts with one replica and autoscales."""
     (application,) = document["applications"]
     base_ms, per_image_ms = STEP_MS
     arguments = application["args"]
@@ -124,7 +124,7 @@ def recovery_s(queries: Sequence[Query], begin_s: float, end_s: float, bound_ms:
 
 
 def summarize_spike(queries: Sequence[Query], samples: list[Sample], plan: Sequence[tuple[int, float]], bound_ms: float) -> Spike:
-    """What became of the phases (clients, seconds), in the order of PHASES."""
+    """Summarise the phases (clients, seconds), in the order of PHASES."""
     phases, begin_s = [], 0.0
     for name, (clients, seconds) in zip(PHASES, plan, strict=True):
         end_s = begin_s + seconds
@@ -153,7 +153,7 @@ def summarize_spike(queries: Sequence[Query], samples: list[Sample], plan: Seque
 
 
 def as_table(result: Spike) -> str:
-    """For people."""
+    """The result as a table."""
     rows = [f"{'':8}{'clients':>8}{'answers/s':>11}{'p50 ms':>8}{'p99 ms':>8}{'failed':>8}  most replicas"]
     for phase in result.phases:
         p50, p99 = (f"{ms:.0f}" if ms is not None else "-" for ms in (phase.p50_ms, phase.p99_ms))
@@ -187,7 +187,7 @@ def as_png(result: Spike) -> bytes:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print; 0, or 1 where the bound never held again."""
+    """Measure and print; returns 0, or 1 if the bound was not met again."""
     few, many = args.clients
     plan = [(clients, seconds) for clients, seconds in zip((few, many, few), args.seconds, strict=True)]
     bodies = request_bodies(photos_from(args.images, size_wh=(640, 480)), 1)

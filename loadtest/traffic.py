@@ -1,4 +1,4 @@
-"""What load tests send and how they judge what comes back: request bodies, answers, server timings, and where load may go."""
+"""Request bodies of load tests, checks of the responses, server timings, and allowed hosts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BOX_KEYS = {"box", "label", "score", "polygon"}
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """How a server that does not speak the contract is asked; the defaults are the contract's `POST /score`.
+    """Request and response format of a server; the defaults are the contract's `POST /score`.
 
     Args:
         path: of the URL.
@@ -34,11 +34,11 @@ SCORE = Wire()
 
 
 class RemoteHostError(ValueError):
-    """Load was asked for against another machine without saying so."""
+    """The target is another machine, without --allow-remote."""
 
 
 def key_headers(key: str | None) -> dict[str, str]:
-    """The request headers that carry an API key; none without one."""
+    """The request headers for an API key; empty without one."""
     return {"authorization": f"Bearer {key}"} if key else {}
 
 
@@ -49,11 +49,13 @@ def refuse_remote(url: str, allow_remote: bool) -> None:
         RemoteHostError: another host.
     """
     if not allow_remote and not is_loopback(url):
-        raise RemoteHostError(f"{urlsplit(url).hostname or url!r} is not this machine; say --allow-remote if you may load it")
+        raise RemoteHostError(
+            f"{urlsplit(url).hostname or url!r} is not this machine; use --allow-remote if you may put load on it"
+        )
 
 
 def is_loopback(url: str) -> bool:
-    """Whether a URL is this machine's; no name but `localhost` is resolved, so that DNS decides nothing."""
+    """Whether a URL points to this machine; of names only `localhost` counts, so that the result does not depend on DNS."""
     host = urlsplit(url).hostname or ""
     if host == "localhost":
         return True
@@ -64,7 +66,7 @@ def is_loopback(url: str) -> bool:
 
 
 def request_bodies(images: Sequence[bytes | str], images_per_request: int) -> list[bytes]:
-    """One body starting at each image, of the next `images_per_request` in a circle; bytes go as base64, text (URLs) as it is."""
+    """For each image a body with it and the next ones, `images_per_request` in all, cyclically; bytes as base64, text (URLs) unchanged."""
     texts = [image if isinstance(image, str) else base64.b64encode(image).decode() for image in images]
     return [
         orjson.dumps(
@@ -75,7 +77,7 @@ def request_bodies(images: Sequence[bytes | str], images_per_request: int) -> li
 
 
 def outcome_of(status: int, headers: Mapping[str, str], body: bytes, images: int) -> str:
-    """Name of what became of a request: `ok`, a refusal, a status, or a 200 that is not an answer.
+    """Outcome of a request: `ok`, a refusal, a status, or the fault of an invalid 200.
 
     Args:
         headers: of the answer, keys in lower case or case-insensitive.
@@ -90,7 +92,7 @@ def outcome_of(status: int, headers: Mapping[str, str], body: bytes, images: int
 
 
 def answer_fault(body: bytes, images: int) -> str | None:
-    """What is wrong with the body of a 200; None where it is an answer for `images` images."""
+    """What is wrong with the body of a 200; None if it is a valid answer for `images` images."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:

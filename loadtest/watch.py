@@ -1,4 +1,4 @@
-"""What a service on this machine uses while it is loaded: replicas, CPU and memory by part, second by second.
+"""Samples what a service on this machine uses under load: replicas, CPU and memory by part, every second.
 
 with Watch(service.processes) as watch: …load…        watch.samples
 """
@@ -26,12 +26,12 @@ Processes = Callable[[], Sequence[psutil.Process]]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One look.
+    """One sample.
 
     Args:
         at_s: since the watch began.
         replicas: processes of each stage.
-        cores: CPU seconds a second since the last look, by part (loadtest.costs.part_of).
+        cores: cores used since the last sample, by part (loadtest.costs.part_of).
         memory_mb: resident memory that is not shared, by part, MB (1e6 bytes).
     """
 
@@ -42,10 +42,10 @@ class Sample:
 
 
 class Watch:
-    """Looks every `interval_s` while a block runs; `samples` are all looks, the first one at the beginning.
+    """Samples every `interval_s` while a block runs; the first sample is at its beginning.
 
     Args:
-        processes: the service's, asked anew for each look, as replicas come and go.
+        processes: returns the service's processes; called for each sample, because replicas change.
     """
 
     def __init__(self, processes: Processes, interval_s: float = INTERVAL_S) -> None:
@@ -114,7 +114,7 @@ def watched(samples: Sequence[Sample], during: Snapshot) -> dict[str, Any]:
 
 
 def processes_here() -> list[psutil.Process]:
-    """Ray's processes of this user on this machine, for a service that somebody else has started."""
+    """Ray's processes of this user on this machine, for a service not started here."""
     signs = ("ray::", "raylet", "gcs_server", "haproxy", "pipeline.images.decoder_worker", "ray/dashboard", "ray/_private")
     return [
         process

@@ -1,8 +1,8 @@
-"""Requests to the service, and what is done about those that fail.
+"""HTTP client of the service, with retries.
 
 photo ─▶ POST /score ─▶ 200: Result
             ├─ 429, 503: wait as Retry-After says, longer each time, up to `patience_s`
-            ├─ no connection, 408, 5xx: again, TRIES times
+            ├─ no connection, 408, 5xx: up to TRIES tries
             └─ anything else: ScoringError at once
 """
 
@@ -28,15 +28,15 @@ Photo = str | Path | bytes | Image.Image
 TRIES = 4
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 GRACE_S = 5.0
-"""What an answer may take beyond the deadline: the service itself says 408 by then."""
+"""Extra time after the deadline, seconds: until then the service has answered with 408 itself."""
 
 
 class ScoringError(Exception):
     """A photo could not be scored.
 
     Attributes:
-        code: the service's, such as `image_not_decodable`; `no_connection` where nobody answered.
-        status: HTTP status; 0 without an answer.
+        code: of the service, such as `image_not_decodable`; `no_connection` without a response.
+        status: HTTP status; 0 without a response.
     """
 
     def __init__(self, code: str, message: str, status: int = 0) -> None:
@@ -45,13 +45,13 @@ class ScoringError(Exception):
 
 
 class Client:
-    """Asks one service; may be used from several threads.
+    """Client of one service; thread-safe.
 
     Args:
         url: base URL, such as http://127.0.0.1:8000.
         key: bearer key; None sends none.
-        deadline_s: of one request, seconds; the service's own limit may be shorter.
-        patience_s: how long one photo is refused for load before it is given up, seconds.
+        deadline_s: time limit of one request, seconds; the service's own limit may be shorter.
+        patience_s: how long a photo is retried while the service is overloaded, seconds.
     """
 
     def __init__(self, url: str, key: str | None = None, *, deadline_s: float = 30.0, patience_s: float = 300.0) -> None:
@@ -78,7 +78,7 @@ class Client:
     def score_many(self, photos: Iterable[Photo], *, in_flight: int = 4, **params: Any) -> Iterator[tuple[Photo, Result]]:
         """Score many photos, a few at a time; yields each with its result, in their order.
 
-        A photo that cannot be scored gets a Result with its `error`; the others go on.
+        A photo that cannot be scored gets a Result with `error` set; the others are not affected.
         """
         left = iter(photos)
         with ThreadPoolExecutor(in_flight, thread_name_prefix="score") as threads:
@@ -101,7 +101,7 @@ class Client:
         began, tries, pause_s = time.monotonic(), 0, FIRST_PAUSE_S
         while True:
             tries += 1
-            wait_s = pause_s * random.uniform(0.75, 1.25)  # those who were refused together do not come back together
+            wait_s = pause_s * random.uniform(0.75, 1.25)  # clients refused together must not retry together
             error = self._once(data, params)
             if isinstance(error, dict):
                 return error
@@ -115,7 +115,7 @@ class Client:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _once(self, data: bytes, params: dict[str, Any]) -> dict[str, Any] | _Refused:
-        """The answer of one photo, or why there is none."""
+        """Send one request; returns the answer, or a refusal that may be retried."""
         query = {name: str(value).lower() if isinstance(value, bool) else value for name, value in params.items()}
         headers = {"Content-Type": "application/octet-stream"}
         try:
@@ -161,7 +161,7 @@ def _file_bytes(photo: Photo) -> bytes:
 
 
 def _size_of(data: bytes) -> tuple[int, int]:
-    """Width and height of a photo, upright; (0, 0) where Pillow cannot read it."""
+    """Width and height of the upright photo, pixels; (0, 0) if Pillow cannot read it."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             turned = image.getexif().get(0x0112, 1) >= 5

@@ -1,4 +1,4 @@
-"""What was found in a photo, and the forms that others want it in."""
+"""The result for one photo, with conversions to other formats."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Found:
         score: 0..1.
         box: x1, y1, x2, y2.
         polygon: outer rings, largest first; each x1 y1 x2 y2 …
-        holes: rings of holes, where `holes="rings"` asked for them.
-        rle: COCO run lengths at the photo's size, where `mask_format="rle"` asked for them.
+        holes: rings of holes, with `holes="rings"`.
+        rle: COCO RLE at the photo's size, with `mask_format="rle"`.
     """
 
     label: str
@@ -43,7 +43,7 @@ class Result:
     Args:
         objects: highest score first.
         size: width and height of the upright photo, pixels.
-        error: why it could not be scored (from `Client.score_many`); then there are no objects.
+        error: the error, if the photo could not be scored (`Client.score_many`); then `objects` is empty.
     """
 
     objects: list[Found]
@@ -52,14 +52,14 @@ class Result:
 
     @classmethod
     def from_answer(cls, answer: Mapping[str, Any], size: tuple[int, int]) -> Result:
-        """Of the service's object for one image, `{"boxes": […]}`."""
+        """Parse the service's object for one image, `{"boxes": […]}`."""
         return cls([_found(item) for item in answer["boxes"]], size)
 
     def to_coco(self, image_id: int, category_ids: Mapping[str, int]) -> list[dict[str, Any]]:
         """As COCO results: bbox x y width height and polygons in pixels (or RLE), score, category.
 
         Args:
-            category_ids: of each label; objects of other labels are left out.
+            category_ids: for each label; objects with other labels are left out.
         """
         return [
             {
@@ -74,7 +74,7 @@ class Result:
         ]
 
     def to_supervision(self) -> supervision.Detections:
-        """As `supervision.Detections`, with masks; class names stand in `data["class_name"]`."""
+        """As `supervision.Detections`, with masks; class names are in `data["class_name"]`."""
         import numpy as np
         import supervision as sv
 
@@ -106,7 +106,7 @@ class Result:
         return [value * (height if place % 2 else width) for place, value in enumerate(fractions)]
 
     def _mask(self, item: Found) -> Image.Image:
-        """White inside, black outside and in holes, of the photo's size."""
+        """Mask of one object at the photo's size: white inside, black outside and in holes."""
         mask = Image.new("L", self.size)
         draw = ImageDraw.Draw(mask)
         for rings, value in ((item.polygon, 255), (item.holes, 0)):

@@ -1,7 +1,7 @@
-"""CVAT's automatic annotation, answered by the scoring service: a serverless (Nuclio) function in one file.
+"""Automatic annotation in CVAT with the scoring service: a serverless (Nuclio) function in one file.
 
 function.yaml, beside this file, names the labels and the service's URL and says how to deploy it. It needs neither torch nor a GPU.
-Not run in a CVAT installation where this was written; the shapes are tested (tests/test_examples.py).
+Not yet run in a CVAT installation; the shapes are tested (tests/test_examples.py).
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""What a batch on a cluster is made of: a list of its photos in Parquet, which Ray Data reads and can tell done photos from others by.
+"""Inputs of a batch on a cluster: writes a list of the photos as Parquet, with ids by which Ray Data skips finished photos.
 
     folder here, s3://, gs://, abfs:// ─▶ paths below it ─┐
     CSV, JSON lines, MLTable (jobs.scoring.batch_inputs) ─┼─▶ photos.parquet: id, file_name, row_number_per_file, image
@@ -27,11 +27,11 @@ ID, IMAGE, FILE_NAME, ROW = "id", "image", "file_name", "row_number_per_file"
 SCHEMA = pa.schema([(ID, pa.string()), (FILE_NAME, pa.string()), (ROW, pa.int64()), (IMAGE, pa.string())])
 ROWS_AT_ONCE = 10_000
 UNREADABLE = "unreadable:"
-"""Before the reason, where a cell names no image."""
+"""Prefix of the reason, if a cell names no image."""
 
 
 FILE = "file://"
-"""Before a path here that is no UTF-8, its bytes percent-encoded."""
+"""Prefix of a local path that is not UTF-8, with its bytes percent-encoded."""
 
 
 def filesystem_of(place: str) -> tuple[pafs.FileSystem, str]:

@@ -1,4 +1,4 @@
-"""A batch on a cluster from its list of photos to its rows; see `jobs.batch_ray`."""
+"""Runs a batch on a cluster, from the list of photos to the rows; see `jobs.batch_ray`."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ from pipeline.model.zoo import read_header
 from pipeline.types import DetectOptions, OutlineOptions
 
 TASK_CPUS = 0.1
-"""Of each task that reads or writes rows: they wait more than they work."""
+"""CPUs of a task that reads or writes rows; it mostly waits."""
 FILTER_CPUS = 1
-"""Of Ray Data's actor that leaves out photos that are done."""
+"""CPUs of Ray Data's actor that filters finished photos."""
 NAMED_ERRORS = ("TooManyErrors", "CallRefused")
-"""Errors of our stages whose message says everything; any other keeps its traceback."""
+"""Errors of our stages that are printed without a traceback."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -186,10 +186,10 @@ def _restarts(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
 
 
 def _check_room(args: argparse.Namespace) -> None:
-    """Workers that find no room wait for ever, and what they wait for is told by nobody.
+    """Check that the cluster has room for the workers: Ray would let them wait for ever without a message.
 
     Raises:
-        InputsError: they ask for more than the cluster has.
+        InputsError: the workers need more than the cluster has.
     """
     has = ray.available_resources() if args.through else ray.cluster_resources()  # the application keeps what it has
     workers = (args.loaders + (0 if args.through else args.outliners)) * args.worker_cpus

@@ -1,4 +1,4 @@
-"""The stages of a batch on a cluster, as Ray Data's map functions: each takes a batch of rows and gives it on, a bad photo as an error.
+"""The stages of a batch on a cluster, as map functions for Ray Data; each takes and returns a batch of rows.
 
     Load (CPUs): image ─▶ network pixels      Detect (GPUs, or CPUs): pixels ─▶ instances      Outline (CPUs): instances ─▶ preds
     jobs.scoring.cluster_through instead of all three (an application's handle): image ─▶ preds
@@ -42,7 +42,7 @@ WORK, PREDS = "work", "preds"
 
 @ray.remote(num_cpus=0)
 class Tally:
-    """Counts photos over the whole job, and says when too many have failed.
+    """Counts the photos of the whole job, and detects when too many have failed.
 
     Args:
         error_threshold: most photos that may fail; -1: any number.
@@ -52,7 +52,7 @@ class Tally:
         self._most, self._done, self._errors, self._first = error_threshold, 0, 0, ""
 
     def add(self, done: int, errors: int, first: str) -> bool:
-        """Count a batch; returns whether the job may go on."""
+        """Count a batch; returns whether the job may continue."""
         self._done, self._errors = self._done + done, self._errors + errors
         self._first = self._first or first
         return self._most < 0 or self._errors <= self._most
@@ -104,7 +104,7 @@ class Images:
 
 
 class Load:
-    """Image to network pixels.
+    """Stage: image to network pixels.
 
     Args:
         input_size: side of the network's square input, pixels.
@@ -136,7 +136,7 @@ class Load:
 
 
 class Detect:
-    """Network pixels to instances, in batches of the network.
+    """Stage: network pixels to instances, in batches.
 
     Args:
         model: name or path.
@@ -158,11 +158,11 @@ class Detect:
 
 
 class Outline:
-    """Instances to the contract's objects as JSON, counted.
+    """Stage: instances to the contract's objects as JSON; counts photos.
 
     Args:
         classes: names by label index.
-        outline: how masks are written down.
+        outline: how masks are encoded.
         tally: of the job.
     """
 
@@ -184,7 +184,7 @@ def count(tally: Any, errors: list[ServiceError], done: int) -> None:
     """Count a batch.
 
     Raises:
-        TooManyErrors: the job has more errors than it may have.
+        TooManyErrors: more photos failed than allowed.
     """
     first = errors[0].message if errors else ""
     if not ray.get(tally.add.remote(done, len(errors), first)):
@@ -202,7 +202,7 @@ def error_json(code: str, message: str) -> bytes:
 
 
 def replaced(batch: Batch, old: str, new: str, values: list[Any]) -> Batch:
-    """The batch with the column `new`, one value a row, instead of the column `old`."""
+    """The batch with the column `old` replaced by the column `new`, with one value per row."""
     column = np.empty(len(values), object)
     column[:] = values
     return {**{name: cells for name, cells in batch.items() if name != old}, new: column}

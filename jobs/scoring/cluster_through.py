@@ -1,4 +1,4 @@
-"""All stages of a batch at once, by the handle of a running application: its replicas are shared with the service's clients.
+"""Map function that scores with a running application by its handle; its replicas are shared with the service's clients.
 
 image ─▶ bytes, or a URL as it is ─▶ handle.score (`on_error: isolate`) ─▶ preds
                                         └─ overloaded, failed, too late: asked again, PATIENCE_S long; then a row with that error
@@ -22,15 +22,15 @@ from pipeline.masks.encode import objects_to_json
 from pipeline.types import ScoredImage
 
 TIMEOUT_S = 120.0
-"""Of a call; the service's own `ingress.timeout_s`, where that is shorter."""
+"""Time limit of a call, seconds; the service's `ingress.timeout_s` may be shorter."""
 
 
 class CallRefused(RuntimeError):
-    """The application refuses the call itself, and would refuse every other."""
+    """The application refuses the call, and would refuse all others."""
 
 
 class Through:
-    """Images to the contract's objects as JSON, counted.
+    """Stage: images to the contract's objects as JSON; counts photos.
 
     Args:
         application: name in serve_config.yaml.
@@ -50,7 +50,7 @@ class Through:
         return replaced(batch, IMAGE, PREDS, [_json(answer).decode() for answer in answers])
 
     def _scored(self, images: dict[int, Any]) -> dict[int, ScoredImage | ServiceError]:
-        """An answer for each image, under its number; what the service could not do at that moment is asked for again."""
+        """An answer for each image, by its number; images with transient errors of the service are retried."""
         answers = self._asked(images)
         ends, between = time.monotonic() + PATIENCE_S, pauses()
         while again := {place: images[place] for place, answer in answers.items() if _of_the_moment(answer)}:
@@ -76,7 +76,7 @@ class Through:
 
 
 async def _read(images: list[Any]) -> list[Any]:
-    """Bytes of each image, a URL as it is (the service fetches it, by its own policy), or why there are none."""
+    """The bytes of each image, a URL unchanged (the service fetches it by its own policy), or an error."""
     reader, fetcher = Images(FetchPolicy()), Fetcher(FetchPolicy())
 
     async def one(image: Any) -> Any:

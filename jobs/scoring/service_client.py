@@ -1,11 +1,11 @@
-"""A patient client of a running service: one request in, one answer for each image out, whatever happens in between.
+"""HTTP client of a running service, with retries: returns one answer for each image of a request.
 
-    images ─▶ POST /score ─▶ 200: answers; images that failed for the service's own reasons are asked again
+    images ─▶ POST /score ─▶ 200: answers; images with an error of the service are retried
                  ├─ 429, 503: wait as Retry-After says, longer each time, for PATIENCE_S
-                 ├─ no connection, 408, 5xx: again, TRIES times
-                 └─ anything else: ServiceFault at once; Unavailable where no other request would fare better
+                 ├─ no connection, 408, 5xx: up to TRIES tries
+                 └─ anything else: ServiceFault at once; Unavailable if all other requests would fail too
 
-Every request carries its deadline, so that the service never scores for somebody who has gone.
+Every request has a deadline, so that the service does not score for clients that have stopped waiting.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ import requests
 from requests.adapters import HTTPAdapter
 
 Answer = dict[str, Any]
-"""One image's object of the contract: `{"boxes": [...]}`, with `"error": {"code", "message"}` where it could not be scored."""
+"""One image's object of the contract: `{"boxes": [...]}`, with `"error": {"code", "message"}` if it could not be scored."""
 
 TRIES = 5
 PATIENCE_S = 600.0
-"""How long one request is refused for load before it is given up."""
+"""How long one request is retried while the service is overloaded, seconds."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 GRACE_S = 5.0
-"""What an answer may take beyond the request's deadline: the service itself says 408 by then."""
+"""Extra time after the request's deadline, seconds: until then the service has answered with 408 itself."""
 TRANSIENT_CODES = {"overloaded", "internal_error", "deadline_exceeded"}
-"""Codes of an image that the service failed on, not of a bad image."""
+"""Error codes of the service, not of a bad image."""
 OF_THE_HOST = {"fetch_timeout", "fetch_unavailable"}
-"""Codes of a URL whose host did not answer: asked for once more, then its error stands."""
+"""Error codes of a URL whose host did not answer: retried once."""
 
 
 class ServiceFault(Exception):
-    """A request failed for good; the message says what the service said."""
+    """A request failed after all retries; with the service's message."""
 
 
 class Unavailable(ServiceFault):
-    """So would every other request: nobody answers, the key is wrong, there is no such route, or it is refused for too long."""
+    """All other requests would fail too: no connection, a wrong key, no such route, or overload for too long."""
 
 
 class ServiceClient:
-    """Asks one service; may be used from several threads.
+    """Client of one service; thread-safe.
 
     Args:
         url: base URL, such as http://127.0.0.1:8000.
         key: bearer key; None sends none.
-        deadline_s: of a request, seconds; the service's own limit may be shorter.
-        connections: kept open at most.
+        deadline_s: time limit of a request, seconds; the service's own limit may be shorter.
+        connections: most connections to keep open.
     """
 
     def __init__(self, url: str, key: str | None = None, deadline_s: float = 30.0, connections: int = 8) -> None:
@@ -65,7 +65,7 @@ class ServiceClient:
             self._session.auth = _bearer(key)  # as a header alone, ~/.netrc would replace it
 
     def info(self) -> dict[str, Any]:
-        """GET /info: the model, its classes, `limits` of what the service takes; empty where it is no object."""
+        """GET /info: model, classes and `limits`; empty if the response is no JSON object."""
         info = self._asked("GET", "/info")
         return info if isinstance(info, dict) else {}
 
@@ -76,7 +76,7 @@ class ServiceClient:
             images: base64 text or URLs.
             params: of the contract.
         Raises:
-            ServiceFault: the request failed for good; Unavailable where others would, too.
+            ServiceFault: the request failed after all retries; Unavailable if others would fail too.
         """
         answers = self._score(images, params)
         codes = TRANSIENT_CODES | OF_THE_HOST
@@ -132,7 +132,7 @@ def is_of_the_moment(answer: Answer) -> bool:
 
 
 def _code_of(answer: Answer) -> Any:
-    """The code of an image's error; None without one."""
+    """The error code of an image; None without an error."""
     return answer.get("error", {}).get("code")
 
 
@@ -141,23 +141,21 @@ def _is_answer(answer: Any) -> bool:
 
 
 def base_url(text: str) -> str:
-    """An `--url` as argparse takes it: http or https, with a host, without /score; the slash at its end goes."""
+    """argparse type of `--url`: http or https, with a host, without /score; removes a trailing slash."""
     try:
         parts = urlsplit(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no URL: {error}") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole URL; say http:// in front, such as http://127.0.0.1:8000")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a complete URL; expected one such as http://127.0.0.1:8000")
     base = text.rstrip("/")
     if parts.path.rstrip("/").endswith("/score"):
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: give it without /score, which is put behind it: {base.removesuffix('/score')}"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r}: give it without /score, which is appended: {base.removesuffix('/score')}")
     return base
 
 
 def key_from(name: str) -> str:
-    """A `--key-env` as argparse takes it: the key in the environment variable of that name."""
+    """argparse type of `--key-env`: the key in the environment variable with this name."""
     if not (key := os.environ.get(name, "").strip()):
         raise argparse.ArgumentTypeError(f"the environment variable {name} is not set or empty")
     return key
@@ -172,7 +170,7 @@ def _bearer(key: str) -> Callable[[requests.PreparedRequest], requests.PreparedR
 
 
 def pauses(count: int | None = None) -> Any:
-    """Seconds between tries: doubling, and scattered, so that clients that were refused together do not come back together."""
+    """Seconds between tries: exponential backoff with jitter, so that clients refused together do not retry together."""
     pause_s, given = FIRST_PAUSE_S, 0
     while count is None or given < count:
         yield pause_s * random.uniform(0.75, 1.25)
@@ -180,13 +178,13 @@ def pauses(count: int | None = None) -> Any:
 
 
 def _retry_after_s(answer: requests.Response) -> float:
-    """Seconds of the Retry-After header; 0 without, or where it is a date."""
+    """Seconds of the Retry-After header; 0 if it is missing or a date."""
     text = answer.headers.get("retry-after", "")
     return float(text) if text.isdecimal() else 0.0
 
 
 def what_it_said(answer: requests.Response) -> str:
-    """Message and code of an error of this service; the beginning of what another one says."""
+    """Message and code of an error of this service; the beginning of the body for any other response."""
     try:
         return "{message} ({code})".format_map(answer.json())
     except (ValueError, KeyError, TypeError):

@@ -27,13 +27,13 @@ async def test_a_wrong_key_is_named(scenario, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("run --scenario server --url 127.0.0.1:8000", "say http:// in front"),
+        ("run --scenario server --url 127.0.0.1:8000", "is not a complete URL"),
         ("run --scenario server --size 640", "'640' is not WxH, width and height in pixels such as 640x480"),
         ("run --scenario server --size 640x0", "'640x0' is not WxH"),
         ("run --scenario server --url http://127.0.0.1:8000/score", "put behind it: http://127.0.0.1:8000"),
         ("plan --costs costs.json --step-ms 12", "'12' is not BASE,PER_IMAGE"),
         ("plan --costs costs.json --step-ms 12,x", "'12,x' is not BASE,PER_IMAGE"),
-        ("plan --costs costs.json --step-ms 0,0", "a step takes time"),
+        ("plan --costs costs.json --step-ms 0,0", "neither part may be negative"),
     ],
 )
 def test_wrong_arguments(arguments, said, capsys):

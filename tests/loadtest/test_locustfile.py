@@ -76,7 +76,7 @@ async def test_the_run_time_is_the_length_of_the_shape():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["Base64User"], "say --allow-remote"),
+        (["Base64User"], "use --allow-remote"),
         (["UrlUser", "Base64User", "--allow-remote"], "UrlUser: photos at http://127.0.0.1 of this machine"),
     ],
 )
@@ -110,7 +110,7 @@ async def test_a_service_that_refuses_the_image_server(users, status, left_out):
     async with fake_service(urls=False) as url:
         ended, printed = await locust(url, *users)
     assert ended == status, printed
-    assert f"Nothing is asked for by URL in this run{left_out}." in printed
+    assert f"This run sends no URLs{left_out}." in printed
     assert "set args.image_loader.fetch in its configuration to {allowed_networks: [127.0.0.1/32]" in printed
     assert "Traceback" not in printed
     assert ("1 image, base64" in printed) == (status == 0)

@@ -103,7 +103,7 @@ def test_the_engine_is_not_counted_as_host_work():
 @pytest.mark.parametrize(
     ("measured", "more", "status", "said"),
     [
-        ({"on_cpu": False}, "", 2, "give its step with --step-ms"),
+        ({"on_cpu": False}, "", 2, "give the step with --step-ms"),
         ({"on_cpu": False}, "--step-ms 5,1", 0, ""),
         ({"layout": "together"}, "--step-ms 5,1", 2, "layout: together"),
         ({"engine_ms": [(1, 170.0), (8, 1140.0)]}, "", 1, "cannot be kept"),
