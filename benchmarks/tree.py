@@ -1,4 +1,4 @@
-"""Writes the tree of docs/DESIGN.md: a line for each module, the first sentence of its docstring.
+"""Writes the tree in docs/DESIGN.md: one line per module, the first sentence of its docstring.
 
 python -m benchmarks.tree
 """
@@ -15,26 +15,29 @@ REPOSITORY = Path(__file__).parents[1]
 DESIGN = REPOSITORY / "docs/DESIGN.md"
 HEADING = "## The tree"
 ROOMS = {
-    "serve_app": "HTTP: routes, limits, keys, pages; binds the graph",
-    "deployments": "Ray Serve shells, no vision code",
-    "pipeline": "the work itself, no Ray",
+    "serve_app": "HTTP: routes, limits, keys, pages; builds the application",
+    "deployments": "Ray Serve deployments, without image processing",
+    "pipeline": "image processing and the network, without Ray",
     "jobs": "commands: many photos, training, evaluation",
-    "client": "a package of its own, without torch or ray",
+    "client": "a separate package, without torch or ray",
 }
 OTHERS = {
     "monitoring": "Prometheus, Grafana dashboard, OpenTelemetry collector",
     "deploy": "Dockerfile, KubeRay's rayservice.yaml",
-    "examples": "a labelling tool's backend",
+    "examples": "backends for labelling tools",
     "loadtest": "load tests, planning, random faults (LOADTEST.md)",
-    "benchmarks": "research, not installed: beside mmdet and other servers",
-    "tests": "one module per module; e2e/ runs the real server; security/ attacks it; support/ is what they share",
+    "benchmarks": "comparisons with mmdet and other servers; not installed",
+    "tests": "one test module per module; e2e/ runs the real server; security/ attacks it; support/ has shared helpers",
 }
-ASSETS = {"playground/": "the page: index.html, app.js and its modules, example photos", "docs/": "Swagger UI's files for /docs"}
+ASSETS = {
+    "playground/": "the playground page: index.html, app.js and its modules, example photos",
+    "docs/": "Swagger UI's files for /docs",
+}
 WIDTH = 110
 
 
 def tree() -> str:
-    """The tree as text."""
+    """The tree, as text."""
     return "\n".join(_lines())
 
 
@@ -56,13 +59,13 @@ def _line(name: str, text: str) -> str:
 
 def _first_sentence(path: Path) -> str:
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return re.split(r"(?<=[.:])\s|\n\n", docstring)[0].rstrip(".: ")
+    return re.split(r"(?<=\.)\s|\n\n", docstring)[0].rstrip(".: ")
 
 
 def main() -> None:
-    """Write it."""
+    """Write the tree into docs/DESIGN.md."""
     before = DESIGN.read_text(encoding="utf-8").partition(HEADING)[0]
-    note = "One line a module, from its docstring: `python -m benchmarks.tree` writes it."
+    note = "One line per module, from its docstring; written by `python -m benchmarks.tree`."
     DESIGN.write_text(f"{before}{HEADING}\n\n{note}\n\n```\n{tree()}\n```\n", encoding="utf-8")
 
 
