@@ -136,7 +136,7 @@ def test_the_whole_part_on_a_card(ceiling, monkeypatch):
 
 
 def test_without_a_card_it_says_so(capsys):
-    """In words, in the JSON, and by its exit status."""
+    """As text, in the JSON, and by its exit status."""
     assert bench_cuda.main(["--models", "nano", "--batches", "1"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert json.loads(lines[-1])["skipped"] == why_no_cuda()
@@ -157,8 +157,8 @@ def test_memory_on_the_card_is_each_contestants_own(monkeypatch):
     assert peak_mb(lambda: run, callers=1) == (run, 7.0)
 
 
-def test_mmdets_name_tells_whose_nms_it_had(monkeypatch):
-    """mmcv's own is not worth a word."""
+def test_mmdets_name_shows_which_nms_it_used(monkeypatch):
+    """Nothing is added for mmcv's own NMS."""
     monkeypatch.setattr(bench_cuda, "ensure_mmcv_ops", lambda: True)
     assert mmdet_label() == bench_cuda.MMDET
     monkeypatch.setattr(bench_cuda, "ensure_mmcv_ops", lambda: False)

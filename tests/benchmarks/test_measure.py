@@ -9,7 +9,7 @@ from benchmarks.measure import Spread, as_number, as_range, finish, passes_per_s
 
 
 def test_rounds_take_turns():
-    """Everybody once a round, each round beginning with another one."""
+    """Each contestant runs once per round; each round begins with another one."""
     assert list(turns(["a", "b"], 3)) == [(0, "a"), (0, "b"), (1, "b"), (1, "a"), (2, "a"), (2, "b")]
 
 

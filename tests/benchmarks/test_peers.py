@@ -37,7 +37,7 @@ def contestant(name):
 
 
 def test_rounds_take_turns():
-    """Everybody once a round, another one first each time; a found rate starts the next search, none does not."""
+    """Each contestant runs once per round, another one first each time; a found rate is the start of the next search."""
     asked = []
 
     def measure(who, round_, start_per_s):
@@ -141,8 +141,8 @@ def test_contestant_that_does_not_start():
 GRANDCHILD = "import subprocess, sys; subprocess.Popen(['sleep', '60']); print('up', flush=True); subprocess.run(['sleep', '60'])"
 
 
-def test_whole_family_ends():
-    """Orphans go, too, and so does the folder; also when the block raises, as on Ctrl-C."""
+def test_all_processes_of_a_peer_are_stopped():
+    """Orphaned processes are stopped and the folder is removed, also when the block raises, as on Ctrl-C."""
     family, folders = [], []
 
     def interrupted():
@@ -171,7 +171,7 @@ with session_process([sys.executable, "-c", {GRANDCHILD!r}]) as (process, log):
 """
 
 
-def test_whole_family_ends_by_sigterm():
+def test_sigterm_stops_all_processes_of_a_peer():
     """Twice, as `timeout` sends it: the second one does not cut the cleaning up short."""
     with subprocess.Popen([sys.executable, "-c", ENDED_TWICE], stdout=subprocess.PIPE, text=True) as race:
         pid, folder = race.stdout.readline().split()
@@ -185,7 +185,7 @@ def test_whole_family_ends_by_sigterm():
 
 
 def test_fault_has_log_tail():
-    """A peer that ends at once says why."""
+    """The error of a peer that ends at once contains the end of its log."""
     command = [sys.executable, "-c", "raise SystemExit('no flask here')"]
     with session_process(command) as (process, log), pytest.raises(RuntimeError, match="no flask here"):
         wait_until_scoring("http://127.0.0.1:9", b"", process, log, 30)

@@ -97,7 +97,7 @@ def test_a_fault_of_the_service_is_retried_and_a_bad_photo_is_not(client, runnin
     assert len(running[1].seen) == 3
 
 
-def test_patience_ends(running, monkeypatch):
+def test_retries_end_after_the_patience(running, monkeypatch):
     monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.01)
     running[1].error = Overloaded("full", retry_after_s=9)
     with pytest.raises(ScoringError) as caught:
@@ -105,7 +105,7 @@ def test_patience_ends(running, monkeypatch):
     assert (caught.value.code, caught.value.status) == ("overloaded", 503)
 
 
-def test_nobody_there_is_told(monkeypatch):
+def test_no_connection_is_an_error(monkeypatch):
     monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.01)
     with pytest.raises(ScoringError, match="does not answer") as caught:
         Client("http://127.0.0.1:9").score(photo())

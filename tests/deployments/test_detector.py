@@ -26,7 +26,7 @@ from pipeline.inference.engine import EngineOptions
     ],
 )
 def test_auto_is_the_card_that_ray_granted(kind, device, cards, expected):
-    """Never one that it did not; what is asked for by name stays."""
+    """Never a GPU that was not granted; a device given by name stays."""
     assert on_granted_device(EngineOptions(kind, device=device), cards).device == expected
 
 
@@ -47,7 +47,7 @@ async def test_a_detector_that_lost_its_card_says_so():
 
 
 async def test_a_detector_whose_card_hangs_says_so():
-    """It fails no batch, it just never ends one."""
+    """It fails no batch but never finishes one."""
     detector = object.__new__(Detector.func_or_class)
     detector._lost, detector._engine = None, SimpleNamespace(info=SimpleNamespace(max_batch=10))
     detector._ran_s = deque()

@@ -1,4 +1,4 @@
-"""Grouping: alone when idle, full groups under load, limits, who leaves, who fails."""
+"""Grouping: single items when idle, full groups under load, limits, cancellation and failures."""
 
 import asyncio
 import contextvars
@@ -13,7 +13,7 @@ from pipeline.errors import DeadlineExceeded, Overloaded
 
 
 class Carrier:
-    """Carries groups as slowly as it is told to, and remembers them."""
+    """A dispatch that takes a set time and records its groups."""
 
     def __init__(self, step_s=0.0):
         self.groups = []
@@ -39,8 +39,8 @@ async def send_all(grouper, items, **how):
     return await asyncio.gather(*(grouper.send(item, **how) for item in items))
 
 
-async def test_an_idle_service_carries_at_once():
-    """One after the other: nobody waits for company."""
+async def test_an_idle_grouper_sends_at_once():
+    """One item after the other, without waiting for more."""
     carrier = Carrier()
     grouper = Grouper(carrier, GroupSettings())
     assert [await grouper.send(item) for item in "abc"] == ["a!", "b!", "c!"]
@@ -48,7 +48,7 @@ async def test_an_idle_service_carries_at_once():
 
 
 async def test_a_busy_service_fills_groups():
-    """What comes while two groups are in flight makes up the next ones; never more than two, never more than four in one."""
+    """Items that arrive while two groups are in flight form the next ones; at most two groups, of at most four items."""
     carrier = Carrier(0.02)
     grouper = Grouper(carrier, GroupSettings(max_images=4, max_in_flight=2))
     senders = []
@@ -63,8 +63,8 @@ async def test_a_busy_service_fills_groups():
     assert [item for group in carrier.groups for item in group] == list(range(14))
 
 
-async def test_large_items_go_by_themselves():
-    """A group stays below its bytes, and one larger than that is still carried."""
+async def test_a_large_item_has_a_group_of_its_own():
+    """A group stays below its byte limit; a larger item is sent alone."""
     carrier = Carrier()
     grouper = Grouper(carrier, GroupSettings(max_mb=100e-6))
     sizes = [60, 30, 20, 500, 10]
@@ -73,7 +73,7 @@ async def test_large_items_go_by_themselves():
 
 
 async def test_alone_means_alone_and_at_once():
-    """Also while the groups that may be in flight are."""
+    """Also while the maximum number of groups is in flight."""
     carrier = Carrier(0.05)
     grouper = Grouper(carrier, GroupSettings(max_in_flight=1))
     first = asyncio.create_task(send_all(grouper, "ab"))
@@ -93,8 +93,8 @@ async def test_each_gets_its_own_outcome():
     assert outcomes[2] == "b!"
 
 
-async def test_a_carrier_that_raises_fails_its_group_and_no_other():
-    """A bug in the call reaches all its senders; the next group is carried."""
+async def test_an_exception_of_dispatch_fails_only_its_group():
+    """All senders of the group get the exception; the next group is sent."""
     calls = []
 
     async def dispatch(items):
@@ -109,8 +109,8 @@ async def test_a_carrier_that_raises_fails_its_group_and_no_other():
     assert await grouper.send("c") == "c"
 
 
-async def test_who_leaves_before_its_turn_is_not_carried():
-    """Nor does its leaving disturb the others."""
+async def test_a_cancelled_waiting_item_is_not_sent():
+    """The others are not affected."""
     carrier = Carrier(0.02)
     grouper = Grouper(carrier, GroupSettings(max_in_flight=1))
     first = asyncio.create_task(grouper.send("a"))
@@ -123,8 +123,8 @@ async def test_who_leaves_before_its_turn_is_not_carried():
     assert carrier.groups == [["a"], ["c"]]
 
 
-async def test_a_group_is_given_up_when_all_have_left():
-    """One that stays keeps it going; the last one to leave ends it."""
+async def test_a_group_is_cancelled_when_all_its_senders_are():
+    """One remaining sender keeps it running; when the last one is cancelled, so is the group."""
     carrier = Carrier(0.05)
     grouper = Grouper(carrier, GroupSettings())
     stays, leaves = (asyncio.create_task(grouper.send(item)) for item in "ab")
@@ -141,8 +141,8 @@ async def test_a_group_is_given_up_when_all_have_left():
     assert await grouper.send("e") == "e!"
 
 
-async def test_a_group_belongs_to_no_request():
-    """The call runs outside the context of whoever sent first: Ray Serve would cancel it with that request."""
+async def test_a_group_runs_outside_the_context_of_a_request():
+    """The call runs outside the context of the first sender: Ray Serve would cancel it with that request."""
     request = contextvars.ContextVar("request", default="none")
     seen = []
 
@@ -178,8 +178,8 @@ async def test_expected_time_follows_the_pace():
 @pytest.mark.parametrize(
     ("outcome", "counts"), [(ValueError("bad"), True), (Overloaded("full"), False), (DeadlineExceeded("late"), False)], ids=repr
 )
-async def test_whose_time_says_something_about_the_pace(outcome, counts):
-    """Refused images are part of what is ahead; those that were given up or failed for the service's reasons are no work done."""
+async def test_only_images_with_an_outcome_of_their_own_count_for_the_pace(outcome, counts):
+    """Refused images count; cancelled ones, and those that failed because of the service, do not."""
 
     async def dispatch(items):
         await asyncio.sleep(0.01)
@@ -199,8 +199,8 @@ async def test_whose_time_says_something_about_the_pace(outcome, counts):
         await last
 
 
-async def test_idleness_beside_a_hung_group_is_no_work(monkeypatch):
-    """After what the pace remembers."""
+async def test_idle_time_beside_a_hung_group_does_not_count(monkeypatch):
+    """Beyond the time constant of the pace."""
     monkeypatch.setattr(grouping, "PATIENCE_S", 0.01)
     monkeypatch.setattr(pace, "MEMORY_S", 0.2)
     monkeypatch.setattr(grouping, "MEMORY_S", 0.2)
@@ -224,7 +224,7 @@ async def test_idleness_beside_a_hung_group_is_no_work(monkeypatch):
 
 
 async def test_the_pace_of_a_slow_service(monkeypatch):
-    """Its groups are overdue all the time, which does not make it look idle in between."""
+    """Its groups always take longer than PATIENCE_S, but that does not count as idle time."""
     monkeypatch.setattr(grouping, "PATIENCE_S", 0.05)
     carrier = Carrier(0.1)
     grouper = Grouper(carrier, GroupSettings(max_images=4, max_in_flight=1))
@@ -238,7 +238,7 @@ async def test_the_pace_of_a_slow_service(monkeypatch):
     await asyncio.gather(*senders, return_exceptions=True)
 
 
-async def test_items_sent_alone_say_nothing_about_the_pace():
+async def test_items_sent_alone_do_not_count_for_the_pace():
     """A URL that takes long does not make the service look slow or full."""
     grouper = Grouper(Carrier(0.001), GroupSettings())
     for _ in range(4):
@@ -249,8 +249,8 @@ async def test_items_sent_alone_say_nothing_about_the_pace():
     await slow
 
 
-async def test_a_hung_group_holds_up_nobody(monkeypatch):
-    """A call on a node that fell silent: the next group goes past it, and its own images still get their answer."""
+async def test_a_hung_group_does_not_block_others(monkeypatch):
+    """A call to a silent node: the next group is sent anyway, and the call's images still get their answer."""
     monkeypatch.setattr(grouping, "PATIENCE_S", 0.02)
     hang = asyncio.Event()
 
@@ -269,7 +269,7 @@ async def test_a_hung_group_holds_up_nobody(monkeypatch):
 
 
 class Silent:
-    """Carries all but items that begin with `hung`, until they are given up."""
+    """Dispatches all items except those that begin with `hung`, which never return."""
 
     def __init__(self):
         self.given_up = []
@@ -285,8 +285,8 @@ class Silent:
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["of a group", "alone"])
-async def test_a_call_that_later_ones_overtake_is_given_up(monkeypatch, alone):
-    """Its senders learn that they may send again, long before anybody has noticed that its replica is silent."""
+async def test_a_call_that_later_ones_overtake_is_cancelled(monkeypatch, alone):
+    """Its senders can retry long before Ray detects that the replica is silent."""
     monkeypatch.setattr(grouping, "PATIENCE_S", 0.01)
     monkeypatch.setattr(grouping, "HANGS_S", 0.03)
     dispatch = Silent()
@@ -305,8 +305,8 @@ async def test_a_call_that_later_ones_overtake_is_given_up(monkeypatch, alone):
 
 
 @pytest.mark.parametrize("patience_s", [0.0, 0.15], ids=["of a group", "one that may take long"])
-async def test_a_call_that_nobody_overtakes_is_given_up_later(monkeypatch, patience_s):
-    """Its replica was the one of two that took the only call."""
+async def test_a_hung_call_is_cancelled_later_if_no_other_is_done(monkeypatch, patience_s):
+    """The only call was sent to the silent replica of two."""
     monkeypatch.setattr(grouping, "HANGS_S", 0.001)
     monkeypatch.setattr(grouping, "SILENT_S", 0.05)
     grouper = Grouper(Silent(), GroupSettings())
@@ -318,8 +318,8 @@ async def test_a_call_that_nobody_overtakes_is_given_up_later(monkeypatch, patie
     assert time.monotonic() - began >= max(0.05, patience_s) - 0.01
 
 
-async def test_a_slow_service_gives_nothing_up(monkeypatch):
-    """Where calls take seconds, one that takes a little longer than a later one does not hang; nor does one that may take long."""
+async def test_a_slow_service_cancels_no_calls(monkeypatch):
+    """If calls take seconds, one that takes a little longer than a later one does not count as hung; nor does one with more patience."""
     monkeypatch.setattr(grouping, "PATIENCE_S", 0.001)
     monkeypatch.setattr(grouping, "HANGS_S", 0.0)
     monkeypatch.setattr(grouping, "SILENT_S", 0.0)
@@ -342,8 +342,8 @@ async def test_a_slow_service_gives_nothing_up(monkeypatch):
 
 
 @pytest.mark.parametrize("turns", range(5))
-async def test_a_group_given_up_at_once_makes_room(turns):
-    """Its sender leaves so many turns of the event loop after it came; in one of them the group is made, but has not begun."""
+async def test_a_group_cancelled_before_it_began_makes_room(turns):
+    """The sender is cancelled after 0, 1, 2 ... iterations of the event loop; in one of them the group exists but has not begun."""
     carrier = Carrier(0.001)
     grouper = Grouper(carrier, GroupSettings(max_in_flight=1))
     sender = asyncio.create_task(grouper.send("gone"))
@@ -356,7 +356,7 @@ async def test_a_group_given_up_at_once_makes_room(turns):
 
 
 async def test_a_flood_delays_its_own_caller():
-    """Forty items of one caller wait; two of another are in the next group, and expect that."""
+    """Forty items of one caller wait; two items of another are in the next group, as `expected_s` predicts."""
     carrier = Carrier(0.01)
     grouper = Grouper(carrier, GroupSettings(max_images=8, max_in_flight=1))
     await send_all(grouper, range(16))

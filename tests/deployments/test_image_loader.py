@@ -1,4 +1,4 @@
-"""The ImageLoader's group: what each image gets, and that none waits long for another."""
+"""The ImageLoader's calls: the outcome of each image, and that no image delays the others for long."""
 
 import asyncio
 import functools
@@ -62,7 +62,7 @@ async def test_each_image_gets_its_own_outcome(loader):
 
 @pytest.mark.parametrize(("size_hw", "drawn_hw"), [((48, 64), (48, 64)), ((800, 3000), (546, 2048))])
 async def test_a_picture_has_the_photo_to_draw_on(loader, size_hw, drawn_hw):
-    """At its own size, large ones smaller; bytes and arrays; without `draws` it stays behind."""
+    """At its own size, large ones scaled down; for bytes and arrays; only if a picture is asked for."""
     pixels = np.full((*size_hw, 3), (200, 90, 10), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
@@ -77,8 +77,8 @@ async def test_a_picture_has_the_photo_to_draw_on(loader, size_hw, drawn_hw):
                 assert tuple(task.photo[5, 5]) == (10, 90, 200)
 
 
-async def test_nobody_waits_for_a_slow_neighbour(loader):
-    """It is sent back after SHARED_DECODE_S; on its own it has the whole time, and its decoder's end is its own fault."""
+async def test_a_slow_image_does_not_delay_others_in_its_call(loader):
+    """It is returned after SHARED_DECODE_S. In a call of its own it gets the whole time, and then DecoderTimeout."""
     await load(loader, jpeg(), jpeg())
     began = time.monotonic()
     slow, good = await load(loader, b"HANG!!", jpeg())
@@ -92,7 +92,7 @@ async def test_nobody_waits_for_a_slow_neighbour(loader):
     assert isinstance((await load(loader, jpeg()))[0], LoadedImage)
 
 
-async def test_large_images_go_back_before_they_are_decoded(loader, monkeypatch):
+async def test_large_images_are_returned_before_decoding(loader, monkeypatch):
     """A few bytes may be as many pixels as are allowed. JPEGs are decoded at a part of their size."""
     monkeypatch.setattr(image_loader, "ORDINARY_MAX_PIXELS", 48 * 64 - 1)
     image = Image.fromarray(np.full((48, 64, 3), 90, np.uint8))
@@ -125,7 +125,7 @@ def test_slow_images_of_one_call_share_their_time(monkeypatch):
 
 
 async def test_a_loader_whose_decoders_do_not_start_says_so(monkeypatch):
-    """It would fail fastest, and so draw all traffic: its replica is replaced, and its images are worth another try elsewhere."""
+    """It fails fast and would attract all traffic: its replica is replaced, and its images are retried elsewhere."""
     monkeypatch.setattr(image_loader, "DecoderPool", functools.partial(DecoderPool, program=(sys.executable, "-c", "exit(3)")))
     loader = ImageLoader.func_or_class(ImageLoaderSettings(threads=1), 320)
     with closing(loader._decoders):
@@ -162,8 +162,8 @@ async def test_large_images_are_decoded_one_at_a_time(loader, monkeypatch):
     assert done.index(b"ordinary") <= 1
 
 
-async def test_what_is_too_large_at_any_time_is_refused_at_once(loader, monkeypatch):
-    """Also among others: nobody tries it again."""
+async def test_images_over_the_limit_are_refused_and_not_retried(loader, monkeypatch):
+    """Also in a call with other images; it is not retried."""
     monkeypatch.setattr(image_loader, "ORDINARY_MAX_PIXELS", 48 * 64 - 1)
     Image.new("1", (8_000, 8_000)).save(file := io.BytesIO(), "PNG")
     refused, good = await load(loader, file.getvalue(), jpeg())
@@ -172,8 +172,8 @@ async def test_what_is_too_large_at_any_time_is_refused_at_once(loader, monkeypa
     assert isinstance(good, LoadedImage)
 
 
-async def test_waiting_for_urls_is_no_decoding(loader, monkeypatch):
-    """What Ray scales by: nothing while hosts are silent, the calls whose images have come."""
+async def test_waiting_for_urls_does_not_count_as_decoding(loader, monkeypatch):
+    """The autoscaling metric is 0 while hosts do not answer, and counts calls whose images have arrived."""
     silent, release = asyncio.Event(), threading.Event()
 
     async def fetch(*_):

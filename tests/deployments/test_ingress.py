@@ -58,8 +58,8 @@ def score(ingress, images, caller=""):
     return ingress.score_images(images, ScoreParams(), ingress.context(caller=caller), answer_as="json")
 
 
-async def test_refusals_leave_the_room_free(ingress):
-    """What the graph refuses is no longer in flight; what finds no room never was."""
+async def test_refused_images_free_their_room(ingress):
+    """Images refused by the graph are no longer in flight; images without room never were."""
     for _ in range(3):
         with pytest.raises(Overloaded):
             await score(ingress, ["image"] * 3)
@@ -72,7 +72,7 @@ async def test_refusals_leave_the_room_free(ingress):
 
 
 async def test_errors_are_counted_once_by_their_code(ingress, counted):
-    """For as many images as they cost; one where nobody knows how many there are."""
+    """By the number of failed images; as one image if the number is not known."""
     with pytest.raises(Overloaded):
         await score(ingress, ["image"] * 3)
     with pytest.raises(LimitExceeded, match=r"5 images; the limit is 4 \(ingress.max_images_per_request\)") as caught:
@@ -122,7 +122,7 @@ async def test_the_model_is_asked_for_once(ingress):
     assert asked == [5.0]
 
 
-async def test_no_images_are_no_load(ingress):
+async def test_a_request_without_images_counts_nothing(ingress):
     """Nothing to refuse, nothing to count: Ray's counters raise on a 0."""
     assert await score(ingress, []) == []
 
@@ -158,8 +158,8 @@ async def test_live_settings_change_in_a_running_ingress(ingress):
         (["retry_after_s"], "expected sections"),
     ],
 )
-async def test_what_cannot_change_is_named_and_changes_nothing(ingress, user_config, place):
-    """The replica goes on with what it had."""
+async def test_settings_that_are_not_live_are_refused(ingress, user_config, place):
+    """The replica keeps the previous settings."""
     before = ingress.settings
     with pytest.raises(ConfigurationError, match=place):
         ingress.reconfigure(user_config)

@@ -27,7 +27,7 @@ def context(metrics, calls=0.0, replicas=4):
     ("decoding", "wanted"), [({"a": 0.0, "b": 0.0}, 0), ({"a": 2.0, "b": 2.0}, 2), ({"a": 9.0, "b": 3.5}, 6.25)], ids=str
 )
 def test_replicas_follow_the_decoding(decoding, wanted):
-    """Whatever else is in flight: 500 calls that wait for URLs want no replica more."""
+    """500 calls that wait for URLs start no replica."""
     assert by_decoding(context({"decoding": decoding}, calls=500.0)) == (wanted, {})
 
 

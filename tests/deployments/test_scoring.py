@@ -98,7 +98,7 @@ def _no_waiting(monkeypatch):
 
 
 async def test_answers_keep_the_order_of_the_images():
-    """Whoever is done first, answers stand where their images stood."""
+    """Regardless of the order in which they finish."""
 
     async def slow(image):
         await asyncio.sleep(0.05 if image == "a" else 0)
@@ -119,20 +119,20 @@ async def test_answers_keep_the_order_of_the_images():
     ids=["died", "unavailable", "upstream", "out of memory", "node"],
 )
 async def test_a_lost_replica_is_tried_again(error):
-    """The image is scored again, and its caller never knows."""
+    """The image is scored again, and the caller gets its answer."""
     stages = FakeStages(lambda image, attempt: error if attempt < 3 else image)
     assert await graph(stages).score(["a"], options(), context()) == ["a"]
     assert stages.attempts["a"] == 3
 
 
 @pytest.mark.parametrize("error", [EngineLost("gone"), DecodersUnavailable("none starts")], ids=["card", "decoders"])
-async def test_what_another_replica_may_have_is_tried_again(error):
+async def test_an_image_is_retried_if_another_replica_may_score_it(error):
     """The replica fails fast and therefore looks idle until Ray replaces it: another one may well score the image."""
     stages = FakeStages(lambda image, attempt: error if attempt < 3 else image)
     assert await graph(stages).score(["a"], options(), context()) == ["a"]
 
 
-async def test_a_lost_card_of_this_process_is_not():
+async def test_a_lost_device_in_this_process_is_not_retried():
     """There is no other replica to try."""
     local = object.__new__(LocalHandle)
     graph = ScoringGraph(None, local, None, IngressSettings())
@@ -140,7 +140,7 @@ async def test_a_lost_card_of_this_process_is_not():
 
 
 async def test_a_silent_replica_costs_seconds(monkeypatch):
-    """It answers nothing and does not die: its image is scored again elsewhere, while others are answered."""
+    """Its image is scored again elsewhere, while others are answered."""
     monkeypatch.setattr(grouping, "PATIENCE_S", 0.01)
     monkeypatch.setattr(grouping, "HANGS_S", 0.03)
 
@@ -171,7 +171,7 @@ async def test_the_last_try_waits_for_its_deadline(monkeypatch):
     assert stages.attempts["silent"] == 4
 
 
-async def test_the_model_that_nobody_names():
+async def test_model_info_of_a_detector_that_does_not_answer():
     """A detector that does not answer is a refusal in time; one that fails, an error of ours."""
 
     class Silent:
@@ -200,7 +200,7 @@ async def test_a_wrapped_lost_replica_is_tried_again():
     assert await graph(stages).score(["a"], options(), context()) == ["a"]
 
 
-async def test_a_replica_that_stays_lost_fails_in_our_words():
+async def test_a_replica_that_stays_lost_is_a_500_without_internals():
     """After the last try it is a 500 that names no internals."""
     stages = FakeStages(lambda *_: ray_exceptions.ActorDiedError())
     with pytest.raises(StageFailed) as caught:
@@ -220,8 +220,8 @@ async def test_a_replica_that_stays_lost_fails_in_our_words():
         pytest.param(ValueError("/secret"), StageFailed, 500, id="a bug"),
     ],
 )
-async def test_foreign_errors_become_ours(raised, expected, status):
-    """Each with its status, the image named, nothing of the inside told."""
+async def test_exceptions_of_ray_are_mapped_to_our_errors(raised, expected, status):
+    """Each with its status and the image's index, without internals."""
     with pytest.raises(expected) as caught:
         await graph(FakeStages(lambda *_: raised)).score(["a"], options(), context())
     assert caught.value.status == status
@@ -230,7 +230,7 @@ async def test_foreign_errors_become_ours(raised, expected, status):
 
 
 async def test_first_failure_cancels_the_rest():
-    """Without isolation the other images' work is given up."""
+    """Without isolation the other images are cancelled."""
 
     async def forever():
         await asyncio.sleep(60)
@@ -263,7 +263,7 @@ async def test_isolation_does_not_hide_overload():
 
 
 async def test_deadline_ends_the_wait_and_the_work():
-    """The caller hears in time, and every stage's call is cancelled."""
+    """The caller gets its error in time, and the calls of all stages are cancelled."""
 
     async def forever():
         await asyncio.sleep(60)
@@ -299,7 +299,7 @@ async def test_images_of_a_request_share_calls():
 
 
 async def test_a_lost_group_is_tried_again_image_by_image():
-    """So that the image that kills its replica takes nobody with it twice."""
+    """So that an image that kills its replica does not affect the others twice."""
     stages = FakeStages(lambda image, _: ray_exceptions.ActorDiedError() if image == "c" else image)
     answers = await graph(stages).score(["a", "b", "c"], options(isolate=True), context())
     assert answers[:2] == ["a", "b"]
@@ -308,7 +308,7 @@ async def test_a_lost_group_is_tried_again_image_by_image():
     assert all(len(group) == 1 for group in stages.groups[1:])
 
 
-async def test_slow_images_come_again_one_at_a_time():
+async def test_slow_images_are_retried_one_at_a_time():
     """Out of their group, whose others are answered, and never so many that they take all decoders."""
     now, most = 0, 0
 
@@ -345,7 +345,7 @@ async def test_errors_are_never_shared():
     assert errors[0] is not errors[1]
 
 
-async def test_what_cannot_be_in_time_is_refused_at_once():
+async def test_images_that_would_miss_their_deadline_are_refused_at_once():
     """Behind a queue of two seconds a deadline of 0.2 s is refused before it costs a call; a longer one is served."""
 
     async def slow(image):
@@ -367,8 +367,8 @@ async def test_what_cannot_be_in_time_is_refused_at_once():
     await queue
 
 
-async def test_slow_urls_leave_room_for_others():
-    """However many URLs come, only so many hold a call; images that come with their bytes go past them."""
+async def test_slow_urls_do_not_block_other_images():
+    """At most max_urls_in_flight URLs occupy a call; other images are not delayed."""
     fetched = asyncio.Event()
 
     async def fetch(image):
@@ -417,7 +417,7 @@ class Held:
         return image
 
 
-async def test_a_flood_of_urls_keeps_nobody_else_out():
+async def test_many_urls_do_not_block_other_images():
     """Six requests of 64 slow URLs: what has no room among URLs is refused at once; ordinary images all pass."""
     held = Held("http")
     busy = graph(FakeStages(held), max_images_in_flight=64, max_urls=256)
@@ -454,8 +454,8 @@ async def test_urls_that_would_be_late_are_refused_early():
     await asyncio.gather(queue, return_exceptions=True)
 
 
-async def test_a_flood_of_large_images_keeps_nobody_else_out():
-    """They leave the ordinary class when a loader says so, wait for each other, and beyond their own bound they are refused."""
+async def test_many_large_images_do_not_block_other_images():
+    """They become large when a loader reports it, are scored one at a time, and beyond their own bound they are refused."""
     held = Held("large")
     stages = FakeStages(
         lambda image, attempt: RetryAlone("large") if attempt == 1 and image.startswith("large") else held(image, 1)

@@ -42,7 +42,7 @@ async def test_timings_are_carried_and_added_to():
     ids=["caller's fault", "card lost", "no memory", "bug"],
 )
 async def test_errors_of_an_image(raised, kind, level, caplog):
-    """The caller's own faults are said to the caller; ours go to the log with their cause, and the caller gets none of it."""
+    """Errors of the caller are returned to it; unexpected ones are logged with their cause, and the caller gets no details."""
 
     async def work(*_):
         raise raised
@@ -56,8 +56,8 @@ async def test_errors_of_an_image(raised, kind, level, caplog):
     assert ("0xdead" in caplog.text) == (level == "ERROR")
 
 
-async def test_an_image_that_is_sent_back_is_no_error():
-    """Its sender gets the error, nobody counts it: it comes again."""
+async def test_an_image_to_retry_alone_is_not_counted_as_an_error():
+    """Its sender gets the error; it is not counted, because the image is retried."""
 
     async def work(*_):
         raise RetryAlone("large")

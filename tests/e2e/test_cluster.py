@@ -28,7 +28,7 @@ GIVEN_UP_S = 7.0
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_silent_node():
-    """Nothing of it answers, nobody is told: Ray gives it up, HAProxy its Ingress, and no request waits beyond its deadline."""
+    """The node stops answering: Ray and HAProxy detect it, and no request waits beyond its deadline."""
     with local_service(change=two_detectors, nodes=2) as service:
         silent, left = service.nodes
         for node in service.nodes:

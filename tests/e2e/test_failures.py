@@ -1,4 +1,4 @@
-"""A replica is killed with SIGKILL while requests run: who notices, for how long, and what readiness says."""
+"""A replica is killed with SIGKILL while requests run: which requests fail, for how long, and what /ready returns."""
 
 import os
 import signal
@@ -56,7 +56,7 @@ def test_killed_replica(service, photo, deployment):
 @pytest.mark.slow
 @pytest.mark.parametrize("deployment", ["ImageLoader", "Polygonizer", "Ingress"])
 def test_silent_replica(service, deployment):
-    """One of two is stopped with SIGSTOP: it is there, and says nothing. What it held comes back within seconds, and it is replaced."""
+    """One of two replicas is stopped with SIGSTOP: its images are answered within seconds, and it is replaced."""
     wait_until_ready(service)
     time.sleep(1)
     victim = service.replica_pids(deployment)[0]

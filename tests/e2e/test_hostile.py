@@ -1,4 +1,4 @@
-"""The real service in hostile hands, the quick version of `python -m tests.security.hostile`: it answers, leaks nothing, loses nothing."""
+"""Attacks on the real service, the quick version of `python -m tests.security.hostile`: it answers, leaks nothing and loses no replica."""
 
 import os
 import re
@@ -79,7 +79,7 @@ def test_random_bodies(service):
 @pytest.mark.usefixtures("nothing_lost")
 @pytest.mark.parametrize("name", [name for name in SPECIALS if name != "URL that drips"])  # it takes 10 s, see loadtest
 def test_large_attacks(service, hostile_url, name):
-    """Each is refused with a 4xx, long before it would have cost what it wants to cost."""
+    """Each is refused with a 4xx, before it has cost much time or memory."""
     status, code, seconds = SPECIALS[name](service.url, hostile_url)
     assert 400 <= status < 500
     assert code != "-"
@@ -89,7 +89,7 @@ def test_large_attacks(service, hostile_url, name):
 @pytest.mark.usefixtures("nothing_lost")
 @pytest.mark.parametrize(("deed", "message"), [(signal.SIGSEGV, "crashed its decoder"), (None, "decode_timeout_s")])
 def test_a_lost_decoder_costs_one_image(service, photo, deed, message):
-    """A decoder that crashes, or stands still until its time is up: a 422 for its image; no replica is lost, the next is scored."""
+    """A decoder that crashes or hangs gives a 422 for its image; no replica is lost, and the next image is scored."""
     stopped = all_decoders(service, photo)
     for process in stopped:
         process.suspend()
@@ -123,7 +123,8 @@ def test_work_past_its_deadline_never_reaches_the_model(service, photo, hostile_
 
 
 def test_work_of_a_client_that_left_is_dropped(service, photo):
-    """64 images, and the client hangs up: the network does not run most of them; others whose images travelled along get theirs."""
+    """A client closes its connection with 64 images in flight: the network does not run most of them, and other clients get their
+    answers."""
     before = settled_batches(service)
     where, body = urlsplit(service.url), as_body([photo] * 64)
     with socket.create_connection((where.hostname, where.port), timeout=20) as connection:
@@ -169,7 +170,7 @@ def test_a_refusal_is_one_line_of_log(service):
 
 
 @pytest.mark.slow
-def test_an_open_door_does_not_start():
+def test_without_keys_it_does_not_start_beyond_loopback():
     """`serve run` beyond loopback without keys ends by itself, and says what to set."""
     with (
         pytest.raises(NotReady, match=r"0\.0\.0\.0, beyond loopback.*allow_anonymous"),

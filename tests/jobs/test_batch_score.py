@@ -64,7 +64,7 @@ def test_scores_a_folder(folder, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("10 scored, 0 errors, 0 done before, 0 not done; ")
 
 
-def test_goes_on_where_it_stopped(folder, tmp_path):
+def test_a_second_run_continues_where_the_first_stopped(folder, tmp_path):
     """Names in the output are not sent again, and a torn last line is cut off and scored anew."""
     output = tmp_path / "preds.jsonl"
     with stub_service() as stub:
@@ -78,8 +78,8 @@ def test_goes_on_where_it_stopped(folder, tmp_path):
     assert len(lines_of(output)) == len(output.read_text().splitlines()) == 10
 
 
-def test_waits_when_it_is_refused(folder, tmp_path, pauses):
-    """503, 429 and a 500 are asked again, at Retry-After's second or later."""
+def test_a_refused_request_is_retried_after_a_wait(folder, tmp_path, pauses):
+    """503, 429 and 500 are retried, not before Retry-After."""
     with stub_service(statuses=[503, 429, 500, 503]) as stub:
         assert run(folder, stub.url, tmp_path / "preds.jsonl", "--concurrency", "1") == 0
     assert len(pauses) == 4
@@ -122,7 +122,7 @@ def test_an_output_that_is_no_file_is_told(folder, capsys, output):
 
 
 def test_a_server_that_dies_ends_the_run(folder, tmp_path, capsys):
-    """What was answered is kept, the rest has no line and is done by the next run."""
+    """Answered photos are kept; the others have no line and are scored by the next run."""
     output = tmp_path / "preds.jsonl"
     with stub_service() as stub:
         deaths = iter([False, False, False])
@@ -137,14 +137,14 @@ def test_a_server_that_dies_ends_the_run(folder, tmp_path, capsys):
 
 
 def test_failed_requests_leave_no_line(folder, tmp_path, capsys):
-    """A refusal of the request itself, and images that the service failed on time and again: exit status 1."""
+    """A refused request, and images on which the service failed repeatedly: exit status 1."""
     with stub_service(statuses=[400]) as stub:
         assert run(folder, stub.url, tmp_path / "preds.jsonl", "--concurrency", "1") == 1
     assert len(lines_of(tmp_path / "preds.jsonl")) == 7
     assert "answered 400" in capsys.readouterr().err
 
 
-def test_the_services_own_failures_are_asked_again(folder, tmp_path, pauses):
+def test_images_with_an_error_of_the_service_are_retried(folder, tmp_path, pauses):
     """An isolated image with `internal_error` is no bad image."""
     with stub_service(answer={"boxes": [], "error": {"code": "internal_error", "message": "failed"}}) as stub:
         assert run(folder, stub.url, tmp_path / "preds.jsonl", "--concurrency", "1", "--images-per-request", "64") == 1
@@ -154,7 +154,7 @@ def test_the_services_own_failures_are_asked_again(folder, tmp_path, pauses):
 
 
 def test_a_url_whose_host_did_not_answer_is_asked_for_once_more(folder, tmp_path, pauses):
-    """Then its error stands in its line: the host may be gone for good."""
+    """Then its line contains the error."""
     silent = {"boxes": [], "error": {"code": "fetch_timeout", "message": "The URL's host took too long to answer."}}
     with stub_service(answer=silent) as stub:
         assert run(folder, stub.url, tmp_path / "preds.jsonl", "--concurrency", "1", "--images-per-request", "64") == 1
@@ -163,7 +163,7 @@ def test_a_url_whose_host_did_not_answer_is_asked_for_once_more(folder, tmp_path
     assert all(line["preds"] == silent for line in lines_of(tmp_path / "preds.jsonl").values())
 
 
-def test_another_service_is_told_apart(folder, tmp_path, capsys):
+def test_a_200_that_is_no_answer_is_a_failed_request(folder, tmp_path, capsys):
     """A 200 that is no answer is a failed request."""
     with stub_service(answer=["not an object"]) as stub:
         assert run(folder, stub.url, tmp_path / "preds.jsonl") == 1
@@ -200,7 +200,7 @@ def test_large_photos_are_sent_apart(folder, tmp_path):
 
 
 def test_the_key_comes_from_the_environment(folder, tmp_path, monkeypatch, capsys):
-    """As a bearer key; a wrong one, or none, ends the run at once, with the service's words and the option's name."""
+    """As a bearer key; without a valid one the run ends at once, with the service's message and the name of the option."""
     monkeypatch.setenv("SCORING_KEY", "right")
     with stub_service(key="right") as stub:
         assert run(folder, stub.url, tmp_path / "preds.jsonl", "--key-env", "SCORING_KEY") == 0
@@ -251,7 +251,7 @@ def test_another_file_is_not_written_into(folder, tmp_path, text, capsys):
 
 
 def test_help_tells_the_exit_status(capsys):
-    """0 does not mean that there is no bad photo; and folders of the output need not be there."""
+    """The help explains that 0 may include bad photos, and that folders are created."""
     with pytest.raises(SystemExit):
         batch_score.main(["--help"])
     said = " ".join(capsys.readouterr().out.split())
@@ -259,7 +259,7 @@ def test_help_tells_the_exit_status(capsys):
     assert "missing folders are created" in said
 
 
-def test_what_is_skipped_is_told(folder, tmp_path, capsys):
+def test_skipped_files_are_reported(folder, tmp_path, capsys):
     """By suffix, on stderr."""
     (folder / "phone.heic").write_bytes(b"x")
     with stub_service() as stub:
@@ -281,7 +281,7 @@ def test_names_that_are_not_utf8_have_their_rows(folder, tmp_path):
     assert lines_of(tmp_path / "preds.jsonl")[r"caf\xe9.jpg"]["preds"] == FOUND
 
 
-def test_nothing_scored_at_all_is_no_success(folder, tmp_path, capsys):
+def test_no_scored_photo_is_exit_status_1(folder, tmp_path, capsys):
     """Exit status 1, with the first error; rows are there all the same."""
     with stub_service(is_bad=lambda _: True) as stub:
         assert run(folder, stub.url, tmp_path / "preds.csv") == 1
@@ -291,7 +291,7 @@ def test_nothing_scored_at_all_is_no_success(folder, tmp_path, capsys):
 
 
 def test_a_resume_with_another_threshold_is_refused(folder, tmp_path, capsys):
-    """And so is one from another folder: names would be taken for photos that are done."""
+    """Also one with another folder: its names could be mistaken for finished photos."""
     other = tmp_path / "other"
     shutil.copytree(folder, other)
     with stub_service() as stub:

@@ -1,4 +1,4 @@
-"""What is odd about annotated photos is told before a training, in a terminal and on a page."""
+"""jobs.check_data reports odd annotations in the terminal and on a page."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_counts_and_a_page_that_needs_nothing(tiny_coco, tmp_path, capsys, name)
 
 
 def test_photos_that_cannot_be_decoded_are_named(tiny_coco, tmp_path, capsys):
-    """All of them, not the first in the middle of an epoch; those that are one file, and those that nobody annotated, too."""
+    """All of them; also duplicate files, and photos without annotations."""
     shutil.copytree(tiny_coco / "photos", tmp_path / "photos")
     whole = (tmp_path / "photos" / "3.png").read_bytes()
     for name in ("3.png", "4.png"):
@@ -70,8 +70,8 @@ def test_photos_that_cannot_be_decoded_are_named(tiny_coco, tmp_path, capsys):
     assert "nobody's <b>" not in (tmp_path / "new" / "check.html").read_text(encoding="utf-8")
 
 
-def test_refused_annotations_end_with_two(tiny_coco, tmp_path, capsys):
-    """In the words of jobs.finetune; with --strict also what is only left out."""
+def test_refused_annotations_are_exit_status_2(tiny_coco, tmp_path, capsys):
+    """With the message of jobs.finetune; with --strict also if anything is left out."""
     document = json.loads((tiny_coco / "coco.json").read_text())
     document["annotations"][0]["segmentation"] = []
     (tmp_path / "a.json").write_text(json.dumps(document))

@@ -1,4 +1,4 @@
-"""How a command ends that cannot do what it was told."""
+"""Exit status and message of commands that fail."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Two sides over one folder: what matches, what is missed, and what the exit status says."""
+"""Comparison of two sides over one folder: matches, missed objects and exit status."""
 
 import json
 
@@ -91,7 +91,7 @@ def test_a_service_and_its_faults(folder, capsys):
 
 
 @pytest.mark.parametrize(("second", "said"), [("nope", "nope"), ("nope.jsonl", "nope.jsonl")])
-def test_what_is_no_side(folder, second, said, capsys):
+def test_invalid_sides_are_refused(folder, second, said, capsys):
     assert run(folder, second) == 2
     assert said in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""What the demo says when it cannot score its photo; that it can, tests/e2e shows."""
+"""Errors of the demo (tests/e2e tests that it works)."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def stub(monkeypatch):
 
 
 def test_an_error_is_told_in_the_servers_words(run, stub, capsys):
-    """Message and code, and not what `requests` makes of the status; at 401 the options that give a key."""
+    """With message and code of the server; for a 401 also the options for a key."""
     assert run(stub.url) == 1
     said = "The bearer key is not valid. (unauthorized) The key is given by --key-env or --key."
     assert capsys.readouterr().err == f"jobs.demo: {stub.url}/score answered 401: {said}\n"
@@ -37,7 +37,7 @@ def test_an_error_of_another_server_is_told_as_it_is(run, stub, capsys):
 
 
 def test_the_key_may_come_from_the_environment(run, stub, monkeypatch):
-    """Where no list of processes shows it."""
+    """So that the list of processes does not show it."""
     monkeypatch.setenv("SCORING_KEY", "right")
     stub.answer = {"boxes": []}
     assert run(stub.url, "--key-env", "SCORING_KEY") == 0
@@ -53,8 +53,8 @@ def test_it_says_that_it_waits(run, capsys):
     assert ends.startswith(f"jobs.demo: no server is ready at {url}: no connection; start one with `make serve`")
 
 
-def test_a_url_of_something_else_is_told(run, monkeypatch, capsys):
-    """404 is no server that is still starting, if it stays so."""
+def test_a_url_of_another_server_is_reported(run, monkeypatch, capsys):
+    """A 404 that persists is not a server that is still starting."""
     monkeypatch.setattr(Handler, "do_GET", lambda handler: handler._send(404, {"message": "Not found", "code": "not_found"}))
     with stub_service() as server:
         assert run(f"{server.url}/v1") == 1
@@ -70,7 +70,7 @@ def test_a_server_that_gets_ready_is_waited_for(run, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("name", "said"), [(".", "is a folder; name one of its photos"), ("gone.jpg", "there is no file")])
-def test_what_is_no_photo_is_told_before_the_wait(run, tmp_path, name, said, capsys):
+def test_a_missing_photo_is_reported_before_waiting(run, tmp_path, name, said, capsys):
     assert run("http://127.0.0.1:9", "--image", str(tmp_path / name)) == 1
     assert (told := capsys.readouterr().err).startswith("jobs.demo: --image: ")
     assert said in told

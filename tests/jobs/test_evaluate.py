@@ -76,8 +76,8 @@ def test_the_table_says_what_a_mean_hides():
     assert "nothing was found" in evaluate.as_table(evaluate.measure(truth, []))
 
 
-def test_labels_that_only_one_side_knows_are_told(capsys):
-    """They count for nothing, which looks like a bad model."""
+def test_labels_that_only_one_side_has_are_reported(capsys):
+    """They are not counted, which would look like a bad model."""
     assert category_ids_of(("cat", "fox"), document(names=("dog", "cat"))) == {0: 2}
     said = capsys.readouterr().err
     assert "annotations do not know, so they are not counted: fox" in said
@@ -104,7 +104,7 @@ def test_crowds_do_not_count():
     assert (metrics["precision"], metrics["recall"]) == (1.0, 1.0)
 
 
-def test_crowds_take_whoever_stands_in_them():
+def test_predictions_inside_a_crowd_do_not_count():
     """AzureML does not count, which costs boxes recall; the table says so."""
     truth = document(thing(0, 0, 90, 90, iscrowd=1), thing(10, 10, 20, 20))
     metrics = evaluate.measure(truth, [thing(10, 10, 20, 22, score=0.9)])
@@ -123,7 +123,7 @@ def test_undefined_is_none_not_zero():
     assert coco_metrics(truth, [thing(0, 0, 40, 40, score=0.9)])["mask"]["per_label"]["dog"] is None
 
 
-def test_masks_and_boxes_are_told_apart():
+def test_masks_and_boxes_are_measured_separately():
     """The right box around the wrong mask counts as a box only."""
     found = thing(0, 0, 40, 40, score=0.9) | {"segmentation": thing(0, 0, 40, 15)["segmentation"]}
     truth = document(thing(0, 0, 40, 40))
@@ -174,8 +174,8 @@ def test_command_line(tiny_coco, model_file, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == first
 
 
-def test_predictions_outlive_metrics_that_fail(tiny_coco, tmp_path, monkeypatch):
-    """Hours of scoring are on disk, in a folder that is made, before anything is measured."""
+def test_predictions_are_saved_before_metrics_are_computed(tiny_coco, tmp_path, monkeypatch):
+    """They are written to a new folder before anything is measured."""
 
     def fails(*_):
         raise ZeroDivisionError
@@ -195,7 +195,7 @@ def test_a_confusion_plot(tiny_coco, tmp_path, monkeypatch):
     assert (tmp_path / "new" / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_output_that_cannot_be_is_refused_before_the_work(tiny_coco, tmp_path, monkeypatch, capsys):
+def test_an_invalid_output_is_refused_before_scoring(tiny_coco, tmp_path, monkeypatch, capsys):
     """A folder that is a file."""
     (tmp_path / "file").touch()
     monkeypatch.setattr(evaluate, "_predict", lambda *_: pytest.fail("began to work"))
@@ -221,7 +221,7 @@ def test_a_photo_annotated_sideways_is_named():
         evaluate.measure(truth, [entry | {"score": 0.9} for entry in PAIR["annotations"]])
 
 
-def test_command_line_says_what_is_wrong(tiny_coco, tmp_path, capsys):
+def test_wrong_arguments_are_explained(tiny_coco, tmp_path, capsys):
     broken = tmp_path / "broken.json"
     broken.write_text('[{"image_id": 1}]')
     common = ["--annotations", str(tiny_coco / "coco.json"), "--images", str(tiny_coco / "photos")]
@@ -292,7 +292,7 @@ def test_results_with_polygons_and_plain_run_lengths(tmp_path):
 
 
 def test_results_of_other_categories_are_told(tmp_path, capsys):
-    """They count for nothing, and that is said."""
+    """They are not counted, and this is reported."""
     path = tmp_path / "results.json"
     path.write_text(json.dumps([thing(0, 0, 40, 40, score=0.9), thing(0, 0, 40, 40, score=0.9, category_id=7)]))
     assert len(read_results(path, PAIR)) == 1

@@ -1,4 +1,4 @@
-"""Models for other programs: what they find is what the engine finds."""
+"""Exported models give the same results as the engine."""
 
 import re
 from dataclasses import replace
@@ -97,7 +97,7 @@ def test_another_model_is_refused(exported):
         check_onnx(path, replace(checkpoint, state_dict=changed), SIZE, 60)
 
 
-def test_what_differs_does_not_stay(tmp_path, monkeypatch):
+def test_an_export_that_differs_is_deleted(tmp_path, monkeypatch):
     from jobs.exporting import onnx_check, onnx_model
 
     def differs(path, *_):
@@ -174,7 +174,7 @@ def test_mmdet_finds_the_same(tmp_path, size, hw, monkeypatch):
         (["--output", "mine.onnx", "--image-size", "32", "--max-detections", "22"], "more than the 21 positions"),
     ],
 )
-def test_what_cannot_be_is_told(tmp_path, monkeypatch, capsys, more, said):
+def test_impossible_exports_are_refused(tmp_path, monkeypatch, capsys, more, said):
     monkeypatch.chdir(tmp_path)
     assert export.main(["rtmdet-ins_nano_person", *more]) == 2
     assert said in capsys.readouterr().err

@@ -45,7 +45,7 @@ def arguments(tiny_coco, work_dir, *more):
 
 
 SAME = ("--freeze", "backbone", "--val-every", "4")
-"""What `trained` was given and a resumed run must be given again."""
+"""Options of `trained`, which a resumed run must have too."""
 
 
 def validated(tiny_coco):
@@ -64,7 +64,7 @@ def trained(tiny_coco, tmp_path_factory):
     return work_dir
 
 
-def test_result_knows_what_it_is(trained):
+def test_the_result_contains_classes_size_and_configuration(trained):
     """The finished file holds classes, input size and configuration, and its network runs."""
     checkpoint = load_checkpoint(trained / "final.safetensors")
     assert checkpoint.spec.classes == ("ball", "egg")
@@ -107,7 +107,7 @@ def test_the_average_is_of_the_runs_end(steps, tmp_path):
 
 
 def test_the_console_shows_progress_and_the_file_everything(tiny_coco, tmp_path, capsys):
-    """Hundreds of lines about the machine and every parameter are for the file."""
+    """Hundreds of lines about the machine and the parameters are only in the file."""
     assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "1")) == 0
     shown, logged = capsys.readouterr().out, next(tmp_path.rglob("*.log")).read_text()
     assert "Iter(train) [1/1]" in shown
@@ -132,7 +132,7 @@ def losses(work_dir):
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_resumed_run_has_the_losses_of_one_without_a_stop(tiny_coco, tmp_path, monkeypatch, workers):
-    """Whatever --workers is then; mosaics, crops and colours included."""
+    """Also with other --workers; including mosaics, crops and colours."""
     more = ["--steps", "6", "--mosaic-until", "1", "--precision", "fp32", "--save-every", "3"]
     assert finetune.main(arguments(tiny_coco, tmp_path / "whole", *more)) == 0
     with monkeypatch.context() as patch:
@@ -149,7 +149,7 @@ def stop_after(steps):
     return lambda number: signal.raise_signal(number) if next(calls) == steps else None
 
 
-def test_resume_makes_no_sample_of_before(tiny_coco, tmp_path, monkeypatch):
+def test_resume_does_not_replay_samples(tiny_coco, tmp_path, monkeypatch):
     """A run at step 1,000 begins with sample 2,000: the first new step comes at once."""
     steps = ["--steps", "1001", "--save-every", "1000", "--ema", "0"]
     with monkeypatch.context() as patch:
@@ -190,12 +190,12 @@ def test_a_share_of_the_photos_is_measured_on(tiny_coco, tmp_path, capsys):
     assert (tmp_path / "curve.png").stat().st_size > 1000
 
 
-def test_photos_on_both_sides_are_told(tiny_coco, tmp_path, capsys):
+def test_photos_in_both_sets_are_reported(tiny_coco, tmp_path, capsys):
     assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "1", *validated(tiny_coco))) == 0
     assert "Warning: 6 photos to measure on are trained on, too" in capsys.readouterr().out
 
 
-def test_a_log_of_a_package_that_is_not_there(tiny_coco, tmp_path, capsys, monkeypatch):
+def test_a_log_backend_that_is_not_installed_is_refused(tiny_coco, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(SystemExit):
         settings_from_args(arguments(tiny_coco, tmp_path, "--log-to", "mlflow"))
@@ -236,7 +236,7 @@ def test_auto_precision_is_what_the_device_computes_in(monkeypatch, card, instru
     assert choose_precision("fp32")[0] == "fp32"
 
 
-def test_resume_goes_on(tiny_coco, trained, capsys):
+def test_resume_continues_a_run(tiny_coco, trained, capsys):
     """A run of 4 steps that came to step 2 makes the other two."""
     (trained / "iter_4.pth").unlink()
     (trained / "last_checkpoint").write_text(str(trained / "iter_2.pth"))
@@ -263,7 +263,7 @@ def test_resume_with_other_settings_is_refused(tiny_coco, trained, capsys, more,
 
 
 def test_resume_without_measurements_is_refused(tiny_coco, trained, capsys):
-    """The result would be the best of before, whatever is trained now."""
+    """Otherwise the result would always be the best checkpoint of the earlier run."""
     assert finetune.main(arguments(tiny_coco, trained, "--freeze", "backbone", "--steps", "4", "--resume")) == 2
     assert "--val given (now left out)" in capsys.readouterr().err
 
@@ -273,7 +273,7 @@ def test_a_new_run_needs_a_new_folder(tiny_coco, trained, capsys):
     assert "already holds a run" in capsys.readouterr().err
 
 
-def test_half_a_checkpoint_is_named(tiny_coco, trained, tmp_path, capsys):
+def test_an_incomplete_checkpoint_is_named(tiny_coco, trained, tmp_path, capsys):
     (tmp_path / "iter_4.pth").write_bytes((trained / "iter_4.pth").read_bytes()[:5000])
     (tmp_path / "last_checkpoint").write_text("iter_4.pth")
     assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "4", "--resume")) == 2
@@ -372,7 +372,7 @@ def test_diverged_weights_replace_no_checkpoint(tiny_coco, tmp_path, capsys, mon
 
 
 def test_torchrun_is_refused(tiny_coco, tmp_path, capsys, monkeypatch):
-    """Its processes would all write into one folder."""
+    """All its processes would write into the same folder."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "1")) == 2
     assert "torchrun started 2 processes" in capsys.readouterr().err
@@ -380,7 +380,7 @@ def test_torchrun_is_refused(tiny_coco, tmp_path, capsys, monkeypatch):
 
 
 def test_without_any_ap_the_last_is_the_result(tiny_coco, tmp_path, capsys, monkeypatch):
-    """The first of equals would be the least trained."""
+    """Not the first of equal checkpoints, which is trained least."""
     measured_as(monkeypatch, [0.0, 0.0])
     assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "2", "--val-every", "1", *validated(tiny_coco))) == 0
     told = capsys.readouterr().out
@@ -388,7 +388,7 @@ def test_without_any_ap_the_last_is_the_result(tiny_coco, tmp_path, capsys, monk
     assert "No validation has found any object" in told
 
 
-def test_a_moved_run_goes_on(tiny_coco, tmp_path, capsys, monkeypatch):
+def test_a_moved_run_can_be_resumed(tiny_coco, tmp_path, capsys, monkeypatch):
     """In its new folder, and leaves the old one's files alone."""
     old, new = tmp_path / "old", tmp_path / "new"
     measured_as(monkeypatch, [0.3, 0.4])
@@ -420,11 +420,11 @@ def own_processes():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_all_processes_ends_a_run_with_a_result(tiny_coco, tmp_path, capsys, monkeypatch, number):
-    """Loader processes leave it to the training process, and end with it; neither leaves anything behind."""
+    """Loader processes ignore the signal and end with the training process; no files or processes remain."""
     others = own_processes()
 
     def to_all(number):
-        """From outside, as a terminal does to all of its foreground: a loader ends when this process tells it to."""
+        """As a terminal signals its whole foreground group; a loader ends when this process tells it to."""
         loaders = own_processes() - others
         assert loaders
         subprocess.run(["kill", f"-{number}", *map(str, loaders), str(os.getpid())], check=True)
@@ -440,7 +440,7 @@ def test_a_signal_to_all_processes_ends_a_run_with_a_result(tiny_coco, tmp_path,
     assert own_processes() <= others
 
 
-def test_a_signal_before_the_first_step_is_heard(tiny_coco, tmp_path, capsys, monkeypatch):
+def test_a_signal_before_the_first_step_ends_the_run(tiny_coco, tmp_path, capsys, monkeypatch):
     """While mmdet reads the annotations, which takes seconds where there are many."""
     load = CocoDataset.load_data_list
     monkeypatch.setattr(CocoDataset, "load_data_list", lambda self: signal.raise_signal(signal.SIGTERM) or load(self))

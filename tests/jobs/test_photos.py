@@ -1,4 +1,4 @@
-"""One reader: whatever a photo is, serving, training, evaluation and pictures see the same pixels."""
+"""Serving, training, evaluation and pictures decode photos to the same pixels."""
 
 from __future__ import annotations
 

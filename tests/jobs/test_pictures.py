@@ -1,4 +1,4 @@
-"""Pictures of results: which, in what order, and what stands on them."""
+"""Pictures of results: selection, order, and tags."""
 
 import json
 
@@ -114,7 +114,7 @@ def test_crowds_are_neither_missed_nor_false(folder, tmp_path):
     assert right.title.endswith("0 missed; F1 1.00")
 
 
-def test_truth_left_and_found_right(folder, tmp_path):
+def test_annotations_are_left_and_predictions_right(folder, tmp_path):
     """Two panels of the photo, each with its own objects; polygons and run lengths alike; large photos are scaled down."""
     polygon = thing(20, 20, 60, 60) | {"segmentation": [[20, 20, 80, 20, 80, 80, 20, 80]]}
     path, _ = annotations_of(tmp_path, folder, polygon)
@@ -148,7 +148,7 @@ def test_a_photo_that_cannot_be_read_loses_no_other(folder, tmp_path, capsys):
     ],
     ids=["no JSON", "no predictions", "no text"],
 )
-def test_what_is_no_output_of_batch_score_is_told(folder, tmp_path, capsys, line, said):
+def test_files_not_of_batch_score_are_refused(folder, tmp_path, capsys, line, said):
     preds = tmp_path / "preds.jsonl"
     preds.write_bytes(line + b"\n")
     assert pictures.main([str(folder), "--preds", str(preds), "--output", str(tmp_path / "out")]) == 2
@@ -161,7 +161,7 @@ def test_results_need_annotations(folder, tmp_path, capsys):
     assert "--results are drawn beside --annotations" in capsys.readouterr().err
 
 
-def test_results_that_are_none_are_told(folder, tmp_path, capsys):
+def test_invalid_results_are_refused(folder, tmp_path, capsys):
     path, _ = annotations_of(tmp_path, folder, thing(0, 0, 40, 40))
     (tmp_path / "results.json").write_text("[1]")
     arguments = ["--annotations", str(path), "--results", str(tmp_path / "results.json"), "--output", str(tmp_path / "out")]

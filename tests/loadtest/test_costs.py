@@ -1,4 +1,4 @@
-"""Whose CPU time is whose."""
+"""CPU time is assigned to the right part."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ RAY = "/venv/site-packages/ray"
 
 
 class Process:
-    """As much of a psutil.Process as `part_of` looks at."""
+    """The part of psutil.Process that `part_of` uses."""
 
     def __init__(self, command: str) -> None:
         self._command = command

@@ -90,7 +90,7 @@ async def test_what_cannot_be_is_refused(options, said):
 
 @needs_locust
 async def test_own_image_urls():
-    """Are what is asked about."""
+    """They are used for the requests."""
     async with fake_service() as url:
         status, printed = await locust(url, "UrlUser", "--image-urls", "https://example.com/a.jpg,https://example.com/b.jpg")
     assert status == 0, printed
@@ -106,7 +106,7 @@ async def test_own_image_urls():
     ],
 )
 async def test_a_service_that_refuses_the_image_server(users, status, left_out):
-    """It is found out before the run, with what to set; everything but URLs is asked all the same."""
+    """This is detected before the run, with the settings to change; the run then sends no URLs."""
     async with fake_service(urls=False) as url:
         ended, printed = await locust(url, *users)
     assert ended == status, printed

@@ -265,7 +265,7 @@ def test_refusal_names():
 
 @pytest.mark.parametrize("url", ["http://10.0.0.1:8000", "http://example.com", "http://127.0.0.1.example.com", "8000", ""])
 def test_remote_is_refused(url):
-    """Only this machine is loaded without a word."""
+    """Only this machine may be loaded without --allow-remote."""
     with pytest.raises(RemoteHostError):
         refuse_remote(url, allow_remote=False)
     refuse_remote(url, allow_remote=True)

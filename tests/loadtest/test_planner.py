@@ -66,7 +66,7 @@ def test_more_images_never_need_less(step, rate, more):
 
 
 def test_a_bound_below_two_steps_is_refused():
-    """With what is too long."""
+    """The message says what takes too long."""
     with pytest.raises(BoundTooTight, match="two steps of the network at batch 1 take 440 ms"):
         plan(COSTS, Step(200, 20), Wish(10, 250))
 
@@ -78,7 +78,7 @@ def test_the_usual_batch_is_what_comes_during_a_step(rate_per_s, batch):
 
 
 def test_the_client_on_the_same_machine_is_counted():
-    """Whoever loads it takes CPU from it."""
+    """Its CPU time is not available to the service."""
     alone, _ = predicted_per_s(COSTS, 2, Step(1.0, 0.1), 8, 8)
     loaded, limit = predicted_per_s(COSTS, 2, Step(1.0, 0.1), 8, 8, client_ms=5.0)
     assert limit == "CPUs"

@@ -41,7 +41,7 @@ RAYS_WORDS = (
 )
 
 
-def test_says_why_a_replica_finds_no_place():
+def test_says_why_ray_cannot_place_a_replica():
     """With what it needs, what is free, and the setting to change."""
     (line,) = waits_for(application(Detector=deployment(RAYS_WORDS % 100.0, STARTING=1)))
     assert '{"CPU": 100.0}, {"CPU": 1.2} is free: lower num_cpus' in line

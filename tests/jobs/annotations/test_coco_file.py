@@ -1,4 +1,4 @@
-"""Odd but ordinary COCO files, in the form that mmdet and pycocotools read alike."""
+"""Unusual COCO files from common tools are converted to a form that mmdet and pycocotools read alike."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_channels_follow_the_classes(tmp_path, photos):
 
 @pytest.mark.parametrize("compressed", [True, False])
 def test_run_lengths_train(tmp_path, photos, compressed):
-    """mmdet's training ignores RLE masks without a word."""
+    """mmdet's training silently ignores RLE masks."""
     mask = np.zeros((48, 64), np.uint8, order="F")
     mask[10:30, 10:30] = 1
     rle = coco_mask.encode(mask)
@@ -81,7 +81,7 @@ def test_run_lengths_train(tmp_path, photos, compressed):
     assert isinstance(metrics["annotations"][0]["segmentation"], dict)
 
 
-def test_what_is_missing_is_filled_in(tmp_path, photos):
+def test_missing_fields_are_filled_in(tmp_path, photos):
     """No area, no box, no iscrowd, a flat polygon, a photo without its size."""
     found = read(tmp_path, photos, [{"segmentation": SQUARE}], image={"id": 7, "file_name": "a.jpg"}, training=True)
     document = json.loads(found.coco_json.read_text())
@@ -92,8 +92,8 @@ def test_what_is_missing_is_filled_in(tmp_path, photos):
     assert (document["images"][0]["width"], document["images"][0]["height"]) == (64, 48)
 
 
-def test_what_is_left_out_is_told(tmp_path, photos):
-    """Objects without an outline, and what is nothing's, are counted; nothing at all to train on is an error."""
+def test_left_out_objects_are_reported(tmp_path, photos):
+    """Objects without outline, photo or category are counted; no object at all is an error."""
     useless = [{"id": 1, "segmentation": []}, {"id": 2, "image_id": 99, "segmentation": [SQUARE]}, {"id": 3}]
     found = read(tmp_path, photos, [*useless, {"id": 4, "segmentation": [SQUARE, [1.0, 2.0]]}], training=True)
     assert found.summary.splitlines() == [
@@ -108,8 +108,8 @@ def test_what_is_left_out_is_told(tmp_path, photos):
         read(tmp_path, photos, useless, training=True)
 
 
-def test_validation_speaks_of_the_training_sets_classes(tmp_path, photos):
-    """By name, whatever its own ids are; a name that training does not know is an error."""
+def test_validation_uses_the_classes_of_the_training_set(tmp_path, photos):
+    """By name, regardless of its own ids; a name that the training set does not have is an error."""
     own = [{"id": 5, "name": "egg"}]
     found = read(tmp_path, photos, [{"category_id": 5, "segmentation": [SQUARE]}], own, training=True, classes=("ball", "egg"))
     assert found.classes == ("ball", "egg")
@@ -136,14 +136,14 @@ def test_validation_speaks_of_the_training_sets_classes(tmp_path, photos):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_numbers_that_are_none_are_named(tmp_path, photos, fault, message):
+def test_invalid_numbers_are_named(tmp_path, photos, fault, message):
     """With the file and the annotation, before mmdet or shapely stumble over them."""
     for training in (True, False):
         with pytest.raises(AnnotationsError, match=rf"coco\.json: annotation 12, a\.jpg: .*({message})"):
             read(tmp_path, photos, [{"id": 12, "segmentation": [SQUARE]} | fault], training=training)
 
 
-def test_boxes_of_another_kind_are_told(tmp_path, photos):
+def test_boxes_in_another_form_are_reported(tmp_path, photos):
     """Two corners, say, for COCO's corner and size."""
     corners = {"id": 12, "segmentation": [[40, 30, 50, 30, 50, 36]], "bbox": [1, 2, 3, 4]}
     with pytest.raises(
@@ -152,8 +152,8 @@ def test_boxes_of_another_kind_are_told(tmp_path, photos):
         read(tmp_path, photos, [corners, corners])
 
 
-def test_a_single_odd_box_stops_nothing(tmp_path, photos):
-    """Large files have some: the outline says where an object is. An outline without width is none."""
+def test_a_single_odd_box_is_repaired(tmp_path, photos):
+    """The box is taken from the outline. An outline without width is left out."""
     line = {"segmentation": [[9, 9, 9, 20, 9, 15]], "bbox": [9, 9, 0, 11]}
     odd = {"segmentation": [[40, 30, 60, 30, 60, 44]], "bbox": [1, 2, 10, 10]}
     none, text = ({"segmentation": [SQUARE], "bbox": box} for box in ([0, 0, 0, 0], ["10", "10", "20", "20"]))
@@ -165,7 +165,7 @@ def test_a_single_odd_box_stops_nothing(tmp_path, photos):
     assert boxes == [[40, 30, 20, 14], *[[10, 10, 20, 20]] * 4]
 
 
-def test_what_is_in_a_training_set_is_told(tmp_path, photos):
+def test_the_report_describes_the_training_set(tmp_path, photos):
     """Categories that no object has become classes all the same, photos without objects are negatives, crowds teach nothing."""
     categories = [{"id": 1, "name": "ball"}, {"id": 2, "name": "balls"}]
     found = read(tmp_path, photos, [{"segmentation": [SQUARE]}], categories, training=True)
@@ -175,7 +175,7 @@ def test_what_is_in_a_training_set_is_told(tmp_path, photos):
 
 
 @pytest.mark.parametrize("name", ["UI/2023/a.jpg", "..\\..\\up\\a.jpg", "/data/a.jpg", "./a.jpg", "C:\\photos\\a.jpg"])
-def test_photos_that_lie_without_their_folders_are_found(tmp_path, photos, name):
+def test_photos_are_found_without_their_leading_folders(tmp_path, photos, name):
     """As tools name them, from a datastore's or a disk's root on; the report says so."""
     image = {"id": 7, "file_name": name, "width": 64, "height": 48}
     found = read(tmp_path, photos, [{"segmentation": [SQUARE]}], image=image, training=True)
@@ -229,8 +229,8 @@ def test_missing_photos_are_named_before_training(tmp_path, photos):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_no_coco_file_has_is_named(tmp_path, photos, document, message):
-    """With the file, and not as a bare KeyError; what is there twice would be lost in silence."""
+def test_files_that_are_not_coco_are_named(tmp_path, photos, document, message):
+    """With the file, not as a bare KeyError; duplicates are refused, because they would be lost silently."""
     whole = {"images": [{"id": 7, "file_name": "a.jpg"}], "categories": [{"id": 1, "name": "ball"}], "annotations": []}
     whole["annotations"].append({"image_id": 7, "category_id": 1, "segmentation": [SQUARE]})
     path = tmp_path / "odd.json"
@@ -270,7 +270,7 @@ POINTS = [[10, 10], [30, 10], [30, 30], [10, 30]]
     ],
     ids=["flat", "points", "a list of points", "five in a list", "five points", "x and y", "text"],
 )
-def test_outlines_in_any_form_that_has_one_reading(tmp_path, photos, segmentation):
+def test_outlines_in_all_unambiguous_forms_are_read(tmp_path, photos, segmentation):
     """Lists of points were trained wrongly in mosaics, and ended pictures and evaluation in a traceback."""
     ((_, box, polygons),) = in_mmdet(read(tmp_path, photos, [{"segmentation": segmentation}], training=True))
     assert polygons[0][:6] == SQUARE[:6]
@@ -296,7 +296,7 @@ def test_outlines_in_any_form_that_has_one_reading(tmp_path, photos, segmentatio
     ],
     ids=str,
 )
-def test_fields_of_another_type_are_read_as_meant(tmp_path, photos, field, value):
+def test_fields_of_another_type_are_read(tmp_path, photos, field, value):
     """mmdet drops the objects, or ends in a traceback."""
     ((_, box, _),) = in_mmdet(read(tmp_path, photos, [{"segmentation": [SQUARE], field: value}], training=True))
     assert box == [10, 10, 30, 30]
@@ -305,7 +305,7 @@ def test_fields_of_another_type_are_read_as_meant(tmp_path, photos, field, value
 @pytest.mark.parametrize(
     ("width", "height"), [("64", "48"), ("64px", "48"), (64.0, 48.0), (None, 48), (0, 0), ("wide", 48)], ids=str
 )
-def test_sizes_of_another_type_are_read_as_meant(tmp_path, photos, width, height):
+def test_sizes_of_another_type_are_read(tmp_path, photos, width, height):
     image = {"id": 7, "file_name": "a.jpg", "width": width, "height": height}
     found = read(tmp_path, photos, [{"segmentation": [SQUARE]}], image=image, training=True)
     (photo,) = json.loads(found.coco_json.read_text())["images"]
@@ -321,7 +321,7 @@ def test_sizes_of_another_type_are_read_as_meant(tmp_path, photos, width, height
     ids=["fractions", "outside"],
 )
 def test_a_file_of_other_coordinates_is_refused(tmp_path, photos, segmentation, message):
-    """A few such objects among others are left out, and told."""
+    """A few such objects among others are left out and reported."""
     odd = {"id": 12, "segmentation": segmentation}
     for training in (True, False):
         with pytest.raises(AnnotationsError, match=rf"coco\.json: annotation 12, a\.jpg: {message}"):
@@ -338,7 +338,7 @@ def test_boxes_of_two_corners_are_refused(tmp_path, photos):
 
 
 @pytest.mark.parametrize("root_name", ["balls", "ball"])
-def test_roots_are_no_classes(tmp_path, photos, root_name):
+def test_categories_that_only_group_others_are_dropped(tmp_path, photos, root_name):
     """Roboflow's first category groups the others, and no object is of it."""
     categories = [{"id": 0, "name": root_name, "supercategory": "none"}, {"id": 1, "name": "ball", "supercategory": root_name}]
     found = read(tmp_path, photos, [{"segmentation": [SQUARE]}], categories, training=True)

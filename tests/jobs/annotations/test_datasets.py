@@ -104,7 +104,7 @@ def test_labels_without_an_outline_are_counted(tmp_path):
     assert found.summary == "a.jsonl: 1 photos, 1 objects\n  left out: 1 without an outline (first: line 1, a.jpg)"
 
 
-def test_two_urls_of_one_name_are_told(tmp_path):
+def test_two_urls_with_one_name_are_refused(tmp_path):
     """Their labels would land on one photo."""
     rows = [row() | {"image_url": f"https://host/{folder}/1.jpg"} for folder in "ab"]
     (tmp_path / "1.jpg").touch()
@@ -125,7 +125,7 @@ def test_two_urls_of_one_name_are_told(tmp_path):
     ],
     ids=["no labels", "not JSON", "seven numbers", "pixels", "a list"],
 )
-def test_bad_jsonl_names_the_fault(tmp_path, content, message):
+def test_bad_jsonl_is_named(tmp_path, content, message):
     path = tmp_path / "bad.jsonl"
     path.write_text(content)
     with pytest.raises(AnnotationsError, match=message):

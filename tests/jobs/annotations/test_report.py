@@ -38,19 +38,19 @@ def run(command, with_boxes_alone, tmp_path, *more):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:torch.meshgrid")
 @pytest.mark.parametrize("command", ["finetune", "evaluate", "pictures"])
-def test_every_command_says_what_it_leaves_out(command, with_boxes_alone, tmp_path, capsys):
+def test_every_command_reports_what_it_leaves_out(command, with_boxes_alone, tmp_path, capsys):
     assert run(command, with_boxes_alone, tmp_path) == 0
     assert LEFT_OUT in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize("command", ["finetune", "evaluate", "pictures"])
 def test_strict_refuses_it(command, with_boxes_alone, tmp_path, capsys):
-    """With the same words and exit status 2."""
+    """With the same message and exit status 2."""
     assert run(command, with_boxes_alone, tmp_path, "--strict") == 2
     assert f"jobs.{command}: val.json: {LEFT_OUT}; --strict allows none." in capsys.readouterr().err
 
 
-def test_measurements_say_what_they_leave_out(with_boxes_alone, tmp_path, capsys):
+def test_the_json_of_evaluate_reports_what_was_left_out(with_boxes_alone, tmp_path, capsys):
     """In the last line, for programs."""
     run("evaluate", with_boxes_alone, tmp_path)
     told = json.loads(capsys.readouterr().out.splitlines()[-1])["annotations"]

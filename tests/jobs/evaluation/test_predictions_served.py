@@ -82,7 +82,7 @@ ANSWER = {
 
 
 def test_a_busy_service_is_waited_for(annotations, pauses):
-    """A 503 and a 429 in the middle of a run do not end it; the key is sent."""
+    """A 503 and a 429 during a run are retried; the key is sent."""
     with stub_service(statuses=[503, 429], answer=ANSWER, key="secret") as stub:
         (found,) = predict_with_service(stub.url, annotations, key="secret")
     assert found["image_id"] == 7
@@ -112,12 +112,12 @@ def test_a_broken_photo_is_named(annotations, predict):
 
 
 def test_a_silent_service_is_a_clear_error(annotations):
-    """Nobody listens: the message names the URL."""
+    """Without a connection, the message names the URL."""
     with pytest.raises(AnnotationsError, match=r"127\.0\.0\.1:9 does not answer"):
         predict_with_service("http://127.0.0.1:9", annotations)
 
 
-def test_labels_that_a_service_does_not_know_are_told(annotations, capsys):
+def test_labels_that_a_service_lacks_are_reported(annotations, capsys):
     """As of a checkpoint; before the first photo is scored."""
     with stub_service(answer=ANSWER, classes=("person", "zebra")) as stub:
         predict_with_service(stub.url, annotations)

@@ -1,4 +1,4 @@
-"""What a batch is made of: every kind of source, and each row of it once."""
+"""Inputs of a batch: every kind of source, and each of its rows once."""
 
 import base64
 import csv
@@ -174,7 +174,7 @@ def test_a_broken_line_is_named(tmp_path, line, said):
     ("place", "said"),
     [("gone", "no such file"), ("s3://bucket/photos", "jobs.batch_ray"), ("notes.txt", "neither a folder nor a table")],
 )
-def test_places_that_are_no_source(tmp_path, monkeypatch, place, said):
+def test_invalid_sources_are_refused(tmp_path, monkeypatch, place, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").touch()
     with pytest.raises(InputsError, match=said):
@@ -189,7 +189,7 @@ def test_base64_of_every_format_is_no_path(kind):
 
 
 @given(st.text(max_size=60))
-def test_any_cell_gives_something(text):
+def test_every_cell_gives_text_a_file_or_a_reason(text):
     """Text for the service, a file, or a reason."""
     image = image_of_cell(text, Path("/nowhere"))
     assert isinstance(image, (Path, str, Unreadable))

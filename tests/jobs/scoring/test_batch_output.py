@@ -1,4 +1,4 @@
-"""The file of a batch: its formats there and back, what an earlier run wrote, and that two runs keep apart."""
+"""The output file of a batch: its formats, resuming, and locking between two runs."""
 
 import json
 from contextlib import closing
@@ -23,8 +23,8 @@ def write(path, rows=ROWS, form="jsonl", **facts):
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_there_and_back(tmp_path, form):
-    """Every format holds everything, and knows what it has."""
+def test_every_format_round_trips(tmp_path, form):
+    """Every format keeps all fields, and finds the existing rows."""
     path = tmp_path / "new" / "preds"
     write(path, form=form)
     assert list(read_rows(path)) == ROWS
@@ -94,8 +94,8 @@ def test_a_torn_line_is_cut_off(tmp_path, form):
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("text", ["my diary\n", "my diary", '[{"file_name": "a"}]\n', "2026, my diary", "1,2,3\n"])
-def test_another_file_is_left_alone(tmp_path, form, text):
-    """Not cut, and nothing is put beside it."""
+def test_a_file_of_another_kind_is_not_changed(tmp_path, form, text):
+    """It is not truncated, and no file is created beside it."""
     (tmp_path / "mine").write_text(text)
     with pytest.raises(InputsError, match="not a line of this job"):
         BatchOutput(tmp_path / "mine", form)
@@ -104,7 +104,7 @@ def test_another_file_is_left_alone(tmp_path, form, text):
 
 
 def test_two_runs_do_not_write_one_file(tmp_path):
-    """The second is told; after the first, it may."""
+    """The second one is refused until the first one has ended."""
     first = BatchOutput(tmp_path / "preds.jsonl", "jsonl")
     with pytest.raises(InputsError, match="another run is writing it"):
         BatchOutput(tmp_path / "preds.jsonl", "jsonl")
@@ -112,7 +112,7 @@ def test_two_runs_do_not_write_one_file(tmp_path):
     BatchOutput(tmp_path / "preds.jsonl", "jsonl").close()
 
 
-def test_rows_that_were_made_otherwise_are_not_mixed(tmp_path):
+def test_rows_with_other_settings_are_refused(tmp_path):
     """A resume with another model, threshold or format is refused by name, until the small file is deleted."""
     path = tmp_path / "preds.jsonl"
     assert write(path, model="nano", params={}) == ""

@@ -21,7 +21,7 @@ MODEL = "rtmdet-ins_nano_person"
 
 @pytest.fixture
 def counted(monkeypatch):
-    """What the stages counted, instead of an actor that counts."""
+    """Stand-in for the Tally actor."""
     calls = []
     monkeypatch.setattr(cluster_stages, "count", lambda _, errors, done: calls.append((len(errors), done)))
     return calls

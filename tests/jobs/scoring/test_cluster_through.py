@@ -41,7 +41,7 @@ def through(monkeypatch):
     return run
 
 
-def test_what_fails_for_the_moment_is_asked_again(through):
+def test_transient_failures_are_retried(through):
     """The whole call, then the one image; a bad photo at once."""
     preds, calls, counted = through([b"1", b"2", b"3"], Overloaded("full"), [FOUND, LATE, BAD], [FOUND])
     assert calls == [[b"1", b"2", b"3"], [b"1", b"2", b"3"], [b"2"]]
@@ -50,8 +50,8 @@ def test_what_fails_for_the_moment_is_asked_again(through):
     assert counted == [(1, 3)]
 
 
-def test_patience_ends(through, monkeypatch):
-    """Then the error is the photo's."""
+def test_retries_end_after_the_patience(through, monkeypatch):
+    """Then the photo gets the error."""
     monkeypatch.setattr(cluster_through, "PATIENCE_S", -1.0)
     preds, _, counted = through([b"1"], Overloaded("full"))
     assert preds == [{"boxes": [], "error": {"code": "overloaded", "message": "full"}}]

@@ -269,7 +269,7 @@ OTHER_DATA |= {"PSD": encode(photo(), "PNG")[:0] + b"8BPS\0\1", "TGA": encode(ph
 
 @pytest.mark.parametrize("kind", OTHER_DATA)
 def test_other_formats_are_refused(kind: str) -> None:
-    """Formats off the list are not opened, however willing Pillow is; the message lists what is accepted."""
+    """Formats not on the list are not opened, even if Pillow could; the message lists the accepted ones."""
     with pytest.raises(ImageError, match="Accepted: JPEG, PNG") as caught:
         decode_image(OTHER_DATA[kind], LIMITS)
     assert caught.value.code == "unsupported_image_format"

@@ -1,4 +1,4 @@
-"""Thousands of mutated files through decode_image: only our own errors, in bounded time and memory."""
+"""Thousands of mutated files in decode_image raise only our own errors, in bounded time and memory."""
 
 import random
 import resource

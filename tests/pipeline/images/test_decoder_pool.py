@@ -1,4 +1,4 @@
-"""Decoding in processes of their own: the same pixels, and a crash, a hang or a lie costs one image."""
+"""Decoding in separate processes: the same pixels; a crash, a hang or a false answer fails only one image."""
 
 import io
 import os
@@ -104,7 +104,7 @@ def test_memory_is_bounded(bad_decoder):
 
 
 def test_a_bug_is_a_500_and_its_text_stays_here(bad_decoder, caplog):
-    """What nobody foresaw is StageFailed; the text goes to the log only."""
+    """An unexpected exception becomes StageFailed; its text is only logged."""
     with pytest.raises(StageFailed) as caught:
         bad_decoder.load(b"BUG!!!")
     assert "nobody foresaw" not in caught.value.message
@@ -112,7 +112,7 @@ def test_a_bug_is_a_500_and_its_text_stays_here(bad_decoder, caplog):
 
 
 def test_a_process_killed_while_idle_is_replaced(decoder):
-    """Nobody's image is blamed for it."""
+    """No image fails because of it."""
     os.kill(decoder.pid, signal.SIGKILL)
     psutil.wait_procs([psutil.Process(decoder.pid)], timeout=5)
     assert decoder.load(png()).letterbox.original_hw == (48, 64)
@@ -139,7 +139,7 @@ def test_a_program_that_does_not_start_is_our_fault(caplog):
     ],
 )
 def test_lies_are_not_believed(answer):
-    """A decoder taken over by its image can say what it likes; nothing is unpickled, nothing large is allocated."""
+    """False answers of a compromised decoder are refused; nothing is unpickled, nothing large is allocated."""
     script = (
         f"import socket, sys; s = socket.socket(fileno=int(sys.argv[1])); s.sendall(b'\\1' + {answer!r}); s.recv(9); s.close()"
     )
@@ -182,7 +182,7 @@ def test_a_pool_decodes_side_by_side():
 
 
 def test_decoders_end_with_their_owner():
-    """Whose owner was killed without a word sees its socket close."""
+    """If the owner was killed, the socket closes and the decoder exits."""
     process = DecoderProcess(OPTIONS)
     process.load(png())
     child = psutil.Process(process.pid)

@@ -222,7 +222,7 @@ TOO_SLOW = {
 
 @pytest.mark.parametrize("kind", TOO_SLOW)
 async def test_slow_servers_are_cut(world: World, kind: str) -> None:
-    """Silence ends at the read timeout, drips end at the total timeout."""
+    """A silent server is cut off by the read timeout, a slow one by the total timeout."""
     world.answers["/x"] = TOO_SLOW[kind]
     started = time.monotonic()
     with pytest.raises(FetchError) as caught:
@@ -362,7 +362,7 @@ async def test_broken_answers(world: World, kind: str) -> None:
 
 
 class Forbidden:
-    """A listener that nobody may reach, on IPv4 and where there is one on IPv6 loopback; counts whoever does."""
+    """A listener that must not be reached, on IPv4 and, if available, IPv6 loopback; counts connections."""
 
     def __init__(self) -> None:
         self.hits = 0
@@ -471,7 +471,7 @@ async def test_rebinding_finds_nothing_to_rebind(world: World, forbidden) -> Non
 
 
 async def test_unknown_and_private_hosts_look_the_same(world: World) -> None:
-    """Nobody learns which internal names exist."""
+    """The message does not reveal which internal names exist."""
     world.resolver.table |= FORBIDDEN_NAMES
     messages = set()
     for host in ("to-private.test", "to-nothing.test", "10.0.0.1"):

@@ -93,7 +93,7 @@ async def test_a_lookup_ends_with_its_connection(resolver):
 
 
 async def test_no_name_server_is_worth_another_try():
-    """Nobody listens there."""
+    """There is no server at that address."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

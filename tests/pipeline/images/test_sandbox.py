@@ -1,4 +1,4 @@
-"""What a decoder that was taken over can reach: nothing but its socket."""
+"""A compromised decoder can reach nothing but its socket."""
 
 import io
 import logging
@@ -94,7 +94,7 @@ def test_nothing_can_be_reached(deed, secret):
     "deed", [pytest.param(FILE_DEEDS[name], id=name) for name in ("read a file", "write a file", "remove a file")]
 )
 def test_landlock_alone_keeps_files_out_of_reach(deed, secret):
-    """Where the machine's calls are not known to us."""
+    """On a machine whose system call numbers we do not know."""
     held, said = confined(deed, secret, "ctypes.CDLL(None).prctl(38, 1, 0, 0, 0) or sandbox._deny_paths(ctypes.CDLL(None))")
     if held is Sandbox.NONE:
         pytest.skip("this kernel has no Landlock")
@@ -150,7 +150,7 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_format_is_decoded_inside(decoder, name):
-    """Nothing that a codec or a converter imports comes too late."""
+    """All modules that codecs and converters need are imported before."""
     kind, options = FILES[name]
     data = saved(kind, **options)
     np.testing.assert_array_equal(decoder.load(data).pixels, load_image(data, DecodeLimits(), 320).pixels)

@@ -1,4 +1,4 @@
-"""The greedy batcher with models made of gates and naps; time decides nothing that a gate can decide."""
+"""The greedy batcher with fake models that wait for gates instead of sleeping, where possible."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class TestForming:
         assert model.batches == [[0], [1, 2, 3, 4], [5, 6]]
 
     async def test_a_busy_model_that_comes_free_never_waits_for_company(self) -> None:
-        """With an hour of max_wait, a part-filled batch still starts as soon as the one before it ends."""
+        """With a max_wait of one hour, a partial batch still starts as soon as the one before it ends."""
         model = GatedModel()
         async with running(model, max_wait_s=3600) as batcher:
             first = submit_all(batcher, range(4))
@@ -205,7 +205,7 @@ class TestRoom:
     """A model that says it could begin another batch."""
 
     async def test_the_next_batch_starts_beside_the_running_one(self) -> None:
-        """What waits runs on a second thread at once; a third batch waits however much room there is said to be."""
+        """Waiting items run on a second thread at once; a third batch waits in any case."""
         model = GatedModel()
         async with running(model) as batcher:
             tasks = submit_all(batcher, [0])
@@ -224,7 +224,7 @@ class TestRoom:
         assert len(model.threads) == 2
 
     async def test_room_said_with_nobody_waiting_is_kept_for_who_comes(self) -> None:
-        """The late item starts at once beside the batch that runs, without waiting for company."""
+        """The late item starts at once beside the running batch."""
         model = GatedModel()
         async with running(model, max_wait_s=0.05) as batcher:
             first = submit_all(batcher, [0])
@@ -291,7 +291,7 @@ class TestLeaving:
         assert notes.drops == ["cancelled"]
 
     async def test_cancelling_a_running_item_spares_its_neighbours(self) -> None:
-        """The model finishes the batch; only the result of the one who left is thrown away."""
+        """The model finishes the batch; only the result of the cancelled caller is discarded."""
         model, notes = GatedModel(), Notes()
         async with running(model, observer=notes) as batcher:
             gone, stays = submit_all(batcher, [1, 2])
@@ -315,7 +315,7 @@ class TestLeaving:
             assert (await batcher.submit(2)).result == 4
 
     async def test_a_deadline_in_the_queue_is_told_on_time(self) -> None:
-        """The caller hears of it when it passes, not when the model comes free; the item never runs."""
+        """The caller gets the error when the deadline passes, not when the model is free; the item never runs."""
         model, notes = GatedModel(), Notes()
         async with running(model, observer=notes) as batcher:
             first = submit_all(batcher, [0])
@@ -434,7 +434,7 @@ class TestFailing:
             assert batcher.running_s == 0
 
     async def test_a_lost_model_is_not_tried_with_less(self) -> None:
-        """A card that is gone is gone for single items, too: one call, one failure for all."""
+        """After EngineLost the batch is not split: one call, and all items fail."""
         calls, notes = [], Notes()
 
         def model(items: list[int]) -> list[int]:
@@ -597,7 +597,7 @@ class TestClosing:
 
 
 class TestReporting:
-    """What callers and observers learn."""
+    """What callers and observers get."""
 
     async def test_a_served_item_knows_its_wait_its_run_and_its_batch(self) -> None:
         """Seconds in the queue, seconds in the model, neighbours."""
@@ -656,7 +656,7 @@ ARRIVALS = st.lists(
 
 
 class TestAnyTraffic:
-    """Whatever comes, whatever fails, whoever leaves."""
+    """Property test: arbitrary arrivals, failures and cancellations."""
 
     @given(
         arrivals=ARRIVALS,
@@ -669,7 +669,7 @@ class TestAnyTraffic:
     def test_everyone_gets_its_own_outcome_once(
         self, arrivals: list[Arrival], max_batch: int, max_wait_ms: int, drain: bool, roomy: bool
     ) -> None:
-        """Good items return their own result, bad ones their own error, those who left nothing; no item succeeds twice."""
+        """Good items return their own result, bad ones their own error, cancelled ones nothing; no item succeeds twice."""
         done: list[int] = []
         batchers: list[GreedyBatcher[int, int]] = []
 

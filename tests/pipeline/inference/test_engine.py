@@ -305,7 +305,7 @@ def test_a_card_that_failed_is_lost(error):
 
 
 def test_other_failures_keep_their_name():
-    """Only memory is renamed."""
+    """Only out-of-memory errors are mapped."""
     with pytest.raises(RuntimeError, match="shape"), naming_failures(8):
         raise RuntimeError("shape mismatch")
 

@@ -70,7 +70,7 @@ def test_wrong_size_is_refused(engine):
 
 
 def test_it_says_what_it_is(engine):
-    """Nobody takes its answers for a network's."""
+    """/info reports that it is simulated."""
     assert (engine.info.engine, engine.info.device, engine.info.precision) == ("simulated", "simulated", "none")
 
 

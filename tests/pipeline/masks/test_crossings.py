@@ -1,4 +1,4 @@
-"""Tangled rings are found; what is called untangled is valid to GEOS."""
+"""Crossing, touching and misplaced rings are found; any other outline is valid for GEOS."""
 
 from __future__ import annotations
 

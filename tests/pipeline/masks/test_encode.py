@@ -67,8 +67,8 @@ def test_holes_only_when_asked_for():
 
 
 @pytest.mark.parametrize("options", [OutlineOptions(), OutlineOptions(holes="rings"), OutlineOptions(mask_format="rle")], ids=str)
-def test_there_and_back(options):
-    """Who reads an answer has the objects that were sent, in every format."""
+def test_objects_round_trip_through_dicts(options):
+    """A client that parses an answer gets the objects that were sent, in every format."""
     objects = instances_to_objects(_instances(RING_MASK, RING_MASK), ["a", "b"], options)
     assert objects_from_dict(json.loads(objects_to_json(objects))) == objects
 

@@ -1,4 +1,4 @@
-"""Run lengths worked out without the mask, against the mask."""
+"""RLE computed without the mask, compared with the mask."""
 
 from __future__ import annotations
 

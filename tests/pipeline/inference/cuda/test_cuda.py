@@ -45,7 +45,7 @@ def images() -> list[LoadedImage]:
 
 @pytest.fixture(scope="module")
 def alone(card: Engine, images: list[LoadedImage]) -> list[Instances]:
-    """What each image gives alone."""
+    """The result of each image alone."""
     return [detect(card, [image])[0] for image in images]
 
 
@@ -115,7 +115,7 @@ def test_batches_of_every_size_in_any_order(card, images, alone):
 
 
 def test_more_candidates_than_a_graph_looks_at(images):
-    """Those images alone go the other way, and come out as on a CPU."""
+    """Only those images use the general post-processing; they give the same results as on a CPU."""
     options = [DetectOptions(0.05), DetectOptions(0.0, 300), DetectOptions(0.05, 5), DetectOptions(0.001, 100)]
     engines = make("fp32", "cuda"), make("fp32", "cpu")
     for one, other in zip(*(engine.detect(images[:4], options) for engine in engines), strict=True):

@@ -199,7 +199,7 @@ def test_two_callers_share_slots_and_graphs(card, images, expected):
 
 
 def test_a_failed_batch_leaves_everything_in_its_place(card, images, expected, monkeypatch):
-    """Out of memory once: slots and lock are free again, and the next batch is right."""
+    """After one out-of-memory error, slots and lock are free again, and the next batch is correct."""
     engine = card.engine()
     engine.warm_up()
     failures = iter([RuntimeError("CUDA error: CUDA_ERROR_OUT_OF_MEMORY: the API call failed")] * (SLOTS + 1))
@@ -237,7 +237,7 @@ def test_a_slot_that_does_not_fit_is_not_lost(card, images, expected, monkeypatc
 
 @pytest.mark.parametrize("failing", [(0,), (1, 2), (0, 1, 2)], ids=["the largest", "the others", "all"])
 def test_sizes_whose_graph_cannot_be_recorded_run_without(failing, card, images, expected, monkeypatch, caplog):
-    """Whatever stands against a capture: those sizes take PyTorch's way, the log says so, and all are right."""
+    """If a capture fails, those sizes run without a graph, with a warning, and all results are correct."""
     real, number = torch.cuda.graph, itertools.count()
 
     @contextmanager
@@ -258,7 +258,7 @@ def test_sizes_whose_graph_cannot_be_recorded_run_without(failing, card, images,
 
 
 def test_a_card_that_is_lost_while_recording_is_told(card, monkeypatch):
-    """There is no other way to run on it."""
+    """The engine cannot run on it at all."""
 
     def fail(*_: object, **_options: object) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
@@ -279,7 +279,7 @@ def test_a_card_without_bf16_is_told(monkeypatch):
 
 @pytest.mark.parametrize(("free", "kind"), [(1, EngineOutOfMemory), (90, RuntimeError)])
 def test_cudnn_without_memory_finds_no_algorithm(free, kind, monkeypatch):
-    """It does not say why; a full card does."""
+    """The error has no reason; it counts as out of memory if the GPU is full."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 100))
     with pytest.raises(kind), naming_failures(4):

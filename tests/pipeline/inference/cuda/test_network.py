@@ -171,7 +171,7 @@ def test_without_kernels_the_log_says_so(fault, word, plain, monkeypatch, caplog
 
 
 def test_a_kernel_that_breaks_the_card_is_told(plain, monkeypatch):
-    """Nothing works there any more, PyTorch's operators neither: the error says what to do."""
+    """PyTorch's operators fail there too, so it is an error that says what to do."""
 
     def fail(*_args: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -220,7 +220,7 @@ def test_a_network_that_comes_out_wrong_is_not_used(fault, plain, monkeypatch, c
 
 
 def test_the_proof_takes_bf16s_roundings():
-    """They are no fault, neither are those of the embedded model's small channels."""
+    """Rounding errors of bf16 and of the embedded model's few channels pass the self-test."""
     network = (
         RawNetwork(seeded_checkpoint("nano").network(), SIZE_PX).convert(torch.bfloat16).to(memory_format=torch.channels_last)
     )
