@@ -1,1 +1,1 @@
-"""Research: this project beside mmdet, other servers and its own ceiling. Needs a checkout; nothing that is installed imports it."""
+"""Benchmarks: comparisons with mmdet, other servers and the hardware's limits. Needs a checkout; installed packages do not import it."""

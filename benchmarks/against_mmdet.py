@@ -1,10 +1,10 @@
-"""Every stage's output beside mmdet's, photo by photo: pixels, network input, boxes, scores, masks, outlines.
+"""Compares every stage's output with mmdet's, for each photo: pixels, network input, boxes, scores, masks, outlines.
 
     python -m benchmarks.against_mmdet --images folder [--count 20] [--model NAME] [--engine openvino --precision fp32]
 
 mmdet reads each photo as it always does (OpenCV, its own transforms, its own network and masks, float32). The engine here
-is the one asked for, on mmdet's square. Each photo is also enlarged and cut to a 15:1 strip, where mmdet's masks drift: it swaps the
-factors of width and height. Prints a table and, last, one line of JSON.
+is set by --engine, on mmdet's square. Each photo is also enlarged and cut to a 15:1 strip, where mmdet's masks are shifted: it swaps the
+factors of width and height. Prints a table, then one line of JSON.
 """
 
 from __future__ import annotations

@@ -33,10 +33,10 @@ from pipeline.inference.batcher import GreedyBatcher
 NAMES = ("serve.batch", "serve.batch tuned", "greedy")
 
 ONGOING = 1024
-"""Admission is not what is raced: nothing may queue in front of a replica."""
+"""max_ongoing_requests, so high that no call queues in front of a replica."""
 
 PATIENCE_S = 600.0
-"""Every Poisson arrival is waited for."""
+"""Time limit of a Poisson arrival, so long that all are answered, seconds."""
 
 
 class SleepingModel:
@@ -123,7 +123,7 @@ def deploy(step_s: float, max_batch: int, names: Collection[str] = NAMES) -> dic
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What the contestants get.
+    """The load.
 
     Args:
         step_s: seconds the model sleeps for one batch of any size.

@@ -1,4 +1,4 @@
-"""Speed and memory of the pipeline beside mmdet's own way, on the same photos, weights and cores, in one run.
+"""Compares speed and memory of the pipeline with mmdet's, on the same photos, weights and cores, in one run.
 
     python -m benchmarks.bench [--quick] [--rounds 3] [--images folder] [--memory-gb 14] [--output FILE.json] [--plot docs/bench.png]
 
@@ -6,7 +6,7 @@
             ─▶ RTMDet-Ins-x beside the matrix peak ─▶ images/s by batch ─▶ the same on a CUDA card, where there is one
 
 Prints tables and, last, one line of JSON. No Ray, no HTTP; `benchmarks.service_bench` measures the service. mmdet takes 13 GB for
-100 masks at 12 megapixels: `--memory-gb` says what it may have, and where that is less, both contestants keep fewer instances.
+100 masks at 12 megapixels: `--memory-gb` is its limit; if that is less, both contestants keep fewer instances.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from benchmarks.ceiling import Ceiling
 from benchmarks.photos import LARGE_WH, SMALL_WH, bench_photos
 
 SHARE_OF_FREE_MEMORY = 0.7
-"""What mmdet may have of the memory that is free now, unless `--memory-gb` says otherwise."""
+"""Share of the free memory that mmdet may use, unless `--memory-gb` is given."""
 UTILISATION_BATCHES = (1, 8)
-"""Images a pass where the share of the matrix peak is measured: all threads on one image, and streams that do not wait."""
+"""Batch sizes for which the share of the matrix peak is measured: all threads on one image, and one image per stream."""
 LARGEST = "x"
 
 

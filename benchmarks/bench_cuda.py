@@ -1,4 +1,4 @@
-"""The same on a CUDA card: images/s of our engine and of mmdet eager, and the share of the card's matrix peak.
+"""The benchmark on a GPU: images/s of our engine and of mmdet eager, and the share of the GPU's matrix peak.
 
     python -m benchmarks.bench_cuda [--models tiny x] [--batches 1 8 32] [--rounds 3] [--seconds 4]
 
@@ -38,7 +38,7 @@ from pipeline.model.compiled_ops import ensure_mmcv_ops
 
 MODELS, BATCHES = ("tiny", "x"), (1, 8, 32)
 SIDES = (4096, 8192, 16384)
-"""A card needs larger matrices than two cores to show its peak."""
+"""Sides of the matrices; a GPU needs larger ones than two cores to reach its peak."""
 OURS, MMDET = "ours", "mmdet eager fp32"
 CALLERS = 2
 """Threads that call our engine; the Detector keeps as many batches in flight on a card."""

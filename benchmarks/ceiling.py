@@ -1,6 +1,6 @@
-"""What this machine could do at best (matrix products and copies, measured by PyTorch), and how many operations a network takes.
+"""Measures this machine's limits (matrix products and copies, by PyTorch), and counts the operations of a network.
 
-The peak is the best of several sizes and repeats, not the mean: a ceiling that a neighbour's load lowered is none.
+The peak is the best of several sizes and repeats, not the mean: other load on the machine must not lower it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""mmdet's way and ours, from the encoded photo to JSON, on the same photos in turn; `benchmarks.bench` runs it."""
+"""Compares mmdet with this pipeline, from the encoded photo to JSON, alternating on the same photos; run by `benchmarks.bench`."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ MMDET_BYTES_A_SQUARE_PIXEL, MMDET_BYTES_A_PIXEL = 4, 5
 """Of every mask at once: float32 logits of the padded square at the photo's scale, then of the photo the sigmoid (float32) and
 the mask (bool). mmdet 3.3.0 `_bbox_mask_post_process`."""
 SPARE_BYTES = 1_000_000_000
-"""Libraries, weights and everything else of a process, generously."""
+"""Upper estimate for libraries, weights and everything else of a process."""
 PAUSE_S = 0.02
-"""Between contestants: OpenMP's threads, mmdet's here, spin on for milliseconds after their last loop, at the cost of whoever comes next.
-Measured without it: 2 ms of 12 of our network's time, and 8 ms of processor time counted as ours."""
+"""Pause between contestants, seconds: OpenMP's threads (mmdet's) spin for milliseconds after their last loop and slow down the next
+contestant. Without it: 2 of 12 ms of our network's time, and 8 ms of CPU time wrongly counted as ours."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""How every benchmark here repeats, sums up and prints what it measures.
+"""Shared by all benchmarks: repeating, summarising and printing measurements.
 
     turns (rounds, interleaved) ─▶ spread (median, lowest, highest), ratios within rounds ─▶ table ─▶ finish: one line of JSON, last
 

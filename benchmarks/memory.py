@@ -1,4 +1,4 @@
-"""Peak memory of one photo's way, each contestant in a process of its own that measures itself.
+"""Measures the peak memory of scoring one photo, each contestant in a process of its own.
 
     python -m benchmarks.memory ours|mmdet PHOTO.jpg VGA.jpg --model tiny --threshold 0.05 --instances 100
 

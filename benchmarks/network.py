@@ -1,4 +1,5 @@
-"""How much of the matrix peak the network reaches, where the rest goes, and images/s by batch size. On the CPU, without decoding."""
+"""Measures which share of the matrix peak the network reaches, its time by layer, and images/s by batch size. On the CPU, without
+decoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many bytes an outline costs, and what shape they buy: IoU with the full-size mask against JSON bytes, by tolerance.
+"""Measures IoU with the full-size mask against JSON bytes of polygons, by tolerance.
 
     python -m benchmarks.outline_curve [--logits FILE.npz | --coco FOLDER] [--scale 1] [--plot FILE.png]
 

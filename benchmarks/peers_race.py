@@ -1,4 +1,4 @@
-"""Our service beside what people would use instead: same weights, photos, client and cores, one contestant at a time.
+"""Compares this service with other servers: same weights, photos, client and cores, one contestant at a time.
 
     python -m benchmarks.peers_race [--peers litserve ...] [--model rtmdet-ins_nano_person | rtmdet-ins_s] [--rounds 3] [--output FILE.json]
 
@@ -6,8 +6,8 @@
     round 2: the same, another contestant first, from the rates of round 1
 
 Requests hold one photo each: LitServe batches requests, not images. Server is the highest rate of Poisson arrivals whose p99 holds
-the bound; offline sends all photos at once. Nobody keeps an access log. Ratios are taken within a round and their median is shown: the
-machine drifts less in a round than between rounds. Failures are counted. Prints a table and, last, one line of JSON.
+the bound; offline sends all photos at once. No server writes an access log. Ratios are taken within a round, because the machine's speed
+changes less within a round than between rounds; their median is shown. Failures are counted. Prints a table, then one line of JSON.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MAX_BATCH = 8
 THREADS = 2
 WARM_UP_S = 3.0
 OFFLINE_S = 60.0
-"""A contestant so slow that its offline run would take longer gets fewer photos."""
+"""Longest offline run, seconds; slower contestants get fewer photos."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--scenario", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), help="(default: both)")
     parser.add_argument("--p99-ms", type=float, default=250.0, help="latency bound (default: %(default)s)")
     parser.add_argument("--search-seconds", type=float, default=400.0, help="of one search at most (default: %(default)s)")
-    parser.add_argument("--offline-images", type=int, default=128, help="fewer for who is slow (default: %(default)s)")
+    parser.add_argument("--offline-images", type=int, default=128, help="fewer for slow contestants (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--config", type=Path, default=SHIPPED_CONFIG, help="of ours (default: %(default)s)")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Photos of a stated size for `benchmarks.bench`, as a camera would write them: JPEG with grain, so that decoding costs what it costs.
+"""Photos of a given size for `benchmarks.bench`: JPEG with grain, so that they decode as slowly as a camera's photos.
 
 An enlarged photo without grain compresses to a fraction of a camera's bytes, and decodes faster than any real one.
 """

@@ -1,4 +1,4 @@
-"""Rings back to a mask, exactly: a pixel is inside when its centre is (even-odd). For measuring; the service never does this."""
+"""Rasterises rings to a mask: a pixel is inside if its centre is (even-odd rule). For measurements only."""
 
 from __future__ import annotations
 

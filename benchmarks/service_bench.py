@@ -1,4 +1,4 @@
-"""How fast the whole service is, beside its ceiling: the engine alone in a loop on the same cores.
+"""Measures the images/s of the whole service, and of the engine alone on the same cores as its upper bound.
 
     python -m benchmarks.service_bench [--images folder] [--rounds 3] [--output results.json]
 

@@ -1,4 +1,4 @@
-"""The two ways from an encoded photo to JSON bytes, each with a clock on its stages.
+"""This pipeline and mmdet's, from an encoded photo to JSON bytes, with times by stage.
 
     ours    load_image ─▶ Engine.detect (network │ post-processing) ─▶ instances_to_objects, on all cores ─▶ objects_to_json
     mmdet   cv2.imdecode, mmdet's transforms ─▶ mmdet's network ─▶ mmdet's post-processing, full-size masks

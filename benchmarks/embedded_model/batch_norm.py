@@ -1,4 +1,4 @@
-"""Give a network its batch norms back after an export folded them into the convolutions.
+"""Restores the batch norms of a network after an export folded them into the convolutions.
 
 An ONNX export multiplies each batch norm into the convolution before it. Read back, such a network has batch norms that do
 nothing (mean 0, variance 1), and it cannot be fine-tuned: with its statistics fixed it is a deep network without any

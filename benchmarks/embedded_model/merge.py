@@ -1,4 +1,4 @@
-"""Average the weights of a model before and after fine-tuning, to keep what it knew and what it learned.
+"""Averages the weights of a model before and after fine-tuning, to keep the accuracy of both.
 
     python -m benchmarks.embedded_model.merge --base start.safetensors --tuned final.safetensors --share 0.5 \\
         --train train.json --train-images photos/ --out merged.safetensors

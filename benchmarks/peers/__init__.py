@@ -1,1 +1,1 @@
-"""What others do, measured beside ours. Never imported by the service."""
+"""Other servers, measured against this service. Never imported by it."""

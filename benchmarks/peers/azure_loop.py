@@ -1,4 +1,4 @@
-"""AzureML's way: one image at a time through mmdet, masks at original size, cv2.findContours, json, behind gunicorn.
+"""AzureML's scorer: one image at a time with mmdet, masks at original size, cv2.findContours, json, behind gunicorn.
 
     python -m benchmarks.peers.azure_loop --port 9001
 

@@ -1,4 +1,4 @@
-"""A peer as a process of its own session: started, waited for until it scores, ended with all that it started."""
+"""Runs a peer as a process in its own session: starts it, waits until it scores, and stops it with all its children."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PYTHONS = {
 """The peers, and who runs each."""
 
 WIRES = {"pytriton": TRITON}
-"""Of the peers that do not speak the contract."""
+"""Request formats of peers with another contract."""
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def peer_process(name: str, model: str, body: bytes) -> Iterator[str]:
         RuntimeError: it was not ready in time, or its interpreter is missing; the message holds the end of its log.
     """
     if not PYTHONS[name].exists():
-        raise RuntimeError(f"{name} runs in {PYTHONS[name]}, which is not there: see benchmarks/peers/{name}.py")
+        raise RuntimeError(f"{name} runs in {PYTHONS[name]}, which does not exist: see benchmarks/peers/{name}.py")
     port = free_port()
     command = [str(PYTHONS[name]), "-m", f"benchmarks.peers.{name}", "--port", str(port), "--model", model]
     with session_process(command) as (process, log):

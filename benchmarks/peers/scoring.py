@@ -1,4 +1,4 @@
-"""What every peer but AzureML's loop shares with our service: the command line, the request, and the pipeline's own functions.
+"""Shared by all peers except AzureML's loop: the command line, the request, and this pipeline's functions.
 
     base64 ─▶ load ─▶ LoadedImage ─▶ detect (a batch) ─▶ Instances ─▶ outline ─▶ {"boxes": [...]}
 

@@ -1,4 +1,4 @@
-// The page: photos in, what was found out. State is one object; `render` shows it.
+// The page. Its state is one object; `render` displays it.
 
 import { PhotoView, colour } from "./canvas.js";
 import { EXAMPLES } from "./examples.js";
@@ -23,7 +23,7 @@ function swatch(fill) { // an attribute of SVG, because the page's security poli
   return box;
 }
 
-// --- photos in ---
+// --- input ---
 
 async function take(photo) {
   if (!photo) return;
@@ -31,7 +31,7 @@ async function take(photo) {
   for (const button of $("examples").querySelectorAll("button")) button.ariaPressed = String(button.dataset.file === photo.name);
   $("result").hidden = $("code").hidden = true;
   const bitmap = await createImageBitmap(photo).catch(() => null);
-  if (state.photo === photo) await send(bitmap); // else another one came meanwhile
+  if (state.photo === photo) await send(bitmap); // unless another photo was chosen meanwhile
 }
 
 function showPhoto(bitmap) {
@@ -40,7 +40,7 @@ function showPhoto(bitmap) {
   $("welcome").hidden = true;
 }
 
-// bitmap: the photo as the browser decoded it; null where it cannot, undefined where it is on the page already.
+// bitmap: the photo decoded by the browser; null if it cannot decode it, undefined if it is already shown.
 async function send(bitmap) {
   running.abort();
   running = new AbortController();
@@ -76,7 +76,7 @@ function askForKey() {
   $("key").focus();
 }
 
-// --- what was found ---
+// --- results ---
 
 function shown() {
   return state.objects
@@ -87,8 +87,8 @@ function shown() {
 function render() {
   const list = shown();
   const names = Object.entries(Object.groupBy(list, ({ object }) => object.label)).map(([label, all]) => `${all.length} × ${label}`);
-  $("count").textContent = names.join(", ") || "Nothing above this score";
-  $("canvas").ariaLabel = `${state.photo.name}: ${names.join(", ") || "nothing found"}`;
+  $("count").textContent = names.join(", ") || "No objects above this score";
+  $("canvas").ariaLabel = `${state.photo.name}: ${names.join(", ") || "no objects"}`;
   $("threshold-value").textContent = state.threshold.toFixed(2);
   $("tolerance-value").textContent = `${state.tolerance} px`;
   const vertices = list.reduce((sum, { object }) => sum + points(object), 0);
@@ -235,7 +235,7 @@ function listenToTabs() {
   });
   $("copy").onclick = async () => {
     const done = await navigator.clipboard?.writeText($("panel").textContent).then(() => true, () => false);
-    if (!done) getSelection().selectAllChildren($("panel")); // without HTTPS there is no clipboard: Ctrl-C then
+    if (!done) getSelection().selectAllChildren($("panel")); // without HTTPS there is no clipboard API: the user presses Ctrl-C
     $("copy").textContent = done ? "Copied" : "Press Ctrl-C";
     setTimeout(() => { $("copy").textContent = "Copy"; }, 1500);
   };

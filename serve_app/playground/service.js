@@ -1,19 +1,19 @@
-// What the page says to the service, and what it makes of the answers. No DOM here.
+// Requests to the service, and parsing of its responses. No DOM here.
 
-export const LOWEST_SCORE = 0.05; // asked for, so that the score filter needs no new request
+export const LOWEST_SCORE = 0.05; // threshold of all requests, so that the score filter needs no new request
 
 const REMEDIES = {
-  unauthorized: "Enter a key above. Whoever runs this service has it.",
+  unauthorized: "Enter a key above. The operator of this service can give you one.",
   image_not_decodable: "The file is damaged or is no image. Open it in a viewer and save it again as JPEG or PNG.",
   unsupported_image_format: "Save it as JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF.",
   unsupported_media_type: "Save it as JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF.",
   image_too_large: "Save it smaller, or raise image_loader.max_image_mb in serve_config.yaml.",
   body_too_large: "Save it smaller, or raise ingress.max_body_mb in serve_config.yaml.",
   too_many_pixels: "Scale it down, or raise image_loader.max_megapixels in serve_config.yaml.",
-  overloaded: "The service has more work than it can take. Try again in a moment.",
+  overloaded: "The service is overloaded. Try again in a moment.",
   deadline_exceeded: "The service is busy. Try again, or raise ingress.timeout_s in serve_config.yaml.",
-  internal_error: "Try again. If it stays so, look for the request id in the service's log.",
-  no_connection: "Is the service running? `make serve` starts it and says when it is ready.",
+  internal_error: "Try again. If it persists, search the service's log for the request id.",
+  no_connection: "Is the service running? `make serve` starts it and prints when it is ready.",
 };
 
 export class ServiceError extends Error {
@@ -49,7 +49,7 @@ export async function info(key) {
   return (await ask("info", { headers: headersFor(key) })).json();
 }
 
-// The query of a request; what is the server's default is left out.
+// The query of a request, without the server's defaults.
 export function query({ threshold, tolerance, labels, draw }) {
   const asked = new URLSearchParams({ score_threshold: threshold, polygon_tolerance_px: tolerance, holes: "rings" });
   for (const label of labels ?? []) asked.append("labels", label);
@@ -77,7 +77,7 @@ const STAGES = {
   fetch: "read or fetch", decode: "decode", queue: "wait for a batch", detect: "network", polygonize: "outlines", encode: "JSON", wait: "between stages",
 };
 
-// [[what, milliseconds], …] in the order that a photo passes; the last is the way to the service and back.
+// [[stage, milliseconds], …] in the order of the stages; the last is the time outside of the service.
 export function timing(header, totalMs) {
   const ms = Object.fromEntries([...(header ?? "").matchAll(/([\w-]+);dur=([\d.]+)/g)].map(([, name, dur]) => [name, Number(dur)]));
   const known = Object.entries(STAGES).filter(([name]) => name in ms).map(([name, what]) => [what, ms[name]]);
@@ -85,7 +85,7 @@ export function timing(header, totalMs) {
   return { parts: [...known, ["HTTP and browser", Math.max(totalMs - served, 0)]], totalMs: Math.max(totalMs, served) };
 }
 
-// Vertices of an object's outline; rings repeat their first point, which is not counted again.
+// Number of points of an object's polygons, without the repeated first point of each ring.
 export function points(object) {
   const count = (ring) => ring.length / 2 - (ring.at(-2) === ring[0] && ring.at(-1) === ring[1] ? 1 : 0);
   return [...object.polygon, ...(object.holes ?? [])].reduce((sum, ring) => sum + count(ring), 0);

@@ -1,4 +1,4 @@
-// Code that makes the request whose result is shown.
+// Code snippets for the request whose result is shown.
 
 import { query } from "./service.js";
 

@@ -236,7 +236,7 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(browser, monkeypatch):
         choose(page)
         page.wait_for_selector("#error:not([hidden])")
         assert text(page, "#error-code") == "unauthorized"
-        page.get_by_label("This service wants a key").fill("right")
+        page.get_by_label("This service needs a key").fill("right")
         page.get_by_role("button", name="Use it").click()
         page.wait_for_selector("#result:not([hidden])")
         assert "$SCORING_KEY" in text(page, "#panel")
