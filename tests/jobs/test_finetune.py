@@ -130,17 +130,26 @@ def losses(work_dir):
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 
+SIX_STEPS = ("--steps", "6", "--mosaic-until", "1", "--precision", "fp32", "--save-every", "3")
+
+
+@pytest.fixture(scope="module")
+def six_losses(tiny_coco, tmp_path_factory):
+    """Of a run without a stop."""
+    work_dir = tmp_path_factory.mktemp("whole")
+    assert finetune.main(arguments(tiny_coco, work_dir, *SIX_STEPS)) == 0
+    return losses(work_dir)
+
+
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_resumed_run_has_the_losses_of_one_without_a_stop(tiny_coco, tmp_path, monkeypatch, workers):
+def test_a_resumed_run_has_the_losses_of_one_without_a_stop(tiny_coco, tmp_path, monkeypatch, six_losses, workers):
     """Also with other --workers; including mosaics, crops and colours."""
-    more = ["--steps", "6", "--mosaic-until", "1", "--precision", "fp32", "--save-every", "3"]
-    assert finetune.main(arguments(tiny_coco, tmp_path / "whole", *more)) == 0
     with monkeypatch.context() as patch:
         patch.setattr(BaseModel, "train_step", signalling(BaseModel.train_step, signal.SIGTERM, stop_after(3)))
-        assert finetune.main(arguments(tiny_coco, tmp_path / "stopped", *more)) == 128 + signal.SIGTERM
-    assert finetune.main(arguments(tiny_coco, tmp_path / "stopped", *more, "--resume", "--workers", workers)) == 0
-    assert losses(tmp_path / "stopped") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
-    assert len(losses(tmp_path / "whole")) == 6
+        assert finetune.main(arguments(tiny_coco, tmp_path, *SIX_STEPS)) == 128 + signal.SIGTERM
+    assert finetune.main(arguments(tiny_coco, tmp_path, *SIX_STEPS, "--resume", "--workers", workers)) == 0
+    assert losses(tmp_path) == pytest.approx(six_losses, rel=1e-4)
+    assert len(six_losses) == 6
 
 
 def stop_after(steps):
@@ -149,13 +158,18 @@ def stop_after(steps):
     return lambda number: signal.raise_signal(number) if next(calls) == steps else None
 
 
+def train_nothing(patch):
+    """Steps are counted, no sample is made and no network runs."""
+    patch.setattr(BaseModel, "train_step", lambda *_, **__: {"loss": torch.zeros(())})
+    patch.setattr(TrainingPhotos, "__getitem__", lambda *_: {})
+    patch.setattr(SeenObjectsHook, "after_train_iter", lambda *_, **__: None)
+
+
 def test_resume_does_not_replay_samples(tiny_coco, tmp_path, monkeypatch):
     """A run at step 1,000 begins with sample 2,000: the first new step comes at once."""
     steps = ["--steps", "1001", "--save-every", "1000", "--ema", "0"]
     with monkeypatch.context() as patch:
-        patch.setattr(BaseModel, "train_step", lambda *_, **__: {"loss": torch.zeros(())})
-        patch.setattr(TrainingPhotos, "__getitem__", lambda *_: {})
-        patch.setattr(SeenObjectsHook, "after_train_iter", lambda *_, **__: None)
+        train_nothing(patch)
         patch.setattr(BaseModel, "train_step", signalling(BaseModel.train_step, signal.SIGTERM, stop_after(1000)))
         assert finetune.main(arguments(tiny_coco, tmp_path, *steps, "--log-every", "1000")) == 128 + signal.SIGTERM
     numbers = []
@@ -212,8 +226,9 @@ def test_logs_are_mmengines(tmp_path):
 
 
 @pytest.mark.parametrize("scheduler", ["cosine", "linear", "step", "constant"])
-def test_schedules_end_where_they_should(tiny_coco, tmp_path, scheduler):
+def test_schedules_end_where_they_should(tiny_coco, tmp_path, monkeypatch, scheduler):
     """All from the same peak: cosine and linear end near 2 % of it, step at a hundredth, constant stays."""
+    train_nothing(monkeypatch)
     assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "10", "--scheduler", scheduler)) == 0
     rows = [json.loads(row) for row in next(tmp_path.rglob("scalars.json")).read_text().splitlines()]
     rates = [row["lr"] for row in rows if "lr" in row]
