@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 import warnings
 
 import psutil
@@ -430,7 +429,7 @@ def signalling(train_step, number, send=signal.raise_signal):
 
 
 def own_processes():
-    return {one.pid for one in psutil.Process().children()}
+    return set(psutil.Process().children())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -442,8 +441,9 @@ def test_a_signal_to_all_processes_ends_a_run_with_a_result(tiny_coco, tmp_path,
         """As a terminal signals its whole foreground group; a loader ends when this process tells it to."""
         loaders = own_processes() - others
         assert loaders
-        subprocess.run(["kill", f"-{number}", *map(str, loaders), str(os.getpid())], check=True)
-        time.sleep(0.2)
+        subprocess.run(["kill", f"-{number}", *(str(one.pid) for one in (*loaders, psutil.Process()))], check=True)
+        ended, _ = psutil.wait_procs(loaders, timeout=0.2)
+        assert not ended
 
     monkeypatch.setattr(BaseModel, "train_step", signalling(BaseModel.train_step, number, to_all))
     with tempfile.TemporaryDirectory() as scratch:  # a short path: loaders have sockets in it
@@ -452,7 +452,8 @@ def test_a_signal_to_all_processes_ends_a_run_with_a_result(tiny_coco, tmp_path,
         assert not [name for name in os.listdir(scratch) if name.startswith("pymp-")]
     assert f"Stopped by {number.name} after 1 of 3 steps." in capsys.readouterr().out
     assert (tmp_path / "final.safetensors").is_file()
-    assert own_processes() <= others
+    _, left = psutil.wait_procs(own_processes() - others, timeout=30)
+    assert not left
 
 
 def test_a_signal_before_the_first_step_ends_the_run(tiny_coco, tmp_path, capsys, monkeypatch):

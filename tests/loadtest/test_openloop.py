@@ -109,7 +109,7 @@ async def test_lost_trial_is_cut_short():
     assert summary.outcomes["abandoned"] > 90
     assert summary.cut_short
     assert summary.missed == 1
-    assert summary.took_s < 1  # of what was sent
+    assert summary.took_s < 4  # of what was sent; the whole schedule has 5 s
     assert summary.send_lag_p99_ms >= 0
 
 
@@ -232,12 +232,12 @@ async def test_steady_scenario():
 
 
 async def test_offline_scenario():
-    """All at once: 40 images in requests of 2 on four servers of 10 ms take about 50 ms."""
+    """All at once: 40 images in requests of 2 on four servers of 50 ms take about 250 ms, on one server a second."""
     bodies = request_bodies([b"a", b"b"], 2)
-    async with fake_service(step_s=0.01, servers=4) as url, Client(url, bodies, images=2) as client:
+    async with fake_service(step_s=0.05, servers=4) as url, Client(url, bodies, images=2) as client:
         result = await run_offline(client, Setup(offline_images=40), print)
     assert result["summary"]["ok"] == 20
-    assert 200 < result["summary"]["images_per_s"] < 801
+    assert 50 < result["summary"]["images_per_s"] < 161
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_a_runaway_is_ended(bad_decoder, deed):
     before, began = bad_decoder.pid, time.monotonic()
     with pytest.raises(DecoderLost, match="decode_timeout_s"):
         bad_decoder.load(deed)
-    assert 1.0 <= time.monotonic() - began < 3.0
+    assert 1.0 <= time.monotonic() - began < 10.0
     assert not psutil.pid_exists(before)
     assert bad_decoder.load(png()).letterbox.original_hw == (48, 64)
 

@@ -18,7 +18,7 @@ from pipeline.errors import ConfigurationError, DeadlineExceeded, EngineLost, En
 from pipeline.inference.batch_queue import BatchLimit, BatchResult, DropReason
 from pipeline.inference.batcher import GreedyBatcher
 
-SLACK_S = 0.15
+SLACK_S = 0.5
 """How late a loaded two-core machine may wake a thread or a timer."""
 
 
@@ -176,10 +176,10 @@ class TestForming:
         assert [item for batch in model.batches for item in batch] == list(range(100))
 
     async def test_the_loop_stays_responsive_while_the_model_blocks(self) -> None:
-        """A 0.3 s batch that holds its thread does not hold the event loop."""
+        """A 0.6 s batch that holds its thread does not hold the event loop."""
 
         def nap(items: list[int]) -> list[int]:
-            time.sleep(0.3)
+            time.sleep(0.6)
             return items
 
         async with running(nap) as batcher:
@@ -188,7 +188,7 @@ class TestForming:
             while not task.done():
                 await asyncio.sleep(0.005)
                 longest_gap_s, before = max(longest_gap_s, time.perf_counter() - before), time.perf_counter()
-            assert longest_gap_s < 0.2
+            assert longest_gap_s < 0.5
 
     async def test_batches_run_on_threads_of_their_own(self) -> None:
         """Two at most, and never on the event loop's."""
