@@ -165,17 +165,17 @@ def train_nothing(patch):
 
 
 def test_resume_does_not_replay_samples(tiny_coco, tmp_path, monkeypatch):
-    """A run at step 1,000 begins with sample 2,000: the first new step comes at once."""
-    steps = ["--steps", "1001", "--save-every", "1000", "--ema", "0"]
+    """A run at step 100 begins with sample 200: the first new step comes at once."""
+    steps = ["--steps", "101", "--save-every", "100", "--ema", "0"]
     with monkeypatch.context() as patch:
         train_nothing(patch)
-        patch.setattr(BaseModel, "train_step", signalling(BaseModel.train_step, signal.SIGTERM, stop_after(1000)))
-        assert finetune.main(arguments(tiny_coco, tmp_path, *steps, "--log-every", "1000")) == 128 + signal.SIGTERM
+        patch.setattr(BaseModel, "train_step", signalling(BaseModel.train_step, signal.SIGTERM, stop_after(100)))
+        assert finetune.main(arguments(tiny_coco, tmp_path, *steps, "--log-every", "100")) == 128 + signal.SIGTERM
     numbers = []
     make = TrainingPhotos.__getitem__
     monkeypatch.setattr(TrainingPhotos, "__getitem__", lambda self, place: numbers.append(place[1]) or make(self, place))
     assert finetune.main(arguments(tiny_coco, tmp_path, *steps, "--resume")) == 0
-    assert numbers == [2000, 2001]
+    assert numbers == [200, 201]
 
 
 def test_accumulated_batches_are_one_step(tiny_coco, tmp_path):
