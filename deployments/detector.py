@@ -50,7 +50,7 @@ class Detector:
         self._batcher: GreedyBatcher[Item, Instances] = GreedyBatcher(
             self._run, max_batch=settings.max_batch, max_wait_s=settings.max_wait_ms / 1e3, observer=BatchMetrics()
         )
-        options = on_granted_device(engine_options(model, settings), _granted_cards())
+        options = on_granted_device(engine_options(model, settings), _granted_gpus())
         self._engine = load_engine(model.name, options, self._batcher.notify_capacity)
         self._engine.warm_up()
 
@@ -125,7 +125,7 @@ def engine_options(model: ModelSettings, settings: DetectorSettings) -> EngineOp
     )
 
 
-def on_granted_device(options: EngineOptions, cards: int) -> EngineOptions:
+def on_granted_device(options: EngineOptions, gpus: int) -> EngineOptions:
     """Resolve `device: auto`: the GPU that Ray granted to this replica, else the CPU.
 
     In Ray 2.60 a replica without `num_gpus` sees every GPU of its machine. It must not use them: they are not reserved for it, and all such
@@ -133,10 +133,10 @@ def on_granted_device(options: EngineOptions, cards: int) -> EngineOptions:
     """
     if options.device != "auto" or options.kind not in ("auto", "torch"):
         return options
-    return replace(options, device="cuda" if cards else "cpu")
+    return replace(options, device="cuda" if gpus else "cpu")
 
 
-def _granted_cards() -> int:
+def _granted_gpus() -> int:
     return len(ray.get_runtime_context().get_accelerator_ids().get("GPU", ()))
 
 

@@ -17,7 +17,7 @@ ensure_mmcv_ops()
 KNOWN = (
     "torch.meshgrid: in an upcoming release",  # mmdet's grid of points
     r"`torch\.cuda\.amp\.autocast",  # mmdet's channel attention and CSP blocks
-    r"`torch\.cuda\.amp\.GradScaler",  # mmengine's AmpOptimWrapper, which fp16 takes on a card
+    r"`torch\.cuda\.amp\.GradScaler",  # mmengine's AmpOptimWrapper, which fp16 takes on a GPU
     r"Detected call of `scheduler\.step\(\)` before",  # its scaler skips the first steps while they overflow
     "Named tensors and all their associated APIs",
     "'pin_memory' argument is set as true",

@@ -41,7 +41,7 @@ GROUP_IMAGES = GroupSettings().max_images
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class Requirements:
     """The requirements.
 
     Args:
@@ -93,31 +93,31 @@ class BoundTooTight(ValueError):
     """No number of replicas meets the bound; the message says what takes too long."""
 
 
-def plan(costs: Costs, step: Step, wish: Wish) -> Plan:
+def plan(costs: Costs, step: Step, required: Requirements) -> Plan:
     """Size every stage.
 
     Raises:
         BoundTooTight: even a single image takes longer than the bound.
     """
     stage_ms = {stage: cpu_ms(costs, stage) for stage in CPU_STAGES}
-    needed = {stage: wish.rate_per_s * ms / 1e3 for stage, ms in stage_ms.items()}
-    replicas = {stage: max(1, math.ceil(cores / wish.utilisation)) for stage, cores in needed.items()}
+    needed = {stage: required.rate_per_s * ms / 1e3 for stage, ms in stage_ms.items()}
+    replicas = {stage: max(1, math.ceil(cores / required.utilisation)) for stage, cores in needed.items()}
     waits = {stage: wait_ms(needed[stage], replicas[stage], stage_ms[stage]) for stage in CPU_STAGES}
     outside_p50 = sum(stage_ms.values()) + cpu_ms(costs, DETECTOR) + sum(waits.values())
     outside_p99 = outside_p50 + (P99_OF_EXPONENTIAL - 1) * sum(waits.values())
-    batch = _largest_batch(step, wish, outside_p99)
-    detectors = max(1, math.ceil(wish.rate_per_s / (wish.utilisation * step.per_s(batch))))
-    cores = wish.rate_per_s * host_cpu_ms(costs) / 1e3 + sum(costs.idle_cores.values())
+    batch = _largest_batch(step, required, outside_p99)
+    detectors = max(1, math.ceil(required.rate_per_s / (required.utilisation * step.per_s(batch))))
+    cores = required.rate_per_s * host_cpu_ms(costs) / 1e3 + sum(costs.idle_cores.values())
     used = {stage: needed[stage] / replicas[stage] for stage in CPU_STAGES}
-    used[DETECTOR] = wish.rate_per_s / (detectors * step.per_s(batch))
+    used[DETECTOR] = required.rate_per_s / (detectors * step.per_s(batch))
     return Plan(
         replicas=replicas | {DETECTOR: detectors},
         batch=batch,
-        cpus=cores / wish.utilisation,
+        cpus=cores / required.utilisation,
         max_in_flight=max(2, math.ceil(2 * batch * detectors / (GROUP_IMAGES * replicas["Ingress"]))),
-        p50_ms=outside_p50 + 1.5 * step.ms(usual_batch(step, wish.rate_per_s / detectors, batch)),
+        p50_ms=outside_p50 + 1.5 * step.ms(usual_batch(step, required.rate_per_s / detectors, batch)),
         p99_ms=outside_p99 + 2 * step.ms(batch),
-        mb_per_s={hop: wish.rate_per_s * size / 1e6 for hop, size in costs.hop_bytes.items()},
+        mb_per_s={hop: required.rate_per_s * size / 1e6 for hop, size in costs.hop_bytes.items()},
         limit=max(used, key=used.__getitem__),
     )
 
@@ -165,11 +165,11 @@ def predicted_per_s(
     return (by_detectors, "detectors") if by_detectors <= by_cpus else (by_cpus, "CPUs")
 
 
-def _largest_batch(step: Step, wish: Wish, outside_ms: float) -> int:
-    fitting = [batch for batch in range(1, wish.max_batch + 1) if outside_ms + 2 * step.ms(batch) <= wish.p99_ms]
+def _largest_batch(step: Step, required: Requirements, outside_ms: float) -> int:
+    fitting = [batch for batch in range(1, required.max_batch + 1) if outside_ms + 2 * step.ms(batch) <= required.p99_ms]
     if not fitting:
         raise BoundTooTight(
-            f"p99 {wish.p99_ms:g} ms cannot be kept: two steps of the network at batch 1 take {2 * step.ms(1):.0f} ms and the rest "
+            f"p99 {required.p99_ms:g} ms cannot be met: two steps of the network at batch 1 take {2 * step.ms(1):.0f} ms and the rest "
             f"{outside_ms:.0f} ms. Use a faster accelerator or a smaller model, or a higher bound."
         )
     return fitting[-1]
@@ -236,7 +236,7 @@ def run(args: argparse.Namespace) -> int:
         if args.config:
             print_chain(args.config, costs, step, args.fetch_ms)
             return 0
-        result = plan(costs, step, Wish(args.rate, args.p99_ms, args.max_batch, args.utilisation))
+        result = plan(costs, step, Requirements(args.rate, args.p99_ms, args.max_batch, args.utilisation))
     except BoundTooTight as error:
         print(error, file=sys.stderr)
         return 1

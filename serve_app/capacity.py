@@ -80,10 +80,8 @@ def step_of(settings: Settings, deployments: Mapping[str, dict[str, Any]]) -> St
     """The time of a pass if it is known (simulated, or measured in docs/RESULTS.md), else None."""
     if settings.detector.engine == "simulated":
         return Step(settings.detector.simulated.base_ms, settings.detector.simulated.per_image_ms)
-    on_card = bool((deployments.get("Detector", {}).get("ray_actor_options") or {}).get("num_gpus"))
-    return next(
-        (step for (model, card), step in STEPS.items() if card == on_card and settings.model.name.startswith(model)), None
-    )
+    on_gpu = bool((deployments.get("Detector", {}).get("ray_actor_options") or {}).get("num_gpus"))
+    return next((step for (model, gpu), step in STEPS.items() if gpu == on_gpu and settings.model.name.startswith(model)), None)
 
 
 def rates(

@@ -34,9 +34,9 @@ def predict_with_mmdet(
     input_size_px: int | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> CocoResults:
-    """Run mmdet's own test path (its transforms, network, NMS and masks) photo by photo, on the first card where there is one.
+    """Run mmdet's own test path (its transforms, network, NMS and masks) photo by photo, on the first GPU where there is one.
 
-    On a card, convolutions are in TF32: PyTorch's default, and so mmdet's.
+    On a GPU, convolutions are in TF32: PyTorch's default, and so mmdet's.
 
     Args:
         checkpoint: the model; its classes are matched to the annotations' categories by name.

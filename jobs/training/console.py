@@ -47,7 +47,7 @@ class ConciseRunner(Runner):
     def wrap_model(self, model_wrapper_cfg: Any, model: Any) -> Any:
         """Channels last, before torch's DistributedDataParallel looks: changed later, gradients of 3x3 convolutions came back permuted.
 
-        Without a card, batch norms are each process's own: torch joins them on cards alone.
+        Without a GPU, batch norms are each process's own: torch joins them on GPUs alone.
         """
         model = model if torch.cuda.is_available() else revert_sync_batchnorm(model)
         return super().wrap_model(model_wrapper_cfg, model.to(memory_format=torch.channels_last))

@@ -73,10 +73,10 @@ def choose_precision(asked: str) -> tuple[str, str]:
         return ("bf16", "this CPU has bf16 instructions") if able else ("fp32", "this CPU has no bf16 instructions")
     generation = torch.cuda.get_device_capability()
     if generation >= AMPERE:
-        return "bf16", "this card computes in bf16"
+        return "bf16", "this GPU computes in bf16"
     if generation >= VOLTA:
-        return "fp16", "this card has no bf16 units"
-    return "fp32", "this card has no units for half precision"
+        return "fp16", "this GPU has no bf16 units"
+    return "fp32", "this GPU has no units for half precision"
 
 
 def device_name() -> str:

@@ -138,7 +138,7 @@ class FinetuneSettings:
     # machine
     precision: str = option(
         "auto",
-        "auto: bf16 where the device computes in it, fp16 on older cards, else fp32",
+        "auto: bf16 where the device computes in it, fp16 on older GPUs, else fp32",
         choices=("auto", "bf16", "fp32", "fp16"),
     )
     gradient_checkpointing: bool = option(False, "gradient checkpointing of the backbone: less memory, a third more time")
@@ -149,7 +149,7 @@ class FinetuneSettings:
     )
     workers: int = option(
         1,
-        "loader processes of each training process (default: 1; on a machine with a card one for every core but one, at most 8)",
+        "loader processes of each training process (default: 1; on a machine with a GPU one for every core but one, at most 8)",
         least=0,
         default_factory=default_workers,
     )

@@ -18,7 +18,7 @@ from loadtest.photos import photos_from
 from loadtest.planner import (
     CPU_STAGES,
     BoundTooTight,
-    Wish,
+    Requirements,
     cpu_ms,
     engine_step,
     plan,
@@ -46,9 +46,9 @@ STEPS = st.builds(Step, st.floats(1, 60), st.floats(0.1, 20))
 @given(STEPS, st.floats(1, 5000), st.floats(0.3, 0.95))
 def test_a_plan_keeps_its_promises(step, rate, utilisation):
     """No stage above the utilisation, the bound kept, and one replica fewer would be too few."""
-    wish = Wish(rate, 1000, 32, utilisation)
-    made = plan(COSTS, step, wish)
-    assert made.p50_ms <= made.p99_ms <= wish.p99_ms
+    required = Requirements(rate, 1000, 32, utilisation)
+    made = plan(COSTS, step, required)
+    assert made.p50_ms <= made.p99_ms <= required.p99_ms
     for stage in CPU_STAGES:
         needed = rate * cpu_ms(COSTS, stage) / 1e3
         assert needed / made.replicas[stage] <= utilisation * (1 + 1e-9)
@@ -60,7 +60,7 @@ def test_a_plan_keeps_its_promises(step, rate, utilisation):
 @given(STEPS, st.floats(1, 1000), st.floats(1, 1000))
 def test_more_images_never_need_less(step, rate, more):
     """Replicas and CPUs grow with the rate."""
-    small, large = (plan(COSTS, step, Wish(images, 2000)) for images in (rate, rate + more))
+    small, large = (plan(COSTS, step, Requirements(images, 2000)) for images in (rate, rate + more))
     assert all(large.replicas[stage] >= small.replicas[stage] for stage in CPU_STAGES)
     assert large.cpus >= small.cpus
 
@@ -68,7 +68,7 @@ def test_more_images_never_need_less(step, rate, more):
 def test_a_bound_below_two_steps_is_refused():
     """The message says what takes too long."""
     with pytest.raises(BoundTooTight, match="two steps of the network at batch 1 take 440 ms"):
-        plan(COSTS, Step(200, 20), Wish(10, 250))
+        plan(COSTS, Step(200, 20), Requirements(10, 250))
 
 
 @pytest.mark.parametrize(("rate_per_s", "batch"), [(1, 1), (50, 1), (200, 4), (400, 24), (450, 32), (1000, 32)])
@@ -106,7 +106,7 @@ def test_the_engine_is_not_counted_as_host_work():
         ({"on_cpu": False}, "", 2, "give the step with --step-ms"),
         ({"on_cpu": False}, "--step-ms 5,1", 0, ""),
         ({"layout": "together"}, "--step-ms 5,1", 2, "layout: together"),
-        ({"engine_ms": [(1, 170.0), (8, 1140.0)]}, "", 1, "cannot be kept"),
+        ({"engine_ms": [(1, 170.0), (8, 1140.0)]}, "", 1, "cannot be met"),
     ],
 )
 def test_costs_that_make_no_plan(measured, more, status, said, tmp_path, capsys):

@@ -1,7 +1,7 @@
-"""The engine of a CUDA card: everything from bytes to kept instances is one CUDA graph a batch size.
+"""The engine for GPUs: one CUDA graph per batch size, from pixels to instances.
 
-images ─▶ pinned memory ─▶ card: normalise ─▶ network ─▶ FixedPostProcessor ─▶ pinned memory ─▶ Instances
-          ╰ the next batch's copies overlap this one's computing, when two threads call `detect` ╯
+images ─▶ pinned memory ─▶ GPU: normalise ─▶ network ─▶ FixedPostProcessor ─▶ pinned memory ─▶ Instances
+          ╰ the next batch is copied while this one is computed, if two threads call `detect` ╯
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from pipeline.images.letterbox import pad_batch
 from pipeline.inference.base import TORCH_DTYPES, BatchEngine, grey_image, naming_failures, torch_engine_info
 from pipeline.inference.cuda.graphs import BatchGraphs, Slot, Slots, cudnn_at_its_fastest, default_buckets
 from pipeline.inference.cuda.network import with_kernels
-from pipeline.inference.cuda.postprocess import LIMITS, MAX_INSTANCES, FixedPostProcessor, FixedResults, to_instances, wishes_of
+from pipeline.inference.cuda.postprocess import (
+    LIMITS,
+    MAX_INSTANCES,
+    FixedPostProcessor,
+    FixedResults,
+    encode_options,
+    to_instances,
+)
 from pipeline.inference.engine import CapacityListener, EngineOptions, ignore_capacity
 from pipeline.inference.postprocess import PostProcessor
 from pipeline.model.checkpoints import Checkpoint
@@ -29,19 +36,19 @@ from pipeline.types import DetectOptions, Instances, Letterbox, LoadedImage
 log = logging.getLogger(__name__)
 
 BF16_SINCE = (8, 0)
-"""Compute capability: cards before Ampere have no bf16, though PyTorch says that it is supported (it counts emulation)."""
+"""Compute capability: GPUs before Ampere have no bf16, although PyTorch reports it as supported (by emulation)."""
 
 
 class CudaEngine(BatchEngine):
-    """Runs on one CUDA card; see `EngineOptions` for what can be chosen.
+    """Runs on one GPU; see `EngineOptions`.
 
     Args:
         checkpoint: model and weights.
         options: precision `auto` is fp16.
-        device: the card.
-        on_capacity: told when the card computes and the next batch's memory can be filled.
+        device: the GPU.
+        on_capacity: called when the GPU computes and the next batch's buffers can be filled.
     Raises:
-        EngineUnavailable: the card cannot compute in that precision, or a kernel made it unusable.
+        EngineUnavailable: the GPU cannot compute in that precision, or a kernel made it unusable.
     """
 
     def __init__(
@@ -65,35 +72,35 @@ class CudaEngine(BatchEngine):
             kernels = None
             if options.cuda_kernels:
                 ends = sorted({min(buckets), max(buckets)})
-                with naming_failures(max(buckets)), cudnn_at_its_fastest(tf32=True):  # here it is chosen what is faster, too
+                with naming_failures(max(buckets)), cudnn_at_its_fastest(tf32=True):  # kernels also choose the faster way here
                     self._network, kernels = with_kernels(self._network, spec.input_size, ends, dtype, device)
             input_hw, branch = (spec.input_size, spec.input_size), network.kernel_branch.convert(dtype, from_channels=0)
             own = (kernels.greedy_nms, kernels.packed_mask_logits) if kernels is not None else ()
             self._postprocess = FixedPostProcessor(input_hw, branch, device, *own)
             self._exact_postprocess = PostProcessor(input_hw, branch, device)
             # With TF32, cuDNN's default, fp32 would have the 10 bits of mantissa of fp16.
-            wishes, tf32 = len(spec.classes) + LIMITS, precision != "fp32"
-            self._graphs = BatchGraphs(self._compute, device, buckets, spec.input_size, wishes, tf32)
+            option_count, tf32 = len(spec.classes) + LIMITS, precision != "fp32"
+            self._graphs = BatchGraphs(self._compute, device, buckets, spec.input_size, option_count, tf32)
         self._slots = Slots(self._make_slot)
         self._computing = threading.Lock()
 
     def _make_slot(self) -> Slot:
-        with self._computing:  # it may have to record a graph, and nothing else may run on that stream meanwhile
+        with self._computing:  # it may record a graph, and nothing else may run on that stream meanwhile
             return self._graphs.slot()
 
-    def _compute(self, pixels: Tensor, wishes: Tensor) -> tuple[RawOutputs, FixedResults]:
+    def _compute(self, pixels: Tensor, image_options: Tensor) -> tuple[RawOutputs, FixedResults]:
         raw = self._network(pixels)
-        return raw, self._postprocess(raw, wishes)
+        return raw, self._postprocess(raw, image_options)
 
     def _run(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
         count, letterboxes = len(images), [image.letterbox for image in images]
         with torch.cuda.device(self._device), self._slots.borrow() as slot:
             pad_batch(images, self._info.input_size, out=slot.host_pixels)
-            wishes_of(letterboxes, options, len(self._info.classes), out=slot.host_wishes)
+            encode_options(letterboxes, options, len(self._info.classes), out=slot.host_options)
             slot.upload(count)
             with self._computing:
                 self._graphs.run(slot, count)
-            self._on_capacity(self._info.max_batch)  # it computes now, and the host can fill the other slot
+            self._on_capacity(self._info.max_batch)  # the GPU computes now, and the host can fill the other slot
             summary, masks = slot.download([letterbox.mask_grid_hw for letterbox in letterboxes])
             found = to_instances(summary, masks, letterboxes)
             beyond = [n for n in range(count) if not summary[n, 1] or options[n].max_detections > MAX_INSTANCES]
@@ -111,7 +118,7 @@ class CudaEngine(BatchEngine):
         letterboxes: Sequence[Letterbox],
         options: Sequence[DetectOptions],
     ) -> list[Instances]:
-        """Some images of the slot's batch once more, by the post-processing without bounds: they have too much for the other."""
+        """Post-process some images of the slot's batch again, without bounds, because they exceed those of FixedPostProcessor."""
         log.debug("%d images of %d go through the post-processing without bounds", len(places), count)
         with self._computing:
             raw = self._graphs.run(slot, count)
@@ -120,10 +127,10 @@ class CudaEngine(BatchEngine):
                 return self._exact_postprocess(own, [letterboxes[n] for n in places], [options[n] for n in places])
 
     def warm_up(self) -> None:
-        """Record the graphs of all batch sizes, then run grey images, alone and as a full batch, with both ways to post-process.
+        """Record the graphs of all batch sizes, then run grey images, alone and as a full batch, with both kinds of post-processing.
 
         Raises:
-            EngineOutOfMemory: a full batch does not fit on the card.
+            EngineOutOfMemory: a full batch does not fit on the GPU.
         """
         most = self._info.max_batch
         with torch.cuda.device(self._device), naming_failures(most):
@@ -135,7 +142,7 @@ class CudaEngine(BatchEngine):
         self.detect([grey_image(self._info.input_size)] * most, [beyond] * most)
 
     def close(self) -> None:
-        """Free the card's memory, as far as this engine holds it."""
+        """Free the GPU memory of this engine."""
         self._slots.clear()
         with self._computing:
             self._graphs.clear()

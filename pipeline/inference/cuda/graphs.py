@@ -1,10 +1,10 @@
-"""Pieces of the CUDA engine that keep the card busy.
+"""Slots and CUDA graphs of the CUDA engine.
 
     host ─copy stream─▶ Slot ─▶ BatchGraphs: one recorded CUDA graph for each batch size ─▶ Slot ─copy stream─▶ host
 
-- A `Slot` is one batch's room on both sides. There are two: one batch travels to or from the card while the other is computed.
-- A graph holds network and post-processing. Replaying it is one launch instead of some hundreds, and the host waits for nothing in between.
-  Where one cannot be recorded, its operators are launched each time.
+- A `Slot` holds the buffers of one batch on host and GPU. There are two: one batch is copied while the other is computed.
+- A graph contains network and post-processing. Replaying it is one launch instead of hundreds, without waiting in between.
+  If recording fails, the operators are launched each time.
 """
 
 from __future__ import annotations
@@ -32,65 +32,67 @@ WARM_UP_RUNS = 3
 SLOTS = 2
 
 Compute = Callable[[Tensor, Tensor], tuple[RawOutputs, FixedResults]]
-"""Pixels (B, S, S, 3) uint8 and wishes (B, C + 9) to what the network says and what was found, without waiting for the card."""
+"""Takes pixels (B, S, S, 3) uint8 and image options (B, C + 9) float32; returns the network's outputs and the results, without waiting for
+the GPU."""
 
 
 def default_buckets(max_batch: int) -> tuple[int, ...]:
-    """1, 2, 4 ... and max_batch itself."""
+    """The batch sizes 1, 2, 4 ... and max_batch."""
     powers = [2**power for power in range(max_batch.bit_length()) if 2**power < max_batch]
     return (*powers, max_batch)
 
 
 class Slot:
-    """Room for one batch on the host and on the card.
+    """Buffers of one batch on the host and on the GPU.
 
     Args:
-        device: the card.
-        most: images of the largest batch.
+        device: the GPU.
+        most: largest batch, images.
         size: side S of the network input, pixels.
-        wishes: numbers of an image's wishes.
+        option_count: numbers per image in `encode_options`.
         results: of any recorded graph, for their shapes.
     Attributes:
-        host_pixels: (most, S, S, 3) uint8 and `host_wishes` (most, C + 9) float32: fill them, then `upload`.
-        pixels, wishes: the same on the card.
+        host_pixels: (most, S, S, 3) uint8 and `host_options` (most, C + 9) float32: fill them, then `upload`.
+        pixels, image_options: the same on the GPU.
     """
 
-    def __init__(self, device: torch.device, most: int, size: int, wishes: int, results: FixedResults) -> None:
+    def __init__(self, device: torch.device, most: int, size: int, option_count: int, results: FixedResults) -> None:
         def both(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
             return torch.empty(shape, dtype=dtype, pin_memory=True), torch.empty(shape, dtype=dtype, device=device)
 
         self._cells = results.masks.numel() // len(results.summary)
         self._host_pixels, self.pixels = both((most, size, size, 3), torch.uint8)
-        self._host_wishes, self.wishes = both((most, wishes), torch.float32)
+        self._host_options, self.image_options = both((most, option_count), torch.float32)
         self._host_summary, self._summary = both((most, results.summary.shape[1]), torch.float32)
         self._masks = torch.empty(most * self._cells, dtype=torch.float16, device=device)
         self.host_pixels: NDArray[np.uint8] = self._host_pixels.numpy()
-        self.host_wishes: NDArray[np.float32] = self._host_wishes.numpy()
+        self.host_options: NDArray[np.float32] = self._host_options.numpy()
         self._copying = torch.cuda.Stream(device)
         self._uploaded, self._computed = torch.cuda.Event(), torch.cuda.Event()
         self._downloaded = torch.cuda.Event(blocking=True)  # a thread that waits sleeps: the core is somebody else's
 
     def upload(self, count: int) -> None:
-        """Start copying the first `count` images to the card."""
+        """Start copying the first `count` images to the GPU."""
         with torch.cuda.stream(self._copying):
             self.pixels[:count].copy_(self._host_pixels[:count], non_blocking=True)
-            self.wishes[:count].copy_(self._host_wishes[:count], non_blocking=True)
+            self.image_options[:count].copy_(self._host_options[:count], non_blocking=True)
             self._uploaded.record()
 
     def reserve(self) -> list[Tensor]:
-        """Page-locked memory of every size that masks may need: it takes milliseconds to get, and PyTorch keeps it, in powers of two."""
+        """Allocate page-locked memory of all sizes that masks may need: this takes milliseconds, and PyTorch caches it, in powers of
+        two."""
         powers = range(self._masks.nbytes.bit_length() + 1)
         return [torch.empty(2**power, dtype=torch.uint8, pin_memory=True) for power in powers]
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Within: what the current stream does comes after the upload, and before `download`."""
+        """Within: work of the current stream runs after the upload and before `download`."""
         self._uploaded.wait()
         yield
         self._computed.record()
 
     def keep(self, results: FixedResults, count: int) -> None:
-        """Take the results of `count` images over, on the current stream: the next replay of the graph writes over them."""
+        """Copy the results of `count` images, on the current stream: the next replay of the graph overwrites them."""
         self._summary[:count].copy_(results.summary[:count])
         most = count * self._cells
         self._masks[:most].copy_(results.masks[:most])
@@ -99,8 +101,8 @@ class Slot:
         """Wait for the results of as many images as there are mask grids.
 
         Returns:
-            Summaries, valid until the slot's next batch; and the masks of what was found, in page-locked memory of their own, which PyTorch
-            takes back when nobody holds them any more.
+            Summaries, valid until the slot's next batch; and the masks of the instances, in page-locked memory of their own, which PyTorch
+            reuses when they are freed.
         """
         count = len(grids_hw)
         with torch.cuda.stream(self._copying):
@@ -119,10 +121,10 @@ class Slot:
 
 
 class Slots:
-    """Slots that are lent to callers in turn.
+    """A pool of slots.
 
     Args:
-        make: makes one; called when it is needed first.
+        make: creates a slot; called when it is first needed.
     """
 
     def __init__(self, make: Callable[[], Slot]) -> None:
@@ -133,7 +135,7 @@ class Slots:
 
     @contextmanager
     def borrow(self) -> Iterator[Slot]:
-        """Wait for a free slot and have it for a while."""
+        """Wait for a free slot; the context may use it."""
         slot = self._free.get()
         try:
             slot = slot or self._make()
@@ -142,13 +144,13 @@ class Slots:
             self._free.put(slot)
 
     def fill(self) -> None:
-        """Make all of them now; nobody else may use them meanwhile."""
+        """Create all slots now; no other caller may use them meanwhile."""
         with ExitStack() as borrowed:
             reserved = [borrowed.enter_context(self.borrow()).reserve() for _ in range(SLOTS)]
-            del reserved  # of all slots together: else each would be handed the memory of the one before
+            del reserved  # only now: else all slots would reserve the same memory
 
     def clear(self) -> None:
-        """Give up the slots that nobody has."""
+        """Drop the free slots."""
         for _ in range(self._free.qsize()):
             self._free.get()
             self._free.put(None)
@@ -157,57 +159,59 @@ class Slots:
 class _Recorded(NamedTuple):
     replay: Callable[[], None]
     pixels: Tensor
-    wishes: Tensor
+    image_options: Tensor
     raw: RawOutputs
     results: FixedResults
 
 
 class BatchGraphs:
-    """Runs the same computation on batches of any size; each is padded up to the next size that was recorded.
+    """Runs a computation on batches of any size; each is padded to the next recorded size.
 
     Args:
-        compute: what is recorded.
-        device: the card.
+        compute: the computation to record.
+        device: the GPU.
         sizes: batch sizes to record.
         size: side S of the network input, pixels.
-        wishes: numbers of an image's wishes.
+        option_count: numbers per image in `encode_options`.
         tf32: whether float32 convolutions may be computed in TF32.
     """
 
-    def __init__(self, compute: Compute, device: torch.device, sizes: Sequence[int], size: int, wishes: int, tf32: bool) -> None:
+    def __init__(
+        self, compute: Compute, device: torch.device, sizes: Sequence[int], size: int, option_count: int, tf32: bool
+    ) -> None:
         self._compute, self._device, self._sizes = compute, device, sorted(sizes)
-        self._input_size, self._wishes, self._tf32 = size, wishes, tf32
+        self._input_size, self._option_count, self._tf32 = size, option_count, tf32
         self._stream = torch.cuda.Stream(device)
         self._recorded: dict[int, _Recorded] = {}
         self._pool: Any = None  # memory of the graphs, which replay one at a time
 
     def slot(self) -> Slot:
-        """Room for the largest batch."""
+        """A slot for the largest batch."""
         most = self._sizes[-1]
-        return Slot(self._device, most, self._input_size, self._wishes, self._of_size(most).results)
+        return Slot(self._device, most, self._input_size, self._option_count, self._of_size(most).results)
 
     @torch.inference_mode()
     def run(self, slot: Slot, count: int) -> RawOutputs:
         """Start on the slot's first `count` images; one caller at a time.
 
         Returns:
-            What the network will have said of them, for work on `stream()`; valid until the next call.
+            The network's outputs, for further work on `stream()`; valid until the next call.
         """
         recorded = self._of_size(next(size for size in self._sizes if size >= count))
         with self.stream(), slot.computing():
             recorded.pixels[:count].copy_(slot.pixels[:count])
-            recorded.wishes[:count].copy_(slot.wishes[:count])
-            recorded.wishes[count:].fill_(1.0)  # no score exceeds a threshold of 1
+            recorded.image_options[:count].copy_(slot.image_options[:count])
+            recorded.image_options[count:].fill_(1.0)  # no score exceeds a threshold of 1
             recorded.replay()
             slot.keep(recorded.results, count)
         return recorded.raw
 
     def stream(self) -> torch.cuda.StreamContext:
-        """The stream that computes, as the current one."""
+        """Within: the computing stream is the current one."""
         return torch.cuda.stream(self._stream)
 
     def record_all(self) -> None:
-        """Record every batch size now, the largest first, so that the others fit into its memory."""
+        """Record all batch sizes, the largest first, so that the others can reuse its memory."""
         for size in reversed(self._sizes):
             self._of_size(size)
 
@@ -226,52 +230,52 @@ class BatchGraphs:
     def _record(self, count: int) -> _Recorded:
         shape = count, self._input_size, self._input_size, 3
         pixels = torch.zeros(shape, dtype=torch.uint8, device=self._device)
-        wishes = torch.ones(count, self._wishes, device=self._device)
+        image_options = torch.ones(count, self._option_count, device=self._device)
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with cudnn_at_its_fastest(self._tf32):
             with self.stream():
                 for _ in range(WARM_UP_RUNS):
-                    self._compute(pixels, wishes)
+                    self._compute(pixels, image_options)
             self._stream.synchronize()
             before = torch.cuda.current_stream(self._device)
             try:
-                return self._captured(pixels, wishes)
+                return self._captured(pixels, image_options)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                torch.cuda.set_stream(before)  # torch.cuda.graph leaves its own where the capture cannot end
-                torch.cuda.synchronize(self._device)  # raises where more than the capture failed
+                torch.cuda.set_stream(before)  # torch.cuda.graph does not restore it if the capture fails
+                torch.cuda.synchronize(self._device)  # raises if more than the capture failed
                 reason = str(error).partition("\n")[0]
-                log.warning("no CUDA graph for batches of %d (%s): they run slower, operator by operator", count, reason)
+                log.warning("no CUDA graph for batches of %d (%s): they run slower, without a graph", count, reason)
                 with self.stream():
-                    return self._uncaptured(pixels, wishes)
+                    return self._uncaptured(pixels, image_options)
 
-    def _captured(self, pixels: Tensor, wishes: Tensor) -> _Recorded:
+    def _captured(self, pixels: Tensor, image_options: Tensor) -> _Recorded:
         graph = torch.cuda.CUDAGraph()
         with (
             without_collection(),
             torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
         ):
-            raw, results = self._compute(pixels, wishes)
+            raw, results = self._compute(pixels, image_options)
         self._pool = graph.pool()
-        return _Recorded(graph.replay, pixels, wishes, raw, results)
+        return _Recorded(graph.replay, pixels, image_options, raw, results)
 
-    def _uncaptured(self, pixels: Tensor, wishes: Tensor) -> _Recorded:
-        """Replays by computing again, into the same results."""
-        raw, results = self._compute(pixels, wishes)
+    def _uncaptured(self, pixels: Tensor, image_options: Tensor) -> _Recorded:
+        """A replay that computes again, into the same results."""
+        raw, results = self._compute(pixels, image_options)
 
         def replay() -> None:
-            with cudnn_at_its_fastest(self._tf32):  # a graph would have kept what that chose
-                again_raw, again = self._compute(pixels, wishes)
+            with cudnn_at_its_fastest(self._tf32):  # a graph would have recorded the choice
+                again_raw, again = self._compute(pixels, image_options)
             for kept, fresh in zip((*raw, *results), (*again_raw, *again), strict=True):
                 kept.copy_(fresh)
 
-        return _Recorded(replay, pixels, wishes, raw, results)
+        return _Recorded(replay, pixels, image_options, raw, results)
 
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Within: Python collects no garbage. Of a dropped engine it would destroy the graphs, which spoils one that is being recorded."""
+    """Within: no garbage collection. It could destroy the graphs of a dropped engine, which would break a recording."""
     gc.collect()
     enabled = gc.isenabled()
     gc.disable()
@@ -283,7 +287,7 @@ def without_collection() -> Iterator[None]:
 
 
 def cudnn_at_its_fastest(tf32: bool) -> AbstractContextManager[None]:
-    """Within: cuDNN tries its algorithms and takes the fastest; a graph keeps what was taken when it was recorded.
+    """Within: cuDNN benchmarks its algorithms and uses the fastest; a graph keeps the one that it was recorded with.
 
     Args:
         tf32: whether float32 convolutions may be computed in TF32.

@@ -31,12 +31,12 @@ KERNELS = ("normalise", "bias_silu", "depthwise_silu", "chained_pools", "greedy_
 THREADS = 256
 MASK_THREADS, MASK_CELLS_A_THREAD = 128, 4  # CELLS_A_THREAD in the source
 MAX_POOLED_CELLS = 1536  # the same in the source
-"""Twice as many vectors fill the 48 KB that every block of threads may share; a 1248 px input's coarsest level has 1521 cells."""
+"""Twice as many vectors fill the 48 KB of shared memory per block; a 1248 px input's coarsest level has 1521 cells."""
 DEPTHWISE_TAPS, DEPTHWISE_THREADS, DEPTHWISE_COLUMNS = 25, 128, 4  # COLUMNS in the source
 DEPTHWISE_ROWS = (16, 8, 4)
-"""Rows that a thread walks down: the more, the fewer are loaded twice, but large images alone have threads enough for it."""
+"""Rows per thread: with more rows, fewer are loaded twice, but only large images have enough threads then."""
 DEPTHWISE_BUSY = 60_000
-"""Threads that keep a card busy: of a hundred multiprocessors some 400 each."""
+"""Threads that keep a GPU busy: about 400 for each of a hundred multiprocessors."""
 NMS_BOXES = 512  # BOXES in the source
 TIMED_RUNS = 10
 
@@ -169,7 +169,7 @@ class CudaKernels:
         plain = [one.data_ptr() if isinstance(one, Tensor) else one for one in arguments]
         try:
             launch(stream, LaunchConfig(grid=blocks, block=threads), self._kernel[kernel], *plain)
-        except Exception as error:  # cuda-core's own type, which says what PyTorch's would: out of memory, or a card that is lost
+        except Exception as error:  # cuda-core's own type, which says what PyTorch's would: out of memory, or a GPU that is lost
             raise RuntimeError(f"CUDA error: {error}") from error
 
 

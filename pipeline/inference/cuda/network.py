@@ -96,7 +96,7 @@ def _check_alive(device: torch.device, reason: str) -> None:
 
 
 def use_kernels(network: RawNetwork, kernels: Kernels) -> None:
-    """Rewrite in place; the network is on the card, in the kernels' precision, channels last."""
+    """Rewrite in place; the network is on the GPU, in the kernels' precision, channels last."""
     pad_stem(network.backbone.stem, INPUT_CHANNELS)
     normalise: Any = network.normalise
     network.normalise = OnePassNormalisation(normalise.mean, normalise.std, kernels)

@@ -1,4 +1,4 @@
-"""Modules that do what comes after a convolution in one pass over memory; `pipeline.inference.cuda.network` puts them into the network."""
+"""Modules that do everything after a convolution in one pass over memory; inserted by `pipeline.inference.cuda.network`."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class OnePassConvModule(nn.Module):
 class OnePassDepthwise(nn.Module):
     """The same for a depthwise convolution of 5x5, which may be one pass altogether, where that is faster.
 
-    cuDNN and a kernel of our own are timed once for each shape, as cuDNN times its own algorithms: which of them wins differs by card.
+    cuDNN and a kernel of our own are timed once for each shape, as cuDNN times its own algorithms: which of them wins differs by GPU.
 
     Args:
         part: the module to replace, without norm.

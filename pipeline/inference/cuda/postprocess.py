@@ -1,7 +1,7 @@
-"""The post-processing with shapes that do not depend on the data, so that a CUDA graph can hold it after the network.
+"""Post-processing with fixed shapes, so that it can be part of the network's CUDA graph.
 
     RawOutputs ─▶ best 512 scores ─▶ boxes ─▶ NMS in 10 passes ─▶ first 100 kept ─▶ kernels, masks ─▶ FixedResults
-    + wishes      of an image                                     side by side                        one copy to the host
+    + image options of an image                                          packed                              one copy to the host
 
 `pipeline.inference.postprocess` has data-dependent shapes to avoid unnecessary work, and the host waits for the GPU at each of them. Here
 all shapes are fixed; the unnecessary work costs a GPU little (docs/RESULTS.md). Two bounds make this possible: 512 candidates and 10
@@ -28,27 +28,28 @@ from pipeline.model.kernel_branch import KernelBranch
 from pipeline.types import DetectOptions, Instances, Letterbox
 
 MAX_CANDIDATES = 512
-"""Scores of an image that are looked at, the highest; below mmdet's 1000 a level, which therefore never cuts any of them off."""
+"""Highest scores of an image that are used. Fewer than mmdet's 1000 per level, so that limit never applies."""
 MAX_INSTANCES = 100
-"""Kept of an image: mmdet's max_per_img."""
+"""Most instances per image: mmdet's max_per_img."""
 NMS_PASSES = 10
-"""A box is settled one pass after the better boxes that overlap it; chains of overlaps are short (4 to 7 passes on photos of crowds)."""
+"""Passes of NMS. A box is decided one pass after the better boxes that overlap it; chains of overlaps are short (4 to 7 passes on photos
+of crowds)."""
 ROW = 6
-"""Numbers of an instance: x1 y1 x2 y2 in original pixels, score, label."""
+"""Numbers per instance: x1 y1 x2 y2 in original pixels, score, label."""
 LIMITS = 9
-"""Numbers of an image's wishes after its thresholds: most instances; w h of: scaled image, factors to the original, original, mask grid."""
+"""Numbers per image after the thresholds: most instances; then w h of: scaled image, factors to the original, original, mask grid."""
 
 MaskHead = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""`pipeline.inference.mask_head.packed_mask_logits`, or what does the same faster."""
+"""`pipeline.inference.mask_head.packed_mask_logits`, or a faster equivalent."""
 Suppress = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""`suppress_in_passes`, or what does the same faster."""
+"""`suppress_in_passes`, or a faster equivalent."""
 
 
 class FixedResults(NamedTuple):
-    """Of B images.
+    """Results for B images.
 
     Attributes:
-        summary: (B, 2 + 100 * 6) float32: how many instances, 1 where that is exact, and the instances' rows.
+        summary: (B, 2 + 100 * 6) float32: number of instances, 1 if the result is exact, and the rows of the instances.
         masks: (B * 100 * cells of the whole grid,) float16 mask logits as `pipeline.inference.mask_head.packed_mask_logits` packs them.
     """
 
@@ -56,7 +57,7 @@ class FixedResults(NamedTuple):
     masks: Tensor
 
 
-def wishes_of(
+def encode_options(
     letterboxes: Sequence[Letterbox], options: Sequence[DetectOptions], classes: int, out: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
     """Encode letterbox and options of each image as numbers for the GPU.
@@ -124,15 +125,15 @@ class FixedPostProcessor:
         self._points, self._strides, self._levels, self._around = position_tables(input_hw, kernel_branch, device)
 
     @torch.inference_mode()
-    def __call__(self, outputs: RawOutputs, wishes: Tensor) -> FixedResults:
+    def __call__(self, outputs: RawOutputs, image_options: Tensor) -> FixedResults:
         """Find the instances of B images; nothing here waits for the device.
 
         Args:
             outputs: of the network, B rows.
-            wishes: (B, C + 9) float32 as `wishes_of` makes them, on the outputs' device.
+            image_options: (B, C + 9) float32 as `encode_options` makes them, on the outputs' device.
         """
         classes = outputs.class_logits.shape[-1]
-        thresholds, most, scaled_wh, factors, original_wh, grid_wh = wishes.split([classes, 1, 2, 2, 2, 2], dim=1)
+        thresholds, most, scaled_wh, factors, original_wh, grid_wh = image_options.split([classes, 1, 2, 2, 2, 2], dim=1)
         score, position, label = _best(outputs.class_logits, thresholds)
         boxes = self._boxes(outputs.distances, position)
         inside = torch.minimum(boxes, scaled_wh.repeat(1, 2)[:, None])

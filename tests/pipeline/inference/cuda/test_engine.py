@@ -90,18 +90,18 @@ class Card:
         engine = CudaEngine(seeded_checkpoint("nano"), options, torch.device("cpu"))
         compute = engine._graphs._compute
 
-        def computed(pixels: torch.Tensor, wishes: torch.Tensor) -> Any:
-            raw, results = compute(pixels, wishes)
+        def computed(pixels: torch.Tensor, image_options: torch.Tensor) -> Any:
+            raw, results = compute(pixels, image_options)
             if self.capturing is not None:
-                self.capturing.again = lambda: self._again(compute, pixels, wishes, (*raw, *results))
+                self.capturing.again = lambda: self._again(compute, pixels, image_options, (*raw, *results))
             return raw, results
 
         engine._graphs._compute = computed
         return engine
 
     @staticmethod
-    def _again(compute: Any, pixels: torch.Tensor, wishes: torch.Tensor, outputs: tuple[torch.Tensor, ...]) -> None:
-        raw, results = compute(pixels, wishes)
+    def _again(compute: Any, pixels: torch.Tensor, image_options: torch.Tensor, outputs: tuple[torch.Tensor, ...]) -> None:
+        raw, results = compute(pixels, image_options)
         for output, fresh in zip(outputs, (*raw, *results), strict=True):
             output.copy_(fresh)
 

@@ -10,7 +10,14 @@ import pytest
 import torch
 
 from pipeline.images.letterbox import fit, pad_batch, scale_to_fit
-from pipeline.inference.cuda.postprocess import LIMITS, MAX_CANDIDATES, NMS_PASSES, FixedPostProcessor, to_instances, wishes_of
+from pipeline.inference.cuda.postprocess import (
+    LIMITS,
+    MAX_CANDIDATES,
+    NMS_PASSES,
+    FixedPostProcessor,
+    encode_options,
+    to_instances,
+)
 from pipeline.inference.postprocess import PostProcessor
 from pipeline.model.head_outputs import RawOutputs
 from pipeline.model.kernel_branch import KernelBranch
@@ -57,8 +64,8 @@ class Both:
         self, outputs: RawOutputs, letterboxes: list[Letterbox], options: list[DetectOptions]
     ) -> tuple[list[Instances], list[Instances], list[bool]]:
         """What each finds, and which of the latter it calls exact."""
-        wishes = torch.from_numpy(wishes_of(letterboxes, options, outputs.class_logits.shape[-1]))
-        summary, masks = (part.numpy() for part in self.fixed(outputs, wishes))
+        image_options = torch.from_numpy(encode_options(letterboxes, options, outputs.class_logits.shape[-1]))
+        summary, masks = (part.numpy() for part in self.fixed(outputs, image_options))
         found = to_instances(summary, masks, letterboxes)
         return self.exact(outputs, letterboxes, options), found, (summary[:, 1] == 1).tolist()
 
@@ -126,9 +133,9 @@ def test_every_image_has_its_own_options():
 def test_a_row_that_no_image_fills_gives_nothing():
     """Its thresholds are 1."""
     outputs, letterboxes, branch = network_outputs("nano")
-    wishes = torch.ones(len(letterboxes), 1 + LIMITS)
-    wishes[:2] = torch.from_numpy(wishes_of(letterboxes[:2], [DetectOptions(0.05)] * 2, 1))
-    summary, _ = FixedPostProcessor((SIZE_PX, SIZE_PX), branch)(outputs, wishes)
+    image_options = torch.ones(len(letterboxes), 1 + LIMITS)
+    image_options[:2] = torch.from_numpy(encode_options(letterboxes[:2], [DetectOptions(0.05)] * 2, 1))
+    summary, _ = FixedPostProcessor((SIZE_PX, SIZE_PX), branch)(outputs, image_options)
     assert (summary[:2, 0] > 0).all()
     assert (summary[2:, 0] == 0).all()
 
@@ -200,7 +207,7 @@ def test_more_than_there_is_room_for_is_cut():
 def test_wishes_are_written_where_told():
     """Into rows of a larger buffer, the others untouched."""
     out = np.full((3, CLASSES + LIMITS), -1, np.float32)
-    rows = wishes_of([fit((300, 600), 256)], [DetectOptions(0.25, 9, frozenset({1}))], CLASSES, out=out)
+    rows = encode_options([fit((300, 600), 256)], [DetectOptions(0.25, 9, frozenset({1}))], CLASSES, out=out)
     np.testing.assert_allclose(out[0], [1.0, 0.25, 9, 256, 128, 600 / 256, 300 / 128, 600, 300, 32, 17])
     assert (out[1:] == -1).all()
     assert rows.base is out
