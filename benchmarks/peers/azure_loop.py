@@ -72,4 +72,4 @@ class Server(BaseApplication):
 
 
 if __name__ == "__main__":
-    Server(arguments(__doc__)).run()
+    Server(arguments(__doc__, workers=1, threads=2)).run()

@@ -2,8 +2,8 @@
 
     .venv-peers/bin/python -m benchmarks.peers.bentoml --port 9004
 
-BentoML's adaptive batching chooses how long to wait; batches are of at most --max-batch. Both services are one process each. It
-pins an OpenTelemetry that Ray's metrics refuse, so it lives in a virtual environment of its own: see docs/LOADTEST.md.
+BentoML's adaptive batching chooses how long to wait; batches are of at most --max-batch. The network has --workers processes,
+HTTP has one. It pins an OpenTelemetry that Ray's metrics refuse, so it lives in a virtual environment of its own: see docs/LOADTEST.md.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python -m benchmarks.peers.litserve --port 9003
 
 LitServe batches requests, not images: one request is one item of a batch, so only requests of a single image are answered, others
-with 422. One worker process, as the cores are the network's; requests wait in LitServe's queue without a limit of its own.
+with 422. One process takes the requests, --workers score them; requests wait in LitServe's queue without a limit of its own.
 (LitServe reads the annotations as types, hence no `from __future__ import annotations`.)
 """
 

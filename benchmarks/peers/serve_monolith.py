@@ -53,7 +53,7 @@ class Monolith:
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT."""
-    args = arguments(__doc__)
+    args = arguments(__doc__, workers=1, threads=2)
     os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", RAY_SERVE_ENABLE_HA_PROXY="0")
     monolith: Any = Monolith  # Ray's decorators are typed as if they left the class as it was, without `bind`
     stopped = threading.Event()
