@@ -43,6 +43,7 @@ HONEST_KEY, FLOOD_KEY = "honest", "flooding"
 PATIENCE_S = 40.0
 AHEAD_S = 2.0
 """The flood runs for so long before the honest client begins."""
+START_S = 60.0
 WARM_UP_S = 10.0
 MOST_TIMES_P99, MOST_MB = 1.5, 4000.0
 NAMESERVER = ("127.0.0.1", 53)
@@ -160,21 +161,24 @@ class Floods:
 def flooding(url: str, flood: Flood, hostile: str, outcomes: Counter[str]) -> Iterator[None]:
     """Flood from another process while the block runs; what came of its requests is added to `outcomes` at the end."""
     context = multiprocessing.get_context("spawn")
-    ended, results = context.Event(), context.SimpleQueue()
+    begun, ended, results = context.Event(), context.Event(), context.SimpleQueue()
     name = next(name for name, known in FLOODS.items() if known is flood)
-    process = context.Process(target=_flood_process, args=(url, name, hostile, ended, results), daemon=True)
+    process = context.Process(target=_flood_process, args=(url, name, hostile, begun, ended, results), daemon=True)
     process.start()
     try:
+        if not begun.wait(START_S):
+            raise RuntimeError(f"the flood {name!r} did not begin within {START_S:g} s")
         yield
     finally:
         ended.set()
-        outcomes.update(results.get())
+        outcomes.update(results.get() if begun.is_set() else {})
         process.join()
 
 
-def _flood_process(url: str, name: str, hostile: str, ended: Any, results: Any) -> None:
+def _flood_process(url: str, name: str, hostile: str, begun: Any, ended: Any, results: Any) -> None:
     flood, outcomes = FLOODS[name], Counter[str]()
     body = flood.body(hostile)
+    begun.set()
 
     async def run() -> None:
         ask = _read if flood.reads else _do_not_read
