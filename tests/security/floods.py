@@ -131,16 +131,16 @@ class Floods:
 
     def alone(self, name: str, *, of_urls: bool = False) -> Step:
         """The honest client, and nothing beside it."""
-        return self._step(name, of_urls, Counter())
+        return self._step(name, of_urls, {})
 
     def beside(self, name: str, flood: Flood) -> Step:
         """The honest client while a flood runs."""
-        outcomes: Counter[str] = Counter()
+        outcomes: dict[str, int] = {}
         with flooding(self._service.url, flood, self._hostile, outcomes):
             time.sleep(AHEAD_S)
             return self._step(name, flood.of_urls, outcomes)
 
-    def _step(self, name: str, of_urls: bool, outcomes: Counter[str]) -> Step:
+    def _step(self, name: str, of_urls: bool, outcomes: dict[str, int]) -> Step:
         schedule = poisson_schedule(self._rate_per_s, round(self._rate_per_s * self._seconds), seed=1)
 
         async def ask() -> list[Any]:
@@ -158,7 +158,7 @@ class Floods:
 
 
 @contextmanager
-def flooding(url: str, flood: Flood, hostile: str, outcomes: Counter[str]) -> Iterator[None]:
+def flooding(url: str, flood: Flood, hostile: str, outcomes: dict[str, int]) -> Iterator[None]:
     """Flood from another process while the block runs; what came of its requests is added to `outcomes` at the end."""
     context = multiprocessing.get_context("spawn")
     begun, ended, results = context.Event(), context.Event(), context.SimpleQueue()
@@ -171,7 +171,7 @@ def flooding(url: str, flood: Flood, hostile: str, outcomes: Counter[str]) -> It
         yield
     finally:
         ended.set()
-        outcomes.update(results.get() if begun.is_set() else {})
+        outcomes |= results.get() if begun.is_set() else {}
         process.join()
 
 
