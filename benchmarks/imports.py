@@ -2,7 +2,7 @@
 
     python -m benchmarks.imports
 
-`pipeline.types` and `pipeline.errors` belong to no room, everybody may import them, and they are left out.
+`pipeline.types` and `pipeline.errors` are left out: every package may import them.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ START_TIMEOUT_S = 180
 START = (
     "set -a; RAY_AUTH_MODE=disabled; RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S=1; set +a; exec serve run serve_config.yaml"
 )
-"""One node on loopback: no token, nobody to drain for. The rest of the environment is the image's."""
+"""One node on loopback needs no token and no draining. The rest of the environment is the image's."""
 
 
 @dataclass

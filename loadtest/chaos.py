@@ -1,11 +1,12 @@
-"""What a lost replica or node costs: kill -9 each one in turn while requests run; or random faults for some minutes.
+"""Measures the cost of a lost replica or node: kills each one in turn with SIGKILL while requests run, or causes random faults for some
+minutes.
 
     python -m loadtest.chaos [--rounds 3] [--nodes] [--output results.json]
     python -m loadtest.chaos --minutes 10 [--every 10] [--rate R] [--seed 0]        (loadtest/faults.py)
 
 For each stage: seconds until /ready is 200 again, seconds until the first good answer, the slowest answer to a request that
 was in flight, and requests that failed. With `--nodes` a node of two, each with replicas of every stage, on this machine.
-Prints a table and, last, one line of JSON.
+Prints a table, then one line of JSON.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ DEPLOYMENTS = ("ImageLoader", "Detector", "Polygonizer", "Ingress")
 A_NODE = "a node of two"
 CALLERS = 2
 SETTLE_S = 0.05
-"""Readiness is asked this long after the kill, seconds: before that the kernel may not have ended the process."""
+"""Seconds after the kill before /ready is polled: until then the process may still exist."""
 REST_S = 4.0
-"""Between two kills: the replacement is up and Ray's router knows it."""
+"""Seconds between two kills, until the replacement is up and known to Ray's router."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Loss:
         ready_s: seconds until /ready was 200 again.
         first_answer_s: seconds until the first request was answered with 200.
         failed: requests that got another status, or none.
-        slowest_s: longest answer among those sent before the service was ready again.
+        slowest_s: longest response time of requests sent before the service was ready again.
     """
 
     killed: str
@@ -148,7 +149,7 @@ def _lose_replicas(rounds: int) -> Iterator[Loss]:
 
 
 def _lose_nodes(rounds: int) -> Iterator[Loss]:
-    """Each time on a new cluster: after a loss all replicas are on the node that is left."""
+    """Lose a node, each time on a new cluster, because afterwards all replicas are on the remaining node."""
     for _ in range(rounds):
         with local_service(change=two_detectors, nodes=2) as service, Callers(service.url, CALLERS) as callers:
             time.sleep(REST_S)
@@ -162,17 +163,17 @@ def two_detectors(document: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """The command line; returns the exit status: 1 where random faults failed a query that nothing held, or left one hanging."""
+    """The command line; returns the exit status: 1 if random faults caused an unexplained failure, or a hung query."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.chaos", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, help="also write the JSON here")
-    parser.add_argument("--nodes", action="store_true", help="kill a node of two instead of replicas")
-    parser.add_argument("--minutes", type=float, help="random faults on three nodes for so long, instead of each kill in turn")
+    parser.add_argument("--nodes", action="store_true", help="kill one of two nodes instead of replicas")
+    parser.add_argument("--minutes", type=float, help="random faults on three nodes for this time, instead of each kill in turn")
     parser.add_argument("--every", type=float, default=10.0, help="seconds between random faults (default: %(default)s)")
     parser.add_argument(
         "--rate", type=float, help="queries a second under random faults (default: half of what a few clients get)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the random faults")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the faults")
     args = parser.parse_args()
     if args.minutes:
         outcome = faults.measure(args.minutes, args.every, args.rate, args.seed)

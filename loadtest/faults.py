@@ -1,9 +1,9 @@
-"""Random faults while requests come: `python -m loadtest.chaos --minutes 10`.
+"""Random faults under load: `python -m loadtest.chaos --minutes 10`.
 
     three nodes, Poisson load ──┬─▶ every query's outcome and latency ─▶ table by fault
     every 10 s a random fault ──┘
 
-A fault is SIGKILL, or SIGSTOP for some seconds (a process that is there and says nothing), to a random replica of a stage, HAProxy,
+A fault is SIGKILL, or SIGSTOP for some seconds (a process that exists but does not answer), to a random replica of a stage, HAProxy,
 the controller, or the raylet of one of the nodes. A node whose raylet was killed or stopped is replaced, as an operator would do.
 The detectors are simulated: the faults are about everything around them.
 """
@@ -35,19 +35,20 @@ KILL, STOP = "kill -9", "SIGSTOP"
 HAPROXY, CONTROLLER, RAYLET = "HAProxy", "controller", "raylet of a node"
 TARGETS = (*STAGES, HAPROXY, CONTROLLER, RAYLET)
 LOSES_REQUESTS = ("Ingress", HAPROXY, RAYLET)
-"""What holds requests that nobody can answer when it dies: an Ingress, the proxy, a node with an Ingress."""
+"""Targets whose requests are lost when they die: an Ingress, the proxy, a node with an Ingress."""
 STOPPED_S = 6.0
-"""A stopped process goes on after so long; a raylet does not, its node is given up meanwhile (ray.env) and replaced."""
+"""Seconds until a stopped process continues. A raylet does not continue: Ray declares its node dead meanwhile (ray.env), and it is
+replaced."""
 DEADLINE_S = 30.0
 HUNG_S = DEADLINE_S + 6.0
-"""Beyond the deadline and HAProxy's own limit (ray.env): nobody would have answered."""
+"""A query without an answer after this time counts as hung, seconds: beyond the deadline and HAProxy's timeout (ray.env)."""
 WARM_UP_CLIENTS, WARM_UP_S = 8, 8.0
 STEP_MS = {"base_ms": 20.0, "per_image_ms": 10.0, "instances": 2}
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What was done to whom, seconds from the beginning."""
+    """One fault: time since the beginning, action and target."""
 
     at_s: float
     action: str
@@ -61,12 +62,12 @@ class Fault:
 
 @dataclass(slots=True)
 class Storm:
-    """Makes faults of a running service until it is told to end.
+    """Causes faults in a running service until it is stopped.
 
     Args:
         service: on a cluster.
         every_s: seconds from one fault to the next.
-        seed: of the choice.
+        seed: of the random choice.
     """
 
     service: LocalService
@@ -76,7 +77,7 @@ class Storm:
     ended: threading.Event = field(default_factory=threading.Event)
 
     def run(self, clock: Any) -> None:
-        """Block; `clock()` gives seconds from the beginning of the load."""
+        """Cause faults; blocks. `clock()` returns the seconds since the beginning of the load."""
         chance = random.Random(self.seed)
         while not self.ended.wait(self.every_s):
             action, target = chance.choice((KILL, STOP)), chance.choice(TARGETS)
@@ -107,7 +108,7 @@ class Storm:
                 victim.send_signal(signal.SIGCONT)
 
     def _replace(self, node: Node) -> None:
-        """Start another node, again and again: a raylet gives its agent 15 s to start, which on a busy machine takes longer."""
+        """Start another node, with retries: a raylet gives its agent 15 s to start, which may not suffice on a busy machine."""
         while not self.ended.is_set():
             try:
                 self.service.replace(node)
@@ -118,13 +119,13 @@ class Storm:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of the queries.
+    """Summary of the queries.
 
     Args:
         rate_per_s: offered.
         queries, failed, hung: counts; hung ones were answered after HUNG_S, or never.
-        unexplained: failures of queries that no killed or stopped Ingress, proxy or node held.
-        p50_ms, p99_ms: of right answers.
+        unexplained: failures of queries that were not in a killed or stopped Ingress, proxy or node.
+        p50_ms, p99_ms: latency of correct answers.
         faults: all of them.
         failures: (sent, answered or given up, outcome) of every query that failed, seconds from the beginning.
         rows: by fault: how often, queries that ended after it and before the next one, failures by outcome, slowest answer, seconds.
@@ -176,12 +177,12 @@ def summarise(queries: Sequence[Query], faults: Sequence[Fault], rate_per_s: flo
 
 
 def _explained(query: Query, faults: Sequence[Fault]) -> bool:
-    """Whether what held the query, or should have taken it, was killed or stopped: in its flight, or shortly before it was sent."""
+    """Whether a target in LOSES_REQUESTS was killed or stopped while the query was in flight, or shortly before."""
     return any(fault.target in LOSES_REQUESTS and query.sent_s - 2 * STOPPED_S <= fault.at_s <= query.done_s for fault in faults)
 
 
 def spread_out(document: dict[str, Any]) -> None:
-    """Change a configuration: simulated detectors, two replicas of every stage, wherever there is room."""
+    """Change a configuration: simulated detectors, and two replicas of every stage on any node."""
     (application,) = document["applications"]
     application["args"]["detector"] |= {"engine": "simulated", "simulated": STEP_MS}
     for deployment in application["deployments"]:
@@ -189,7 +190,7 @@ def spread_out(document: dict[str, Any]) -> None:
 
 
 async def load(service: LocalService, minutes: float, every_s: float, rate_per_s: float | None, seed: int) -> Outcome:
-    """Offer half the limit (searched where no rate is given) while the faults come."""
+    """Offer a rate, by default half the measured limit, while the faults happen."""
     loop = asyncio.get_running_loop()
     bodies = request_bodies(photos_from(None, size_wh=(640, 480)), 1)
     async with Client(service.url, bodies, timeout_s=HUNG_S + 5) as client:
@@ -207,7 +208,7 @@ async def load(service: LocalService, minutes: float, every_s: float, rate_per_s
 
 
 async def limit_per_s(client: Client) -> float:
-    """Right answers a second with a few clients that each ask again when answered."""
+    """Correct answers per second with a few closed-loop clients."""
     began = asyncio.get_running_loop().time()
     queries: list[Query] = []
     await asyncio.gather(*(keep_asking(client, queries, began, WARM_UP_S) for _ in range(WARM_UP_CLIENTS)))
@@ -215,13 +216,13 @@ async def limit_per_s(client: Client) -> float:
 
 
 def measure(minutes: float, every_s: float, rate_per_s: float | None, seed: int) -> dict[str, Any]:
-    """Start three nodes, make faults, and sum up, JSON-ready."""
+    """Start three nodes, cause faults, and summarise; JSON-ready."""
     with local_service(change=spread_out, nodes=NODES) as service:
         return asdict(asyncio.run(load(service, minutes, every_s, rate_per_s, seed)))
 
 
 def as_table(outcome: dict[str, Any]) -> str:
-    """For people."""
+    """The result as a table."""
     lines = [f"{'fault':30}{'times':>6}{'queries':>9}{'slowest s':>11}  failed"]
     for row in outcome["rows"]:
         failed = ", ".join(f"{name} {count}" for name, count in row["failed"].items()) or "none"

@@ -1,4 +1,4 @@
-"""What a change of the configuration costs while requests come: a setting, the arguments, another model.
+"""Measures the cost of a configuration change under load: a setting, the arguments, another model.
 
     python -m loadtest.update [--rate 3] [--seconds 45] [--output results.json]
 
@@ -42,7 +42,7 @@ CHANGE_AFTER_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change of the parsed configuration.
+    """One change of the configuration.
 
     Args:
         edit: changes the application in place; takes a folder for files.
@@ -55,7 +55,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Updated:
-    """One change under load: seconds until it was in effect (None: not within the run), and what became of the requests."""
+    """Result of one change under load: seconds until it was in effect (None: not within the run), and a summary of the requests."""
 
     change: str
     took_s: float | None
@@ -100,7 +100,7 @@ def _replicas(service: LocalService) -> dict[str, set[int]]:
 
 
 def update(service: LocalService, name: str, rate_per_s: float, seconds: float) -> Updated:
-    """Load the service for some seconds, and make one change meanwhile."""
+    """Load the service for some seconds and make one change meanwhile."""
     took: list[float] = []
     changing = threading.Thread(target=lambda: took.extend(_make(service, CHANGES[name], seconds - CHANGE_AFTER_S)))
 
@@ -142,7 +142,7 @@ def _deploy(service: LocalService, path: Path) -> None:
 
 
 def as_table(rows: list[Updated]) -> str:
-    """For people."""
+    """The results as a table."""
     lines = [f"{'change':26}{'in effect after s':>18}{'asked':>7}{'failed':>8}{'late':>6}{'p50 ms':>8}{'slowest ms':>12}"]
     for row in rows:
         numbers = [f"{number:.0f}" if number is not None else "-" for number in (row.p50_ms, row.slowest_ms)]
@@ -155,7 +155,7 @@ def main() -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.update", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rate", type=float, default=3.0, help="requests a second (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=45.0, help="of each change (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=45.0, help="length of the run for each change (default: %(default)s)")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     rows = []

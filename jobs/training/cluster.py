@@ -85,7 +85,7 @@ def _train(config: dict[str, Any]) -> None:
 
         torch.cuda.set_device(get_device())
     going_on = newest_checkpoint(settings.work_dir) is not None
-    distributed.barrier()  # nobody writes before all have looked
+    distributed.barrier()  # no process writes before all have checked
     with quiet_unless_first():
         finetune(replace(settings, resume=going_on))
 

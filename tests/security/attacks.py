@@ -1,4 +1,4 @@
-"""Attacks on a running service over HTTP, and what is wrong with its answers.
+"""Attacks on a running service over HTTP, and checks of its responses.
 
 files ─▶ POST /score, many a request, isolated ─┐
 bodies ─▶ POST /score as they are ──────────────┼─▶ Verdicts: statuses, 5xx, leaks
@@ -28,7 +28,7 @@ import requests
 from PIL import Image
 
 LEAK = re.compile(r'Traceback|File "|/(home|root|tmp|work|usr|opt|var)/|site-packages|\.py\b|0x[0-9a-f]{8}|127\.0\.0\.1|\bray\.')
-"""What no answer may hold: paths, tracebacks, object and network addresses."""
+"""Patterns that no response may contain: paths, tracebacks, object and network addresses."""
 
 JSON = {"content-type": "application/json"}
 FILES_A_REQUEST = 32
@@ -85,7 +85,7 @@ def attack_with_bodies(url: str, count: int, seed: int) -> Verdicts:
 
 
 def random_body(chance: random.Random) -> bytes:
-    """One body that nobody should send."""
+    """One malicious body."""
     match chance.randrange(4):
         case 0:
             return chance.randbytes(chance.randrange(0, 2000))

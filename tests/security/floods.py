@@ -1,4 +1,4 @@
-"""One client floods the running service, an honest one is beside it: what the honest one feels, and how much memory it takes.
+"""Floods a running service by one client while an honest client uses it: measures the honest client's latency and the memory.
 
     python -m tests.security.floods [--seconds 15] [--rate 6] [--only NAME ...] [--output results.json]
 
@@ -42,7 +42,7 @@ from tests.security.hostile_servers import hostile_server
 HONEST_KEY, FLOOD_KEY = "honest", "flooding"
 PATIENCE_S = 40.0
 AHEAD_S = 2.0
-"""The flood runs for so long before the honest client begins."""
+"""Seconds from the start of the flood until the honest client starts."""
 START_S = 60.0
 WARM_UP_S = 10.0
 MOST_TIMES_P99, MOST_MB = 1.5, 4000.0

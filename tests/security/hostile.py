@@ -1,4 +1,4 @@
-"""The real service under attack: strangers' files, bodies and URLs, and what the honest traffic beside them feels.
+"""Attacks on the real service by files, bodies and URLs, and the latency of honest traffic meanwhile.
 
     python -m tests.security.hostile [--images ../shared/images] [--mutants 2048] [--bodies 5000] [--rounds 5] [--output results.json]
 

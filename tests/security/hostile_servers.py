@@ -1,4 +1,4 @@
-"""A web server on loopback that a fetcher should not trust: it drips, never ends, lies and goes round in circles."""
+"""A malicious web server on loopback: slow and endless bodies, false headers, redirect loops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Honest traffic alone, and with a tenth of all requests hostile: what the honest clients feel.
+"""Measures honest traffic alone, and with a tenth of all requests hostile.
 
 Once in a closed loop, which shows the throughput, and once with Poisson arrivals well below the limit, which shows the latency: clients
 in a closed loop fall in step with the batches, so that whatever comes between, hostile or not, looks late. The settings take turns,

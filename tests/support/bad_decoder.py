@@ -21,7 +21,7 @@ def load(data, limits, size):
             while True:
                 pass
         case b"BUG!!!":
-            raise RuntimeError("nobody foresaw this")
+            raise RuntimeError("unexpected failure")
         case b"EXIT!!":
             os._exit(3)
         case b"MEMORY":

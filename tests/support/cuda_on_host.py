@@ -1,4 +1,4 @@
-"""The kernels of `cuda_kernels.cu` without a card: compiled by the host's compiler, started as `CudaKernels` starts them on a card."""
+"""The kernels of `kernels.cu` without a card: compiled by the host's compiler, started as `CudaKernels` starts them on a card."""
 
 from __future__ import annotations
 

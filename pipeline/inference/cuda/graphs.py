@@ -69,7 +69,7 @@ class Slot:
         self.host_options: NDArray[np.float32] = self._host_options.numpy()
         self._copying = torch.cuda.Stream(device)
         self._uploaded, self._computed = torch.cuda.Event(), torch.cuda.Event()
-        self._downloaded = torch.cuda.Event(blocking=True)  # a thread that waits sleeps: the core is somebody else's
+        self._downloaded = torch.cuda.Event(blocking=True)  # a waiting thread sleeps instead of spinning
 
     def upload(self, count: int) -> None:
         """Start copying the first `count` images to the GPU."""

@@ -1,4 +1,4 @@
-"""The rewriting for a card, with kernels that do on the CPU what those of `cuda_kernels.cu` do on the card."""
+"""The rewriting for a card, with kernels that do on the CPU what those of `kernels.cu` do on the card."""
 
 from __future__ import annotations
 
