@@ -23,5 +23,5 @@ def compiled(function: _Function) -> _Function:
     try:
         return cast(_Function, compile_it(cache=True)(function))
     except RuntimeError as error:  # no writable folder for the cache
-        _log.warning("%s; it is compiled at each start (about 10 s). Set NUMBA_CACHE_DIR to a writable folder.", error)
+        _log.warning("%s; it is compiled at each start (20 to 30 s of a core). Set NUMBA_CACHE_DIR to a writable folder.", error)
         return cast(_Function, compile_it()(function))

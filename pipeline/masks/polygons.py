@@ -46,7 +46,7 @@ def mask_to_polygons(mask_logits: NDArray[np.float16], letterbox: Letterbox, opt
     """
     decimals = _NOT_ROUNDED if options.decimals is None else options.decimals
     max_points = NO_BUDGET if options.max_points is None else options.max_points
-    rounded, exact, tangled = _outline(
+    rounded, simple, tangled = _outline(
         read_logits(mask_logits, letterbox),
         letterbox.scaled_hw,
         letterbox.original_hw,
@@ -56,6 +56,7 @@ def mask_to_polygons(mask_logits: NDArray[np.float16], letterbox: Letterbox, opt
         decimals,
     )
     if tangled and not to_shapely(rounded).is_valid:
+        exact = _to_fractions(simple, letterbox.original_hw, _NOT_ROUNDED)
         rounded = fit_rings(_snap(exact, decimals, options.holes == "drop"), max_points)
     return _to_lists(rounded, options.closed)
 
@@ -70,14 +71,14 @@ def _outline(
     max_points: int,
     decimals: int,
 ) -> tuple[Outline, Outline, bool]:
-    """The outline in fractions of the image, rounded and unrounded, and whether the rounded one may be invalid."""
+    """The outline in fractions of the image, rounded; in original pixels; and whether the rounded one may be invalid."""
     traced = trace(logits, scaled_hw, original_hw, fill_holes)
-    rounded = _to_fractions(simplify(traced, tolerance, max_points, False), original_hw, decimals)
-    if not is_tangled(rounded):
-        return rounded, rounded, False
-    simple = simplify(traced, tolerance, max_points, True)
-    rounded = _to_fractions(simple, original_hw, decimals)
-    return rounded, _to_fractions(simple, original_hw, _NOT_ROUNDED), is_tangled(rounded)
+    for untangled in (False, True):  # as a constant, Numba would compile all that is called for each of them
+        simple = simplify(traced, tolerance, max_points, untangled)
+        rounded = _to_fractions(simple, original_hw, decimals)
+        if not is_tangled(rounded):
+            return rounded, simple, False
+    return rounded, simple, True
 
 
 @compiled

@@ -66,7 +66,8 @@ def _within(outline: Outline, tolerance: float, untangled: bool) -> Outline:
         _simplify_ring(points, ends[ring], ends[ring + 1] - 1, tolerance, kept)
     corners, corner_ends = _find_corners(kept, ends)
     while untangled:
-        passed = np.append(corners[1:], len(points))  # the points at which the segments from the corners end
+        passed = np.empty_like(corners)  # the points at which the segments from the corners end
+        passed[:-1], passed[-1] = corners[1:], len(points)
         passed[corner_ends[1:] - 1] -= 1
         conflicts = _find_conflicts(points, corners, passed, corner_ends, outline.parents) & (passed - corners > 1)
         if not conflicts.any():

@@ -59,7 +59,8 @@ def trace(logits: NDArray[np.float32], scaled_hw: tuple[int, int], original_hw: 
 def _to_original(positions: NDArray[np.float64], scaled: int, original: int) -> NDArray[np.float64]:
     """Network to original pixels, exact at the image's end; the first and last position are repeated, so contours close at the border."""
     placed = np.empty(len(positions) + 2)
-    placed[1:-1] = np.where(positions == scaled, float(original), positions * (original / scaled))
+    for k, position in enumerate(positions):
+        placed[k + 1] = original if position == scaled else position * (original / scaled)
     placed[0], placed[-1] = placed[1], placed[-2]
     return placed
 
