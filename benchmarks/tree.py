@@ -24,7 +24,7 @@ ROOMS = {
 OTHERS = {
     "monitoring": "Prometheus, Grafana dashboard, OpenTelemetry collector",
     "deploy": "Dockerfile, KubeRay's rayservice.yaml",
-    "examples": "backends for labelling tools",
+    "examples": "Ray jobs, backends for labelling tools",
     "loadtest": "load tests, planning, random faults (LOADTEST.md)",
     "benchmarks": "comparisons with mmdet and other servers; not installed",
     "tests": "one test module per module; e2e/ runs the real server; security/ attacks it; support/ has shared helpers",

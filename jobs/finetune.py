@@ -40,8 +40,8 @@ from pipeline.model.spec import NANO_NAME, OFFICIAL_NAMES, ModelSpec, nano_spec,
 from pipeline.model.zoo import embedded_models, locate
 
 
-def finetune(settings: FinetuneSettings) -> signal.Signals | None:
-    """Train and write the model file; returns the signal that ended the run early, or None."""
+def finetune(settings: FinetuneSettings, more_hooks: Sequence[Any] = ()) -> signal.Signals | None:
+    """Train and write the model file; returns the signal that ended the run early, or None. `more_hooks` are mmengine's."""
     if settings.processes == 1:
         check_single_process()
     check_work_dir(settings.work_dir, resume=settings.resume)
@@ -54,7 +54,8 @@ def finetune(settings: FinetuneSettings) -> signal.Signals | None:
     runner = ConciseRunner.from_cfg(runner_config(settings, spec, train, val, resume_from, steps_done))
     prepare_network(runner, settings, spec, None if resume_from else start)
     with harmless_types_only(), ending_on_signals() as signals:
-        runner.register_hook(StopOnSignal(signals))
+        for hook in (StopOnSignal(signals), *more_hooks):
+            runner.register_hook(hook)
         try:
             runner.train()
         except Diverged as error:

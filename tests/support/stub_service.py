@@ -19,9 +19,11 @@ class Stub(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, statuses=(), is_bad=lambda _image: False, limits=None, key=None, answer=None, classes=("person",)):
+    def __init__(
+        self, statuses=(), is_bad=lambda _image: False, limits=None, key=None, answer=None, classes=("person",), model="stub"
+    ):
         self.statuses, self.is_bad, self.key, self.answer = deque(statuses), is_bad, key, answer
-        self.classes = classes
+        self.classes, self.model = classes, model
         self.limits = {"max_body_mb": 32, "max_images_per_request": 64} | (limits or {})
         self.asked = []
         super().__init__(("127.0.0.1", 0), Handler)
@@ -47,7 +49,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         if not self._is_locked():
-            self._send(200, {"model": "stub", "classes": self.server.classes, "limits": self.server.limits})
+            self._send(200, {"model": self.server.model, "classes": self.server.classes, "limits": self.server.limits})
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))

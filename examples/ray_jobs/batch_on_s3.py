@@ -1,0 +1,27 @@
+"""A Ray job that scores the photos of a bucket into the same bucket, and counts what was found.
+
+    ray job submit --address http://127.0.0.1:8265 -- python examples/ray_jobs/batch_on_s3.py s3://bucket/photos s3://bucket/scored
+
+Credentials come from the nodes' environment. Submit it again after a failure: it goes on where it was.
+"""
+
+import json
+import sys
+from collections import Counter
+
+from pyarrow import dataset
+
+from jobs import batch_ray
+
+
+def main(source: str, output: str, *options: str) -> int:
+    status = batch_ray.main([source, "--output", output, *options])
+    if status == 0:
+        rows = dataset.dataset(f"{output}/rows").to_table(["preds"]).to_pylist()
+        labels = Counter(found["label"] for row in rows for found in json.loads(row["preds"])["boxes"])
+        print(json.dumps({"photos": len(rows), "found": dict(labels.most_common())}))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,19 @@
+"""Fine-tune on your photos, then put the result into the running service, without a failed request.
+
+    python examples/ray_jobs/finetune_to_serve.py /data/train.json /data/photos /data/runs/monday serve_config.yaml --steps 300
+
+On a cluster: `ray job submit --address http://127.0.0.1:8265 --entrypoint-num-gpus 1 -- python …`, with folders that every node sees.
+"""
+
+import sys
+
+from jobs import deploy, finetune
+
+
+def main(annotations: str, photos: str, work_dir: str, config: str, *options: str) -> int:
+    status = finetune.main(["--train", annotations, "--train-images", photos, "--work-dir", work_dir, *options])
+    return status or deploy.main([f"{work_dir}/final.safetensors", "--config", config])
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,153 @@
+"""Put a trained model into the running service, without a failed request; one that does not start is taken back.
+
+    python -m jobs.deploy runs/mine/final.safetensors --config serve_config.yaml
+
+checkpoint: loads, labels, size ─▶ model.name in the file ─▶ PUT to Ray Serve (`serve deploy`) ─▶ RUNNING ─▶ a photo is scored by it
+                                                                    └─ it does not: the file as before, PUT again; status 1
+
+New replicas start beside the old ones, which serve until those are ready (`max_surge_percent` in the file). The file is applied as a
+whole, so it must be the one that the service runs. Every node must find the checkpoint under the path given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jobs.command_line import CommandFault, cli_errors
+from jobs.scoring.service_client import ServiceClient, ServiceFault, base_url, key_from
+from pipeline.errors import ConfigurationError
+from pipeline.model.checkpoints import load_checkpoint
+from serve_app.start import read_ray_env
+
+
+@cli_errors("jobs.deploy", ServiceFault, RuntimeError)
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status: 0 the new model serves, 1 it does not and what ran before does."""
+    args = _parser().parse_args(argv)
+    checkpoint = load_checkpoint(args.checkpoint)
+    checkpoint.network()  # raises where weights are missing or do not fit
+    spec = checkpoint.spec
+    print(f"{args.checkpoint}: {spec.name}, {spec.input_size} px, labels {', '.join(spec.classes)}", flush=True)
+    before = args.config.read_text(encoding="utf-8")
+    after = with_model(before, args.application, str(args.checkpoint.resolve()))
+    if after == before:
+        raise CommandFault(
+            f"{args.config} names this file already, and Ray Serve starts nothing anew: give a new model a new file name"
+        )
+    read_ray_env(args.config.parent / "ray.env")  # before Ray is imported
+    from jobs.serve_api import ServeApi
+
+    api = ServeApi(args.address)
+    service = ServiceClient(args.url or address_of(after, args.application), args.key_env)
+    old = service.info()
+    print(f"Runs now: {old.get('model')}. {changed_labels(old.get('classes') or [], spec.classes)}", flush=True)
+    api.apply(after)
+    args.config.write_text(after, encoding="utf-8")
+    try:
+        api.wait_until_running(args.application, args.timeout_s)
+        found = score_one(service, args.photo, spec.name)
+    except (CommandFault, ServiceFault) as error:
+        args.config.write_text(before, encoding="utf-8")
+        api.apply(before)
+        raise CommandFault(f"{error}. Taken back: {args.config} is as before and applied again") from error
+    print(f"{service.url} runs {spec.name}; it found {found} object(s) in the photo. {args.config} names it now.")
+    return 0
+
+
+def with_model(text: str, application: str, model: str) -> str:
+    """A serve_config.yaml with another `model.name`, all else, comments too, as it was.
+
+    Raises:
+        CommandFault: there is no such application or no such entry, or the file would not be valid.
+    """
+    from serve_app.config_file import check_document
+
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    names = [_entry(item, "name") for item in _items(_entry(node, "applications"))]
+    matching = [
+        item for item in _items(_entry(node, "applications")) if getattr(_entry(item, "name"), "value", "") == application
+    ]
+    place = _entry(_entry(_entry(matching[0], "args"), "model"), "name") if matching else None
+    if place is None:
+        there = ", ".join(getattr(name, "value", "") for name in names) or "none"
+        raise CommandFault(f"the configuration has no args.model.name of an application {application}; its applications: {there}")
+    after = text[: place.start_mark.index] + yaml.dump(model, width=10**9).splitlines()[0] + text[place.end_mark.index :]
+    try:
+        check_document(yaml.safe_load(after))
+    except ConfigurationError as error:
+        raise CommandFault(f"the configuration with this model is not valid: {error.message}") from error
+    return after
+
+
+def _entry(node: Any, key: str) -> Any:
+    """The value under a key of a YAML mapping; None where there is none."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+    return next((value for name, value in pairs if name.value == key), None)
+
+
+def _items(node: Any) -> list[Any]:
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def address_of(text: str, application: str) -> str:
+    """Where an application of a configuration listens."""
+    document = yaml.safe_load(text)
+    http = document.get("http_options") or {}
+    route = next(app.get("route_prefix") or "/" for app in document["applications"] if app["name"] == application)
+    host = str(http.get("host", "127.0.0.1"))
+    return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{http.get('port', 8000)}{route}".rstrip("/")
+
+
+def changed_labels(old: Sequence[str], new: Sequence[str]) -> str:
+    """What clients will see of a change of labels, in a sentence."""
+    added, gone = [name for name in new if name not in old], [name for name in old if name not in new]
+    told = [f"{what} labels: {', '.join(names)}" for what, names in (("new", added), ("gone", gone)) if names]
+    return "; ".join(told) or "The labels stay"
+
+
+def score_one(service: ServiceClient, photo: Path | None, model: str) -> int:
+    """Score a photo and return how many objects it has.
+
+    Raises:
+        CommandFault: another model answers, or the photo has an error.
+    """
+    if photo is None:
+        from matplotlib import cbook  # a portrait that comes with it
+
+        photo = Path(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
+    if (runs := service.info().get("model")) != model:
+        raise CommandFault(f"the service runs {runs} instead of {model}")
+    (answer,) = service.score([base64.b64encode(photo.read_bytes()).decode()], {})
+    if "error" in answer:
+        raise CommandFault(f"{photo}: {answer['error']['message']}")
+    return len(answer["boxes"])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.deploy", description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("checkpoint", type=Path, help=".safetensors or .pth, at a path that every node finds")
+    add("--config", type=Path, default=Path("serve_config.yaml"), help="what the service runs; changed (default: %(default)s)")
+    add("--application", default="rtmdet-ins", help="in that file (default: %(default)s)")
+    add(
+        "--address",
+        default=os.environ.get("RAY_DASHBOARD_ADDRESS", "http://127.0.0.1:8265"),
+        help="Ray's dashboard, as of `serve deploy` (default: $RAY_DASHBOARD_ADDRESS, else http://127.0.0.1:8265)",
+    )
+    add("--url", type=base_url, help="of the service (default: the file's http_options)")
+    add("--key-env", type=key_from, metavar="NAME", help="environment variable that holds the service's key")
+    add("--photo", type=Path, help="scored at the end (default: a portrait)")
+    add("--timeout-s", type=float, default=300, help="then the old model is put back (default: %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""Search training settings with Ray Tune: many short runs of jobs.finetune, a table and a plot of them, the best model.
+
+    python -m jobs.sweep --trials 6 --train train.json --train-images photos/ --val-share 0.2 --work-dir runs/sweep --steps 100
+    python -m jobs.sweep --trials 20 --search bayes --asha --vary lr=5e-4..8e-3 --vary image-size=480,640 --vary freeze=none,backbone …
+
+--vary NAME=LOW..HIGH is a range (on a logarithmic scale where HIGH is ten times LOW or more), NAME=A,B,C is a choice; NAME is any option of
+jobs.finetune, `none` leaves it out, `on` gives a switch. All other arguments are those of jobs.finetune, the same in each trial.
+
+    work-dir/trials.csv    a row for each trial: settings, AP, steps, seconds, peak memory, checkpoint; sorted by AP
+    work-dir/trials.png    AP over the steps of each trial, and over each setting
+    work-dir/<trial>/      the trial's own work folder; the best one's final.safetensors is printed
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from jobs.command_line import CommandFault, cli_errors, count
+from jobs.training.settings import FinetuneSettings, settings_from_args
+
+SPACE = ("lr=5e-4..8e-3", "mosaic=0..1", "freeze=none,backbone.stem")
+"""What is varied unasked."""
+LOG_SCALE_FROM = 10
+VALS_A_RUN = 4
+"""Measurements in a trial where --val-every does not say."""
+LEFT_OUT, SWITCHED_ON = "none", "on"
+
+
+@cli_errors("jobs.sweep")
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status: 0 there is a best model, 1 there is none, 2 wrong arguments."""
+    parser = _parser()
+    args, of_finetune = parser.parse_known_args(argv)
+    for package, needed in (("pyarrow", True), ("optuna", args.search == "bayes")):
+        if needed and importlib.util.find_spec(package) is None:
+            parser.error(f"{package} is not installed: .venv/bin/pip install -e '.[sweep]'")
+    try:
+        space = dict(read_variation(text) for text in args.vary or SPACE)
+    except ValueError as error:
+        parser.error(str(error))
+    settings = settings_from_args(of_finetune)
+    if not (settings.val or settings.val_share):
+        parser.error("trials are compared by what they measure: give --val and --val-images, or --val-share")
+    if args.asha and not settings.steps:
+        parser.error("--asha compares trials at the same step: say how many with --steps")
+    if settings.processes > 1 or settings.resume:
+        parser.error("--processes and --resume do not go with a sweep: a trial is one process, and begins anew")
+    for name, values in space.items():
+        for value in values:
+            settings_from_args([*of_finetune, *as_options({name: value})])  # says what is wrong, and exits
+    from jobs.training.trials import run_trials
+
+    best = run_trials(args, of_finetune, space, settings)
+    if best is None:
+        raise CommandFault(f"no trial has found anything; {settings.work_dir}/trials.csv says how each ended")
+    print(best)
+    return 0
+
+
+def read_variation(text: str) -> tuple[str, Any]:
+    """`lr=1e-3..1e-2` to ("lr", (0.001, 0.01)); `freeze=none,backbone` to ("freeze", ["none", "backbone"]).
+
+    Raises:
+        ValueError: it is neither.
+    """
+    name, equals, values = text.partition("=")
+    if not (name and equals and values):
+        raise ValueError(f"--vary {text}: expected NAME=LOW..HIGH or NAME=A,B,C, such as lr=5e-4..8e-3")
+    low, dots, high = values.partition("..")
+    if not dots:
+        return name, values.split(",")
+    numbers = _number(low), _number(high)
+    if None in numbers or not numbers[0] < numbers[1]:  # type: ignore[operator]
+        raise ValueError(f"--vary {text}: LOW..HIGH are two numbers, the smaller one first")
+    return name, numbers
+
+
+def _number(text: str) -> int | float | None:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return None
+
+
+def as_options(chosen: dict[str, Any]) -> list[str]:
+    """Settings of a trial as options of jobs.finetune."""
+    options = []
+    for name, value in chosen.items():
+        if value == SWITCHED_ON:
+            options.append(f"--{name}")
+        elif value != LEFT_OUT:
+            options += [f"--{name}", *str(value).split("+")]
+    return options
+
+
+def trial_settings(of_finetune: Sequence[str], chosen: dict[str, Any]) -> FinetuneSettings:
+    """The settings of a trial but for its work folder; measured often enough to be stopped early."""
+    settings = settings_from_args([*of_finetune, *as_options(chosen)])
+    if settings.val_every is None and settings.steps:
+        settings = replace(settings, val_every=max(settings.steps // VALS_A_RUN, 1))
+    return settings
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.sweep",
+        description=(__doc__ or "").splitlines()[0],
+        epilog="All other arguments are those of jobs.finetune (python -m jobs.finetune --help), the same in each trial.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "--vary",
+        action="append",
+        metavar="NAME=LOW..HIGH | NAME=A,B,C",
+        help=f"an option of jobs.finetune; give it once for each (default: {' '.join(SPACE)}); a list of values is joined by +",
+    )
+    add("--trials", type=count, default=6, help="(default: %(default)s)")
+    add("--search", choices=["random", "bayes"], default="random", help="bayes: Optuna's TPE (default: %(default)s)")
+    add("--asha", action="store_true", help="stop trials early that are worse than others at the same step (ASHA)")
+    add("--cpus-per-trial", type=float, help="(default: all of the machine, or its share for each GPU)")
+    add("--gpus-per-trial", type=float, help="(default: 1 where there is one)")
+    add(
+        "--memory-gb-per-trial",
+        type=float,
+        default=0,
+        help="reserved, so that no more run at once than fit (default: 0, not reserved)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

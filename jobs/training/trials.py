@@ -1,0 +1,196 @@
+"""The trials of a sweep: each is jobs.finetune in a process of Ray Tune, which hears of every measurement; then a table and a plot."""
+
+from __future__ import annotations
+
+from jobs.third_party import known_warnings_ignored  # isort: skip  (before mmdet)
+
+import argparse
+import csv
+import os
+import resource
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import ray
+from matplotlib.figure import Figure
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from ray import tune
+from ray.tune.result_grid import ResultGrid
+
+from jobs.sweep import LOG_SCALE_FROM, trial_settings
+from jobs.training.results import export
+from jobs.training.settings import FinetuneSettings
+
+TABLE, PLOT = "trials.csv", "trials.png"
+WHOLE = "whole"
+"""How a trial ended that made all its steps."""
+ASHA_KEEPS = 3
+"""At each of ASHA's looks, the best third goes on."""
+
+
+class ReportToTune(Hook):
+    """Tells Ray Tune of each measurement.
+
+    Args:
+        metric: that trials are compared by.
+    """
+
+    priority = "VERY_LOW"  # after the checkpoint of the best measurement is written
+
+    def __init__(self, metric: str) -> None:
+        self._metric = metric
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
+        """Report the number, the step, and the most memory that this process has held."""
+        peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        tune.report({self._metric: float((metrics or {})[self._metric]), "step": runner.iter, "peak_gb": peak_gb})
+
+
+def run_trials(
+    args: argparse.Namespace, of_finetune: Sequence[str], space: dict[str, Any], settings: FinetuneSettings
+) -> str | None:
+    """Run them all, write the table and the plot; returns what to say of the best, None where none has found anything."""
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # their files say less than the table
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "1")
+    work_dir, metric = settings.work_dir.resolve(), settings.best_metric
+    work_dir.mkdir(parents=True, exist_ok=True)
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    try:
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(_train, of_finetune=list(of_finetune), work_dir=work_dir), _resources(args)),
+            param_space={name: _domain(values) for name, values in space.items()},
+            tune_config=_tune_config(args, of_finetune, space, metric, settings.seed),
+            run_config=tune.RunConfig(name="ray", storage_path=str(work_dir), verbose=1),
+        )
+        results = tuner.fit()
+    finally:
+        ray.shutdown()
+    rows = rows_of(results, metric, of_finetune, work_dir)
+    write_table(rows, work_dir / TABLE)
+    plot(results, rows, list(space), metric, work_dir / PLOT)
+    print(
+        f"{work_dir / TABLE}, {work_dir / PLOT}: {len(rows)} trials, {sum(row['ended'] != WHOLE for row in rows)} of them not whole"
+    )
+    return _best(rows, metric, list(space))
+
+
+def _train(config: dict[str, Any], of_finetune: list[str], work_dir: Path) -> None:
+    """A trial, in its own process."""
+    from jobs.finetune import finetune
+
+    settings = trial_settings(of_finetune, config)
+    trial = tune.get_context().get_trial_id()
+    with known_warnings_ignored():
+        finetune(replace(settings, work_dir=work_dir / trial), [ReportToTune(settings.best_metric)])
+
+
+def _domain(values: Any) -> Any:
+    if isinstance(values, list):
+        return tune.choice(values)
+    low, high = values
+    is_log = low > 0 and high / low >= LOG_SCALE_FROM
+    if isinstance(low, int) and isinstance(high, int) and high > 1:
+        return tune.lograndint(low, high + 1) if is_log else tune.randint(low, high + 1)
+    return tune.loguniform(low, high) if is_log else tune.uniform(low, high)
+
+
+def _tune_config(
+    args: argparse.Namespace, of_finetune: Sequence[str], space: dict[str, Any], metric: str, seed: int
+) -> tune.TuneConfig:
+    search: Any = None
+    if args.search == "bayes":
+        from ray.tune.search.optuna import OptunaSearch
+
+        search = OptunaSearch(seed=seed)
+    else:
+        from ray.tune.search.basic_variant import BasicVariantGenerator
+
+        search = BasicVariantGenerator(random_state=seed)
+    scheduler = None
+    if args.asha:
+        first = trial_settings(of_finetune, {})
+        most = max([first.steps or 0, *map(int, space.get("steps", ()))])
+        scheduler = tune.schedulers.ASHAScheduler(
+            "step", max_t=most, grace_period=first.val_every or 1, reduction_factor=ASHA_KEEPS
+        )
+    return tune.TuneConfig(metric=metric, mode="max", num_samples=args.trials, search_alg=search, scheduler=scheduler)
+
+
+def _resources(args: argparse.Namespace) -> dict[str, float]:
+    """Of a trial; told, with how many run at once."""
+    has = ray.cluster_resources()
+    gpus = args.gpus_per_trial if args.gpus_per_trial is not None else min(has.get("GPU", 0), 1)
+    cpus = args.cpus_per_trial or max(has["CPU"] / max(has.get("GPU", 0) / gpus, 1) if gpus else has["CPU"], 1)
+    asked = {"cpu": cpus, "gpu": gpus, "memory": args.memory_gb_per_trial * 1e9}
+    room = min(
+        int(has.get(name, 0) / asked[key]) for key, name in (("cpu", "CPU"), ("gpu", "GPU"), ("memory", "memory")) if asked[key]
+    )
+    memory = (
+        f"{args.memory_gb_per_trial:g} GB reserved" if args.memory_gb_per_trial else "memory not reserved (--memory-gb-per-trial)"
+    )
+    print(f"Each trial: {cpus:g} CPUs, {gpus:g} GPUs, {memory}; {room} at once.", flush=True)
+    return {name: value for name, value in asked.items() if value}
+
+
+def rows_of(results: ResultGrid, metric: str, of_finetune: Sequence[str], work_dir: Path) -> list[dict[str, Any]]:
+    """A row for each trial, the best first."""
+    rows = []
+    for result in (results[number] for number in range(len(results))):
+        config, planned = result.config or {}, trial_settings(of_finetune, result.config or {}).steps or 0
+        history, last = result.metrics_dataframe, result.metrics or {}
+        measured = [] if history is None or metric not in history else history[metric].tolist()
+        error = str(result.error).strip().splitlines()[-1] if result.error else ""
+        rows.append(
+            {
+                "trial": last.get("trial_id", ""),
+                metric: max(measured, default=0.0),
+                **config,
+                "ended": error or ("stopped early" if last.get("step", 0) < planned else WHOLE),
+                "steps": last.get("step", 0),
+                "seconds": round(last.get("time_total_s", 0)),
+                "peak_gb": round(last.get("peak_gb", 0), 2),
+                "work_dir": str(work_dir / last["trial_id"]) if "trial_id" in last else "",
+            }
+        )
+    return sorted(rows, key=lambda row: -row[metric])
+
+
+def write_table(rows: list[dict[str, Any]], path: Path) -> None:
+    """As CSV."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def plot(results: ResultGrid, rows: list[dict[str, Any]], names: list[str], metric: str, path: Path) -> None:
+    """The measurement over the steps of each trial; the best of each over each setting that was varied."""
+    figure = Figure(figsize=(4 * (1 + len(names)), 3.6), layout="constrained")
+    over_steps, *over_settings = figure.subplots(1, 1 + len(names), squeeze=False)[0]
+    for result in (results[number] for number in range(len(results))):
+        history = result.metrics_dataframe
+        if history is not None and metric in history:
+            over_steps.plot(history["step"], history[metric], marker=".", label=(result.metrics or {}).get("trial_id"))
+    over_steps.set(xlabel="step", ylabel=metric, title="trials")
+    for axes, name in zip(over_settings, names, strict=True):
+        values = [row[name] for row in rows]
+        numbers = all(isinstance(value, int | float) for value in values)
+        axes.plot(values if numbers else [str(value) for value in values], [row[metric] for row in rows], "o")
+        if numbers and min(values) > 0 and max(values) / min(values) >= LOG_SCALE_FROM:
+            axes.set_xscale("log")
+        axes.set(xlabel=name)
+    with mpl.rc_context({"savefig.dpi": 120}):
+        figure.savefig(path)
+
+
+def _best(rows: list[dict[str, Any]], metric: str, names: list[str]) -> str | None:
+    best = rows[0]
+    if not best[metric] > 0:
+        return None
+    model = export(Path(best["work_dir"]))  # of a trial that was stopped, too
+    return f"Best: {metric} {best[metric]:.4f} with {', '.join(f'{name} {best[name]}' for name in names)}: {model}"

@@ -1,0 +1,115 @@
+"""A sweep's command line and search space; two tiny trials by hand (-m slow)."""
+
+import csv
+
+import pytest
+
+pytest.importorskip("pyarrow")
+
+from jobs.sweep import SPACE, as_options, main, read_variation, trial_settings
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("lr=5e-4..8e-3", ("lr", (0.0005, 0.008))),
+        ("batch-size=2..8", ("batch-size", (2, 8))),
+        ("freeze=none,backbone.stem", ("freeze", ["none", "backbone.stem"])),
+        ("no-flip=on,none", ("no-flip", ["on", "none"])),
+    ],
+)
+def test_variations(text, read):
+    assert read_variation(text) == read
+
+
+@pytest.mark.parametrize("text", ["lr", "lr=", "=1..2", "lr=2..1", "lr=a..b", "lr=1.."])
+def test_what_is_no_variation(text):
+    with pytest.raises(ValueError, match="--vary"):
+        read_variation(text)
+
+
+def test_a_trials_settings(tiny_coco):
+    """Values as jobs.finetune reads them; what is left out has its default; measurements are often enough for ASHA."""
+    base = ["--train", str(tiny_coco / "coco.json"), "--train-images", str(tiny_coco), "--val-share", "0.3", "--work-dir", "x"]
+    chosen = {
+        "lr": 0.001,
+        "freeze": "backbone.stem+backbone.stage1",
+        "no-flip": "on",
+        "mosaic": "none",
+        "scale-jitter": "0.8+1.2",
+    }
+    settings = trial_settings([*base, "--steps", "40"], chosen)
+    assert (settings.lr, settings.no_flip, settings.mosaic, settings.val_every) == (0.001, True, 0.5, 10)
+    assert settings.freeze == ("backbone.stem", "backbone.stage1")
+    assert settings.scale_jitter == (0.8, 1.2)
+    assert as_options({"freeze": "none"}) == []
+    assert [read_variation(text)[0] for text in SPACE] == ["lr", "mosaic", "freeze"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--vary", "lr=2..1"], "--vary lr=2..1: LOW..HIGH"),
+        (["--vary", "image-size=320,500"], "--image-size must be a positive multiple of 32"),
+        (["--vary", "colour=1,2"], "unrecognized arguments: --colour"),
+        (["--asha"], "--asha compares trials at the same step"),
+        (["--val-share", "0"], "give --val"),
+        (["--resume"], "--processes and --resume do not go with a sweep"),
+    ],
+)
+def test_what_cannot_be_swept(tiny_coco, tmp_path, capsys, more, said):
+    """Told before anything is started."""
+    base = ["--train", str(tiny_coco / "coco.json"), "--train-images", str(tiny_coco), "--val-share", "0.3"]
+    with pytest.raises(SystemExit) as ended:
+        main([*base, "--work-dir", str(tmp_path / "new"), *more])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_tiny_trials(tiny_coco, tmp_path, capsys, monkeypatch):
+    """By Optuna, with ASHA: a row for each with its settings, a plot, the best one's model; one that fails is a row, too."""
+    pytest.importorskip("optuna")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    photos, truth = str(tiny_coco / "photos"), str(tiny_coco / "coco.json")
+    arguments = [
+        "--train",
+        truth,
+        "--train-images",
+        photos,
+        "--val",
+        truth,
+        "--val-images",
+        photos,
+        "--work-dir",
+        str(tmp_path / "w"),
+    ]
+    arguments += [
+        "--steps",
+        "8",
+        "--batch-size",
+        "2",
+        "--image-size",
+        "160",
+        "--workers",
+        "0",
+        "--warmup",
+        "0",
+        "--precision",
+        "fp32",
+    ]
+    status = main(
+        [*arguments, "--trials", "2", "--search", "bayes", "--asha", "--vary", "lr=1e-3..4e-3", "--vary", "freeze=none,neck"]
+    )
+    said = capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "w/trials.csv").open()))
+    assert len(rows) == 2
+    assert all(0.001 <= float(row["lr"]) <= 0.004 and row["freeze"] in ("none", "neck") for row in rows)
+    assert all(float(row["peak_gb"]) > 0.1 and row["ended"] in ("whole", "stopped early") for row in rows), rows
+    assert (tmp_path / "w/trials.png").read_bytes().startswith(b"\x89PNG")
+    assert "Each trial: " in said
+    assert (status == 0) == (float(rows[0]["mask_ap"]) > 0)
+    if status == 0:
+        assert said.splitlines()[-1].endswith(f"{rows[0]['work_dir']}/final.safetensors")
