@@ -27,6 +27,7 @@ from typing import Any
 
 from jobs.command_line import cli_errors, count, fraction
 from jobs.scoring.batch_inputs import InputsError
+from jobs.scoring.tiles import MAX_OVERLAP
 
 CACHE = Path("~/.cache/rtmdet-ins-serve")
 EVERY_S = 5.0
@@ -36,7 +37,12 @@ EVERY_S = 5.0
 @cli_errors("jobs.batch_ray")
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.through and args.tiles > 1:
+        parser.error("--tiles does not go with --through: the application cuts no tiles")
+    if args.overlap > MAX_OVERLAP:
+        parser.error(f"--overlap is at most {MAX_OVERLAP}")
     if args.coco:
         args.mask_format = "rle"
     try:
@@ -121,6 +127,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--worker-cpus", type=float, default=0.1, help="CPUs of each loader and outliner (default: %(default)s)")
     add("--score-threshold", type=fraction, default=0.3, help="keep objects with a score above this (default: %(default)s)")
     add("--mask-format", choices=["polygon", "rle"], default="polygon", help="(default: %(default)s)")
+    add("--tiles", type=count, default=1, help="for small objects: also score tiles of the photo, so many along its long side")
+    add("--overlap", type=fraction, default=0.2, help="of neighbouring tiles, share of a tile (default: %(default)s)")
     add(
         "--coco",
         type=Path,

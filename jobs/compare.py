@@ -3,7 +3,8 @@
     python -m jobs.compare photos/ https://old.example.com http://127.0.0.1:8000 --key-env-a OLD_KEY --page compare.html
     python -m jobs.compare photos/ preds.jsonl runs/mine/final.safetensors --min-matched 0.95 --min-mask-iou 0.9
 
-A side is a URL (also of an AzureML endpoint), a model (name or file, run in this process), or rows of jobs.batch_score (*.jsonl, *.csv).
+A side is a URL (also of an AzureML endpoint), a model (name or file, run in this process; MODEL@fp32 in that precision, mmdet:MODEL by
+mmdet itself), or rows of jobs.batch_score (*.jsonl, *.csv).
 Objects with the same label match by the IoU of their masks. "missed" are objects of only the first side, "new" of only the second.
 Prints a table, then one line of JSON. Exit status: 1 if a threshold is missed, 2 for wrong arguments or input.
 """
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from jobs.command_line import cli_errors, count, fraction
 from jobs.comparison.matching import Totals, agreement, match
 from jobs.comparison.page import Difference, page
-from jobs.comparison.sides import Answer, Side, side_of
+from jobs.comparison.sides import PRECISIONS, Answer, Side, SideOptions, side_of
 from jobs.photos import PhotoError, upright_size
 from jobs.scoring.batch_inputs import InputsError, Source
 from jobs.scoring.service_client import key_from
@@ -34,10 +35,8 @@ from jobs.scoring.service_client import key_from
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     args = _parser().parse_args(argv)
-    keys = args.key_env_a, args.key_env_b
-    sides = [
-        side_of(text, args.score_threshold, args.engine, args.precision, key) for text, key in zip(args.sides, keys, strict=True)
-    ]
+    options = SideOptions(args.score_threshold, args.engine, args.precision, args.mask_format)
+    sides = [side_of(text, options, key) for text, key in zip(args.sides, (args.key_env_a, args.key_env_b), strict=True)]
     totals, worst = compare(args.photos, sides[0], sides[1], args.iou_threshold, args.most)
     summary = totals.summary()
     failed = missed_thresholds(summary, args)
@@ -119,13 +118,24 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.compare", description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("photos", help="folder of photos")
-    add("sides", nargs=2, metavar="SIDE", help="URL, model (name or file), or rows of jobs.batch_score")
+    add(
+        "sides",
+        nargs=2,
+        metavar="SIDE",
+        help="URL; model: a name or a file, @PRECISION behind it, mmdet: before it; or rows of jobs.batch_score",
+    )
     add("--key-env-a", type=key_from, metavar="NAME", help="environment variable that holds the first URL's key")
     add("--key-env-b", type=key_from, metavar="NAME", help="environment variable that holds the second URL's key")
     add("--score-threshold", type=fraction, default=0.3, help="compare objects with a score above this (default: %(default)s)")
     add("--iou-threshold", type=fraction, default=0.5, help="smallest mask IoU of a match (default: %(default)s)")
     add("--engine", choices=["auto", "openvino", "torch"], default="auto", help="of models (default: %(default)s)")
-    add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="of models (default: %(default)s)")
+    add("--precision", choices=PRECISIONS, default="auto", help="of models (default: %(default)s)")
+    add(
+        "--mask-format",
+        choices=["polygon", "rle"],
+        default="polygon",
+        help="of models and of this service's URLs; rle: exact masks (default: %(default)s)",
+    )
     add("--min-matched", type=fraction, help="smallest share of the objects of both sides that must match")
     add("--min-mask-iou", type=fraction, help="smallest mean mask IoU of matched objects")
     add("--max-score-shift", type=fraction, help="largest mean absolute score difference of matched objects")

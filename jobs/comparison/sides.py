@@ -1,15 +1,16 @@
-"""The sides of a comparison: a service, a model in this process, or saved rows of jobs.batch_score."""
+"""The sides of a comparison: a service, a model in this process (our engine or mmdet), or saved rows of jobs.batch_score."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pybase64
 
+from jobs.annotations.report import AnnotationsError
 from jobs.command_line import CommandFault
 from jobs.scoring.batch_output import read_rows
 from jobs.scoring.service_client import ServiceClient, ServiceFault, base_url
@@ -18,6 +19,7 @@ from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
 from pipeline.inference.engine import EngineOptions, load_engine
 from pipeline.masks.encode import instances_to_objects, objects_from_dict
+from pipeline.model.checkpoints import load_checkpoint
 from pipeline.model.zoo import locate
 from pipeline.types import DetectOptions, OutlineOptions, SegmentedObject
 
@@ -43,33 +45,62 @@ Side = Callable[[str, Path], Answer]
 """Answers for a photo, by its name below the folder and its file."""
 
 
-def side_of(text: str, score_threshold: float, engine: str, precision: str, key: str | None) -> Side:
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+MMDET = "mmdet:"
+
+
+@dataclass(frozen=True, slots=True)
+class SideOptions:
+    """Options of both sides.
+
+    Args:
+        score_threshold: use objects with a score above this.
+        engine, precision: of models that do not name their own.
+        mask_format: `polygon`, the service's default, or `rle`, exact masks.
+    """
+
+    score_threshold: float = 0.3
+    engine: str = "auto"
+    precision: str = "auto"
+    mask_format: str = "polygon"
+
+
+def side_of(text: str, options: SideOptions, key: str | None = None) -> Side:
     """The side for a command-line argument.
 
     Args:
-        text: a URL, a file of saved rows (*.jsonl, *.csv), or a model: its name or its file.
-        score_threshold: use objects with a score above this.
-        engine, precision: of a model.
+        text: a URL; a file of saved rows (*.jsonl, *.csv); or a model, its name or its file: followed by `@fp32` or another precision, or
+            preceded by `mmdet:`, which runs mmdet's own test path.
+        options: of both sides.
         key: of a URL.
     Raises:
         CommandFault, SetupError: the argument is none of these.
     """
     if "://" in text:
-        return _of_service(ServiceClient(base_url(text.removesuffix("/").removesuffix("/score")), key), score_threshold)
+        return _of_service(ServiceClient(base_url(text.removesuffix("/").removesuffix("/score")), key), options)
     if Path(text).suffix.lower() in SAVED_SUFFIXES:
-        return _of_rows(Path(text), score_threshold)
-    return _of_model(text, EngineOptions(engine, precision), score_threshold)  # type: ignore[arg-type]  # argparse has checked
+        return _of_rows(Path(text), options.score_threshold)
+    if text.startswith(MMDET):
+        return _of_mmdet(text.removeprefix(MMDET), options.score_threshold)
+    model, at, precision = text.rpartition("@")
+    if at and precision in PRECISIONS:
+        text, options = model, replace(options, precision=precision)
+    return _of_model(text, options)
 
 
-def _of_service(client: ServiceClient, score_threshold: float) -> Side:
+def _of_service(client: ServiceClient, options: SideOptions) -> Side:
+    params: dict[str, Any] = {"score_threshold": options.score_threshold}
+    if options.mask_format != "polygon":  # AzureML's endpoint does not know the parameter
+        params["mask_format"] = options.mask_format
+
     def score(_: str, photo: Path) -> Answer:
         image = pybase64.b64encode(photo.read_bytes()).decode()
         began = time.perf_counter()
         try:
-            (answer,) = client.score([image], {"score_threshold": score_threshold})
+            (answer,) = client.score([image], params)
         except ServiceFault as error:
             return Answer([], fault=str(error))
-        return _answer(answer, score_threshold, (time.perf_counter() - began) * 1e3)
+        return _answer(answer, options.score_threshold, (time.perf_counter() - began) * 1e3)
 
     return score
 
@@ -83,9 +114,12 @@ def _of_rows(path: Path, score_threshold: float) -> Side:
     return score
 
 
-def _of_model(model: str, options: EngineOptions, score_threshold: float) -> Side:
-    engine = load_engine(locate(model, setting="model"), options)
-    detect, outline = DetectOptions(score_threshold), OutlineOptions(decimals=None)
+def _of_model(model: str, options: SideOptions) -> Side:
+    engine = load_engine(
+        locate(model, setting="model"),
+        EngineOptions(options.engine, options.precision),  # type: ignore[arg-type]  # argparse has checked
+    )
+    detect, outline = DetectOptions(options.score_threshold), OutlineOptions(decimals=None, mask_format=options.mask_format)
 
     def score(_: str, photo: Path) -> Answer:
         data = photo.read_bytes()
@@ -96,6 +130,24 @@ def _of_model(model: str, options: EngineOptions, score_threshold: float) -> Sid
             return Answer([], fault=error.message)
         objects = instances_to_objects(engine.detect([loaded], [detect])[0], engine.info.classes, outline)
         return Answer(objects, (time.perf_counter() - began) * 1e3)
+
+    return score
+
+
+def _of_mmdet(model: str, score_threshold: float) -> Side:
+    """mmdet's own transforms, network and post-processing in fp32; the masks as it makes them."""
+    from jobs.evaluation.predictions import MmdetPredictor  # not at the top: it imports mmdet
+
+    predictor = MmdetPredictor(load_checkpoint(locate(model, setting="model")))
+
+    def score(_: str, photo: Path) -> Answer:
+        began = time.perf_counter()
+        try:
+            found = predictor.predict(photo)
+        except AnnotationsError as error:
+            return Answer([], fault=str(error))
+        took_ms = (time.perf_counter() - began) * 1e3
+        return Answer([item for item in found if item.score > score_threshold], took_ms)
 
     return score
 

@@ -12,6 +12,7 @@ from jobs.third_party import known_warnings_ignored  # isort: skip  (before mmde
 import json
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from jobs.evaluation.coco_results import CocoResults
 from jobs.training import augment
 from pipeline.inference.devices import choose_torch_device
 from pipeline.model.checkpoints import Checkpoint
+from pipeline.types import SegmentedObject
 
 MAX_NAMED = 10
 
@@ -48,19 +50,54 @@ def predict_with_mmdet(
     """
     truth = json.loads(annotations.coco_json.read_text())
     category_ids = category_ids_of(checkpoint.spec.classes, truth)
-    network = checkpoint.network().to(choose_torch_device("auto"))
-    load = Compose(augment.image_transforms(input_size_px or checkpoint.spec.input_size))
+    predictor = MmdetPredictor(checkpoint, input_size_px)
     results: CocoResults = []
     for image in progress(truth["images"]):
-        try:
-            sample = load({"img_path": str(annotations.images / image["file_name"]), "img_id": image["id"]})
-        except Exception as error:  # mmcv's and cv2's, of every type
-            raise AnnotationsError(f"{image['file_name']}: the photo cannot be read: {error}") from error
-        batch = {"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]}
-        with torch.inference_mode(), known_warnings_ignored():
-            found = network.test_step(batch)[0].pred_instances.cpu().numpy()
+        found = predictor.instances(annotations.images / image["file_name"])
         results += _results_of_image(image["id"], found, category_ids)
     return results
+
+
+class MmdetPredictor:
+    """mmdet's own test path, a photo at a time, on the first card where there is one.
+
+    Args:
+        checkpoint: the model.
+        input_size_px: side of the square input, when another than the model's own is wanted.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, input_size_px: int | None = None) -> None:
+        self._classes = checkpoint.spec.classes
+        self._network = checkpoint.network().to(choose_torch_device("auto"))
+        self._load = Compose(augment.image_transforms(input_size_px or checkpoint.spec.input_size))
+
+    def instances(self, photo: Path) -> Any:
+        """mmdet's `pred_instances` as NumPy arrays: bboxes (N, 4) pixels, scores, labels, masks (N, H, W); the highest score first.
+
+        Raises:
+            AnnotationsError: the photo cannot be read.
+        """
+        try:
+            sample = self._load({"img_path": str(photo), "img_id": 0})
+        except Exception as error:  # mmcv's and cv2's, of every type
+            raise AnnotationsError(f"{photo.name}: the photo cannot be read: {error}") from error
+        batch = {"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]}
+        with torch.inference_mode(), known_warnings_ignored():
+            return self._network.test_step(batch)[0].pred_instances.cpu().numpy()
+
+    def predict(self, photo: Path) -> list[SegmentedObject]:
+        """The same as the contract's objects, masks as run lengths.
+
+        Raises:
+            AnnotationsError: the photo cannot be read.
+        """
+        found = self.instances(photo)
+        objects = []
+        for box, score, label, mask in zip(found.bboxes, found.scores, found.labels, found.masks, strict=True):
+            height, width = mask.shape
+            x1, y1, x2, y2 = (box / (width, height, width, height)).clip(0, 1).tolist()
+            objects.append(SegmentedObject((x1, y1, x2, y2), self._classes[int(label)], float(score), [], rle=_rle_of(mask)))
+        return objects
 
 
 def check_photos(annotations: Annotations, truth: dict[str, Any]) -> None:
@@ -112,14 +149,18 @@ def _results_of_image(image_id: int, found: Any, category_ids: dict[int, int]) -
     for box, score, label, mask in zip(found.bboxes, found.scores, found.labels, found.masks, strict=True):
         if int(label) not in category_ids:
             continue
-        rle = rle_masks.encode(np.asfortranarray(mask, dtype=np.uint8))
         results.append(
             {
                 "image_id": image_id,
                 "category_id": category_ids[int(label)],
                 "bbox": [float(box[0]), float(box[1]), float(box[2] - box[0]), float(box[3] - box[1])],
                 "score": float(score),
-                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+                "segmentation": _rle_of(mask),
             }
         )
     return results
+
+
+def _rle_of(mask: Any) -> dict[str, Any]:
+    rle = rle_masks.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": rle["size"], "counts": rle["counts"].decode()}

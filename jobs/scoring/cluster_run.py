@@ -33,6 +33,7 @@ from jobs.scoring.cluster_inputs import (
 )
 from jobs.scoring.cluster_stages import Detect, Load, Outline, Tally
 from jobs.scoring.cluster_through import Through
+from jobs.scoring.tiles import Grid
 from pipeline.inference.engine import EngineOptions
 from pipeline.model.zoo import read_header
 from pipeline.types import DetectOptions, OutlineOptions
@@ -95,7 +96,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_made_by(output: str, args: argparse.Namespace) -> None:
     """What an earlier run into this folder was told must be what this one is told; else its rows would be mixed with others."""
-    facts = {name: getattr(args, name) for name in ("source", "through", "format", "score_threshold", "mask_format")}
+    facts = {
+        name: getattr(args, name)
+        for name in ("source", "through", "format", "score_threshold", "mask_format", "tiles", "overlap")
+    }
     facts["model"] = None if args.through else args.model
     filesystem, folder = filesystem_of(output)
     place = f"{folder}/run.json"
@@ -138,7 +142,7 @@ def _staged(photos: Any, args: argparse.Namespace, tally: Any) -> Any:
     worker = {"num_cpus": args.worker_cpus, "ray_remote_args_fn": restarts}
     loaded = photos.map_batches(
         Load,
-        fn_constructor_args=(header.input_size,),
+        fn_constructor_args=(header.input_size, Grid(args.tiles, args.overlap, header.input_size) if args.tiles > 1 else None),
         batch_size=args.mini_batch_size,
         compute=ActorPoolStrategy(size=args.loaders),
         **worker,

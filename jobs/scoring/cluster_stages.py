@@ -13,6 +13,8 @@ import asyncio
 import os
 import pickle
 import time
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote_to_bytes
@@ -26,6 +28,7 @@ from jobs.command_line import reason_of
 from jobs.scoring.batch_inputs import InputsError
 from jobs.scoring.cells import looks_like_base64
 from jobs.scoring.cluster_inputs import FILE, IMAGE, UNREADABLE, filesystem_of
+from jobs.scoring.tiles import Grid, Tiled, cut, join
 from pipeline.errors import FetchError, ImageError, ServiceError
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.decoder_options import DecoderOptions
@@ -108,13 +111,14 @@ class Load:
 
     Args:
         input_size: side of the network's square input, pixels.
+        grid: how photos are cut into tiles; None: not at all.
         threads: images decoded at a time.
     """
 
-    def __init__(self, input_size: int, threads: int = 1) -> None:
+    def __init__(self, input_size: int, grid: Grid | None = None, threads: int = 1) -> None:
         policy, limits = FetchPolicy(), DecodeLimits()
-        self._images, self._policy = Images(policy), policy
-        self._decoders = DecoderPool(DecoderOptions(limits, input_size, 10.0), threads)
+        self._images, self._policy, self._grid = Images(policy), policy, grid
+        self._decoders = DecoderPool(DecoderOptions(limits, grid.side_px if grid else input_size, 10.0), threads)
 
     def __call__(self, batch: Batch) -> Batch:
         return replaced(batch, IMAGE, WORK, asyncio.run(self._all(batch[IMAGE].tolist())))
@@ -125,7 +129,8 @@ class Load:
         async def one(image: Any) -> bytes:
             try:
                 data = await self._images.read(fetcher, image)
-                return pickle.dumps(await asyncio.to_thread(self._decoders.load, data), protocol=5)
+                loaded = await asyncio.to_thread(self._decoders.load, data)
+                return pickle.dumps(cut(loaded, self._grid) if self._grid else loaded, protocol=5)
             except ServiceError as error:
                 return pickle.dumps(error)
 
@@ -149,11 +154,12 @@ class Detect:
 
     def __call__(self, batch: Batch) -> Batch:
         work = [pickle.loads(item) for item in batch[WORK].tolist()]
-        good = [place for place, item in enumerate(work) if not isinstance(item, ServiceError)]
-        for place, found in zip(
-            good, self._engine.detect([work[place] for place in good], [self._detect] * len(good)), strict=True
-        ):
-            work[place] = found
+        good = {place: item for place, item in enumerate(work) if not isinstance(item, ServiceError)}
+        images: list[Any] = [image for item in good.values() for image in (item.parts if isinstance(item, Tiled) else [item])]
+        found = iter(self._engine.detect(images, [self._detect] * len(images)))
+        for place, item in good.items():
+            tiled = isinstance(item, Tiled)
+            work[place] = replace(item, parts=tuple(islice(found, len(item.parts)))) if tiled else next(found)
         return replaced(batch, WORK, WORK, [pickle.dumps(item, protocol=5) for item in work])
 
 
@@ -174,9 +180,11 @@ class Outline:
         count(self._tally, [item for item in work if isinstance(item, ServiceError)], len(work))
         return replaced(batch, WORK, PREDS, [self._json(item).decode() for item in work])
 
-    def _json(self, item: Instances | ServiceError) -> bytes:
+    def _json(self, item: Instances | Tiled | ServiceError) -> bytes:
         if isinstance(item, ServiceError):
             return error_json(item.code, item.message)
+        if isinstance(item, Tiled):
+            return objects_to_json(join(item, self._classes, self._outline))
         return objects_to_json(instances_to_objects(item, self._classes, self._outline))
 
 

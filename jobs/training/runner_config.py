@@ -79,7 +79,7 @@ def runner_config(
         "log_level": "INFO",
     }
     if settings.processes > 1:  # in which case Ray has joined them already (jobs.training.cluster)
-        config |= {"launcher": "pytorch", "model_wrapper_cfg": DATA_PARALLEL}
+        config |= {"launcher": "pytorch", "model_wrapper_cfg": DATA_PARALLEL, "sync_bn": "torch" if settings.sync_bn else None}
     if val is not None and settings.val_every:
         config |= validation_config(settings, spec, val)
     return Config(config)

@@ -147,6 +147,9 @@ class FinetuneSettings:
         "training processes on a Ray cluster (RAY_ADDRESS, or this machine), each with batches of --batch-size; --work-dir is shared",
         least=1,
     )
+    sync_bn: bool = option(
+        False, "batch norms over the photos of all processes (torch's SyncBatchNorm; on GPUs, --processes above 1)"
+    )
     workers: int = option(
         1,
         "loader processes of each training process (default: 1; on a machine with a GPU one for every core but one, at most 8)",
@@ -179,6 +182,8 @@ def _contradiction(settings: FinetuneSettings) -> str | None:
         return "--early-stopping needs validations: --val-every above 0."
     if settings.processes > 1 and importlib.util.find_spec("pyarrow") is None:
         return "--processes above 1 needs Ray Train's packages: install them on every node: .venv/bin/pip install -e '.[cluster]'"
+    if settings.sync_bn and (settings.processes == 1 or not torch.cuda.is_available()):
+        return "--sync-bn joins the batch norms of several processes on GPUs: it needs --processes above 1 and GPUs."
     if not settings.lr > 0 or min((factor for _, factor in settings.lr_mult), default=0) < 0:
         return "--lr must be above 0, and factors of --lr-mult at least 0."
     if not 0 < settings.scale_jitter[0] <= settings.scale_jitter[1] < math.inf:

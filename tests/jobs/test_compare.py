@@ -1,8 +1,10 @@
 """Comparison of two sides over one folder: matches, missed objects and exit status."""
 
 import json
+from pathlib import Path
 
 import pytest
+from matplotlib import cbook
 from PIL import Image
 
 from jobs import compare
@@ -110,3 +112,12 @@ def test_agreement():
     assert agreement(0, 0, []) == 1.0
     assert agreement(1, 1, []) == 0.0
     assert agreement(1, 1, match([item(0.1, 0.1)], [item(0.1, 0.1)], (50, 50), 0.5)) == 1.0
+
+
+def test_our_engine_beside_mmdet(tmp_path, capsys):
+    """Exact masks in fp32 are mmdet's; each model says its own precision."""
+    (tmp_path / "photo.jpg").write_bytes(Path(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)).read_bytes())
+    sides = ["mmdet:rtmdet-ins_nano_person", "rtmdet-ins_nano_person@fp32"]
+    thresholds = ["--min-matched", "1", "--min-mask-iou", "0.999", "--max-score-shift", "0.001"]
+    assert compare.main([str(tmp_path), *sides, "--mask-format", "rle", *thresholds]) == 0
+    assert summary_of(capsys)["objects"] == [1, 1]

@@ -544,6 +544,8 @@ def test_training_on_a_card(tiny_coco, tmp_path, precision):
         (["--steps", "0"], "--steps is 1 or more, got 0"),
         (["--ema", "2"], "--ema is 0 to 1, got 2"),
         (["--scale-jitter", "2", "0.5"], "the smaller one first"),
+        (["--sync-bn"], "--sync-bn joins the batch norms of several processes on GPUs"),
+        (["--sync-bn", "--processes", "2"], "needs --processes above 1 and GPUs"),
     ],
 )
 def test_contradictions_are_refused(tiny_coco, tmp_path, capsys, more, message):

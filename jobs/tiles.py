@@ -1,0 +1,155 @@
+"""Cut annotated photos into tiles, so that small objects are larger for the network that trains on them.
+
+    python -m jobs.tiles train.json --images photos/ --output tiled/ --tiles 2
+    python -m jobs.finetune --train tiled/annotations.json --train-images tiled/images …      then jobs.batch_ray --tiles 2 scores alike
+
+    annotations, photos ─▶ overlapping square tiles ─▶ tiled/images/<photo>_<x>_<y>.jpg, tiled/annotations.json (COCO, masks as run lengths)
+
+An object of which a tile shows less than --min-visible is written as `iscrowd`, which training leaves out of its losses. With --whole, the
+photos themselves are in the new set, too: what is larger than a tile is seen there alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+from tqdm import tqdm
+
+from jobs.annotations.datasets import AnnotationsError, read_annotations
+from jobs.annotations.outlines import outline_to_rle
+from jobs.annotations.report import STRICT_HELP
+from jobs.command_line import cli_errors, count, fraction
+from jobs.photos import PhotoError, read_photo
+from jobs.scoring.tiles import MAX_OVERLAP, Grid
+from pipeline.masks.rle import rle_to_mask
+
+JPEG_QUALITY = 95
+Entry = dict[str, Any]
+Place = tuple[int, int, int, int]
+"""Of a tile in its photo: x, y, width, height, pixels."""
+
+
+@cli_errors("jobs.tiles", AnnotationsError, PhotoError, status=2)
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status: 0 done, 2 the arguments, the annotations or a photo cannot be used."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.tiles < 2 or args.overlap > MAX_OVERLAP:
+        parser.error(f"--tiles is 2 or more, --overlap at most {MAX_OVERLAP}")
+    if args.output.exists() and any(args.output.iterdir()):
+        parser.error(f"--output: {args.output} is not empty; tiles of another set would be mixed with these")
+    with tempfile.TemporaryDirectory() as scratch:
+        annotations = read_annotations(args.annotations, args.images, Path(scratch), strict=args.strict)
+        print(annotations.summary)
+        truth = json.loads(annotations.coco_json.read_text())
+    (args.output / "images").mkdir(parents=True)
+    tiled = cut_all(truth, args.images, args.output / "images", args)
+    (args.output / "annotations.json").write_text(json.dumps(tiled))
+    crowds = sum(found["iscrowd"] for found in tiled["annotations"])
+    print(
+        f"{args.output}/annotations.json: {len(truth['images']):,} photos are {len(tiled['images']):,} images now; "
+        f"{len(truth['annotations']):,} objects are {len(tiled['annotations']) - crowds:,}, and {crowds:,} regions left out of the losses"
+    )
+    return 0
+
+
+def cut_all(truth: Entry, photos: Path, output: Path, args: argparse.Namespace) -> Entry:
+    """Write the tiles of all photos; returns their COCO document."""
+    images: list[Entry] = []
+    annotations: list[Entry] = []
+    of_photo: dict[Any, list[Entry]] = {image["id"]: [] for image in truth["images"]}
+    for found in truth["annotations"]:
+        of_photo[found["image_id"]].append(found)
+    for image in tqdm(truth["images"], unit="photo", disable=not sys.stderr.isatty()):
+        pixels = read_photo(photos / image["file_name"])
+        size_hw = pixels.shape[0], pixels.shape[1]
+        if size_hw != (image["height"], image["width"]):
+            raise AnnotationsError(f"{image['file_name']} has {size_hw[1]} x {size_hw[0]} pixels, its annotations say otherwise")
+        first = len(images)
+        for x, y, width, height in places_of(size_hw, args.tiles, args.overlap, whole=args.whole):
+            name = f"{PurePosixPath(image['file_name']).with_suffix('').as_posix().replace('/', '_')}_{x}_{y}_{width}.jpg"
+            crop = np.ascontiguousarray(pixels[y : y + height, x : x + width])
+            if not cv2.imwrite(str(output / name), crop, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]):
+                raise OSError(f"{output / name} cannot be written")
+            images.append(
+                {"id": len(images) + 1, "file_name": name, "width": width, "height": height, "place": (x, y, width, height)}
+            )
+        for found in of_photo[image["id"]]:
+            mask = rle_to_mask(outline_to_rle(found["segmentation"], size_hw))
+            for number, part in parts_of(
+                mask, [tile["place"] for tile in images[first:]], args.min_visible, crowd=bool(found["iscrowd"])
+            ):
+                tile = images[first + number]
+                annotations.append(
+                    part | {"id": len(annotations) + 1, "image_id": tile["id"], "category_id": found["category_id"]}
+                )
+    for image in images:
+        del image["place"]
+    return {"images": images, "annotations": annotations, "categories": truth["categories"]}
+
+
+def places_of(size_hw: tuple[int, int], tiles: int, overlap: float, *, whole: bool) -> list[Place]:
+    """Where the tiles of a photo are, row by row: squares, `tiles` of them along its long side; smaller where the photo is."""
+    height, width = size_hw
+    side = math.ceil(max(size_hw) / (tiles - (tiles - 1) * overlap))
+    grid = Grid(tiles, overlap, side)
+    places = [(x, y, min(side, width), min(side, height)) for y in grid.starts(height) for x in grid.starts(width)]
+    return [(0, 0, width, height), *places] if whole else places
+
+
+def parts_of(
+    mask: NDArray[np.uint8], places: Sequence[Place], min_visible: float, *, crowd: bool
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """What each tile shows of an object: the tile's number, and the object as COCO writes it.
+
+    Args:
+        mask: (H, W) uint8, 1 is inside.
+        places: of the tiles.
+        min_visible: share of the object, 0..1, below which its part is written as a crowd.
+        crowd: it is one in the whole photo.
+    """
+    total = int(mask.sum())
+    for number, (x, y, width, height) in enumerate(places):
+        part = mask[y : y + height, x : x + width]
+        area = int(part.sum())
+        if not area:
+            continue
+        rle = coco_mask.encode(np.asfortranarray(part))
+        yield (
+            number,
+            {
+                "segmentation": {"size": [height, width], "counts": rle["counts"].decode()},
+                "bbox": coco_mask.toBbox(rle).tolist(),
+                "area": area,
+                "iscrowd": int(crowd or area < min_visible * total),
+            },
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.tiles", description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("annotations", type=Path, help="COCO JSON, or AzureML annotations JSONL (*.jsonl)")
+    add("--images", type=Path, required=True, help="folder of their photos")
+    add("--output", type=Path, required=True, help="new folder: images/ and annotations.json")
+    add("--tiles", type=count, default=2, help="along the long side (default: %(default)s)")
+    add("--overlap", type=fraction, default=0.2, help="of neighbouring tiles, share of a tile (default: %(default)s)")
+    add("--min-visible", type=fraction, default=0.3, help="share of an object that a tile must show (default: %(default)s)")
+    add("--whole", action="store_true", help="also write the whole photos")
+    add("--strict", action="store_true", help=STRICT_HELP)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

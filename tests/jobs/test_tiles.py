@@ -1,0 +1,69 @@
+"""Annotated photos in tiles: what each shows of an object, and that training reads the set."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from jobs.annotations.datasets import read_annotations
+from jobs.tiles import main, parts_of, places_of
+from tests.support.mask_examples import decode_rle
+
+
+def test_places():
+    """Squares, as many as asked along the long side, the last one at the edge; with the whole photo first, where asked."""
+    assert places_of((100, 180), 2, 0.2, whole=False) == [(0, 0, 100, 100), (80, 0, 100, 100)]
+    assert places_of((30, 30), 2, 0.0, whole=True) == [
+        (0, 0, 30, 30),
+        (0, 0, 15, 15),
+        (15, 0, 15, 15),
+        (0, 15, 15, 15),
+        (15, 15, 15, 15),
+    ]
+
+
+def test_parts_of_an_object():
+    """Little of it is a crowd, nothing of it is nothing."""
+    mask = np.zeros((10, 30), np.uint8)
+    mask[2:4, 8:18] = 1
+    (first, few), (second, most) = parts_of(mask, [(0, 0, 10, 10), (10, 0, 10, 10), (20, 0, 10, 10)], 0.3, crowd=False)
+    assert (first, few["area"], few["iscrowd"], few["bbox"]) == (0, 4, 1, [8, 2, 2, 2])
+    assert (second, most["area"], most["iscrowd"], most["bbox"]) == (1, 16, 0, [0, 2, 8, 2])
+    assert (decode_rle(most["segmentation"]) == mask[:, 10:20]).all()
+    assert next(parts_of(mask, [(0, 0, 30, 10)], 0.3, crowd=True))[1]["iscrowd"] == 1
+
+
+def test_a_set_is_cut(tiny_coco, tmp_path, capsys):
+    """Pixels and masks of the tiles are those of the photos; training takes the new set as it is."""
+    output = tmp_path / "tiled"
+    assert main([str(tiny_coco / "coco.json"), "--images", str(tiny_coco / "photos"), "--output", str(output), "--whole"]) == 0
+    assert "6 photos are 30 images now; 5 objects are" in capsys.readouterr().out
+    tiled = json.loads((output / "annotations.json").read_text())
+    read = read_annotations(output / "annotations.json", output / "images", tmp_path / "scratch", training=True)
+    assert read.classes == ("ball", "egg")
+    for image in tiled["images"]:
+        pixels = cv2.imread(str(output / "images" / image["file_name"]))
+        assert pixels.shape[:2] == (image["height"], image["width"])
+        for found in (found for found in tiled["annotations"] if found["image_id"] == image["id"]):
+            inside = decode_rle(found["segmentation"]).astype(bool)
+            assert np.abs(pixels[inside].mean(0) - (60, 120, 240)).max() < 25, "the object's own colour"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [(["--tiles", "1"], "--tiles is 2 or more"), (["--overlap", "0.95"], "--overlap at most 0.9"), ([], "is not empty")],
+)
+def test_what_is_refused(tiny_coco, tmp_path, capsys, more, said):
+    (tmp_path / "file").touch()
+    output = tmp_path / "new" if more else tmp_path
+    with pytest.raises(SystemExit) as ended:
+        main([str(tiny_coco / "coco.json"), "--images", str(tiny_coco / "photos"), "--output", str(output), *more])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_photo_that_is_missing(tiny_coco, tmp_path, capsys):
+    """Told in a line."""
+    assert main([str(tiny_coco / "coco.json"), "--images", str(tmp_path), "--output", str(tmp_path / "new")]) == 2
+    assert "1.png" in capsys.readouterr().err
