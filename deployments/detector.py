@@ -18,6 +18,7 @@ from deployments.settings import DetectorSettings, ModelSettings
 from deployments.stage import Clock, Stage
 from deployments.task import ImageTask
 from pipeline.errors import ConfigurationError, EngineLost
+from pipeline.images.letterbox import for_size
 from pipeline.inference.batcher import GreedyBatcher
 from pipeline.inference.engine import EngineOptions, ModelInfo, SimulatedStep, load_engine
 from pipeline.types import DetectOptions, Instances, LoadedImage
@@ -84,9 +85,10 @@ class Detector:
             Each task with its instances or its error: DeadlineExceeded if the deadline passed before the network ran, StageFailed if the
             network failed, or the error that the task already had.
         """
-        return await self._stage.each(self._detect, tasks)
+        return [replace(task, classes=self._engine.info.classes) for task in await self._stage.each(self._detect, tasks)]
 
     async def _detect(self, image: LoadedImage, task: ImageTask[LoadedImage], clock: Clock) -> Instances:
+        image = for_size(image, self._engine.info.input_size)
         ran = await self._batcher.submit((image, task.options.detect), deadline=task.context.deadline)
         clock.add("queue", ran.wait_s)
         clock.add("detect", ran.run_s)

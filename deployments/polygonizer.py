@@ -31,7 +31,8 @@ class Polygonizer:
     """Traces masks and encodes the results.
 
     Args:
-        classes: class names, in the order of the network's labels.
+        classes: class names, in the order of the network's labels; those that come with an image go before, as its Detector may be
+            of another model while the service changes to it.
         settings: the section `polygonizer`.
     """
 
@@ -53,15 +54,15 @@ class Polygonizer:
 
     async def _outline(self, instances: Instances, task: ImageTask[Instances], clock: Clock) -> Answer:
         with clock.measure("polygonize"):
-            objects = await self._objects(instances, task.options.outline)
+            objects = await self._objects(instances, task.classes or self._classes, task.options.outline)
             self._metrics.image(len(objects))
             if task.options.draws and task.photo is not None:
                 return await self._run(_draw, task.photo, objects, task.options.answer_as)
             return ScoredImage(objects) if task.options.answer_as == "objects" else EncodedImage(objects_to_json(objects))
 
-    async def _objects(self, instances: Instances, options: OutlineOptions) -> list[SegmentedObject]:
+    async def _objects(self, instances: Instances, classes: tuple[str, ...], options: OutlineOptions) -> list[SegmentedObject]:
         parts = split_instances(instances, self._thread_count)
-        work = (self._run(instances_to_objects, part, self._classes, options) for part in parts)
+        work = (self._run(instances_to_objects, part, classes, options) for part in parts)
         return list(itertools.chain.from_iterable(await asyncio.gather(*work)))
 
     async def _run(self, work: Callable[..., Result], *arguments: Any) -> Result:

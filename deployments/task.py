@@ -84,6 +84,7 @@ class ImageTask(Generic[Payload]):
         timings_ms: times so far by stage, milliseconds.
         photo: (H, W, 3) uint8 BGR pixels to draw on, only if the answer is a picture; may be scaled down.
         alone: the image is sent in calls of its own, so it delays no others.
+        classes: label names of the model that the Detector ran; empty before it. During an update, later stages may have another model.
     """
 
     payload: Payload | ServiceError
@@ -92,7 +93,9 @@ class ImageTask(Generic[Payload]):
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     photo: NDArray[np.uint8] | None = None
     alone: bool = False
+    classes: tuple[str, ...] = ()
 
     def after(self, payload: Result | ServiceError, timings_ms: Mapping[str, float]) -> ImageTask[Result]:
         """The task after a stage: with the stage's result or error, and its timings added."""
-        return ImageTask(payload, self.options, self.context, {**self.timings_ms, **timings_ms}, self.photo, self.alone)
+        timings = {**self.timings_ms, **timings_ms}
+        return ImageTask(payload, self.options, self.context, timings, self.photo, self.alone, self.classes)

@@ -80,6 +80,18 @@ def _resize_partial_reduction(bgr: NDArray[np.uint8], letterbox: Letterbox) -> N
     return np.asarray(cv2.warpAffine(bgr, to_decoded, scaled_wh, flags=flags, borderMode=cv2.BORDER_REPLICATE), np.uint8)
 
 
+def for_size(image: LoadedImage, size: int) -> LoadedImage:
+    """The image for a network input of `size` pixels; the same one where it was made for it.
+
+    Another size comes up while a service changes to a model of another: its stages are replaced one after the other.
+    """
+    if image.letterbox.size == size:
+        return image
+    letterbox = fit(image.letterbox.original_hw, size)
+    pixels = cv2.resize(image.pixels, letterbox.scaled_hw[::-1], interpolation=cv2.INTER_LINEAR)
+    return LoadedImage(pixels=np.asarray(pixels, np.uint8), letterbox=letterbox)
+
+
 def fitted_input(scaled_hw: tuple[int, int], size: int) -> tuple[int, int]:
     """The smallest fitted input (height, width) that holds a scaled image and one mask cell of padding on its short side.
 

@@ -54,3 +54,11 @@ async def test_a_picture_is_the_photo_with_its_objects(polygonizer, form):
     assert (picture.format, picture.size) == (form.upper(), (320, 240))
     assert max(abs(a - b) for a, b in zip(picture.getpixel((10, 230)), GREY, strict=True)) < 4
     assert max(abs(a - b) for a, b in zip(picture.getpixel((160, 120)), GREY, strict=True)) > 20
+
+
+async def test_labels_are_those_of_the_network_that_ran(polygonizer):
+    """While a service changes its model, a Detector of the new one may send to a Polygonizer of the old one."""
+    options = ScoreOptions(DetectOptions(), OutlineOptions())
+    task = ImageTask(one_square(), options, RequestContext("r", time.time() + 60), classes=("ball", "egg"))
+    (answer,) = await polygonizer.outline([task])
+    assert [item.label for item in answer.objects] == ["ball"]

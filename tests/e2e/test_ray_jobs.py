@@ -37,18 +37,21 @@ def dashboard_of(service):
 
 
 class Client(threading.Thread):
-    """Asks for a photo again and again until it is stopped; keeps every status and the labels that it saw."""
+    """Asks for a photo again and again until it is stopped; keeps what failed, and the labels that it saw."""
 
     def __init__(self, url, photo):
         super().__init__()
         self._url, self._body, self.stopped = url, as_body([photo], score_threshold=0.01), threading.Event()
-        self.statuses, self.labels = [], set()
+        self.asked, self.failed, self.labels = 0, [], set()
 
     def run(self):
         while not self.stopped.is_set():
             answer = requests.post(f"{self._url}/score", json=self._body, timeout=60)
-            self.statuses.append(answer.status_code)
-            self.labels |= {found["label"] for found in answer.json()[0]["boxes"]} if answer.ok else set()
+            self.asked += 1
+            if answer.ok:
+                self.labels |= {found["label"] for found in answer.json()[0]["boxes"]}
+            else:
+                self.failed.append((self.asked, answer.status_code, answer.text))
 
 
 def test_by_handle_and_from_training_to_serving(photo, tmp_path, tiny_coco, monkeypatch):  # noqa: F811
@@ -83,7 +86,8 @@ def test_by_handle_and_from_training_to_serving(photo, tmp_path, tiny_coco, monk
     assert yaml.safe_load(config.read_text())["applications"][0]["args"]["model"]["name"] == str(
         tmp_path / "runs/final.safetensors"
     )
-    assert set(asking.statuses) == {200}, asking.statuses
+    assert asking.asked > 10
+    assert not asking.failed, asking.failed[:5]
     assert asking.labels > {"person"}, "the client saw both models"
     rows = {row["file_name"]: row for row in (json.loads(line) for line in lines if line.startswith("{"))}
     assert rows["good.jpg"]["found"][0][0] == "person"

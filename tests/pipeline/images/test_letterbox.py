@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ShapeError
-from pipeline.images.letterbox import PAD_VALUE, fit, fitted_input, pad_batch, scale_to_fit
+from pipeline.images.letterbox import PAD_VALUE, fit, fitted_input, for_size, pad_batch, scale_to_fit
 
 SIZES_HW = [(480, 640), (640, 480), (333, 500), (1, 1), (640, 640), (639, 641), (375, 1280)]
 SIZES_HW += [(64, 640), (333, 5000), (1080, 1920), (7, 3)]
@@ -141,3 +141,13 @@ def test_reduced_decoding_keeps_places(hw: tuple[int, int], reduction: int) -> N
     expected_x = (np.arange(scaled_w) + 0.5) / scaled_w * 200
     assert np.abs(image.pixels[:, scaled_w // 2, 0] - expected_y)[1:-1].max() < 1.6
     assert np.abs(image.pixels[scaled_h // 2, :, 1] - expected_x)[1:-1].max() < 1.6
+
+
+def test_an_image_that_was_made_for_another_size() -> None:
+    """It lies as if it had been made for this one; one of this size is untouched."""
+    ramp = np.broadcast_to(np.linspace(0, 255, 300, dtype=np.uint8)[:, None], (200, 300, 3)).copy()
+    image = scale_to_fit(ramp, (200, 300), 160)
+    assert for_size(image, 160) is image
+    other, wanted = for_size(image, 320), scale_to_fit(ramp, (200, 300), 320)
+    assert other.letterbox == wanted.letterbox
+    assert np.abs(other.pixels.astype(int) - wanted.pixels).mean() < 3
