@@ -184,8 +184,8 @@ class HandleClient:
 async def closed_loop(client: HandleClient, load: Load) -> tuple[list[Query], float]:
     """`load.callers` callers, each sending its next item when the last was answered; queries, and when all callers are there, seconds.
 
-    They start spread over two steps, as strangers do: `serve.batch` keeps the batches that its callers start with, so
-    that 32 callers who start in one instant would hand it two full batches for good.
+    They start spread over two steps, as independent clients do: `serve.batch` keeps the batches that its callers start with, so
+    32 callers that start at one instant would form two full batches in every step.
     """
     queries: list[Query] = []
     began, ramp_s = time.perf_counter(), 2 * load.step_s

@@ -102,10 +102,10 @@ def measure_cuda(
 
 @contextmanager
 def mmdets_best_case() -> Iterator[None]:
-    """Within: cuDNN times its algorithms and takes the fastest, and float32 products are made in TF32.
+    """Let cuDNN time its algorithms and take the fastest, and compute float32 products in TF32.
 
-    Nobody's default, but mmdet eager at its fastest. Put back in the end: our engine has settings of its own, and the ceiling's
-    float32 products are to stay float32.
+    Not the default, but mmdet eager at its fastest. The settings are restored on exit: our engine sets its own, and the
+    peak must be measured with float32 products.
     """
     with cudnn_at_its_fastest(tf32=True), switched((torch.backends.cuda.matmul, "allow_tf32", True)):
         yield

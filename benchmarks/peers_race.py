@@ -154,7 +154,7 @@ def contestants_of(peers: Sequence[str], model: str, config: Path, also: Sequenc
 
     def use_model(document: dict[str, Any]) -> None:
         document["applications"][0]["args"].setdefault("model", {})["name"] = model
-        document["logging_config"]["enable_access_log"] = False  # nobody keeps one here
+        document["logging_config"]["enable_access_log"] = False  # as the other servers run
 
     @contextmanager
     def served(file: Path) -> Iterator[str]:
@@ -171,7 +171,7 @@ def contestants_of(peers: Sequence[str], model: str, config: Path, also: Sequenc
 
 
 def run(args: argparse.Namespace) -> int:
-    """Race and print; returns the exit status: 0 where everybody started."""
+    """Race and print; returns the exit status: 0 if every server started."""
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
     photos = photos_from(args.images)

@@ -26,7 +26,7 @@ class BodyBudget:
     """Bounds the bytes of all bodies that an ingress replica reads or holds.
 
     Without it, uploads that stall before their end fill the memory before they are admitted as images. A body counts by the bytes
-    received, not by its Content-Length: otherwise a few idle clients could block everybody. Each body counts `max_bytes / max_bodies`
+    received, not by its Content-Length: otherwise a few idle clients could block all others. Each body counts `max_bytes / max_bodies`
     from the start, which bounds their number: they must not take all requests that Ray lets into a replica.
 
     Args:

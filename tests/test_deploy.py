@@ -37,7 +37,7 @@ def instructions(name):
 
 
 def test_says_that_it_was_not_run():
-    """Nobody takes either file for tried."""
+    """Both files say that they have not been tried."""
     for text in (DOCKERFILE, MANIFEST_TEXT):
         assert "Not run where this was written" in text[:300]
 

@@ -2,7 +2,7 @@
 
 serve_app ─▶ deployments ─▶ pipeline        jobs and loadtest stand beside them and import all three
 in pipeline: images, model, inference and masks, in the directions of ROOMS, through their doors (`__all__`)
-benchmarks and tests import everything and are imported by nobody that ships
+benchmarks and tests may import everything, and no shipped module imports them
 """
 
 import importlib

@@ -88,7 +88,7 @@ def mask_loss(logits: Tensor, masks: Tensor, stride_px: int) -> Tensor:
 
 @HOOKS.register_module()
 class CosineByClock(Hook):
-    """Learning rates that come down by the clock until END (UTC, HH:MM): on a shared machine nobody knows how long a step takes."""
+    """Decays the learning rates by the clock until END (UTC, HH:MM): on a shared machine the duration of a step is not known."""
 
     priority = "LOW"
 

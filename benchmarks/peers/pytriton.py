@@ -2,10 +2,9 @@
 
     .venv-peers/bin/python -m benchmarks.peers.pytriton --port 9006
 
-Triton has a request of its own, a JSON of tensors (benchmarks/peers/triton_wire.py), here of base64 texts: the photos come as everybody
-else's do.
-Its dynamic batcher makes batches of at most --max-batch as soon as the function is free, which is its default. Metrics and gRPC are off.
-It needs numpy 1, so it lives in a virtual environment of its own: see docs/LOADTEST.md.
+Triton has its own request format, JSON with tensors (benchmarks/peers/triton_wire.py). The tensors hold base64 strings, as the other
+servers' requests do. Its dynamic batcher forms batches of at most --max-batch as soon as the function is free, which is its default.
+Metrics and gRPC are off. It needs numpy 1, and therefore its own virtual environment: see docs/LOADTEST.md.
 """
 
 from __future__ import annotations

@@ -52,8 +52,7 @@ def read_annotations(
     classes: Sequence[str] | None = None,
     strict: bool = False,
 ) -> Annotations:
-    """Open COCO JSON or AzureML JSONL (`*.jsonl`, or the folder of an MLTable), and write it into scratch_dir in the form that everybody
-    reads alike.
+    """Open COCO JSON or AzureML JSONL (`*.jsonl`, or the folder of an MLTable), and write it to scratch_dir as COCO JSON.
 
     Args:
         path, images: annotations, and the folder that their `file_name` is relative to.

@@ -171,7 +171,7 @@ class GreedyBatcher(Generic[Item, Result]):
             self._report(self._observer.item_dropped, reason)
 
     async def _work_until_idle(self) -> None:
-        await self._wait_for_company()
+        await self._wait_for_more()
         while self._queue or self._in_flight:
             self._look_again.clear()
             if self._may_start():
@@ -202,7 +202,7 @@ class GreedyBatcher(Generic[Item, Result]):
         self._fewest = fewest if self._fewest is None else min(self._fewest, fewest)
         self._look_again.set()
 
-    async def _wait_for_company(self) -> None:
+    async def _wait_for_more(self) -> None:
         if len(self._queue) < self._limit.now() and not self._closed:
             self._stop_waiting.clear()
             with suppress(TimeoutError):

@@ -141,7 +141,7 @@ def test_without_a_card_it_says_so(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert json.loads(lines[-1])["skipped"] == why_no_cuda()
     assert str(why_no_cuda()) in lines
-    assert "detector.device" not in str(why_no_cuda())  # a setting that nobody made here
+    assert "detector.device" not in str(why_no_cuda())  # a setting that was not set here
 
 
 def test_memory_on_the_card_is_each_contestants_own(monkeypatch):

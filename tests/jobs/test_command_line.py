@@ -20,7 +20,7 @@ def failing(error, *more, **how):
     ("error", "said"),
     [
         (FileNotFoundError(2, "No such file or directory", "a.json"), "prog: a.json: No such file or directory\n"),
-        (ConnectionError("nobody there"), "prog: nobody there\n"),
+        (ConnectionError("no service"), "prog: no service\n"),
         (ConfigurationError("no such model"), "prog: no such model\n"),
         (CommandFault("a folder"), "prog: a folder\n"),
         (KeyError("asked for"), "prog: 'asked for'\n"),

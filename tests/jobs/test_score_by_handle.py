@@ -65,8 +65,8 @@ def test_a_bad_image_does_not_lose_the_others(asked, tmp_path, capsys):
         (["--score-threshold", "3", "x.jpg"], "jobs.score_by_handle: 'params.score_threshold': Input should be less than"),
     ],
 )
-def test_what_cannot_be_asked_is_one_line(asked, tmp_path, arguments, said, capsys):
-    """And nobody is asked."""
+def test_an_unusable_argument_is_one_line_on_stderr(asked, tmp_path, arguments, said, capsys):
+    """And no request is sent."""
     (tmp_path / "note.txt").write_text("no photo")
     assert score_by_handle.main([argument.format(tmp_path) for argument in arguments]) == 1
     assert (err := capsys.readouterr().err).startswith(said.format(tmp_path))

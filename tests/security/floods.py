@@ -102,7 +102,7 @@ class Step:
         asked, failed: honest requests, and those that were not answered rightly.
         p50_ms, p99_ms: of right answers; None where there was none.
         peak_mb: memory of all processes of the service that is not shared, MB (1e6 bytes).
-        flood: outcomes of the flood's requests; `hung up` where the client or the service closed an answer that nobody read.
+        flood: outcomes of the flood's requests; `hung up` if the client or the service closed an unread answer.
     """
 
     name: str

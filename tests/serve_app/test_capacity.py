@@ -42,7 +42,7 @@ def test_every_part_has_its_rate():
 
 
 def test_without_a_step_the_network_is_left_out():
-    """A model whose network nobody measured: said, and the rest is worked out."""
+    """For a model without measured figures, the output says so and computes the rest."""
     settings, deployments = read("serve_config.yaml")
     bodies, _ = rates(settings, deployments, COSTS, None)
     assert NETWORK not in by_name(bodies)

@@ -64,7 +64,7 @@ def test_certificates_that_nobody_would_speak(monkeypatch):
 
 @pytest.mark.parametrize(("host", "alive", "warned"), [("127.0.0.1", 2, True), ("127.0.0.1", 1, False), ("0.0.0.0", 2, False)])
 def test_loopback_in_a_cluster_is_told(monkeypatch, caplog, host, alive, warned):
-    """Replicas on other nodes would never be asked, and nobody would see it."""
+    """Otherwise replicas on other nodes would get no requests, without an error."""
     cluster = SimpleNamespace(http_config=SimpleNamespace(host=host, ssl_certfile=None))
     monkeypatch.setattr(exposure, "_get_global_client", lambda: cluster)
     monkeypatch.setattr(exposure.ray, "nodes", lambda: [{"Alive": n < alive} for n in range(3)])

@@ -58,7 +58,7 @@ def test_file_rotates_without_restart(tmp_path, caplog):
 
 
 def test_a_source_without_keys_refuses_to_start(tmp_path, monkeypatch):
-    """A configured source that holds nothing would lock everybody out, or nobody: refused."""
+    """A configured source without keys is refused: it would either reject or accept every request."""
     monkeypatch.delenv("NOWHERE", raising=False)
     with pytest.raises(ConfigurationError, match="NOWHERE"):
         KeyRing(["NOWHERE"])
@@ -72,7 +72,7 @@ def test_a_source_without_keys_refuses_to_start(tmp_path, monkeypatch):
 
 
 def test_home_folder_in_the_path(tmp_path, monkeypatch):
-    """`~` is the home folder of whoever runs the service."""
+    """`~` is the home folder of the user that runs the service."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "keys.txt").write_text("first\n")
     KeyRing(keys_file=Path("~/keys.txt")).check("Bearer first")
@@ -104,7 +104,7 @@ def test_keys_beyond_ascii(tmp_path, key):
 
 
 def test_callers_are_told_apart_but_not_by_their_keys(monkeypatch):
-    """Several keys have an id each, which holds nothing of the key; a single key has nobody to be told apart from."""
+    """With several keys each has an id that reveals nothing of the key; a single key has none."""
     monkeypatch.setenv("FIRST", "one-long-secret")
     monkeypatch.setenv("SECOND", "another-secret")
     assert KeyRing(["FIRST"]).check("Bearer one-long-secret") == ""

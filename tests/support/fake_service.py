@@ -14,7 +14,7 @@ async def fake_service(step_s=0.005, servers=1, max_waiting=10_000, stall=None, 
     """Base URL of a service that takes `step_s` a request on `servers` servers and refuses beyond `max_waiting`.
 
     Args:
-        stall: (number, seconds): from that request on everybody waits once for so long.
+        stall: (number, seconds): from that request on, every request waits once for this long.
         answer: body of every 200 instead of the right one.
         key: the bearer key without which everything is a 401.
         urls: whether it fetches; else a URL is a 422.

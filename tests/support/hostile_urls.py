@@ -91,7 +91,7 @@ FORBIDDEN_NAMES: dict[str, list] = {
     "last-public.test": ["127.0.0.1", "93.184.216.34"],
     "xn--e1afmkfd.test": ["127.0.0.1"],
 }
-"""Names that resolve to where nobody may go, at least in part, or to nothing."""
+"""Names that resolve to nothing, or at least in part to forbidden addresses."""
 
 ODD_URLS = [
     r"http://user:secret@good.test:{port}/",

@@ -28,7 +28,7 @@ def seeded_checkpoint(size: str, input_size: int = SIZE_PX, seed: int = 0, insta
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Sums split over another number of threads end in other digits, and the weights settle elsewhere: whoever asks first would decide."""
+    """Sums over another number of threads round differently and lead to other weights: the first caller's thread count would decide."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,5 +1,5 @@
-// Compiled when the engine is made, by NVRTC: pipeline/inference/cuda/kernels.py says what each is for. No headers are needed.
-// HALF_BITS: 16-bit floats as they lie in memory; BF16 is defined for bfloat16, else they are IEEE float16. Channels come last everywhere.
+// Compiled by NVRTC when the engine is created, without headers. pipeline/inference/cuda/kernels.py describes each kernel.
+// HALF_BITS: the bits of a 16-bit float: bfloat16 if BF16 is defined, else IEEE float16. All layouts are channels last.
 
 #ifdef __CUDACC__  // tests run the kernels on the host, with conversions of their own (tests/support/cuda_on_host.h)
 typedef unsigned short half_bits;
@@ -41,7 +41,7 @@ __device__ __forceinline__ float2 to_floats(unsigned int pair) { return make_flo
 
 __device__ __forceinline__ unsigned int to_halves(float low, float high) { return to_half(low) | (unsigned int)to_half(high) << 16; }
 
-// Of each channel the largest value from[step * first] ... from[step * last]; a value that is not a number is larger than all others.
+// The maximum of from[step * first] ... from[step * last] per channel; NaN counts as the largest value, as in PyTorch.
 __device__ __forceinline__ Eight largest(const Eight* from, int first, int last, int step) {
   Eight best = from[step * first];
   for (int place = first + 1; place <= last; place++) {
@@ -57,8 +57,8 @@ __device__ __forceinline__ Eight largest(const Eight* from, int first, int last,
 
 __device__ __forceinline__ float silu(float x) { return x / (1.0f + __expf(-x)); }
 
-// features: (pixels, vectors_a_pixel); bias: (channels,) float; added, as features, comes on top of SiLU, or is null.
-// out: as features, but with out_pitch vectors from pixel to pixel: it may be a part of wider pixels, or the features themselves.
+// features: (pixels, vectors_a_pixel); bias: (channels,) float; added: shaped like features, added after SiLU, or null.
+// out: like features, but with a stride of out_pitch vectors between pixels: it may be a slice of wider pixels, or features itself.
 extern "C" __global__ void bias_silu(const uint4* features, const float4* bias, const uint4* added, uint4* out, int vectors_a_pixel,
                                      int out_pitch, int vectors) {
   int index = blockIdx.x * blockDim.x + threadIdx.x;
@@ -74,8 +74,8 @@ extern "C" __global__ void bias_silu(const uint4* features, const float4* bias, 
   out[(long long)pixel * out_pitch + vector] = eight.bytes;
 }
 
-// A 5x5 convolution of each channel by itself, zeros around the image; then SiLU. A thread has two channels (a pair) of four columns and
-// walks down the rows: their weights stay in registers, and each row that it loads serves the five rows of results it belongs to.
+// A depthwise 5x5 convolution with zero padding, then SiLU. A thread computes two channels (a pair) of four columns and
+// walks down the rows: the weights stay in registers, and each loaded row contributes to five rows of results.
 // features, out: (images, height, width, pairs); weights: (25, pairs); bias: (pairs,). gridDim: (columns x pairs, groups of rows, images).
 #define COLUMNS 4
 extern "C" __global__ void __launch_bounds__(128) depthwise_silu(const unsigned int* features, const float2* weights, const float2* bias,
@@ -94,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(128) depthwise_silu(const unsigned 
 #pragma unroll
     for (int c = 0; c < COLUMNS; c++) sums[k][c] = start;
   unsigned int next[COLUMNS + 4] = {};
-  for (int y = top - 3; y < bottom + 2; y++) {  // row y is computed while row y + 1 is loaded
+  for (int y = top - 3; y < bottom + 2; y++) {  // compute row y while row y + 1 is loaded
     float2 row[COLUMNS + 4];
 #pragma unroll
     for (int c = 0; c < COLUMNS + 4; c++) row[c] = to_floats(next[c]);
@@ -126,8 +126,8 @@ extern "C" __global__ void __launch_bounds__(128) depthwise_silu(const unsigned 
   }
 }
 
-// Max pools of 5x5, 9x9 and 13x13 cells, as three of 5x5 one after the other. A block has one vector of channels of one image.
-// pixels: (images, height x width, 4 * vectors): the first quarter is the input, the others become the pools'.
+// Max pools of 5x5, 9x9 and 13x13 cells, as three successive 5x5 pools. A block computes one vector of channels of one image.
+// pixels: (images, height x width, 4 * vectors): the first quarter is the input; the pools are written to the other three.
 #define MOST_POOLED_CELLS 1536
 extern "C" __global__ void chained_pools(uint4* pixels, int height, int width, int vectors) {
   __shared__ Eight now[MOST_POOLED_CELLS], rows[MOST_POOLED_CELLS];
@@ -149,15 +149,15 @@ extern "C" __global__ void chained_pools(uint4* pixels, int height, int width, i
   }
 }
 
-// Greedy non-maximum suppression within each label, best box first; a block an image, a thread a box, 512 of them.
-// boxes: (images, count) x1 y1 x2 y2; labels: (images, count); alive: which of them take part; kept: which of these are left.
+// Greedy non-maximum suppression within each label, best box first. One block per image, one thread per box, at most 512 boxes.
+// boxes: (images, count) x1 y1 x2 y2; labels: (images, count); alive: the boxes to consider; kept: those that remain.
 #define BOXES 512
 #define WORDS (BOXES / 32)
 extern "C" __global__ void __launch_bounds__(BOXES) greedy_nms(const float4* boxes, const long long* labels, const unsigned char* alive,
                                                                unsigned char* kept, int count, float threshold) {
   __shared__ float4 own[BOXES];
   __shared__ int label[BOXES];
-  __shared__ unsigned int suppressed[BOXES][WORDS + 1];  // a box's row: those after it that it suppresses; one more word: no two banks the same
+  __shared__ unsigned int suppressed[BOXES][WORDS + 1];  // row of a box: bits of the later boxes that it suppresses; one word of padding avoids bank conflicts
   __shared__ unsigned int gone[WORDS];
   int box = threadIdx.x, first = blockIdx.x * count;
   bool there = box < count;
@@ -167,7 +167,7 @@ extern "C" __global__ void __launch_bounds__(BOXES) greedy_nms(const float4* box
   if (box % 32 == 0) gone[box / 32] = ~living;
   __syncthreads();
   float4 mine = own[box];
-  float area = __fmul_rn(mine.z - mine.x, mine.w - mine.y);  // as PyTorch rounds: no sum takes an unrounded product in
+  float area = __fmul_rn(mine.z - mine.x, mine.w - mine.y);  // rounded as in PyTorch: no fused multiply-add
   for (int word = 0; word < WORDS; word++) {
     unsigned int bits = 0;
     for (int bit = 0; bit < 32; bit++) {
@@ -181,7 +181,7 @@ extern "C" __global__ void __launch_bounds__(BOXES) greedy_nms(const float4* box
     suppressed[box][word] = bits;
   }
   __syncthreads();
-  if (box < 32) {  // one warp goes through the boxes that are left; a lane knows which of 32 boxes are gone
+  if (box < 32) {  // one warp visits the remaining boxes; each lane holds the suppressed bits of 32 boxes
     unsigned int dead = box < WORDS ? gone[box] : 0;
     for (int word = 0; word < WORDS; word++) {
       unsigned int left = ~__shfl_sync(0xffffffffu, dead, word);
@@ -208,8 +208,8 @@ extern "C" __global__ void normalise(const unsigned char* bytes, const float* me
   out[index] = eight.bytes;
 }
 
-// The dynamic mask head for (images * slots) instances, one column of blocks each; those beyond their image's count are left out, and the
-// others' masks lie side by side, each as large as its image's grid.
+// The dynamic mask head for (images * slots) instances, one column of blocks each. Slots beyond the image's count are skipped; the
+// masks of the others are stored one after another, each of the size of its image's grid.
 // features: (images, cells, 8); first: (n, 8, 11) of 8 features, x, y and 1; second (n, 8, 8) with bias (n, 8); third (n, 8) with bias (n).
 // counts, offsets (in cells): (images,) int64; grids: (images, 2) int64 width and height; masks: float16.
 #define CELLS_A_THREAD 4

@@ -166,7 +166,7 @@ class OpenVinoEngine(BatchEngine):
             alone = [work(self._alone, slice(image, image + 1)) for image in left]
         for future in mine:
             future.add_done_callback(self._tell_of_capacity)
-        wait(mine)  # all of them, also when one fails: nobody is told of a batch that still runs
+        wait(mine)  # all of them, also if one fails: a batch is not reported as failed while parts of it still run
         return [future.result() for future in mine] + alone
 
     def _tell_of_capacity(self, _: Future[Any]) -> None:

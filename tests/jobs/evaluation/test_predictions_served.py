@@ -105,7 +105,7 @@ def test_a_refused_photo_is_named(annotations):
     ],
 )
 def test_a_broken_photo_is_named(annotations, predict):
-    """By whoever decodes it."""
+    """By both decoders, mmdet's and the engine's."""
     (annotations.images / "photo.png").write_bytes(b"\x89PNG, and no more")
     with pytest.raises(AnnotationsError, match=r"photo\.png"):
         predict(annotations)

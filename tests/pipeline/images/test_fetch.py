@@ -539,7 +539,7 @@ def make_certificate(folder, host: str) -> tuple[str, str]:
 
 
 async def test_tls_verifies_the_name_not_the_address(world: World, tmp_path) -> None:
-    """https to the checked address still verifies the host of the URL; a stranger's certificate is refused, once."""
+    """https to the checked address still verifies the host of the URL; a certificate of another host is refused, without a retry."""
     cert, key = make_certificate(tmp_path, "good.test")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(cert, key)

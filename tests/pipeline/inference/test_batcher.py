@@ -101,7 +101,7 @@ class TestForming:
             assert await outcomes(first + rest) == [0, 2, 4, 6, 8, 10, 12]
         assert model.batches == [[0], [1, 2, 3, 4], [5, 6]]
 
-    async def test_a_busy_model_that_comes_free_never_waits_for_company(self) -> None:
+    async def test_a_busy_model_that_becomes_free_does_not_wait_for_more_items(self) -> None:
         """With a max_wait of one hour, a partial batch still starts as soon as the one before it ends."""
         model = GatedModel()
         async with running(model, max_wait_s=3600) as batcher:
@@ -263,8 +263,8 @@ class TestRoom:
             model.gate.set()
             assert await outcomes(first + late) == [0, 2]
 
-    async def test_a_word_before_the_first_item_does_no_harm(self) -> None:
-        """Nobody listens yet."""
+    async def test_capacity_notified_before_the_first_item_is_ignored(self) -> None:
+        """No worker is running yet."""
         async with running(lambda items: items) as batcher:
             batcher.notify_capacity()
             assert (await batcher.submit(1)).result == 1
@@ -303,7 +303,7 @@ class TestLeaving:
         assert notes.drops == []
 
     async def test_a_caller_that_leaves_an_idle_model_leaves_no_batch(self) -> None:
-        """The only item is cancelled while it waits for company: the model is not called; the next item is served."""
+        """The only item is cancelled while it waits for more items: the model is not called; the next item is served."""
         model = GatedModel()
         model.gate.set()
         async with running(model, max_wait_s=0.05) as batcher:
@@ -564,8 +564,8 @@ class TestClosing:
         assert [type(one) for one in results[2:]] == [Overloaded, Overloaded]
         assert notes.drops == ["closed", "closed"]
 
-    async def test_closing_does_not_sit_out_the_wait_for_company(self) -> None:
-        """An item that waits for company an hour long is served at once when the batcher closes."""
+    async def test_closing_ends_the_wait_for_more_items(self) -> None:
+        """An item that would wait an hour for more items is served at once when the batcher closes."""
         batcher = GreedyBatcher(lambda items: items, max_batch=4, max_wait_s=3600)
         task = submit_all(batcher, [1])
         await until(lambda: batcher.queue_length == 1)

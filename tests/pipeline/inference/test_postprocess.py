@@ -174,7 +174,7 @@ def test_boxes_end_at_the_image():
 
 
 def test_torchs_threads_are_given_back():
-    """Post-processing runs on one thread of a CPU; whoever else uses torch keeps theirs."""
+    """Post-processing runs on one CPU thread; other users of torch in the process keep their threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

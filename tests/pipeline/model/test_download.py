@@ -22,7 +22,7 @@ def server():
 
 
 def test_download_and_cache(server, tmp_path, capfd):
-    """The first call fetches with progress on stderr, the second asks nobody."""
+    """The first call downloads with progress on stderr; the second sends no request."""
     path = tmp_path / "deep" / "model.pth"
     assert download_file(server.url, path, sha256_prefix=PREFIX) == path
     assert path.read_bytes() == CONTENT
@@ -78,7 +78,7 @@ def test_http_error_is_named(server, tmp_path):
 
 
 def test_two_threads_fetch_once(server, tmp_path):
-    """Whoever comes second waits for the first and takes its file."""
+    """The second process waits for the first and uses its file."""
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: download_file(server.url, tmp_path / "model.pth", sha256_prefix=PREFIX), range(4)))
     assert len(server.requests) == 1

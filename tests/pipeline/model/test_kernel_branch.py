@@ -49,7 +49,7 @@ def test_every_position_gets_what_the_whole_maps_give(layers, dtype):
     expected = on_whole_maps(weights, biases, [one.float() for one in maps])
     for image in range(2):
         patches = features[image, around[mixed].clamp(min=0)]
-        patches[around[mixed] < 0] = torch.nan  # nobody may look at what lies outside
+        patches[around[mixed] < 0] = torch.nan  # pixels outside must not be read
         found = branch(patches, around[mixed] >= 0, level[mixed])
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, expected[image, mixed], rtol=1e-4, atol=1e-4)

@@ -218,7 +218,7 @@ def test_a_failed_batch_leaves_everything_in_its_place(card, images, expected, m
 
 
 def test_a_slot_that_does_not_fit_is_not_lost(card, images, expected, monkeypatch):
-    """The warm-up makes all slots and fails; once there is memory, nobody waits for the one that was to be made."""
+    """The warm-up creates all slots and fails; once there is memory, no call waits for the missing slot."""
     engine = card.engine()
     make, failures = engine._graphs.slot, iter([RuntimeError("CUDA out of memory")] * SLOTS)
 

@@ -194,7 +194,7 @@ def test_long_chains_of_overlaps_are_told():
 
 
 def test_more_than_there_is_room_for_is_cut():
-    """100 instances of an image have room, whoever asks for more; the next image's masks stay its own."""
+    """There is room for 100 instances of an image, also if more are requested; the next image's masks are not overwritten."""
     outputs, letterboxes, branch = network_outputs("nano")
     both = Both(SIZE_PX, branch)
     _, most, _ = both.run(outputs, letterboxes, [DetectOptions(0.01, 300)] * len(letterboxes))
