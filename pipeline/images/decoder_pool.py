@@ -1,6 +1,7 @@
 """Decodes images in separate processes, so that a decoder that crashes or hangs fails only one image.
 
-    load_image(data) ─▶ DecoderPool ─▶ a free DecoderProcess ══ socket ══ pipeline.images.decoder_worker ─▶ LoadedImage
+    load_image(data) ─▶ DecoderPool ─▶ a free DecoderProcess ══ socket ═══════════▶ pipeline.images.decoder_worker
+                                            │       LoadedImage ◀══ shared memory ═══╝
                                             │ crashed, or too slow: killed, a new one starts
                                             └▶ ImageError for that image
 
@@ -32,6 +33,7 @@ from pipeline.errors import DecodersUnavailable, ImageError, LargeImage, LimitEx
 from pipeline.images.decoder_options import DecoderOptions
 from pipeline.images.decoder_worker import ANSWER_HEAD, REQUEST_HEAD
 from pipeline.images.sandbox import Sandbox
+from pipeline.images.shared_pixels import make_shared_pixels, map_shared_pixels
 from pipeline.types import Letterbox, LoadedImage
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,9 @@ START_TIMEOUT_S = 60.0
 MAX_ANSWER_CHARS = 65_536
 KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR")
 """The only environment variables that a decoder gets; no keys or tokens."""
+
+KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(8 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(16 * 2**20)}
+"""Settings of the C library, bytes: a decoder keeps blocks up to the first size, and free memory up to the second, for the next image."""
 
 _ERRORS: Mapping[str, type[ServiceError]] = {kind.__name__: kind for kind in (ImageError, LargeImage, LimitExceeded)}
 _NONSENSE = (OSError, EOFError, ValueError, LookupError, TypeError)
@@ -117,6 +122,8 @@ class DecoderProcess:
         self._options = options
         self._nice = nice
         self._program = program
+        self._shared_file = make_shared_pixels()
+        self._shared = map_shared_pixels(self._shared_file.fileno())
         self.failed_starts = 0
         self._start()
 
@@ -161,13 +168,15 @@ class DecoderProcess:
         self._socket.close()
         self._process.kill()
         self._process.wait()
+        self._shared_file.close()
 
     def _start(self) -> None:
         self._socket, theirs = socket.socketpair()
         with theirs:
-            command = [*self._program, str(theirs.fileno()), self._options.as_json()]
+            descriptors = (theirs.fileno(), self._shared_file.fileno())
+            command = [*self._program, *map(str, descriptors), self._options.as_json()]
             self._process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+                command, pass_fds=descriptors, env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
             )
         with suppress(ProcessLookupError):  # where it has ended already, _make_ready says so
             os.setpriority(os.PRIO_PROCESS, self._process.pid, self._nice)
@@ -201,22 +210,18 @@ class DecoderProcess:
         if "error" in document:
             raise _error(document)
         letterbox = _letterbox(document["letterbox"], size)
-        pixels = np.empty((*letterbox.scaled_hw, 3), np.uint8)
-        self._receive_into(pixels.reshape(-1).data, deadline)
-        return letterbox, pixels
+        height, width = letterbox.scaled_hw
+        return letterbox, self._shared[: height * width * 3].reshape(height, width, 3).copy()
 
     def _receive(self, count: int, deadline: float) -> bytes:
-        buffer = bytearray(count)
-        self._receive_into(memoryview(buffer), deadline)
-        return bytes(buffer)
-
-    def _receive_into(self, view: memoryview, deadline: float) -> None:
-        while view:
+        received = b""
+        while len(received) < count:
             self._socket.settimeout(_remaining_s(deadline))
-            count = self._socket.recv_into(view)
-            if count == 0:
+            part = self._socket.recv(count - len(received))
+            if not part:
                 raise EOFError("the decoder closed its socket")
-            view = view[count:]
+            received += part
+        return received
 
     def _replace(self) -> str:
         """Kill the process and start a new one; returns how the old one ended."""
@@ -250,4 +255,4 @@ def _remaining_s(deadline: float) -> float:
 def _environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    return kept | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return kept | KEPT_MEMORY | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -1,9 +1,9 @@
 """The program of a decoder process: reads encoded images from a socket, writes pixels for the network.
 
-    python -m pipeline.images.decoder_worker <socket's file descriptor> <JSON of DecoderOptions>
+    python -m pipeline.images.decoder_worker <socket's file descriptor> <that of the shared pixels> <JSON of DecoderOptions>
 
     in    8 bytes each, big-endian: length, max_pixels_at_once of DecodeLimits or 0, size │ the encoded image
-    out   4 bytes: length, big-endian │ JSON: letterbox, or error │ pixels (h, w, 3) uint8, where there is no error
+    out   4 bytes: length, big-endian │ JSON: letterbox, or error; the pixels (h, w, 3) uint8 are in the shared memory
 
 First it sends one byte: the Sandbox in effect. No pickle in either direction: an attacker who takes over a decoder controls a process that
 cannot open files or sockets (pipeline.images.sandbox) and can only send numbers. The process limits its own memory, writes no core files,
@@ -21,10 +21,12 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import cv2
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 from PIL import Image, MpoImagePlugin  # noqa: F401  (Pillow imports the second for a JPEG with several pictures)
 
 from pipeline.errors import ServiceError
@@ -32,6 +34,7 @@ from pipeline.images.decode import DecodeLimits
 from pipeline.images.decoder_options import DecoderOptions
 from pipeline.images.load import load_image
 from pipeline.images.sandbox import confine_process
+from pipeline.images.shared_pixels import map_shared_pixels
 from pipeline.types import LoadedImage
 
 REQUEST_HEAD, ANSWER_HEAD = struct.Struct("!QQQ"), struct.Struct("!I")
@@ -44,8 +47,8 @@ METADATA_ENCODINGS = ("ascii", "latin-1", "utf-8", "utf-16", "utf-16-le", "utf-1
 Load = Callable[[bytes, DecodeLimits, int], LoadedImage]
 
 
-def serve(connection: socket.socket, options: DecoderOptions, load: Load = load_image) -> None:
-    """Decode images until the other side closes the socket."""
+def serve(connection: socket.socket, shared: NDArray[np.uint8], options: DecoderOptions, load: Load = load_image) -> None:
+    """Decode images into `shared` until the other side closes the socket."""
     _load_codecs(options, load)
     connection.sendall(bytes([confine_process()]))
     with connection.makefile("rb") as requests:
@@ -54,8 +57,8 @@ def serve(connection: socket.socket, options: DecoderOptions, load: Load = load_
             limits = replace(options.limits, max_pixels_at_once=pixels_at_once or None)
             # SIGALRM ends a hanging process even if its parent is gone and cannot kill it.
             signal.setitimer(signal.ITIMER_REAL, 2 * options.timeout_s)
-            for part in _answer(requests.read(length), limits, size, load):
-                connection.sendall(part)
+            text = orjson.dumps(_answer(requests.read(length), limits, size, load, shared))
+            connection.sendall(ANSWER_HEAD.pack(len(text)) + text)
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
@@ -69,19 +72,15 @@ def _load_codecs(options: DecoderOptions, load: Load) -> None:
         load(file.getvalue(), options.limits, options.size)
 
 
-def _answer(data: bytes, limits: DecodeLimits, size: int, load: Load) -> tuple[bytes | memoryview, ...]:
+def _answer(data: bytes, limits: DecodeLimits, size: int, load: Load, shared: NDArray[np.uint8]) -> dict[str, object]:
     try:
         image = load(data, limits, size)
     except ServiceError as error:
-        return _headed({"error": type(error).__name__, "code": error.code, "message": error.message})
+        return {"error": type(error).__name__, "code": error.code, "message": error.message}
     except Exception as error:
-        return _headed({"error": "bug", "message": f"{type(error).__name__}: {error}"[:500]})
-    return *_headed({"letterbox": asdict(image.letterbox)}), image.pixels.reshape(-1).data
-
-
-def _headed(document: dict[str, object]) -> tuple[bytes, ...]:
-    text = orjson.dumps(document)
-    return (ANSWER_HEAD.pack(len(text)) + text,)
+        return {"error": "bug", "message": f"{type(error).__name__}: {error}"[:500]}
+    shared[: image.pixels.size].reshape(image.pixels.shape)[:] = image.pixels
+    return {"letterbox": {"original_hw": image.letterbox.original_hw, "scaled_hw": image.letterbox.scaled_hw}}
 
 
 def confine(options: DecoderOptions) -> None:
@@ -105,10 +104,10 @@ def confine(options: DecoderOptions) -> None:
 
 def main(load: Load = load_image) -> None:
     """The program."""
-    options = DecoderOptions.from_json(sys.argv[2])
+    options = DecoderOptions.from_json(sys.argv[3])
     confine(options)
     with socket.socket(fileno=int(sys.argv[1])) as connection:
-        serve(connection, options, load)
+        serve(connection, map_shared_pixels(int(sys.argv[2])), options, load)
 
 
 if __name__ == "__main__":

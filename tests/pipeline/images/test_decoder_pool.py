@@ -209,3 +209,5 @@ def test_options_and_errors_travel():
     assert isinstance(pickle.loads(pickle.dumps(DecoderLost("gone"))), DecoderLost)
     with pytest.raises(ConfigurationError):
         DecoderOptions(OPTIONS.limits, 320, 0)
+    with pytest.raises(ConfigurationError):
+        DecoderOptions(OPTIONS.limits, 5000, 1.0)
