@@ -21,6 +21,7 @@ def wait_for_stages(node, stages):
         time.sleep(0.5)
 
 
+DEADLINE_S = 30.0
 GIVEN_UP_S = 7.0
 """A node that says nothing (ray.env); on a busy machine a few seconds more."""
 
@@ -47,7 +48,7 @@ def test_a_silent_node():
         failed = sum(status != 200 for _, status in after)
         print(f"\nreplaced after {up_again_s:.1f} s; slowest answer {max(after)[0]:.1f} s; failed {failed}")
         assert up_again_s < 3 * GIVEN_UP_S
-        assert max(seconds for seconds, _ in after) < 2 * GIVEN_UP_S
+        assert max(seconds for seconds, _ in after) < DEADLINE_S
         assert failed <= CALLERS  # what the silent Ingress held
         assert {status for _, _, status in callers.answers[-3:]} == {200}
 
