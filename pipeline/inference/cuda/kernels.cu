@@ -157,7 +157,7 @@ extern "C" __global__ void __launch_bounds__(BOXES) greedy_nms(const float4* box
                                                                unsigned char* kept, int count, float threshold) {
   __shared__ float4 own[BOXES];
   __shared__ int label[BOXES];
-  __shared__ unsigned int suppressed[BOXES][WORDS + 1];  // row of a box: bits of the later boxes that it suppresses; one word of padding avoids bank conflicts
+  __shared__ unsigned int suppressed[BOXES][WORDS + 1];  // bits of the later boxes that a box suppresses; the last word is padding
   __shared__ unsigned int gone[WORDS];
   int box = threadIdx.x, first = blockIdx.x * count;
   bool there = box < count;
