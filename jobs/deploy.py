@@ -1,4 +1,4 @@
-"""Put a trained model into the running service, without a failed request; one that does not start is taken back.
+"""Put a trained model into the running service by a rolling update; one that does not start is taken back.
 
     python -m jobs.deploy runs/mine/final.safetensors --config serve_config.yaml
 

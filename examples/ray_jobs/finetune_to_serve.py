@@ -1,4 +1,4 @@
-"""Fine-tune on your photos, then put the result into the running service, without a failed request.
+"""Fine-tune on your photos, then put the result into the running service.
 
     python examples/ray_jobs/finetune_to_serve.py /data/train.json /data/photos /data/runs/monday serve_config.yaml --steps 300
 
