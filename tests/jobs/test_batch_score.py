@@ -216,7 +216,7 @@ def test_the_key_comes_from_the_environment(folder, tmp_path, monkeypatch, capsy
     ("source", "more", "said"),
     [
         ("photos", ["--url", "127.0.0.1:8000"], "is not a complete URL"),
-        ("photos", ["--url", "https://host/base/score/"], "put behind it: https://host/base"),
+        ("photos", ["--url", "https://host/base/score/"], "without /score, which is appended: https://host/base"),
         ("photos", ["--key-env", "NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE is not set"),
         ("photos", ["--concurrency", "0"], "not a number from 1"),
     ],

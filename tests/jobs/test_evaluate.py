@@ -72,8 +72,8 @@ def test_the_table_says_what_a_mean_hides():
         "              dog    0    0       1",
         "    nothing there    0    0       0",
     ]
-    assert "nothing was found" not in table
-    assert "nothing was found" in evaluate.as_table(evaluate.measure(truth, []))
+    assert "there are no predictions" not in table
+    assert "there are no predictions" in evaluate.as_table(evaluate.measure(truth, []))
 
 
 def test_labels_that_only_one_side_has_are_reported(capsys):

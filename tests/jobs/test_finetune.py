@@ -205,7 +205,7 @@ def test_a_share_of_the_photos_is_measured_on(tiny_coco, tmp_path, capsys):
 
 def test_photos_in_both_sets_are_reported(tiny_coco, tmp_path, capsys):
     assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "1", *validated(tiny_coco))) == 0
-    assert "Warning: 6 photos to measure on are trained on, too" in capsys.readouterr().out
+    assert "Warning: 6 validation photos are also training photos" in capsys.readouterr().out
 
 
 def test_a_log_backend_that_is_not_installed_is_refused(tiny_coco, tmp_path, capsys, monkeypatch):
@@ -640,8 +640,8 @@ def test_help_tells_defaults(capsys):
     said = " ".join(capsys.readouterr().out.split())
     for told in (
         "peak learning rate (default: 0.002)",
-        "of everything random (default: 0)",
-        "(default: an epoch); 0: none --best",
+        "random seed (default: 0)",
+        "(default: one epoch); 0: none --best",
     ):
         assert told in said
     assert not re.search(r"default: (None|False|\[\]|==)|default: [^)]*\) \(default", said)

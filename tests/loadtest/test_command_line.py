@@ -30,7 +30,7 @@ async def test_a_wrong_key_is_named(scenario, monkeypatch, capsys):
         ("run --scenario server --url 127.0.0.1:8000", "is not a complete URL"),
         ("run --scenario server --size 640", "'640' is not WxH, width and height in pixels such as 640x480"),
         ("run --scenario server --size 640x0", "'640x0' is not WxH"),
-        ("run --scenario server --url http://127.0.0.1:8000/score", "put behind it: http://127.0.0.1:8000"),
+        ("run --scenario server --url http://127.0.0.1:8000/score", "without /score, which is appended: http://127.0.0.1:8000"),
         ("plan --costs costs.json --step-ms 12", "'12' is not BASE,PER_IMAGE"),
         ("plan --costs costs.json --step-ms 12,x", "'12,x' is not BASE,PER_IMAGE"),
         ("plan --costs costs.json --step-ms 0,0", "neither part may be negative"),
@@ -75,7 +75,7 @@ def test_nobody_there_is_told_at_once(capsys):
     """With the URL, and not after seconds of refused tries."""
     url, began = f"http://127.0.0.1:{free_port()}", time.monotonic()
     assert main.main(["run", "--scenario", "server", "--url", url]) == 1
-    assert capsys.readouterr().err.startswith(f"loadtest: nothing listens at {url}; ")
+    assert capsys.readouterr().err.startswith(f"loadtest: cannot connect to {url}; ")
     assert time.monotonic() - began < main.WARM_UP_S + 1  # photos and machine take some of it
 
 
