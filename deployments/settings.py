@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from deployments.fetch_settings import FetchSettings, StrictModel
 from pipeline.errors import ConfigurationError
-from pipeline.images.decode import DecodeLimits
+from pipeline.images.decode import WHITE_LEVEL, DecodeLimits
 from pipeline.inference.engine import EngineOptions, Kind, Precision, SimulatedStep
 from pipeline.types import DetectOptions, Holes, OutlineOptions
 
@@ -141,8 +141,7 @@ class ImageLoaderSettings(StrictModel):
     white_level: int | None = Field(
         _DECODE.white_level,
         ge=1,
-        description="Value of white in images with more than 8 bits per channel, such as 4095. null: for each image the smallest of 255, "
-        "4095 and 65535 that is not below its highest value, so the frames of a series may differ in brightness.",
+        description=WHITE_LEVEL,
     )
     decode_timeout_s: float = Field(
         10.0, gt=0, description="Longest time to decode one image, seconds; then its decoder is killed."

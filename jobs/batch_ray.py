@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.command_line import cli_errors, count, fraction
+from jobs.photos import WHITE_LEVEL_HELP
 from jobs.scoring.batch_inputs import InputsError
 from jobs.scoring.tiles import MAX_OVERLAP
 
@@ -125,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--loaders", type=count, default=2, help="workers that decode photos (default: %(default)s)")
     add("--outliners", type=count, default=1, help="workers that trace polygons (default: %(default)s)")
     add("--worker-cpus", type=float, default=0.1, help="CPUs of each loader and outliner (default: %(default)s)")
+    add("--white-level", type=count, help=f"with --model: {WHITE_LEVEL_HELP}")
     add("--score-threshold", type=fraction, default=0.3, help="keep objects with a score above this (default: %(default)s)")
     add("--mask-format", choices=["polygon", "rle"], default="polygon", help="(default: %(default)s)")
     add("--tiles", type=count, default=1, help="for small objects: also score tiles of the photo, so many along its long side")

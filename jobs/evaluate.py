@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.annotations.report import STRICT_HELP
-from jobs.command_line import CommandFault, cli_errors, fraction
+from jobs.command_line import CommandFault, cli_errors, count, fraction
 from jobs.evaluation.coco_results import CocoResults
 from jobs.evaluation.metrics_azureml import IOU_THRESHOLD, SCORE_THRESHOLD, azureml_metrics
 from jobs.evaluation.metrics_coco import coco_metrics
@@ -33,6 +33,7 @@ from jobs.evaluation.predictions import check_photos, check_sizes, predict_with_
 from jobs.evaluation.predictions_served import predict_with_engine, predict_with_service
 from jobs.evaluation.results_file import read_results
 from jobs.evaluation.tables import as_table, write_confusion_plot
+from jobs.photos import WHITE_LEVEL_HELP
 from jobs.scoring.service_client import base_url, key_from
 from jobs.training.allocator import keep_freed_memory
 from pipeline.inference.engine import EngineOptions
@@ -99,9 +100,10 @@ def _predict(options: argparse.Namespace, annotations: Annotations, truth: dict[
     if options.url:
         return predict_with_service(options.url, annotations, bar, key=options.key_env)
     if options.engine != "mmdet":
-        return predict_with_engine(str(options.checkpoint), EngineOptions(options.engine, options.precision), annotations, bar)
+        engine = EngineOptions(options.engine, options.precision)
+        return predict_with_engine(str(options.checkpoint), engine, annotations, bar, options.white_level)
     try:
-        return predict_with_mmdet(load_checkpoint(options.checkpoint), annotations, options.image_size, bar)
+        return predict_with_mmdet(load_checkpoint(options.checkpoint), annotations, options.image_size, bar, options.white_level)
     except torch.OutOfMemoryError as error:
         raise CommandFault(
             f"The GPU's memory is too small for one photo: a smaller --image-size needs less, or use the CPU with CUDA_VISIBLE_DEVICES= "
@@ -129,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         help="engine for --checkpoint (default: mmdet's own test code)",
     )
     add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="for the engines openvino and torch")
+    add("--white-level", type=count, help=f"with --checkpoint: {WHITE_LEVEL_HELP}")
     add("--image-size", type=int, help="side of the square network input, pixels; for mmdet only (default: the model's)")
     add(
         "--score-threshold",

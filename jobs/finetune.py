@@ -20,23 +20,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.training import hooks, precision
 from jobs.training.allocator import keep_freed_memory
+from jobs.training.batch_size import choose_batch_size
 from jobs.training.checkpointing import recompute_backbone
 from jobs.training.cluster import finetune_on_cluster, rank
 from jobs.training.console import ConciseRunner, too_little_movement
 from jobs.training.crowds import leave_crowds_out
 from jobs.training.initial_weights import load_what_fits
 from jobs.training.interruption import StopOnSignal, end_loaders, ending_on_signals
-from jobs.training.results import check_work_dir, checkpoint_to_resume, export, newest_checkpoint
-from jobs.training.runner_config import lasting_settings, runner_config, steps_an_epoch
-from jobs.training.settings import RANDOM_WEIGHTS, FinetuneSettings, settings_from_args
+from jobs.training.precision import optim_wrapper_type
+from jobs.training.results import check_work_dir, checkpoint_to_resume, export, newest_checkpoint, photos_a_step_before
+from jobs.training.runner_config import lasting_settings, runner_config, steps_an_epoch, train_loader
+from jobs.training.settings import AUTO_BATCH, RANDOM_WEIGHTS, FinetuneSettings, settings_from_args
 from jobs.training.split import photo_files, shared_photos, write_split
 from jobs.training.stopping import Diverged, step_of
 from pipeline.errors import ServiceError
+from pipeline.inference.devices import choose_torch_device
 from pipeline.model.checkpoints import harmless_types_only
-from pipeline.model.spec import NANO_NAME, OFFICIAL_NAMES, ModelSpec, nano_spec, official_spec
+from pipeline.model.spec import NANO_NAME, OFFICIAL_NAMES, ModelSpec, build_network, nano_spec, official_spec
 from pipeline.model.zoo import embedded_models, locate
 
 
@@ -47,8 +52,8 @@ def finetune(settings: FinetuneSettings, more_hooks: Sequence[Any] = ()) -> sign
     check_work_dir(settings.work_dir, resume=settings.resume)
     start = initial_weights(settings)
     train, val = read_sets(settings)
-    settings = settled(settings, train, val)
     spec = spec_for(settings, train.classes)
+    settings = settled(settings, spec, train, val)
     resume_from = checkpoint_to_resume(settings.work_dir, lasting_settings(settings, spec, train)) if settings.resume else None
     steps_done = step_of(resume_from.name) if resume_from else 0
     runner = ConciseRunner.from_cfg(runner_config(settings, spec, train, val, resume_from, steps_done))
@@ -113,12 +118,30 @@ def read_sets(settings: FinetuneSettings) -> tuple[Annotations, Annotations | No
     return train, val
 
 
-def settled(settings: FinetuneSettings, train: Annotations, val: Annotations | None) -> FinetuneSettings:
-    """The settings with values for everything that depends on the data and the machine; prints device and precision."""
+def settled(settings: FinetuneSettings, spec: ModelSpec, train: Annotations, val: Annotations | None) -> FinetuneSettings:
+    """The settings with values for everything that depends on the data and the machine; prints device, precision and batch size."""
     chosen, why = precision.choose_precision(settings.precision)
     print(f"Device: {precision.device_name()}. Precision: {chosen} ({why}).", flush=True)
+    settings = replace(settings, precision=chosen)
+    if settings.batch_size == AUTO_BATCH:
+        settings = replace(settings, batch_size=batch_size_that_fits(settings, spec, train))
     every = (steps_an_epoch(settings, train) if val else 0) if settings.val_every is None else settings.val_every
-    return replace(settings, precision=chosen, val_every=every)
+    return replace(settings, val_every=every)
+
+
+def batch_size_that_fits(settings: FinetuneSettings, spec: ModelSpec, train: Annotations) -> int:
+    """By trial steps with a network of its own; of a run that goes on, the size that it had."""
+    if settings.resume and (photos := photos_a_step_before(settings.work_dir)):
+        chosen, why = max(photos // settings.accumulate, 1), "as the run began"
+    else:
+        network: Any = build_network(spec)
+        network.to(choose_torch_device("auto"), memory_format=torch.channels_last)
+        network.init_weights()
+        prepare_training(network, settings)
+        dataset = train_loader(replace(settings, batch_size=1), spec, train)["dataset"]
+        chosen, why = choose_batch_size(network, dataset, optim_wrapper_type(settings.precision))
+    print(f"Batch size: {chosen} ({why}). --lr stays as it is: {settings.lr:g}.", flush=True)
+    return chosen
 
 
 def official_name(model: str) -> str:
@@ -149,13 +172,19 @@ def prepare_network(runner: Any, settings: FinetuneSettings, spec: ModelSpec, st
         print("The network starts from random weights, which needs far more photos and epochs.", flush=True)
     if not settings.resume and (note := too_little_movement(settings.lr, runner.cfg.train_cfg.max_iters, fresh)):
         print(note, flush=True)
+    trained = prepare_training(network, settings)
+    print(f"{spec.name}: {trained:,} of {sum(p.numel() for p in network.parameters()):,} parameters train.", flush=True)
+
+
+def prepare_training(network: Any, settings: FinetuneSettings) -> int:
+    """What is frozen and how losses are computed; returns how many numbers train."""
     trained = hooks.freeze(network, settings.freeze)
     hooks.check_layers(network, "--fix-batch-norm", settings.fix_batch_norm, batch_norms=True)
-    print(f"{spec.name}: {trained:,} of {sum(p.numel() for p in network.parameters()):,} parameters train.", flush=True)
     precision.keep_losses_in_fp32(network)
     leave_crowds_out(network)
     if settings.gradient_checkpointing:
         recompute_backbone(network)
+    return trained
 
 
 def diverged(settings: FinetuneSettings, step: int, error: Diverged) -> str:
@@ -179,6 +208,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("jobs.finetune: ended at once; nothing more was saved.", file=sys.stderr)
         return 128 + signal.SIGINT
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        print(
+            f"jobs.finetune: the card's memory does not hold a step ({reason}): --batch-size auto finds what fits; a smaller --image-size, "
+            "--gradient-checkpointing and --accumulate need less.",
+            file=sys.stderr,
+        )
+        return 2
     except (AnnotationsError, ServiceError, ValueError, OSError) as error:
         reason = str(error).rstrip().rsplit("\n", 1)[-1]  # a loader process sends its whole traceback in the message
         print(f"jobs.finetune: {reason.removeprefix('jobs.annotations.report.AnnotationsError: ')}", file=sys.stderr)

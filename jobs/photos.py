@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,29 +12,31 @@ from PIL import Image
 from jobs.command_line import CommandFault
 from pipeline.errors import RequestError
 from pipeline.images import decode
-from pipeline.images.decode import DecodeLimits, decode_image
+from pipeline.images.decode import WHITE_LEVEL, DecodeLimits, decode_image
 
 LIMITS = DecodeLimits()
 """The service's defaults."""
+WHITE_LEVEL_HELP = f"{WHITE_LEVEL.replace('null', 'Not given')} Give what image_loader.white_level is where the model is served."
 
 
 class PhotoError(CommandFault):
     """A photo cannot be read; the message names the file and the reason."""
 
 
-def read_photo(photo: Path, target_size: int | None = None) -> NDArray[np.uint8]:
+def read_photo(photo: Path, target_size: int | None = None, white_level: int | None = None) -> NDArray[np.uint8]:
     """Decode a photo.
 
     Args:
         photo: the file.
         target_size: None decodes at full size; else as `decode_image`, which reduces JPEGs.
+        white_level: as in DecodeLimits.
     Returns:
         (H, W, 3) uint8 BGR, upright.
     Raises:
         PhotoError: it cannot be read.
     """
     try:
-        return decode_image(photo.read_bytes(), LIMITS, target_size)[0]
+        return decode_image(photo.read_bytes(), replace(LIMITS, white_level=white_level), target_size)[0]
     except (RequestError, OSError) as error:
         raise PhotoError(f"{photo}: not a readable photo ({_reason(error)})") from error
 
@@ -51,13 +54,13 @@ def upright_size(photo: Path) -> tuple[int, int]:
     return width, height
 
 
-def read_photo_within(photo: Path, longest_side_px: int) -> Image.Image:
+def read_photo_within(photo: Path, longest_side_px: int, white_level: int | None = None) -> Image.Image:
     """A photo for drawing: RGB, upright, scaled down to this longest side where it is larger.
 
     Raises:
         PhotoError: it cannot be read.
     """
-    picture = Image.fromarray(np.ascontiguousarray(read_photo(photo, longest_side_px)[..., ::-1]))
+    picture = Image.fromarray(np.ascontiguousarray(read_photo(photo, longest_side_px, white_level)[..., ::-1]))
     picture.thumbnail((longest_side_px, longest_side_px))
     return picture
 

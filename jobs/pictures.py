@@ -36,7 +36,7 @@ from jobs.command_line import cli_errors, count
 from jobs.evaluation.metrics_voc import FALSE_POSITIVE, Objects, by_image_and_label, match
 from jobs.evaluation.predictions import check_sizes
 from jobs.evaluation.results_file import read_results
-from jobs.photos import PhotoError, read_photo_within
+from jobs.photos import WHITE_LEVEL_HELP, PhotoError, read_photo_within
 from jobs.scoring.batch_inputs import InputsError, Source
 from jobs.scoring.batch_output import read_rows
 from pipeline.masks.draw import draw_overlay
@@ -77,7 +77,7 @@ class Sheet:
     photo: Path
     panels: tuple[Panel, ...]
 
-    def draw(self, longest_side_px: int) -> Image.Image:
+    def draw(self, longest_side_px: int, white_level: int | None = None) -> Image.Image:
         """All panels of the photo, turned upright.
 
         Args:
@@ -85,7 +85,7 @@ class Sheet:
         Raises:
             PhotoError: it cannot be read.
         """
-        photo = read_photo_within(self.photo, longest_side_px)
+        photo = read_photo_within(self.photo, longest_side_px, white_level)
         drawn = [_titled(draw_overlay(photo, panel.objects, panel.tags), panel.title) for panel in self.panels]
         picture = Image.new("RGB", (sum(one.width for one in drawn), drawn[0].height))
         for place, one in enumerate(drawn):
@@ -228,18 +228,19 @@ def _titled(picture: Image.Image, title: str) -> Image.Image:
     return whole
 
 
-def write_pictures(sheets: Sequence[Sheet], folder: Path, longest_side_px: int) -> Iterator[str | None]:
+def write_pictures(
+    sheets: Sequence[Sheet], folder: Path, longest_side_px: int, white_level: int | None = None
+) -> Iterator[str | None]:
     """Write each sheet as <number>-<photo>.jpg; yields for each its error, or None."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, sheet in enumerate(sheets, start=1):
         try:
-            picture = sheet.draw(longest_side_px)
+            picture = sheet.draw(longest_side_px, white_level)
         except PhotoError as error:
             yield str(error)
             continue
-        picture.save(
-            folder / f"{number:05d}-{_UNUSUAL.sub('_', Path(sheet.name).with_suffix('.jpg').as_posix())}", quality=JPEG_QUALITY
-        )
+        name = _UNUSUAL.sub("_", Path(sheet.name).with_suffix(".jpg").as_posix())
+        picture.save(folder / f"{number:05d}-{name}", quality=JPEG_QUALITY)
         yield None
 
 
@@ -252,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--results are drawn beside --annotations; name those, too")
     (sheets, left_out), unread = _sheets(args), 0
     bar = tqdm(
-        write_pictures(sheets, args.output, args.longest_side_px),
+        write_pictures(sheets, args.output, args.longest_side_px, args.white_level),
         total=len(sheets),
         unit="picture",
         disable=not sys.stderr.isatty(),
@@ -287,14 +288,10 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--annotations", type=Path, help="COCO JSON, or AzureML annotations JSONL (*.jsonl)")
     add("--strict", action="store_true", help=f"with --annotations: {STRICT_HELP}")
     add("--results", type=Path, help="with --annotations: COCO results JSON, such as that of jobs.evaluate --save-results")
-    add(
-        "--score-threshold",
-        type=float,
-        default=0.3,
-        help="with --results: leave out predictions with a score below this (default: %(default)s)",
-    )
+    add("--score-threshold", type=float, default=0.3, help="with --results: leave out lower scores (default: %(default)s)")
     add("--most", type=count, metavar="N", help="draw only the first N photos, with --results the N worst (default: all)")
     add("--longest-side-px", type=count, default=LONGEST_SIDE_PX, help="scale larger photos down (default: %(default)s)")
+    add("--white-level", type=count, help=WHITE_LEVEL_HELP)
     add("--output", type=Path, required=True, help="folder for the pictures; missing folders are made")
     return parser
 

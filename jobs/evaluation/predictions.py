@@ -35,6 +35,7 @@ def predict_with_mmdet(
     annotations: Annotations,
     input_size_px: int | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    white_level: int | None = None,
 ) -> CocoResults:
     """Run mmdet's own test path (its transforms, network, NMS and masks) photo by photo, on the first GPU where there is one.
 
@@ -45,12 +46,13 @@ def predict_with_mmdet(
         annotations: whose photos to score.
         input_size_px: side of the square network input, pixels; None takes the model's.
         progress: wraps the photos to show how far it is, such as `tqdm`.
+        white_level: as in DecodeLimits.
     Raises:
         AnnotationsError: model and annotations share no label.
     """
     truth = json.loads(annotations.coco_json.read_text())
     category_ids = category_ids_of(checkpoint.spec.classes, truth)
-    predictor = MmdetPredictor(checkpoint, input_size_px)
+    predictor = MmdetPredictor(checkpoint, input_size_px, white_level)
     results: CocoResults = []
     for image in progress(truth["images"]):
         found = predictor.instances(annotations.images / image["file_name"])
@@ -64,12 +66,13 @@ class MmdetPredictor:
     Args:
         checkpoint: the model.
         input_size_px: side of the square input, when another than the model's own is wanted.
+        white_level: as in DecodeLimits.
     """
 
-    def __init__(self, checkpoint: Checkpoint, input_size_px: int | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, input_size_px: int | None = None, white_level: int | None = None) -> None:
         self._classes = checkpoint.spec.classes
         self._network = checkpoint.network().to(choose_torch_device("auto"))
-        self._load = Compose(augment.image_transforms(input_size_px or checkpoint.spec.input_size))
+        self._load = Compose(augment.image_transforms(input_size_px or checkpoint.spec.input_size, white_level))
 
     def instances(self, photo: Path) -> Any:
         """mmdet's `pred_instances` as NumPy arrays: bboxes (N, 4) pixels, scores, labels, masks (N, H, W); the highest score first.

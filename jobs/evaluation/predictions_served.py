@@ -28,7 +28,9 @@ MMDET_SCORE_THRESHOLD = 0.05
 """The threshold of mmdet's test configuration; AP needs the low scores too."""
 
 
-def predict_with_engine(model: str, options: EngineOptions, annotations: Annotations, progress: Progress = iter) -> CocoResults:
+def predict_with_engine(
+    model: str, options: EngineOptions, annotations: Annotations, progress: Progress = iter, white_level: int | None = None
+) -> CocoResults:
     """Run the service's own pipeline in this process, photo by photo.
 
     Args:
@@ -36,16 +38,18 @@ def predict_with_engine(model: str, options: EngineOptions, annotations: Annotat
         options: engine, precision, threads.
         annotations: whose photos to score.
         progress: wraps the photos to show how far it is, such as `tqdm`.
+        white_level: as in DecodeLimits.
     Raises:
         AnnotationsError: model and annotations share no label, or a photo cannot be read.
     """
     truth = json.loads(annotations.coco_json.read_text())
     engine = load_engine(model, options)
+    limits = DecodeLimits(white_level=white_level)
     detect, outline = DetectOptions(score_threshold=MMDET_SCORE_THRESHOLD), OutlineOptions(mask_format="rle")
 
     def score(name: str) -> dict[str, Any]:
         try:
-            loaded = load_image((annotations.images / name).read_bytes(), DecodeLimits(), engine.info.input_size)
+            loaded = load_image((annotations.images / name).read_bytes(), limits, engine.info.input_size)
         except (RequestError, OSError) as error:
             raise AnnotationsError(f"{name}: {error}") from error
         return objects_to_dict(instances_to_objects(engine.detect([loaded], [detect])[0], engine.info.classes, outline))

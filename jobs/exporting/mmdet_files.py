@@ -1,4 +1,4 @@
-"""A model as mmdet's own files: a `.pth` and a configuration for `init_detector`, `tools/test.py` and mmdeploy."""
+"""A model as mmdet's own files: a `.pth` and a configuration for `init_detector`, mmdet's tests and mmdeploy."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def _check_made_by(output: str, args: argparse.Namespace) -> None:
     """What an earlier run into this folder was told must be what this one is told; else its rows would be mixed with others."""
     facts = {
         name: getattr(args, name)
-        for name in ("source", "through", "format", "score_threshold", "mask_format", "tiles", "overlap")
+        for name in ("source", "through", "format", "score_threshold", "mask_format", "tiles", "overlap", "white_level")
     }
     facts["model"] = None if args.through else args.model
     filesystem, folder = filesystem_of(output)
@@ -143,6 +143,7 @@ def _staged(photos: Any, args: argparse.Namespace, tally: Any) -> Any:
     loaded = photos.map_batches(
         Load,
         fn_constructor_args=(header.input_size, Grid(args.tiles, args.overlap, header.input_size) if args.tiles > 1 else None),
+        fn_constructor_kwargs={"white_level": args.white_level},
         batch_size=args.mini_batch_size,
         compute=ActorPoolStrategy(size=args.loaders),
         **worker,

@@ -113,10 +113,11 @@ class Load:
         input_size: side of the network's square input, pixels.
         grid: how photos are cut into tiles; None: not at all.
         threads: images decoded at a time.
+        white_level: as in DecodeLimits.
     """
 
-    def __init__(self, input_size: int, grid: Grid | None = None, threads: int = 1) -> None:
-        policy, limits = FetchPolicy(), DecodeLimits()
+    def __init__(self, input_size: int, grid: Grid | None = None, threads: int = 1, white_level: int | None = None) -> None:
+        policy, limits = FetchPolicy(), DecodeLimits(white_level=white_level)
         self._images, self._policy, self._grid = Images(policy), policy, grid
         self._decoders = DecoderPool(DecoderOptions(limits, grid.side_px if grid else input_size, 10.0), threads)
 

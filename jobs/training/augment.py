@@ -36,11 +36,13 @@ class LoadImageOnce(BaseTransform):
 
     Args:
         memory_mb: size of the cache; other photos are read each time.
+        white_level: as in DecodeLimits.
     Raises:
         AnnotationsError: a photo cannot be decoded; the message names it.
     """
 
-    def __init__(self, memory_mb: float = 2048) -> None:
+    def __init__(self, memory_mb: float = 2048, white_level: int | None = None) -> None:
+        self._white_level = white_level
         self._bytes_left = int(memory_mb * 2**20)
         self._photos: dict[str, np.ndarray] = {}
 
@@ -54,7 +56,7 @@ class LoadImageOnce(BaseTransform):
 
     def _read(self, path: str) -> np.ndarray:
         try:
-            photo = read_photo(Path(path))
+            photo = read_photo(Path(path), white_level=self._white_level)
         except PhotoError as error:
             raise AnnotationsError(f"{error}.") from error
         if photo.nbytes <= self._bytes_left:
@@ -79,7 +81,12 @@ class MosaicOfGiven(CachedMosaic):
 
 
 def train_transforms(
-    size_px: int, jitter: tuple[float, float] = JITTER, *, flip: bool = True, memory_mb: float = 2048
+    size_px: int,
+    jitter: tuple[float, float] = JITTER,
+    *,
+    flip: bool = True,
+    memory_mb: float = 2048,
+    white_level: int | None = None,
 ) -> dict[str, list[Any]]:
     """Transforms from an annotated photo to a (size_px, size_px) training sample, as `jobs.training.samples.TrainingPhotos` takes them.
 
@@ -88,6 +95,7 @@ def train_transforms(
         jitter: smallest and largest long side of a single photo, as a multiple of size_px.
         flip: mirror samples with probability 0.5.
         memory_mb: cache of decoded photos in each loader process.
+        white_level: as in DecodeLimits.
     Source: mmdet rtmdet-ins_tiny_8xb32-300e_coco.py (scales, crop, colours); jitter of mosaics narrowed as in a short run.
     """
     square = (size_px, size_px)
@@ -101,7 +109,7 @@ def train_transforms(
     ]
     return {
         "load": [
-            {"type": "LoadImageOnce", "memory_mb": memory_mb},
+            {"type": "LoadImageOnce", "memory_mb": memory_mb, "white_level": white_level},
             {"type": "LoadOutlines"},
         ],
         "mosaic": [
@@ -113,11 +121,11 @@ def train_transforms(
     }
 
 
-def image_transforms(size_px: int) -> list[Any]:
+def image_transforms(size_px: int, white_level: int | None = None) -> list[Any]:
     """mmdet's test pipeline: keep-ratio resize, then pad right and bottom to the square. Needs no annotations."""
     square = (size_px, size_px)
     return [
-        {"type": "LoadImageOnce", "memory_mb": 0},
+        {"type": "LoadImageOnce", "memory_mb": 0, "white_level": white_level},
         {"type": "Resize", "scale": square, "keep_ratio": True},
         {"type": "Pad", "size": square, "pad_val": {"img": (GREY, GREY, GREY)}},
         {"type": "PackDetInputs", "meta_keys": ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")},

@@ -118,18 +118,19 @@ def draw_curve(scalars: Any, every: int, steps: int, path: Path) -> None:
 
 
 def by_label_table(measured: dict[str, Any]) -> str:
-    """Box and mask AP of each label, in per cent.
+    """Box and mask AP of all objects, of small ones (below 32 x 32 pixels of the photo), and of each label, in per cent.
 
     Args:
         measured: as `jobs.training.validation.flat` gives them.
     """
     labels = [name.removeprefix("mask_ap/") for name in measured if name.startswith("mask_ap/")]
-    width = max(map(len, ["all", *labels]))
-    rows = [f"{'AP by label':{width}}    box   mask"]
-    for label in ["all", *labels]:
-        box, mask = (measured.get(f"{kind}_ap" if label == "all" else f"{kind}_ap/{label}") for kind in ("box", "mask"))
-        rows.append(f"{label:{width}}  {per_cent(box):>5}  {per_cent(mask):>5}")
-    return "\n".join(rows)
+    rows = [("all", "ap"), ("small objects", "ap_small"), *((label, f"ap/{label}") for label in labels)]
+    width = max(len(row) for row, _ in rows)
+    lines = [f"{'AP by label':{width}}    box   mask"]
+    for row, metric in rows:
+        box, mask = (per_cent(measured.get(f"{kind}_{metric}")) for kind in ("box", "mask"))
+        lines.append(f"{row:{width}}  {box:>5}  {mask:>5}")
+    return "\n".join(lines)
 
 
 def per_cent(number: float | None) -> str:

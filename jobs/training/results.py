@@ -55,6 +55,13 @@ def checkpoint_to_resume(work_dir: Path, lasting: dict[str, Any]) -> Path:
     return newest
 
 
+def photos_a_step_before(work_dir: Path) -> int | None:
+    """Of the run that a work folder holds; None where there is no checkpoint that says so."""
+    newest = newest_checkpoint(work_dir)
+    photos = _read(newest).get("meta", {}).get("lasting", {}).get("photos a step") if newest else None
+    return int(photos) if photos else None
+
+
 def export(work_dir: Path) -> Path:
     """Export a run's best checkpoint, or the newest without validations, to `final.safetensors`. Works while the run is in progress."""
     chosen, why = newest_checkpoint(work_dir), ""

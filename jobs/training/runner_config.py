@@ -111,6 +111,7 @@ def lasting_settings(settings: FinetuneSettings, spec: ModelSpec, train: Annotat
         "--model": settings.model,
         "classes": list(spec.classes),
         "--image-size": settings.image_size,
+        "--white-level": settings.white_level,
         "--optimizer": settings.optimizer,
         "--lr": settings.lr,
         "--lr-mult": [f"{layer}={factor:g}" for layer, factor in settings.lr_mult],
@@ -140,7 +141,12 @@ def validation_config(settings: FinetuneSettings, spec: ModelSpec, val: Annotati
     """Validation by the serving code (`jobs.training.validation`), in the three sections that mmengine requires."""
     return {
         "val_dataloader": {"coco_json": str(val.coco_json), "images": str(val.images), "threads": max(settings.workers, 1)},
-        "val_cfg": {"type": "ServedValLoop", "input_size": spec.input_size, "batch_size": min(settings.batch_size, VAL_BATCH)},
+        "val_cfg": {
+            "type": "ServedValLoop",
+            "input_size": spec.input_size,
+            "batch_size": min(settings.batch_size, VAL_BATCH),
+            "white_level": settings.white_level,
+        },
         "val_evaluator": {},
     }
 
@@ -153,6 +159,7 @@ def train_loader(settings: FinetuneSettings, spec: ModelSpec, train: Annotations
         settings.scale_jitter,
         flip=not settings.no_flip,
         memory_mb=PHOTOS_MEMORY_MB / max(settings.workers, 1),
+        white_level=settings.white_level,
     )
     return {
         "batch_size": settings.batch_size,

@@ -13,6 +13,7 @@ import torch
 
 from jobs.annotations.report import STRICT_HELP
 from jobs.evaluation.metrics_coco import STATISTICS
+from jobs.photos import WHITE_LEVEL_HELP
 from jobs.training.options import option, parse, parser_for
 from pipeline.inference.devices import owned_cores
 
@@ -44,7 +45,11 @@ def _prefix_and_factor(text: str) -> tuple[str, float]:
 
 
 def _batch_size(text: str) -> int:
-    return AUTO_BATCH if text == "auto" else int(text)
+    if text == "auto":
+        return AUTO_BATCH
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number from 1")
+    return int(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +88,12 @@ class FinetuneSettings:
     # length and steps
     epochs: int = option(10, "passes over the training photos", least=1)
     steps: int | None = option(None, "optimizer steps, instead of --epochs", least=1, instead_of="epochs")
-    batch_size: int = option(8, "photos per batch", least=1)
+    batch_size: int = option(
+        8,
+        "photos per batch; auto: the largest power of two that fits into memory, found by trial steps",
+        parse=_batch_size,
+        metavar="N",
+    )
     accumulate: int = option(1, "batches per optimizer step (gradient accumulation)", least=1)
     optimizer: str = option("adamw", "optimizer", choices=("adamw", "sgd"))
     lr: float = option(2e-3, "peak learning rate")
@@ -108,6 +118,7 @@ class FinetuneSettings:
     seed: int = option(0, "random seed", least=0, most=2**32 - 1)
 
     # what the photos go through
+    white_level: int | None = option(None, WHITE_LEVEL_HELP, least=1)
     mosaic: float = option(0.5, "share of samples that are mosaics of four photos, 0..1", least=0, most=1)
     mosaic_until: float = option(0.7, "share of the run after which mosaics stop, 0..1", least=0, most=1)
     scale_jitter: tuple[float, float] = option((0.5, 2.0), "long side / image size", metavar=("MIN", "MAX"))
@@ -180,6 +191,10 @@ def _contradiction(settings: FinetuneSettings) -> str | None:
         return "--val-every and --early-stopping need --val and --val-images, or --val-share."
     if settings.early_stopping and settings.val_every == 0:
         return "--early-stopping needs validations: --val-every above 0."
+    if settings.processes > 1 and settings.batch_size == AUTO_BATCH:
+        return (
+            "--batch-size auto works with one process only: several would find different sizes. With --processes, give a number."
+        )
     if settings.processes > 1 and importlib.util.find_spec("pyarrow") is None:
         return "--processes above 1 needs Ray Train's packages: install them on every node: .venv/bin/pip install -e '.[cluster]'"
     if settings.sync_bn and (settings.processes == 1 or not torch.cuda.is_available()):

@@ -52,13 +52,22 @@ class ServedValLoop(BaseLoop):
         evaluator: not used; mmengine passes it.
         input_size: side of the square network input, pixels.
         batch_size: photos in one pass of the network.
+        white_level: as in DecodeLimits.
     """
 
-    def __init__(self, runner: Runner, dataloader: dict[str, Any], evaluator: Any, input_size: int, batch_size: int) -> None:  # noqa: ARG002
+    def __init__(
+        self,
+        runner: Runner,
+        dataloader: dict[str, Any],
+        evaluator: Any,  # noqa: ARG002
+        input_size: int,
+        batch_size: int,
+        white_level: int | None = None,
+    ) -> None:
         self._runner = runner
         self._truth = json.loads(Path(dataloader["coco_json"]).read_text())
         self._images, self._threads = Path(dataloader["images"]), dataloader["threads"]
-        self._input_size, self._batch_size = input_size, batch_size
+        self._input_size, self._batch_size, self._white_level = input_size, batch_size, white_level
         self.dataloader = self._truth["images"]
 
     def run(self) -> dict[str, Any]:
@@ -74,7 +83,7 @@ class ServedValLoop(BaseLoop):
 
     def _measure(self) -> dict[str, Any]:
         network = unwrapped(self.runner.model)
-        found = predict(network, self._truth, self._images, self._input_size, self._batch_size, self._threads)
+        found = predict(network, self._truth, self._images, self._input_size, self._batch_size, self._threads, self._white_level)
         return flat(coco_metrics(self._truth, found))
 
 
@@ -86,7 +95,13 @@ def flat(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def predict(
-    detector: nn.Module, truth: dict[str, Any], images: Path, input_size: int, batch_size: int = 1, threads: int = 1
+    detector: nn.Module,
+    truth: dict[str, Any],
+    images: Path,
+    input_size: int,
+    batch_size: int = 1,
+    threads: int = 1,
+    white_level: int | None = None,
 ) -> list[dict[str, Any]]:
     """COCO results of a network in training, which is not modified.
 
@@ -97,16 +112,18 @@ def predict(
         input_size: side of the square network input, pixels.
         batch_size: photos in one pass.
         threads: number of threads that decode.
+        white_level: as in DecodeLimits.
     Raises:
         AnnotationsError: a photo cannot be read.
     """
     device = next(detector.parameters()).device
     network = RawNetwork(copy.deepcopy(detector).eval(), input_size)
+    limits = DecodeLimits(white_level=white_level)
     find = PostProcessor((input_size, input_size), network.kernel_branch, device)
 
     def load(photo: dict[str, Any]) -> LoadedImage:
         try:
-            return load_image((images / photo["file_name"]).read_bytes(), DecodeLimits(), input_size)
+            return load_image((images / photo["file_name"]).read_bytes(), limits, input_size)
         except (RequestError, OSError) as error:
             raise AnnotationsError(f"{photo['file_name']}: {error}") from error
 

@@ -27,7 +27,7 @@ from jobs.third_party import known_warnings_ignored
 from jobs.training import precision, validation
 from jobs.training.hooks import RatesByLayer, check_layers, freeze
 from jobs.training.precision import choose_precision, optim_wrapper_type
-from jobs.training.runner_config import runner_config
+from jobs.training.runner_config import lasting_settings, runner_config
 from jobs.training.samples import TrainingPhotos
 from jobs.training.seen_objects import SeenObjectsHook
 from jobs.training.settings import FinetuneSettings, default_workers, settings_from_args
@@ -213,6 +213,16 @@ def test_a_log_backend_that_is_not_installed_is_refused(tiny_coco, tmp_path, cap
     with pytest.raises(SystemExit):
         settings_from_args(arguments(tiny_coco, tmp_path, "--log-to", "mlflow"))
     assert "pip install mlflow" in capsys.readouterr().err
+
+
+def test_white_level_reaches_training_and_measurements(tmp_path):
+    """And stays as it is when a run goes on."""
+    settings = FinetuneSettings(train=tmp_path, train_images=tmp_path, work_dir=tmp_path, white_level=4095, val_every=5)
+    annotations = Annotations(tmp_path, tmp_path, ("a",), 8, Report("a"))
+    config = runner_config(settings, nano_spec(), annotations, annotations)
+    assert config.train_dataloader.dataset.transforms["load"][0]["white_level"] == 4095
+    assert config.val_cfg.white_level == 4095
+    assert lasting_settings(settings, nano_spec(), annotations)["--white-level"] == 4095
 
 
 def test_logs_are_mmengines(tmp_path):

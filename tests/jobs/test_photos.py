@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from jobs import photos
+import jobs.third_party  # isort: skip  # noqa: F401  (before mmdet)
+
+from mmdet.registry import TRANSFORMS
+
+from deployments.settings import ImageLoaderSettings
+from jobs import batch_ray, evaluate, photos, pictures
 from jobs.photos import PhotoError
 from jobs.training import augment
+from jobs.training.options import parser_for
+from jobs.training.settings import FinetuneSettings
 from pipeline.images.decode import DecodeLimits, decode_image
 from pipeline.images.load import load_image
 from tests.support.odd_images import HEIGHT, WIDTH, odd_images
@@ -46,3 +54,29 @@ def test_what_is_no_photo_is_named(content, tmp_path):
             read(path)
         with pytest.raises(PhotoError, match=r"b\.jpg: not a readable photo \(No such file"):
             read(tmp_path / "b.jpg")
+
+
+@pytest.mark.parametrize(("white_level", "brightest"), [(None, 249), (4095, 249), (65535, 16)])
+def test_white_level_is_the_services(white_level, brightest, tmp_path):
+    """A frame of 12 bits, as serving, training, measuring and drawing read it."""
+    path = tmp_path / "frame.png"
+    Image.fromarray(np.full((HEIGHT, WIDTH), 4000, np.uint16)).save(path)
+    for pixels in (
+        load_image(path.read_bytes(), DecodeLimits(white_level=white_level), WIDTH).pixels,
+        augment.LoadImageOnce(white_level=white_level)({"img_path": str(path)})["img"],
+        TRANSFORMS.build(augment.image_transforms(64, white_level)[0])({"img_path": str(path)})["img"],
+        np.asarray(photos.read_photo_within(path, WIDTH, white_level)),
+    ):
+        assert pixels.max() == brightest
+
+
+@pytest.mark.parametrize(
+    "parser",
+    [evaluate._parser, pictures._parser, batch_ray._parser, lambda: parser_for(FinetuneSettings, "jobs.finetune", "")],
+    ids=["evaluate", "pictures", "batch_ray", "finetune"],
+)
+def test_every_job_has_the_services_white_level(parser):
+    """Declared once: the option says what the setting says."""
+    said = " ".join(parser().format_help().split())
+    meaning = ImageLoaderSettings.model_fields["white_level"].description.replace("null", "Not given")
+    assert "".join(meaning.split()) in said.replace(" ", "")

@@ -16,16 +16,19 @@ def test_ap_by_label_is_a_table():
     measured = {
         "box_ap": 0.1,
         "mask_ap": 0.05,
+        "box_ap_small": 0.02,
+        "mask_ap_small": 0.01,
         "mask_ap/window": 0.2,
         "box_ap/window": 0.3,
         "mask_ap/car": None,
         "box_ap/car": None,
     }
     assert by_label_table(measured).splitlines() == [
-        "AP by label    box   mask",
-        "all      10.0    5.0",
-        "window   30.0   20.0",
-        "car         -      -",
+        "AP by label      box   mask",
+        "all             10.0    5.0",
+        "small objects    2.0    1.0",
+        "window          30.0   20.0",
+        "car                -      -",
     ]
 
 

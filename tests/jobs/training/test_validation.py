@@ -15,7 +15,7 @@ from jobs.annotations.datasets import Annotations, AnnotationsError
 from jobs.evaluation.metrics_coco import STATISTICS, coco_metrics
 from jobs.evaluation.predictions import predict_with_mmdet
 from jobs.training.validation import ahead, flat, predict
-from pipeline.model.checkpoints import load_checkpoint
+from pipeline.model.checkpoints import load_checkpoint, save_safetensors
 from pipeline.model.zoo import locate
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.cuda.amp.autocast", "ignore:torch.meshgrid", "ignore:__array__")
@@ -44,14 +44,14 @@ def people(tmp_path_factory):
 
 
 def test_the_same_ap_as_mmdet(people):
-    """But for single IoUs that lie on one of the ten thresholds: 1 of 10 objects is 1 per cent here."""
+    """To 0.1 per cent where both see the same pixels; a JPEG twice as large as the input is decoded at half its size, as in serving."""
     folder, truth, found = people
     network = load_checkpoint(locate(MODEL)).network()
     ours = flat(coco_metrics(truth, predict(network, truth, folder / "photos", 320, batch_size=2)))
     theirs = flat(coco_metrics(truth, found))
     assert theirs["mask_ap"] > 0.1
-    for name in ("box_ap", "mask_ap", "mask_ap50", "mask_ap75"):
-        assert ours[name] == pytest.approx(theirs[name], abs=1e-2)
+    for name in (f"{kind}_{statistic}" for kind in ("box", "mask") for statistic in STATISTICS):
+        assert ours[name] == pytest.approx(theirs[name], abs=1e-3), name
 
 
 def test_the_network_stays_as_it_is(people):
@@ -98,7 +98,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from jobs.training.validation import predict
-from pipeline.model.checkpoints import load_checkpoint
+from pipeline.model.checkpoints import load_checkpoint, save_safetensors
 from pipeline.model.zoo import locate
 network = load_checkpoint(locate("rtmdet-ins_nano_person")).network()
 torch.nn.init.constant_(network.bbox_head.rtm_cls[0].bias, 3.0)  # 100 objects a photo
@@ -123,3 +123,39 @@ def test_memory_does_not_follow_the_size_of_the_photo(tmp_path):
     """100 masks of 12 megapixels would be 1.2 GB."""
     small, large = peak_kb(tmp_path / "small", 400, 300), peak_kb(tmp_path / "large", 4000, 3000)
     assert large < small + 100_000
+
+
+@pytest.mark.slow
+def test_a_run_that_measures_needs_no_more_memory(tmp_path):
+    """Two photos of 12 megapixels, 100 objects found in each: the peak of the training process with and without --val."""
+    checkpoint = load_checkpoint(locate(MODEL))
+    for name, value in checkpoint.state_dict.items():
+        if "rtm_cls" in name and name.endswith("bias"):
+            value += 6
+    save_safetensors(checkpoint, tmp_path / "eager.safetensors")
+    photos, objects = [], []
+    for number in (1, 2):
+        pixels = np.random.default_rng(number).integers(0, 255, (30, 40, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / f"{number}.jpg"), cv2.resize(pixels, (4000, 3000)))
+        photos.append({"id": number, "file_name": f"{number}.jpg", "width": 4000, "height": 3000})
+        ring = [1000, 1000, 3000, 1000, 3000, 2500, 1000, 2500]
+        shape = {"bbox": [1000, 1000, 2000, 1500], "segmentation": [ring], "area": 3e6, "iscrowd": 0}
+        objects.append(shape | {"id": number, "image_id": number, "category_id": 1})
+    truth = {"images": photos, "annotations": objects, "categories": [{"id": 1, "name": "person"}]}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    data = [str(tmp_path / "truth.json"), str(tmp_path), str(tmp_path / "eager.safetensors")]
+    without, measured = (peak_of_training(*data, tmp_path / str(val), val=val) for val in (False, True))
+    assert measured < 1.1 * without
+
+
+def peak_of_training(annotations, photos, weights, work_dir, *, val):
+    """Peak memory of four steps, KB: of the largest process."""
+    data = ["--train", annotations, "--train-images", photos, "--work-dir", str(work_dir), "--init-weights", weights]
+    more = ["--val", annotations, "--val-images", photos, "--val-every", "2"] if val else []
+    short = ["--steps", "4", "--batch-size", "2", "--image-size", "320", "--lr", "1e-6", "--warmup", "0"]
+    program = (
+        "import resource, subprocess, sys; subprocess.run([sys.executable, '-m', 'jobs.finetune', *sys.argv[1:]], check=True, stdout=2); "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    run = subprocess.run([sys.executable, "-c", program, *data, *more, *short], stdout=subprocess.PIPE, check=True, timeout=280)
+    return int(run.stdout)
