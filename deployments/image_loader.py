@@ -48,8 +48,6 @@ logger = logging.getLogger("ray.serve")
 ORDINARY_MAX_PIXELS = 16_000_000
 """Larger images that must be decoded at full size are decoded one at a time. A WebP of 40 megapixels of one colour has 30 bytes, and
 takes 1 s."""
-LARGE_NICE = 5
-"""CPU priority of their decoder (`nice`): where all cores are busy it gets about a quarter of one, and an image takes 4 s instead of 1."""
 MAX_FAILED_STARTS = 2
 """A single failed start may be temporary, for example a lack of memory."""
 DRAWN_PX = 2048
@@ -78,9 +76,7 @@ class ImageLoader:
         self._always_alone = settings.decode_timeout_s <= SHARED_DECODE_S
         self._stage, self._metrics = Stage("image_loader"), DecoderMetrics()
         self._fetcher = Fetcher(FetchPolicy(**settings.fetch.model_dump(), max_bytes=max_bytes))
-        options = DecoderOptions(self._limits, input_size, settings.decode_timeout_s)
-        self._decoders = DecoderPool(options, settings.threads)
-        self._large_decoder = DecoderPool(options, 1, nice=LARGE_NICE)
+        self._decoders = DecoderPool(DecoderOptions(self._limits, input_size, settings.decode_timeout_s), settings.threads + 1)
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
         self._large_thread = ThreadPoolExecutor(1, thread_name_prefix="decode-large")
         self._decoding = 0.0
@@ -91,9 +87,8 @@ class ImageLoader:
         Raises:
             DecodersUnavailable: a decoder process failed to start `MAX_FAILED_STARTS` times in a row.
         """
-        pools = (self._decoders, self._large_decoder)
-        self._metrics.memory(sum(pool.memory_bytes for pool in pools))
-        if max(pool.failed_starts for pool in pools) >= MAX_FAILED_STARTS:
+        self._metrics.memory(self._decoders.memory_bytes)
+        if self._decoders.failed_starts >= MAX_FAILED_STARTS:
             raise DecodersUnavailable("decoder processes do not start; see their standard error")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
@@ -144,7 +139,7 @@ class ImageLoader:
     def _photo(self, data: bytes | NDArray[np.uint8], loaded: LoadedImage, clock: Clock) -> NDArray[np.uint8]:
         """The image to draw on: (H, W, 3) uint8 BGR, scaled down to DRAWN_PX if larger. The time counts as decoding."""
         size, began = min(max(loaded.letterbox.original_hw), DRAWN_PX), time.perf_counter()
-        photo = self._large_decoder.load(data, size=size) if isinstance(data, bytes) else load_image(data, self._limits, size)
+        photo = self._decoders.load(data, size=size) if isinstance(data, bytes) else load_image(data, self._limits, size)
         clock.add("decode", clock.timings_ms["decode"] / 1e3 + time.perf_counter() - began)
         return photo.pixels
 
@@ -170,7 +165,7 @@ class ImageLoader:
 
     def _decode_large(self, data: Any, request_id: str, clock: Clock) -> LoadedImage:
         with clock.measure("decode"), self._logging_lost(request_id):
-            return self._large_decoder.load(data)
+            return self._decoders.load(data)
 
     @contextmanager
     def _logging_lost(self, request_id: str) -> Iterator[None]:
@@ -181,10 +176,5 @@ class ImageLoader:
             raise
 
     def __del__(self) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the decoder processes."""
-        for name in ("_decoders", "_large_decoder"):
-            if pool := getattr(self, name, None):
-                pool.close()
+        if hasattr(self, "_decoders"):
+            self._decoders.close()

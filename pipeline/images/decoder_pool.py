@@ -67,11 +67,10 @@ class DecoderPool:
         options: limits and time for each image.
         count: number of processes.
         program: command to start, without its arguments; tests use another one.
-        nice: CPU priority of the processes, 0 (normal) to 19 (lowest).
     """
 
-    def __init__(self, options: DecoderOptions, count: int, program: Sequence[str] = PROGRAM, nice: int = 0) -> None:
-        self._processes = [DecoderProcess(options, program, nice) for _ in range(count)]
+    def __init__(self, options: DecoderOptions, count: int, program: Sequence[str] = PROGRAM) -> None:
+        self._processes = [DecoderProcess(options, program) for _ in range(count)]
         self._free: queue.LifoQueue[DecoderProcess] = queue.LifoQueue()
         for process in reversed(self._processes):
             self._free.put(process)
@@ -118,9 +117,8 @@ class DecoderProcess:
         failed_starts: starts in a row that ended before the process could decode.
     """
 
-    def __init__(self, options: DecoderOptions, program: Sequence[str] = PROGRAM, nice: int = 0) -> None:
+    def __init__(self, options: DecoderOptions, program: Sequence[str] = PROGRAM) -> None:
         self._options = options
-        self._nice = nice
         self._program = program
         self._shared_file = make_shared_pixels()
         self._shared = map_shared_pixels(self._shared_file.fileno())
@@ -178,8 +176,6 @@ class DecoderProcess:
             self._process = subprocess.Popen(
                 command, pass_fds=descriptors, env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
             )
-        with suppress(ProcessLookupError):  # where it has ended already, _make_ready says so
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, self._nice)
         self._ready = False
 
     def _make_ready(self) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import functools
 import io
-import os
 import sys
 import threading
 import time
@@ -41,7 +40,7 @@ def loader(monkeypatch):
     monkeypatch.setattr(image_loader, "DecoderPool", functools.partial(DecoderPool, program=BAD_PROGRAM))
     loader = ImageLoader.func_or_class(ImageLoaderSettings(decode_timeout_s=TIMEOUT_S, threads=2), 320)
     yield loader
-    loader.close()
+    loader._decoders.close()
 
 
 async def load(loader, *images, alone=False):
@@ -129,7 +128,7 @@ async def test_a_loader_whose_decoders_do_not_start_says_so(monkeypatch):
     """It fails fast and would attract all traffic: its replica is replaced, and its images are retried elsewhere."""
     monkeypatch.setattr(image_loader, "DecoderPool", functools.partial(DecoderPool, program=(sys.executable, "-c", "exit(3)")))
     loader = ImageLoader.func_or_class(ImageLoaderSettings(threads=1), 320)
-    with closing(loader):
+    with closing(loader._decoders):
         for _ in range(2):
             await loader.check_health()
             (error,) = await load(loader, jpeg())
@@ -155,22 +154,12 @@ async def test_large_images_are_decoded_one_at_a_time(loader, monkeypatch):
         return LoadedImage(np.zeros((320, 320, 3), np.uint8), Letterbox((320, 320), (320, 320), 320))
 
     monkeypatch.setattr(loader._decoders, "load", decode)
-    monkeypatch.setattr(loader._large_decoder, "load", decode)
     large = [asyncio.create_task(load(loader, b"large", alone=True)) for _ in range(6)]
     await asyncio.sleep(0.01)
     await load(loader, b"ordinary")
     await asyncio.gather(*large)
     assert most == 1
     assert done.index(b"ordinary") <= 1
-
-
-async def test_large_images_are_decoded_at_a_lower_priority(loader):
-    """Also by the process that replaces a crashed decoder."""
-    (pid,) = loader._large_decoder.pids
-    assert [os.getpriority(os.PRIO_PROCESS, other) for other in (pid, *loader._decoders.pids)] == [image_loader.LARGE_NICE, 0, 0]
-    loader._large_decoder._processes[0]._replace()
-    (successor,) = loader._large_decoder.pids
-    assert os.getpriority(os.PRIO_PROCESS, successor) == image_loader.LARGE_NICE
 
 
 async def test_images_over_the_limit_are_refused_and_not_retried(loader, monkeypatch):
