@@ -40,7 +40,8 @@ class Step:
 class StageCosts:
     """CPU time of one image outside the network, and the time to fetch a URL, milliseconds.
 
-    Defaults: measured on two Zen 5 cores with simulated detectors and 24 clients (2026-11-29, docs/RESULTS.md).
+    Defaults: measured on two busy Zen 5 cores with simulated detectors and 24 clients (2026-11-29). On the same cores without other work
+    they were 2.6, 1.3, 1.5 and 1.1 (docs/RESULTS.md); the defaults are the cautious choice.
     """
 
     ingress_ms: float = 4.0

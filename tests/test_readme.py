@@ -15,6 +15,7 @@ PAGES = {
 }
 README = PAGES[REPOSITORY / "README.md"]
 EVERYTHING = "\n".join(PAGES.values())
+PASSES_OPTIONS_TO = {"jobs.sweep": ("jobs.finetune",)}
 MAKEFILE = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
 
 
@@ -61,9 +62,9 @@ def commands():
 def test_options(module, subcommand, options, monkeypatch, capsys):
     """Every option that a page shows is one that the command has."""
     monkeypatch.setattr(sys, "argv", [module, *([subcommand] if subcommand else []), "--help"])
-    program = importlib.import_module(f"{module}.__main__" if module == "loadtest" else module)
-    with pytest.raises(SystemExit, match="0"):
-        program.main()
+    for name in (module, *PASSES_OPTIONS_TO.get(module, ())):
+        with pytest.raises(SystemExit, match="0"):
+            importlib.import_module(f"{name}.__main__" if name == "loadtest" else name).main()
     assert set(options) <= set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
 
 
