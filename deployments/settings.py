@@ -144,7 +144,10 @@ class ImageLoaderSettings(StrictModel):
         description=WHITE_LEVEL,
     )
     decode_timeout_s: float = Field(
-        10.0, gt=0, description="Longest time to decode one image, seconds; then its decoder is killed."
+        5.0,
+        gt=0,
+        description="Longest time to decode one image, seconds; then its decoder is killed. The default is below the 6 s after which the "
+        "Ingress retries a call that does not return, so that an image that hangs its decoder is refused and not retried.",
     )
     threads: int = Field(2, ge=1, description="Images that a replica decodes at a time, each in its own process.")
     fetch: FetchSettings = FetchSettings()

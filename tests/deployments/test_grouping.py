@@ -7,8 +7,8 @@ import time
 import pytest
 
 from deployments import grouping, pace
-from deployments.grouping import CallHangs, Grouper
-from deployments.settings import GroupSettings
+from deployments.grouping import SILENT_S, CallHangs, Grouper
+from deployments.settings import GroupSettings, ImageLoaderSettings
 from pipeline.errors import DeadlineExceeded, Overloaded
 
 
@@ -373,3 +373,8 @@ async def test_a_flood_delays_its_own_caller():
     assert [item for group in carrier.groups for item in group if str(item).startswith("flood")] == [
         f"flood {n}" for n in range(40)
     ]
+
+
+def test_a_hanging_decoder_is_answered_before_its_call_is_given_up():
+    """Else the image would be retried, and hang further decoders."""
+    assert ImageLoaderSettings().decode_timeout_s < SILENT_S
