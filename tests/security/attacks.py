@@ -228,11 +228,12 @@ def _raw(url: str, header: str, parts: Any) -> tuple[int, str, float]:
         answer = b""
         for part in parts:
             with suppress(ConnectionError):
-                if select.select([connection], [], [], 0)[0]:
+                if answer or select.select([connection], [], [], 0)[0]:
                     answer += connection.recv(65_536)
                 if b"}" in answer or time.monotonic() - began > PATIENCE_S:
                     break
-                connection.sendall(part)
+                if not answer:  # sending on would reset the connection, and lose the rest of the answer
+                    connection.sendall(part)
     head_text, _, content = answer.partition(b"\r\n\r\n")
     status = int(head_text.split()[1]) if head_text else 0
     return status, _code_of(content), time.monotonic() - began
