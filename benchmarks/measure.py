@@ -8,7 +8,6 @@ A ratio is taken within a round, where both contestants saw the same neighbours 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import threading
@@ -18,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from loadtest.machine import describe_machine
+from loadtest.machine import describe_machine, results_line
 
 MIN_PASSES = 3
 
@@ -125,8 +124,4 @@ def add_arguments(parser: argparse.ArgumentParser, seconds: float = 4.0, images:
 
 def finish(benchmark: str, facts: dict[str, Any], output: Path | None = None) -> None:
     """Print one line of JSON, machine included, and write it to a file where one is wanted."""
-    line = json.dumps({"benchmark": benchmark, "machine": describe_machine()} | facts)
-    if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(line + "\n", encoding="utf-8")
-    print(line)
+    print(results_line({"benchmark": benchmark, "machine": describe_machine()} | facts, output))

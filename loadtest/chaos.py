@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import json
 import os
 import signal
 import statistics
@@ -29,7 +28,7 @@ import requests
 
 from loadtest import faults
 from loadtest.local_service import LocalService, local_service, wait_until_ready
-from loadtest.machine import describe_machine
+from loadtest.machine import describe_machine, results_line
 from loadtest.photos import photos_from
 
 DEPLOYMENTS = ("ImageLoader", "Detector", "Polygonizer", "Ingress")
@@ -195,11 +194,8 @@ def main() -> int:
 
 
 def _print(table: str, facts: dict[str, Any], output: Path | None) -> None:
-    line = json.dumps({"machine": describe_machine()} | facts)
-    if output:
-        output.write_text(line + "\n", encoding="utf-8")
     print(table)
-    print(line)
+    print(results_line({"machine": describe_machine()} | facts, output))
 
 
 if __name__ == "__main__":

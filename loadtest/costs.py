@@ -29,7 +29,7 @@ from deployments.settings import EMBEDDED_MODEL
 from jobs.command_line import CommandFault
 from loadtest.engine_alone import measure_engine
 from loadtest.local_service import SHIPPED_CONFIG, Change, LocalService, local_service, title_of
-from loadtest.machine import describe_machine
+from loadtest.machine import describe_machine, results_line
 from loadtest.photos import photos_from
 from loadtest.traffic import JSON_HEADERS, request_bodies
 from pipeline.errors import ServiceError
@@ -256,11 +256,8 @@ def run(args: argparse.Namespace) -> int:
     except ServiceError as error:
         print(f"{args.config}: {error}", file=sys.stderr)
         return 2
-    line = json.dumps({"machine": machine, "costs": asdict(costs)})
     print(as_table(costs))
-    print(line)
-    if args.output:
-        args.output.write_text(line + "\n", encoding="utf-8")
+    print(results_line({"machine": machine, "costs": asdict(costs)}, args.output))
     return 0
 
 

@@ -1,14 +1,17 @@
-"""Describes this machine for results (processor, memory, versions, commit), and finds free ports."""
+"""Describes this machine for results (processor, memory, versions, commit), writes results, and finds free ports."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -34,6 +37,15 @@ def describe_machine() -> dict[str, object]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
     }
+
+
+def results_line(facts: Mapping[str, Any], output: Path | None) -> str:
+    """Results as one line of JSON, also written to `output` if given."""
+    line = json.dumps(facts)
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(line + "\n", encoding="utf-8")
+    return line
 
 
 def _commit() -> str | None:

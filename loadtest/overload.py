@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import time
 from contextlib import suppress
@@ -23,7 +22,7 @@ from pathlib import Path
 import psutil
 
 from loadtest.local_service import LocalService, local_service
-from loadtest.machine import describe_machine
+from loadtest.machine import describe_machine, results_line
 from loadtest.openloop import Client, Summary, poisson_schedule, run_open_loop, run_single_stream, summarize
 from loadtest.photos import photos_from
 from loadtest.scenarios import Setup, find_server_rate
@@ -131,11 +130,8 @@ def run(args: argparse.Namespace) -> int:
     machine, bodies = describe_machine(), request_bodies(photos_from(args.images, size_wh=(640, 480)), 1)
     with local_service() as service:
         result = asyncio.run(overload(service, bodies, Setup(p99_ms=args.p99_ms, seconds=args.seconds), args.rate))
-    line = json.dumps({"machine": machine, "overload": asdict(result)})
-    if args.output:
-        args.output.write_text(line + "\n", encoding="utf-8")
     print(as_table(result))
-    print(line)
+    print(results_line({"machine": machine, "overload": asdict(result)}, args.output))
     return 0
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
 import sys
 from collections import Counter
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from loadtest.costs import STAGES
 from loadtest.local_service import LocalService, local_service
-from loadtest.machine import describe_machine
+from loadtest.machine import describe_machine, results_line
 from loadtest.openloop import Client, poisson_schedule, run_open_loop, run_single_stream, summarize
 from loadtest.overload import memory_mb
 from loadtest.photos import photos_from
@@ -80,11 +79,8 @@ def run(args: argparse.Namespace) -> int:
     machine, bodies = describe_machine(), request_bodies(photos_from(args.images, size_wh=(640, 480)), 1)
     with local_service() as service:
         result = asyncio.run(soak(service, bodies, args.rate, args.minutes))
-    line = json.dumps({"machine": machine, "soak": asdict(result)})
-    if args.output:
-        args.output.write_text(line + "\n", encoding="utf-8")
     print(f"{sum(result.outcomes.values())} queries: {result.outcomes}; memory after the first minute: {result.growth or 0:+.1%}")
-    print(line)
+    print(results_line({"machine": machine, "soak": asdict(result)}, args.output))
     return 0
 
 

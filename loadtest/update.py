@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import shutil
 import subprocess
@@ -30,7 +29,7 @@ import yaml
 from deployments.settings import EMBEDDED_MODEL
 from loadtest.costs import STAGES
 from loadtest.local_service import REPOSITORY, LocalService, local_service, ray_environment
-from loadtest.machine import describe_machine
+from loadtest.machine import describe_machine, results_line
 from loadtest.openloop import Client, percentile, poisson_schedule, run_open_loop
 from loadtest.photos import photos_from
 from loadtest.traffic import OK, request_bodies
@@ -163,11 +162,9 @@ def main() -> int:
         for name in CHANGES:
             rows.append(update(service, name, args.rate, args.seconds))
             print(rows[-1], file=sys.stderr, flush=True)
-    line = json.dumps({"machine": describe_machine(), "late_s": LATE_S, "updates": [asdict(row) for row in rows]})
-    if args.output:
-        args.output.write_text(line + "\n", encoding="utf-8")
+    facts = {"machine": describe_machine(), "late_s": LATE_S, "updates": [asdict(row) for row in rows]}
     print(as_table(rows))
-    print(line)
+    print(results_line(facts, args.output))
     return 1 if any(row.failed or row.late or row.took_s is None for row in rows) else 0
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
-import json
 import multiprocessing
 import socket
 import sys
@@ -31,7 +30,7 @@ from PIL import Image
 
 from loadtest.image_server import start_image_server
 from loadtest.local_service import LocalService, local_service
-from loadtest.machine import describe_machine
+from loadtest.machine import describe_machine, results_line
 from loadtest.openloop import Client, percentile, poisson_schedule, run_open_loop
 from loadtest.photos import photos_from
 from loadtest.traffic import JSON_HEADERS, OK, key_headers, request_bodies
@@ -306,11 +305,9 @@ def main() -> int:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     steps = run(args.rate, args.seconds, args.only)
-    line = json.dumps({"machine": describe_machine(), "floods": [asdict(step) for step in steps]})
-    if args.output is not None:
-        args.output.write_text(line + "\n", encoding="utf-8")
+    facts = {"machine": describe_machine(), "floods": [asdict(step) for step in steps]}
     print(as_table(steps))
-    print(line)
+    print(results_line(facts, args.output))
     return 0 if as_expected(steps) else 1
 
 
