@@ -30,9 +30,12 @@ EXAMPLE = Path(str(files("serve_app") / "playground/examples/hall.jpg"))
 
 
 def default_photo() -> Path:
-    """An example photo of the playground, else Rear Admiral Grace Hopper's, which comes with matplotlib (public domain)."""
-    if EXAMPLE.is_file():
-        return EXAMPLE
+    """An example photo of the playground, else `portrait`."""
+    return EXAMPLE if EXAMPLE.is_file() else portrait()
+
+
+def portrait() -> Path:
+    """Rear Admiral Grace Hopper; comes with matplotlib (public domain)."""
     from matplotlib import cbook
 
     return Path(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))

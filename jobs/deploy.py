@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from jobs.command_line import CommandFault, cli_errors
+from jobs.demo import portrait
 from jobs.scoring.service_client import ServiceClient, ServiceFault, base_url, key_from
 from pipeline.errors import ConfigurationError
 from pipeline.model.checkpoints import load_checkpoint
@@ -119,10 +120,7 @@ def score_one(service: ServiceClient, photo: Path | None, model: str) -> int:
     Raises:
         CommandFault: another model answers, or the photo has an error.
     """
-    if photo is None:
-        from matplotlib import cbook  # a portrait that comes with it
-
-        photo = Path(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
+    photo = photo or portrait()
     if (runs := service.info().get("model")) != model:
         raise CommandFault(f"the service runs {runs} instead of {model}")
     (answer,) = service.score([base64.b64encode(photo.read_bytes()).decode()], {})

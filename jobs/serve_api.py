@@ -10,7 +10,7 @@ from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
 from jobs.command_line import CommandFault
 
-LOOK_EVERY_S = 1.0
+POLL_S = 1.0
 
 
 class ServeApi:
@@ -57,7 +57,7 @@ class ServeApi:
                     f"the new replicas did not run within {timeout_s:g} s ({told.get('status')}); room for another Detector is needed "
                     f"beside the old one (python -m serve_app.config_file says how much): {_reason(told)}"
                 )
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(POLL_S)
 
 
 def _reason(told: dict[str, Any]) -> str:

@@ -24,8 +24,8 @@ from jobs.scoring.cluster_stages import PREDS
 NAME = "coco_results.json"
 
 
-class CocoResults:
-    """Ids of photos and labels.
+class CocoWriter:
+    """Writes COCO results with the ids of an annotation file.
 
     Args:
         annotations: a COCO file with `images` and `categories`; photos go by `file_name`.

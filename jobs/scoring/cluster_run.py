@@ -19,7 +19,7 @@ from ray.data.checkpoint import CheckpointConfig
 
 from jobs.batch_ray import CACHE, Progress
 from jobs.scoring.batch_inputs import InputsError
-from jobs.scoring.cluster_coco import CocoResults
+from jobs.scoring.cluster_coco import CocoWriter
 from jobs.scoring.cluster_inputs import (
     FILE_NAME,
     ID,
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         InputsError: the source or the output cannot be used.
     """
     output = args.output.rstrip("/") if "://" in args.output else str(Path(args.output).resolve())
-    coco = CocoResults(args.coco) if args.coco else None
+    coco = CocoWriter(args.coco) if args.coco else None
     filesystem, folder = filesystem_of(output)
     _check_made_by(output, args)
     if not ray.is_initialized():

@@ -53,7 +53,7 @@ class Through:
         """An answer for each image, by its number; images with transient errors of the service are retried."""
         answers = self._asked(images)
         ends, between = time.monotonic() + PATIENCE_S, pauses()
-        while again := {place: images[place] for place, answer in answers.items() if _of_the_moment(answer)}:
+        while again := {place: images[place] for place, answer in answers.items() if _is_transient(answer)}:
             if time.monotonic() > ends:
                 break
             time.sleep(next(between))
@@ -91,7 +91,7 @@ async def _read(images: list[Any]) -> list[Any]:
         await fetcher.aclose()
 
 
-def _of_the_moment(answer: ScoredImage | ServiceError) -> bool:
+def _is_transient(answer: ScoredImage | ServiceError) -> bool:
     return isinstance(answer, ServiceError) and answer.code in TRANSIENT_CODES
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from jobs.scoring.batch_inputs import Photo
 from jobs.scoring.batch_output import Row
 from jobs.scoring.cells import Unreadable
-from jobs.scoring.service_client import Answer, ServiceClient, ServiceFault, Unavailable, is_of_the_moment
+from jobs.scoring.service_client import Answer, ServiceClient, ServiceFault, Unavailable, is_transient
 
 REST_OF_BODY_BYTES = 10_000
 """Size of a request body without its images, at most."""
@@ -77,7 +77,7 @@ class Scorer:
             done.faults.append(f"{part[0][0]} and {len(part) - 1} more: {error}")
             return
         for (photo, _), answer in zip(part, answers, strict=True):
-            if is_of_the_moment(answer):
+            if is_transient(answer):
                 done.faults.append(f"{photo}: {answer['error']['message']}")
             else:
                 done.rows.append(_row(photo, answer))

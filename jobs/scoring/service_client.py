@@ -126,7 +126,7 @@ class ServiceClient:
             time.sleep(pause_s)
 
 
-def is_of_the_moment(answer: Answer) -> bool:
+def is_transient(answer: Answer) -> bool:
     """Whether an image has an error that is the service's and may be gone the next time."""
     return _code_of(answer) in TRANSIENT_CODES
 

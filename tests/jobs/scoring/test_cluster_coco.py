@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from jobs.evaluation.results_file import read_results
 from jobs.scoring.batch_inputs import InputsError
-from jobs.scoring.cluster_coco import CocoResults
+from jobs.scoring.cluster_coco import CocoWriter
 
 RLE = {"size": [10, 20], "counts": "11484"}
 TRUTH = {"images": [{"id": 7, "file_name": "a.jpg", "width": 20, "height": 10}], "categories": [{"id": 3, "name": "cat"}]}
@@ -39,7 +39,7 @@ def test_results_have_the_ids_of_the_annotations(tmp_path, annotations, row_form
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows/1.parquet")
     else:
         (tmp_path / "rows/1.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said = CocoResults(annotations).write(str(tmp_path), row_format)
+    said = CocoWriter(annotations).write(str(tmp_path), row_format)
     assert said == f"{tmp_path}/coco_results.json: 1 results; not in the annotations, so left out: the label dog and 2 more"
     (result,) = json.loads((tmp_path / "coco_results.json").read_text())
     assert result == {"image_id": 7, "category_id": 3, "bbox": [2, 2, 8, 4], "score": 0.5, "segmentation": RLE}
@@ -50,4 +50,4 @@ def test_results_have_the_ids_of_the_annotations(tmp_path, annotations, row_form
 def test_files_that_are_no_annotations(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(InputsError, match=r"--coco: .*x.json is no COCO file"):
-        CocoResults(tmp_path / "x.json")
+        CocoWriter(tmp_path / "x.json")
