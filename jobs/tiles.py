@@ -3,7 +3,8 @@
     python -m jobs.tiles train.json --images photos/ --output tiled/ --tiles 2
     python -m jobs.finetune --train tiled/annotations.json --train-images tiled/images …      then jobs.batch_ray --tiles 2 scores alike
 
-    annotations, photos ─▶ overlapping square tiles ─▶ tiled/images/<photo>_<x>_<y>.jpg, tiled/annotations.json (COCO, masks as run lengths)
+    annotations, photos ─▶ overlapping square tiles ─▶ tiled/images/<photo>_<x>_<y>_<width>x<height>.jpg,
+                                                               tiled/annotations.json (COCO, masks as run lengths)
 
 An object of which a tile shows less than --min-visible is written as `iscrowd`, which training leaves out of its losses. With --whole, the
 photos themselves are in the new set, too: what is larger than a tile is seen there alone.
@@ -78,7 +79,11 @@ def cut_all(truth: Entry, photos: Path, output: Path, args: argparse.Namespace) 
             raise AnnotationsError(f"{image['file_name']} has {size_hw[1]} x {size_hw[0]} pixels, its annotations say otherwise")
         first = len(images)
         for x, y, width, height in places_of(size_hw, args.tiles, args.overlap, whole=args.whole):
-            name = f"{PurePosixPath(image['file_name']).with_suffix('').as_posix().replace('/', '_')}_{x}_{y}_{width}.jpg"
+            name = (
+                f"{PurePosixPath(image['file_name']).with_suffix('').as_posix().replace('/', '_')}_{x}_{y}_{width}x{height}.jpg"
+            )
+            if (output / name).exists():
+                raise AnnotationsError(f"two photos have tiles named {name}; one of them is {image['file_name']}: rename it")
             crop = np.ascontiguousarray(pixels[y : y + height, x : x + width])
             if not cv2.imwrite(str(output / name), crop, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]):
                 raise OSError(f"{output / name} cannot be written")

@@ -67,3 +67,33 @@ def test_a_photo_that_is_missing(tiny_coco, tmp_path, capsys):
     """Told in a line."""
     assert main([str(tiny_coco / "coco.json"), "--images", str(tmp_path), "--output", str(tmp_path / "new")]) == 2
     assert "1.png" in capsys.readouterr().err
+
+
+def annotated(folder, photos):
+    """A COCO file and photos of one colour each, without objects: file name to (width, height, grey)."""
+    images = []
+    for number, (name, (width, height, grey)) in enumerate(photos.items(), 1):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / name), np.full((height, width, 3), grey, np.uint8))
+        images.append({"id": number, "file_name": name, "width": width, "height": height})
+    document = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "ball"}]}
+    (folder / "coco.json").write_text(json.dumps(document))
+    return [str(folder / "coco.json"), "--images", str(folder)]
+
+
+def test_an_upright_photo_and_its_first_tile_are_two_files(tmp_path):
+    """They begin at the same corner and are equally wide."""
+    arguments = annotated(tmp_path / "photos", {"tower.png": (100, 180, 90)})
+    assert main([*arguments, "--output", str(tmp_path / "tiled"), "--whole"]) == 0
+    images = json.loads((tmp_path / "tiled/annotations.json").read_text())["images"]
+    assert len({image["file_name"] for image in images}) == len(images) == 3
+    for image in images:
+        pixels = cv2.imread(str(tmp_path / "tiled/images" / image["file_name"]))
+        assert pixels.shape[:2] == (image["height"], image["width"])
+
+
+def test_tiles_of_two_photos_do_not_replace_each_other(tmp_path, capsys):
+    """Photos whose names differ in the folder separator or the suffix alone."""
+    arguments = annotated(tmp_path / "photos", {"a/b.png": (40, 40, 90), "a_b.png": (40, 40, 200)})
+    assert main([*arguments, "--output", str(tmp_path / "tiled")]) == 2
+    assert "a_b.png: rename it" in capsys.readouterr().err
