@@ -16,7 +16,7 @@ from ray import serve
 from deployments.metrics import BatchMetrics
 from deployments.settings import DetectorSettings, ModelSettings
 from deployments.stage import Clock, Stage
-from deployments.task import ImageTask
+from deployments.task import ImageTask, ScoreOptions
 from pipeline.errors import ConfigurationError, EngineLost
 from pipeline.images.letterbox import for_size
 from pipeline.inference.batcher import GreedyBatcher
@@ -89,7 +89,8 @@ class Detector:
 
     async def _detect(self, image: LoadedImage, task: ImageTask[LoadedImage], clock: Clock) -> Instances:
         image = for_size(image, self._engine.info.input_size)
-        ran = await self._batcher.submit((image, task.options.detect), deadline=task.context.deadline)
+        options = detect_options(task.options, self._engine.info.classes)
+        ran = await self._batcher.submit((image, options), deadline=task.context.deadline)
         clock.add("queue", ran.wait_s)
         clock.add("detect", ran.run_s)
         return ran.result
@@ -97,6 +98,13 @@ class Detector:
     async def info(self) -> ModelInfo:
         """Model, classes, input size, engine, precision and device of this replica."""
         return self._engine.info
+
+
+def detect_options(options: ScoreOptions, classes: Sequence[str]) -> DetectOptions:
+    """The instances to keep, with the wanted labels as indices of `classes`; a label that is none of them keeps nothing."""
+    if options.labels is None:
+        return options.detect
+    return replace(options.detect, labels=frozenset(index for index, name in enumerate(classes) if name in options.labels))
 
 
 def hung_after_s(max_batch: int, ran_s: Sequence[float]) -> float:

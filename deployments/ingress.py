@@ -172,7 +172,6 @@ class Ingress:
             DetectOptions(
                 score_threshold=_either(params.score_threshold, detector.score_threshold),
                 max_detections=min(_either(params.max_detections, detector.max_detections), detector.max_detections),
-                labels=None if params.labels is None else self._label_indices(params.labels),
             ),
             OutlineOptions(
                 tolerance_px=_either(params.polygon_tolerance_px, polygonizer.tolerance_px),
@@ -182,17 +181,18 @@ class Ingress:
                 mask_format=params.mask_format,
                 closed=params.closed,
             ),
+            labels=None if params.labels is None else self._known(params.labels),
             isolate=params.on_error == "isolate",
             answer_as=answer_as,
         )
 
-    def _label_indices(self, labels: Sequence[str]) -> frozenset[int]:
+    def _known(self, labels: Sequence[str]) -> frozenset[str]:
         unknown = set(labels) - set(self._classes)
         if unknown:
             raise InvalidRequest(
                 f"'params.labels' names unknown label(s) {quoted(unknown)}; this model has: {', '.join(self._classes)}."
             )
-        return frozenset(index for index, name in enumerate(self._classes) if name in labels)
+        return frozenset(labels)
 
     async def check_ready(self, timeout_s: float = 5.0) -> None:
         """Send a tiny image through every stage. The outcome is cached for `ready_cache_s`; one probe runs at a time.

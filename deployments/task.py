@@ -56,14 +56,16 @@ class ScoreOptions:
     """What a request asks for, with the server's defaults filled in.
 
     Args:
-        detect: which instances are kept.
+        detect: which instances are kept; its `labels` are set by the Detector.
         outline: how their masks are encoded.
+        labels: class names to keep; None keeps all. Names, because during an update the Detector may have another model.
         isolate: a bad image gets its own error instead of failing the request.
         answer_as: form of the answer.
     """
 
     detect: DetectOptions
     outline: OutlineOptions
+    labels: frozenset[str] | None = None
     isolate: bool = False
     answer_as: AnswerForm = "objects"
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from deployments.detector import HUNG_S, HUNG_S_AN_IMAGE, MEASURED_BATCHES, Detector, hung_after_s, on_granted_device
+from deployments.stage import Stage
+from deployments.task import ImageTask, RequestContext, ScoreOptions
 from pipeline.errors import EngineLost
 from pipeline.inference.engine import EngineOptions
+from pipeline.types import DetectOptions, Letterbox, LoadedImage, OutlineOptions
 
 
 @pytest.mark.parametrize(
@@ -72,6 +77,30 @@ async def test_a_detector_whose_card_hangs_says_so():
 def test_when_a_batch_counts_as_hung(ran_s, expected_s):
     """Twenty times the slowest of the last batches: a card that needs 50 ms is given up after 30 s, not after 248."""
     assert hung_after_s(32, ran_s) == expected_s
+
+
+@pytest.mark.parametrize(
+    ("labels", "indices"),
+    [(None, None), (["cat", "bird"], {0, 2}), (["gone"], set()), ([], set())],
+    ids=["all", "two of three", "a label of another model", "none"],
+)
+async def test_wanted_labels_are_indices_of_this_detectors_model(labels, indices):
+    """The Ingress sends names: while the service changes its model, its own order of classes may be another."""
+    asked = []
+
+    async def submit(item, deadline):  # noqa: ARG001
+        asked.append(item[1])
+        return SimpleNamespace(wait_s=0.0, run_s=0.0, result="instances")
+
+    detector = object.__new__(Detector.func_or_class)
+    detector._engine = SimpleNamespace(info=SimpleNamespace(classes=("cat", "dog", "bird"), input_size=64))
+    detector._batcher, detector._stage = SimpleNamespace(submit=submit), Stage("detector")
+    wanted = None if labels is None else frozenset(labels)
+    image = LoadedImage(np.zeros((48, 64, 3), np.uint8), Letterbox((48, 64), (48, 64), 64))
+    task = ImageTask(image, ScoreOptions(DetectOptions(0.2), OutlineOptions(), wanted), RequestContext("r", time.time() + 9))
+    (done,) = await detector.detect([task])
+    assert done.payload == "instances"
+    assert asked == [DetectOptions(0.2, labels=indices)]
 
 
 async def test_batch_times_are_measured():
