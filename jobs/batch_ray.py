@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = _parser()
     args = parser.parse_args(argv)
+    if not (args.source and args.output):
+        parser.error("the source and --output must not be empty")
     if args.through and args.tiles > 1:
         parser.error("--tiles does not go with --through: the application cuts no tiles")
     if args.overlap > MAX_OVERLAP:

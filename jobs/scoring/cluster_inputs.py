@@ -12,9 +12,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import quote_from_bytes
+from urllib.parse import quote, quote_from_bytes
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -28,10 +29,10 @@ SCHEMA = pa.schema([(ID, pa.string()), (FILE_NAME, pa.string()), (ROW, pa.int64(
 ROWS_AT_ONCE = 10_000
 UNREADABLE = "unreadable:"
 """Prefix of the reason, if a cell names no image."""
-
-
 FILE = "file://"
 """Prefix of a local path that is not UTF-8, with its bytes percent-encoded."""
+NOT_QUOTED = "/:@?=&"
+"""What has a meaning in the address of a store: keys are written as they are, with blanks, # and %."""
 
 
 def filesystem_of(place: str) -> tuple[pafs.FileSystem, str]:
@@ -42,9 +43,10 @@ def filesystem_of(place: str) -> tuple[pafs.FileSystem, str]:
     """
     if "://" not in place:
         return pafs.LocalFileSystem(), str(Path(place).resolve())
+    scheme, _, rest = place.partition("://")
     try:
         with contextlib.suppress(pa.ArrowInvalid):
-            found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(place)
+            found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(f"{scheme}://{quote(rest, safe=NOT_QUOTED)}")
             return found
         import fsspec
 
@@ -54,8 +56,38 @@ def filesystem_of(place: str) -> tuple[pafs.FileSystem, str]:
         raise InputsError(f"{place}: {error}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The photos of a batch as Parquet files.
+
+    Args:
+        total: how many photos.
+        filesystem, files: where the files are.
+        column: of the images, in a Parquet source; None: the files are the list that `list_photos` wrote.
+    """
+
+    total: int
+    filesystem: pafs.FileSystem
+    files: tuple[str, ...]
+    column: str | None = None
+
+
+def listed(source: str, manifest: str) -> Listed:
+    """The photos of a source: a Parquet source as it lies, the list of an earlier run, or a new list.
+
+    Raises:
+        InputsError: the source cannot be read, or there is nothing in it.
+    """
+    if files := parquet_files(source):
+        column, (filesystem, _) = image_column(source), filesystem_of(source)
+        return Listed(count_rows(source), filesystem, tuple(files), column)
+    total = count_rows(manifest) or list_photos(source, manifest)
+    filesystem, path = filesystem_of(manifest)
+    return Listed(total, filesystem, (path,))
+
+
 def list_photos(source: str, manifest: Path | str) -> int:
-    """Write the list of a source's photos, and say how many they are.
+    """Write the list of a source's photos, whole or not at all, and say how many they are.
 
     Raises:
         InputsError: the source cannot be read, or there is nothing in it.
@@ -64,7 +96,7 @@ def list_photos(source: str, manifest: Path | str) -> int:
     photos, batch = 0, list[dict[str, Any]]()
     rows = _of_store(source) if "://" in source else _of_here(source)
     filesystem.create_dir(str(PurePosixPath(path).parent), recursive=True)
-    with pq.ParquetWriter(path, SCHEMA, filesystem=filesystem) as writer:
+    with pq.ParquetWriter(f"{path}.part", SCHEMA, filesystem=filesystem) as writer:
         for row in rows:
             batch.append(row)
             photos += 1
@@ -74,6 +106,7 @@ def list_photos(source: str, manifest: Path | str) -> int:
         writer.write_table(pa.Table.from_pylist(batch, SCHEMA))
     if not photos:
         raise InputsError(f"{source}: there is no photo ({', '.join(sorted(photo_suffixes()))})")
+    filesystem.move(f"{path}.part", path)
     return photos
 
 
@@ -88,24 +121,75 @@ def parquet_files(place: str) -> list[str]:
 
 
 def count_rows(place: str) -> int:
-    """Rows of a Parquet file or a folder of them, read from their footers; 0 where there is none."""
+    """Rows of a Parquet file or a folder of them, read from their footers; 0 where there is none.
+
+    Raises:
+        InputsError: a file is damaged.
+    """
     filesystem, _ = filesystem_of(place)
-    return sum(pq.read_metadata(path, filesystem=filesystem).num_rows for path in parquet_files(place))
+    rows = 0
+    for path in parquet_files(place):
+        with _told_of(path):
+            rows += pq.read_metadata(path, filesystem=filesystem).num_rows
+    return rows
 
 
 def image_column(source: str) -> str:
     """The column of a Parquet source that holds the images, `image` or `image_url`.
 
     Raises:
-        InputsError: it, or the column `id`, is missing.
+        InputsError: it, or the column `id`, is missing from a file; an id is missing or there twice; there are photos beside the files.
     """
     filesystem, _ = filesystem_of(source)
-    names = pq.read_schema(parquet_files(source)[0], filesystem=filesystem).names
-    column = next((name for name in COLUMNS if name in names), None)
-    if column is None or ID not in names:
-        missing = ", ".join(name for name, is_there in ((ID, ID in names), (IMAGE, column)) if not is_there)
-        raise InputsError(f"{source}: there is no column {missing}; the columns are {', '.join(names)}")
-    return column
+    _check_no_photos_beside(source)
+    seen, columns = list[pa.ChunkedArray](), set[str]()
+    for path in parquet_files(source):
+        with _told_of(path):
+            names = pq.read_schema(path, filesystem=filesystem).names
+            column = next((name for name in COLUMNS if name in names), None)
+            if column is None or ID not in names:
+                missing = ", ".join(name for name, is_there in ((ID, ID in names), (IMAGE, column)) if not is_there)
+                raise InputsError(f"{path}: there is no column {missing}; the columns are {', '.join(names)}")
+            seen.append(pq.read_table(path, columns=[ID], filesystem=filesystem)[ID])
+            columns.add(column)
+    if len(columns) > 1:
+        raise InputsError(f"{source}: images are in {' and '.join(sorted(columns))}; all files must have the same column")
+    _check_ids(source, seen)
+    return columns.pop()
+
+
+def _check_ids(source: str, seen: list[pa.ChunkedArray]) -> None:
+    """By its id a row that is done is left out when the command is given again."""
+    if len({ids.type for ids in seen}) > 1:
+        raise InputsError(f"{source}: column {ID} has several types: {', '.join(sorted({str(ids.type) for ids in seen}))}")
+    ids = pa.chunked_array([chunk for column in seen for chunk in column.chunks], seen[0].type)
+    if not len(ids):
+        raise InputsError(f"{source}: there is no row")
+    if ids.null_count:
+        raise InputsError(f"{source}: {ids.null_count:,} rows have no {ID}; each needs one of its own")
+    if not (pa.types.is_integer(ids.type) or pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)):
+        raise InputsError(f"{source}: column {ID} is {ids.type}, not text or whole numbers")
+    if len(ids.unique()) < len(ids):
+        twice = next(row["values"] for row in ids.value_counts().to_pylist() if row["counts"] > 1)
+        raise InputsError(f"{source}: {ID} {twice!r} is there more than once; each row needs one of its own")
+
+
+def _check_no_photos_beside(source: str) -> None:
+    filesystem, path = filesystem_of(source)
+    if filesystem.get_file_info(path).type == pafs.FileType.Directory:
+        suffixes = photo_suffixes()
+        for file in filesystem.get_file_info(pafs.FileSelector(path)):
+            if f".{file.extension.lower()}" in suffixes:
+                raise InputsError(f"{source} holds photos ({file.base_name}) and Parquet files: name one of them")
+
+
+@contextlib.contextmanager
+def _told_of(path: str) -> Iterator[None]:
+    """Within: Arrow's error about a file becomes an InputsError."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise InputsError(f"{path}: cannot be read as Parquet: {error}") from error
 
 
 def _row(file_name: str, number: int, image: str) -> dict[str, Any]:
@@ -132,11 +216,12 @@ def _text(image: Path | str | Unreadable) -> str:
 def _of_store(source: str) -> Iterator[dict[str, Any]]:
     """Photos below a folder of an object store."""
     filesystem, root = filesystem_of(source)
-    scheme, suffixes = source.split("://", 1)[0], photo_suffixes()
+    base, suffixes = source.partition("?")[0].rstrip("/"), photo_suffixes()
     try:
         files = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
     except OSError as error:
         raise InputsError(f"{source}: {error}") from error
     for file in files:
         if file.type == pafs.FileType.File and f".{file.extension.lower()}" in suffixes:
-            yield _row(str(PurePosixPath(file.path).relative_to(root)), 0, f"{scheme}://{file.path}")
+            name = str(PurePosixPath(file.path).relative_to(root))
+            yield _row(name, 0, f"{base}/{name}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -12,12 +11,12 @@ from typing import Any
 
 import ray
 import ray.data
-from pyarrow import fs as pafs
 from ray import serve
 from ray.data import ActorPoolStrategy
 from ray.data.checkpoint import CheckpointConfig
 
 from jobs.batch_ray import CACHE, Progress
+from jobs.command_line import CommandFault
 from jobs.scoring.batch_inputs import InputsError
 from jobs.scoring.cluster_coco import CocoWriter
 from jobs.scoring.cluster_inputs import (
@@ -25,12 +24,12 @@ from jobs.scoring.cluster_inputs import (
     ID,
     IMAGE,
     ROW,
+    Listed,
     count_rows,
     filesystem_of,
-    image_column,
-    list_photos,
-    parquet_files,
+    listed,
 )
+from jobs.scoring.cluster_output import MANIFEST, claimed, in_use
 from jobs.scoring.cluster_stages import Detect, Load, Outline, Tally
 from jobs.scoring.cluster_through import Through
 from jobs.scoring.tiles import Grid
@@ -51,37 +50,33 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         InputsError: the source or the output cannot be used.
+        CommandFault: the batch stopped.
     """
     output = args.output.rstrip("/") if "://" in args.output else str(Path(args.output).resolve())
     coco = CocoWriter(args.coco) if args.coco else None
-    filesystem, folder = filesystem_of(output)
-    _check_made_by(output, args)
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, namespace="serve")
-    if args.through:
-        _check_application(args.through)
-    _check_room(args)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.checkpoint_config = CheckpointConfig(
-        ID, f"{folder}/checkpoint", delete_checkpoint_on_success=False, override_filesystem=filesystem
-    )
-    context.use_datasource_v2 = False  # its listing takes a whole CPU, whatever the read is given
-    total, photos = _photos(args, output)
+    with claimed(output, args):
+        photos = listed(args.source, f"{output}/{MANIFEST}")
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False, namespace="serve")
+        if args.through:
+            _check_application(args.through)
+        _check_room(args)
+        return _run(args, output, photos, coco)
+
+
+def _run(args: argparse.Namespace, output: str, photos: Listed, coco: CocoWriter | None) -> int:
+    _set_up(output)
     before = count_rows(f"{output}/checkpoint")
-    tally = Tally.remote(args.error_threshold)  # type: ignore[attr-defined]
-    CheckpointConfig.CHECKPOINT_ACTOR_MEMORY_BYTES = 0  # a GB reserved for each by default: more than small nodes have
-    progress = Progress(tally, total, before)
+    try:
+        tally = Tally.options(name=f"jobs.batch_ray {output}").remote(args.error_threshold)  # type: ignore[attr-defined]
+    except ValueError as error:
+        raise in_use(output) from error
+    progress = Progress(tally, photos.total, before)
     progress.start()
     try:
-        rows = _through(photos, args, tally) if args.through else _staged(photos, args, tally)
-        write = rows.write_parquet if args.format == "parquet" else rows.write_json
-        write(f"{folder}/rows", filesystem=filesystem, ray_remote_args={"num_cpus": TASK_CPUS})
-    except (ray.exceptions.RayTaskError, ray.exceptions.RayActorError) as error:
-        if said := next((line for line in str(error).splitlines()[::-1] if any(name in line for name in NAMED_ERRORS)), None):
-            print(f"jobs.batch_ray: stopped: {said.partition(': ')[2]}", file=sys.stderr)
-            return 1
-        raise
+        _write(_dataset(photos, args.mini_batch_size), args, output, tally)
+    except ray.exceptions.RayError as error:
+        raise CommandFault(f"stopped: {_why(error)}") from error
     finally:
         progress.stop()
     print(progress.line())
@@ -94,37 +89,41 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_made_by(output: str, args: argparse.Namespace) -> None:
-    """What an earlier run into this folder was told must be what this one is told; else its rows would be mixed with others."""
-    facts = {
-        name: getattr(args, name)
-        for name in ("source", "through", "format", "score_threshold", "mask_format", "tiles", "overlap", "white_level")
-    }
-    facts["model"] = None if args.through else args.model
+def _set_up(output: str) -> None:
+    """Set Ray Data's context: no progress bars, and a checkpoint in the output."""
     filesystem, folder = filesystem_of(output)
-    place = f"{folder}/run.json"
-    if filesystem.get_file_info(place).type == pafs.FileType.File:
-        earlier = json.loads(filesystem.open_input_stream(place).read())
-        if apart := [name for name in facts if earlier.get(name) != facts[name]]:
-            told = "; ".join(f"{name} was {earlier.get(name)!r}, is now {facts[name]!r}" for name in apart)
-            raise InputsError(f"{output} holds rows that were made otherwise: {told}. Take another --output")
-        return
-    filesystem.create_dir(folder, recursive=True)
-    with filesystem.open_output_stream(place) as stream:
-        stream.write(json.dumps(facts, indent=1).encode())
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.use_datasource_v2 = False  # its listing takes a whole CPU, whatever the read is given
+    CheckpointConfig.CHECKPOINT_ACTOR_MEMORY_BYTES = 0  # a GB reserved for each by default: more than small nodes have
+    context.checkpoint_config = CheckpointConfig(
+        ID, f"{folder}/checkpoint", delete_checkpoint_on_success=False, override_filesystem=filesystem
+    )
 
 
-def _photos(args: argparse.Namespace, output: str) -> tuple[int, Any]:
-    """How many photos there are, and a dataset of them with the columns of the list."""
-    if files := parquet_files(args.source):
-        column, (filesystem, _) = image_column(args.source), filesystem_of(args.source)
-        dataset = ray.data.read_parquet(files, filesystem=filesystem, columns=[ID, column], num_cpus=TASK_CPUS)
-        named = dataset.map_batches(partial(_named_by_id, column=column), batch_size=args.mini_batch_size, num_cpus=TASK_CPUS)
-        return count_rows(args.source), named
-    manifest = f"{output}/photos.parquet"
-    total = count_rows(manifest) or list_photos(args.source, manifest)
-    filesystem, path = filesystem_of(manifest)
-    return total, ray.data.read_parquet(path, filesystem=filesystem, num_cpus=TASK_CPUS)
+def _write(photos: Any, args: argparse.Namespace, output: str, tally: Any) -> None:
+    """Score the photos and write their rows."""
+    filesystem, folder = filesystem_of(output)
+    rows = _through(photos, args, tally) if args.through else _staged(photos, args, tally)
+    write = rows.write_parquet if args.format == "parquet" else rows.write_json
+    write(f"{folder}/rows", filesystem=filesystem, ray_remote_args={"num_cpus": TASK_CPUS})
+
+
+def _why(error: Exception) -> str:
+    """The error that stopped a worker, without Ray's traceback."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if ours := next((line for line in lines[::-1] if any(name in line for name in NAMED_ERRORS)), None):
+        return ours.partition(": ")[2]
+    return f"{lines[-1].strip()}. The same command goes on from here; the whole error is in Ray's logs (/tmp/ray/session_latest/logs)"
+
+
+def _dataset(photos: Listed, batch: int) -> Any:
+    """A dataset of the photos with the columns of the list."""
+    read = partial(ray.data.read_parquet, list(photos.files), filesystem=photos.filesystem, num_cpus=TASK_CPUS)
+    if photos.column is None:
+        return read()
+    named = partial(_named_by_id, column=photos.column)
+    return read(columns=[ID, photos.column]).map_batches(named, batch_size=batch, num_cpus=TASK_CPUS)
 
 
 def _staged(photos: Any, args: argparse.Namespace, tally: Any) -> Any:

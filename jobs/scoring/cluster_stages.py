@@ -96,14 +96,24 @@ class Images:
         try:
             if place.startswith(FILE):
                 return Path(os.fsdecode(unquote_to_bytes(place.removeprefix(FILE)))).read_bytes()
-            scheme, _, path = place.rpartition("://")
-            if scheme not in self._filesystems:
-                self._filesystems[scheme], _ = filesystem_of(place)
-            with self._filesystems[scheme].open_input_stream(path) as stream:
+            store, path = _store_and_path(place)
+            if store not in self._filesystems:
+                self._filesystems[store] = filesystem_of(store or "/")
+            filesystem, root = self._filesystems[store]
+            with filesystem.open_input_stream(f"{root}/{path}" if store else path) as stream:
                 data: bytes = stream.read(self._policy.max_bytes + 1)
         except (OSError, ValueError, InputsError) as error:
             raise FetchError(f"The file cannot be read: {reason_of(error)}", code="image_not_readable") from error
         return data
+
+
+def _store_and_path(place: str) -> tuple[str, str]:
+    """`s3://bucket/a/b.jpg` to (`s3://bucket`, `a/b.jpg`); a local path to ("", path)."""
+    scheme, separator, rest = place.partition("://")
+    if not separator:
+        return "", place
+    authority, _, path = rest.partition("/")
+    return f"{scheme}://{authority}", path
 
 
 class Load:

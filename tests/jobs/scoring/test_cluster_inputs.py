@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 
 from jobs.scoring.batch_inputs import InputsError
 from jobs.scoring.cluster_inputs import FILE, UNREADABLE, count_rows, filesystem_of, image_column, list_photos, parquet_files
+from jobs.scoring.cluster_stages import Images
+from pipeline.images.fetch import FetchPolicy
 from tests.support.s3_server import s3_server
 
 
@@ -93,9 +95,8 @@ def test_s3():
 @pytest.mark.parametrize("column", ["image", "image_url"])
 def test_parquet_sources(tmp_path, column):
     """A file, or a folder of them; the column of images has one of two names."""
-    table = pa.table({"id": ["a"], column: [b"x"]})
-    pq.write_table(table, tmp_path / "b.parquet")
-    pq.write_table(table, tmp_path / "a.parquet")
+    for name in ("b", "a"):
+        pq.write_table(pa.table({"id": [name], column: [b"x"]}), tmp_path / f"{name}.parquet")
     assert parquet_files(str(tmp_path)) == [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]
     assert parquet_files(str(tmp_path / "a.parquet")) == [str(tmp_path / "a.parquet")]
     assert parquet_files(str(tmp_path / "gone")) == []
@@ -107,3 +108,58 @@ def test_parquet_without_a_column(tmp_path, columns, missing):
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     with pytest.raises(InputsError, match=f"no column {missing}; the columns are {next(iter(columns))}"):
         image_column(str(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ([{"id": ["a", "b", "a"], "image": ["x"] * 3}], r"id 'a' is there more than once"),
+        ([{"id": [1], "image": ["x"]}, {"id": [1], "image": ["y"]}], "id 1 is there more than once"),
+        ([{"id": ["a", None], "image": ["x"] * 2}], "1 rows have no id"),
+        ([{"id": ["a"], "image": ["x"]}, {"id": [1], "image": ["x"]}], "column id has several types: int64, string"),
+        ([{"id": ["a"], "image": ["x"]}, {"id": ["b"], "image_url": ["x"]}], "images are in image and image_url"),
+        ([{"id": ["a"], "image": ["x"]}, {"id": ["b"]}], r"1.parquet: there is no column image; the columns are id"),
+        ([{"id": [0.5], "image": ["x"]}], "column id is double, not text or whole numbers"),
+        ([{"id": pa.array([], pa.string()), "image": pa.array([], pa.string())}], "there is no row"),
+    ],
+)
+def test_parquet_whose_rows_cannot_be_told_apart(tmp_path, files, said):
+    """By its id a row that is done is left out when the job goes on."""
+    for number, table in enumerate(files):
+        pq.write_table(pa.table(table), tmp_path / f"{number}.parquet")
+    with pytest.raises(InputsError, match=said):
+        image_column(str(tmp_path))
+
+
+def test_files_that_are_no_parquet(tmp_path):
+    """One line, not Arrow's traceback; so is a folder of both, of which half would be left out."""
+    (tmp_path / "a.parquet").write_bytes(b"no Parquet at all")
+    for read in (image_column, count_rows):
+        with pytest.raises(InputsError, match=r"a\.parquet: cannot be read as Parquet"):
+            read(str(tmp_path))
+    (tmp_path / "b.JPG").write_bytes(b"x")
+    with pytest.raises(InputsError, match=r"holds photos \(b.JPG\) and Parquet files"):
+        image_column(str(tmp_path))
+
+
+def test_a_list_is_written_whole_or_not_at_all(tmp_path):
+    """A run that goes on takes the list it finds for all photos."""
+    (tmp_path / "rows.jsonl").write_text('{"image": "a.jpg"}\n{"no": 1}\n')
+    with pytest.raises(InputsError, match="line 2"):
+        list_photos(str(tmp_path / "rows.jsonl"), tmp_path / "photos.parquet")
+    assert not (tmp_path / "photos.parquet").exists()
+
+
+def test_odd_keys_in_a_bucket(tmp_path):
+    """Blanks, #, %, ? and letters of other scripts, in the place and in the photos; read as a worker reads them."""
+    names = ["a b.jpg", "c#1.jpg", "d%20e.jpg", "é ü.jpg", "f.jpg"]
+    with s3_server():
+        filesystem, root = filesystem_of("s3://bucket/my photos#1 100%")
+        assert root == "bucket/my photos#1 100%"
+        for name in names:
+            with filesystem.open_output_stream(f"{root}/{name}") as stream:
+                stream.write(name.encode())
+        assert list_photos("s3://bucket/my photos#1 100%/", tmp_path / "photos.parquet") == len(names)
+        rows = pq.read_table(tmp_path / "photos.parquet").to_pylist()
+        read = {row["file_name"]: Images(FetchPolicy())._read_file(row["image"]) for row in rows}
+    assert read == {name: name.encode() for name in names}

@@ -1,0 +1,87 @@
+"""The output folder of a batch on a cluster: which settings its rows were made with, and that one run at a time writes it.
+
+OUTPUT/run.json    settings of the rows; a run with others is refused. On this machine's disks it is locked while a run writes
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from jobs.scoring.batch_inputs import InputsError
+from jobs.scoring.cluster_inputs import filesystem_of
+
+RUN_FILE, MANIFEST = "run.json", "photos.parquet"
+SETTINGS = ("through", "format", "score_threshold", "mask_format", "tiles", "overlap", "white_level")
+
+
+@contextmanager
+def claimed(output: str, args: argparse.Namespace) -> Iterator[None]:
+    """Within: the folder is this run's. Rows of an earlier run in it were made with the same settings.
+
+    In an object store there are no locks; there, runs in one cluster are told apart by the name of their Tally.
+
+    Raises:
+        InputsError: the rows in it were made with other settings, or another run is writing it.
+    """
+    with contextlib.nullcontext() if "://" in output else _locked(output):
+        _check_settings(output, _settings(args))
+        yield
+
+
+@contextmanager
+def _locked(output: str) -> Iterator[None]:
+    Path(output).mkdir(parents=True, exist_ok=True)
+    with Path(output, RUN_FILE).open("a") as run_file:
+        try:
+            fcntl.flock(run_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise in_use(output) from error
+        yield
+
+
+def in_use(output: str) -> InputsError:
+    """What to say where another run is writing the folder."""
+    return InputsError(f"{output}: another run is writing it. Wait for its end, or take another --output")
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    source = args.source.rstrip("/") if "://" in args.source else str(Path(args.source).resolve())
+    return {"source": source, "model": None if args.through else args.model} | {name: getattr(args, name) for name in SETTINGS}
+
+
+def _check_settings(output: str, settings: dict[str, Any]) -> None:
+    """Compare the settings with those of the rows; where there is no row yet, record them."""
+    filesystem, folder = filesystem_of(output)
+    place, manifest = f"{folder}/{RUN_FILE}", f"{folder}/{MANIFEST}"
+    earlier = _earlier(filesystem, place)
+    if earlier == settings:
+        return
+    if filesystem.get_file_info(pafs.FileSelector(f"{folder}/rows", allow_not_found=True)):
+        told = (f"{name} was {earlier.get(name)!r}, is now {settings[name]!r}" for name in settings)
+        apart = "; ".join(said for name, said in zip(settings, told, strict=True) if earlier.get(name) != settings[name])
+        raise InputsError(f"{output} holds rows that were made otherwise: {apart}. Take another --output")
+    filesystem.create_dir(folder, recursive=True)
+    if filesystem.get_file_info(manifest).type == pafs.FileType.File:
+        filesystem.delete_file(manifest)  # of another source
+    with filesystem.open_output_stream(place) as stream:
+        stream.write(json.dumps(settings, indent=1).encode())
+
+
+def _earlier(filesystem: pafs.FileSystem, place: str) -> dict[str, Any]:
+    """The settings of an earlier run; empty where there was none."""
+    if filesystem.get_file_info(place).type != pafs.FileType.File:
+        return {}
+    text = filesystem.open_input_stream(place).read()
+    try:
+        return dict(json.loads(text)) if text else {}
+    except (ValueError, TypeError) as error:
+        raise InputsError(f"{place} is not of this job: take another --output") from error

@@ -1,0 +1,44 @@
+"""The output folder of a batch on a cluster: rows of other settings and a second run are refused."""
+
+from argparse import Namespace
+
+import pytest
+
+pytest.importorskip("pyarrow")
+
+from jobs.scoring.batch_inputs import InputsError
+from jobs.scoring.cluster_output import SETTINGS, claimed
+
+
+def told(**changes):
+    return Namespace(**{"source": "photos", "model": "m", **dict.fromkeys(SETTINGS)} | changes)
+
+
+def test_one_run_at_a_time(tmp_path):
+    """A second one is refused while the first writes, and free to go on afterwards."""
+    output = str(tmp_path / "odd #1 100% ü")
+    with claimed(output, told()), pytest.raises(InputsError, match="another run is writing it"), claimed(output, told()):
+        pass
+    with claimed(output, told(source="photos/")):
+        pass
+
+
+def test_rows_of_other_settings(tmp_path):
+    """Named, with both values. While there are no rows, other settings are taken: a mistyped --model binds nobody."""
+    with claimed(str(tmp_path), told(model="mistyped")):
+        (tmp_path / "photos.parquet").write_bytes(b"a list of other photos")
+    with claimed(str(tmp_path), told()):
+        assert not (tmp_path / "photos.parquet").exists()
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows/1.parquet").write_bytes(b"rows")
+    said = "model was 'm', is now 'n'; tiles was None, is now 2"
+    with pytest.raises(InputsError, match=said), claimed(str(tmp_path), told(model="n", tiles=2)):
+        pass
+    with claimed(str(tmp_path), told()):
+        pass
+
+
+def test_a_file_of_something_else(tmp_path):
+    (tmp_path / "run.json").write_text("[1]")
+    with pytest.raises(InputsError, match=r"run.json is not of this job"), claimed(str(tmp_path), told()):
+        pass
