@@ -9,6 +9,7 @@ import yaml
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
 from jobs.command_line import CommandFault
+from serve_app.local_run import reason_of
 
 POLL_S = 1.0
 
@@ -63,5 +64,4 @@ class ServeApi:
 def _reason(told: dict[str, Any]) -> str:
     """What Ray Serve says of the application, or of the first of its deployments that is not healthy."""
     messages = [told.get("message"), *(deployment.get("message") for deployment in (told.get("deployments") or {}).values())]
-    lines = [message.strip().splitlines()[-1] for message in messages if message and message.strip()]
-    return lines[0] if lines else "Ray Serve does not say why"
+    return next(filter(None, (reason_of(message or "") for message in messages)), "Ray Serve does not say why")

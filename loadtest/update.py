@@ -88,9 +88,7 @@ CHANGES = {
         _setting, lambda _service, _before, info: info["limits"]["default_score_threshold"] == 0.45
     ),
     "args (rolling update)": Change(_arguments, _all_new),
-    "another model": Change(
-        _model, lambda service, before, info: "another" in str(info["model"]) and _all_new(service, before, info)
-    ),
+    "another model": Change(_model, _all_new),
 }
 
 

@@ -56,6 +56,11 @@ def check_config(path: Path) -> list[Settings]:
 
 
 def read_document(path: Path) -> Any:
+    """Parse a file as YAML; a key given twice is an error.
+
+    Raises:
+        ConfigurationError: it cannot be read or is not YAML.
+    """
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except (OSError, yaml.YAMLError) as error:

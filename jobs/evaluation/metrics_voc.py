@@ -129,6 +129,7 @@ def _mean(per_label: dict[str, dict[str, float | None]], name: str) -> float | N
 
 
 def by_image_and_label(objects: Objects) -> dict[tuple[int, int], Objects]:
+    """The objects by (image id, category id)."""
     groups: dict[tuple[int, int], Objects] = defaultdict(list)
     for entry in objects:
         groups[entry["image_id"], entry["category_id"]].append(entry)

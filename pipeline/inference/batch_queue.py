@@ -70,6 +70,7 @@ class Entry(Generic[Item, Result]):
         return not self.future.done() and (self.deadline is None or time.time() < self.deadline)
 
     def resolve(self, outcome: BatchResult[Result] | BaseException) -> None:
+        """Set the future's result, unless the caller has given up."""
         if not self.future.done():
             self.future.set_result(outcome)
 
@@ -83,11 +84,13 @@ class BatchLimit:
         self._raise_at = 0.0
 
     def now(self) -> int:
+        """The limit at this moment, in items."""
         while self._value < self._highest and time.monotonic() >= self._raise_at:
             self._value = min(2 * self._value, self._highest)
             self._raise_at += self._recover_s
         return self._value
 
     def lower(self, value: int) -> None:
+        """Limit batches to `value` items, at least 1, from now on."""
         self._value = max(1, min(value, self._value))
         self._raise_at = time.monotonic() + self._recover_s

@@ -24,7 +24,7 @@ NETWORK_TOLERANCES = {torch.float16: 0.1, torch.bfloat16: 0.3}
 
 
 class Kernels(Protocol):
-    """Interface of the kernels; see `CudaKernels` for arguments and results."""
+    """Interface of the kernels; `CudaKernels` documents arguments and results."""
 
     def normalise(self, pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor: ...
     def bias_silu(self, features: Tensor, bias: Tensor, added: Tensor | None = None, out: Tensor | None = None) -> Tensor: ...
