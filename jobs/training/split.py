@@ -25,11 +25,15 @@ def split(coco: dict[str, Any], share: float, group: str | None, seed: int) -> t
             each photo is its own group, and so is one that does not match.
         seed: of the random choice.
     Raises:
-        AnnotationsError: the pattern is no regular expression, or one of the two parts would be empty.
+        AnnotationsError: the pattern is no regular expression or matches no file name, or one of the two parts would be empty.
     """
+    files = [photo["file_name"] for photo in coco["images"]]
+    matched = [_group_in(file, group) if group else None for file in files]
+    if group and files and not any(matched):
+        raise AnnotationsError(f"--val-group {group}: no photo's file name matches (first: {files[0]}).")
     groups: dict[str, list[Any]] = defaultdict(list)
-    for photo in coco["images"]:
-        groups[_group_of(photo["file_name"], group)].append(photo["id"])
+    for photo, name in zip(coco["images"], matched, strict=True):
+        groups[name or photo["file_name"]].append(photo["id"])
     names = sorted(groups)
     random.Random(seed).shuffle(names)
     wanted, chosen = share * len(coco["images"]), set[Any]()
@@ -41,14 +45,13 @@ def split(coco: dict[str, Any], share: float, group: str | None, seed: int) -> t
     return _part(coco, lambda photo: photo not in chosen), _part(coco, lambda photo: photo in chosen)
 
 
-def _group_of(file_name: str, group: str | None) -> str:
-    if group is None:
-        return file_name
+def _group_in(file_name: str, group: str) -> str | None:
+    """What the pattern's first group matches; None if it does not match."""
     try:
         found = re.search(group, file_name)
     except re.error as error:
         raise AnnotationsError(f"--val-group {group}: not a regular expression ({error}).") from error
-    return (found[1] if found.re.groups else found[0]) if found else file_name
+    return (found[1] if found.re.groups else found[0]) if found else None
 
 
 def _part(coco: dict[str, Any], wanted: Any) -> dict[str, Any]:

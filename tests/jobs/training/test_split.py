@@ -39,7 +39,14 @@ def test_groups_stay_whole(groups, seed):
     assert houses[1]
 
 
-@pytest.mark.parametrize(("pattern", "said"), [("(", "not a regular expression"), ("jpg", "all 3 photos are one group")])
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("(", "not a regular expression"),
+        ("jpg", "all 3 photos are one group"),
+        ("(.*)/", "no photo's file name matches .first: a.jpg"),
+    ],
+)
 def test_patterns_that_do_not_do(pattern, said):
     with pytest.raises(AnnotationsError, match=said):
         split(document(["a.jpg", "b.jpg", "c.jpg"]), 0.5, pattern, 0)
