@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
@@ -39,7 +39,7 @@ from jobs.evaluation.results_file import read_results
 from jobs.photos import WHITE_LEVEL_HELP, PhotoError, read_photo_within
 from jobs.scoring.batch_inputs import InputsError, Source
 from jobs.scoring.batch_output import read_rows
-from pipeline.masks.draw import draw_overlay
+from pipeline.masks.draw import draw_overlay, text_font
 from pipeline.masks.encode import objects_from_dict
 from pipeline.types import SegmentedObject
 
@@ -221,7 +221,7 @@ def _titled(picture: Image.Image, title: str) -> Image.Image:
     if not title:
         return picture
     size_px = max(round(min(picture.size) / 32), 12)
-    font, bar = ImageFont.load_default(size=size_px), round(1.8 * size_px)
+    font, bar = text_font([title], size_px), round(1.8 * size_px)
     whole = Image.new("RGB", (picture.width, picture.height + bar), (24, 24, 24))
     whole.paste(picture, (0, bar))
     ImageDraw.Draw(whole).text((bar // 2, bar // 2), title, font=font, fill=(240, 240, 240), anchor="lm")

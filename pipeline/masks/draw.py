@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import io
 from collections.abc import Sequence
+from importlib import resources
 
 import cv2
 import numpy as np
@@ -54,6 +55,13 @@ def picture_to_file(picture: Image.Image, form: str) -> bytes:
     data = io.BytesIO()
     picture.save(data, form, **({"quality": 90} if form == "jpeg" else {"compress_level": 1}))
     return data.getvalue()
+
+
+def text_font(texts: Sequence[str], size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """A font for texts. Pillow's has ASCII alone, matplotlib's DejaVu Latin, Greek, Cyrillic and Arabic; neither Chinese nor Japanese."""
+    if all(text.isascii() for text in texts):
+        return ImageFont.load_default(size=size_px)
+    return ImageFont.truetype(str(resources.files("matplotlib") / "mpl-data/fonts/ttf/DejaVuSans.ttf"), size_px)
 
 
 def _colour(index: int) -> _Colour:
@@ -108,7 +116,7 @@ def _draw_tags(
     """Write a tag above each object; moved down if it would overlap the tag of an object with a higher score."""
     draw = ImageDraw.Draw(picture)
     size_px *= min(1.0, max((_FEW_TAGS / max(len(objects), 1)) ** 0.5, 0.6))
-    font = ImageFont.load_default(size=max(round(12 * size_px), 9))
+    font = text_font(texts, max(round(12 * size_px), 9))
     taken: list[tuple[float, float, float, float]] = []
     for item, text, colour in zip(objects, texts, colours, strict=True):
         pad = round(3 * size_px)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from pipeline.masks.draw import draw_overlay
+from pipeline.masks.draw import draw_overlay, text_font
 from pipeline.types import SegmentedObject
 
 SQUARE = SegmentedObject((0.3, 0.3, 0.8, 0.8), "box", 0.9, [[0.3, 0.3, 0.8, 0.3, 0.8, 0.8, 0.3, 0.8]])
@@ -58,3 +58,11 @@ def test_other_tags():
     plain, same, other = (np.asarray(draw_overlay(photo, [SQUARE], tags)) for tags in (None, ["box 90%"], ["box: missed"]))
     assert (plain == same).all()
     assert (plain != other).any()
+
+
+@pytest.mark.parametrize("text", ["boîte", "Über", "ящик", "κουτί"])
+def test_letters_beyond_ascii_are_drawn(text):
+    """Not as the box of a letter that the font lacks."""
+    font = text_font([text], 20)
+    missing = bytes(font.getmask("\U0010ffff"))
+    assert all(bytes(font.getmask(letter)) != missing for letter in text)
