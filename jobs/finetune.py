@@ -28,13 +28,21 @@ from jobs.training.allocator import keep_freed_memory
 from jobs.training.batch_size import choose_batch_size
 from jobs.training.checkpointing import recompute_backbone
 from jobs.training.cluster import finetune_on_cluster, rank
-from jobs.training.console import ConciseRunner, too_little_movement
+from jobs.training.console import ConciseRunner, initialise_silently, too_little_movement, what_next
 from jobs.training.crowds import leave_crowds_out
 from jobs.training.initial_weights import load_what_fits
 from jobs.training.interruption import StopOnSignal, end_loaders, ending_on_signals
 from jobs.training.precision import optim_wrapper_type
 from jobs.training.results import check_work_dir, checkpoint_to_resume, export, newest_checkpoint, photos_a_step_before
-from jobs.training.runner_config import lasting_settings, runner_config, steps_an_epoch, train_loader
+from jobs.training.runner_config import (
+    lasting_settings,
+    photos_a_step,
+    runner_config,
+    steps_an_epoch,
+    train_loader,
+    training_steps,
+    validation_interval,
+)
 from jobs.training.settings import AUTO_BATCH, RANDOM_WEIGHTS, FinetuneSettings, settings_from_args
 from jobs.training.split import photo_files, shared_photos, write_split
 from jobs.training.stopping import Diverged, step_of
@@ -68,7 +76,9 @@ def finetune(settings: FinetuneSettings, more_hooks: Sequence[Any] = ()) -> sign
         finally:
             end_loaders(runner)
         if runner.iter and rank() == 0:
-            export(settings.work_dir)
+            model = export(settings.work_dir)
+            if not settings.val_every or runner.message_hub.runtime_info.get("best_score", 0) > 0:
+                print(what_next(model, val), flush=True)
     if not signals or runner.iter == runner.max_iters:
         return None
     so_far = f"after {runner.iter:,} of {runner.max_iters:,} steps. --resume continues"
@@ -102,6 +112,7 @@ def read_sets(settings: FinetuneSettings) -> tuple[Annotations, Annotations | No
     train_file, val_file, val_photos = settings.train, settings.val, settings.val_images
     if settings.val_share:
         whole = read_annotations(train_file, photos, work / "whole", strict=strict)
+        print(whole.summary, flush=True)
         train_file, val_file = write_split(whole.coco_json, work / "split", settings.val_share, settings.val_group, settings.seed)
         val_photos = photos
     train = read_annotations(train_file, photos, work / "train", training=True, strict=strict)
@@ -119,13 +130,19 @@ def read_sets(settings: FinetuneSettings) -> tuple[Annotations, Annotations | No
 
 
 def settled(settings: FinetuneSettings, spec: ModelSpec, train: Annotations, val: Annotations | None) -> FinetuneSettings:
-    """The settings with values for everything that depends on the data and the machine; prints device, precision and batch size."""
+    """The settings with values for everything that depends on the data and the machine; prints those."""
     chosen, why = precision.choose_precision(settings.precision)
     print(f"Device: {precision.device_name()}. Precision: {chosen} ({why}).", flush=True)
     settings = replace(settings, precision=chosen)
     if settings.batch_size == AUTO_BATCH:
         settings = replace(settings, batch_size=batch_size_that_fits(settings, spec, train))
-    every = (steps_an_epoch(settings, train) if val else 0) if settings.val_every is None else settings.val_every
+    every = (validation_interval(settings, train) if val else 0) if settings.val_every is None else settings.val_every
+    steps = training_steps(settings, train)
+    measured = f", a validation every {every:,}" if every else ""
+    print(
+        f"Length: {steps:,} steps of {photos_a_step(settings)} photos, {steps / steps_an_epoch(settings, train):.3g} epochs{measured}.",
+        flush=True,
+    )
     return replace(settings, val_every=every)
 
 
@@ -136,7 +153,7 @@ def batch_size_that_fits(settings: FinetuneSettings, spec: ModelSpec, train: Ann
     else:
         network: Any = build_network(spec)
         network.to(choose_torch_device("auto"), memory_format=torch.channels_last)
-        network.init_weights()
+        initialise_silently(network)
         prepare_training(network, settings)
         dataset = train_loader(replace(settings, batch_size=1), spec, train)["dataset"]
         chosen, why = choose_batch_size(network, dataset, optim_wrapper_type(settings.precision))

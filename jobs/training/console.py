@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import jobs.third_party  # isort: skip  # noqa: F401  (before mmdet)
 
+import json
 import logging
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,13 @@ from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.runner import Runner
 
+from jobs.annotations.datasets import Annotations
 from jobs.training.stopping import step_of
 
 FOR_THE_FILE = re.compile(
     r"\s*-+\s*System environment|Config:|Hooks will be executed|Distributed training is not used|paramwise_options|Exp name|"
     r'init_weights of \w+ has been called|"FileClient" will be deprecated|"HardDiskBackend" is the alias|Iter\(val\)|'
+    r"Please make sure that the mlflow server|"
     r"The (previous )?best checkpoint|Checkpoints will be saved|Saving checkpoint|Load checkpoint|resumed epoch|Enabling the"
 )
 """Messages that only the log file gets: hundreds of lines before the first step, and duplicates of our own lines."""
@@ -53,13 +57,30 @@ class ConciseRunner(Runner):
         return super().wrap_model(model_wrapper_cfg, model.to(memory_format=torch.channels_last))
 
 
+def initialise_silently(network: Any) -> None:
+    """Random weights by mmengine, without the hundreds of lines about them that it logs to the console where no run has a log file yet."""
+    logger = MMLogger.get_current_instance()
+    logger.disabled = True
+    try:
+        network.init_weights()
+    finally:
+        logger.disabled = False
+
+
 @HOOKS.register_module()
 class KeepMeasured(Hook):
-    """Writes the newest validation result, also by label, into the checkpoints saved after it."""
+    """Writes the newest validation result, also by label, into the checkpoints saved after it.
+
+    Args:
+        objects: JSON, number of objects to train on by label. As text, because mmengine writes its configuration as Python code.
+    """
+
+    def __init__(self, objects: str) -> None:
+        self._objects = {f"objects/{label}": number for label, number in json.loads(objects).items()}
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
         """Before mmengine's CheckpointHook, whose priority is lower."""
-        runner.message_hub.update_info("measured", dict(metrics or {}))
+        runner.message_hub.update_info("measured", (metrics or {}) | self._objects)
 
 
 @HOOKS.register_module()
@@ -112,25 +133,47 @@ def draw_curve(scalars: Any, every: int, steps: int, path: Path) -> None:
             places = [min((number + 1) * every, steps) for number in range(len(values))]
             right.plot(places, [100 * value for value in values], marker=".", label=f"{name} AP")
         right.set(ylabel="AP, per cent", ylim=(0, None))
-        right.legend(loc="upper right")
-    axes.legend(loc="upper left")
+    figure.legend(loc="outside upper center", ncols=3)  # within, it hides the last AP or the first loss
     figure.savefig(path, dpi=100)
 
 
 def by_label_table(measured: dict[str, Any]) -> str:
-    """Box and mask AP of all objects, of small ones (below 32 x 32 pixels of the photo), and of each label, in per cent.
+    """Box and mask AP of all objects, of small ones (below 32 x 32 pixels of the photo), and of each label, in per cent; and how many
+    objects of a label there were to train on.
 
     Args:
-        measured: as `jobs.training.validation.flat` gives them.
+        measured: as `jobs.training.validation.flat` gives them, with `KeepMeasured`'s numbers of objects.
     """
     labels = [name.removeprefix("mask_ap/") for name in measured if name.startswith("mask_ap/")]
     rows = [("all", "ap"), ("small objects", "ap_small"), *((label, f"ap/{label}") for label in labels)]
     width = max(len(row) for row, _ in rows)
-    lines = [f"{'AP by label':{width}}    box   mask"]
+    lines = [f"{'AP by label':{width}}    box   mask  objects trained on"]
     for row, metric in rows:
         box, mask = (per_cent(measured.get(f"{kind}_{metric}")) for kind in ("box", "mask"))
-        lines.append(f"{row:{width}}  {box:>5}  {mask:>5}")
+        objects = measured.get(f"objects/{row}", "") if metric == f"ap/{row}" else ""
+        lines.append(f"{row:{width}}  {box:>5}  {mask:>5}  {objects:>7}".rstrip())
     return "\n".join(lines)
+
+
+def what_next(model: Path, val: Annotations | None) -> str:
+    """Commands for a finished model.
+
+    Args:
+        model: its file, in the work folder.
+        val: the set that it was validated on.
+    """
+    folder, python = model.parent, ("python", "-m")
+    steps: list[tuple[str, tuple[object, ...]]] = [
+        ("serve it", (*python, "jobs.deploy", model, "--config", "serve_config.yaml")),
+        ("for other programs", (*python, "jobs.export", model, "--output", folder / "final.onnx")),
+    ]
+    if val:
+        truth, results = ("--annotations", val.coco_json), folder / "results.json"
+        measure = ("jobs.evaluate", *truth, "--images", val.images, "--checkpoint", model, "--save-results", results)
+        look = ("jobs.pictures", val.images, *truth, "--results", results, "--output", folder / "pictures")
+        steps = [("measure as served", (*python, *measure)), ("see what it finds", (*python, *look)), *steps]
+    lines = [f"  {purpose}: {shlex.join(map(str, command))}" for purpose, command in steps]
+    return "\n".join([f"Curve: {folder / CURVE_NAME}. Next:", *lines])
 
 
 def per_cent(number: float | None) -> str:

@@ -7,6 +7,7 @@ import jobs.third_party  # isort: skip  # noqa: F401  (before mmdet)
 import json
 import math
 import uuid
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from mmengine.config import Config
 from jobs.annotations.datasets import Annotations
 from jobs.training import console, interruption, loop, samples, seen_objects, stopping, validation  # noqa: F401  (they register what is named below)
 from jobs.training.augment import LARGEST_MOSAIC, train_transforms
+from jobs.training.logs import log_backends
 from jobs.training.precision import optim_wrapper_type
-from jobs.training.settings import MIN_EMA, FinetuneSettings
+from jobs.training.settings import EPOCHS, MIN_EMA, MIN_STEPS, MOST_VALIDATIONS, FinetuneSettings
 from pipeline.model.spec import ModelSpec
 
 FINAL_LR_SHARE = 0.02
@@ -68,10 +70,11 @@ def runner_config(
         "default_hooks": _default_hooks(settings, steps),
         "custom_hooks": [
             *_custom_hooks(settings, spec, steps, lasting_settings(settings, spec, train)),
+            {"type": "KeepMeasured", "objects": json.dumps(objects_by_label(train))},
             {"type": "SeenObjectsHook", "objects": train.report.objects, "longest_side_px": longest_side_px(settings)},
         ],
         "log_processor": {"type": "LogProcessor", "by_epoch": False, "window_size": settings.log_every},
-        "visualizer": {"type": "DetLocalVisualizer", "vis_backends": [{"type": "LocalVisBackend"}, *_log_backends(settings)]},
+        "visualizer": {"type": "DetLocalVisualizer", "vis_backends": [{"type": "LocalVisBackend"}, *log_backends(settings)]},
         "env_cfg": {"cudnn_benchmark": True, "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 1}},
         "randomness": {"seed": settings.seed},
         "resume": resume_from is not None,
@@ -87,7 +90,15 @@ def runner_config(
 
 def training_steps(settings: FinetuneSettings, train: Annotations) -> int:
     """Length of the run in optimizer steps; the last batch of an epoch is filled up."""
-    return settings.epochs * steps_an_epoch(settings, train) if settings.steps is None else settings.steps
+    if settings.steps is not None:
+        return settings.steps
+    an_epoch = steps_an_epoch(settings, train)
+    return max(EPOCHS * an_epoch, MIN_STEPS) if settings.epochs is None else settings.epochs * an_epoch
+
+
+def validation_interval(settings: FinetuneSettings, train: Annotations) -> int:
+    """Steps between validations, if --val-every is left out."""
+    return max(steps_an_epoch(settings, train), math.ceil(training_steps(settings, train) / MOST_VALIDATIONS))
 
 
 def longest_side_px(settings: FinetuneSettings) -> float:
@@ -181,13 +192,11 @@ def train_loader(settings: FinetuneSettings, spec: ModelSpec, train: Annotations
     }
 
 
-def _log_backends(settings: FinetuneSettings) -> list[dict[str, Any]]:
-    """mmengine's backends for --log-to."""
-    backends: dict[str, dict[str, Any]] = {
-        "tensorboard": {"type": "TensorboardVisBackend"},
-        "mlflow": {"type": "MLflowVisBackend", "exp_name": "jobs.finetune", "run_name": settings.work_dir.name},
-    }
-    return [backends[name] for name in settings.log_to]
+def objects_by_label(annotations: Annotations) -> dict[str, int]:
+    """Number of objects of each label, without crowds."""
+    coco = json.loads(annotations.coco_json.read_text())
+    counts = Counter(found["category_id"] for found in coco["annotations"] if not found["iscrowd"])
+    return {category["name"]: counts[category["id"]] for category in coco["categories"]}
 
 
 def _optim_wrapper(settings: FinetuneSettings) -> dict[str, Any]:
@@ -242,7 +251,6 @@ def _custom_hooks(settings: FinetuneSettings, spec: ModelSpec, steps: int, lasti
     hooks: list[dict[str, Any]] = [
         {"type": "FreezeHook", "frozen": settings.freeze, "fixed_statistics": settings.fix_batch_norm},
         {"type": "RefuseDivergedWeights"},
-        {"type": "KeepMeasured"},
         {"type": "TellMeasurements", "best_metric": settings.best_metric, "every": settings.val_every or 0},
         {"type": "DescribeModelHook", "model_spec": json.dumps(model_spec), "lasting": json.dumps(lasting)},
     ]

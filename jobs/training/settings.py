@@ -26,6 +26,10 @@ RANDOM_WEIGHTS = "none"
 AUTO_BATCH = 0
 """Value of `batch_size` for --batch-size auto."""
 METRICS = tuple(f"{kind}_{name}" for kind in ("mask", "box") for name in STATISTICS)
+EPOCHS, MIN_STEPS = 10, 300
+"""Default length of a run. Ten epochs of few photos are too few steps for new classes (docs/TRAINING.md)."""
+MOST_VALIDATIONS = 25
+"""In a run of the default --val-every: where an epoch has few steps, validations would take longer than the training."""
 MIN_EMA = 0.002
 """Smallest default momentum of the averaged weights: averages over some 500 steps."""
 ANNOTATIONS = "COCO JSON, or AzureML annotations JSONL (*.jsonl)"
@@ -86,7 +90,9 @@ class FinetuneSettings:
     fix_batch_norm: tuple[str, ...] = option((), "layers that keep their batch-norm statistics", metavar="LAYER")
 
     # length and steps
-    epochs: int = option(10, "passes over the training photos", least=1)
+    epochs: int | None = option(
+        None, f"passes over the training photos (default: {EPOCHS}, and at least {MIN_STEPS} steps)", least=1
+    )
     steps: int | None = option(None, "optimizer steps, instead of --epochs", least=1, instead_of="epochs")
     batch_size: int = option(
         8,
@@ -134,7 +140,11 @@ class FinetuneSettings:
 
     # measuring and saving
     save_every: int = option(500, "steps between checkpoints", least=0)
-    val_every: int | None = option(None, "steps between validations on --val (default: one epoch); 0: none", least=0)
+    val_every: int | None = option(
+        None,
+        f"steps between validations on --val (default: one epoch, but at most {MOST_VALIDATIONS} in a run); 0: none",
+        least=0,
+    )
     best_metric: str = option("mask_ap", "metric that selects the best checkpoint", choices=METRICS)
     early_stopping: int = option(0, "stop after this many validations without a better one; 0: never", least=0)
     resume: bool = option(False, "continue from the last checkpoint in --work-dir")
@@ -142,7 +152,7 @@ class FinetuneSettings:
 
     log_to: tuple[str, ...] = option(
         (),
-        "also log to these, by mmengine: tensorboard (into the work folder), mlflow (MLFLOW_TRACKING_URI says where)",
+        "also log to these, by mmengine: tensorboard (into the work folder), mlflow (to MLFLOW_TRACKING_URI, else into mlflow.db there)",
         choices=LOGS,
     )
 

@@ -27,7 +27,7 @@ from jobs.third_party import known_warnings_ignored
 from jobs.training import precision, validation
 from jobs.training.hooks import RatesByLayer, check_layers, freeze
 from jobs.training.precision import choose_precision, optim_wrapper_type
-from jobs.training.runner_config import lasting_settings, runner_config
+from jobs.training.runner_config import lasting_settings, runner_config, training_steps, validation_interval
 from jobs.training.samples import TrainingPhotos
 from jobs.training.seen_objects import SeenObjectsHook
 from jobs.training.settings import FinetuneSettings, default_workers, settings_from_args
@@ -41,6 +41,12 @@ def arguments(tiny_coco, work_dir, *more):
     common = ["--train", str(tiny_coco / "coco.json"), "--train-images", str(tiny_coco / "photos"), "--work-dir", str(work_dir)]
     small = ["--image-size", "64", "--batch-size", "2", "--workers", "0", "--warmup", "1", "--lr", "1e-3", "--log-every", "1"]
     return [*common, *small, *more]
+
+
+def annotated(folder, photos):
+    """A set without objects, of so many photos."""
+    (folder / "set.json").write_text(json.dumps({"annotations": [], "categories": []}))
+    return Annotations(folder / "set.json", folder, ("a",), photos, Report("a"))
 
 
 SAME = ("--freeze", "backbone", "--val-every", "4")
@@ -94,7 +100,7 @@ def test_frozen_layers_stay(trained):
 def test_the_average_is_of_the_runs_end(steps, tmp_path):
     """Of any run: a fixed memory of 500 steps would save what short ones began with."""
     settings = settings_from_args(["--train", "a", "--train-images", "b", "--work-dir", str(tmp_path), "--steps", str(steps)])
-    hooks = runner_config(settings, nano_spec(), Annotations(tmp_path, tmp_path, ("a",), 8, Report("a")), None, None).custom_hooks
+    hooks = runner_config(settings, nano_spec(), annotated(tmp_path, photos=8), None, None).custom_hooks
     options = next(hook for hook in hooks if hook["type"] == "EMAHook")
     weight = torch.nn.Linear(1, 1, bias=False)
     average = ExpMomentumEMA(weight, momentum=options["momentum"], gamma=options["gamma"])
@@ -192,6 +198,19 @@ def test_accumulated_batches_are_one_step(tiny_coco, tmp_path):
     assert len(found[0]) == 3
 
 
+@pytest.mark.parametrize(
+    ("photos", "chosen", "steps", "every"),
+    [(90, {}, 300, 12), (19, {}, 300, 12), (8000, {}, 10_000, 1000), (90, {"epochs": 2}, 24, 12), (90, {"steps": 7}, 7, 12)],
+    ids=["few photos", "very few", "many", "epochs given", "steps given"],
+)
+def test_a_run_of_few_photos_is_long_enough(tmp_path, photos, chosen, steps, every):
+    """Ten epochs and at least 300 steps; a validation an epoch, and at most 25."""
+    settings = FinetuneSettings(train=tmp_path, train_images=tmp_path, work_dir=tmp_path, **chosen)
+    train = annotated(tmp_path, photos)
+    assert training_steps(settings, train) == steps
+    assert validation_interval(settings, train) == every
+
+
 def test_a_share_of_the_photos_is_measured_on(tiny_coco, tmp_path, capsys):
     """--val-share: no photo on both sides, a line for the measurement, a curve, and AP by label where something was found."""
     assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "2", "--val-share", "0.34", "--gradient-checkpointing")) == 0
@@ -218,7 +237,7 @@ def test_a_log_backend_that_is_not_installed_is_refused(tiny_coco, tmp_path, cap
 def test_white_level_reaches_training_and_measurements(tmp_path):
     """And stays as it is when a run goes on."""
     settings = FinetuneSettings(train=tmp_path, train_images=tmp_path, work_dir=tmp_path, white_level=4095, val_every=5)
-    annotations = Annotations(tmp_path, tmp_path, ("a",), 8, Report("a"))
+    annotations = annotated(tmp_path, photos=8)
     config = runner_config(settings, nano_spec(), annotations, annotations)
     assert config.train_dataloader.dataset.transforms["load"][0]["white_level"] == 4095
     assert config.val_cfg.white_level == 4095
@@ -229,9 +248,9 @@ def test_logs_are_mmengines(tmp_path):
     settings = FinetuneSettings(
         train=tmp_path, train_images=tmp_path, work_dir=tmp_path / "mine", log_to=("tensorboard", "mlflow")
     )
-    annotations = Annotations(tmp_path, tmp_path, ("a",), 8, Report("a"))
+    annotations = annotated(tmp_path, photos=8)
     backends = runner_config(settings, nano_spec(), annotations, None).visualizer.vis_backends
-    assert [backend["type"] for backend in backends] == ["LocalVisBackend", "TensorboardVisBackend", "MLflowVisBackend"]
+    assert [backend["type"] for backend in backends] == ["LocalVisBackend", "TensorboardVisBackend", "MlflowBackend"]
 
 
 @pytest.mark.parametrize("scheduler", ["cosine", "linear", "step", "constant"])
@@ -651,7 +670,7 @@ def test_help_tells_defaults(capsys):
     for told in (
         "peak learning rate (default: 0.002)",
         "random seed (default: 0)",
-        "(default: one epoch); 0: none --best",
+        "(default: one epoch, but at most 25 in a run); 0: none --best",
     ):
         assert told in said
     assert not re.search(r"default: (None|False|\[\]|==)|default: [^)]*\) \(default", said)

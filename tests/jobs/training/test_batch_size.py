@@ -84,6 +84,7 @@ def test_a_run_with_the_batch_that_fits(tiny_coco, tmp_path, monkeypatch, capsys
     said = capsys.readouterr().out
     assert "Batch size: 2 (the largest power of two" in said
     assert "--lr stays as it is: 0.002." in said
+    assert len(said.splitlines()) < 20
     monkeypatch.setattr(batch_size, "available_bytes", lambda: 10**9)
     (tmp_path / "final.safetensors").unlink()
     assert finetune.main([*run, "--resume"]) == 0

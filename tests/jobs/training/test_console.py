@@ -1,8 +1,13 @@
 """What people see of a run."""
 
+import importlib
+import shlex
+
 import pytest
 
-from jobs.training.console import FOR_THE_FILE, by_label_table, draw_curve, too_little_movement
+from jobs.annotations.datasets import Annotations
+from jobs.annotations.report import Report
+from jobs.training.console import FOR_THE_FILE, by_label_table, draw_curve, too_little_movement, what_next
 
 
 class Scalar:
@@ -22,14 +27,29 @@ def test_ap_by_label_is_a_table():
         "box_ap/window": 0.3,
         "mask_ap/car": None,
         "box_ap/car": None,
+        "objects/window": 2126,
+        "objects/all": 3,
     }
     assert by_label_table(measured).splitlines() == [
-        "AP by label      box   mask",
+        "AP by label      box   mask  objects trained on",
         "all             10.0    5.0",
         "small objects    2.0    1.0",
-        "window          30.0   20.0",
+        "window          30.0   20.0     2126",
         "car                -      -",
     ]
+
+
+@pytest.mark.parametrize("validated", [False, True], ids=["without --val", "with --val"])
+def test_the_last_lines_are_commands_that_parse(tmp_path, validated):
+    """Of folders with spaces, too."""
+    folder = tmp_path / "my runs"
+    val = Annotations(folder / "val.json", tmp_path / "my photos", ("a",), 1, Report("val")) if validated else None
+    curve, *lines = what_next(folder / "final.safetensors", val).splitlines()
+    assert curve.startswith(f"Curve: {folder / 'curve.png'}")
+    assert len(lines) == (4 if validated else 2)
+    for line in lines:
+        _, _, module, *arguments = shlex.split(line.split(": ", 1)[1])
+        importlib.import_module(module)._parser().parse_args(arguments)
 
 
 @pytest.mark.parametrize("scalars", [{}, {"train/loss": Scalar(3.0, 2.0)}], ids=["nothing", "loss alone"])
