@@ -37,7 +37,7 @@ Result = TypeVar("Result")
 
 
 class CallHangs(StageFailed):
-    """A call does not return. A retry may work, because another replica may take it."""
+    """A call does not return, or ended without a result. A retry may work, because another replica may take it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -171,6 +171,9 @@ class Grouper(Generic[Item, Result]):
     def _ended(self, task: asyncio.Task[None]) -> None:
         """A group is done or was cancelled, possibly before it began."""
         entries = self._groups.pop(task)
+        for entry in entries:
+            if not entry.future.done():  # the call was cancelled, but not by us: Ray does so when it ends a replica
+                entry.future.set_result(CallHangs("The call ended without a result."))
         if entries[0].counted:
             self._pace.done(sum(entry.was_worked_on for entry in entries))
         if not entries[0].patience_s and any(entry.was_worked_on for entry in entries):

@@ -45,7 +45,7 @@ def mask_to_polygons(mask_logits: NDArray[np.float16], letterbox: Letterbox, opt
         ShapeError: mask_logits does not fit the letterbox.
     """
     decimals = _NOT_ROUNDED if options.decimals is None else options.decimals
-    max_points = NO_BUDGET if options.max_points is None else options.max_points
+    max_points = NO_BUDGET if options.max_points is None else min(options.max_points, NO_BUDGET)  # a request may ask for 10**30
     rounded, simple, tangled = _outline(
         read_logits(mask_logits, letterbox),
         letterbox.scaled_hw,

@@ -39,7 +39,7 @@ def simplify_outline(outline: Outline, tolerance_px: float, max_points: int | No
         A valid outline.
     Source: Douglas & Peucker 1973.
     """
-    return simplify(outline, float(tolerance_px), NO_BUDGET if max_points is None else max_points, True)
+    return simplify(outline, float(tolerance_px), NO_BUDGET if max_points is None else min(max_points, NO_BUDGET), True)
 
 
 @compiled

@@ -109,6 +109,22 @@ async def test_an_exception_of_dispatch_fails_only_its_group():
     assert await grouper.send("c") == "c"
 
 
+@pytest.mark.parametrize("ending", ["cancelled by Ray", "too few outcomes"])
+async def test_a_call_without_a_result_is_an_error_at_once(ending):
+    """Its senders do not wait for their deadline; with all of a group's items or some."""
+
+    async def dispatch(items):
+        if ending == "cancelled by Ray":
+            raise asyncio.CancelledError
+        return items[:1]
+
+    grouper = Grouper(dispatch, GroupSettings())
+    async with asyncio.timeout(1):
+        outcomes = await asyncio.gather(*(grouper.send(item) for item in "ab"), return_exceptions=True)
+    assert isinstance(outcomes[-1], CallHangs)
+    assert isinstance(outcomes[0], CallHangs) == (ending == "cancelled by Ray")
+
+
 async def test_a_cancelled_waiting_item_is_not_sent():
     """The others are not affected."""
     carrier = Carrier(0.02)

@@ -56,6 +56,15 @@ def test_valid_at_any_number_of_decimals(example, decimals, holes, tolerance_px,
     assert geometry.area == pytest.approx(outer - inner, abs=1e-9)
 
 
+@pytest.mark.parametrize("max_points", [2**62, 2**63, 10**30])
+def test_any_budget_is_accepted(max_points):
+    """One that no machine integer holds is no limit."""
+    logits, letterbox = ellipse_logits(VGA, (40, 30, 15, 10)), VGA
+    assert mask_to_polygons(logits, letterbox, OutlineOptions(max_points=max_points)) == mask_to_polygons(
+        logits, letterbox, OutlineOptions()
+    )
+
+
 @settings(max_examples=30, deadline=None)
 @given(rough_masks(), st.integers(3, 60), st.sampled_from([2, 3, 5]))
 def test_budget_is_kept_when_rounded(example, max_points, decimals):
