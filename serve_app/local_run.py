@@ -187,7 +187,8 @@ def _unplaced(message: str) -> str:
     needs = re.search(r"Resources required for each replica: (\{.*?\}), total resources available: (\{.*?\})", message)
     if needs is None or _fits(json.loads(needs[1]), json.loads(needs[2])):
         return ""  # Ray prints the same for replicas that are just slow to start
-    return f"; a replica needs {needs[1]}, {needs[2]} is free: lower num_cpus, num_gpus or replicas under `deployments`, or add a node"
+    remedy = "lower num_cpus, num_gpus, memory or the number of replicas under `deployments`, or add a node"
+    return f"; a replica needs {needs[1]}, {needs[2]} is free: {remedy}"
 
 
 def _fits(needed: dict[str, float], free: dict[str, float]) -> bool:

@@ -44,7 +44,7 @@ RAYS_WORDS = (
 def test_says_why_ray_cannot_place_a_replica():
     """With what it needs, what is free, and the setting to change."""
     (line,) = waits_for(application(Detector=deployment(RAYS_WORDS % 100.0, STARTING=1)))
-    assert '{"CPU": 100.0}, {"CPU": 1.2} is free: lower num_cpus' in line
+    assert '{"CPU": 100.0}, {"CPU": 1.2} is free: lower num_cpus, num_gpus, memory or' in line
 
 
 def test_a_replica_that_only_starts_slowly_is_not_blamed_on_resources():
