@@ -1,8 +1,10 @@
-"""A Ray job that scores the photos of a bucket into the same bucket, and counts what was found.
+r"""A Ray job that scores the photos of a bucket into the same bucket, and counts what was found.
 
-    ray job submit --address http://127.0.0.1:8265 -- python examples/ray_jobs/batch_on_s3.py s3://bucket/photos s3://bucket/scored
+    .venv/bin/ray job submit --address http://127.0.0.1:8265 -- $PWD/.venv/bin/python $PWD/examples/ray_jobs/batch_on_s3.py \
+        s3://bucket/photos s3://bucket/scored --model rtmdet-ins_x_8xb16-300e_coco
 
-Credentials come from the nodes' environment. Submit it again after a failure: it goes on where it was.
+The job runs on the cluster: the program must exist there under this path. Without --model it is the embedded demo model. Credentials come
+from the nodes' environment. Submit it again after a failure: it continues.
 """
 
 import json

@@ -1,8 +1,13 @@
-"""Fine-tune on your photos, then put the result into the running service.
+r"""Fine-tune on your photos, then put the result into the running service.
 
-    python examples/ray_jobs/finetune_to_serve.py /data/train.json /data/photos /data/runs/monday serve_config.yaml --steps 300
+    .venv/bin/python examples/ray_jobs/finetune_to_serve.py /data/train.json /data/photos /data/runs/monday serve_config.yaml --steps 300
 
-On a cluster: `ray job submit --address http://127.0.0.1:8265 --entrypoint-num-gpus 1 -- python …`, with folders that every node sees.
+Options after the configuration are those of jobs.finetune, such as `--val-share 0.2`. On a cluster, with paths that every node sees:
+
+    .venv/bin/ray job submit --address http://127.0.0.1:8265 --entrypoint-num-gpus 1 -- \
+        $PWD/.venv/bin/python $PWD/examples/ray_jobs/finetune_to_serve.py /data/train.json …
+
+For a service with keys, add `--key-env NAME` to the call of jobs.deploy.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """A Ray job that scores a folder of photos by the handle of the running service: no HTTP, no base64, typed results.
 
-    ray job submit --address http://127.0.0.1:8265 -- python examples/ray_jobs/score_by_handle.py /data/photos
+    .venv/bin/ray job submit --address http://127.0.0.1:8265 -- $PWD/.venv/bin/python $PWD/examples/ray_jobs/score_by_handle.py /data/photos
 
-Prints a JSON line for each photo.
+The job runs on the cluster: program and photos must exist there under these paths. It prints a JSON line for each photo.
 """
 
 import json
