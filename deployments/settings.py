@@ -126,7 +126,10 @@ class ImageLoaderSettings(StrictModel):
 
     max_image_mb: float = Field(_DECODE.max_bytes / 1e6, gt=0, description="Largest encoded image, MB (1e6 bytes).")
     max_megapixels: float = Field(
-        _DECODE.max_pixels / 1e6, gt=0, description="Largest image, megapixels; checked in the header, before decoding."
+        _DECODE.max_pixels / 1e6,
+        gt=0,
+        le=178,
+        description="Largest image, megapixels; checked in the header, before decoding. Pillow refuses images of 179 and more.",
     )
     max_megapixels_unscaled: float = Field(
         _DECODE.max_pixels_unscaled / 1e6,

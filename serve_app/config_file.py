@@ -59,10 +59,12 @@ def read_document(path: Path) -> Any:
     """Parse a file as YAML; a key given twice is an error.
 
     Raises:
-        ConfigurationError: it cannot be read or is not YAML.
+        ConfigurationError: it cannot be read, is not UTF-8 or not YAML.
     """
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"cannot be read as UTF-8 text: {error}") from error
     except (OSError, yaml.YAMLError) as error:
         raise ConfigurationError(f"cannot be read: {error}") from error
 
@@ -201,8 +203,8 @@ def main() -> int:
     )
     args = parser.parse_args()
     path: Path = args.path
-    read_ray_env(path.parent / "ray.env")
     try:
+        read_ray_env(path.parent / "ray.env")
         document = read_document(path)
         applications = check_document(document)
         if args.ports:

@@ -26,10 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-v", "--verbose", action="store_true", help="also show Ray's log")
     args = parser.parse_args(argv)
     print(f"Checking {args.config} …", flush=True)
-    read_ray_env(args.config.parent / "ray.env")
-    from serve_app.local_run import LocalRun  # not at the top: Ray reads the environment when it is imported
-
     try:
+        read_ray_env(args.config.parent / "ray.env")
+        from serve_app.local_run import LocalRun  # not at the top: Ray reads the environment when it is imported
+
         LocalRun(args.config, verbose=args.verbose).run()
     except ConfigurationError as error:
         print(f"{args.config}: {error.message}", file=sys.stderr)
@@ -38,15 +38,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_ray_env(path: Path) -> None:
-    """Set the environment variables in `path` that are not set yet; a missing file is no error."""
+    """Set the environment variables in `path` that are not set yet; a missing file is no error. Raises as `ray_env`."""
     for name, value in ray_env(path).items():
         os.environ.setdefault(name, value)
 
 
 def ray_env(path: Path) -> dict[str, str]:
-    """The variables in a file of lines NAME=value, read as a shell does: with comments, and quotes around values with spaces."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    words = (word for line in lines for word in shlex.split(line, comments=True))
+    """The variables in a file of lines NAME=value, read as a shell does: with comments, and quotes around values with spaces.
+
+    Raises:
+        ConfigurationError: a quote is not closed, or the file cannot be read as UTF-8.
+    """
+    words: list[str] = []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else []
+        for number, line in enumerate(lines, start=1):
+            try:
+                words += shlex.split(line, comments=True)
+            except ValueError as error:
+                raise ConfigurationError(f"{path.name}, line {number}: {error}; expected NAME=value") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path.name} cannot be read as UTF-8 text: {error}") from error
     return {name: value for name, equals, value in (word.partition("=") for word in words) if equals}
 
 

@@ -53,6 +53,9 @@ INGRESS, LOADER, DETECTOR = ([*APP, "deployments", index] for index in range(3))
             APP, "rout_prefix", "/", r"^applications\[rtmdet-ins\]: unknown key\(s\) rout_prefix", id="application option"
         ),
         pytest.param(APP, "runtime_envv", {}, r"unknown key\(s\) runtime_envv; known: .*runtime_env", id="runtime environment"),
+        pytest.param(
+            ARGS, "image_loader", {"max_megapixels": 500}, r"args.image_loader.max_megapixels: .*equal to 178", id="Pillow"
+        ),
         pytest.param(DETECTOR, "num_replica", 2, r"Detector.*unknown key\(s\) num_replica", id="deployment option"),
         pytest.param([*DETECTOR, "ray_actor_options"], "gpus", 1, r"ray_actor_options: unknown key\(s\) gpus", id="actor option"),
         pytest.param(
@@ -301,6 +304,15 @@ def test_certificate_authorities_of_ones_own(tmp_path, document):
     authorities.write_bytes(Path(certifi.where()).read_bytes())
     (settings,) = check_config(write(tmp_path, document))
     assert absent_files(settings) == []
+
+
+@pytest.mark.parametrize("content", ["name: é".encode("latin-1"), "name: a".encode("utf-16")], ids=["Latin-1", "UTF-16"])
+def test_a_file_that_is_not_utf8(tmp_path, content):
+    """As some editors write it."""
+    path = tmp_path / "serve_config.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match="cannot be read as UTF-8 text"):
+        check_config(path)
 
 
 def test_ray_env_beside_the_file_counts(tmp_path, document, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """What `make serve` says: progress, faults with their remedy. That it starts and stops, tests/e2e/test_start.py shows."""
 
 import os
+import re
 import textwrap
 
 import pytest
@@ -99,6 +100,17 @@ def test_ray_env_is_read_as_a_shell_reads_it(tmp_path):
     path = tmp_path / "ray.env"
     path.write_text("TEST_A=\"1s and more\"  # seconds\nTEST_B=\nTEST_C='a=b'\n")
     assert start.ray_env(path) == {"TEST_A": "1s and more", "TEST_B": "", "TEST_C": "a=b"}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b'A=1\nB="x\n', r"ray\.env, line 2: No closing quotation"), (b"A=\xff", r"ray\.env cannot be read as UTF-8")],
+)
+def test_a_fault_of_ray_env_is_one_line(tmp_path, capsys, content, said):
+    """It names the file, and the line."""
+    (tmp_path / "ray.env").write_bytes(content)
+    assert start.main([str(tmp_path / "serve_config.yaml")]) == 1
+    assert re.fullmatch(f".*serve_config.yaml: {said}.*\n", capsys.readouterr().err)
 
 
 def test_no_ray_env_is_no_fault(tmp_path):
