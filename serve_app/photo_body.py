@@ -76,17 +76,30 @@ def media_type(headers: Mapping[str, str]) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
+class _FormParser(MultiPartParser):
+    """Knows whether the form was complete: Starlette's parser drops a last part that was cut off."""
+
+    is_complete = False
+
+    def on_end(self) -> None:
+        """Called at the closing boundary."""
+        self.is_complete = True
+
+
 async def _read_form(body: bytearray, headers: Headers, max_images: int) -> tuple[list[bytes], list[tuple[str, str]]]:
-    parser = MultiPartParser(headers, _once(body), max_files=max_images + 1, max_fields=MAX_FIELDS)
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield bytes(body)
+        if not parser.is_complete:  # raised in here, so that `parse` closes the files it has opened
+            raise MultiPartException("it has no closing boundary, so a part of it is missing")
+
+    parser = _FormParser(headers, stream(), max_files=max_images + 1, max_fields=MAX_FIELDS)
     parser.spool_max_size = len(body) + 1  # in memory, never on disk
     try:
         form = await parser.parse()
     except MultiPartException as error:
         if "Too many files" in str(error):
             check_image_count(max_images + 1, max_images)
-        raise InvalidRequest(
-            f"The multipart form cannot be parsed: {getattr(error, 'message', 'it names no boundary')}."
-        ) from error
+        raise InvalidRequest(f"The multipart form cannot be parsed: {error.message.rstrip('.')}.") from error
     photos: list[bytes] = []
     fields: list[tuple[str, str]] = []
     try:
@@ -101,10 +114,6 @@ async def _read_form(body: bytearray, headers: Headers, max_images: int) -> tupl
         raise InvalidRequest("The multipart form holds no file; send photos as in: curl -F image=@photo.jpg …/score")
     check_image_count(len(photos), max_images)
     return photos, fields
-
-
-async def _once(body: bytearray) -> AsyncGenerator[bytes, None]:
-    yield bytes(body)
 
 
 def _photo(data: bytes, what: str) -> bytes:
