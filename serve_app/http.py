@@ -188,15 +188,17 @@ def _add_probes(app: FastAPI, ingress: Ingress, page: Asset) -> None:
 
 
 def _add_info(app: FastAPI, ingress: Ingress) -> None:
-    @app.get("/info", tags=["model"], dependencies=[KEY])
     async def info() -> Response:
         """The model, its classes, the engine and the limits."""
         model = await ingress.model_info()
         return _json({"version": service_version(), **model.as_dict(), "limits": _limits(ingress.settings)})
 
-    @app.get("/swagger.json", include_in_schema=False)
     async def swagger(version: str = "2") -> Response:
         return _json(swagger_document(version, service_version()))
+
+    for path, route in (("/info", info), ("/swagger.json", swagger)):
+        app.add_api_route(path, route, methods=["GET", "HEAD"], include_in_schema=False)
+    app.add_api_route("/info", info, tags=["model"], dependencies=[KEY])  # for the API documentation, as in _add_probes
 
 
 def _limits(settings: Settings) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import secrets
 import numpy as np
 
 MIN_LENGTH = 4096
+SHOWN = 40
+"""Characters with which a token begins, those of its string: `pipeline.errors.quoted` shows no more of either."""
 MAX_STRINGS = 100_000
 """No valid request has more strings; such a body is left to the parser."""
 
@@ -34,8 +36,9 @@ def cut_out(body: bytes | bytearray) -> tuple[bytes | bytearray, dict[str, str]]
             break
         start = opening + 1
         if closing - start >= MIN_LENGTH and _is_plain(body, codes, start, closing):
-            token = f"{prefix}-{len(strings)}"
-            strings[token] = str(view[start:closing], "ascii")
+            text = str(view[start:closing], "ascii")
+            token = f"{text[:SHOWN]}{prefix}-{len(strings)}"
+            strings[token] = text
             parts += [view[copied:start], token.encode()]
             copied = closing
         opening = body.find(b'"', closing + 1)

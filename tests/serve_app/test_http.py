@@ -491,10 +491,12 @@ async def test_a_client_that_hangs_up_is_no_bug(ingress, caplog):
         assert (await client.post("/score", json=GOOD)).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/ready"])
-async def test_probes_by_head(client, path):
-    """Some load balancers ask without wanting the body."""
-    assert (await client.head(path)).status_code == 200
+@pytest.mark.parametrize("path", ["/", "/ready", "/info", "/swagger.json", "/openapi.json", "/docs", "/playground"])
+async def test_head_is_answered_as_get(client, path):
+    """HTTP requires it; some load balancers ask without wanting the body."""
+    response = await client.head(path)
+    assert (response.status_code, response.content) == (200, b"")
+    assert (await client.post(path)).headers["allow"] == "GET, HEAD"
 
 
 async def test_routing_faults(client):

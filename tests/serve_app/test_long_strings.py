@@ -51,6 +51,12 @@ def test_the_parser_sees_little_of_a_large_body():
     assert set(strings.values()) == {"QUJD" * 120_000}
 
 
+def test_a_message_shows_the_string_and_not_its_token():
+    """As for a short one."""
+    with pytest.raises(InvalidRequest, match=r"unknown key\(s\) 'k{40}…'"):
+        parse_score_request(b'{"input_data": {"' + b"k" * 5000 + b'": 1}}')
+
+
 @pytest.mark.parametrize("bad", ["\n", "\x1f", "\\q"], ids=["line break", "control character", "unknown escape"])
 def test_strings_that_json_forbids_stay_forbidden(bad):
     """They are left to the parser, which refuses them."""
