@@ -8,6 +8,7 @@ handle.score.remote(images, params) ┘
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from ray import serve
 
 from deployments.in_process import LocalHandle, StageHandle, StageInProcess, started
 from deployments.metrics import IngressMetrics
-from deployments.params import ScoreParams, check_image_count, parse_params
+from deployments.params import ScoreParams, check_image_count, check_images, parse_params
 from deployments.probe import PROBE_IMAGE
 from deployments.scoring import ScoringGraph
 from deployments.settings import Settings, with_live_settings
@@ -27,6 +28,9 @@ from deployments.tracing import record_stages
 from pipeline.errors import ImageFault, InvalidRequest, Overloaded, ServiceError, quoted
 from pipeline.inference.engine import ModelInfo
 from pipeline.types import Answer, DetectOptions, OutlineOptions, ScoredImage
+
+MODEL_INFO_S = 10.0
+"""How long the description of the model is cached, seconds."""
 
 
 @serve.deployment(max_ongoing_requests=1000)
@@ -60,7 +64,7 @@ class Ingress:
         slow_s = loader.fetch.total_timeout_s + loader.decode_timeout_s
         self._graph = ScoringGraph(self._image_loader, self._detector, started(polygonizer), settings.ingress, slow_s)
         self._metrics = IngressMetrics()
-        self._model: ModelInfo | None = None
+        self._model: tuple[float, ModelInfo] | None = None
         self._readiness: tuple[float, ServiceError | None] | None = None
         self._probe_lock = asyncio.Lock()
 
@@ -99,6 +103,7 @@ class Ingress:
         Raises:
             ServiceError: with the same codes as over HTTP.
         """
+        check_images(images)
         checked = parse_params(params)
         answers = await self.score_images(images, checked, self.context(timeout_s, request_id), answer_as="objects")
         return [answer if isinstance(answer, ScoredImage) else _faulty(answer) for answer in answers]
@@ -158,6 +163,8 @@ class Ingress:
 
     def context(self, timeout_s: float | None = None, request_id: str | None = None, caller: str = "") -> RequestContext:
         """A request's context; the deadline is the shorter of the caller's and the server's."""
+        if timeout_s is not None and math.isnan(timeout_s):
+            raise InvalidRequest("timeout_s must be a number of seconds, not NaN.")
         timeout_s = self.settings.ingress.timeout_s if timeout_s is None else min(timeout_s, self.settings.ingress.timeout_s)
         return RequestContext(request_id or str(uuid.uuid4()), time.time() + timeout_s, caller)
 
@@ -217,14 +224,19 @@ class Ingress:
         return None
 
     async def model_info(self, timeout_s: float = 5.0) -> ModelInfo:
-        """Model, engine and device of the detector; asked once, then cached.
+        """Model, engine and device of the detector. Asked again after `MODEL_INFO_S`: the one that answers during an update may still have
+        the old model. A detector that is busy then changes nothing.
 
         Raises:
             ServiceError: the detector did not answer.
         """
-        if self._model is None:
-            self._model = await self._graph.model_info(timeout_s)
-        return self._model
+        if self._model is None or time.monotonic() > self._model[0]:
+            try:
+                self._model = (time.monotonic() + MODEL_INFO_S, await self._graph.model_info(timeout_s))
+            except Overloaded:
+                if self._model is None:
+                    raise
+        return self._model[1]
 
 
 def _faulty(answer: Answer | ImageFault) -> ScoredImage:

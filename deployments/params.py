@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import InvalidRequest, LimitExceeded, quoted
@@ -43,6 +45,17 @@ def check_image_count(count: int, most: int) -> None:
         raise LimitExceeded(message, code="too_many_images")
 
 
+def check_images(images: Any) -> None:
+    """Raise InvalidRequest unless `images` is a list or tuple of images as Python callers give them (`deployments.task.ImageInput`)."""
+    if not isinstance(images, list | tuple):
+        raise InvalidRequest(f"'images' must be a list of images, got {type(images).__name__}; put a single image into a list.")
+    for index, image in enumerate(images):
+        if not isinstance(image, str | bytes | np.ndarray):
+            raise InvalidRequest(
+                f"'images[{index}]' must be str (base64 or URL), bytes (an image file) or a uint8 array, got {type(image).__name__}."
+            )
+
+
 def parse_params(params: Any, *, as_text: bool = False) -> ScoreParams:
     """Validate the `params` of a request; None or {} takes all defaults.
 
@@ -56,14 +69,14 @@ def parse_params(params: Any, *, as_text: bool = False) -> ScoreParams:
         return ScoreParams()
     if isinstance(params, ScoreParams):
         return params
-    if not isinstance(params, dict):
+    if not isinstance(params, Mapping):
         raise InvalidRequest(f"'params' must be an object, got {type(params).__name__}.")
     unknown = set(params) - set(ScoreParams.model_fields)
     if unknown:
         known = ", ".join(ScoreParams.model_fields)
         raise InvalidRequest(f"'params' has unknown key(s) {quoted(unknown)}; known keys: {known}.")
     try:
-        return ScoreParams.model_validate(params, strict=not as_text)
+        return ScoreParams.model_validate(dict(params), strict=not as_text)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in fault["loc"] if not str(part).startswith("function-"))

@@ -1,10 +1,13 @@
 """Admission in front of the stages, without Ray."""
 
+import math
 from collections import Counter
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
+import numpy as np
 import pytest
 
+from deployments import ingress as ingress_module
 from deployments.ingress import Ingress
 from deployments.params import ScoreParams
 from deployments.settings import Settings
@@ -109,9 +112,12 @@ async def test_one_bad_image_is_one_error(ingress, counted):
     assert counted["latency"] == {"failed": 1, "done": 1}
 
 
-async def test_the_model_is_asked_for_once(ingress):
-    """It cannot change under a running ingress."""
+async def test_the_model_is_asked_for_once_in_a_while(ingress, monkeypatch):
+    """During an update the first detector to answer may have the old model; a busy one changes nothing."""
     asked = []
+
+    async def busy(_timeout_s):
+        raise Overloaded("busy")
 
     async def model_info(timeout_s):
         asked.append(timeout_s)
@@ -120,6 +126,38 @@ async def test_the_model_is_asked_for_once(ingress):
     ingress._graph = SimpleNamespace(model_info=model_info)
     assert [await ingress.model_info() for _ in range(3)] == ["model"] * 3
     assert asked == [5.0]
+    monkeypatch.setattr(ingress_module, "MODEL_INFO_S", -1.0)
+    ingress._model = None
+    assert [await ingress.model_info() for _ in range(2)] == ["model"] * 2
+    assert len(asked) == 3
+    ingress._graph = SimpleNamespace(model_info=busy)
+    assert await ingress.model_info() == "model"
+    ingress._model = None
+    with pytest.raises(Overloaded):
+        await ingress.model_info()
+
+
+@pytest.mark.parametrize(
+    ("images", "more", "said"),
+    [
+        ("http://host/a.jpg", {}, "must be a list of images, got str; put a single"),
+        (np.zeros((2, 2, 3), np.uint8), {}, "must be a list of images, got ndarray"),
+        (None, {}, "must be a list of images, got NoneType"),
+        ([b"a", None], {}, r"'images\[1\]' must be str .*, got NoneType"),
+        (["a"], {"params": []}, "'params' must be an object, got list"),
+        (["a"], {"timeout_s": math.nan}, "timeout_s must be a number of seconds"),
+    ],
+    ids=["text", "array", "none", "no image", "params", "NaN"],
+)
+async def test_wrong_arguments_of_a_call_by_handle(ingress, images, more, said):
+    """One clear error, as over HTTP, instead of one image per letter or Python's own."""
+    with pytest.raises(InvalidRequest, match=said):
+        await ingress.score(images, **more)
+
+
+async def test_params_may_be_any_mapping(ingress):
+    """As the signature of `score` says."""
+    assert await ingress.score([], MappingProxyType({"decimals": 3})) == []
 
 
 async def test_a_request_without_images_counts_nothing(ingress):
