@@ -209,7 +209,7 @@ def run_locust(arguments: list[str]) -> int:
     """Run Locust with our locustfile; without -H or LOCUST_HOST it starts a local service that may fetch from the locustfile's image
     server."""
     if find_spec("locust") is None:
-        raise CommandFault("locust is not installed: pip install -e '.[load]'")
+        raise CommandFault("locust is not installed: .venv/bin/pip install -e '.[load]'")
     command = [sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("locustfile.py")), *arguments]
     if os.environ.get("LOCUST_HOST") or any(re.match(r"(-H|--host)", argument) for argument in arguments):
         return subprocess.run(command, check=False).returncode

@@ -2,9 +2,9 @@
 
     rates(settings, deployments, costs, step) ─▶ [Rate(name, images/s with min_replicas, with max_replicas)] ─▶ as_lines
 
-`python -m serve_app.config_file FILE` prints the rates for the costs stated here, `python -m loadtest plan --config FILE` for measured
-costs. The model is simple: stages do not share cores, images are 640x480 JPEGs with few objects, calls are full. It finds the setting that
-limits the rate; it does not predict what a machine will reach.
+`python -m serve_app.config_file FILE` prints the rates for the costs stated here; `python -m loadtest plan --costs COSTS --config FILE` for
+costs measured by `python -m loadtest costs --output COSTS`. The model is simple: stages do not share cores, images are 640x480 JPEGs with
+few objects, calls are full. It finds the setting that limits the rate; it does not predict what a machine will reach.
 """
 
 from __future__ import annotations
@@ -126,12 +126,17 @@ def bottleneck(chain: list[Rate], *, most: bool) -> Rate:
 def as_lines(settings: Settings, deployments: Mapping[str, dict[str, Any]], costs: StageCosts, step: Step | None) -> list[str]:
     """The rates as a table, and the lowest for images in the body and for URLs."""
     if settings.layout == "together":
-        return ["layout: together: all stages share the cores of one replica; measure its rate with python -m loadtest run"]
+        return [
+            "layout: together: all stages share the cores of one replica; measure its rate: "
+            "python -m loadtest run --scenario server --config FILE"
+        ]
     bodies, by_url = rates(settings, deployments, costs, step)
     lines = [f"{'images/s at most':34}{'fewest replicas':>16}{'most':>8}"]
     lines += [f"  {rate.name:32}{rate.fewest:16.0f}{rate.most:8.0f}" for rate in (*bodies, by_url[-1])]
     if step is None:
-        lines.append(f"  {NETWORK:32}       unknown for {settings.model.name}: measure it with python -m benchmarks.bench")
+        lines.append(
+            f"  {NETWORK:32}       unknown for {settings.model.name}: python -m loadtest costs --config FILE measures it"
+        )
     for name, chain in (("images in the body", bodies), ("URLs", by_url)):
         few, many = bottleneck(chain, most=False), bottleneck(chain, most=True)
         more = f"; with the most replicas {_named(many, many.most)}" if (few, few.fewest) != (many, many.most) else ""
@@ -140,7 +145,8 @@ def as_lines(settings: Settings, deployments: Mapping[str, dict[str, Any]], cost
     lines.append(
         f"assumed ms per image: Ingress {costs.ingress_ms:g}, ImageLoader {costs.loader_ms:g} and decoding {costs.decode_ms:g}, "
         f"Polygonizer {costs.polygonizer_ms:g}{network}; {costs.fetch_ms:g} to fetch a URL. "
-        "To measure them on your machine: python -m loadtest plan --config"
+        "For those of your machine: python -m loadtest costs --output costs.json, then "
+        "python -m loadtest plan --costs costs.json --config FILE"
     )
     return lines
 

@@ -1,5 +1,6 @@
 """The chain of a configuration: what each part allows, and which is the bottleneck."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,15 @@ def test_the_gpus_are_the_bottleneck_of_the_gpu_configuration(most):
     settings, deployments = read("serve_config.gpu.yaml")
     for chain in rates(settings, deployments, StageCosts(), step_of(settings, deployments)):
         assert bottleneck(chain, most=most).name == NETWORK, by_name(chain)
+
+
+@pytest.mark.parametrize("layout", ["stages", "together"])
+def test_the_commands_it_names_are_accepted(layout):
+    """Each `python -m loadtest …` in the output has the arguments that the program requires."""
+    main = pytest.importorskip("loadtest.__main__", reason="loadtest is not installed: .venv/bin/pip install -e '.[load]'")
+    settings, deployments = read("serve_config.yaml" if layout == "stages" else "serve_config.together.yaml")
+    said = "\n".join(as_lines(settings, deployments, COSTS, None))
+    commands = re.findall(r"python -m loadtest ([a-z]+(?: --[a-z]+ [\w.]+)*)", said)
+    assert [main._parser().parse_args(command.split()).command for command in commands] == (
+        ["costs", "costs", "plan"] if layout == "stages" else ["run"]
+    )
