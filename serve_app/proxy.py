@@ -42,7 +42,8 @@ until its client has read it."""
 
 
 class JsonErrors:
-    """ASGI middleware: replaces errors that are not JSON by the contract's JSON, and a missing response by a 500."""
+    """ASGI middleware: replaces errors that are not JSON by the contract's JSON, and a missing response by a 500, also after an
+    exception, which the server would answer in plain text."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -78,11 +79,13 @@ class JsonErrors:
 
         try:
             await self._app(scope, receive, send_json)
-        except TimeoutError:
+        except Exception as error:
             if not answered:
+                logger.exception("a request failed in Ray Serve before its response began")
+            elif isinstance(error, TimeoutError):
+                logger.warning("a client read nothing of its response for %g s: its connection is closed", MAX_WRITE_S)
+            else:
                 raise
-            logger.warning("a client read nothing of its response for %g s: its connection is closed", MAX_WRITE_S)
-            return
         finally:
             unsent.forget()
         if not answered:

@@ -54,6 +54,20 @@ async def test_no_answer_is_a_500():
     assert (response.status_code, response.json()["code"]) == (500, "internal_error")
 
 
+@pytest.mark.parametrize("raised", [RuntimeError("at /home/me"), TimeoutError()], ids=["bug", "timeout"])
+async def test_an_exception_is_a_500_in_json(raised, caplog):
+    """Told in the log only."""
+
+    async def failing(*_):
+        raise raised
+
+    with caplog.at_level(logging.ERROR, "ray.serve"):
+        response = await ask(failing)
+    assert (response.status_code, response.json()["code"]) == (500, "internal_error")
+    assert "/home/me" not in response.text
+    assert [record.exc_info[1] for record in caplog.records] == [raised]
+
+
 @pytest.mark.parametrize(
     "name",
     ["x-request-id", "x-request-timeout-seconds", "x-request-disconnect-disabled", "x-session-id", "serve_multiplexed_model_id"],
