@@ -48,12 +48,19 @@ class Detector:
         self._stage = Stage("detector")
         self._lost: EngineLost | None = None
         self._ran_s: deque[float] = deque(maxlen=MEASURED_BATCHES)
-        self._batcher: GreedyBatcher[Item, Instances] = GreedyBatcher(
-            self._run, max_batch=settings.max_batch, max_wait_s=settings.max_wait_ms / 1e3, observer=BatchMetrics()
-        )
         options = on_granted_device(engine_options(model, settings), _granted_gpus())
-        self._engine = load_engine(model.name, options, self._batcher.notify_capacity)
+        self._engine = load_engine(model.name, options, self._note_capacity)
+        self._batcher: GreedyBatcher[Item, Instances] = GreedyBatcher(
+            self._run,
+            max_batch=settings.max_batch,
+            max_wait_s=settings.max_wait_ms / 1e3,
+            fair_batch=fair_batch(self._engine.info),
+            observer=BatchMetrics(),
+        )
         self._engine.warm_up()
+
+    def _note_capacity(self, fewest: int = 1) -> None:
+        self._batcher.notify_capacity(fewest)
 
     def _run(self, items: list[Item]) -> Sequence[Instances]:
         images, options = zip(*items, strict=True)
@@ -89,8 +96,8 @@ class Detector:
 
     async def _detect(self, image: LoadedImage, task: ImageTask[LoadedImage], clock: Clock) -> Instances:
         image = for_size(image, self._engine.info.input_size)
-        options = detect_options(task.options, self._engine.info.classes)
-        ran = await self._batcher.submit((image, options), deadline=task.context.deadline)
+        item, context = (image, detect_options(task.options, self._engine.info.classes)), task.context
+        ran = await self._batcher.submit(item, deadline=context.deadline, caller=context.caller)
         clock.add("queue", ran.wait_s)
         clock.add("detect", ran.run_s)
         return ran.result
@@ -118,6 +125,15 @@ def hung_after_s(max_batch: int, ran_s: Sequence[float]) -> float:
     if len(ran_s) < MEASURED_BATCHES:
         return at_first
     return min(at_first, max(MIN_HUNG_S, HUNG_TIMES * max(ran_s)))
+
+
+def fair_batch(info: ModelInfo) -> int:
+    """Most images in a batch while there are several callers.
+
+    OpenVINO runs one image on each thread, so a batch of one image a thread costs as much an image as a larger one. On a GPU it would cost
+    more.
+    """
+    return min(info.threads, info.max_batch) if info.engine == "openvino" else info.max_batch
 
 
 def engine_options(model: ModelSettings, settings: DetectorSettings) -> EngineOptions:

@@ -4,7 +4,8 @@
     send(item, alone=True) ──▶ a group of its own, at once
 
 A few groups are in flight at a time; items that arrive meanwhile wait and form the next groups. So an idle service sends each image at
-once, and a busy one sends full groups. Items that may take long (a URL, or an item whose replica died) are sent alone and do not delay
+once, and a busy one sends full groups. Callers take turns, and one who has nothing in flight does not wait for the groups of others, as
+long as there are not twice as many groups. Items that may take long (a URL, or an item whose replica died) are sent alone and do not delay
 others. A group that takes longer than `PATIENCE_S`, for example because its replica does not answer, no longer counts as in flight; after
 some seconds it is cancelled (`CallHangs`). Ray takes 7 s to detect a dead node, and up to 30 s to kill a replica that does not answer.
 """
@@ -22,8 +23,8 @@ from typing import Generic, TypeVar
 
 from deployments.pace import MEMORY_S, Pace
 from deployments.settings import GroupSettings
-from deployments.turns import Turns
 from pipeline.errors import DeadlineExceeded, Overloaded, StageFailed
+from pipeline.inference.turns import Turns
 
 PATIENCE_S = 1.0
 """A group that takes longer than this no longer counts against `max_in_flight`, seconds."""
@@ -132,12 +133,19 @@ class Grouper(Generic[Item, Result]):
         self._filling = False
         while self._waiting and len(self._in_flight) < self._limits.max_in_flight:
             self._start(self._next_group())
+        for caller in self._waiting.callers:
+            callers_in_flight = {entry.caller for task in self._in_flight for entry in self._groups[task]}
+            if len(self._in_flight) < 2 * self._limits.max_in_flight and caller not in callers_in_flight:
+                self._start(self._next_group(caller))
 
-    def _next_group(self) -> list[_Entry[Item, Result]]:
-        group = [self._waiting.pop()]
+    def _next_group(self, caller: str | None = None) -> list[_Entry[Item, Result]]:
+        """The next items, or those of one caller."""
+        group, waiting = [self._waiting.pop(caller)], self._waiting
         room = self._limits.max_mb * 1e6 - group[0].size_bytes
-        while self._waiting and len(group) < self._limits.max_images and self._waiting.first().size_bytes <= room:
-            group.append(self._waiting.pop())
+        while (waiting if caller is None else caller in waiting.callers) and len(group) < self._limits.max_images:
+            if waiting.first(caller).size_bytes > room:
+                break
+            group.append(waiting.pop(caller))
             room -= group[-1].size_bytes
         return group
 

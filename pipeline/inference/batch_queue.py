@@ -60,6 +60,7 @@ class Entry(Generic[Item, Result]):
 
     item: Item
     deadline: float | None
+    caller: str
     future: asyncio.Future[BatchResult[Result] | BaseException]
     submitted_at: float = field(default_factory=time.perf_counter)
     started: bool = False

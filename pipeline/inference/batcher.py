@@ -7,6 +7,7 @@
            cancelled: dropped      at the latest when this one is done
 
 An idle model waits `max_wait_s` for more items; a busy one does not wait, because items queue while it is busy.
+Callers take turns. While there are several, batches have at most `fair_batch` items, so that nobody waits for long batches of others.
 The queue is unbounded: admission is up to the caller.
 """
 
@@ -16,7 +17,6 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,6 +24,7 @@ from typing import Generic, ParamSpec, TypeVar
 
 from pipeline.errors import ConfigurationError, DeadlineExceeded, EngineLost, EngineOutOfMemory, Overloaded, StageFailed
 from pipeline.inference.batch_queue import BatchLimit, BatchObserver, BatchResult, DropReason, Entry, SilentObserver
+from pipeline.inference.turns import RecentCallers, Turns
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -43,6 +44,8 @@ class GreedyBatcher(Generic[Item, Result]):
             only that item. An exception that it raises fails the batch, which is then retried in halves, unless it is one of `lost`.
             Runs on one of two threads; see `notify_capacity` for when both are used.
         max_batch: most items in a batch.
+        fair_batch: most items in a batch while there are several callers; None for `max_batch`. Choose the smallest batch that costs about
+            as much an item as a full one.
         max_wait_s: longest time that an idle model waits for more items after the first one, seconds.
         observer: receives batches, splits and drops; None for no observer.
         out_of_memory: exceptions of `run_batch` that mean the batch did not fit into memory.
@@ -60,6 +63,7 @@ class GreedyBatcher(Generic[Item, Result]):
         *,
         max_batch: int,
         max_wait_s: float,
+        fair_batch: int | None = None,
         observer: BatchObserver | None = None,
         out_of_memory: tuple[type[Exception], ...] = (EngineOutOfMemory, MemoryError),
         lost: tuple[type[Exception], ...] = (EngineLost,),
@@ -71,11 +75,12 @@ class GreedyBatcher(Generic[Item, Result]):
                 f"got max_batch {max_batch}, max_wait_s {max_wait_s}, oom_recover_s {oom_recover_s}"
             )
         self._run_batch = run_batch
-        self._limit = BatchLimit(max_batch, oom_recover_s)
+        self._limit, self._fair_batch = BatchLimit(max_batch, oom_recover_s), fair_batch or max_batch
         self._max_wait_s = max_wait_s
         self._observer = observer or SilentObserver()
         self._out_of_memory, self._lost = out_of_memory, lost
-        self._queue: deque[Entry[Item, Result]] = deque()
+        self._queue: Turns[Entry[Item, Result]] = Turns()
+        self._callers = RecentCallers()
         self._threads = ThreadPoolExecutor(MAX_IN_FLIGHT, thread_name_prefix="model")
         self._work: asyncio.Task[None] | None = None
         self._in_flight: set[asyncio.Task[None]] = set()
@@ -97,7 +102,7 @@ class GreedyBatcher(Generic[Item, Result]):
         now = time.perf_counter()
         return now - min(self._running_since.copy().values(), default=now)
 
-    async def submit(self, item: Item, *, deadline: float | None = None) -> BatchResult[Result]:
+    async def submit(self, item: Item, *, deadline: float | None = None, caller: str = "") -> BatchResult[Result]:
         """Run one item in a batch with other waiting items, and return its result.
 
         Cancelling this call removes the item from the queue; if the model already runs it, its result is discarded.
@@ -105,6 +110,7 @@ class GreedyBatcher(Generic[Item, Result]):
         Args:
             item: passed to `run_batch` unchanged.
             deadline: time after which the result is not needed, seconds as `time.time()`; None for none.
+            caller: owner of the item; waiting items take turns by caller.
         Raises:
             DeadlineExceeded: the deadline passed, before or while the model ran.
             Overloaded: the batcher is closed.
@@ -112,7 +118,7 @@ class GreedyBatcher(Generic[Item, Result]):
         """
         if self._closed:
             raise Overloaded("the model is shutting down")
-        entry: Entry[Item, Result] = Entry(item, deadline, asyncio.get_running_loop().create_future())
+        entry: Entry[Item, Result] = Entry(item, deadline, caller, asyncio.get_running_loop().create_future())
         self._enqueue(entry)
         try:
             async with asyncio.timeout(None if deadline is None else deadline - time.time()):
@@ -147,7 +153,7 @@ class GreedyBatcher(Generic[Item, Result]):
         """
         self._closed = True
         while self._queue and not drain:
-            entry = self._queue.popleft()
+            entry = self._queue.pop()
             entry.resolve(Overloaded("the model is shutting down"))
             self._report(self._observer.item_dropped, "closed")
         self._stop_waiting.set()
@@ -156,17 +162,23 @@ class GreedyBatcher(Generic[Item, Result]):
         self._threads.shutdown()
 
     def _enqueue(self, entry: Entry[Item, Result]) -> None:
-        self._queue.append(entry)
+        self._callers.note(entry.caller)
+        self._queue.append(entry, entry.caller)
         self._look_again.set()
-        if len(self._queue) >= self._limit.now():
+        if len(self._queue) >= self._most():
             self._stop_waiting.set()
         if self._work is None or self._work.done():
             self._loop = asyncio.get_running_loop()
             self._work = self._loop.create_task(self._work_until_idle())
 
+    def _most(self) -> int:
+        """Most items of the next batch."""
+        limit = self._limit.now()
+        return min(limit, self._fair_batch) if self._callers.are_several else limit
+
     def _leave(self, entry: Entry[Item, Result], reason: DropReason) -> None:
-        with suppress(ValueError):
-            self._queue.remove(entry)
+        with suppress(LookupError, ValueError):  # it is no longer in the queue
+            self._queue.remove(entry, entry.caller)
         if not entry.started:
             self._report(self._observer.item_dropped, reason)
 
@@ -182,11 +194,10 @@ class GreedyBatcher(Generic[Item, Result]):
     def _may_start(self) -> bool:
         if self._fewest is None or len(self._in_flight) == MAX_IN_FLIGHT:
             return False
-        return len(self._queue) >= min(self._fewest, self._limit.now())
+        return len(self._queue) >= min(self._fewest, self._most())
 
     def _start_batch(self) -> None:
-        size = min(len(self._queue), self._limit.now())
-        entries = [self._queue.popleft() for _ in range(size)]
+        entries = [self._queue.pop() for _ in range(min(len(self._queue), self._most()))]
         self._fewest = None
         task = asyncio.create_task(self._run(entries))
         self._in_flight.add(task)
@@ -203,7 +214,7 @@ class GreedyBatcher(Generic[Item, Result]):
         self._look_again.set()
 
     async def _wait_for_more(self) -> None:
-        if len(self._queue) < self._limit.now() and not self._closed:
+        if len(self._queue) < self._most() and not self._closed:
             self._stop_waiting.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._max_wait_s):

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from deployments.detector import HUNG_S, HUNG_S_AN_IMAGE, MEASURED_BATCHES, Detector, hung_after_s, on_granted_device
+from deployments.detector import HUNG_S, HUNG_S_AN_IMAGE, MEASURED_BATCHES, Detector, fair_batch, hung_after_s, on_granted_device
 from deployments.stage import Stage
 from deployments.task import ImageTask, RequestContext, ScoreOptions
 from pipeline.errors import EngineLost
-from pipeline.inference.engine import EngineOptions
+from pipeline.inference.engine import EngineOptions, ModelInfo
 from pipeline.types import DetectOptions, Letterbox, LoadedImage, OutlineOptions
 
 
@@ -33,6 +33,14 @@ from pipeline.types import DetectOptions, Letterbox, LoadedImage, OutlineOptions
 def test_auto_is_the_card_that_ray_granted(kind, device, cards, expected):
     """Never a GPU that was not granted; a device given by name stays."""
     assert on_granted_device(EngineOptions(kind, device=device), cards).device == expected
+
+
+@pytest.mark.parametrize(
+    ("engine", "threads", "fair"), [("openvino", 2, 2), ("openvino", 32, 8), ("torch", 4, 8), ("simulated", 2, 8)]
+)
+def test_batches_are_short_only_where_that_is_as_fast(engine, threads, fair):
+    """OpenVINO runs an image a thread; a GPU needs large batches, also with several callers."""
+    assert fair_batch(ModelInfo("m", ("person",), 640, engine, "bf16", "cpu", threads, 8)) == fair
 
 
 async def test_a_detector_that_lost_its_card_says_so():
@@ -88,7 +96,7 @@ async def test_wanted_labels_are_indices_of_this_detectors_model(labels, indices
     """The Ingress sends names: while the service changes its model, its own order of classes may be another."""
     asked = []
 
-    async def submit(item, deadline):  # noqa: ARG001
+    async def submit(item, **_):
         asked.append(item[1])
         return SimpleNamespace(wait_s=0.0, run_s=0.0, result="instances")
 

@@ -372,7 +372,7 @@ async def test_a_group_cancelled_before_it_began_makes_room(turns):
 
 
 async def test_a_flood_delays_its_own_caller():
-    """Forty items of one caller wait; two items of another are in the next group, as `expected_s` predicts."""
+    """Forty items of one caller wait; two items of another are sent beside its first group, as `expected_s` predicts."""
     carrier = Carrier(0.01)
     grouper = Grouper(carrier, GroupSettings(max_images=8, max_in_flight=1))
     await send_all(grouper, range(16))
@@ -383,12 +383,28 @@ async def test_a_flood_delays_its_own_caller():
     await asyncio.sleep(0)
     assert grouper.expected_s(1, "quiet") < grouper.expected_s(1, "loud") / 3
     await asyncio.gather(*polite)
-    assert len(carrier.groups) <= 2
+    assert len(carrier.groups) <= 3
     assert sum(str(item).startswith("polite") for group in carrier.groups[:2] for item in group) == 2
     await asyncio.gather(*flood)
     assert [item for group in carrier.groups for item in group if str(item).startswith("flood")] == [
         f"flood {n}" for n in range(40)
     ]
+
+
+async def test_a_caller_with_nothing_in_flight_does_not_wait():
+    """Its item is sent beside the flood's group; then it waits its turn like all others, and there are never more than two groups."""
+    carrier = Carrier(0.02)
+    grouper = Grouper(carrier, GroupSettings(max_images=8, max_in_flight=1))
+    flood = [asyncio.create_task(grouper.send(f"flood {n}", caller="loud")) for n in range(40)]
+    await asyncio.sleep(0.01)
+    polite = [asyncio.create_task(grouper.send(f"polite {n}", caller="quiet")) for n in range(2)]
+    await asyncio.sleep(0.001)
+    assert carrier.groups[1:] == [["polite 0", "polite 1"]]
+    later = [asyncio.create_task(grouper.send("later", caller=caller)) for caller in ("quiet", "third")]
+    await asyncio.sleep(0.001)
+    assert len(carrier.groups) == 2
+    await asyncio.gather(*flood, *polite, *later)
+    assert carrier.most_in_flight == 2
 
 
 def test_a_hanging_decoder_is_answered_before_its_call_is_given_up():

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigurationError, DeadlineExceeded, EngineLost, EngineOutOfMemory, Overloaded, StageFailed
+from pipeline.inference import turns
 from pipeline.inference.batch_queue import BatchLimit, BatchResult, DropReason
 from pipeline.inference.batcher import GreedyBatcher
 
@@ -120,6 +121,33 @@ class TestForming:
         async with running(model, max_wait_s=3600) as batcher, asyncio.timeout(5):
             assert await outcomes(submit_all(batcher, range(4))) == [0, 2, 4, 6]
         assert model.batches == [[0, 1, 2, 3]]
+
+    async def test_callers_take_turns(self) -> None:
+        """Six items of one caller wait, then one of another comes: it is in the next batch, which has at most fair_batch items."""
+        model = GatedModel()
+        async with running(model, fair_batch=2) as batcher:
+            tasks = submit_all(batcher, [0], caller="loud")
+            await until(lambda: model.batches)
+            tasks += submit_all(batcher, range(1, 7), caller="loud")
+            await until(lambda: batcher.queue_length == 6)
+            tasks += submit_all(batcher, [10], caller="quiet")
+            await until(lambda: batcher.queue_length == 7)
+            model.gate.set()
+            assert await outcomes(tasks) == [0, 2, 4, 6, 8, 10, 12, 20]
+        assert model.batches == [[0], [1, 10], [2, 3], [4, 5], [6]]
+
+    async def test_one_caller_gets_full_batches(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Also when another has been gone for RECENT_S."""
+        monkeypatch.setattr(turns, "RECENT_S", 0.0)
+        model = GatedModel()
+        async with running(model, fair_batch=1) as batcher:
+            tasks = submit_all(batcher, [0], caller="quiet")
+            await until(lambda: model.batches)
+            tasks += submit_all(batcher, range(1, 5), caller="loud")
+            await until(lambda: batcher.queue_length == 4)
+            model.gate.set()
+            await outcomes(tasks)
+        assert model.batches == [[0], [1, 2, 3, 4]]
 
     async def test_an_idle_item_waits_at_most_max_wait(self) -> None:
         """A lone item runs after max_wait, not sooner and not much later."""
