@@ -1,11 +1,12 @@
 """Floods a running service by one client while an honest client uses it: measures the honest client's latency and the memory.
 
-    python -m tests.security.floods [--seconds 15] [--rate 6] [--only NAME ...] [--output results.json]
+    python -m tests.security.floods [--seconds 15] [--rate 10] [--only NAME ...] [--output results.json]
 
     honest client, Poisson ──▶ service ◀── flood, in processes of its own
 
-Expected of every flood: the honest client's p99 within 1.5 times of the runs without, memory of all processes under 4 GB. Prints a table
-and, last, one line of JSON; exit status 1 where something was not as expected.
+Each flood is between two steps without, of the same honest requests. Expected of it: the honest client's p99 within 1.5 times of the slower
+of these two, memory of all processes under 4 GB. Prints a table and, last, one line of JSON; exit status 1 where something was not as
+expected.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+import psutil
 from PIL import Image
 
 from loadtest.image_server import start_image_server
@@ -100,7 +102,7 @@ class Step:
         name: the flood, or that there was none.
         asked, failed: honest requests, and those that were not answered rightly.
         p50_ms, p99_ms: of right answers; None where there was none.
-        peak_mb: memory of all processes of the service that is not shared, MB (1e6 bytes).
+        peak_mb: memory of all processes of the service that is not shared, MB (1e6 bytes); what a fork shares is counted once.
         flood: outcomes of the flood's requests; `hung up` if the client or the service closed an unread answer.
     """
 
@@ -126,6 +128,7 @@ class Floods:
     def __init__(self, service: LocalService, hostile: str, photo_urls: Sequence[str], rate_per_s: float, seconds: float) -> None:
         self._service, self._hostile = service, hostile
         self._rate_per_s, self._seconds = rate_per_s, seconds
+        self._forked_mb = forked_mb(service)
         self._bodies = {False: request_bodies(photos_from(None, 8), 1), True: request_bodies(photo_urls, 1)}
 
     def alone(self, name: str, *, of_urls: bool = False) -> Step:
@@ -149,11 +152,23 @@ class Floods:
         with Watch(self._service.processes, interval_s=0.2) as watch:
             queries = asyncio.run(ask())
         good = [query.latency_ms for query in queries if query.outcome == OK]
-        peak_mb = max(sum(sample.memory_mb.values()) for sample in watch.samples)
+        peak_mb = max(sum(sample.memory_mb.values()) for sample in watch.samples) - self._forked_mb
         p50, p99 = percentile(good, 50), percentile(good, 99)
         step = Step(name, len(queries), len(queries) - len(good), p50, p99, peak_mb, outcomes)
         print(step, file=sys.stderr, flush=True)
         return step
+
+
+def forked_mb(service: LocalService) -> float:
+    """Memory that forked processes (Ray's dashboard) still share with their parent and that the sum of all processes counts several times."""
+    counted_mb = 0.0
+    for process in service.processes():
+        with suppress(OSError, psutil.Error):
+            memory = process.memory_info()
+            lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+            own_kib = next(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:"))
+            counted_mb += (memory.rss - memory.shared - own_kib * 1024) / 1e6
+    return counted_mb
 
 
 @contextmanager
@@ -257,24 +272,25 @@ def run(rate_per_s: float, seconds: float, only: Sequence[str]) -> list[Step]:
         service = stack.enter_context(local_service(change=change, env=keys))
         floods = Floods(service, hostile, photo_urls, rate_per_s, seconds)
         Floods(service, hostile, photo_urls, rate_per_s, WARM_UP_S).alone("warming up")
-        steps = [floods.alone("none")]
+        steps: list[Step] = []
         for name, flood in FLOODS.items():
             if (only and not any(part in name for part in only)) or (name == NO_ANSWER and not has_names):
                 print(f"left out: {name}", file=sys.stderr)
                 continue
-            if flood.of_urls:
-                steps.append(floods.alone("none, URLs", of_urls=True))
-            steps.append(floods.beside(name, flood))
-        steps.append(floods.alone("none, at the end"))
+            quiet = "none, URLs" if flood.of_urls else "none"
+            if not steps or steps[-1].name != quiet:
+                steps.append(floods.alone(quiet, of_urls=flood.of_urls))
+            steps += floods.beside(name, flood), floods.alone(quiet, of_urls=flood.of_urls)
         return steps
 
 
 def times_p99(step: Step, steps: Sequence[Step]) -> float | None:
-    """A step's p99 over the slowest one without a flood of the same kind of image; None where either is missing."""
-    flood = FLOODS.get(step.name)
-    of_urls = flood.of_urls if flood else "URLs" in step.name
-    quiet = [one.p99_ms for one in steps if one.name not in FLOODS and ("URLs" in one.name) == of_urls and one.p99_ms]
-    return step.p99_ms / max(quiet) if step.p99_ms and quiet else None
+    """A flood's p99 over that of the slower of the steps before and after it; None where one is missing."""
+    place = steps.index(step)
+    around = [one.p99_ms for one in (*steps[max(place - 1, 0) : place], *steps[place + 1 : place + 2])]
+    if step.name not in FLOODS or not step.p99_ms or len(around) < 2 or None in around:
+        return None
+    return step.p99_ms / max(p99 for p99 in around if p99 is not None)
 
 
 def as_expected(steps: Sequence[Step]) -> bool:
@@ -300,7 +316,7 @@ def main() -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.security.floods", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=15.0, help="of honest traffic in each step (default: %(default)s)")
-    parser.add_argument("--rate", type=float, default=6.0, help="honest requests a second (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=10.0, help="honest requests a second (default: %(default)s)")
     parser.add_argument("--only", nargs="*", default=[], help="floods whose names contain one of these")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
