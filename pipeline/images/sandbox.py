@@ -1,7 +1,9 @@
 """Sandbox for a decoder process: no new files, sockets or processes. Applied after the imports.
 
     Landlock    no path can be opened, created or removed; no TCP port bound or connected to; no signals or abstract sockets to other
-    processes seccomp     an allow-list of system calls: memory, threads, time, reading and writing open files. All others fail with EPERM
+                processes
+    seccomp     an allow-list of system calls: memory, threads, time, reading and writing open files. All others fail with EPERM, and so do
+                shared memory, which the memory limit of a process does not count, and signals to other processes
 
 Both can only remove rights, need no privileges, and apply to all threads and children. Codecs are C code that reads untrusted bytes: an
 attacker who takes over a decoder can only answer on its socket. Needs x86-64 or arm64, and Linux 5.13 for Landlock; elsewhere the process
@@ -15,6 +17,8 @@ from __future__ import annotations
 import ctypes
 import enum
 import errno
+import mmap
+import os
 import platform
 import struct
 
@@ -30,18 +34,18 @@ _CLONE_THREAD = 0x0001_0000
 _MACHINES = {"x86_64": (0, 0xC000_003E), "aarch64": (1, 0xC000_00B7)}
 """Column of CALLS, and the kernel's AUDIT_ARCH."""
 
-_SECCOMP, _CLONE, _CLONE3 = (317, 277), (56, 220), (435, 435)
+_SECCOMP, _CLONE, _CLONE3, _MMAP, _TGKILL = (317, 277), (56, 220), (435, 435), (9, 222), (234, 131)
 _CALLS: dict[str, tuple[int | None, int | None]] = {
     "read": (0, 63), "write": (1, 64), "close": (3, 57), "fstat": (5, 80), "lseek": (8, 62), "readv": (19, 65), "writev": (20, 66),
     "sendto": (44, 206), "recvfrom": (45, 207), "sendmsg": (46, 211), "recvmsg": (47, 212), "poll": (7, None), "ppoll": (271, 73),
-    "mmap": (9, 222), "mprotect": (10, 226), "munmap": (11, 215), "brk": (12, 214), "mremap": (25, 216), "madvise": (28, 233),
-    "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "sigaltstack": (131, 132), "tgkill": (234, 131),
+    "mprotect": (10, 226), "munmap": (11, 215), "brk": (12, 214), "mremap": (25, 216), "madvise": (28, 233),
+    "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "sigaltstack": (131, 132),
     "setitimer": (38, 103), "nanosleep": (35, 101), "clock_nanosleep": (230, 115), "clock_gettime": (228, 113), "gettimeofday": (96, 169),
     "restart_syscall": (219, 128), "futex": (202, 98), "set_robust_list": (273, 99), "rseq": (334, 293), "membarrier": (324, 283),
     "sched_yield": (24, 124), "sched_getaffinity": (204, 123), "getcpu": (309, 168), "getpid": (39, 172), "gettid": (186, 178),
     "getrandom": (318, 278), "getrusage": (98, 165), "sysinfo": (99, 179), "exit": (60, 93), "exit_group": (231, 94),
 }  # fmt: skip
-"""System calls that decoding needs, with their numbers on x86-64 and arm64. abort() uses `tgkill`."""
+"""System calls that decoding needs, with their numbers on x86-64 and arm64. Further ones with certain arguments: `_filter`."""
 
 
 class Sandbox(enum.IntFlag):
@@ -105,18 +109,20 @@ def _filter(column: int, architecture: int) -> bytes:
         _instruction(_RETURN, _RET_KILL_PROCESS),
         _instruction(_LOAD_WORD, _CALL_OFFSET),
     ]
+
+    def check(number: int, argument: int, test: bytes) -> list[bytes]:
+        """Allow a call if the test of its argument does not jump to the second next instruction."""
+        load = _instruction(_LOAD_WORD, _FIRST_ARGUMENT_OFFSET + 8 * argument)
+        return [_instruction(_JUMP_EQUAL, number, otherwise=4), load, test, allow, deny]
+
     for number in allowed:
         program += [_instruction(_JUMP_EQUAL, number, otherwise=1), allow]
     # glibc creates threads with clone3, whose flags a filter cannot check; after ENOSYS it uses clone.
     program += [_instruction(_JUMP_EQUAL, _CLONE3[column], otherwise=1), _instruction(_RETURN, _RET_ERRNO | errno.ENOSYS)]
-    program += [_instruction(_JUMP_EQUAL, _CLONE[column], then=1), deny]
-    program += [
-        _instruction(_LOAD_WORD, _FIRST_ARGUMENT_OFFSET),
-        _instruction(_JUMP_SET, _CLONE_THREAD, otherwise=1),
-        allow,
-        deny,
-    ]
-    return b"".join(program)
+    program += check(_CLONE[column], 0, _instruction(_JUMP_SET, _CLONE_THREAD, otherwise=1))
+    program += check(_MMAP[column], 3, _instruction(_JUMP_SET, mmap.MAP_SHARED, then=1))
+    program += check(_TGKILL[column], 0, _instruction(_JUMP_EQUAL, os.getpid(), otherwise=1))  # abort() signals itself
+    return b"".join([*program, deny])
 
 
 def _instruction(code: int, value: int, then: int = 0, otherwise: int = 0) -> bytes:

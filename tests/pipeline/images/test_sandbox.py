@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 PROGRAM = """
-import ctypes, os, signal, socket, sys, threading
+import ctypes, mmap, os, signal, socket, sys, threading
 from pathlib import Path
 from pipeline.images import sandbox
 
@@ -30,6 +30,11 @@ secret = Path(sys.argv[1])
 listener = socket.socket()
 listener.bind(("127.0.0.1", 0))
 listener.listen()
+libc = ctypes.CDLL(None, use_errno=True)
+
+def fail():
+    raise OSError(ctypes.get_errno(), "failed")
+
 held = {confine}
 try:
     {deed}
@@ -61,6 +66,8 @@ CALL_DEEDS = {
     "spawn a program": "os.posix_spawn('/bin/true', ['true'], {})",
     "signal another process": "os.kill(os.getppid(), signal.SIGCONT)",
     "make a file in memory": "os.memfd_create('x')",
+    "share memory, which has no limit": "mmap.mmap(-1, 2**30)",
+    "signal a thread of another process": "libc.tgkill(os.getppid(), os.getppid(), signal.SIGCONT) and fail()",
 }
 
 
@@ -99,6 +106,15 @@ def test_landlock_alone_keeps_files_out_of_reach(deed, secret):
     if held is Sandbox.NONE:
         pytest.skip("this kernel has no Landlock")
     assert (held, said) == (Sandbox.LANDLOCK, "PermissionError")
+
+
+def test_seccomp_alone_forbids_signals(secret):
+    """On a kernel without Landlock, or with one that does not restrict signals (before 6.12)."""
+    confine = "ctypes.CDLL(None).prctl(38, 1, 0, 0, 0) or sandbox._deny_calls(ctypes.CDLL(None))"
+    held, said = confined(CALL_DEEDS["signal a thread of another process"], secret, confine)
+    if held is Sandbox.NONE:
+        pytest.skip("this kernel has no seccomp")
+    assert (held, said) == (Sandbox.SECCOMP, "PermissionError")
 
 
 def test_threads_and_memory_work(secret):
