@@ -8,9 +8,9 @@ bytes, ndarray ───────┘   (a process)
 Files are decoded in separate processes (pipeline.images.decoder_pool): an image that crashes or blocks its decoder does not affect
 others. Arrays from Python callers need no decoder.
 
-Memory: a replica decodes `threads` images of up to `ORDINARY_MAX_PIXELS` at a time, plus one larger image. Decoding takes up to 17 bytes
-per
-pixel: by default 2 x 0.27 GB + 0.68 GB.
+A replica decodes `threads` images of up to `ORDINARY_MAX_PIXELS` at a time, and one larger one, in the background: it gets the cores when
+nothing else needs them, and all replicas of a machine share `NodeSlots` for it. Decoding takes up to 12 bytes of memory a pixel: by
+default 2 x 0.11 GB a replica, and 0.48 GB a machine of up to seven cores.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ from pipeline.images.decoder_options import DecoderOptions
 from pipeline.images.decoder_pool import DecoderLost, DecoderPool
 from pipeline.images.fetch import Fetcher, FetchPolicy
 from pipeline.images.load import load_image
+from pipeline.images.node_slots import NodeSlots
 from pipeline.images.source import Url, parse_source
 from pipeline.types import LoadedImage
 
 logger = logging.getLogger("ray.serve")
 
-ORDINARY_MAX_PIXELS = 16_000_000
-"""Larger images that must be decoded at full size are decoded one at a time. A WebP of 40 megapixels of one colour has 30 bytes, and
-takes 1 s."""
+ORDINARY_MAX_PIXELS = 9_000_000
+"""Larger images that must be decoded at full size are decoded one at a time. A 4K picture (8.3 megapixels) is not; as a PNG it takes 0.2 s.
+A WebP of 40 megapixels of one colour can have 40 bytes."""
 MAX_FAILED_STARTS = 2
 """A single failed start may be temporary, for example a lack of memory."""
 DRAWN_PX = 2048
@@ -76,7 +77,10 @@ class ImageLoader:
         self._always_alone = settings.decode_timeout_s <= SHARED_DECODE_S
         self._stage, self._metrics = Stage("image_loader"), DecoderMetrics()
         self._fetcher = Fetcher(FetchPolicy(**settings.fetch.model_dump(), max_bytes=max_bytes))
-        self._decoders = DecoderPool(DecoderOptions(self._limits, input_size, settings.decode_timeout_s), settings.threads + 1)
+        options = DecoderOptions(self._limits, input_size, settings.decode_timeout_s)
+        self._decoders = DecoderPool(options, settings.threads)
+        self._background = replace(options, background=True)
+        self._large_decoders, self._large_slots = DecoderPool(self._background, 1), NodeSlots("large-images")
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
         self._large_thread = ThreadPoolExecutor(1, thread_name_prefix="decode-large")
         self._decoding = 0.0
@@ -87,8 +91,9 @@ class ImageLoader:
         Raises:
             DecodersUnavailable: a decoder process failed to start `MAX_FAILED_STARTS` times in a row.
         """
-        self._metrics.memory(self._decoders.memory_bytes)
-        if self._decoders.failed_starts >= MAX_FAILED_STARTS:
+        pools = self._decoders, self._large_decoders
+        self._metrics.memory(sum(pool.memory_bytes for pool in pools))
+        if max(pool.failed_starts for pool in pools) >= MAX_FAILED_STARTS:
             raise DecodersUnavailable("decoder processes do not start; see their standard error")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
@@ -139,9 +144,15 @@ class ImageLoader:
     def _photo(self, data: bytes | NDArray[np.uint8], loaded: LoadedImage, clock: Clock) -> NDArray[np.uint8]:
         """The image to draw on: (H, W, 3) uint8 BGR, scaled down to DRAWN_PX if larger. The time counts as decoding."""
         size, began = min(max(loaded.letterbox.original_hw), DRAWN_PX), time.perf_counter()
-        photo = self._decoders.load(data, size=size) if isinstance(data, bytes) else load_image(data, self._limits, size)
+        photo = self._decode_photo(data, size) if isinstance(data, bytes) else load_image(data, self._limits, size)
         clock.add("decode", clock.timings_ms["decode"] / 1e3 + time.perf_counter() - began)
         return photo.pixels
+
+    def _decode_photo(self, data: bytes, size: int) -> LoadedImage:
+        try:
+            return self._decoders.load(data, None, ORDINARY_MAX_PIXELS, size)
+        except LargeImage:
+            return self._decode_in_background(data, size)
 
     async def _fetch(self, text: str, deadline: float) -> bytes:
         source = parse_source(text, self._limits.max_bytes)
@@ -165,7 +176,11 @@ class ImageLoader:
 
     def _decode_large(self, data: Any, request_id: str, clock: Clock) -> LoadedImage:
         with clock.measure("decode"), self._logging_lost(request_id):
-            return self._decoders.load(data)
+            return self._decode_in_background(data)
+
+    def _decode_in_background(self, data: bytes, size: int | None = None) -> LoadedImage:
+        with self._large_slots.held(self._background.wall_timeout_s):
+            return self._large_decoders.load(data, size=size)
 
     @contextmanager
     def _logging_lost(self, request_id: str) -> Iterator[None]:
@@ -176,5 +191,10 @@ class ImageLoader:
             raise
 
     def __del__(self) -> None:
-        if hasattr(self, "_decoders"):
-            self._decoders.close()
+        self.close()
+
+    def close(self) -> None:
+        """End the decoder processes."""
+        for name in ("_decoders", "_large_decoders"):
+            if hasattr(self, name):
+                getattr(self, name).close()

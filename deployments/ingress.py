@@ -26,6 +26,7 @@ from deployments.settings import Settings, with_live_settings
 from deployments.task import AnswerForm, ImageInput, RequestContext, ScoreOptions
 from deployments.tracing import record_stages
 from pipeline.errors import ImageFault, InvalidRequest, Overloaded, ServiceError, quoted
+from pipeline.images.decoder_options import BACKGROUND_TIMES
 from pipeline.inference.engine import ModelInfo
 from pipeline.types import Answer, DetectOptions, OutlineOptions, ScoredImage
 
@@ -61,8 +62,8 @@ class Ingress:
         self._front = front
         self._image_loader, self._detector = started(image_loader), started(detector)
         loader = settings.image_loader
-        slow_s = loader.fetch.total_timeout_s + loader.decode_timeout_s
-        self._graph = ScoringGraph(self._image_loader, self._detector, started(polygonizer), settings.ingress, slow_s)
+        url_s, large_s = (loader.fetch.total_timeout_s + times * loader.decode_timeout_s for times in (1, BACKGROUND_TIMES))
+        self._graph = ScoringGraph(self._image_loader, self._detector, started(polygonizer), settings.ingress, url_s, large_s)
         self._metrics = IngressMetrics()
         self._model: tuple[float, ModelInfo] | None = None
         self._readiness: tuple[float, ServiceError | None] | None = None

@@ -59,7 +59,7 @@ class ScoringGraph:
     Args:
         image_loader, detector, polygonizer: handles of the stages' deployments.
         settings: the section `ingress`.
-        slow_s: how long fetching and decoding may take; a call that may do both is given up after it.
+        url_s, large_s: how long a URL, and a large image, may take to be fetched and decoded; then its call is given up.
     Attributes:
         admission: bounds and paces of the admitted images.
     """
@@ -70,21 +70,21 @@ class ScoringGraph:
         detector: StageHandle,
         polygonizer: StageHandle,
         settings: IngressSettings,
-        slow_s: float = math.inf,
+        url_s: float = math.inf,
+        large_s: float = math.inf,
     ) -> None:
-        self._slow_s = slow_s
         self._image_loader = image_loader
         self._detector = detector
         self._polygonizer = polygonizer
         # Another replica's device or decoders may work; with all stages in this process there is no other replica.
         self._worth_another_try: tuple[type[StageFailed], ...] = (StageLost, RetryAlone)
-        self._patience_s = 0.0
-        if isinstance(detector, LocalHandle):
-            self._patience_s = self._slow_s = math.inf
-        else:
+        in_process = isinstance(detector, LocalHandle)
+        if not in_process:
             self._worth_another_try += (CallHangs, EngineLost, DecodersUnavailable)
         self._grouper: Grouper[ImageTask[ImageInput], Answer] = Grouper(self._chain, settings.groups)
         self.admission = Admission(settings, self._grouper.expected_s)
+        patience_s = (math.inf,) * 3 if in_process else (0.0, url_s, large_s)
+        self._patience_s = dict(zip(self.admission.lanes, patience_s, strict=True))
 
     async def score(
         self, images: Sequence[ImageInput], options: ScoreOptions, context: RequestContext
@@ -172,9 +172,9 @@ class ScoringGraph:
 
     async def _send_once(self, task: ImageTask[ImageInput], place: Place, *, last: bool = False) -> Answer:
         """Send it once; the last time it is waited for until its deadline."""
-        ordinary = place.lane is self.admission.ordinary
-        patience_s = math.inf if last else self._patience_s if ordinary and not task.options.draws else self._slow_s
-        if ordinary:
+        lane = self.admission.large if task.options.draws else place.lane
+        patience_s = math.inf if last else self._patience_s[lane]
+        if place.lane is self.admission.ordinary:
             caller = task.context.caller
             return await self._grouper.send(task, _size_bytes(task), caller=caller, alone=task.alone, patience_s=patience_s)
         async with place.lane.turn():

@@ -134,7 +134,7 @@ class ImageLoaderSettings(StrictModel):
     max_megapixels_unscaled: float = Field(
         _DECODE.max_pixels_unscaled / 1e6,
         gt=0,
-        description="Largest image that is not a JPEG, megapixels. It is always decoded at full size: up to 17 MB of memory a megapixel.",
+        description="Largest image that is not a JPEG, megapixels. It is always decoded at full size: up to 12 MB of memory a megapixel.",
     )
     exif_orientation: bool = Field(
         _DECODE.exif_orientation,

@@ -4,4 +4,4 @@ The input is not trusted: every address is checked before connecting, and files 
 Depends on the model only by the size of its input.
 """
 
-__all__ = ["address_policy", "decode", "decoder_options", "decoder_pool", "fetch", "letterbox", "load", "source"]
+__all__ = ["address_policy", "decode", "decoder_options", "decoder_pool", "fetch", "letterbox", "load", "node_slots", "source"]

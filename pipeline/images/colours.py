@@ -57,6 +57,15 @@ def image_to_bgr(
     return bgr
 
 
+def bgra_on_white(bgra: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Put pixels with transparency on white: (H, W, 4) uint8 BGRA to (H, W, 3) uint8 BGR."""
+    bgr = np.empty((*bgra.shape[:2], 3), np.uint8)
+    for top in range(0, len(bgra), rows := max(1, STRIP_PIXELS // bgra.shape[1])):
+        part = slice(top, top + rows)
+        bgr[part] = _on_white(Image.fromarray(cv2.cvtColor(bgra[part], cv2.COLOR_BGRA2RGBA)))
+    return bgr
+
+
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
     rows = max(1, STRIP_PIXELS // image.width)
     if rows >= image.height:

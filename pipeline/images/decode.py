@@ -25,6 +25,7 @@ from pipeline.errors import ConfigurationError, ImageError, LargeImage, LimitExc
 from pipeline.images.colours import image_to_bgr
 from pipeline.images.letterbox import fit
 from pipeline.images.orientation import FIRST_SIDEWAYS, png_has_metadata, read_orientation, turn_upright, turned_hw
+from pipeline.images.webp import is_still_webp, still_webp_to_bgr
 from pipeline.images.wide_values import is_wide, lower_bytes
 
 FORMAT_MAGIC = {
@@ -41,8 +42,11 @@ FORMAT_MAGIC = {
 LONGEST_SIDE = 65_535
 """Pixels; the limit of JPEG. Long thin images are expensive as run-length masks: 29 s for 1 x 50,000,000 pixels."""
 
-UNSCALED_BYTES_A_PIXEL = 17
-"""Peak memory of decoding at full size, bytes per pixel: WebP 16.5, PNG and AVIF 8 (measured at 16 megapixels)."""
+UNSCALED_BYTES_A_PIXEL = 12
+"""Peak memory of decoding at full size, bytes per pixel, measured at 16 megapixels: PNG and TIFF 8, WebP 7 to 11, AVIF 10 to 12."""
+
+ANIMATED_WEBP_BYTES_A_PIXEL, PROGRESSIVE_JPEG_BYTES_A_PIXEL = 17, 6
+"""The same of others. Pillow decodes an animation on two canvases; a progressive JPEG stores its coefficients."""
 
 MAX_JPEG_SCANS = 100
 """Most scans of one JPEG. Encoders write about 10. Each scan costs a pass over the whole image, even if it has few bytes, so a small file
@@ -69,7 +73,7 @@ class DecodeLimits:
     Args:
         max_pixels: largest width x height of an image.
         max_pixels_unscaled: largest width x height of an image that is not a JPEG. Such images are always decoded at full size, which takes
-            up to 17 bytes of memory per pixel.
+            up to 12 bytes of memory per pixel. An animated WebP takes 17, so its pixels count as more.
         max_bytes: largest encoded image, bytes.
         formats: names of Pillow formats, a subset of FORMAT_MAGIC.
         exif_orientation: rotate images by their EXIF orientation. False leaves them as stored, as AzureML's scorer does (Pillow rotates
@@ -183,10 +187,13 @@ def _check_pixels(image: Image.Image, limits: DecodeLimits) -> None:
 
 
 def _pixels_at_full_size(image: Image.Image) -> int:
-    """Pixels that take memory during decoding. A JPEG needs little, but a progressive one stores its coefficients: 6 bytes a pixel."""
-    if image.format not in ("JPEG", "MPO"):
-        return image.width * image.height
-    return image.width * image.height * 6 // UNSCALED_BYTES_A_PIXEL if "progressive" in image.info else 0
+    """Pixels, weighted by the memory that decoding takes; 0 for a baseline JPEG, which needs little."""
+    taken = UNSCALED_BYTES_A_PIXEL
+    if image.format in ("JPEG", "MPO"):
+        taken = PROGRESSIVE_JPEG_BYTES_A_PIXEL if "progressive" in image.info else 0
+    elif image.format == "WEBP" and not is_still_webp(image):
+        taken = ANIMATED_WEBP_BYTES_A_PIXEL
+    return image.width * image.height * taken // UNSCALED_BYTES_A_PIXEL
 
 
 def check_byte_count(byte_count: int, max_bytes: int) -> None:
@@ -266,9 +273,12 @@ def _decode(image: Image.Image, data: bytes, limits: DecodeLimits, target_size: 
         full_hw = image.height, image.width
         scaled_h, scaled_w = fit(full_hw, target_size).scaled_hw
         image.draft(image.mode, (scaled_w, scaled_h))
-    lower = functools.partial(lower_bytes, data, limits.formats) if is_wide(image) else None
-    # Pillow rotates a TIFF while loading it, and then reports no orientation.
-    bgr = image_to_bgr(image, limits.white_level, lower)
+    if is_still_webp(image):
+        bgr = still_webp_to_bgr(data)
+    else:
+        lower = functools.partial(lower_bytes, data, limits.formats) if is_wide(image) else None
+        bgr = image_to_bgr(image, limits.white_level, lower)
+    # After decoding: Pillow rotates a TIFF while loading it, and then reports no orientation.
     return StoredImage(bgr, full_hw or bgr.shape[:2], read_orientation(image) if limits.exif_orientation else 1)
 
 

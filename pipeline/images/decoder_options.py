@@ -10,6 +10,9 @@ from pipeline.errors import ConfigurationError
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.shared_pixels import MAX_SIDE
 
+BACKGROUND_TIMES = 3
+"""An image in the background may take this many times its CPU time."""
+
 
 @dataclass(frozen=True, slots=True)
 class DecoderOptions:
@@ -19,15 +22,22 @@ class DecoderOptions:
         limits: caps on bytes and pixels, allowed formats.
         size: side of the square network input, pixels.
         timeout_s: longest time for one image, seconds; then its decoder is killed.
+        background: decode only while the cores have nothing else to do. Then `timeout_s` is CPU time.
     """
 
     limits: DecodeLimits
     size: int
     timeout_s: float
+    background: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= MAX_SIDE or self.timeout_s <= 0:
             raise ConfigurationError(f"size must be 1 to {MAX_SIDE} and timeout_s above 0, got {self.size} and {self.timeout_s}")
+
+    @property
+    def wall_timeout_s(self) -> float:
+        """Longest wall-clock time for one image, seconds."""
+        return self.timeout_s * (BACKGROUND_TIMES if self.background else 1)
 
     def as_json(self) -> str:
         """For the command line of the process."""

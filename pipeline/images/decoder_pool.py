@@ -30,8 +30,10 @@ import numpy as np
 import orjson
 
 from pipeline.errors import DecodersUnavailable, ImageError, LargeImage, LimitExceeded, ServiceError, StageFailed
+from pipeline.images.decode import check_pixel_count
 from pipeline.images.decoder_options import DecoderOptions
 from pipeline.images.decoder_worker import ANSWER_HEAD, REQUEST_HEAD
+from pipeline.images.letterbox import fit
 from pipeline.images.sandbox import Sandbox
 from pipeline.images.shared_pixels import make_shared_pixels, map_shared_pixels
 from pipeline.types import Letterbox, LoadedImage
@@ -48,7 +50,10 @@ KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(8 * 2**20), "MALLOC_TRIM_THRESHOLD_
 """Settings of the C library, bytes: a decoder keeps blocks up to the first size, and free memory up to the second, for the next image."""
 
 _ERRORS: Mapping[str, type[ServiceError]] = {kind.__name__: kind for kind in (ImageError, LargeImage, LimitExceeded)}
-_NONSENSE = (OSError, EOFError, ValueError, LookupError, TypeError)
+CODES = ("image_not_decodable", "unsupported_image_format", "image_too_large", "too_many_pixels")
+"""Codes of these errors. Any other would become a new time series of the metrics."""
+MAX_MESSAGE_CHARS = 500
+_NONSENSE = (OSError, EOFError, ValueError, LookupError, TypeError, OverflowError)
 """Exceptions while reading an answer, if the process died or was compromised and writes invalid data."""
 
 
@@ -150,15 +155,17 @@ class DecoderProcess:
             StageFailed: the decoder raised an unexpected exception; logged.
         """
         self._make_ready()
-        limit_s = min(timeout_s or math.inf, self._options.timeout_s)
+        limit_s = min(timeout_s or math.inf, self._options.wall_timeout_s)
         try:
             head = REQUEST_HEAD.pack(len(data), max_pixels_at_once or 0, size or self._options.size)
             letterbox, pixels = self._exchange(head, data, size or self._options.size, time.monotonic() + limit_s)
         except TimeoutError as error:
             self._replace()
-            raise DecoderTimeout(f"The image took more than {limit_s:g} s to decode (image_loader.decode_timeout_s).") from error
+            raise _timeout(limit_s) from error
         except _NONSENSE as error:
-            raise DecoderLost(f"The image crashed its decoder ({self._replace()}).") from error
+            if (ended := self._replace()) == signal.SIGPROF.name:
+                raise _timeout(self._options.timeout_s) from error
+            raise DecoderLost(f"The image crashed its decoder ({ended}).") from error
         return LoadedImage(pixels, letterbox)
 
     def close(self) -> None:
@@ -205,9 +212,22 @@ class DecoderProcess:
         document = orjson.loads(self._receive(length, deadline))
         if "error" in document:
             raise _error(document)
-        letterbox = _letterbox(document["letterbox"], size)
+        letterbox = self._letterbox(document["original_hw"], size)
         height, width = letterbox.scaled_hw
         return letterbox, self._shared[: height * width * 3].reshape(height, width, 3).copy()
+
+    def _letterbox(self, original_hw: Sequence[Any], size: int) -> Letterbox:
+        """The letterbox of an image of this size.
+
+        Raises:
+            EOFError: such an image would have been refused. Its size must not be believed: the cost of a mask grows with it.
+        """
+        height, width = map(int, original_hw)
+        try:
+            check_pixel_count((width, height), self._options.limits.max_pixels)
+        except ServiceError as error:
+            raise EOFError("invalid answer of a decoder process") from error
+        return fit((height, width), size)
 
     def _receive(self, count: int, deadline: float) -> bytes:
         received = b""
@@ -228,17 +248,19 @@ class DecoderProcess:
         return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
 
+def _timeout(limit_s: float) -> DecoderTimeout:
+    return DecoderTimeout(f"The image took more than {limit_s:g} s to decode (image_loader.decode_timeout_s).")
+
+
 def _error(document: Mapping[str, Any]) -> ServiceError:
     kind = _ERRORS.get(document["error"])
     if kind is None:
         logger.error("unexpected error in a decoder process: %s", document["message"])
         return StageFailed("The image_loader stage failed on this image.")
-    return kind(document["message"], code=document["code"])
-
-
-def _letterbox(fields: Mapping[str, Any], size: int) -> Letterbox:
-    (height, width), (scaled_h, scaled_w) = fields["original_hw"], fields["scaled_hw"]
-    return Letterbox((int(height), int(width)), (int(scaled_h), int(scaled_w)), size)
+    message, code = document["message"], document["code"]
+    if not isinstance(message, str) or code not in CODES:
+        raise EOFError("invalid answer of a decoder process")
+    return kind(message[:MAX_MESSAGE_CHARS], code=code)
 
 
 def _remaining_s(deadline: float) -> float:

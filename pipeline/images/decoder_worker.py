@@ -3,7 +3,7 @@
     python -m pipeline.images.decoder_worker <socket's file descriptor> <that of the shared pixels> <JSON of DecoderOptions>
 
     in    8 bytes each, big-endian: length, max_pixels_at_once of DecodeLimits or 0, size │ the encoded image
-    out   4 bytes: length, big-endian │ JSON: letterbox, or error; the pixels (h, w, 3) uint8 are in the shared memory
+    out   4 bytes: length, big-endian │ JSON: original_hw, or error; the pixels (h, w, 3) uint8 are in the shared memory
 
 First it sends one byte: the Sandbox in effect. No pickle in either direction: an attacker who takes over a decoder controls a process that
 cannot open files or sockets (pipeline.images.sandbox) and can only send numbers. The process limits its own memory, writes no core files,
@@ -39,7 +39,7 @@ from pipeline.types import LoadedImage
 
 REQUEST_HEAD, ANSWER_HEAD = struct.Struct("!QQQ"), struct.Struct("!I")
 BYTES_A_PIXEL = 24
-"""Memory limit per pixel of an image decoded at full size; about 1.5 times UNSCALED_BYTES_A_PIXEL."""
+"""Memory limit per pixel of an image decoded at full size; twice UNSCALED_BYTES_A_PIXEL, because reserved memory counts too."""
 SPARE_BYTES = 256 * 2**20
 METADATA_ENCODINGS = ("ascii", "latin-1", "utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252")
 """Encodings of text in metadata, loaded in advance: Python imports an encoding when it is first used."""
@@ -50,16 +50,28 @@ Load = Callable[[bytes, DecodeLimits, int], LoadedImage]
 def serve(connection: socket.socket, shared: NDArray[np.uint8], options: DecoderOptions, load: Load = load_image) -> None:
     """Decode images into `shared` until the other side closes the socket."""
     _load_codecs(options, load)
+    if options.background:
+        _yield_to_others()
     connection.sendall(bytes([confine_process()]))
     with connection.makefile("rb") as requests:
         while head := requests.read(REQUEST_HEAD.size):
             length, pixels_at_once, size = REQUEST_HEAD.unpack(head)
             limits = replace(options.limits, max_pixels_at_once=pixels_at_once or None)
+            signal.setitimer(signal.ITIMER_PROF, options.timeout_s)  # CPU time; ends the process by SIGPROF
             # SIGALRM ends a hanging process even if its parent is gone and cannot kill it.
-            signal.setitimer(signal.ITIMER_REAL, 2 * options.timeout_s)
+            signal.setitimer(signal.ITIMER_REAL, 2 * options.wall_timeout_s)
             text = orjson.dumps(_answer(requests.read(length), limits, size, load, shared))
             connection.sendall(ANSWER_HEAD.pack(len(text)) + text)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            for timer in (signal.ITIMER_REAL, signal.ITIMER_PROF):
+                signal.setitimer(timer, 0)
+
+
+def _yield_to_others() -> None:
+    """Run only while a core is idle. Not before the imports: a service under load would not get its decoder."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    except OSError:  # some container runtimes have no such class
+        os.nice(19)
 
 
 def _load_codecs(options: DecoderOptions, load: Load) -> None:
@@ -80,7 +92,7 @@ def _answer(data: bytes, limits: DecodeLimits, size: int, load: Load, shared: ND
     except Exception as error:
         return {"error": "bug", "message": f"{type(error).__name__}: {error}"[:500]}
     shared[: image.pixels.size].reshape(image.pixels.shape)[:] = image.pixels
-    return {"letterbox": {"original_hw": image.letterbox.original_hw, "scaled_hw": image.letterbox.scaled_hw}}
+    return {"original_hw": image.letterbox.original_hw}
 
 
 def confine(options: DecoderOptions) -> None:
@@ -98,6 +110,7 @@ def confine(options: DecoderOptions) -> None:
         resource.setrlimit(name, (limit, hard) if hard == resource.RLIM_INFINITY else (min(limit, hard), hard))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     cv2.setNumThreads(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 

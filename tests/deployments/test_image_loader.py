@@ -20,6 +20,7 @@ from deployments.settings import ImageLoaderSettings
 from deployments.task import ImageTask, RequestContext, ScoreOptions
 from pipeline.errors import DecodersUnavailable, ImageError, LargeImage, LimitExceeded
 from pipeline.images.decoder_pool import DecoderPool, DecoderTimeout
+from pipeline.images.node_slots import NodeSlots
 from pipeline.types import DetectOptions, Letterbox, LoadedImage, OutlineOptions
 
 BAD_PROGRAM = (sys.executable, str(Path(__file__).parents[1] / "support" / "bad_decoder.py"))
@@ -40,7 +41,7 @@ def loader(monkeypatch):
     monkeypatch.setattr(image_loader, "DecoderPool", functools.partial(DecoderPool, program=BAD_PROGRAM))
     loader = ImageLoader.func_or_class(ImageLoaderSettings(decode_timeout_s=TIMEOUT_S, threads=2), 320)
     yield loader
-    loader._decoders.close()
+    loader.close()
 
 
 async def load(loader, *images, alone=False):
@@ -128,7 +129,7 @@ async def test_a_loader_whose_decoders_do_not_start_says_so(monkeypatch):
     """It fails fast and would attract all traffic: its replica is replaced, and its images are retried elsewhere."""
     monkeypatch.setattr(image_loader, "DecoderPool", functools.partial(DecoderPool, program=(sys.executable, "-c", "exit(3)")))
     loader = ImageLoader.func_or_class(ImageLoaderSettings(threads=1), 320)
-    with closing(loader._decoders):
+    with closing(loader):
         for _ in range(2):
             await loader.check_health()
             (error,) = await load(loader, jpeg())
@@ -138,11 +139,11 @@ async def test_a_loader_whose_decoders_do_not_start_says_so(monkeypatch):
         assert isinstance((await load(loader, np.zeros((30, 40, 3), np.uint8)))[0], LoadedImage)
 
 
-async def test_large_images_are_decoded_one_at_a_time(loader, monkeypatch):
-    """Each in a call of its own, six at once: one takes memory at a time, and an ordinary image goes past them."""
+async def test_large_images_are_decoded_one_at_a_time(loader, monkeypatch, tmp_path):
+    """Each in a call of its own, three at each of two loaders: one takes memory at a time, and an ordinary image goes past them."""
     now, most, done = 0, 0, []
 
-    def decode(data, _timeout_s=None, max_pixels_at_once=None):
+    def decode(data, _timeout_s=None, max_pixels_at_once=None, **_):
         nonlocal now, most
         if data == b"large" and max_pixels_at_once is not None:
             raise LargeImage("large")
@@ -153,13 +154,17 @@ async def test_large_images_are_decoded_one_at_a_time(loader, monkeypatch):
         done.append(data)
         return LoadedImage(np.zeros((320, 320, 3), np.uint8), Letterbox((320, 320), (320, 320), 320))
 
-    monkeypatch.setattr(loader._decoders, "load", decode)
-    large = [asyncio.create_task(load(loader, b"large", alone=True)) for _ in range(6)]
-    await asyncio.sleep(0.01)
-    await load(loader, b"ordinary")
-    await asyncio.gather(*large)
+    with closing(ImageLoader.func_or_class(ImageLoaderSettings(threads=1), 320)) as second:
+        for one in (loader, second):
+            monkeypatch.setattr(one._decoders, "load", decode)
+            monkeypatch.setattr(one._large_decoders, "load", decode)
+            one._large_slots = NodeSlots("test", tmp_path, 1)
+        large = [asyncio.create_task(load(one, b"large", alone=True)) for one in (loader, second) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        await load(loader, b"ordinary")
+        await asyncio.gather(*large)
     assert most == 1
-    assert done.index(b"ordinary") <= 1
+    assert done.index(b"ordinary") <= 3
 
 
 async def test_images_over_the_limit_are_refused_and_not_retried(loader, monkeypatch):

@@ -16,7 +16,7 @@ from serve_app.app import build_app
 def test_defaults_are_the_same_on_both_sides():
     """Jobs and load tests, which take the pipeline's own defaults, refuse what the service refuses."""
     loader = ImageLoader.func_or_class(Settings().image_loader, 320)
-    with closing(loader._decoders):
+    with closing(loader):
         assert loader._limits == DecodeLimits()
         assert loader._fetcher._policy == FetchPolicy()
 
@@ -24,7 +24,7 @@ def test_defaults_are_the_same_on_both_sides():
 def test_settings_reach_the_decoders():
     """`image_loader.exif_orientation: false` is for clients that draw on photos as they are stored."""
     loader = ImageLoader.func_or_class(ImageLoaderSettings(exif_orientation=False, white_level=4095), 320)
-    with closing(loader._decoders):
+    with closing(loader):
         assert loader._limits == DecodeLimits(exif_orientation=False, white_level=4095)
 
 
@@ -32,7 +32,7 @@ def test_settings_reach_the_fetcher():
     """Such as the certificate authorities that your own network's servers are verified with."""
     fetch = {"ca_file": certifi.where(), "allowed_ports": [8443]}
     loader = ImageLoader.func_or_class(ImageLoaderSettings(fetch=fetch), 320)
-    with closing(loader._decoders):
+    with closing(loader):
         assert loader._fetcher._policy == FetchPolicy(ca_file=certifi.where(), allowed_ports=(8443,))
 
 

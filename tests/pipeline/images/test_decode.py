@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import time
 import tracemalloc
 import warnings
@@ -15,6 +17,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from pipeline.errors import ConfigurationError, ImageError, LargeImage, LimitExceeded
+from pipeline.images.colours import image_to_bgr
 from pipeline.images.decode import DecodeLimits, check_pixel_count, decode_image
 
 LIMITS = DecodeLimits(max_pixels=2_000_000)
@@ -432,3 +435,51 @@ def test_which_images_are_large(kind: str, options: dict, is_large: bool) -> Non
     limits = DecodeLimits(max_pixels_at_once=100_000)
     with pytest.raises(LargeImage) if is_large else nullcontext():
         decode_image(file.getvalue(), limits, 320)
+
+
+@pytest.mark.parametrize(("animated", "most"), [(False, 300_000), (True, 425_000)])
+def test_pixels_count_by_their_memory(animated: bool, most: int) -> None:
+    """Pillow decodes an animated WebP on two canvases: 17 bytes a pixel instead of 12."""
+    file = io.BytesIO()
+    more = {"save_all": True, "append_images": [Image.new("RGB", (600, 500), "red")]} if animated else {}
+    Image.new("RGB", (600, 500)).save(file, "WEBP", **more)
+    decode_image(file.getvalue(), DecodeLimits(max_pixels_unscaled=most), 320)
+    with pytest.raises(LimitExceeded, match="megapixels_unscaled"):
+        decode_image(file.getvalue(), DecodeLimits(max_pixels_unscaled=most - 1), 320)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("lossless", [False, True])
+def test_webp_as_pillow_decodes_it(mode: str, lossless: bool) -> None:
+    """OpenCV decodes a WebP with one picture to the same pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (61, 83, len(mode)), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "WEBP", lossless=lossless)
+    with Image.open(file) as image:
+        expected = image_to_bgr(image)
+    np.testing.assert_array_equal(decode_image(file.getvalue(), DecodeLimits())[0], expected)
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from pipeline.images.load import DecodeLimits, load_image
+
+def peak_kb():
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1])
+
+data = sys.stdin.buffer.read()
+before = peak_kb()
+load_image(data, DecodeLimits(), 320)
+print(1024 * (peak_kb() - before))
+"""
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_the_memory_of_a_large_webp(lossless: bool) -> None:
+    """At most 12 bytes a pixel; Pillow takes 17."""
+    file = io.BytesIO()
+    Image.new("RGB", (3000, 3000), (90, 110, 120)).save(file, "WEBP", lossless=lossless, method=0)
+    done = subprocess.run([sys.executable, "-c", MEASURE], input=file.getvalue(), capture_output=True, check=True)
+    assert 3 < int(done.stdout) / 3000**2 <= 12

@@ -4,9 +4,12 @@ import io
 import os
 import pickle
 import signal
+import struct
 import sys
 import threading
 import time
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ from PIL import Image
 from pipeline.errors import ConfigurationError, ImageError, LimitExceeded, StageFailed
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.decoder_options import DecoderOptions
-from pipeline.images.decoder_pool import DecoderLost, DecoderPool, DecoderProcess
+from pipeline.images.decoder_pool import DecoderLost, DecoderPool, DecoderProcess, DecoderTimeout
 from pipeline.images.load import load_image
 
 OPTIONS = DecoderOptions(DecodeLimits(max_pixels=1_000_000), size=320, timeout_s=1.0)
@@ -96,6 +99,30 @@ def test_a_runaway_is_ended(bad_decoder, deed):
     assert bad_decoder.load(png()).letterbox.original_hw == (48, 64)
 
 
+@pytest.fixture(scope="module")
+def background_decoder():
+    with closing(DecoderProcess(replace(OPTIONS, background=True), BAD_PROGRAM)) as process:
+        yield process
+
+
+def test_a_background_decoder_yields_the_cores(background_decoder):
+    """It has the idle priority, also after it was replaced."""
+    background_decoder.load(png())
+    assert os.sched_getscheduler(background_decoder.pid) == os.SCHED_IDLE
+    with pytest.raises(DecoderLost):
+        background_decoder.load(b"EXIT!!")
+    background_decoder.load(png())
+    assert os.sched_getscheduler(background_decoder.pid) == os.SCHED_IDLE
+
+
+def test_time_in_the_background_is_cpu_time(background_decoder):
+    """One that computes is ended after timeout_s of CPU time, if it gets so much; one that only waits, after three times that."""
+    with pytest.raises(DecoderTimeout, match=r"more than [13] s to decode"):
+        background_decoder.load(b"SPIN!!")
+    with pytest.raises(DecoderTimeout, match="more than 3 s to decode"):
+        background_decoder.load(b"HANG!!")
+
+
 def test_memory_is_bounded(bad_decoder):
     """A decoder that wants 8 GiB does not get them."""
     with pytest.raises(StageFailed):
@@ -134,7 +161,22 @@ def test_a_program_that_does_not_start_is_our_fault(caplog):
         pytest.param(b"\0\0\0\2{}", id="neither"),
         pytest.param(b"\0\0\0\5[1,2]", id="list"),
         pytest.param(b"\0\0\0\3no!", id="not JSON"),
-        pytest.param(b'\0\0\0\x3d{"letterbox":{"original_hw":[1,1],"scaled_hw":[99999,99999]}}', id="300 GB of pixels"),
+        *(
+            pytest.param(struct.pack("!I", len(text)) + text, id=text.decode())
+            for text in (
+                b'{"original_hw":[1,99999999999]}',
+                b'{"original_hw":[-4,-4]}',
+                b'{"original_hw":[0,4]}',
+                b'{"original_hw":[2000,2000]}',
+                b'{"original_hw":[NaN,4]}',
+                b'{"original_hw":[1e400,4]}',
+                b'{"original_hw":[4]}',
+                b'{"original_hw":"ab"}',
+                b'{"error":"ImageError","message":"m","code":"new_in_the_metrics"}',
+                b'{"error":"ImageError","message":["m"],"code":"too_many_pixels"}',
+                b'{"error":"ImageError","message":"m","code":["too_many_pixels"]}',
+            )
+        ),
         pytest.param(b'\0\0\0\x16{"error":"ShapeError"}', id="foreign error"),
     ],
 )
