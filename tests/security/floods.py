@@ -160,7 +160,7 @@ class Floods:
 
 
 def forked_mb(service: LocalService) -> float:
-    """Memory that forked processes (Ray's dashboard) still share with their parent and that the sum of all processes counts several times."""
+    """Memory that forks (of Ray's dashboard) still share with their parent, as far as the sum of all processes counts it several times."""
     counted_mb = 0.0
     for process in service.processes():
         with suppress(OSError, psutil.Error):
