@@ -1,4 +1,4 @@
-"""What the README and docs/ say exists, exists: files, headings, make targets, modules; their YAML parses. (e2e runs the README's code.)"""
+"""What the README, docs/ and the other pages say exists, exists: files, headings, make targets, modules; their YAML parses. (e2e runs the README's code.)"""
 
 import importlib
 import importlib.util
@@ -11,7 +11,11 @@ import yaml
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = {
-    path: path.read_text(encoding="utf-8") for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
+    path: path.read_text(encoding="utf-8")
+    for path in (
+        *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "client/README.md")),
+        *sorted((REPOSITORY / "docs").glob("*.md")),
+    )
 }
 README = PAGES[REPOSITORY / "README.md"]
 EVERYTHING = "\n".join(PAGES.values())
@@ -36,7 +40,7 @@ def test_make_targets(target):
     assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE)
 
 
-@pytest.mark.parametrize("module", sorted(set(re.findall(r"-m ((?:jobs|loadtest|pipeline|serve_app)\.?[\w.]*)", EVERYTHING))))
+@pytest.mark.parametrize("module", sorted(set(re.findall(r"-m ((?:jobs|loadtest|pipeline|serve_app|benchmarks)\.?[\w.]*)", EVERYTHING))))
 def test_modules(module):
     """Every `python -m …` of ours can be found."""
     assert importlib.util.find_spec(module) is not None
