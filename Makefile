@@ -4,7 +4,8 @@
 # make test-slow   run the tests that take minutes each
 # make coverage   run the default tests and report the coverage
 # make lock    pin dependencies with hashes     make locked  install exactly those, as CI does (Python 3.11)
-# make bench   measure the speed against mmdet on this machine
+# make bench   measure the speed against mmdet on this machine        make loadtest   Locust against a service that it starts
+# make format  format the code        make clean   remove .venv and demo_output/
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3.11)
 VENV   ?= .venv
