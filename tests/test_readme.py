@@ -40,7 +40,9 @@ def test_make_targets(target):
     assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE)
 
 
-@pytest.mark.parametrize("module", sorted(set(re.findall(r"-m ((?:jobs|loadtest|pipeline|serve_app|benchmarks)\.?[\w.]*)", EVERYTHING))))
+@pytest.mark.parametrize(
+    "module", sorted(set(re.findall(r"-m ((?:jobs|loadtest|pipeline|serve_app|benchmarks)\.?[\w.]*)", EVERYTHING)))
+)
 def test_modules(module):
     """Every `python -m …` of ours can be found."""
     assert importlib.util.find_spec(module) is not None
