@@ -1,4 +1,4 @@
-"""What the README, docs/ and the other pages say exists, exists: files, headings, make targets, modules; their YAML parses. (e2e runs the README's code.)"""
+"""What the README, docs/ and other pages name exists: files, headings, make targets, modules, options; YAML parses. (e2e runs code.)"""
 
 import importlib
 import importlib.util
