@@ -3,7 +3,7 @@
 # make test    install if needed, then run the tests        make check   spelling, format, lint, types
 # make test-slow   run the tests that take minutes each
 # make coverage   run the default tests and report the coverage
-# make lock    pin dependencies with hashes     make locked  install exactly those, as CI does (Python 3.11)
+# make lock    pin dependencies but torch with hashes     make locked  install exactly those, as CI does (Python 3.11)
 # make bench   measure the speed against mmdet on this machine        make loadtest   Locust against a service that it starts
 # make format  format the code        make clean   remove .venv and demo_output/
 
