@@ -30,25 +30,32 @@ def download_file(url: str, path: Path, *, sha256_prefix: str) -> Path:
     Returns:
         `path`.
     Raises:
-        DownloadError: no connection, an HTTP error or a wrong hash; the message says how to put the file there by hand.
+        DownloadError: no connection, an HTTP error, a wrong hash or a folder that cannot be written; the message says how to put the file
+            there by hand.
     """
     if path.is_file():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(path.name + ".lock")):
-        if path.is_file():
-            return path
-        part = path.with_name(path.name + ".part")
-        try:
-            _fetch(url, part)
-        except (requests.RequestException, OSError) as error:
-            raise DownloadError(f"could not download {url}: {_reason(error)}. {_by_hand(url, path)}") from error
-        digest = sha256_of(part)
-        if not digest.startswith(sha256_prefix):
-            part.unlink()
-            raise DownloadError(f"{url} arrived with SHA-256 {digest[:12]}…, expected {sha256_prefix}…. {_by_hand(url, path)}")
-        part.replace(path)
-    return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(path.name + ".lock")):
+            return path if path.is_file() else _download(url, path, sha256_prefix)
+    except OSError as error:
+        raise DownloadError(
+            f"could not write {path} ({error}): choose a folder that can be written, with model.cache_dir. {_by_hand(url, path)}"
+        ) from error
+
+
+def _download(url: str, path: Path, sha256_prefix: str) -> Path:
+    part = path.with_name(path.name + ".part")
+    try:
+        _fetch(url, part)
+    except (requests.RequestException, OSError) as error:
+        raise DownloadError(f"could not download {url}: {_reason(error)}. {_by_hand(url, path)}") from error
+    digest = sha256_of(part)
+    if not digest.startswith(sha256_prefix):
+        part.unlink()
+        raise DownloadError(f"{url} arrived with SHA-256 {digest[:12]}…, expected {sha256_prefix}…. {_by_hand(url, path)}")
+    return part.replace(path)
 
 
 def sha256_of(path: Path) -> str:

@@ -12,6 +12,7 @@ import logging
 import shutil
 import tempfile
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pipeline import model
-from pipeline.errors import EngineUnavailable
+from pipeline.errors import ConfigurationError, EngineUnavailable
 from pipeline.inference.devices import cpu_has_matrix_unit
 from pipeline.model.kernel_branch import KernelBranch
 
@@ -124,13 +125,22 @@ def convert_cached(path: Path, precision: str, cache_dir: Path) -> ConvertedNetw
         path: `.pth` or `.safetensors`.
         precision: as in EngineOptions.
         cache_dir: folder for downloads and compiled models; several processes may share it.
+    Raises:
+        ConfigurationError: the network must be converted, and `cache_dir` cannot be written.
+        EngineUnavailable: the CPU cannot compute in this precision.
     """
     precision = choose_precision(precision)
     folder = cache_dir / "openvino" / _key(path, precision)
     if not folder.is_dir():
         from pipeline.model.checkpoints import load_checkpoint
 
-        _store(convert(load_checkpoint(path), precision), folder)
+        draft = _make_draft(folder)
+        try:
+            _write(convert(load_checkpoint(path), precision), draft)
+            with suppress(OSError):  # another process was first
+                draft.rename(folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
     return _read(folder)
 
 
@@ -148,11 +158,19 @@ def _packs(precision: str) -> bool:
     return precision == "bf16" and cpu_has_matrix_unit()
 
 
-def _store(converted: ConvertedNetwork, folder: Path) -> None:
-    """Write to a temporary folder, then rename it, so that readers never see a partial result."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
-    ov.save_model(converted.model, str(draft / "network.xml"), compress_to_fp16=False)
+def _make_draft(folder: Path) -> Path:
+    """A temporary folder, to be renamed when it is complete, so that readers never see a partial result."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
+    except OSError as error:
+        raise ConfigurationError(
+            f"model.cache_dir: the converted network cannot be written to {folder.parent} ({error}); choose a folder that can be written"
+        ) from error
+
+
+def _write(converted: ConvertedNetwork, folder: Path) -> None:
+    ov.save_model(converted.model, str(folder / "network.xml"), compress_to_fp16=False)
     description = {
         "name": converted.name,
         "classes": converted.classes,
@@ -160,11 +178,7 @@ def _store(converted: ConvertedNetwork, folder: Path) -> None:
         "strides": converted.kernel_branch.strides,
         "precision": converted.precision,
     }
-    save_file(converted.kernel_branch.state_dict(), str(draft / "head.safetensors"), metadata={"model": json.dumps(description)})
-    try:
-        draft.rename(folder)
-    except OSError:  # another process was first
-        shutil.rmtree(draft)
+    save_file(converted.kernel_branch.state_dict(), str(folder / "head.safetensors"), metadata={"model": json.dumps(description)})
 
 
 def _read(folder: Path) -> ConvertedNetwork:

@@ -70,6 +70,14 @@ def test_offline_says_what_to_do(tmp_path):
     assert str(path) in caught.value.message
 
 
+def test_a_folder_that_cannot_be_written(server, tmp_path):
+    """The message names the setting."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DownloadError, match=r"could not write .*model\.pth .*choose a folder .*model\.cache_dir"):
+        download_file(server.url, tmp_path / "file" / "model.pth", sha256_prefix=PREFIX)
+    assert server.requests == []
+
+
 def test_http_error_is_named(server, tmp_path):
     """A 404 is told as such."""
     server.status = 404

@@ -6,6 +6,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
+from pipeline.errors import ConfigurationError
 from pipeline.inference.openvino import convert as openvino_model
 from pipeline.inference.openvino.convert import CORE, convert_cached
 from pipeline.model.zoo import embedded_models
@@ -42,3 +43,21 @@ def test_without_half_precision_nothing_is_packed(monkeypatch):
     monkeypatch.setattr(openvino_model, "cpu_has_matrix_unit", lambda: True)
     assert openvino_model._packs("bf16")
     assert not openvino_model._packs("fp32")
+
+
+def test_a_cache_folder_that_cannot_be_written(tmp_path):
+    """Said at once, with the setting to change."""
+    (path,) = embedded_models().values()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match=r"model\.cache_dir: .* cannot be written to .*choose a folder"):
+        convert_cached(path, "fp32", tmp_path / "file")
+
+
+def test_a_failed_conversion_leaves_nothing(monkeypatch, tmp_path):
+    """For example because the disk is full."""
+    (path,) = embedded_models().values()
+    monkeypatch.setattr(openvino_model, "convert", lambda *_: None)
+    monkeypatch.setattr(openvino_model, "_write", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        convert_cached(path, "fp32", tmp_path)
+    assert list((tmp_path / "openvino").iterdir()) == []
