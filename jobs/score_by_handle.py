@@ -1,7 +1,7 @@
 """Score images on the cluster that runs the service, by its Ray Serve handle instead of HTTP.
 
     python -m jobs.score_by_handle photo.jpg https://example.com/other.jpg
-    ray job submit --address http://127.0.0.1:8265 -- python -m jobs.score_by_handle photo.jpg
+    ray job submit --address http://127.0.0.1:8265 -- $PWD/.venv/bin/python -m jobs.score_by_handle $PWD/photo.jpg
 
 Same stages, batches and error codes as over HTTP, but typed results without JSON and base64. Bad images are reported on stderr; the
 others are scored.
