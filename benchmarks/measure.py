@@ -14,8 +14,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import psutil
 
 from loadtest.machine import describe_machine, results_line
 
@@ -86,6 +89,32 @@ def passes_per_s(run: Callable[[], object], seconds: float, callers: int = 1) ->
         calls = [pool.submit(call) for _ in range(callers)]
     counts, began, ended = zip(*(one.result() for one in calls), strict=True)
     return float(sum(counts) / (max(ended) - min(began)))
+
+
+class ForeignLoad:
+    """Measures the CPU that programs other than this one and its children use, from its creation on.
+
+    Counted for the whole machine: programs in other containers or process namespaces, which a list of processes does not show, count too.
+    """
+
+    def __init__(self) -> None:
+        self._began, self._used_s = time.perf_counter(), _foreign_cpu_s()
+
+    def cores(self) -> float:
+        """Cores in use, on average so far. Children that ended meanwhile count as foreign."""
+        return max(0.0, (_foreign_cpu_s() - self._used_s) / (time.perf_counter() - self._began))
+
+
+def _foreign_cpu_s() -> float:
+    machine, own = psutil.cpu_times(), 0.0
+    this = psutil.Process()
+    for process in (this, *this.children(recursive=True)):
+        with suppress(psutil.Error):
+            times = process.cpu_times()
+            own += times.user + times.system
+    idle = machine.idle + getattr(machine, "iowait", 0.0)
+    # psutil: user and nice include guest and guest_nice
+    return sum(machine) - getattr(machine, "guest", 0.0) - getattr(machine, "guest_nice", 0.0) - idle - own
 
 
 def as_number(value: float | None) -> str:

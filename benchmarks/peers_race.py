@@ -24,9 +24,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import add_arguments, finish, tell, turns
+from benchmarks.measure import ForeignLoad, add_arguments, finish, tell, turns
 from benchmarks.peers.process import PYTHONS, WIRES, peer_process
-from benchmarks.peers.standings import OURS, Turn, as_table, errors_of, standings
+from benchmarks.peers.standings import MAX_FOREIGN_CORES, OURS, Turn, as_table, errors_of, standings
 from deployments.settings import EMBEDDED_MODEL
 from jobs.command_line import cli_errors
 from loadtest.engine_alone import measure_engine
@@ -125,7 +125,11 @@ async def _scenarios(url: str, bodies: Sequence[bytes], scenarios: Sequence[str]
         if "server" in scenarios:
             results["server"] = await find_server_rate(client, setup, tell)
         if "offline" in scenarios:
+            foreign = ForeignLoad()
             results["offline"] = await run_offline(client, setup, tell)
+            results["offline"]["foreign_cores"] = cores = foreign.cores()
+            if cores > MAX_FOREIGN_CORES:
+                tell(f"other programs used {cores:.1f} cores meanwhile: this result says little")
         return results
 
 

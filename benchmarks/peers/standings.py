@@ -13,6 +13,9 @@ from loadtest.scenarios import Result
 from loadtest.traffic import OK
 
 OURS = "ours"
+MAX_FOREIGN_CORES = 0.15
+"""Cores that other programs may use during an offline run. Above it a contestant's result says little: on two cores, a program that takes
+one of them halves it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ def _row(name: str, turns: Sequence[Turn], ceilings: Sequence[dict[str, float]])
         pairs = [(our, their) for our, their in pairs if our is not None and their]
         row[f"ours_by_{key}"] = ratios(*zip(*pairs, strict=True)) if pairs else None
     searches = [turn.details["server"] for turn in mine if turn.details and "server" in turn.details]
+    offlines = [turn.details["offline"] for turn in mine if turn.details and "offline" in turn.details]
     return row | {
         "of_engine_alone": spread_if_any(
             [turn.offline_per_s / max(ceilings[turn.round].values()) for turn in mine if turn.offline_per_s is not None]
@@ -73,6 +77,7 @@ def _row(name: str, turns: Sequence[Turn], ceilings: Sequence[dict[str, float]])
         "errors": dict(sum((Counter(turn.errors or {}) for turn in mine), Counter())),
         "faults": [turn.fault for turn in mine if turn.fault],
         "unfinished_searches": sum(not search["finished"] for search in searches),
+        "disturbed": sum(offline.get("foreign_cores", 0.0) > MAX_FOREIGN_CORES for offline in offlines),
     }
 
 
@@ -93,6 +98,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
     faults = "; did not start" if row["faults"] else ""
     unfinished = row["unfinished_searches"]
     doubt = f"; {unfinished} server rate{'s' if unfinished > 1 else ''} not confirmed: lower limit" if unfinished else ""
+    if row["disturbed"]:
+        doubt += f"; other programs used the machine in {row['disturbed']} offline run{'s' if row['disturbed'] > 1 else ''}"
     figures = [as_range(row["server_per_s"]), ratio["server_per_s"], as_range(row["offline_per_s"]), ratio["offline_per_s"]]
     return [row["name"], *figures, _median(row["of_engine_alone"]), f"{errors}{faults}{doubt}"]
 

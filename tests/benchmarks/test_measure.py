@@ -2,10 +2,25 @@
 
 import json
 import threading
+from collections import namedtuple
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.measure import Spread, as_number, as_range, finish, passes_per_s, ratios, spread, spread_if_any, table, turns
+from benchmarks import measure
+from benchmarks.measure import (
+    ForeignLoad,
+    Spread,
+    as_number,
+    as_range,
+    finish,
+    passes_per_s,
+    ratios,
+    spread,
+    spread_if_any,
+    table,
+    turns,
+)
 
 
 def test_rounds_take_turns():
@@ -49,3 +64,14 @@ def test_the_last_line_is_json(capsys, tmp_path):
     assert facts == json.loads((tmp_path / "made" / "results.json").read_text())
     assert (facts["benchmark"], facts["rate"]) == ("name", [2, 1, 3])
     assert facts["machine"]["cores"] >= 1
+
+
+def test_foreign_load(monkeypatch):
+    """Of 6 busy CPU seconds of the machine in 2 s, this program used 1: the others used 2.5 cores. Guests count once."""
+    fields = namedtuple("fields", "user nice system idle iowait guest")
+    machine = iter([fields(4, 0, 1, 90, 1, 3), fields(10, 0, 1, 95, 1, 5)])
+    own = iter([SimpleNamespace(user=1.0, system=0.0), SimpleNamespace(user=1.5, system=0.5)])
+    this = SimpleNamespace(children=lambda **_: [], cpu_times=lambda: next(own))
+    monkeypatch.setattr(measure, "psutil", SimpleNamespace(cpu_times=lambda: next(machine), Process=lambda: this, Error=OSError))
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=iter([10.0, 12.0]).__next__))
+    assert ForeignLoad().cores() == 2.5

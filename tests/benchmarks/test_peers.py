@@ -19,7 +19,7 @@ import requests
 from benchmarks import peers_race
 from benchmarks.peers.process import PYTHONS, WIRES, peer_process, session_process, wait_until_scoring
 from benchmarks.peers.scoring import Scorer, answer
-from benchmarks.peers.standings import Turn, as_table, errors_of, standings
+from benchmarks.peers.standings import Turn, _cells, as_table, errors_of, standings
 from benchmarks.peers.triton_wire import TRITON
 from benchmarks.peers_race import Contestant, measure_contestant, race
 from benchmarks.raster import rings_to_mask
@@ -84,6 +84,15 @@ def test_no_rate_is_no_ratio():
     assert "timeout 2" in table
     assert "did not start" in table
     assert table.count("1 server rate not confirmed") == 1
+
+
+def test_disturbed_runs_are_named():
+    """A run beside other programs' work is counted, and the table says so."""
+    busy, free = ({"offline": {"foreign_cores": cores}} for cores in (0.9, 0.05))
+    turns = [Turn("ours", 0, None, 40, details=busy), Turn("ours", 1, None, 80, details=free)]
+    (row,) = standings(turns, CEILINGS)
+    assert row["disturbed"] == 1
+    assert "other programs used the machine in 1 offline run" in _cells(row)[-1]
 
 
 def test_errors_of_lost_trials():
