@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from pipeline.inference.engine import EngineOptions, load_engine
 from pipeline.masks.encode import instances_to_objects, objects_to_json, warm_up
 from pipeline.types import DetectOptions, OutlineOptions
 
+PARTS = ("loop", "parquet", "folder", "http")
 MODEL = "rtmdet-ins_nano_person"
 BATCH = 8
 _PROGRESS = re.compile(r"([\d,]+) of [\d,]+ photos")
@@ -124,17 +126,21 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--loop-count", type=int, default=200)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--skip-http", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     args, options = parser.parse_known_args()
     folder = repeated(args.photos, args.count, args.output / "photos")
-    result: dict[str, Any] = in_a_loop(folder, args.loop_count, os.cpu_count() or 1)
-    print(result, flush=True)
-    result["parquet"] = job(as_parquet(folder, args.output / "photos.parquet"), args.count, args.output / "of_parquet", *options)
-    print(result["parquet"], flush=True)
-    result["folder"] = job(folder, args.count, args.output / "of_folder", *options)
-    print(result["folder"], flush=True)
-    if not args.skip_http:
-        result["http"] = over_http(folder, args.count, args.output / "http.jsonl")
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "loop": lambda: in_a_loop(folder, args.loop_count, os.cpu_count() or 1),
+        "parquet": lambda: job(
+            as_parquet(folder, args.output / "photos.parquet"), args.count, args.output / "of_parquet", *options
+        ),
+        "folder": lambda: job(folder, args.count, args.output / "of_folder", *options),
+        "http": lambda: over_http(folder, args.count, args.output / "http.jsonl"),
+    }
+    result: dict[str, Any] = {}
+    for part in args.only:
+        result[part] = parts[part]()
+        print(part, result[part], flush=True)
     print(json.dumps(result))
     return 0
 

@@ -17,7 +17,6 @@ over HTTP. Exit status: 1 if more photos failed than --error-threshold allows, o
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import threading
 import time
@@ -75,6 +74,7 @@ class Progress(threading.Thread):
         super().__init__(daemon=True)
         self._tally, self._total, self._before = tally, total, before
         self._began, self._ended = time.monotonic(), threading.Event()
+        self._first: tuple[float, int] | None = None
 
     def run(self) -> None:
         """Print a line every `EVERY_S` seconds."""
@@ -91,10 +91,19 @@ class Progress(threading.Thread):
         import ray
 
         done, errors, _ = ray.get(self._tally.counts.remote())
-        rate = done / (time.monotonic() - self._began)
+        rate = self._rate(done)
         left = self._total - self._before - done
         eta = f"{left / rate / 60:.1f} min left" if rate and left > 0 else "done" if left <= 0 else "starting"
         return f"{self._before + done:,} of {self._total:,} photos, {errors:,} errors; {rate:.1f} photos/s, {eta}"
+
+    def _rate(self, done: int) -> float:
+        """Photos/s since the first were done: workers take a while to start."""
+        now = time.monotonic()
+        if done and not self._first:
+            self._first = now, done
+        if not self._first or done == self._first[1]:
+            return done / (now - self._began)
+        return (done - self._first[1]) / (now - self._first[0])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -141,8 +150,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     return parser
 
-
-logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -29,6 +29,7 @@ LOG_SCALE_FROM = 10
 VALS_A_RUN = 4
 """Measurements in a trial where --val-every does not say."""
 LEFT_OUT, SWITCHED_ON = "none", "on"
+TABLE, PLOT = "trials.csv", "trials.png"
 
 
 @cli_errors("jobs.sweep")
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("trials are compared by what they measure: give --val and --val-images, or --val-share")
     if args.asha and not settings.steps:
         parser.error("--asha compares trials at the same step: say how many with --steps")
+    if (settings.work_dir / TABLE).exists():
+        parser.error(f"--work-dir: {settings.work_dir} already holds a sweep; take another folder")
     if settings.processes > 1 or settings.resume:
         parser.error("--processes and --resume do not go with a sweep: a trial is one process, and begins anew")
     for name, values in space.items():

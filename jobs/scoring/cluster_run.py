@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,7 @@ from jobs.command_line import CommandFault
 from jobs.scoring.batch_inputs import InputsError
 from jobs.scoring.cluster_coco import CocoWriter
 from jobs.scoring.cluster_inputs import (
-    FILE_NAME,
     ID,
-    IMAGE,
-    ROW,
     Listed,
     count_rows,
     filesystem_of,
@@ -41,6 +38,9 @@ TASK_CPUS = 0.1
 """CPUs of a task that reads or writes rows; it mostly waits."""
 FILTER_CPUS = 1
 """CPUs of Ray Data's actor that filters finished photos."""
+IDLE_WORKER_MS = 60_000
+"""How long a cluster that this job starts keeps idle workers, milliseconds. Ray's second is shorter than the pauses between two tasks, and
+on few cores their new processes then take longer than the photos."""
 NAMED_ERRORS = ("TooManyErrors", "CallRefused")
 """Errors of our stages that are printed without a traceback."""
 
@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     with claimed(output, args):
         photos = listed(args.source, f"{output}/{MANIFEST}")
         if not ray.is_initialized():
+            os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(IDLE_WORKER_MS))
             ray.init(log_to_driver=False, namespace="serve")
         if args.through:
             _check_application(args.through)
@@ -74,7 +75,7 @@ def _run(args: argparse.Namespace, output: str, photos: Listed, coco: CocoWriter
     progress = Progress(tally, photos.total, before)
     progress.start()
     try:
-        _write(_dataset(photos, args.mini_batch_size), args, output, tally)
+        _write(_dataset(photos), args, output, tally)
     except ray.exceptions.RayError as error:
         raise CommandFault(f"stopped: {_why(error)}") from error
     finally:
@@ -90,10 +91,12 @@ def _run(args: argparse.Namespace, output: str, photos: Listed, coco: CocoWriter
 
 
 def _set_up(output: str) -> None:
-    """Set Ray Data's context: no progress bars, and a checkpoint in the output."""
+    """Set Ray Data's context: a checkpoint in the output; no progress bars, and no advice on workers' memory."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     filesystem, folder = filesystem_of(output)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.issue_detectors_config.detectors = []
     context.use_datasource_v2 = False  # its listing takes a whole CPU, whatever the read is given
     CheckpointConfig.CHECKPOINT_ACTOR_MEMORY_BYTES = 0  # a GB reserved for each by default: more than small nodes have
     context.checkpoint_config = CheckpointConfig(
@@ -117,13 +120,10 @@ def _why(error: Exception) -> str:
     return f"{lines[-1].strip()}. The same command goes on from here; the whole error is in Ray's logs (/tmp/ray/session_latest/logs)"
 
 
-def _dataset(photos: Listed, batch: int) -> Any:
-    """A dataset of the photos with the columns of the list."""
-    read = partial(ray.data.read_parquet, list(photos.files), filesystem=photos.filesystem, num_cpus=TASK_CPUS)
-    if photos.column is None:
-        return read()
-    named = partial(_named_by_id, column=photos.column)
-    return read(columns=[ID, photos.column]).map_batches(named, batch_size=batch, num_cpus=TASK_CPUS)
+def _dataset(photos: Listed) -> Any:
+    """A dataset of the photos."""
+    columns = None if photos.column is None else [ID, photos.column]
+    return ray.data.read_parquet(list(photos.files), filesystem=photos.filesystem, columns=columns, num_cpus=TASK_CPUS)
 
 
 def _staged(photos: Any, args: argparse.Namespace, tally: Any) -> Any:
@@ -138,7 +138,7 @@ def _staged(photos: Any, args: argparse.Namespace, tally: Any) -> Any:
         cache_dir=cache,
     )
     restarts = _restarts(args)
-    worker = {"num_cpus": args.worker_cpus, "ray_remote_args_fn": restarts}
+    worker = {"num_cpus": args.worker_cpus} | restarts
     loaded = photos.map_batches(
         Load,
         fn_constructor_args=(header.input_size, Grid(args.tiles, args.overlap, header.input_size) if args.tiles > 1 else None),
@@ -153,7 +153,7 @@ def _staged(photos: Any, args: argparse.Namespace, tally: Any) -> Any:
         batch_size=args.detector_batch,
         compute=ActorPoolStrategy(size=args.detectors),
         num_cpus=args.detector_cpus,
-        ray_remote_args_fn=restarts,
+        **restarts,
         **gpus,
     )
     return detected.map_batches(
@@ -173,7 +173,7 @@ def _through(photos: Any, args: argparse.Namespace, tally: Any) -> Any:
         batch_size=args.mini_batch_size,
         compute=ActorPoolStrategy(size=args.loaders),
         num_cpus=args.worker_cpus,
-        ray_remote_args_fn=_restarts(args),
+        **_restarts(args),
     )
 
 
@@ -185,8 +185,8 @@ def _check_application(name: str) -> None:
         raise InputsError(f"--through {name}: no such application runs in this cluster (RAY_ADDRESS); there is: {there}")
 
 
-def _restarts(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
-    return lambda: {"max_restarts": args.max_retries, "max_task_retries": args.max_retries}
+def _restarts(args: argparse.Namespace) -> dict[str, int]:
+    return {"max_restarts": args.max_retries, "max_task_retries": args.max_retries}
 
 
 def _check_room(args: argparse.Namespace) -> None:
@@ -206,9 +206,3 @@ def _check_room(args: argparse.Namespace) -> None:
                 "lower --loaders, --outliners, "
                 "--worker-cpus, --detectors, --detector-cpus or --detector-gpus"
             )
-
-
-def _named_by_id(batch: dict[str, Any], column: str) -> dict[str, Any]:
-    """Rows of a Parquet source to those of the list; `column` holds the images."""
-    ids = batch[ID]
-    return {ID: ids, FILE_NAME: ids.astype(str), ROW: [0] * len(ids), IMAGE: batch[column]}

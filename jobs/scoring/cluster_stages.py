@@ -25,9 +25,9 @@ import ray
 from numpy.typing import NDArray
 
 from jobs.command_line import reason_of
-from jobs.scoring.batch_inputs import InputsError
+from jobs.scoring.batch_inputs import COLUMNS, InputsError
 from jobs.scoring.cells import looks_like_base64
-from jobs.scoring.cluster_inputs import FILE, IMAGE, UNREADABLE, filesystem_of
+from jobs.scoring.cluster_inputs import FILE, FILE_NAME, ID, IMAGE, ROW, UNREADABLE, filesystem_of
 from jobs.scoring.tiles import Grid, Tiled, cut, join
 from pipeline.errors import FetchError, ImageError, ServiceError
 from pipeline.images.decode import DecodeLimits
@@ -132,6 +132,7 @@ class Load:
         self._decoders = DecoderPool(DecoderOptions(limits, grid.side_px if grid else input_size, 10.0), threads)
 
     def __call__(self, batch: Batch) -> Batch:
+        batch = as_listed(batch)
         return replaced(batch, IMAGE, WORK, asyncio.run(self._all(batch[IMAGE].tolist())))
 
     async def _all(self, images: list[Any]) -> list[bytes]:
@@ -218,6 +219,14 @@ def is_web_url(text: str) -> bool:
 def error_json(code: str, message: str) -> bytes:
     """`preds` of a photo that could not be scored."""
     return orjson.dumps({"boxes": [], "error": {"code": code, "message": message}})
+
+
+def as_listed(batch: Batch) -> Batch:
+    """The columns of the list of photos; rows of a Parquet source have `id` and `image` or `image_url`."""
+    if FILE_NAME in batch:
+        return batch
+    ids, column = batch[ID], next(name for name in COLUMNS if name in batch)
+    return {ID: ids, FILE_NAME: ids.astype(str), ROW: np.zeros(len(ids), np.int64), IMAGE: batch[column]}
 
 
 def replaced(batch: Batch, old: str, new: str, values: list[Any]) -> Batch:

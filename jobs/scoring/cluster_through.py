@@ -14,7 +14,7 @@ from typing import Any
 from deployments.params import parse_params
 from jobs.score_by_handle import score
 from jobs.scoring.cluster_inputs import IMAGE
-from jobs.scoring.cluster_stages import PREDS, Batch, Images, count, error_json, is_web_url, replaced
+from jobs.scoring.cluster_stages import PREDS, Batch, Images, as_listed, count, error_json, is_web_url, replaced
 from jobs.scoring.service_client import PATIENCE_S, TRANSIENT_CODES, pauses
 from pipeline.errors import ServiceError
 from pipeline.images.fetch import Fetcher, FetchPolicy
@@ -42,6 +42,7 @@ class Through:
         self._application, self._params, self._tally = application, parse_params({**params, "on_error": "isolate"}), tally
 
     def __call__(self, batch: Batch) -> Batch:
+        batch = as_listed(batch)
         answers = asyncio.run(_read(batch[IMAGE].tolist()))
         images = {place: image for place, image in enumerate(answers) if not isinstance(image, ServiceError)}
         for place, answer in self._scored(images).items():

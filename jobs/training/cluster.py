@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,12 +68,27 @@ def finetune_on_cluster(settings: FinetuneSettings) -> None:
             failure_config=FailureConfig(max_failures=MAX_LOSSES),
         ),
     )
+    if not ray.is_initialized():
+        ray.init()
+    if note := too_small(settings.processes, ray.cluster_resources(), "GPU" if on_cards else "CPU"):
+        print(note, flush=True)
     try:
         trainer.fit()
     except TrainingFailedError as error:
         raise ValueError(str(error).strip().rsplit("\n", 1)[-1]) from error
     finally:
         ray.shutdown()
+
+
+def too_small(processes: int, resources: Mapping[str, float], kind: str) -> str:
+    """What to say of a cluster that has no room for all processes; empty where it has. A cluster with an autoscaler grows."""
+    has = resources.get(kind, 0)
+    if has >= processes:
+        return ""
+    return (
+        f"--processes {processes} needs {processes} {kind}s and the cluster has {has:g}: training begins once it has grown. "
+        f"On one machine, take --processes {max(int(has), 1)} at most."
+    )
 
 
 def _train(config: dict[str, Any]) -> None:
@@ -93,5 +109,7 @@ def _train(config: dict[str, Any]) -> None:
 def _with_absolute_paths(settings: FinetuneSettings) -> FinetuneSettings:
     """Make paths absolute: a process on another machine has another working folder."""
     names = ("train", "train_images", "val", "val_images", "work_dir")
-    paths = {name: getattr(settings, name) for name in names}
-    return replace(settings, **{name: path.resolve() for name, path in paths.items() if path is not None})
+    paths: dict[str, Any] = {name: path.resolve() for name in names if (path := getattr(settings, name)) is not None}
+    if settings.init_weights and Path(settings.init_weights).is_file():
+        paths["init_weights"] = str(Path(settings.init_weights).resolve())
+    return replace(settings, **paths)

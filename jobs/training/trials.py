@@ -21,11 +21,10 @@ from mmengine.runner import Runner
 from ray import tune
 from ray.tune.result_grid import ResultGrid
 
-from jobs.sweep import LOG_SCALE_FROM, trial_settings
+from jobs.sweep import LOG_SCALE_FROM, PLOT, TABLE, trial_settings
 from jobs.training.results import export
 from jobs.training.settings import FinetuneSettings
 
-TABLE, PLOT = "trials.csv", "trials.png"
 WHOLE = "whole"
 """How a trial ended that made all its steps."""
 ASHA_KEEPS = 3
@@ -62,7 +61,9 @@ def run_trials(
         ray.init(log_to_driver=False)
     try:
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(_train, of_finetune=list(of_finetune), work_dir=work_dir), _resources(args)),
+            tune.with_resources(
+                tune.with_parameters(_train, of_finetune=list(of_finetune), work_dir=work_dir, cwd=Path.cwd()), _resources(args)
+            ),
             param_space={name: _domain(values) for name, values in space.items()},
             tune_config=_tune_config(args, of_finetune, space, metric, settings.seed),
             run_config=tune.RunConfig(name="ray", storage_path=str(work_dir), verbose=1),
@@ -79,10 +80,12 @@ def run_trials(
     return _best(rows, metric, list(space))
 
 
-def _train(config: dict[str, Any], of_finetune: list[str], work_dir: Path) -> None:
-    """A trial, in its own process."""
+def _train(config: dict[str, Any], of_finetune: list[str], work_dir: Path, cwd: Path) -> None:
+    """A trial, in its own process. Tune starts it in a folder of the trial; relative paths are of the command's folder."""
     from jobs.finetune import finetune
 
+    if cwd.is_dir():
+        os.chdir(cwd)
     settings = trial_settings(of_finetune, config)
     trial = tune.get_context().get_trial_id()
     with known_warnings_ignored():

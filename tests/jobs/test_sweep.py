@@ -67,13 +67,22 @@ def test_what_cannot_be_swept(tiny_coco, tmp_path, capsys, more, said):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_folder_that_holds_a_sweep(tiny_coco, tmp_path, capsys):
+    (tmp_path / "trials.csv").write_text("trial\n")
+    base = ["--train", str(tiny_coco / "coco.json"), "--train-images", str(tiny_coco), "--val-share", "0.3"]
+    with pytest.raises(SystemExit):
+        main([*base, "--work-dir", str(tmp_path)])
+    assert "already holds a sweep" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_tiny_trials(tiny_coco, tmp_path, capsys, monkeypatch):
-    """By Optuna, with ASHA: a row for each with its settings, a plot, the best one's model; one that fails is a row, too."""
+    """By Optuna, with ASHA and relative paths: a row for each with its settings, a plot, the best one's model."""
     pytest.importorskip("optuna")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    photos, truth = str(tiny_coco / "photos"), str(tiny_coco / "coco.json")
+    monkeypatch.chdir(tiny_coco)
+    photos, truth = "photos", "coco.json"
     arguments = [
         "--train",
         truth,
@@ -104,7 +113,7 @@ def test_two_tiny_trials(tiny_coco, tmp_path, capsys, monkeypatch):
         [*arguments, "--trials", "2", "--search", "bayes", "--asha", "--vary", "lr=1e-3..4e-3", "--vary", "freeze=none,neck"]
     )
     said = capsys.readouterr().out
-    rows = list(csv.DictReader((tmp_path / "w/trials.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "w/trials.csv").read_text().splitlines()))
     assert len(rows) == 2
     assert all(0.001 <= float(row["lr"]) <= 0.004 and row["freeze"] in ("none", "neck") for row in rows)
     assert all(float(row["peak_gb"]) > 0.1 and row["ended"] in ("whole", "stopped early") for row in rows), rows

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from PIL import Image
 pytest.importorskip("pyarrow")
 
 from jobs.scoring import cluster_stages
-from jobs.scoring.cluster_stages import Detect, Load, Outline
+from jobs.scoring.cluster_stages import Detect, Load, Outline, as_listed
+from jobs.scoring.tiles import Grid
 from pipeline.inference.engine import EngineOptions
 from pipeline.model.zoo import read_header
 from pipeline.types import DetectOptions, OutlineOptions
@@ -44,7 +46,8 @@ def photo(kind="JPEG"):
 def batch_of(*images):
     column = np.empty(len(images), object)
     column[:] = images
-    return {"id": np.array([f"{n}" for n in range(len(images))]), "image": column}
+    ids = np.array([f"{n}" for n in range(len(images))])
+    return {"id": ids, "file_name": ids, "row_number_per_file": np.zeros(len(images), np.int64), "image": column}
 
 
 def test_images_of_every_kind(load, counted, tmp_path):
@@ -63,7 +66,7 @@ def test_images_of_every_kind(load, counted, tmp_path):
         "http://127.0.0.1/x.jpg",
     ]
     loaded = load(batch_of(*images))
-    assert set(loaded) == {"id", "work"}
+    assert set(loaded) == {"id", "file_name", "row_number_per_file", "work"}
     detected = Detect(MODEL, EngineOptions("simulated"), DetectOptions())(loaded)
     header = read_header(MODEL, tmp_path)
     rows = Outline(header.classes, OutlineOptions(), None)(detected)
@@ -82,3 +85,44 @@ def test_a_batch_of_bad_photos_alone(load, counted):
     rows = Detect(MODEL, EngineOptions("simulated"), DetectOptions())(load(batch_of(b"x", b"y")))
     assert len(rows["work"]) == 2
     assert not counted
+
+
+def test_tiles(counted, tmp_path):
+    """The whole photo and its tiles go through the network; the answer is in fractions of the photo."""
+    header = read_header(MODEL, tmp_path)
+    stage = Load(header.input_size, Grid(2, 0.2, header.input_size))
+    buffer = io.BytesIO()
+    Image.new("RGB", (2000, 1000), (90, 120, 60)).save(buffer, "JPEG")
+    loaded = stage(batch_of(buffer.getvalue(), b"no image"))
+    stage._decoders.close()
+    parts = pickle.loads(loaded["work"][0]).parts
+    assert len(parts) == 1 + 2  # along the long side; the short one fits one tile
+    detected = Detect(MODEL, EngineOptions("simulated"), DetectOptions())(loaded)
+    preds = [json.loads(text) for text in Outline(header.classes, OutlineOptions(), None)(detected)["preds"]]
+    assert preds[1]["error"]["code"] == "unsupported_image_format"
+    assert preds[0]["boxes"]
+    assert all(0 <= value <= 1 for found in preds[0]["boxes"] for value in found["box"].values())
+    assert counted == [(1, 2)]
+
+
+@pytest.mark.parametrize(("white_level", "brightness"), [(65535, 8), (4095, 128)])
+def test_white_level(tmp_path, white_level, brightness):
+    """A 12-bit camera's picture in 16-bit files is as bright as it was seen."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((48, 64), 2048, np.uint16)).save(buffer, "PNG")
+    stage = Load(read_header(MODEL, tmp_path).input_size, white_level=white_level)
+    (work,) = stage(batch_of(buffer.getvalue()))["work"]
+    stage._decoders.close()
+    assert pickle.loads(work).pixels.mean() == pytest.approx(brightness, abs=1)
+
+
+def test_rows_of_a_parquet_source():
+    """Get the list's columns; ids keep their type, since Ray Data compares them with those that are done."""
+    rows = as_listed({"id": np.array([7, 8]), "image_url": np.array(["x", None], object)})
+    assert {name: cells.tolist() for name, cells in rows.items()} == {
+        "id": [7, 8],
+        "file_name": ["7", "8"],
+        "row_number_per_file": [0, 0],
+        "image": ["x", None],
+    }
+    assert as_listed(rows) is rows

@@ -1,4 +1,4 @@
-"""Several processes make the steps of one, and a lost one is replaced. Each test starts Ray: minutes on a busy machine."""
+"""Several processes make the steps of one, and a lost one is replaced. Those that start Ray are slow: minutes on a busy machine."""
 
 import json
 import os
@@ -11,8 +11,10 @@ import numpy as np
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 pytest.importorskip("pyarrow", reason="Ray Train needs the extra `cluster`")
+
+from jobs.training.cluster import too_small
+
 SIDE = 240
 FIXED = ["--fix-batch-norm", "backbone", "neck", "bbox_head", "--precision", "fp32"]
 
@@ -73,6 +75,8 @@ def alone(many, tmp_path_factory):
     return losses(work_dir)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_two_processes_make_the_steps_of_one(many, tmp_path, alone):
     """Losses equal to 1e-3 over 20 steps, in float32, by gloo."""
     with start(many, tmp_path / "run", "--steps", "20", "--batch-size", "2", "--processes", "2") as running:
@@ -82,6 +86,8 @@ def test_two_processes_make_the_steps_of_one(many, tmp_path, alone):
     assert (tmp_path / "run" / "final.safetensors").is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_lost_process_is_replaced(many, tmp_path, alone):
     """Killed after its second checkpoint; the run goes on from there with the losses of one that lost nothing."""
     work_dir = tmp_path / "run"
@@ -94,6 +100,13 @@ def test_a_lost_process_is_replaced(many, tmp_path, alone):
         told, _ = running.communicate(timeout=400)
     assert running.returncode == 0, told[-4000:]
     assert losses(work_dir) == pytest.approx(alone, rel=1e-3)
+
+
+def test_a_cluster_without_room_is_told():
+    """Ray waits for it without an end."""
+    assert too_small(2, {"CPU": 2.0}, "CPU") == ""
+    assert "needs 4 CPUs and the cluster has 2" in too_small(4, {"CPU": 2.0}, "CPU")
+    assert "needs 2 GPUs and the cluster has 0" in too_small(2, {"CPU": 2.0}, "GPU")
 
 
 def wait_for(ready, deadline_s=300):
