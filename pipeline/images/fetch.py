@@ -174,12 +174,27 @@ class Fetcher:
         )
         try:
             return await self._pool.handle_async_request(request)
+        except asyncio.CancelledError:
+            await self._close_abandoned()
+            raise
         except httpcore.TimeoutException as error:
             raise _timed_out() from error
         except (httpcore.NetworkError, httpcore.ProtocolError) as error:
             if isinstance(error.__context__, ssl.SSLError):
                 raise FetchError("The URL's host could not be verified over TLS.") from error
             raise TransientFetchError("The connection to the URL's host failed.") from error
+
+    async def _close_abandoned(self) -> None:
+        """Close the connections that neither serve a request nor can serve another one.
+
+        httpcore 1.0.9 keeps a connection open for good whose request is cancelled when it has just connected.
+        """
+        used = {request.connection for request in self._pool._requests}
+        abandoned = [each for each in self._pool.connections if each not in used and not each.is_idle()]
+        for connection in abandoned:
+            self._pool._connections.remove(connection)
+        for connection in abandoned:
+            await connection.aclose()
 
     async def _read(self, response: httpcore.Response) -> bytes:
         _check_head(response, self._policy.max_bytes)

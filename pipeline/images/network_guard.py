@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
 
 import httpcore
 
@@ -53,7 +55,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         try:
             async with asyncio.timeout(timeout):
                 addresses = await self._permitted_addresses(host, port)
-                return await self._connect_first(addresses, port, timeout, local_address, socket_options)
+                return ClosingStream(await self._connect_first(addresses, port, timeout, local_address, socket_options))
         except TimeoutError as error:
             raise httpcore.ConnectTimeout from error
 
@@ -96,3 +98,32 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 continue
         return await self._connector.connect_tcp(addresses[-1], port, timeout, local_address, socket_options)
+
+
+class ClosingStream(httpcore.AsyncNetworkStream):
+    """A connection that is closed if its TLS handshake is cancelled; httpcore 1.0.9 would leave it open for as long as the host does."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Part of httpcore's interface, as are the following ones."""
+        return await self._stream.read(max_bytes, timeout)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        try:
+            return await self._stream.start_tls(ssl_context, server_hostname, timeout)
+        except BaseException:
+            await self._stream.aclose()
+            raise
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)

@@ -358,6 +358,48 @@ async def test_broken_answers(world: World, kind: str) -> None:
     assert caught.value.code == ("fetch_failed" if kind in ANSWERED else "fetch_unavailable")
 
 
+class CancellingConnector(Connector):
+    """Cancels its caller when the connection is there."""
+
+    async def connect_tcp(self, *args, **kwargs):
+        stream = await super().connect_tcp(*args, **kwargs)
+        asyncio.current_task().cancel()
+        return stream
+
+
+@pytest.mark.parametrize("moment", ["connected", "TLS, by its caller", "TLS, by the deadline", "head", "body"])
+async def test_a_cancelled_fetch_leaves_no_connection(world: World, moment: str) -> None:
+    """At whatever moment: else hosts that do not answer would use up the process's file descriptors."""
+    open_ends, seen = 0, asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal open_ends
+        open_ends += 1
+        if moment == "body":
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc")
+        seen.set()
+        with contextlib.suppress(ConnectionError):
+            await reader.read()  # until the other side closes
+        open_ends -= 1
+        writer.close()
+
+    async with listening(silent) as port:
+        world.connector = (CancellingConnector if moment == "connected" else Connector)(port)
+        fetcher = world.fetcher()
+        deadline = time.time() + 0.2 if moment.endswith("deadline") else None
+        task = asyncio.create_task(fetcher.fetch(f"http{'s' * moment.startswith('TLS')}://good.test/x", deadline))
+        await seen.wait()
+        if deadline is None:
+            await asyncio.sleep(0.05)
+            task.cancel()
+        with pytest.raises((asyncio.CancelledError, DeadlineExceeded)):
+            await task
+        async with asyncio.timeout(5):
+            while open_ends:
+                await asyncio.sleep(0.01)
+        assert fetcher._pool.connections == []
+
+
 # ---- where a URL may lead -------------------------------------------------------------------------------------------
 
 
