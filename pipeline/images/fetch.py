@@ -161,8 +161,8 @@ class Fetcher:
             if response.status in _REDIRECT_STATUSES and location is not None:
                 return check_url(_join(target, location), self._policy)
             return await self._read(response)
-        finally:
-            await response.aclose()
+        finally:  # shielded: httpcore would never use or close a connection again whose release is cancelled
+            await asyncio.shield(asyncio.create_task(response.aclose()))
 
     async def _send(self, target: httpx.URL) -> httpcore.Response:
         policy = self._policy

@@ -400,6 +400,25 @@ async def test_a_cancelled_fetch_leaves_no_connection(world: World, moment: str)
         assert fetcher._pool.connections == []
 
 
+async def test_a_fetch_cancelled_while_it_releases_its_connection(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is released all the same, for the next fetch."""
+    world.answers["/x"] = answer(b"abc")
+    fetcher, release = world.fetcher(), httpcore.Response.aclose
+
+    async def cancelled_meanwhile(response: httpcore.Response) -> None:
+        task.cancel()
+        await release(response)
+
+    monkeypatch.setattr(httpcore.Response, "aclose", cancelled_meanwhile)
+    task = asyncio.create_task(fetcher.fetch("http://good.test/x"))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async with asyncio.timeout(5):
+        while not all(connection.is_idle() for connection in fetcher._pool.connections):
+            await asyncio.sleep(0.01)
+    assert fetcher._pool._requests == []
+
+
 # ---- where a URL may lead -------------------------------------------------------------------------------------------
 
 
