@@ -28,7 +28,7 @@ from jobs.training.stopping import step_of
 FOR_THE_FILE = re.compile(
     r"\s*-+\s*System environment|Config:|Hooks will be executed|Distributed training is not used|paramwise_options|Exp name|"
     r'init_weights of \w+ has been called|"FileClient" will be deprecated|"HardDiskBackend" is the alias|Iter\(val\)|'
-    r"Please make sure that the mlflow server|"
+    r"Please make sure that the mlflow server|resumed key: loop_stage|"
     r"The (previous )?best checkpoint|Checkpoints will be saved|Saving checkpoint|Load checkpoint|resumed epoch|Enabling the"
 )
 """Messages that only the log file gets: hundreds of lines before the first step, and duplicates of our own lines."""
