@@ -139,11 +139,17 @@ class Grouper(Generic[Item, Result]):
                 self._start(self._next_group(caller))
 
     def _next_group(self, caller: str | None = None) -> list[_Entry[Item, Result]]:
-        """The next items, or those of one caller."""
+        """The next items, or those of one caller.
+
+        Several callers have equal parts of a group: all wait until it is done, so nobody waits for more images of another than its own.
+        """
         group, waiting = [self._waiting.pop(caller)], self._waiting
         room = self._limits.max_mb * 1e6 - group[0].size_bytes
         while (waiting if caller is None else caller in waiting.callers) and len(group) < self._limits.max_images:
-            if waiting.first(caller).size_bytes > room:
+            following = waiting.first(caller)
+            callers = {entry.caller for entry in group}
+            others_are_done = following.caller in callers and not callers - {following.caller} <= set(waiting.callers)
+            if following.size_bytes > room or others_are_done:
                 break
             group.append(waiting.pop(caller))
             room -= group[-1].size_bytes

@@ -391,6 +391,18 @@ async def test_a_flood_delays_its_own_caller():
     ]
 
 
+@pytest.mark.parametrize(
+    ("waiting", "first_groups"),
+    [("AAAAAAB", ["AB", "AAAA"]), ("ABCDE", ["ABCD", "E"]), ("AAABBB", ["ABAB", "AB"]), ("AAAAAA", ["AAAA", "AA"])],
+)
+async def test_callers_have_equal_parts_of_a_group(waiting, first_groups):
+    """A polite caller's item does not wait for many of a flood in the same group; one item of each of many callers fill one."""
+    carrier = Carrier(0.001)
+    grouper = Grouper(carrier, GroupSettings(max_images=4, max_in_flight=1))
+    await asyncio.gather(*(grouper.send(f"{caller}{n}", caller=caller) for n, caller in enumerate(waiting)))
+    assert ["".join(item[0] for item in group) for group in carrier.groups][: len(first_groups)] == first_groups
+
+
 async def test_a_caller_with_nothing_in_flight_does_not_wait():
     """Its item is sent beside the flood's group; then it waits its turn like all others, and there are never more than two groups."""
     carrier = Carrier(0.02)
