@@ -82,7 +82,7 @@ def _photos(count: int, **params: object) -> bytes:
     return as_body(photos_from(None, count), **params)
 
 
-HUGE_ANSWER = {"polygon_tolerance_px": 0, "decimals": 17, "score_threshold": 0.0, "holes": True}
+HUGE_ANSWER = {"polygon_tolerance_px": 0, "decimals": 17, "score_threshold": 0.0, "holes": "rings"}
 NO_ANSWER = "name server that does not answer"
 FLOODS: dict[str, Flood] = {
     "8 clients with 64 slow URLs each": Flood(lambda server: as_body([f"{server}/silence?{n}" for n in range(64)]), 8),
