@@ -104,7 +104,8 @@ def disturbed(photos: Path, output: Path, kills: int, chance: random.Random, who
             with suppress(subprocess.TimeoutExpired):
                 batch.process.wait(60)
         status = batch.process.poll()
-        said = batch.process.stderr.read() if status is not None and batch.process.stderr else ""
+        pipe = batch.process.stderr
+        said = pipe.read() if status is not None and pipe and not pipe.closed else ""  # closed: killed here
         batch.end()
         if status == 0:
             return done
