@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not (args.source and args.output):
         parser.error("the source and --output must not be empty")
+    if "?" in args.output:
+        parser.error("--output: Ray Data takes what follows a ? for a query; name a folder without one")
     if args.through and args.tiles > 1:
         parser.error("--tiles does not go with --through: the application cuts no tiles")
     if args.overlap > MAX_OVERLAP:

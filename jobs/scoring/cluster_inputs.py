@@ -79,6 +79,8 @@ def listed(source: str, manifest: str) -> Listed:
         InputsError: the source cannot be read, or there is nothing in it.
     """
     if files := parquet_files(source):
+        if odd := next((file for file in files if "?" in file), None):
+            raise InputsError(f"{odd}: Ray Data takes what follows a ? for a query; rename it")
         column, (filesystem, _) = image_column(source), filesystem_of(source)
         return Listed(count_rows(source), filesystem, tuple(files), column)
     total = count_rows(manifest) or list_photos(source, manifest)

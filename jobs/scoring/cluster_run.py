@@ -81,6 +81,8 @@ def _run(args: argparse.Namespace, output: str, photos: Listed, coco: CocoWriter
     finally:
         progress.stop()
     print(progress.line())
+    if (rows := count_rows(f"{output}/checkpoint")) < photos.total:
+        raise CommandFault(f"{photos.total - rows:,} of {photos.total:,} photos have no row; the same command tries them again")
     if coco:
         print(coco.write(output, args.format))
     done, errors, first = ray.get(tally.counts.remote())

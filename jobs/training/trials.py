@@ -53,7 +53,6 @@ def run_trials(
     args: argparse.Namespace, of_finetune: Sequence[str], space: dict[str, Any], settings: FinetuneSettings
 ) -> str | None:
     """Run them all, write the table and the plot; returns what to say of the best, None where none has found anything."""
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # their files say less than the table
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "1")
     work_dir, metric = settings.work_dir.resolve(), settings.best_metric
     work_dir.mkdir(parents=True, exist_ok=True)

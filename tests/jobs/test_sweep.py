@@ -1,6 +1,7 @@
 """A sweep's command line and search space; two tiny trials by hand (-m slow)."""
 
 import csv
+import json
 
 import pytest
 
@@ -117,6 +118,16 @@ def test_two_tiny_trials(tiny_coco, tmp_path, capsys, monkeypatch):
     assert len(rows) == 2
     assert all(0.001 <= float(row["lr"]) <= 0.004 and row["freeze"] in ("none", "neck") for row in rows)
     assert all(float(row["peak_gb"]) > 0.1 and row["ended"] in ("whole", "stopped early") for row in rows), rows
+    for row in rows:
+        logs = [
+            json.loads(line)
+            for log in (tmp_path / "w" / row["trial"]).glob("*/vis_data/*.json")
+            for line in log.read_text().splitlines()
+        ]
+        assert float(row["mask_ap"]) == pytest.approx(max(log["mask_ap"] for log in logs if "mask_ap" in log), abs=1e-3)
+    assert len(list((tmp_path / "w/ray").glob("*/progress.csv"))) == 2, (
+        "Tune's record of every measurement, which the table needs"
+    )
     assert (tmp_path / "w/trials.png").read_bytes().startswith(b"\x89PNG")
     assert "Each trial: " in said
     assert (status == 0) == (float(rows[0]["mask_ap"]) > 0)

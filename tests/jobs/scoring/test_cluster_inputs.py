@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from jobs.scoring.batch_inputs import InputsError
 from jobs.scoring.cluster_inputs import FILE, UNREADABLE, count_rows, filesystem_of, image_column, list_photos, parquet_files
+from jobs.scoring.cluster_inputs import listed as listed_photos
 from jobs.scoring.cluster_stages import Images
 from pipeline.images.fetch import FetchPolicy
 from tests.support.s3_server import s3_server
@@ -163,3 +164,9 @@ def test_odd_keys_in_a_bucket(tmp_path):
         rows = pq.read_table(tmp_path / "photos.parquet").to_pylist()
         read = {row["file_name"]: Images(FetchPolicy())._read_file(row["image"]) for row in rows}
     assert read == {name: name.encode() for name in names}
+
+
+def test_a_parquet_file_with_a_question_mark(tmp_path):
+    pq.write_table(pa.table({"id": ["a"], "image": ["x"]}), tmp_path / "a?b.parquet")
+    with pytest.raises(InputsError, match="rename it"):
+        listed_photos(str(tmp_path), str(tmp_path / "photos.parquet"))

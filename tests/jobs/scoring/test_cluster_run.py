@@ -32,3 +32,10 @@ def test_the_rate_is_of_the_time_since_the_first_photos(monkeypatch):
     for clock[0], done in ((30.0, 0), (40.0, 8), (50.0, 508)):
         seen.append(progress._rate(done))
     assert seen == [0, 0.2, 50]
+
+
+def test_an_output_with_a_question_mark(capsys):
+    """Ray Data would write and read other paths, and find no photos there."""
+    with pytest.raises(SystemExit):
+        batch_ray.main(["photos", "--output", "a?b"])
+    assert "folder without one" in capsys.readouterr().err
