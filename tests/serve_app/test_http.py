@@ -496,7 +496,7 @@ async def test_head_is_answered_as_get(client, path):
     """HTTP requires it; some load balancers ask without wanting the body."""
     response = await client.head(path)
     assert (response.status_code, response.content) == (200, b"")
-    assert (await client.post(path)).headers["allow"] == "GET, HEAD"
+    assert set((await client.post(path)).headers["allow"].split(", ")) == {"GET", "HEAD"}
 
 
 async def test_routing_faults(client):
