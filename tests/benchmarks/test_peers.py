@@ -28,6 +28,7 @@ from loadtest.photos import photos_from
 from loadtest.scenarios import Setup
 from loadtest.traffic import JSON_HEADERS, SCORE, request_bodies
 from tests.support.fake_service import fake_service
+from tests.support.processes import is_alive
 
 CEILINGS = [{"1": 40.0, "8": 50.0}, {"1": 80.0, "8": 100.0}]
 
@@ -165,7 +166,7 @@ def test_all_processes_of_a_peer_are_stopped():
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert len(family) == 3
-    assert not any(member.is_running() and member.status() != psutil.STATUS_ZOMBIE for member in family)
+    assert not any(map(is_alive, family))
     assert not folders[0].exists()
 
 
@@ -189,7 +190,7 @@ def test_sigterm_stops_all_processes_of_a_peer():
             race.terminate()
             time.sleep(0.1)
         assert race.wait(30) == 128 + signal.SIGTERM
-    assert not any(member.is_running() and member.status() != psutil.STATUS_ZOMBIE for member in family)
+    assert not any(map(is_alive, family))
     assert not Path(folder).exists()
 
 

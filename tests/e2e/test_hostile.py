@@ -21,6 +21,7 @@ from loadtest.local_service import local_service, title_of
 from tests.e2e.batches import settled_batches
 from tests.security.attacks import SPECIALS, as_body, attack_with_bodies, attack_with_files
 from tests.security.mutants import mutants
+from tests.support.processes import is_alive
 
 JSON = {"content-type": "application/json"}
 ODD_IMAGES = Path(__file__).parents[3] / "shared" / "images"
@@ -84,14 +85,6 @@ def test_large_attacks(service, hostile_url, name):
     assert 400 <= status < 500
     assert code != "-"
     assert seconds < 30
-
-
-def is_alive(process):
-    """Whether the process runs; one that ended and was not waited for does not."""
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.mark.usefixtures("nothing_lost")
