@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -79,10 +79,7 @@ def listed(source: str, manifest: str) -> Listed:
         InputsError: the source cannot be read, or there is nothing in it.
     """
     if files := parquet_files(source):
-        if odd := next((file for file in files if "?" in file), None):
-            raise InputsError(f"{odd}: Ray Data takes what follows a ? for a query; rename it")
-        column, (filesystem, _) = image_column(source), filesystem_of(source)
-        return Listed(count_rows(source), filesystem, tuple(files), column)
+        return _parquet_source(source, files)
     total = count_rows(manifest) or list_photos(source, manifest)
     filesystem, path = filesystem_of(manifest)
     return Listed(total, filesystem, (path,))
@@ -136,28 +133,33 @@ def count_rows(place: str) -> int:
     return rows
 
 
-def image_column(source: str) -> str:
-    """The column of a Parquet source that holds the images, `image` or `image_url`.
+def _parquet_source(source: str, files: Sequence[str]) -> Listed:
+    """The photos of a Parquet source. Their column is `image` or `image_url`; of the files, only the ids are read.
 
+    Args:
+        files: its `parquet_files`, at least one.
     Raises:
-        InputsError: it, or the column `id`, is missing from a file; an id is missing or there twice; there are photos beside the files.
+        InputsError: the column of images, or the column `id`, is missing from a file; an id is missing or there twice; there are photos
+            beside the files.
     """
+    if odd := next((file for file in files if "?" in file), None):
+        raise InputsError(f"{odd}: Ray Data takes what follows a ? for a query; rename it")
     filesystem, _ = filesystem_of(source)
     _check_no_photos_beside(source)
     seen, columns = list[pa.ChunkedArray](), set[str]()
-    for path in parquet_files(source):
-        with _told_of(path):
-            names = pq.read_schema(path, filesystem=filesystem).names
+    for path in files:
+        with _told_of(path), pq.ParquetFile(path, filesystem=filesystem) as file:
+            names = file.schema_arrow.names
             column = next((name for name in COLUMNS if name in names), None)
             if column is None or ID not in names:
                 missing = ", ".join(name for name, is_there in ((ID, ID in names), (IMAGE, column)) if not is_there)
                 raise InputsError(f"{path}: there is no column {missing}; the columns are {', '.join(names)}")
-            seen.append(pq.read_table(path, columns=[ID], filesystem=filesystem)[ID])
+            seen.append(file.read(columns=[ID])[ID])
             columns.add(column)
     if len(columns) > 1:
         raise InputsError(f"{source}: images are in {' and '.join(sorted(columns))}; all files must have the same column")
     _check_ids(source, seen)
-    return columns.pop()
+    return Listed(sum(map(len, seen)), filesystem, tuple(files), columns.pop())
 
 
 def _check_ids(source: str, seen: list[pa.ChunkedArray]) -> None:

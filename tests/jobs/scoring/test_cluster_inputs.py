@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.scoring.batch_inputs import InputsError
-from jobs.scoring.cluster_inputs import FILE, UNREADABLE, count_rows, filesystem_of, image_column, list_photos, parquet_files
+from jobs.scoring.cluster_inputs import FILE, UNREADABLE, count_rows, filesystem_of, list_photos, parquet_files
 from jobs.scoring.cluster_inputs import listed as listed_photos
 from jobs.scoring.cluster_stages import Images
 from pipeline.images.fetch import FetchPolicy
@@ -30,6 +30,11 @@ def listed(tmp_path):
         return {row["id"]: row for row in rows}
 
     return rows_of
+
+
+def image_column(source):
+    """The column of the images in a Parquet source."""
+    return listed_photos(source, "").column
 
 
 def test_a_folder_here(tmp_path, listed):
