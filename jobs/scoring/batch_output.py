@@ -125,6 +125,23 @@ def read_rows(path: Path) -> Iterator[Row]:
             yield _decoded(form, line, f"{path}, line {number}: not a line of jobs.batch_score")
 
 
+def lock_output(run_file: IO[str], output: Path | str) -> None:
+    """Lock an output by its open run file, until that is closed.
+
+    Raises:
+        InputsError: another run has locked it.
+    """
+    try:
+        fcntl.flock(run_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise in_use(output) from error
+
+
+def in_use(output: Path | str) -> InputsError:
+    """The error for an output that another run is writing."""
+    return InputsError(f"{output}: another run is writing it. Wait for its end, or take another --output")
+
+
 class BatchOutput:
     """An output file, locked for this run until it is closed.
 
@@ -151,10 +168,10 @@ class BatchOutput:
         self._run_path = path.with_name(path.name + RUN_SUFFIX)
         self._run_file = self._run_path.open("a+", encoding="utf-8")
         try:
-            fcntl.flock(self._run_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            lock_output(self._run_file, path)
+        except InputsError:
             self._run_file.close()
-            raise InputsError(f"{path}: another run is writing it") from error
+            raise
         try:
             self._done = self._read_done()
         except BaseException:

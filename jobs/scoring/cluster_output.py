@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from jobs.scoring.batch_inputs import InputsError
+from jobs.scoring.batch_output import lock_output
 from jobs.scoring.cluster_inputs import filesystem_of
 
 RUN_FILE, MANIFEST = "run.json", "photos.parquet"
@@ -41,16 +41,8 @@ def claimed(output: str, args: argparse.Namespace) -> Iterator[None]:
 def _locked(output: str) -> Iterator[None]:
     Path(output).mkdir(parents=True, exist_ok=True)
     with Path(output, RUN_FILE).open("a") as run_file:
-        try:
-            fcntl.flock(run_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise in_use(output) from error
+        lock_output(run_file, output)
         yield
-
-
-def in_use(output: str) -> InputsError:
-    """What to say where another run is writing the folder."""
-    return InputsError(f"{output}: another run is writing it. Wait for its end, or take another --output")
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -18,15 +18,10 @@ from ray.data.checkpoint import CheckpointConfig
 from jobs.batch_ray import CACHE, Progress
 from jobs.command_line import CommandFault
 from jobs.scoring.batch_inputs import InputsError
+from jobs.scoring.batch_output import in_use
 from jobs.scoring.cluster_coco import CocoWriter
-from jobs.scoring.cluster_inputs import (
-    ID,
-    Listed,
-    count_rows,
-    filesystem_of,
-    listed,
-)
-from jobs.scoring.cluster_output import MANIFEST, claimed, in_use
+from jobs.scoring.cluster_inputs import ID, Listed, count_rows, filesystem_of, listed
+from jobs.scoring.cluster_output import MANIFEST, claimed
 from jobs.scoring.cluster_stages import Detect, Load, Outline, Tally
 from jobs.scoring.cluster_through import Through
 from jobs.scoring.tiles import Grid
