@@ -133,9 +133,9 @@ class Grouper(Generic[Item, Result]):
         self._filling = False
         while self._waiting and len(self._in_flight) < self._limits.max_in_flight:
             self._start(self._next_group())
+        in_flight = {entry.caller for task in self._in_flight for entry in self._groups[task]}
         for caller in self._waiting.callers:
-            callers_in_flight = {entry.caller for task in self._in_flight for entry in self._groups[task]}
-            if len(self._in_flight) < 2 * self._limits.max_in_flight and caller not in callers_in_flight:
+            if len(self._in_flight) < 2 * self._limits.max_in_flight and caller not in in_flight:
                 self._start(self._next_group(caller))
 
     def _next_group(self, caller: str | None = None) -> list[_Entry[Item, Result]]:

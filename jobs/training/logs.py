@@ -20,15 +20,15 @@ LONGEST_PARAM = 500
 
 def log_backends(settings: FinetuneSettings) -> list[dict[str, Any]]:
     """mmengine's configuration of the backends for --log-to."""
-    database = settings.work_dir.resolve() / "mlflow.db"
+    folder, server = settings.work_dir.resolve(), os.environ.get("MLFLOW_TRACKING_URI")
     backends: dict[str, dict[str, Any]] = {
         "tensorboard": {"type": "TensorboardVisBackend"},
         "mlflow": {
             "type": "MlflowBackend",
             "exp_name": "jobs.finetune",
             "run_name": settings.work_dir.name,
-            "tracking_uri": os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{database}",
-            "artifact_location": None if "MLFLOW_TRACKING_URI" in os.environ else (database.parent / "mlflow").as_uri(),
+            "tracking_uri": server or f"sqlite:///{folder / 'mlflow.db'}",
+            "artifact_location": None if server else (folder / "mlflow").as_uri(),
             "params": {name: str(value)[:LONGEST_PARAM] for name, value in dataclasses.asdict(settings).items()},
             "tracked_config_keys": [],
             "artifact_suffix": (".log", ".py", ".png"),
