@@ -11,11 +11,16 @@ from typing import Any
 
 import pytest
 
+from pipeline.model.yapf_import import import_yapf
+
 END_TO_END = "tests/e2e/"
 
 # Ray reads these when it starts.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+
+import_yapf()  # some tests import mmengine before the code they test does
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.logging.history_buffer import HistoryBuffer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -39,6 +38,8 @@ from pipeline.model.spec import (
     nano_spec,
     official_spec,
 )
+
+from mmengine.logging.history_buffer import HistoryBuffer  # isort: skip  (after spec, which prepares mmengine's import)
 
 log = logging.getLogger(__name__)
 FORMAT = "rtmdet-ins-serve/1"

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.model.yapf_import import import_yapf
+
 EXTENSION = "mmcv._ext"
 ROWS = 256
 """Boxes whose IoU with all others is computed at a time."""
@@ -40,6 +42,7 @@ def ensure_mmcv_ops() -> bool:
     with warnings.catch_warnings():
         # torch.distributed, mmcv and mmengine print deprecation warnings of their own at import.
         warnings.simplefilter("ignore")
+        import_yapf()
         compiled = _install_ops()
         importlib.import_module("mmdet.models")
         importlib.import_module("mmengine.runner")
