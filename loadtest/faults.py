@@ -42,6 +42,8 @@ replaced."""
 DEADLINE_S = 30.0
 HUNG_S = DEADLINE_S + 6.0
 """A query without an answer after this time counts as hung, seconds: beyond the deadline and HAProxy's timeout (ray.env)."""
+CLOCKS_DIFFER_S = 0.05
+"""The times of faults begin a little earlier than those of queries: with the thread that causes them."""
 WARM_UP_CLIENTS, WARM_UP_S = 8, 8.0
 STEP_MS = {"base_ms": 20.0, "per_image_ms": 10.0, "instances": 2}
 
@@ -178,7 +180,8 @@ def summarise(queries: Sequence[Query], faults: Sequence[Fault], rate_per_s: flo
 
 def _explained(query: Query, faults: Sequence[Fault]) -> bool:
     """Whether a target in LOSES_REQUESTS was killed or stopped while the query was in flight, or shortly before."""
-    return any(fault.target in LOSES_REQUESTS and query.sent_s - 2 * STOPPED_S <= fault.at_s <= query.done_s for fault in faults)
+    earliest_s, latest_s = query.sent_s - 2 * STOPPED_S, query.done_s + CLOCKS_DIFFER_S
+    return any(fault.target in LOSES_REQUESTS and earliest_s <= fault.at_s <= latest_s for fault in faults)
 
 
 def spread_out(document: dict[str, Any]) -> None:

@@ -34,6 +34,13 @@ def test_queries_are_counted_with_the_last_fault():
     assert "1 hung beyond 36 s" in as_table(asdict(outcome))
 
 
+def test_a_query_that_ended_with_the_fault_is_explained():
+    """The clocks of queries and faults differ by a few milliseconds; a query that ended well before is not explained."""
+    struck = [Fault(10, KILL, "Ingress")]
+    outcome = summarise([query(9.9, 9.998, "disconnected"), query(9.7, 9.8, "status 500")], struck, 2.0)
+    assert (outcome.failed, outcome.unexplained) == (2, 1)
+
+
 @pytest.mark.parametrize("action", [STOP, KILL])
 def test_a_process_is_stopped_for_a_while_or_killed(monkeypatch, action):
     """A real process whose title is a stage's."""
