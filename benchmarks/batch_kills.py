@@ -41,9 +41,9 @@ class Batch:
         command = [sys.executable, "-m", "jobs.batch_ray", str(photos), "--output", str(output), "--mini-batch-size", "8"]
         command += ["--detector-batch", "1", "--precision", "fp32", "--max-retries", "10"]
         env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        self.process = subprocess.Popen(
-            command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
+        self.log = output.with_suffix(".log")
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
 
     def family(self) -> list[psutil.Process]:
         """Every process of it."""
@@ -71,7 +71,7 @@ class Batch:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(family, timeout=10)
-        self.process.communicate()
+        self.process.wait()
         return alive
 
 
@@ -104,13 +104,11 @@ def disturbed(photos: Path, output: Path, kills: int, chance: random.Random, who
             with suppress(subprocess.TimeoutExpired):
                 batch.process.wait(60)
         status = batch.process.poll()
-        pipe = batch.process.stderr
-        said = pipe.read() if status is not None and pipe and not pipe.closed else ""  # closed: killed here
         batch.end()
         if status == 0:
             return done
         if not done or len(done) > kills:
-            raise RuntimeError(f"the batch ended with status {status} without a kill:\n{said[-3000:]}")
+            raise RuntimeError(f"the batch ended with status {status} without a kill:\n{batch.log.read_text()[-3000:]}")
         batch = Batch(photos, output)
 
 
@@ -123,11 +121,12 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     chance, began = random.Random(args.seed), time.monotonic()
+    args.output.mkdir(parents=True)
     whole = Batch(args.photos, args.output / "whole")
-    said = whole.process.communicate(timeout=LONGEST_RUN_S)[1]
+    whole.process.wait(LONGEST_RUN_S)
     whole_s = time.monotonic() - began
     if whole.process.returncode:
-        print(said[-3000:], file=sys.stderr)
+        print(whole.log.read_text()[-3000:], file=sys.stderr)
         return 1
     wanted = {row["id"]: row["preds"] for row in rows_of(args.output / "whole")}
     print(f"undisturbed: {len(wanted)} rows in {whole_s:.0f} s", flush=True)

@@ -2,7 +2,7 @@
 
 photo ─▶ POST /score ─▶ 200: Result
             ├─ 429, 503: wait as Retry-After says, longer each time, up to `patience_s`
-            ├─ no connection, 408, 5xx: up to TRIES tries
+            ├─ no connection, 408, 5xx, 404 of the proxy: up to TRIES tries
             └─ anything else: ScoringError at once
 """
 
@@ -25,8 +25,11 @@ from rtmdet_ins_client.result import Result
 Photo = str | Path | bytes | Image.Image
 """A path, the bytes of an image file, or an image."""
 
-TRIES = 4
+TRIES = 5
+"""With their pauses at least 5.6 s: a proxy that died is back after 5."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+NO_CODE = "error"
+"""Code of a response that is not the service's own."""
 GRACE_S = 5.0
 """Extra time after the deadline, seconds: until then the service has answered with 408 itself."""
 
@@ -109,7 +112,7 @@ class Client:
                 wait_s = max(wait_s, error.retry_after_s)
                 if time.monotonic() - began + wait_s > self._patience_s:
                     raise error
-            elif tries >= TRIES or not (error.status == 0 or error.status == 408 or error.status >= 500):
+            elif tries >= TRIES or not error.is_transient:
                 raise error
             time.sleep(wait_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
@@ -138,13 +141,18 @@ class Client:
 class _Refused(ScoringError):
     retry_after_s: float = 0.0
 
+    @property
+    def is_transient(self) -> bool:
+        """Also a 404 that is not the service's own, which has a code: HAProxy knows no application for a moment after its start."""
+        return self.status in (0, 408) or self.status >= 500 or (self.status == 404 and self.code == NO_CODE)
+
 
 def _refusal(response: requests.Response) -> _Refused:
     try:
         said = response.json()
         refused = _Refused(str(said["code"]), str(said["message"]), response.status_code)
     except (ValueError, TypeError, KeyError):
-        refused = _Refused("error", f"The answer was {response.status_code} {response.reason}.", response.status_code)
+        refused = _Refused(NO_CODE, f"The answer was {response.status_code} {response.reason}.", response.status_code)
     after = response.headers.get("retry-after", "")
     refused.retry_after_s = float(after) if after.isdecimal() else 0.0
     return refused

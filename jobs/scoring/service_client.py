@@ -2,7 +2,7 @@
 
     images ─▶ POST /score ─▶ 200: answers; images with an error of the service are retried
                  ├─ 429, 503: wait as Retry-After says, longer each time, for PATIENCE_S
-                 ├─ no connection, 408, 5xx: up to TRIES tries
+                 ├─ no connection, 408, 5xx, 404 of the proxy: up to TRIES tries
                  └─ anything else: ServiceFault at once; Unavailable if all other requests would fail too
 
 Every request has a deadline, so that the service does not score for clients that have stopped waiting.
@@ -26,6 +26,7 @@ Answer = dict[str, Any]
 """One image's object of the contract: `{"boxes": [...]}`, with `"error": {"code", "message"}` if it could not be scored."""
 
 TRIES = 5
+"""With their pauses at least 5.6 s: a proxy that died is back after 5 (docs/RESULTS.md)."""
 PATIENCE_S = 600.0
 """How long one request is retried while the service is overloaded, seconds."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
@@ -119,9 +120,9 @@ class ServiceClient:
                 elif answer.status_code == 401:
                     key = "the one that --key-env names is wrong" if self._session.auth else "name its variable with --key-env"
                     raise Unavailable(f"{fault}; it wants a key: {key}")
-                elif answer.status_code in (403, 404, 405):
+                elif answer.status_code in (403, 404, 405) and (tries >= TRIES or not _of_the_proxy(answer)):
                     raise Unavailable(fault)
-                elif tries >= TRIES or (answer.status_code < 500 and answer.status_code != 408):
+                elif tries >= TRIES or (answer.status_code < 500 and answer.status_code not in (404, 408)):
                     raise ServiceFault(fault)
             time.sleep(pause_s)
 
@@ -181,6 +182,14 @@ def _retry_after_s(answer: requests.Response) -> float:
     """Seconds of the Retry-After header; 0 if it is missing or a date."""
     text = answer.headers.get("retry-after", "")
     return float(text) if text.isdecimal() else 0.0
+
+
+def _of_the_proxy(answer: requests.Response) -> bool:
+    """Whether a 404 is not the service's own, which has a code: HAProxy knows no application for a moment after its start."""
+    try:
+        return answer.status_code == 404 and "code" not in answer.json()
+    except (ValueError, TypeError):
+        return True
 
 
 def what_it_said(answer: requests.Response) -> str:

@@ -2,7 +2,9 @@
 
 import io
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
@@ -95,6 +97,37 @@ def test_a_fault_of_the_service_is_retried_and_a_bad_photo_is_not(client, runnin
         client.score(photo())
     assert (caught.value.code, caught.value.status) == ("image_not_decodable", 422)
     assert len(running[1].seen) == 3
+
+
+class NewProxy(BaseHTTPRequestHandler):
+    """Knows no application in its first two answers, in HAProxy's words."""
+
+    answers = (404, b"Path '/score' not found."), (404, b"Path '/score' not found."), (200, b'[{"boxes": []}]')
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        status, body = self.server.left.pop(0)
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+def test_only_a_404_of_the_proxy_is_retried(running, monkeypatch):
+    """The service's own 404 says that the address is wrong."""
+    monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.01)
+    with HTTPServer(("127.0.0.1", 0), NewProxy) as proxy:
+        proxy.left = list(NewProxy.answers)
+        threading.Thread(target=proxy.serve_forever).start()
+        assert Client(f"http://127.0.0.1:{proxy.server_port}").score(photo()).objects == []
+        proxy.shutdown()
+        assert proxy.left == []
+    with pytest.raises(ScoringError) as caught:
+        Client(f"{running[0]}/elsewhere").score(photo())
+    assert (caught.value.code, caught.value.status) == ("not_found", 404)
 
 
 def test_retries_end_after_the_patience(running, monkeypatch):

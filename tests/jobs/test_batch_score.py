@@ -79,12 +79,20 @@ def test_a_second_run_continues_where_the_first_stopped(folder, tmp_path):
 
 
 def test_a_refused_request_is_retried_after_a_wait(folder, tmp_path, pauses):
-    """503, 429 and 500 are retried, not before Retry-After."""
-    with stub_service(statuses=[503, 429, 500, 503]) as stub:
+    """503, 429 and 500 are retried, not before Retry-After; so is a 404 of HAProxy, which has no application yet."""
+    with stub_service(statuses=[503, 429, 500, 404, 503]) as stub:
         assert run(folder, stub.url, tmp_path / "preds.jsonl", "--concurrency", "1") == 0
-    assert len(pauses) == 4
+    assert len(pauses) == 5
     assert sum(pause >= 1 for pause in pauses) >= 3
     assert len(lines_of(tmp_path / "preds.jsonl")) == 10
+
+
+def test_a_404_that_persists_ends_the_run(folder, tmp_path, pauses, capsys):
+    """There is no such application behind the proxy."""
+    with stub_service(statuses=[404] * 50) as stub:
+        assert run(folder, stub.url, tmp_path / "preds.jsonl", "--concurrency", "1", "--images-per-request", "10") == 1
+    assert len(pauses) == service_client.TRIES - 1
+    assert "answered 404" in capsys.readouterr().err
 
 
 def test_a_bad_photo_has_an_error(tmp_path, capsys):
