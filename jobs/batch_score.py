@@ -36,7 +36,7 @@ MAX_FAILED_REQUESTS = 20
 """The job stops after so many requests failed after all retries."""
 
 
-@cli_errors("jobs.batch_score")
+@cli_errors("jobs.batch_score", InputsError)
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status: 0 all done, 1 stopped or requests failed, 2 wrong arguments or input."""
     args = _parser().parse_args(argv)
@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         output = BatchOutput(args.output, format_of(args.output, args.format))
     except (InputsError, OSError) as error:
         return _told(error, 2)
-    _tell_skipped(source)
+    if source.skipped:
+        print(f"jobs.batch_score: {source.left_out()}", file=sys.stderr)
     with closing(output):
         try:
             info = client.info()
@@ -69,15 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _told(error: Exception, status: int) -> int:
     print(f"jobs.batch_score: {reason_of(error)}", file=sys.stderr)
     return status
-
-
-def _tell_skipped(source: Source) -> None:
-    if source.skipped:
-        kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in source.skipped.most_common(8))
-        print(
-            f"jobs.batch_score: {source.skipped.total():,} files of {source.path} are not in a format that the service reads: {kinds}",
-            file=sys.stderr,
-        )
 
 
 def _run(
@@ -115,9 +107,9 @@ def _run(
             results.close()  # type: ignore[attr-defined]  # a generator: waits for what is in flight, starts nothing more
         bar.update(tally.done - bar.n)
     print(tally.summary())
-    if nothing := tally.nothing_scored():
-        print(f"jobs.batch_score: {nothing}", file=sys.stderr)
-    return 1 if tally.failed or nothing else 0
+    if amiss := tally.amiss():
+        print(f"jobs.batch_score: {amiss}", file=sys.stderr)
+    return 1 if tally.failed or amiss else 0
 
 
 @dataclass(slots=True)
@@ -160,11 +152,13 @@ class Tally:
         rate = (self.scored + self.errors) / (time.perf_counter() - self.began)
         return f"{self.scored} scored, {self.errors} errors, {before}, {self.total - self.done} not done; {rate:.1f} images/s"
 
-    def nothing_scored(self) -> str:
-        """What to say where every row is an error; empty otherwise."""
-        if self.scored or self.before or not self.errors:
-            return ""
-        return f"none of {self.errors} photos could be scored; first error: {self.first_error}"
+    def amiss(self) -> str:
+        """What to say where every row is an error, or photos have vanished; empty otherwise."""
+        if self.errors and not (self.scored or self.before):
+            return f"none of {self.errors} photos could be scored; first error: {self.first_error}"
+        if self.done < self.total and not self.failed:
+            return f"{self.total - self.done} of {self.total} photos are no longer there, so they have no row"
+        return ""
 
 
 def _parser() -> argparse.ArgumentParser:

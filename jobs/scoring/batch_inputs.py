@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ class Source:
     Args:
         place: a folder, a CSV, JSON lines (*.jsonl), or an MLTable file or the folder that holds it.
     Attributes:
-        skipped: after an iteration: number of skipped files of a folder, by suffix.
+        skipped: after an iteration: number of what was left out of a folder, by suffix or kind.
     Raises:
         InputsError: it is none of these.
     """
@@ -107,7 +108,17 @@ class Source:
         except (OSError, csv.Error) as error:
             raise InputsError(f"{self.path}: cannot be read as a folder or a table: {error}") from error
         if not found:
-            raise InputsError(f"{self.path}: there is no photo ({', '.join(sorted(photo_suffixes()))})")
+            more = f"; {self.left_out()}" if self.skipped else ""
+            raise InputsError(f"{self.path}: there is no photo ({', '.join(sorted(photo_suffixes()))}){more}")
+
+    def left_out(self) -> str:
+        """What the last iteration left out of the folder, in a sentence; empty if nothing."""
+        if not self.skipped:
+            return ""
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.skipped.most_common(8))
+        return (
+            f"{self.skipped.total():,} files of {self.path} are left out, not photos in a format that the service reads: {kinds}"
+        )
 
     def _reader(self) -> Callable[[], Iterator[Photo]]:
         path = self.path
@@ -126,14 +137,14 @@ class Source:
     def _of_folder(self) -> Iterator[Photo]:
         """The photos in the folder; if there are none, the rows of its tables, as AzureML's batch endpoint reads a folder of CSVs."""
         suffixes, found = photo_suffixes(), False
-        for path in _files_below(self.path):
+        for path in _files_below(self.path, self.skipped):
             if path.suffix.lower() in suffixes:
                 found = True
                 yield Photo(shown(path, self.path), 0, path)
             else:
                 self.skipped[path.suffix.lower() or "no suffix"] += 1
         if not found and any(self.skipped[suffix] for suffix in TABLE_SUFFIXES):
-            tables = sorted(path for path in _files_below(self.path) if path.suffix.lower() in TABLE_SUFFIXES)
+            tables = sorted(path for path in _files_below(self.path, Counter()) if path.suffix.lower() in TABLE_SUFFIXES)
             for suffix in TABLE_SUFFIXES:
                 del self.skipped[suffix]
             yield from _of_tables(tables, self.path)
@@ -149,9 +160,28 @@ def photo_suffixes() -> frozenset[str]:
 
 
 def shown(path: Path, folder: Path) -> str:
-    r"""A path below a folder as text that can be written anywhere: what is no UTF-8, or a line break, as \xe9 and \n."""
-    name = os.fsencode(path.relative_to(folder).as_posix()).decode("utf-8", "backslashreplace")
-    return name if name.isprintable() else name.encode("unicode_escape").decode()
+    r"""A path below a folder as text that can be written on one line; of two paths the texts differ.
+
+    A byte that is not UTF-8 is written as \xe9, a control character as \n, \x1b or \u2028. Where such an escape is in the text, or a
+    backslash of the name would read as one, the name's own backslashes are doubled.
+    """
+    name = os.fsencode(path.relative_to(folder) if path.is_relative_to(folder) else path).decode("utf-8", "surrogateescape")
+    if _UNWRITABLE.search(name) or _READS_AS_ESCAPE.search(name):
+        return _UNWRITABLE.sub(lambda found: _escaped(found[0]), name.replace("\\", "\\\\"))
+    return name
+
+
+_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\udc80-\udcff]")
+"""Control characters, what some readers take for the end of a line, and bytes that are not UTF-8 (as surrogates)."""
+_READS_AS_ESCAPE = re.compile(r"\\[nrtxu\\]")
+
+
+def _escaped(char: str) -> str:
+    if char in "\n\r\t":
+        return {"\n": r"\n", "\r": r"\r", "\t": r"\t"}[char]
+    if char >= "\udc80":
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return f"\\x{ord(char):02x}" if char.isascii() else f"\\u{ord(char):04x}"
 
 
 def tables_of_mltable(file: Path) -> list[Path]:
@@ -174,22 +204,36 @@ def tables_of_mltable(file: Path) -> list[Path]:
         tables += [path for path in found if path.suffix.lower() in TABLE_SUFFIXES]
         if not tables:
             raise InputsError(f"{file}: {text} is no table ({', '.join(sorted(TABLE_SUFFIXES))})")
-    return tables
+    return list(dict.fromkeys(tables))
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    """All files at any depth, in no order: sorting would keep all names in memory."""
+def _files_below(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
+    """All files at any depth, in no order: sorting would keep all names in memory. Counts in `left_out` what is neither file nor folder."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                yield from _files_below(Path(entry.path))
-            elif entry.is_file():
+                yield from _files_below(Path(entry.path), left_out)
+            elif kind := _no_file(entry):
+                left_out[kind] += 1
+            else:
                 yield Path(entry.path)
+
+
+def _no_file(entry: os.DirEntry[str]) -> str:
+    """What something in a folder is instead of a file; empty for a file."""
+    try:
+        if entry.is_file():
+            return ""
+        if entry.is_dir():
+            return "links to folders (they are not followed)"
+    except OSError:  # a link in a circle, or to where this user may not look
+        return "broken links"
+    return "broken links" if entry.is_symlink() else "pipes, sockets or devices"
 
 
 def _of_tables(tables: list[Path], folder: Path) -> Iterator[Photo]:
     for table in tables:
-        name = shown(table, folder) if table.is_relative_to(folder) else table.name
+        name = shown(table, folder)
         rows = _jsonl_cells(table) if table.suffix.lower() == ".jsonl" else _csv_cells(table)
         for number, cell in enumerate(rows):
             yield Photo(name, number, image_of_cell(cell, table.parent))

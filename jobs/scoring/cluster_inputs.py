@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -201,8 +202,11 @@ def _row(file_name: str, number: int, image: str) -> dict[str, Any]:
 
 
 def _of_here(source: str) -> Iterator[dict[str, Any]]:
-    for photo in Source(source):
+    photos = Source(source)
+    for photo in photos:
         yield _row(photo.file_name, photo.row, _text(photo.image))
+    if photos.skipped:
+        print(f"jobs.batch_ray: {photos.left_out()}", file=sys.stderr)
 
 
 def _text(image: Path | str | Unreadable) -> str:

@@ -278,6 +278,15 @@ def test_skipped_files_are_reported(folder, tmp_path, capsys):
     assert "1 .txt" in said
 
 
+@pytest.mark.parametrize(("gone", "said"), [(".", "cannot be read as a folder"), ("deep", "5 of 10 photos are no longer there")])
+def test_photos_that_vanish_before_they_are_read(folder, tmp_path, capsys, monkeypatch, gone, said):
+    """One line and exit status 1."""
+    monkeypatch.setattr(service_client.ServiceClient, "info", lambda _: shutil.rmtree(folder / gone) or {})
+    with stub_service() as stub:
+        assert run(folder, stub.url, tmp_path / "preds.jsonl") == 1
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_names_that_are_not_utf8_have_their_rows(folder, tmp_path):
     """And are done when the same command runs again."""
     (folder / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"old")

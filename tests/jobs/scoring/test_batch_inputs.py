@@ -69,12 +69,49 @@ def test_names_that_are_not_utf8(tmp_path):
     assert photos == {r"caf\xe9.jpg": "eA==", r"two\nlines.jpg": "eQ=="}
 
 
-@given(st.binary(min_size=1, max_size=12).filter(lambda name: not {0, 0x2F} & set(name) and name not in (b".", b"..")))
+NAMES = st.binary(min_size=1, max_size=12).filter(lambda name: not {0, 0x2F} & set(name) and name not in (b".", b".."))
+ALIKE = st.text(st.sampled_from("\\nxu0851e\n\x1b\x85\u2028\udce9"), min_size=1, max_size=8).map(os.fsencode)
+
+
+@given(NAMES | ALIKE)
 def test_any_name_can_be_written(name):
     """On one line, as UTF-8."""
     text = shown(Path("/x", os.fsdecode(name)), Path("/x"))
-    assert "\n" not in text.encode().decode()
-    assert text.isprintable()
+    assert text.encode().decode().splitlines() == [text]
+
+
+@given(st.sets(NAMES | ALIKE, min_size=2))
+def test_two_names_have_two_texts(names):
+    """Else one of the photos would count as done before it is."""
+    assert len({shown(Path("/x", os.fsdecode(name)), Path("/x")) for name in names}) == len(names)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Screenshot 3.04\u202fPM.png", "nb\u00a0sp.jpg", "\U0001f469\u200d\U0001f4bb.jpg", "cafe\u0301.jpg", r"a\b.jpg", " %#?"],
+)
+def test_a_name_stays_as_it_is(name):
+    """macOS puts U+202F into the names of screenshots; annotations know the photo by that name."""
+    assert shown(Path("/x", name), Path("/x")) == name
+
+
+def test_what_is_no_file_is_counted(tmp_path):
+    """Links in a circle too, which the whole folder was refused for."""
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / "more").mkdir()
+    for name, target in (("circle.jpg", "circle.jpg"), ("gone.jpg", "nowhere"), ("link", "more")):
+        (tmp_path / name).symlink_to(target)
+    os.mkfifo(tmp_path / "pipe.jpg")
+    source = Source(str(tmp_path))
+    assert [photo.file_name for photo in source] == ["a.jpg"]
+    assert source.skipped == {"broken links": 2, "links to folders (they are not followed)": 1, "pipes, sockets or devices": 1}
+
+
+def test_a_folder_of_links_to_folders(tmp_path):
+    """Says so, where all photos lie behind them."""
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(InputsError, match=r"there is no photo .*1 links to folders \(they are not followed\)"):
+        list(Source(str(tmp_path)))
 
 
 def test_the_notebooks_csv(tmp_path):
@@ -144,6 +181,18 @@ def test_mltable(tmp_path):
     )
     for place in (tmp_path, tmp_path / "MLTable"):
         assert [photo.key for photo in Source(str(place))] == [("b.jsonl", 0), ("a.csv", 0)]
+
+
+def test_an_mltable_of_tables_elsewhere(tmp_path):
+    """Two of the same name have rows of their own; a table that two patterns match is read once."""
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.csv").write_text("image\na.jpg\n")
+    (tmp_path / "set").mkdir()
+    entries = [f"  - file: {tmp_path / folder / 'x.csv'}\n" for folder in ("one", "two", "one")]
+    (tmp_path / "set" / "MLTable").write_text("paths:\n" + "".join(entries))
+    keys = [photo.key for photo in Source(str(tmp_path / "set"))]
+    assert keys == [(f"{tmp_path}/one/x.csv", 0), (f"{tmp_path}/two/x.csv", 0)]
 
 
 @pytest.mark.parametrize(
