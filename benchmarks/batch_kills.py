@@ -67,11 +67,12 @@ class Batch:
     def end(self) -> bool:
         """Kill all of it; False where it had ended."""
         family, alive = self.family(), self.process.poll() is None
+        self.process.kill()
+        self.process.wait()  # not by psutil, which would take the exit status
         for process in family:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(family, timeout=10)
-        self.process.wait()
         return alive
 
 
@@ -91,7 +92,7 @@ def disturbed(photos: Path, output: Path, kills: int, chance: random.Random, who
     done: list[str] = []
     batch = Batch(photos, output)
     while True:
-        target, ends = chance.choice(TARGETS), time.monotonic() + chance.uniform(0.2, 0.9) * whole_s
+        target, ends = chance.choice(TARGETS), time.monotonic() + chance.uniform(0.1, 0.7) * whole_s
         while batch.process.poll() is None and (time.monotonic() < ends or len(done) == kills):
             time.sleep(0.05)
         if batch.process.poll() is None:

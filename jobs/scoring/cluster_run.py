@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,9 @@ def _set_up(output: str) -> None:
 def _write(photos: Any, args: argparse.Namespace, output: str, tally: Any) -> None:
     """Score the photos and write their rows."""
     filesystem, folder = filesystem_of(output)
-    rows = _through(photos, args, tally) if args.through else _staged(photos, args, tally)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # Ray 2.60 has no other way to give max_restarts
+        rows = _through(photos, args, tally) if args.through else _staged(photos, args, tally)
     write = rows.write_parquet if args.format == "parquet" else rows.write_json
     write(f"{folder}/rows", filesystem=filesystem, ray_remote_args={"num_cpus": TASK_CPUS})
 
