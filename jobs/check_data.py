@@ -28,6 +28,7 @@ from jobs.annotations.statistics import ClassCount, Odd, counts_by_class, counts
 from jobs.command_line import cli_errors, count
 from jobs.photos import PhotoError, read_photo
 from jobs.pictures import Sheet, sheets_of_annotations
+from jobs.whole_file import write_whole
 
 PICTURE_SIDE_PX = 640
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif"})
@@ -151,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(as_text(findings), flush=True)
         title = f"{args.annotations.name} and the photos in {args.images}"
         sheets = sheets_of_annotations(annotations, even_odd=True)
-        args.output.write_text(as_page(findings, sheets, title, args.pictures), encoding="utf-8")
+        write_whole(args.output, as_page(findings, sheets, title, args.pictures))
     print(f"{args.output}: written")
     return 1 if findings.faults else 0
 

@@ -7,16 +7,22 @@ command ─▶ OSError, ServiceError, CommandFault ─▶ "program: message", st
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
+import io
 import math
+import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from os import PathLike
 from typing import ParamSpec
 
 from pipeline.errors import ServiceError
 
 P = ParamSpec("P")
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CommandFault(Exception):
@@ -36,6 +42,7 @@ def cli_errors(program: str, *more: type[Exception], status: int = 1) -> Callabl
     def wrap(main: Callable[P, int]) -> Callable[P, int]:
         @functools.wraps(main)
         def told(*args: P.args, **kwargs: P.kwargs) -> int:
+            print_any_name()
             try:
                 return main(*args, **kwargs)
             except KeyboardInterrupt:
@@ -48,6 +55,12 @@ def cli_errors(program: str, *more: type[Exception], status: int = 1) -> Callabl
         return told
 
     return wrap
+
+
+def print_any_name() -> None:
+    """Let stdout print names of files that are not UTF-8, as escapes; stderr does by itself."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def count(text: str) -> int:
@@ -68,8 +81,24 @@ def fraction(text: str) -> float:
     return number
 
 
+@contextmanager
+def naming(path: str | PathLike[str], *, instead_of: str | PathLike[str] | None = None) -> Iterator[None]:
+    """Within: an OSError that names no file, such as that of writing to an open file, names this one.
+
+    Args:
+        instead_of: a file that users do not know, which is not named either.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or (error.filename is not None and error.filename != str(instead_of)):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
 def reason_of(error: Exception) -> str:
-    """The message of an error; for an OSError about a file: the file's name and the reason."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
+    """The message of an error; for an OSError about a file: the file's name and the reason; on a full disk also what to do."""
+    if not isinstance(error, OSError):
+        return str(error)
+    what = f"{error.filename}: {error.strerror}" if error.filename is not None and error.strerror else str(error)
+    return f"{what}. Free space there, then give the same command again" if error.errno in DISK_FULL else what

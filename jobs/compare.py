@@ -22,13 +22,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from jobs.command_line import cli_errors, count, fraction
+from jobs.command_line import cli_errors, count, fraction, reason_of
 from jobs.comparison.matching import Totals, agreement, match
 from jobs.comparison.page import Difference, page
 from jobs.comparison.sides import PRECISIONS, Answer, Side, SideOptions, side_of
 from jobs.photos import PhotoError, upright_size
 from jobs.scoring.batch_inputs import InputsError, Source
 from jobs.scoring.service_client import key_from
+from jobs.whole_file import write_whole
 
 
 @cli_errors("jobs.compare", InputsError, status=2)
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     args = _parser().parse_args(argv)
     options = SideOptions(args.score_threshold, args.engine, args.precision, args.mask_format)
+    if args.page:  # hours before it is written
+        args.page.parent.mkdir(parents=True, exist_ok=True)
     sides = [side_of(text, options, key) for text, key in zip(args.sides, (args.key_env_a, args.key_env_b), strict=True)]
     totals, worst = compare(args.photos, sides[0], sides[1], args.iou_threshold, args.most)
     summary = totals.summary()
@@ -44,10 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name:>21}  {value}")
     for fault in [*itertools.chain(*totals.faults), *failed][:20]:
         print(f"jobs.compare: {fault}", file=sys.stderr)
+    print(json.dumps(summary), flush=True)
     if args.page:
-        args.page.parent.mkdir(parents=True, exist_ok=True)
-        args.page.write_text(page(tuple(args.sides), summary, failed, worst), encoding="utf-8")
-    print(json.dumps(summary))
+        write_whole(args.page, page(tuple(args.sides), summary, failed, worst))
     return 1 if failed else 0
 
 
@@ -63,16 +65,26 @@ def compare(folder: str, first: Side, second: Side, iou_threshold: float, most: 
     """
     totals = Totals()
     worst: list[tuple[float, int, Difference]] = []
-    for number, photo in enumerate(tqdm(Source(folder), unit="photo", disable=not sys.stderr.isatty())):
+    photos = Source(folder)
+    for number, photo in enumerate(tqdm(photos, unit="photo", disable=not sys.stderr.isatty())):
         if not isinstance(photo.image, Path):
             raise InputsError(f"{folder}: a folder of photos is compared, not a table")
-        answers = first(photo.file_name, photo.image), second(photo.file_name, photo.image)
+        answers = _asked(first, photo.file_name, photo.image), _asked(second, photo.file_name, photo.image)
         difference = _counted(totals, photo.file_name, photo.image, answers, iou_threshold)
         if difference is not None:
             heapq.heappush(worst, (-difference.agreement, number, difference))
             if len(worst) > most:
                 heapq.heappop(worst)
+    if photos.skipped:
+        print(f"jobs.compare: {photos.left_out()}", file=sys.stderr)
     return totals, [difference for *_, difference in sorted(worst, key=lambda item: item[2].agreement)]
+
+
+def _asked(side: Side, name: str, photo: Path) -> Answer:
+    try:
+        return side(name, photo)
+    except OSError as error:
+        return Answer([], fault=f"The file cannot be read: {reason_of(error)}")
 
 
 def _counted(totals: Totals, name: str, photo: Path, answers: tuple[Answer, Answer], iou_threshold: float) -> Difference | None:

@@ -24,6 +24,7 @@ import yaml
 from jobs.command_line import CommandFault, cli_errors
 from jobs.demo import portrait
 from jobs.scoring.service_client import ServiceClient, ServiceFault, base_url, key_from
+from jobs.whole_file import write_whole
 from pipeline.errors import ConfigurationError
 from pipeline.model.checkpoints import load_checkpoint
 from serve_app.start import read_ray_env
@@ -51,12 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     old = service.info()
     print(f"Runs now: {old.get('model')}. {changed_labels(old.get('classes') or [], spec.classes)}", flush=True)
     api.apply(after)
-    args.config.write_text(after, encoding="utf-8")
+    write_whole(args.config, after)
     try:
         api.wait_until_running(args.application, args.timeout_s)
         found = score_one(service, args.photo, spec.name)
     except (CommandFault, ServiceFault) as error:
-        args.config.write_text(before, encoding="utf-8")
+        write_whole(args.config, before)
         api.apply(before)
         raise CommandFault(f"{error}. Taken back: {args.config} is as before and applied again") from error
     print(f"{service.url} runs {spec.name}; it found {found} object(s) in the photo. {args.config} names it now.")

@@ -36,6 +36,7 @@ from jobs.evaluation.tables import as_table, write_confusion_plot
 from jobs.photos import WHITE_LEVEL_HELP
 from jobs.scoring.service_client import base_url, key_from
 from jobs.training.allocator import keep_freed_memory
+from jobs.whole_file import whole_file, write_whole
 from pipeline.inference.engine import EngineOptions
 from pipeline.model.checkpoints import load_checkpoint
 from pipeline.model.zoo import locate
@@ -81,14 +82,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_photos(annotations, truth)
         predictions = _predict(options, annotations, truth)
     if options.save_results:
-        options.save_results.write_text(json.dumps(predictions))
+        write_whole(options.save_results, json.dumps(predictions))
     metrics = measure(truth, predictions, options.score_threshold, options.iou_threshold)
     metrics["annotations"] = annotations.report.as_json()
     print(as_table(metrics))
     if options.plot:
-        write_confusion_plot(metrics["azureml"], options.plot)
+        with whole_file(options.plot) as draft:
+            write_confusion_plot(metrics["azureml"], draft)
     if options.output:
-        options.output.write_text(json.dumps(metrics, indent=1))
+        write_whole(options.output, json.dumps(metrics, indent=1))
     print(json.dumps(metrics))
     return 0
 

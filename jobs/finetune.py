@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
+from jobs.command_line import print_any_name, reason_of
 from jobs.training import hooks, precision
 from jobs.training.allocator import keep_freed_memory
 from jobs.training.batch_size import choose_batch_size
@@ -215,6 +216,7 @@ def diverged(settings: FinetuneSettings, step: int, error: Diverged) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry."""
     settings = settings_from_args(argv)
+    print_any_name()
     keep_freed_memory()
     try:
         with known_warnings_ignored():
@@ -234,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     except (AnnotationsError, ServiceError, ValueError, OSError) as error:
-        reason = str(error).rstrip().rsplit("\n", 1)[-1]  # a loader process sends its whole traceback in the message
+        reason = reason_of(error).rstrip().rsplit("\n", 1)[-1]  # a loader process sends its whole traceback in the message
         print(f"jobs.finetune: {reason.removeprefix('jobs.annotations.report.AnnotationsError: ')}", file=sys.stderr)
         return 2
     return 128 + stopped_by if stopped_by else 0

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import io
 import json
 import re
 import sys
@@ -39,11 +40,14 @@ from jobs.evaluation.results_file import read_results
 from jobs.photos import WHITE_LEVEL_HELP, PhotoError, read_photo_within
 from jobs.scoring.batch_inputs import InputsError, Source
 from jobs.scoring.batch_output import read_rows
+from jobs.whole_file import write_whole
 from pipeline.masks.draw import draw_overlay, text_font
 from pipeline.masks.encode import objects_from_dict
 from pipeline.types import SegmentedObject
 
 LONGEST_SIDE_PX, JPEG_QUALITY = 1280, 90
+LONGEST_NAME = 200
+"""Bytes of a photo's name in that of its picture; file systems allow 255 for all of it."""
 _UNUSUAL = re.compile(r"[^\w.-]+")
 """Characters that some file systems or shells cannot handle."""
 
@@ -240,7 +244,10 @@ def write_pictures(
             yield str(error)
             continue
         name = _UNUSUAL.sub("_", Path(sheet.name).with_suffix(".jpg").as_posix())
-        picture.save(folder / f"{number:05d}-{name}", quality=JPEG_QUALITY)
+        path = folder / f"{number:05d}-{name.encode()[-LONGEST_NAME:].decode(errors='ignore')}"
+        encoded = io.BytesIO()  # to a file itself, Pillow's JPEG writer does not see when a disk takes only a part
+        picture.save(encoded, "JPEG", quality=JPEG_QUALITY)
+        write_whole(path, encoded.getvalue())
         yield None
 
 

@@ -15,8 +15,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -33,9 +35,12 @@ from jobs.annotations.report import STRICT_HELP
 from jobs.command_line import cli_errors, count, fraction
 from jobs.photos import PhotoError, read_photo
 from jobs.scoring.tiles import MAX_OVERLAP, Grid
+from jobs.whole_file import write_whole
 from pipeline.masks.rle import rle_to_mask
 
 JPEG_QUALITY = 95
+LONGEST_NAME = 200
+"""Bytes of a photo's name in that of its tiles; file systems allow 255 for all of it."""
 Entry = dict[str, Any]
 Place = tuple[int, int, int, int]
 """Of a tile in its photo: x, y, width, height, pixels."""
@@ -49,14 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.tiles < 2 or args.overlap > MAX_OVERLAP:
         parser.error(f"--tiles is 2 or more, --overlap at most {MAX_OVERLAP}")
     if args.output.exists() and any(args.output.iterdir()):
-        parser.error(f"--output: {args.output} is not empty; tiles of another set would be mixed with these")
+        parser.error(
+            f"--output: {args.output} is not empty; tiles of another set would be mixed with these. Delete it, or name a new folder"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         annotations = read_annotations(args.annotations, args.images, Path(scratch), strict=args.strict)
         print(annotations.summary)
         truth = json.loads(annotations.coco_json.read_text())
     (args.output / "images").mkdir(parents=True)
     tiled = cut_all(truth, args.images, args.output / "images", args)
-    (args.output / "annotations.json").write_text(json.dumps(tiled))
+    write_whole(args.output / "annotations.json", json.dumps(tiled))
     crowds = sum(found["iscrowd"] for found in tiled["annotations"])
     print(
         f"{args.output}/annotations.json: {len(truth['images']):,} photos are {len(tiled['images']):,} images now; "
@@ -79,14 +86,12 @@ def cut_all(truth: Entry, photos: Path, output: Path, args: argparse.Namespace) 
             raise AnnotationsError(f"{image['file_name']} has {size_hw[1]} x {size_hw[0]} pixels, its annotations say otherwise")
         first = len(images)
         for x, y, width, height in places_of(size_hw, args.tiles, args.overlap, whole=args.whole):
-            name = (
-                f"{PurePosixPath(image['file_name']).with_suffix('').as_posix().replace('/', '_')}_{x}_{y}_{width}x{height}.jpg"
-            )
+            name = f"{short(image['file_name'])}_{x}_{y}_{width}x{height}.jpg"
             if (output / name).exists():
                 raise AnnotationsError(f"two photos have tiles named {name}; one of them is {image['file_name']}: rename it")
             crop = np.ascontiguousarray(pixels[y : y + height, x : x + width])
-            if not cv2.imwrite(str(output / name), crop, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]):
-                raise OSError(f"{output / name} cannot be written")
+            jpeg = cv2.imencode(".jpg", crop, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
+            write_whole(output / name, jpeg.tobytes())
             images.append(
                 {"id": len(images) + 1, "file_name": name, "width": width, "height": height, "place": (x, y, width, height)}
             )
@@ -102,6 +107,14 @@ def cut_all(truth: Entry, photos: Path, output: Path, args: argparse.Namespace) 
     for image in images:
         del image["place"]
     return {"images": images, "annotations": annotations, "categories": truth["categories"]}
+
+
+def short(file_name: str) -> str:
+    """The photo's path without its suffix, as the beginning of a file's name; of a long one the end, and a number that tells it apart."""
+    name = PurePosixPath(file_name).with_suffix("").as_posix().replace("/", "_")
+    if len(os.fsencode(name)) <= LONGEST_NAME:
+        return name
+    return f"{zlib.crc32(os.fsencode(name)):08x}_{os.fsdecode(os.fsencode(name)[9 - LONGEST_NAME :])}"
 
 
 def places_of(size_hw: tuple[int, int], tiles: int, overlap: float, *, whole: bool) -> list[Place]:

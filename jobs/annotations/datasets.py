@@ -15,6 +15,7 @@ from typing import Any
 from jobs.annotations.azureml_file import MLTABLE, azureml_to_coco, jsonl_rows, mltable_files, read_text
 from jobs.annotations.coco_file import normalise
 from jobs.annotations.report import AnnotationsError, Report
+from jobs.whole_file import write_whole
 
 __all__ = ["Annotations", "AnnotationsError", "read_annotations"]
 
@@ -71,7 +72,7 @@ def read_annotations(
         raise AnnotationsError(f"{report.in_one_line()}: there are no objects to train or measure on.")
     scratch_dir.mkdir(parents=True, exist_ok=True)
     written = scratch_dir / f"{path.stem}.coco.json"
-    written.write_text(json.dumps(coco))
+    write_whole(written, json.dumps(coco))
     return Annotations(written, images, tuple(entry["name"] for entry in coco["categories"]), report.photos, report)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.photos import read_photo_within
+from jobs.photos import PhotoError, read_photo_within
 from pipeline.masks.draw import draw_overlay
 from pipeline.types import SegmentedObject
 
@@ -57,7 +57,10 @@ def page(names: tuple[str, str], summary: dict[str, Any], failed: Sequence[str],
 
 
 def _shown(difference: Difference) -> str:
-    picture = read_photo_within(difference.photo, LONGEST_SIDE_PX)
+    try:
+        picture = read_photo_within(difference.photo, LONGEST_SIDE_PX)
+    except PhotoError as error:  # it was there when it was compared
+        return f'<div class="photo">{html.escape(str(error))}</div>'
     images = "".join(
         f'<img alt="" src="data:image/jpeg;base64,{_jpeg(draw_overlay(picture, objects))}">' for objects in difference.objects
     )

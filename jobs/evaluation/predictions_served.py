@@ -81,7 +81,10 @@ def predict_with_service(
 
     def score(image: dict[str, Any]) -> CocoResults:
         boxes = _ask(client, annotations.images / image["file_name"])
-        return results_of_image(image["id"], boxes, ids)
+        try:
+            return results_of_image(image["id"], boxes, ids)
+        except (KeyError, TypeError, ValueError) as error:
+            raise AnnotationsError(f"{url} does not answer with masks as run lengths ({error!r}): is it this service?") from error
 
     pool = ThreadPoolExecutor(clients)
     try:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import jobs.third_party  # isort: skip  # noqa: F401  (before mmdet)
 
 import inspect
+import io
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
 
+from jobs.whole_file import write_whole
 from pipeline.model.checkpoints import Checkpoint
 from pipeline.model.rtmdet_nano import COORDINATE_REACH_STRIDES, RTMDetInsDepthwiseHead
 from pipeline.model.spec import ModelSpec, mmdet_config
@@ -40,14 +42,15 @@ def write_mmdet(checkpoint: Checkpoint, weights: Path) -> list[Path]:
     spec, config_path = checkpoint.spec, weights.with_suffix(".py")
     config = config_of(spec)
     meta = {"dataset_meta": {"classes": spec.classes}, "cfg": config.pretty_text}
-    torch.save({"state_dict": checkpoint.state_dict, "meta": meta}, weights)
-    config.dump(str(config_path))
+    saved = io.BytesIO()  # to a full disk, torch.save ends with a RuntimeError
+    torch.save({"state_dict": checkpoint.state_dict, "meta": meta}, saved)
+    write_whole(weights, saved.getvalue())
+    write_whole(config_path, config.pretty_text)
     written = [weights, config_path]
     if spec.config["bbox_head"]["type"] == RTMDetInsDepthwiseHead.__name__:
         head = weights.with_name(f"{HEAD_MODULE}.py")
-        head.write_text(
-            HEAD_HEADER + inspect.getsource(RTMDetInsDepthwiseHead).replace("register_module()", "register_module(force=True)")
-        )
+        source = inspect.getsource(RTMDetInsDepthwiseHead).replace("register_module()", "register_module(force=True)")
+        write_whole(head, HEAD_HEADER + source)
         written.append(head)
     return written
 

@@ -22,10 +22,12 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from jobs.scoring.batch_inputs import InputsError
+from jobs.whole_file import append_whole, whole_file
 
 RUN_SUFFIX = ".run"
 PARQUET_ROWS_AT_ONCE = 1000
@@ -125,7 +127,7 @@ def read_rows(path: Path) -> Iterator[Row]:
             yield _decoded(form, line, f"{path}, line {number}: not a line of jobs.batch_score")
 
 
-def lock_output(run_file: IO[str], output: Path | str) -> None:
+def lock_output(run_file: IO[Any] | FileIO, output: Path | str) -> None:
     """Lock an output by its open run file, until that is closed.
 
     Raises:
@@ -164,9 +166,9 @@ class BatchOutput:
             if file.exists() and not file.is_file():  # of /dev/full, say, the first line never ends
                 raise InputsError(f"{file} is no file: name one for --output, new or of an earlier run")
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: IO[str] | None = None
+        self._file: FileIO | None = None
         self._run_path = path.with_name(path.name + RUN_SUFFIX)
-        self._run_file = self._run_path.open("a+", encoding="utf-8")
+        self._run_file = self._run_path.open("ab+", buffering=0)
         try:
             lock_output(self._run_file, path)
         except InputsError:
@@ -191,8 +193,7 @@ class BatchOutput:
         facts = facts | {"format": self._format_name}
         self._run_file.seek(0)
         if not (before := self._run_file.read()):
-            json.dump(facts, self._run_file, indent=1)
-            self._run_file.flush()
+            append_whole(self._run_file, json.dumps(facts, indent=1).encode())
             has_rows = self.rows.exists() and self.rows.stat().st_size
             return f"without {self._run_path}, nothing tells whether the rows in {self.path} were made alike" if has_rows else ""
         try:
@@ -231,10 +232,9 @@ class BatchOutput:
         return self._done.execute("SELECT 1 FROM done WHERE name = ? AND number = ?", key).fetchone() is not None
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Append rows and flush them."""
-        self._file = self._file or self.rows.open("a", encoding="utf-8", newline="\n")
-        self._file.writelines(self._form.encode(row) + "\n" for row in rows)
-        self._file.flush()
+        """Append rows, all of them or, on a full disk, none."""
+        self._file = self._file or self.rows.open("ab", buffering=0)
+        append_whole(self._file, "".join(self._form.encode(row) + "\n" for row in rows).encode())
 
     def close(self) -> None:
         """Finish the file (Parquet is written here) and release the lock."""
@@ -272,11 +272,9 @@ def _pyarrow() -> Any:
 
 
 def _write_parquet(rows: Iterator[Row], path: Path) -> None:
-    """Write a temporary file, then replace the old one."""
     pyarrow = _pyarrow()
     schema = pyarrow.schema([("row_number_per_file", "int64"), ("preds", "string"), ("file_name", "string")])
-    unfinished = path.with_name(path.name + ".part")
-    with pyarrow.parquet.ParquetWriter(unfinished, schema) as writer:
+    with whole_file(path) as draft, pyarrow.parquet.ParquetWriter(draft, schema) as writer:
         batch: list[dict[str, Any]] = []
         for row in rows:
             batch.append(row._asdict() | {"preds": json.dumps(row.preds, ensure_ascii=False)})
@@ -284,4 +282,3 @@ def _write_parquet(rows: Iterator[Row], path: Path) -> None:
                 writer.write_table(pyarrow.Table.from_pylist(batch, schema))
                 batch = []
         writer.write_table(pyarrow.Table.from_pylist(batch, schema))
-    unfinished.replace(path)

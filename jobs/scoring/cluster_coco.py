@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from jobs.evaluation.coco_results import results_of_image
 from jobs.scoring.batch_inputs import InputsError
 from jobs.scoring.cluster_inputs import FILE_NAME, filesystem_of
+from jobs.scoring.cluster_output import whole_object
 from jobs.scoring.cluster_stages import PREDS
 
 NAME = "coco_results.json"
@@ -45,7 +46,7 @@ class CocoWriter:
         """Write the results of all rows below `output`, a photo at a time; returns what to say of it."""
         filesystem, folder = filesystem_of(output)
         left_out, written = Counter[str](), 0
-        with filesystem.open_output_stream(f"{folder}/{NAME}") as stream:
+        with whole_object(filesystem, f"{folder}/{NAME}") as stream:
             stream.write(b"[")
             for name, preds in _rows(filesystem, f"{folder}/rows", row_format):
                 if name not in self._images:

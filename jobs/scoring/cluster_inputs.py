@@ -22,12 +22,15 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from jobs.command_line import naming
 from jobs.scoring.batch_inputs import COLUMNS, InputsError, Source, photo_suffixes
 from jobs.scoring.cells import Unreadable
 
 ID, IMAGE, FILE_NAME, ROW = "id", "image", "file_name", "row_number_per_file"
 SCHEMA = pa.schema([(ID, pa.string()), (FILE_NAME, pa.string()), (ROW, pa.int64()), (IMAGE, pa.string())])
 ROWS_AT_ONCE = 10_000
+PENDING = ".pending.parquet"
+"""End of the name of a checkpoint whose rows are being written. Ray Data deletes both when the job starts again."""
 UNREADABLE = "unreadable:"
 """Prefix of the reason, if a cell names no image."""
 FILE = "file://"
@@ -96,7 +99,7 @@ def list_photos(source: str, manifest: Path | str) -> int:
     photos, batch = 0, list[dict[str, Any]]()
     rows = _of_store(source) if "://" in source else _of_here(source)
     filesystem.create_dir(str(PurePosixPath(path).parent), recursive=True)
-    with pq.ParquetWriter(f"{path}.part", SCHEMA, filesystem=filesystem) as writer:
+    with naming(manifest), pq.ParquetWriter(f"{path}.part", SCHEMA, filesystem=filesystem) as writer:
         for row in rows:
             batch.append(row)
             photos += 1
@@ -123,12 +126,16 @@ def parquet_files(place: str) -> list[str]:
 def count_rows(place: str) -> int:
     """Rows of a Parquet file or a folder of them, read from their footers; 0 where there is none.
 
+    Of Ray Data's checkpoints only those count that are committed: the others are of rows that were not written whole.
+
     Raises:
         InputsError: a file is damaged.
     """
     filesystem, _ = filesystem_of(place)
     rows = 0
     for path in parquet_files(place):
+        if path.endswith(PENDING):
+            continue
         with _told_of(path):
             rows += pq.read_metadata(path, filesystem=filesystem).num_rows
     return rows

@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
+from jobs.command_line import naming
 from jobs.scoring.batch_inputs import InputsError
 from jobs.scoring.batch_output import lock_output
 from jobs.scoring.cluster_inputs import filesystem_of
@@ -64,8 +66,25 @@ def _check_settings(output: str, settings: dict[str, Any]) -> None:
     filesystem.create_dir(folder, recursive=True)
     if filesystem.get_file_info(manifest).type == pafs.FileType.File:
         filesystem.delete_file(manifest)  # of another source
-    with filesystem.open_output_stream(place) as stream:
-        stream.write(json.dumps(settings, indent=1).encode())
+    try:
+        with naming(place), filesystem.open_output_stream(place) as stream:
+            stream.write(json.dumps(settings, indent=1).encode())
+    except OSError:
+        filesystem.delete_file(place)  # in part, it would be refused as another job's
+        raise
+
+
+@contextmanager
+def whole_object(filesystem: pafs.FileSystem, place: str) -> Iterator[pa.NativeFile]:
+    """Within: a stream to a draft, which becomes the file at the end; after an error, the file is as before.
+
+    Raises:
+        OSError: of the file.
+    """
+    with naming(place):
+        with filesystem.open_output_stream(f"{place}.part") as stream:
+            yield stream
+        filesystem.move(f"{place}.part", place)
 
 
 def _earlier(filesystem: pafs.FileSystem, place: str) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def _run(args: argparse.Namespace, output: str, photos: Listed, coco: CocoWriter
     try:
         _write(_dataset(photos), args, output, tally)
     except ray.exceptions.RayError as error:
-        raise CommandFault(f"stopped: {_why(error)}") from error
+        raise CommandFault(f"{output}: stopped: {_why(error)}") from error
     finally:
         progress.stop()
     print(progress.line())

@@ -9,6 +9,7 @@ from PIL import Image
 
 from jobs import compare
 from jobs.comparison.matching import agreement, match
+from jobs.comparison.page import page
 from pipeline.types import SegmentedObject
 from tests.support.stub_service import stub_service
 
@@ -121,3 +122,22 @@ def test_our_engine_beside_mmdet(tmp_path, capsys):
     thresholds = ["--engine", "torch", "--min-matched", "1", "--min-mask-iou", "0.99", "--max-score-shift", "0.001"]
     assert compare.main([str(tmp_path), *sides, "--mask-format", "rle", *thresholds]) == 0
     assert summary_of(capsys)["objects"] == [1, 1]
+
+
+def test_a_photo_that_cannot_be_read_ends_no_comparison(folder, tmp_path, capsys, monkeypatch):
+    """It is a fault; nor does one that is gone when the page is written."""
+    gone = compare.Difference(0.5, "c.png", folder / "c.png", ([], []), "")
+    monkeypatch.setattr(compare, "page", lambda *parts: page(*parts[:3], [gone, *parts[3]]))
+    unreadable = OSError(13, "Permission denied", "b.png")
+    side = compare.side_of(str(folder.parent / "old.jsonl"), compare.SideOptions())
+
+    def second(name, photo):
+        if name == "b.png":
+            raise unreadable
+        return side(name, photo)
+
+    sides = iter((side, second))
+    monkeypatch.setattr(compare, "side_of", lambda *_: next(sides))
+    assert run(folder, "second", "--page", str(tmp_path / "new" / "page.html")) == 1
+    assert summary_of(capsys)["faults"] == [0, 1]
+    assert "c.png: not a readable photo" in (tmp_path / "new" / "page.html").read_text()

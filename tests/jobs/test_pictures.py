@@ -10,6 +10,7 @@ from jobs import pictures
 from jobs.annotations.datasets import read_annotations
 from jobs.pictures import sheets_of_comparison
 from tests.jobs.test_evaluate import SIZE, document, thing
+from tests.support.full_disk import files_no_larger_than
 
 FOUND = {
     "box": {"topX": 0.25, "topY": 0.25, "bottomX": 0.75, "bottomY": 0.75},
@@ -167,3 +168,23 @@ def test_invalid_results_are_refused(folder, tmp_path, capsys):
     arguments = ["--annotations", str(path), "--results", str(tmp_path / "results.json"), "--output", str(tmp_path / "out")]
     assert pictures.main([str(folder), *arguments]) == 2
     assert "not COCO results" in capsys.readouterr().err
+
+
+def test_long_names_and_deep_folders(folder, tmp_path):
+    """A picture's name is cut to what file systems allow."""
+    deep = folder / ("d" * 200)
+    deep.mkdir()
+    (folder / "a.png").rename(deep / ("\u00e9" * 120 + ".png"))
+    preds = write_preds(tmp_path / "p.jsonl", (f"{'d' * 200}/{chr(0xE9) * 120}.png", {"boxes": [FOUND]}))
+    assert pictures.main([str(folder), "--preds", str(preds), "--output", str(tmp_path / "out")]) == 0
+    (picture,) = (tmp_path / "out").iterdir()
+    assert is_tinted(picture)
+
+
+def test_a_full_disk_leaves_no_half_picture(folder, tmp_path, capsys):
+    """Pillow's JPEG writer does not see that the disk took only a part."""
+    preds = write_preds(tmp_path / "p.jsonl", ("a.png", {"boxes": [FOUND]}))
+    with files_no_larger_than(500):
+        assert pictures.main([str(folder), "--preds", str(preds), "--output", str(tmp_path / "out")]) == 2
+    assert f"{tmp_path}/out/00001-a.jpg: " in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())

@@ -1,6 +1,8 @@
 """Annotated photos in tiles: what each shows of an object, and that training reads the set."""
 
 import json
+import os
+import shutil
 
 import cv2
 import numpy as np
@@ -97,3 +99,21 @@ def test_tiles_of_two_photos_do_not_replace_each_other(tmp_path, capsys):
     arguments = annotated(tmp_path / "photos", {"a/b.png": (40, 40, 90), "a_b.png": (40, 40, 200)})
     assert main([*arguments, "--output", str(tmp_path / "tiled")]) == 2
     assert "a_b.png: rename it" in capsys.readouterr().err
+
+
+def test_names_that_are_long_or_not_utf8(tiny_coco, tmp_path):
+    """Two that differ only at their beginning have tiles of their own."""
+    names = [f"{first}{'n' * 245}.png" for first in "ab"] + [os.fsdecode(b"caf\xe9.png")]
+    coco = json.loads((tiny_coco / "coco.json").read_text())
+    (tmp_path / "photos").mkdir()
+    for image, name in zip(coco["images"], names, strict=False):
+        shutil.copy(tiny_coco / "photos" / image["file_name"], tmp_path / "photos" / name)
+        image["file_name"] = name
+    coco["images"] = coco["images"][:3]
+    coco["annotations"] = [found for found in coco["annotations"] if found["image_id"] <= 3]
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    output = tmp_path / "tiled"
+    assert main([str(tmp_path / "coco.json"), "--images", str(tmp_path / "photos"), "--output", str(output)]) == 0
+    tiled = {image["file_name"] for image in json.loads((output / "annotations.json").read_text())["images"]}
+    assert tiled == {path.name for path in (output / "images").iterdir()}
+    assert len(tiled) == 12

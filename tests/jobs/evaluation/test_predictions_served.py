@@ -125,3 +125,10 @@ def test_labels_that_a_service_lacks_are_reported(annotations, capsys):
     with stub_service(classes=("zebra",)) as stub, pytest.raises(AnnotationsError, match="none in common"):
         predict_with_service(stub.url, annotations)
     assert not stub.asked
+
+
+def test_a_service_of_another_kind_is_refused(annotations):
+    """AzureML's endpoint knows no run lengths."""
+    answer = {"boxes": [{"box": {"topX": 0.1}, "label": "person", "score": 0.9, "polygon": []}]}
+    with stub_service(answer=answer) as stub, pytest.raises(AnnotationsError, match="does not answer with masks as run lengths"):
+        predict_with_service(stub.url, annotations)

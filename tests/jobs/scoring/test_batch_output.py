@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from jobs.scoring.batch_inputs import InputsError
 from jobs.scoring.batch_output import FORMATS, BatchOutput, Row, format_of, read_rows
+from tests.support.full_disk import files_no_larger_than
 from tests.support.stub_service import FOUND, UNREADABLE
 
 ROWS = [Row(0, FOUND, "deep/a, b.jpg"), Row(7, UNREADABLE, 'list "x".csv')]
@@ -127,3 +128,27 @@ def test_a_run_that_never_began_leaves_nothing(tmp_path):
     """The service did not answer, say."""
     BatchOutput(tmp_path / "preds.jsonl", "jsonl").close()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("form", [*FORMATS, "parquet"])
+def test_a_full_disk_loses_no_row(tmp_path, form):
+    """The rows that fit are there, those that do not are not in part; the next run adds them, and only them."""
+    path, rows = tmp_path / f"preds.{form}", [Row(number, FOUND, f"{number}.jpg") for number in range(50)]
+    write(path, rows[:5], form, model="nano")
+    with files_no_larger_than(1500), pytest.raises(OSError, match="preds") as raised:
+        write(path, rows[5:], form, model="nano")
+    assert str(path) in raised.value.filename
+    with closing(BatchOutput(path, form)) as output:
+        assert output.made_by({"model": "nano"}) == ""
+        assert [output.has(row[::-2]) for row in rows] == [True] * 5 + [False] * 45
+        output.write(rows[5:])
+    assert list(read_rows(output.rows)) == rows
+    assert not [file for file in tmp_path.iterdir() if ".part" in file.name]
+
+
+def test_a_record_that_was_not_written_whole(tmp_path):
+    """Is no record: the next run starts."""
+    with files_no_larger_than(10), pytest.raises(OSError, match=r"preds\.jsonl\.run"):
+        write(tmp_path / "preds.jsonl", model="nano")
+    assert not list(tmp_path.iterdir())
+    assert write(tmp_path / "preds.jsonl", model="nano") == ""

@@ -77,7 +77,8 @@ def test_stores_that_cannot_be_read(source, listed):
 
 
 def test_rows_are_counted_in_footers(tmp_path):
-    """Of one file, of a folder of them, of nothing."""
+    """Of one file, of a folder of them, of nothing; not of a checkpoint that was never committed, which a full disk may have cut."""
+    (tmp_path / "c.pending.parquet").write_bytes(b"PAR1")
     for name, rows in (("a.parquet", 3), ("b.parquet", 4)):
         pq.write_table(pa.table({"x": list(range(rows))}), tmp_path / name)
     assert count_rows(str(tmp_path)) == 7

@@ -7,7 +7,9 @@ import pytest
 pytest.importorskip("pyarrow")
 
 from jobs.scoring.batch_inputs import InputsError
-from jobs.scoring.cluster_output import SETTINGS, claimed
+from jobs.scoring.cluster_inputs import filesystem_of
+from jobs.scoring.cluster_output import SETTINGS, claimed, whole_object
+from tests.support.full_disk import files_no_larger_than
 
 
 def told(**changes):
@@ -42,3 +44,24 @@ def test_a_file_of_something_else(tmp_path):
     (tmp_path / "run.json").write_text("[1]")
     with pytest.raises(InputsError, match=r"run.json is not of this job"), claimed(str(tmp_path), told()):
         pass
+
+
+def test_a_record_on_a_full_disk(tmp_path):
+    """Written in part, it would be taken for another job's the next time."""
+    with files_no_larger_than(10), pytest.raises(OSError, match=r"run\.json"), claimed(str(tmp_path), told()):
+        pass
+    with claimed(str(tmp_path), told()):
+        pass
+
+
+def test_an_object_on_a_full_disk(tmp_path):
+    """The file that was there stays."""
+    (tmp_path / "coco_results.json").write_text("before")
+    filesystem, folder = filesystem_of(str(tmp_path))
+    with (
+        files_no_larger_than(10),
+        pytest.raises(OSError, match=r"coco_results\.json"),
+        whole_object(filesystem, f"{folder}/coco_results.json") as stream,
+    ):
+        stream.write(b"x" * 100)
+    assert (tmp_path / "coco_results.json").read_text() == "before"
