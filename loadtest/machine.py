@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import random
 import socket
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,20 @@ from typing import Any
 import psutil
 
 PACKAGES = ("ray", "torch", "openvino", "mmdet", "numpy", "pillow", "opencv-python")
+PORTS = 20_000, 32_000
+_RANDOM = random.SystemRandom()  # seeds of tests must not give two processes the same ports
 
 
 def free_port() -> int:
-    """A free TCP port on loopback."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A free TCP port on loopback.
+
+    It is none of those that the kernel gives to connections (from 32768 on Linux) or Ray to its workers (10002 to 19999): one of them would
+    be taken again before the server that it is for has started.
+    """
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", _RANDOM.randrange(*PORTS)))
+            return int(probe.getsockname()[1])
 
 
 def describe_machine() -> dict[str, object]:
