@@ -16,7 +16,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mmdet.registry import HOOKS
-from mmengine.dist import is_main_process
+from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
@@ -24,6 +24,7 @@ from mmengine.runner import Runner
 
 from jobs.annotations.datasets import Annotations
 from jobs.training.stopping import step_of
+from jobs.whole_file import whole_file
 
 FOR_THE_FILE = re.compile(
     r"\s*-+\s*System environment|Config:|Hooks will be executed|Distributed training is not used|paramwise_options|Exp name|"
@@ -38,7 +39,7 @@ MIN_MOVE = 0.03
 
 
 class ConciseRunner(Runner):
-    """Shows only progress, validations and checkpoints on the console."""
+    """Shows only progress, validations and checkpoints on the console; saves checkpoints whole."""
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """The run's logger, with `FOR_THE_FILE` filtered from the console."""
@@ -55,6 +56,12 @@ class ConciseRunner(Runner):
         """
         model = model if torch.cuda.is_available() else revert_sync_batchnorm(model)
         return super().wrap_model(model_wrapper_cfg, model.to(memory_format=torch.channels_last))
+
+    @master_only
+    def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Whole or not at all: a full disk or a kill leaves no damaged checkpoint."""
+        with whole_file(Path(out_dir, filename)) as draft:
+            super().save_checkpoint(str(draft.parent), draft.name, *args, **kwargs)
 
 
 def initialise_silently(network: Any) -> None:

@@ -6,16 +6,21 @@ from __future__ import annotations
 import jobs.third_party  # isort: skip  # noqa: F401  (before mmdet)
 
 import json
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from mmdet.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.runner import Runner
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from jobs.command_line import naming
 
 
 @HOOKS.register_module()
@@ -104,12 +109,41 @@ class SavingHook(CheckpointHook):
         if self.save_best and self.best_ckpt_path:
             self.best_ckpt_path = str(Path(self.out_dir) / Path(self.best_ckpt_path).name)
 
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
+        """mmengine deletes the best checkpoint before it saves the new one: where that fails, the old one comes back."""
+        with _kept(Path(self.best_ckpt_path) if self.best_ckpt_path and is_main_process() else None):
+            super()._save_best_checkpoint(runner, metrics)
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        """Also names the folder where mmengine's own file in it cannot be written."""
+        with naming(runner.work_dir):
+            super()._save_checkpoint_with_step(runner, step, meta)
+
     def after_train(self, runner: Runner) -> None:
         """Save, unless the last step was saved."""
         done = runner.iter
         if done and (self.last_ckpt is None or Path(self.last_ckpt).name != self.filename_tmpl.format(done)):
             self._save_checkpoint_with_step(runner, done, {"epoch": runner.epoch, "iter": done})
         super().after_train(runner)
+
+
+@contextmanager
+def _kept(path: Path | None) -> Iterator[None]:
+    """Within: the file may be deleted; after an OSError it is there again."""
+    if path is None:
+        yield
+        return
+    spare = path.with_suffix(".spare")
+    with suppress(OSError):  # there is no such file, or its file system has no links
+        os.link(path, spare)
+    try:
+        yield
+    except OSError:
+        if spare.exists():
+            spare.replace(path)
+        raise
+    finally:
+        spare.unlink(missing_ok=True)
 
 
 @HOOKS.register_module()

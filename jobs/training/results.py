@@ -26,10 +26,15 @@ def check_work_dir(work_dir: Path, *, resume: bool) -> None:
 
 
 def newest_checkpoint(work_dir: Path) -> Path | None:
-    """A run's newest checkpoint, also if the folder was moved; None if there is none."""
+    """A run's newest checkpoint, also if the folder was moved; None if there is none.
+
+    That of the most steps, if a full disk or a kill left mmengine's record of it empty.
+    """
     pointer = work_dir / NEWEST_NAME
     newest = work_dir / Path(pointer.read_text().strip()).name if pointer.is_file() else None
-    return newest if newest and newest.is_file() else None
+    if newest and newest.is_file():
+        return newest
+    return max(work_dir.glob("iter_*.pth"), key=lambda path: step_of(path.name), default=None)
 
 
 def checkpoint_to_resume(work_dir: Path, lasting: dict[str, Any]) -> Path:

@@ -19,12 +19,14 @@ from jobs import finetune  # isort: skip  (before mmdet)
 from mmdet.datasets import CocoDataset
 from mmdet.models.dense_heads import RTMDetInsHead
 from mmdet.models.layers import ExpMomentumEMA
+from mmengine.fileio.backends import LocalBackend
 from mmengine.model import BaseModel
 
 from jobs.annotations.datasets import Annotations
 from jobs.annotations.report import Report
 from jobs.third_party import known_warnings_ignored
 from jobs.training import precision, validation
+from jobs.training.console import ConciseRunner
 from jobs.training.hooks import RatesByLayer, check_layers, freeze
 from jobs.training.precision import choose_precision, optim_wrapper_type
 from jobs.training.runner_config import lasting_settings, runner_config, training_steps, validation_interval
@@ -33,6 +35,7 @@ from jobs.training.seen_objects import SeenObjectsHook
 from jobs.training.settings import FinetuneSettings, default_workers, settings_from_args
 from pipeline.model.checkpoints import Checkpoint, load_checkpoint, save_safetensors
 from pipeline.model.spec import build_network, nano_spec
+from tests.support.full_disk import files_no_larger_than
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:torch.meshgrid")
 
@@ -321,6 +324,34 @@ def test_an_incomplete_checkpoint_is_named(tiny_coco, trained, tmp_path, capsys)
     (tmp_path / "last_checkpoint").write_text("iter_4.pth")
     assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "4", "--resume")) == 2
     assert "iter_4.pth: not a whole checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ended_at", ["iter_2.pth", "best_mask_ap_iter_2.pth"])
+def test_a_full_disk_loses_no_checkpoint(tiny_coco, tmp_path, capsys, monkeypatch, ended_at):
+    """One line with the file; what is there is whole, the best measured too, and --resume continues from it."""
+    put = LocalBackend.put
+
+    def on_a_full_disk(self, content, path):
+        with files_no_larger_than(1000 if f"{tmp_path}/.{os.getpid()}.part.pth" == path and ended_at in saved else 2**40):
+            put(self, content, path)
+
+    saved, save = [], ConciseRunner.save_checkpoint
+    monkeypatch.setattr(
+        ConciseRunner, "save_checkpoint", lambda self, *a, **k: saved.append(k.get("filename") or a[1]) or save(self, *a, **k)
+    )
+    measured_as(monkeypatch, [0.3, 0.4])
+    more = ["--steps", "2", "--val-every", "1", "--save-every", "1", *validated(tiny_coco)]
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalBackend, "put", on_a_full_disk)
+        assert finetune.main(arguments(tiny_coco, tmp_path, *more)) == 2
+    assert f"jobs.finetune: {tmp_path}/{ended_at}: " in capsys.readouterr().err
+    assert not list(tmp_path.glob(".*.part*")) + list(tmp_path.glob("*.spare"))
+    for path in tmp_path.glob("*.pth"):
+        load_checkpoint(path)
+    assert (tmp_path / "best_mask_ap_iter_1.pth").is_file()
+    (tmp_path / "last_checkpoint").write_text("")
+    measured_as(monkeypatch, [0.4])
+    assert finetune.main(arguments(tiny_coco, tmp_path, *more, "--resume")) == 0
 
 
 def test_resume_without_a_checkpoint_is_refused(tiny_coco, tmp_path, capsys):
