@@ -1,4 +1,7 @@
-"""Initial weights of a training: loads all fitting weights of a file, and class channels by the names of their classes."""
+"""Initial weights of a training: loads all fitting weights of a file, and class channels by the names of their classes.
+
+Channels of classes that the file does not have begin as the mean of the file's class channels.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from jobs.training.hooks import layers_of
@@ -22,8 +26,9 @@ class Loaded:
     """Result of loading initial weights.
 
     Attributes:
-        summary: text: how many tensors were loaded, which parts start from scratch, and which classes keep their channels.
-        fresh_classes: classes whose channels start from scratch.
+        summary: text: how many tensors were loaded, which parts start from scratch, which classes keep their channels and how the
+            others start.
+        fresh_classes: classes that the file does not have.
     """
 
     summary: str
@@ -31,7 +36,9 @@ class Loaded:
 
 
 def load_what_fits(network: nn.Module, path: Path, classes: Sequence[str]) -> Loaded:
-    """Copy every weight of the file whose name and shape the network has; class channels by name, the others stay as they are.
+    """Copy every weight of the file whose name and shape the network has, and class channels by name.
+
+    Other classes get the mean of the file's class channels. Where the file has no class channels that fit, they stay as they are.
 
     Args:
         network: mmdet's RTMDet-Ins, initialised.
@@ -56,28 +63,30 @@ def load_what_fits(network: nn.Module, path: Path, classes: Sequence[str]) -> Lo
     layers = f"{len(fitting) + len(copied)} of {len(own)} tensors loaded; fresh: {', '.join(layers_of(absent)) or 'none'}."
     kept = [name for name in classes if copied and name in (weights.classes or ())]
     fresh = tuple(name for name in classes if name not in kept)
-    return Loaded(f"{path.name}: {layers}\n{_told(weights.classes is not None, kept, fresh)}", fresh)
+    return Loaded(f"{path.name}: {layers}\n{_told(weights.classes is not None, kept, fresh, bool(copied))}", fresh)
 
 
 def _class_channels(
     own: dict[str, Tensor], given: dict[str, Tensor], names: Sequence[str], classes: Sequence[str]
 ) -> dict[str, Tensor]:
-    """The network's class layers with the rows of those classes that the file has, too."""
-    rows = [(row, names.index(name)) for row, name in enumerate(classes) if name in names]
+    """The network's class layers: rows of classes that the file has, too; the mean of the file's rows for the others.
+
+    The mean row already tells objects from background, and it has the right size for the features that it is multiplied by.
+    """
     layers = {}
     for name, fresh in own.items():
         value = given.get(name)
-        if not (rows and name.startswith(CLASS_LAYER) and value is not None and value.shape[1:] == fresh.shape[1:]):
+        if not (name.startswith(CLASS_LAYER) and value is not None and value.shape[1:] == fresh.shape[1:]):
             continue
-        if len(value) != len(names):
+        if names and len(value) != len(names):
             raise ValueError(f"the file names {len(names)} classes for the {len(value)} channels of {name}.")
-        layers[name] = fresh.clone()
-        for row, source in rows:
-            layers[name][row] = value[source]
+        mean = value.float().mean(dim=0)
+        layers[name] = torch.stack([value[names.index(label)].float() if label in names else mean for label in classes])
     return layers
 
 
-def _told(named: bool, kept: Sequence[str], fresh: Sequence[str]) -> str:
+def _told(named: bool, kept: Sequence[str], fresh: Sequence[str], from_mean: bool) -> str:
+    start = " (from the mean of the file's class channels)" if from_mean else ""
     if not named:
-        return "Class channels: all fresh, the file does not say which classes its channels are."
-    return f"Class channels: {', '.join(kept) or 'none'} from the file by name; fresh: {', '.join(fresh) or 'none'}."
+        return f"Class channels: all fresh{start}, the file does not say which classes its channels are."
+    return f"Class channels: {', '.join(kept) or 'none'} from the file by name; fresh: {', '.join(fresh) + start if fresh else 'none'}."

@@ -35,14 +35,18 @@ def test_classes_in_another_order_keep_their_channels(file):
     assert told.endswith("Class channels: person, dog, cat from the file by name; fresh: none.")
 
 
-def test_one_class_more_starts_fresh_alone(file):
-    """The others keep theirs, weights and biases."""
+def test_one_class_more_starts_at_the_mean(file):
+    """Of the file's class channels, weights and biases; the others keep theirs."""
     network, told = loaded(file, ("bird", "person"))
-    assert network.bbox_head.rtm_cls[0].bias.tolist() == [-4.0, 2.0]
+    assert network.bbox_head.rtm_cls[0].bias.tolist() == [1.0, 2.0]
     given = build_network(nano_spec(CLASSES))
     load_what_fits(given, file, CLASSES)
-    assert torch.equal(network.bbox_head.rtm_cls[1].weight[1], given.bbox_head.rtm_cls[1].weight[2])
-    assert told.endswith("Class channels: person from the file by name; fresh: bird.")
+    weight, rows = network.bbox_head.rtm_cls[1].weight, given.bbox_head.rtm_cls[1].weight
+    assert torch.equal(weight[1], rows[2])
+    torch.testing.assert_close(weight[0], rows.mean(dim=0))
+    assert told.endswith(
+        "Class channels: person from the file by name; fresh: bird (from the mean of the file's class channels)."
+    )
 
 
 def test_the_reordered_network_answers_alike(file):
@@ -57,8 +61,22 @@ def test_the_reordered_network_answers_alike(file):
 
 
 def test_channels_without_names_are_fresh(tmp_path):
-    """Their places say nothing."""
-    torch.save(build_network(nano_spec(CLASSES)).state_dict(), tmp_path / "bare.pth")
+    """Their places say nothing: all start at their mean."""
+    state = build_network(nano_spec(CLASSES)).state_dict()
+    state["bbox_head.rtm_cls.0.bias"][:] = torch.tensor([0.0, 1.0, 5.0])
+    torch.save(state, tmp_path / "bare.pth")
+    network, told = loaded(tmp_path / "bare.pth", CLASSES)
+    assert network.bbox_head.rtm_cls[0].bias.tolist() == [2.0] * 3
+    assert told.endswith(
+        "all fresh (from the mean of the file's class channels), the file does not say which classes its channels are."
+    )
+
+
+def test_a_file_whose_class_channels_do_not_fit(tmp_path):
+    """They start as the network's own initialisation leaves them."""
+    state = build_network(nano_spec(CLASSES)).state_dict()
+    without = {name: value for name, value in state.items() if "rtm_cls" not in name}
+    torch.save(without, tmp_path / "bare.pth")
     network, told = loaded(tmp_path / "bare.pth", CLASSES)
     assert network.bbox_head.rtm_cls[0].bias.tolist() == [-4.0] * 3
-    assert told.endswith("all fresh, the file does not say which classes its channels are.")
+    assert "all fresh, the file" in told
