@@ -33,6 +33,7 @@ from jobs.training.console import ConciseRunner, initialise_silently, too_little
 from jobs.training.crowds import leave_crowds_out
 from jobs.training.initial_weights import load_what_fits
 from jobs.training.interruption import StopOnSignal, end_loaders, ending_on_signals
+from jobs.training.mask_loss import save_mask_memory
 from jobs.training.precision import optim_wrapper_type
 from jobs.training.results import check_work_dir, checkpoint_to_resume, export, newest_checkpoint, photos_a_step_before
 from jobs.training.runner_config import (
@@ -200,6 +201,7 @@ def prepare_training(network: Any, settings: FinetuneSettings) -> int:
     hooks.check_layers(network, "--fix-batch-norm", settings.fix_batch_norm, batch_norms=True)
     precision.keep_losses_in_fp32(network)
     leave_crowds_out(network)
+    save_mask_memory(network)
     if settings.gradient_checkpointing:
         recompute_backbone(network)
     return trained

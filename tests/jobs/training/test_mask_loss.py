@@ -1,0 +1,89 @@
+"""The mask loss is mmdet's, of at most 64 points of a photo."""
+
+from jobs.training.mask_loss import MASKS_A_PHOTO, center_of_mass, mmdet_center_of_mass, save_mask_memory, spread  # isort: skip  (before mmdet)
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
+from mmengine.structures import InstanceData
+
+from jobs.third_party import known_warnings_ignored
+from pipeline.model.spec import build_network, nano_spec
+
+SIDE = 128
+
+
+def photo(boxes):
+    """A sample whose objects are filled rectangles, left top right bottom in pixels."""
+    sample = DetDataSample(metainfo={"img_shape": (SIDE, SIDE), "pad_shape": (SIDE, SIDE), "batch_input_shape": (SIDE, SIDE)})
+    masks = np.zeros((len(boxes), SIDE, SIDE), np.uint8)
+    for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
+        mask[top:bottom, left:right] = 1
+    rectangles = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    labels = torch.zeros(len(boxes), dtype=torch.int64)
+    sample.gt_instances = InstanceData(bboxes=rectangles, labels=labels, masks=BitmapMasks(masks, SIDE, SIDE))
+    return sample
+
+
+def losses_of(*photos, changed):
+    """All losses, gradients, and the number of points that masks were predicted for, by photo."""
+    torch.manual_seed(0)
+    network = build_network(nano_spec(("person",), SIDE)).eval()
+    head, predicted = network.bbox_head, []
+    predict = head._mask_predict_by_feat_single
+    head._mask_predict_by_feat_single = lambda *given: predicted.append(len(given[1])) or predict(*given)
+    if changed:
+        save_mask_memory(network)
+    pixels = torch.randn(len(photos), 3, SIDE, SIDE)
+    with known_warnings_ignored():
+        losses = network.loss(pixels, [photo(boxes) for boxes in photos])
+    losses["loss_mask"].backward()
+    grads = {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
+    return losses, grads, predicted
+
+
+FEW = [[8, 8, 40, 60], [50, 20, 100, 90]]
+MANY = [[12 * x, 12 * y, 12 * x + 12, 12 * y + 12] for x in range(10) for y in range(10)]
+
+
+@pytest.mark.parametrize("photos", [(FEW,), (FEW, []), ([],)], ids=["objects", "one photo without", "none"])
+def test_losses_and_gradients_equal_mmdets(photos):
+    theirs, their_grads, _ = losses_of(*photos, changed=False)
+    ours, our_grads, _ = losses_of(*photos, changed=True)
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0)
+    assert our_grads.keys() == their_grads.keys()
+    for name, grad in their_grads.items():
+        torch.testing.assert_close(our_grads[name], grad, rtol=1e-6, atol=1e-9)
+
+
+def test_a_photo_of_many_objects_has_64_masks_in_the_loss():
+    """The other losses are unchanged, and the mask loss, still a mean, differs little."""
+    theirs, _, all_points = losses_of(MANY, FEW, changed=False)
+    ours, _, points = losses_of(MANY, FEW, changed=True)
+    assert all_points[0] > MASKS_A_PHOTO
+    assert points == [MASKS_A_PHOTO, all_points[1]]
+    torch.testing.assert_close(ours["loss_mask"], theirs["loss_mask"], rtol=0.05, atol=0)
+    for name in ("loss_cls", "loss_bbox"):
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0)
+
+
+@given(st.lists(st.integers(0, 9), max_size=60), st.integers(1, 40))
+def test_points_are_spread_over_all_objects(owners, most):
+    """An object keeps its share of the points, up to rounding; none counts twice."""
+    chosen = spread(torch.tensor(owners, dtype=torch.int64), most).tolist()
+    assert len(chosen) == len(set(chosen)) == min(len(owners), most)
+    share = len(chosen) / max(len(owners), 1)
+    for owner in set(owners):
+        assert abs(sum(owners[point] == owner for point in chosen) - share * owners.count(owner)) <= 1
+
+
+@given(arrays(np.bool_, st.tuples(st.integers(0, 3), st.integers(1, 40), st.integers(1, 40))))
+def test_centres_of_mass_equal_mmdets(masks):
+    given_masks = torch.from_numpy(masks)
+    assert torch.equal(center_of_mass(given_masks), mmdet_center_of_mass(given_masks, 1e-7))
