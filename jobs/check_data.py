@@ -82,7 +82,7 @@ def _decode_all(images: Path, document: dict[str, Any]) -> tuple[list[str], list
 
 def _not_annotated(images: Path, document: dict[str, Any]) -> Iterator[Odd]:
     known = {photo["file_name"] for photo in document["images"]}
-    files = (path for path in sorted(images.rglob("*")) if path.suffix.lower() in SUFFIXES)
+    files = (path for path in sorted(images.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file())
     others = [name for name in (path.relative_to(images).as_posix() for path in files) if name not in known]
     if others:
         yield Odd("photos in the folder that the annotations do not name", len(others), tuple(others[:5]))

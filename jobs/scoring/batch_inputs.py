@@ -8,7 +8,9 @@ Photos are listed lazily, each time anew, so the list is never in memory.
 
 from __future__ import annotations
 
+import codecs
 import csv
+import json
 import os
 import re
 from collections import Counter
@@ -22,7 +24,7 @@ import pybase64
 import yaml
 from PIL import Image
 
-from jobs.scoring.cells import Unreadable, image_of_cell
+from jobs.scoring.cells import Unreadable, image_of_cell, read_file
 from pipeline.images.decode import FORMAT_MAGIC
 
 TABLE_SUFFIXES = frozenset({".csv", ".jsonl"})
@@ -64,11 +66,11 @@ class Photo:
 
         Raises:
             OSError: the file cannot be read.
-            Unreadable: the cell names no image; the message gives the reason.
+            Unreadable: the cell names no image, or no file; the message gives the reason.
         """
         if isinstance(self.image, Unreadable):
             raise self.image
-        return self.image if isinstance(self.image, str) else pybase64.b64encode(self.image.read_bytes()).decode()
+        return self.image if isinstance(self.image, str) else pybase64.b64encode(read_file(self.image)).decode()
 
 
 class Source:
@@ -105,7 +107,7 @@ class Source:
             for photo in self._read():
                 found = True
                 yield photo
-        except (OSError, csv.Error) as error:
+        except OSError as error:
             raise InputsError(f"{self.path}: cannot be read as a folder or a table: {error}") from error
         if not found:
             more = f"; {self.left_out()}" if self.skipped else ""
@@ -236,20 +238,34 @@ def _of_tables(tables: list[Path], folder: Path) -> Iterator[Photo]:
         name = shown(table, folder)
         rows = _jsonl_cells(table) if table.suffix.lower() == ".jsonl" else _csv_cells(table)
         for number, cell in enumerate(rows):
-            yield Photo(name, number, image_of_cell(cell, table.parent))
+            yield Photo(name, number, cell if isinstance(cell, Unreadable) else image_of_cell(cell, table.parent))
 
 
 def _csv_cells(table: Path) -> Iterator[str | None]:
+    _refuse_utf16(table)
     csv.field_size_limit(MAX_CELL_CHARS)
     with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        rows = csv.DictReader(lines)
-        column = _image_column(list(rows.fieldnames or ()), table)
-        for row in rows:
-            yield row[column]
+        rows = csv.DictReader(lines, strict=True)  # else the photos after a quotation mark that is not closed are one cell
+        try:
+            column = _image_column(list(rows.fieldnames or ()), table)
+            for row in rows:
+                yield row[column]
+        except csv.Error as error:
+            raise InputsError(
+                f"{table}, line {rows.reader.line_num}: not CSV: {error}. Is a quotation mark missing before?"
+            ) from error
+
+
+def _refuse_utf16(table: Path) -> None:
+    with table.open("rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise InputsError(f"{table}: it is UTF-16, as PowerShell and Excel write: save it as UTF-8")
 
 
 def _image_column(columns: list[str], table: Path) -> str:
     for column in COLUMNS:
+        if columns.count(column) > 1:
+            raise InputsError(f"{table}: the column `{column}` is there {columns.count(column)} times")
         if column in columns:
             return column
     hint = "; columns must be separated by commas" if len(columns) == 1 and ";" in columns[0] else ""
@@ -257,16 +273,24 @@ def _image_column(columns: list[str], table: Path) -> str:
     raise InputsError(f"{table}: there is no column `image`; the columns are {named}{hint}")
 
 
-def _jsonl_cells(table: Path) -> Iterator[str | None]:
+def _jsonl_cells(table: Path) -> Iterator[str | Unreadable | None]:
+    _refuse_utf16(table)
     with table.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
+            if not (line := line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip():
                 continue
-            try:
-                row: Any = orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                raise InputsError(f"{table}, line {number}: not JSON: {error}") from error
+            row = _json_of(line, f"{table}, line {number}")
             if not isinstance(row, dict) or not any(column in row for column in COLUMNS):
                 raise InputsError(f"{table}, line {number}: there is no `image_url` or `image`")
             cell = next(row[column] for column in COLUMNS if column in row)
-            yield cell if isinstance(cell, str) else None
+            yield cell if cell is None or isinstance(cell, str) else Unreadable(f"The cell is no text: {str(cell)[:40]}.")
+
+
+def _json_of(line: bytes, place: str) -> Any:
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        try:
+            return json.loads(line)  # it reads the names, not UTF-8, that Python writes as lone surrogates
+        except ValueError:
+            raise InputsError(f"{place}: not JSON: {error}") from error

@@ -34,11 +34,26 @@ def image_of_cell(cell: str | None, folder: Path) -> Path | str | Unreadable:
     text = (cell or "").strip()
     if not text:
         return Unreadable("The cell is empty.")
+    if "\0" in text:
+        return Unreadable("The cell has a zero byte.")
     if text[:5].lower() == "data:" or text[:8].lower().startswith(("http://", "https://")):
         return "".join(text.split()) if _is_utf8(text) else Unreadable("The URL is not UTF-8.")
     if scheme := _SCHEME.match(text):
         return _of_scheme(scheme[1].lower(), text, folder)
     return "".join(text.split()) if text.isascii() and looks_like_base64(text) else folder / text
+
+
+def read_file(path: Path, most_bytes: int = -1) -> bytes:
+    """The content of a file, or its beginning.
+
+    Raises:
+        OSError: it cannot be read.
+        Unreadable: it is a pipe or a device, which may never end.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise Unreadable("It is a pipe or a device, no file.")
+    with path.open("rb") as file:
+        return file.read(most_bytes)
 
 
 def _is_utf8(text: str) -> bool:

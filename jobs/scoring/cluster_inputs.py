@@ -154,7 +154,7 @@ def _parquet_source(source: str, files: Sequence[str]) -> Listed:
         raise InputsError(f"{odd}: Ray Data takes what follows a ? for a query; rename it")
     filesystem, _ = filesystem_of(source)
     _check_no_photos_beside(source)
-    seen, columns = list[pa.ChunkedArray](), set[str]()
+    seen, columns = list[pa.ChunkedArray](), set[tuple[str, str]]()
     for path in files:
         with _told_of(path), pq.ParquetFile(path, filesystem=filesystem) as file:
             names = file.schema_arrow.names
@@ -162,12 +162,27 @@ def _parquet_source(source: str, files: Sequence[str]) -> Listed:
             if column is None or ID not in names:
                 missing = ", ".join(name for name, is_there in ((ID, ID in names), (IMAGE, column)) if not is_there)
                 raise InputsError(f"{path}: there is no column {missing}; the columns are {', '.join(names)}")
+            columns.add((column, _type_of(path, file.schema_arrow, column)))
             seen.append(file.read(columns=[ID])[ID])
-            columns.add(column)
     if len(columns) > 1:
-        raise InputsError(f"{source}: images are in {' and '.join(sorted(columns))}; all files must have the same column")
+        told = " and ".join(f"{name} ({kind})" for name, kind in sorted(columns))
+        raise InputsError(f"{source}: images are in {told}; all files must have the same column, of one type")
     _check_ids(source, seen)
-    return Listed(sum(map(len, seen)), filesystem, tuple(files), columns.pop())
+    return Listed(sum(map(len, seen)), filesystem, tuple(files), columns.pop()[0])
+
+
+def _type_of(path: str, schema: pa.Schema, column: str) -> str:
+    """The type of the images. Raises InputsError if it is neither bytes nor text, or a column is there twice."""
+    for name in (ID, column):
+        if (times := schema.names.count(name)) > 1:
+            raise InputsError(f"{path}: the column {name} is there {times} times")
+    kind = schema.field(column).type
+    content = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_struct(kind) and "bytes" in {field.name for field in kind}:
+        raise InputsError(f"{path}: column {column} is {kind}, as Hugging Face writes it: write its `bytes` as the column")
+    if str(content) not in ("binary", "large_binary", "string", "large_string", "null"):
+        raise InputsError(f"{path}: column {column} is {kind}, neither bytes nor text")
+    return str(kind)
 
 
 def _check_ids(source: str, seen: list[pa.ChunkedArray]) -> None:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from jobs.command_line import reason_of
 from jobs.scoring.batch_inputs import COLUMNS, InputsError
-from jobs.scoring.cells import looks_like_base64
+from jobs.scoring.cells import looks_like_base64, read_file
 from jobs.scoring.cluster_inputs import FILE, FILE_NAME, ID, IMAGE, ROW, UNREADABLE, filesystem_of
 from jobs.scoring.tiles import Grid, Tiled, cut, join
 from pipeline.errors import FetchError, ImageError, ServiceError
@@ -94,14 +94,17 @@ class Images:
 
     def _read_file(self, place: str) -> bytes:
         try:
+            most = self._policy.max_bytes + 1
             if place.startswith(FILE):
-                return Path(os.fsdecode(unquote_to_bytes(place.removeprefix(FILE)))).read_bytes()
+                return read_file(Path(os.fsdecode(unquote_to_bytes(place.removeprefix(FILE)))), most)
             store, path = _store_and_path(place)
+            if not store:
+                return read_file(Path(path), most)
             if store not in self._filesystems:
-                self._filesystems[store] = filesystem_of(store or "/")
+                self._filesystems[store] = filesystem_of(store)
             filesystem, root = self._filesystems[store]
-            with filesystem.open_input_stream(f"{root}/{path}" if store else path) as stream:
-                data: bytes = stream.read(self._policy.max_bytes + 1)
+            with filesystem.open_input_stream(f"{root}/{path}") as stream:
+                data: bytes = stream.read(most)
         except (OSError, ValueError, InputsError) as error:
             raise FetchError(f"The file cannot be read: {reason_of(error)}", code="image_not_readable") from error
         return data

@@ -250,3 +250,55 @@ def test_a_photo_says_where_it_is():
     """For messages."""
     assert str(Photo("a/b.jpg", 0, Path("b.jpg"))) == "a/b.jpg"
     assert str(Photo("list.csv", 3, "aGk=")) == "list.csv, row 3"
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.jsonl"])
+def test_lists_of_windows(tmp_path, name):
+    """A byte order mark and CRLF are read; UTF-16 is told."""
+    text = "image\r\na.jpg\r\n" if name == "list.csv" else '{"image": "a.jpg"}\r\n'
+    (tmp_path / name).write_bytes(text.encode("utf-8-sig"))
+    (photo,) = Source(str(tmp_path / name))
+    assert photo.image == tmp_path / "a.jpg"
+    (tmp_path / name).write_bytes(text.encode("utf-16"))
+    with pytest.raises(InputsError, match=r"it is UTF-16, .* save it as UTF-8"):
+        list(Source(str(tmp_path / name)))
+
+
+def test_names_that_python_wrote_as_surrogates(tmp_path):
+    """json.dumps(os.listdir(…)) of a name that is not UTF-8."""
+    name = os.fsdecode(b"caf\xe9.jpg")
+    (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "list.jsonl").write_text(json.dumps({"image_url": name}) + "\n")
+    (photo,) = Source(str(tmp_path / "list.jsonl"))
+    assert photo.text() == "eA=="
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('image\n"a.jpg\nb.jpg\n', "list.csv, line 3: not CSV: unexpected end of data. Is a quotation mark missing"),
+        ("image,x,image\na.jpg,1,b.jpg\n", "the column `image` is there 2 times"),
+    ],
+)
+def test_csv_in_which_photos_would_be_lost(tmp_path, text, said):
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(InputsError, match=said):
+        list(Source(str(tmp_path / "list.csv")))
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ("a\0.jpg", "The cell has a zero byte."),
+        (5, "The cell is no text: 5."),
+        (None, "The cell is empty."),
+        ("pipe", "It is a pipe"),
+    ],
+)
+def test_cells_that_are_no_photo(tmp_path, cell, said):
+    """Each is a row with its reason; nothing waits for a pipe."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "list.jsonl").write_text(json.dumps({"image": cell}) + "\n")
+    (photo,) = Source(str(tmp_path / "list.jsonl"))
+    with pytest.raises(Unreadable, match=said):
+        photo.text()

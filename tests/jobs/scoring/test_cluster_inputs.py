@@ -124,7 +124,8 @@ def test_parquet_without_a_column(tmp_path, columns, missing):
         ([{"id": [1], "image": ["x"]}, {"id": [1], "image": ["y"]}], "id 1 is there more than once"),
         ([{"id": ["a", None], "image": ["x"] * 2}], "1 rows have no id"),
         ([{"id": ["a"], "image": ["x"]}, {"id": [1], "image": ["x"]}], "column id has several types: int64, string"),
-        ([{"id": ["a"], "image": ["x"]}, {"id": ["b"], "image_url": ["x"]}], "images are in image and image_url"),
+        ([{"id": ["a"], "image": ["x"]}, {"id": ["b"], "image_url": ["x"]}], "images are in image .string. and image_url"),
+        ([{"id": ["a"], "image": ["x"]}, {"id": ["b"], "image": [b"x"]}], "image .binary. and image .string.; .* of one type"),
         ([{"id": ["a"], "image": ["x"]}, {"id": ["b"]}], r"1.parquet: there is no column image; the columns are id"),
         ([{"id": [0.5], "image": ["x"]}], "column id is double, not text or whole numbers"),
         ([{"id": pa.array([], pa.string()), "image": pa.array([], pa.string())}], "there is no row"),
@@ -134,6 +135,22 @@ def test_parquet_whose_rows_cannot_be_told_apart(tmp_path, files, said):
     """By its id a row that is done is left out when the job goes on."""
     for number, table in enumerate(files):
         pq.write_table(pa.table(table), tmp_path / f"{number}.parquet")
+    with pytest.raises(InputsError, match=said):
+        image_column(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ([[3]], "column image is int64, neither bytes nor text"),
+        ([[{"bytes": b"image", "path": None}]], "as Hugging Face writes it: write its `bytes`"),
+        ([[b"image"], [b"image"]], "the column image is there 2 times"),
+    ],
+)
+def test_columns_of_another_type(tmp_path, columns, said):
+    """Told before Ray starts, instead of an error in each row."""
+    arrays = [pa.array(values) for values in (["a"], *columns)]
+    pq.write_table(pa.table(arrays, names=["id", *["image"] * len(columns)]), tmp_path / "1.parquet")
     with pytest.raises(InputsError, match=said):
         image_column(str(tmp_path))
 

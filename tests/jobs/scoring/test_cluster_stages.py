@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import pickle
 
 import numpy as np
@@ -54,6 +55,7 @@ def test_images_of_every_kind(load, counted, tmp_path):
     """Bytes, a file, base64, and what is no image: each has its preds, in its place."""
     (tmp_path / "a.jpg").write_bytes(photo())
     (tmp_path / "odd.jpg").write_bytes(photo())
+    os.mkfifo(tmp_path / "pipe")  # nobody writes into it
     images = [
         photo(),
         str(tmp_path / "a.jpg"),
@@ -62,6 +64,7 @@ def test_images_of_every_kind(load, counted, tmp_path):
         b"no image",
         str(tmp_path / "gone.jpg"),
         "unreadable:The cell is empty.",
+        str(tmp_path / "pipe"),
         None,
         "http://127.0.0.1/x.jpg",
     ]
@@ -75,9 +78,9 @@ def test_images_of_every_kind(load, counted, tmp_path):
     assert ["error" in found for found in preds[:4]] == [False] * 4, preds[:4]
     assert all(found["boxes"] for found in preds[:4])
     codes = [found["error"]["code"] for found in preds[4:]]
-    assert codes == ["unsupported_image_format", *["image_not_readable"] * 3, "url_refused"]
+    assert codes == ["unsupported_image_format", *["image_not_readable"] * 4, "url_refused"]
     assert preds[6]["error"]["message"] == "The cell is empty."
-    assert counted == [(5, 9)]
+    assert counted == [(6, 10)]
 
 
 def test_a_batch_of_bad_photos_alone(load, counted):
