@@ -1,7 +1,7 @@
 """Error handling of commands: one line on stderr and an exit status instead of a traceback.
 
 command ─▶ OSError, ServiceError, CommandFault ─▶ "program: message", status 1
-       └─▶ Ctrl-C ───────────────────────────────▶ "program: interrupted", status 130; open context managers exit first
+       └─▶ Ctrl-C, SIGTERM ──────────────────────▶ "program: interrupted", status 130 or 143; open context managers exit first
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -44,10 +45,11 @@ def cli_errors(program: str, *more: type[Exception], status: int = 1) -> Callabl
         def told(*args: P.args, **kwargs: P.kwargs) -> int:
             print_any_name()
             try:
-                return main(*args, **kwargs)
-            except KeyboardInterrupt:
-                print(f"{program}: interrupted", file=sys.stderr)
-                return 128 + signal.SIGINT
+                with interrupted_by_sigterm():
+                    return main(*args, **kwargs)
+            except KeyboardInterrupt as interrupt:
+                print(f"{program}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+                return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
             except caught as error:
                 print(f"{program}: {reason_of(error)}", file=sys.stderr)
                 return status
@@ -55,6 +57,33 @@ def cli_errors(program: str, *more: type[Exception], status: int = 1) -> Callabl
         return told
 
     return wrap
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: it ends a command as Ctrl-C does, so that files are closed and what is done is kept."""
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Within: SIGTERM raises Terminated in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def raise_terminated(*_: object) -> None:
+    """Handler of SIGTERM, to set again after `ray.init`, which replaces it.
+
+    Raises:
+        Terminated: always.
+    """
+    raise Terminated
 
 
 def print_any_name() -> None:
@@ -96,7 +125,7 @@ def naming(path: str | PathLike[str], *, instead_of: str | PathLike[str] | None 
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """The message of an error; for an OSError about a file: the file's name and the reason; on a full disk also what to do."""
     if not isinstance(error, OSError):
         return str(error)

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from jobs.command_line import CommandFault, cli_errors
+from jobs.command_line import CommandFault, cli_errors, reason_of
 from jobs.demo import portrait
 from jobs.scoring.service_client import ServiceClient, ServiceFault, base_url, key_from
 from jobs.whole_file import write_whole
@@ -52,14 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     old = service.info()
     print(f"Runs now: {old.get('model')}. {changed_labels(old.get('classes') or [], spec.classes)}", flush=True)
     api.apply(after)
-    write_whole(args.config, after)
     try:
+        write_whole(args.config, after)
         api.wait_until_running(args.application, args.timeout_s)
         found = score_one(service, args.photo, spec.name)
-    except (CommandFault, ServiceFault) as error:
-        write_whole(args.config, before)
+    except (CommandFault, ServiceFault, OSError, KeyboardInterrupt) as error:
         api.apply(before)
-        raise CommandFault(f"{error}. Taken back: {args.config} is as before and applied again") from error
+        if args.config.read_text(encoding="utf-8") != before:  # else a full disk kept it
+            write_whole(args.config, before)
+        raise CommandFault(
+            f"{reason_of(error) or 'interrupted'}. Taken back: {args.config} is as before and applied again"
+        ) from error
     print(f"{service.url} runs {spec.name}; it found {found} object(s) in the photo. {args.config} names it now.")
     return 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -17,7 +18,7 @@ from ray.data import ActorPoolStrategy
 from ray.data.checkpoint import CheckpointConfig
 
 from jobs.batch_ray import CACHE, Progress
-from jobs.command_line import CommandFault
+from jobs.command_line import CommandFault, raise_terminated
 from jobs.scoring.batch_inputs import InputsError
 from jobs.scoring.batch_output import in_use
 from jobs.scoring.cluster_coco import CocoWriter
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
         if not ray.is_initialized():
             os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(IDLE_WORKER_MS))
             ray.init(log_to_driver=False, namespace="serve")
+            signal.signal(signal.SIGTERM, raise_terminated)
         if args.through:
             _check_application(args.through)
         _check_room(args)
@@ -72,6 +74,8 @@ def _run(args: argparse.Namespace, output: str, photos: Listed, coco: CocoWriter
     progress.start()
     try:
         _write(_dataset(photos), args, output, tally)
+    except KeyboardInterrupt as interrupt:
+        raise type(interrupt)("interrupted; the same command continues from here") from interrupt
     except ray.exceptions.RayError as error:
         raise CommandFault(f"{output}: stopped: {_why(error)}") from error
     finally:
@@ -89,8 +93,10 @@ def _run(args: argparse.Namespace, output: str, photos: Listed, coco: CocoWriter
 
 
 def _set_up(output: str) -> None:
-    """Set Ray Data's context: a checkpoint in the output; no progress bars, and no advice on workers' memory."""
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    """Set Ray Data's context: a checkpoint in the output; no progress bars, advice on workers' memory, and tracebacks on the console."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):  # its file has all of it
+            handler.setLevel(logging.CRITICAL)
     filesystem, folder = filesystem_of(output)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

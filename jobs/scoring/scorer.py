@@ -6,10 +6,13 @@ photos ─▶ groups ─▶ CONCURRENCY threads: read, send (jobs.scoring.servic
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
+
+from tqdm import tqdm
 
 from jobs.scoring.batch_inputs import Photo
 from jobs.scoring.batch_output import Row
@@ -54,6 +57,10 @@ class Scorer:
             self._score_part(part, done)
         return done
 
+    def stop(self) -> None:
+        """Try no request again."""
+        self._client.stop()
+
     def _parts(self, asked: list[tuple[Photo, str]]) -> Iterator[list[tuple[Photo, str]]]:
         """Split a group into as few requests as the largest body allows."""
         part: list[tuple[Photo, str]] = []
@@ -92,7 +99,10 @@ def _bad(code: str, message: str) -> Answer:
 
 
 def score_all(scorer: Scorer, photos: Iterable[Photo], group: int, concurrency: int) -> Iterator[Done]:
-    """Score groups concurrently and yield each when it is done; at most twice `concurrency` groups are in memory."""
+    """Score groups concurrently and yield each when it is done; at most twice `concurrency` groups are in memory.
+
+    After Ctrl-C or `close`, waits for the requests in flight, which are not tried again, and drops their answers.
+    """
     photos = iter(photos)
     groups = iter(lambda: list(itertools.islice(photos, group)), [])
     pool, in_flight = ThreadPoolExecutor(concurrency), set[Future[Done]]()
@@ -105,6 +115,11 @@ def score_all(scorer: Scorer, photos: Iterable[Photo], group: int, concurrency: 
         while in_flight:
             done, in_flight = wait(in_flight, return_when=FIRST_COMPLETED)
             yield from _results(done)
+    except BaseException as stopped:
+        scorer.stop()
+        if isinstance(stopped, KeyboardInterrupt):
+            tqdm.write("interrupted: waiting for the requests in flight", file=sys.stderr)
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -57,13 +57,17 @@ class ServiceClient:
     """
 
     def __init__(self, url: str, key: str | None = None, deadline_s: float = 30.0, connections: int = 8) -> None:
-        self.url, self._deadline_s = url.rstrip("/"), deadline_s
+        self.url, self._deadline_s, self._stopped = url.rstrip("/"), deadline_s, False
         self._session = requests.Session()
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_connections=1, pool_maxsize=connections))
         self._session.headers.update({"content-type": "application/json", "x-request-timeout-seconds": f"{deadline_s:g}"})
         if key:
             self._session.auth = _bearer(key)  # as a header alone, ~/.netrc would replace it
+
+    def stop(self) -> None:
+        """Try no request again: those that fail from now on raise Unavailable."""
+        self._stopped = True
 
     def info(self) -> dict[str, Any]:
         """GET /info: model, classes and `limits`; empty if the response is no JSON object."""
@@ -124,6 +128,8 @@ class ServiceClient:
                     raise Unavailable(fault)
                 elif tries >= TRIES or (answer.status_code < 500 and answer.status_code not in (404, 408)):
                     raise ServiceFault(fault)
+            if self._stopped:
+                raise Unavailable(f"{self.url}: not tried again, as the job is being stopped")
             time.sleep(pause_s)
 
 

@@ -4,9 +4,12 @@ import base64
 import json
 import os
 import shutil
+import signal
+import threading
 import tracemalloc
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from jobs import batch_score
@@ -194,6 +197,38 @@ def test_an_interrupt_keeps_what_is_done(folder, tmp_path, capsys, monkeypatch):
     assert "the same command continues" in said.err
     assert "not done" in said.out
     assert lines_of(tmp_path / "preds.jsonl")
+
+
+def calling(monkeypatch, owner, name):
+    """An event that is set after a call of this method."""
+    called, real = threading.Event(), getattr(owner, name)
+
+    def method(*args):
+        real(*args)
+        called.set()
+
+    monkeypatch.setattr(owner, name, method)
+    return called
+
+
+def test_sigterm_keeps_what_is_done(folder, tmp_path, capsys, monkeypatch):
+    """As Kubernetes sends it: Parquet is written, and a request that fails is not tried again."""
+    written = calling(monkeypatch, BatchOutput, "write")
+    stopped = calling(monkeypatch, service_client.ServiceClient, "stop")
+    with stub_service() as stub:
+
+        def on_post():
+            if len(stub.asked) == 2:
+                stub.statuses.extend([503] * 50)
+                assert written.wait(10)
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert stopped.wait(10)
+
+        stub.on_post = on_post
+        assert run(folder, stub.url, tmp_path / "preds.parquet", "--concurrency", "1") == 1
+        assert len(stub.asked) == 2
+    assert "the same command continues" in capsys.readouterr().err
+    assert len(pd.read_parquet(tmp_path / "preds.parquet")) == 3
 
 
 def test_large_photos_are_sent_apart(folder, tmp_path):

@@ -1,5 +1,7 @@
 """Exit status and message of commands that fail."""
 
+import signal
+
 import pytest
 
 from jobs.command_line import CommandFault, cli_errors
@@ -40,3 +42,21 @@ def test_ctrl_c_is_130(capsys):
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         failing(ZeroDivisionError())
+
+
+def test_sigterm_ends_as_ctrl_c_does(capsys):
+    """What is open is closed; the handler that was there is back."""
+    closed = []
+
+    @cli_errors("prog")
+    def main():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            closed.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert main() == 143
+    assert closed == [True]
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert capsys.readouterr().err == "prog: interrupted\n"

@@ -59,7 +59,7 @@ def deploy(tmp_path, monkeypatch):
         def wait_until_running(application, timeout_s):
             assert (application, timeout_s) == ("rtmdet-ins", 300)
             if fails:
-                raise CommandFault(fails)
+                raise fails if isinstance(fails, BaseException) else CommandFault(fails)
 
         api = SimpleNamespace(apply=lambda text: applied.append(name_in(text)), wait_until_running=wait_until_running)
         monkeypatch.setitem(sys.modules, "jobs.serve_api", SimpleNamespace(ServeApi=lambda _address: api))
@@ -86,10 +86,11 @@ def test_a_model_is_put_in(deploy, capsys):
     ("how", "said"),
     [
         ({"fails": "the new replicas do not start: out of memory"}, "out of memory. Taken back"),
+        ({"fails": KeyboardInterrupt()}, "interrupted. Taken back"),
         ({"model": "another"}, f"runs another instead of {MODEL}. Taken back"),
         ({"answer": UNREADABLE}, "grace_hopper.jpg: no. Taken back"),
     ],
-    ids=["does not start", "the old one answers", "does not score"],
+    ids=["does not start", "Ctrl-C", "the old one answers", "does not score"],
 )
 def test_what_fails_is_taken_back(deploy, capsys, how, said):
     """The file is as before, and applied again."""

@@ -15,6 +15,7 @@ class Stub(ThreadingHTTPServer):
 
     Attributes:
         asked: (headers, images, params) of every POST, in order.
+        on_post: called after each POST is read, before its answer.
     """
 
     daemon_threads = True
@@ -25,7 +26,7 @@ class Stub(ThreadingHTTPServer):
         self.statuses, self.is_bad, self.key, self.answer = deque(statuses), is_bad, key, answer
         self.classes, self.model = classes, model
         self.limits = {"max_body_mb": 32, "max_images_per_request": 64} | (limits or {})
-        self.asked = []
+        self.asked, self.on_post = [], lambda: None
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -55,6 +56,7 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         images = body["input_data"]["data"]
         self.server.asked.append((dict(self.headers), images, body.get("params")))
+        self.server.on_post()
         if self._is_locked():
             return
         if self.server.statuses:
