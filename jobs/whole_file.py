@@ -7,6 +7,7 @@ append_whole   at the end of an open file; what was written in part is cut off a
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield path
         return
     path = path.resolve()  # where it is a link, the file behind it is replaced
-    draft = path.with_name(f".{os.getpid()}.part{path.suffix}")
+    draft = path.with_name(f".{secrets.token_hex(4)}.part{path.suffix}")  # not by process: containers all have number 1
     try:
         with naming(path, instead_of=draft):
             yield draft

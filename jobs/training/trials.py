@@ -24,6 +24,7 @@ from ray.tune.result_grid import ResultGrid
 from jobs.sweep import LOG_SCALE_FROM, PLOT, TABLE, trial_settings
 from jobs.training.results import export
 from jobs.training.settings import FinetuneSettings
+from jobs.whole_file import whole_file
 
 WHOLE = "whole"
 """How a trial ended that made all its steps."""
@@ -71,8 +72,10 @@ def run_trials(
     finally:
         ray.shutdown()
     rows = rows_of(results, metric, of_finetune, work_dir)
-    write_table(rows, work_dir / TABLE)
-    plot(results, rows, list(space), metric, work_dir / PLOT)
+    with whole_file(work_dir / TABLE) as draft:
+        write_table(rows, draft)
+    with whole_file(work_dir / PLOT) as draft:
+        plot(results, rows, list(space), metric, draft)
     print(
         f"{work_dir / TABLE}, {work_dir / PLOT}: {len(rows)} trials, {sum(row['ended'] != WHOLE for row in rows)} of them not whole"
     )
