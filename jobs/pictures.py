@@ -46,10 +46,8 @@ from pipeline.masks.encode import objects_from_dict
 from pipeline.types import SegmentedObject
 
 LONGEST_SIDE_PX, JPEG_QUALITY = 1280, 90
-LONGEST_NAME = 200
-"""Bytes of a photo's name in that of its picture; file systems allow 255 for all of it."""
-_UNUSUAL = re.compile(r"[^\w.-]+")
-"""Characters that some file systems or shells cannot handle."""
+LONGEST_NAME = 200  # bytes of a photo's name in that of its picture; file systems allow 255 for all of it
+_UNUSUAL = re.compile(r"[^\w.-]+")  # characters that some file systems or shells cannot handle
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +137,7 @@ def sheets_of_annotations(annotations: Annotations, most: int | None = None, *, 
     sheets = []
     for image in document["images"][:most]:
         entries = real[image["id"]]
-        objects = [_to_object(entry, names, image, even_odd=even_odd) for entry in entries]
-        panel = Panel(objects, _annotated_tags(entries, names))
+        panel = Panel([_to_object(entry, names, image, even_odd=even_odd) for entry in entries], _annotated_tags(entries, names))
         sheets.append(Sheet(image["file_name"], annotations.images / image["file_name"], (panel,)))
     return sheets
 
@@ -259,12 +256,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.results and not args.annotations:
         parser.error("--results are drawn beside --annotations; name those, too")
     (sheets, left_out), unread = _sheets(args), 0
-    bar = tqdm(
-        write_pictures(sheets, args.output, args.longest_side_px, args.white_level),
-        total=len(sheets),
-        unit="picture",
-        disable=not sys.stderr.isatty(),
-    )
+    written = write_pictures(sheets, args.output, args.longest_side_px, args.white_level)
+    bar = tqdm(written, total=len(sheets), unit="picture", disable=not sys.stderr.isatty())
     for fault in bar:
         if fault:
             unread += 1
