@@ -20,7 +20,7 @@ ALLOWED = {
     "loadtest": OURS - {"tests", "benchmarks"},
     "benchmarks": OURS,
 }
-SHARED = {"types", "errors"}
+SHARED = {"types", "errors", "compiled"}
 """Modules of pipeline that belong to no room."""
 ROOMS = {
     "images": set(),

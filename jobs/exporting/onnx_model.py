@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from pipeline.inference.mask_head import masks_of_batch
 from pipeline.inference.nms import greedy_nms
-from pipeline.inference.postprocess import CANDIDATES_PER_LEVEL, NMS_IOU, boxes_around, has_area, position_tables
+from pipeline.inference.postprocess import boxes_around, has_area, position_tables
+from pipeline.inference.selection import CANDIDATES_PER_LEVEL, NMS_IOU
 from pipeline.model.checkpoints import Checkpoint
 from pipeline.model.rtmdet import RawNetwork
 

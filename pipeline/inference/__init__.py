@@ -4,4 +4,16 @@ Takes LoadedImages, returns Instances. Engines do not decode images, do not make
 libraries are imported when an engine is created.
 """
 
-__all__ = ["batch_queue", "batcher", "cuda", "devices", "engine", "mask_head", "nms", "openvino", "postprocess", "turns"]
+__all__ = [
+    "batch_queue",
+    "batcher",
+    "cuda",
+    "devices",
+    "engine",
+    "mask_head",
+    "nms",
+    "openvino",
+    "postprocess",
+    "selection",
+    "turns",
+]

@@ -1,6 +1,6 @@
-"""Post-processing: turns the network's raw outputs into instances, for a whole batch, on the device of the outputs.
+"""Post-processing: turns the network's raw outputs into instances, for a whole batch.
 
-    RawOutputs ─▶ candidates ─▶ best 1000 per level ─▶ boxes ─▶ NMS ─▶ kernels, masks ─▶ to the host ─▶ Instances
+    RawOutputs ─▶ selection of each image's instances, on the host ─▶ kernels, masks ─▶ Instances
 
 The steps are those of mmdet 3.3.0 (`base_dense_head.py`, `rtmdet_ins_head.py`) without its bugs: boxes are clipped to the image instead
 of the padded square (after NMS, as in mmdet), boxes that lie entirely in the padding are dropped, and x is scaled by the factor of the
@@ -19,26 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.inference.mask_head import mask_logits
-from pipeline.inference.nms import greedy_nms
+from pipeline.inference.selection import Positions, Selected, select
 from pipeline.model.head_outputs import RawOutputs
 from pipeline.model.kernel_branch import KernelBranch, neighbours
 from pipeline.types import DetectOptions, Instances, Letterbox
-
-CANDIDATES_PER_LEVEL = 1000
-"""nms_pre of RTMDet's test config."""
-NMS_IOU = 0.6
-"""nms.iou_threshold of RTMDet's test config."""
-LOGIT_SLACK = 1e-3
-"""Margin of the first, cheap comparison of logits with the threshold; the exact comparison uses scores."""
-
-
-class Candidates(NamedTuple):
-    """Positions and classes above their image's threshold, (m,) each: image after image, highest score first."""
-
-    image: Tensor
-    position: Tensor
-    label: Tensor
-    score: Tensor
 
 
 class PostProcessor:
@@ -53,6 +37,7 @@ class PostProcessor:
     def __init__(self, input_hw: tuple[int, int], kernel_branch: KernelBranch, device: torch.device | str = "cpu") -> None:
         self._kernel_branch = kernel_branch.to(device)
         self._points, self._strides, self._levels, self._around = position_tables(input_hw, kernel_branch, device)
+        self._positions = Positions(_on_host(self._points), self._levels.cpu().numpy())
 
     @torch.inference_mode()
     def __call__(
@@ -69,32 +54,39 @@ class PostProcessor:
             return self._find(outputs, letterboxes, options)
 
     def _find(self, outputs: RawOutputs, letterboxes: Sequence[Letterbox], options: Sequence[DetectOptions]) -> list[Instances]:
-        batch = len(letterboxes)
-        outputs = RawOutputs(*(part[:batch] for part in outputs))
-        device = outputs.class_logits.device
-        limits = torch.tensor([one.max_detections for one in options], device=device)
-        found = _best_per_level(_candidates(outputs.class_logits, options), self._levels, len(self._kernel_branch.strides))
-        boxes = self._boxes(outputs.distances, found, letterboxes[0].size)
-        inside = _clip_to_images(boxes, found.image, letterboxes)
-        kept = _suppress(boxes, has_area(inside), found, limits).nonzero().squeeze(1)
-        found, inside = Candidates(*(part[kept] for part in found)), inside[kept]
-        counts = (found.image == torch.arange(batch, device=device)[:, None]).sum(1).tolist()
-        masks = self._masks(outputs, found, counts, letterboxes)
-        return _to_instances(found, _to_original(inside, found.image, letterboxes), masks, counts, letterboxes)
+        outputs = RawOutputs(*(part[: len(letterboxes)] for part in outputs))
+        logits, distances = _on_host(outputs.class_logits), _on_host(outputs.distances)
+        thresholds = thresholds_of(options, logits.shape[-1])
+        selected = [self._select(*own) for own in zip(logits, distances, thresholds, letterboxes, options, strict=True)]
+        masks = self._masks(outputs, selected, letterboxes)
+        return [_to_instances(*own) for own in zip(selected, masks, letterboxes, strict=True)]
 
-    def _boxes(self, distances: Tensor, found: Candidates, size: int) -> Tensor:
-        """(m, 4) network pixels."""
-        reach = distances[found.image, found.position].float()
-        return boxes_around(self._points[found.position], reach, size)
+    def _select(
+        self,
+        logits: NDArray[np.float32],
+        distances: NDArray[np.float32],
+        thresholds: NDArray[np.float32],
+        letterbox: Letterbox,
+        options: DetectOptions,
+    ) -> Selected:
+        height, width = letterbox.scaled_hw
+        return select(logits, distances, thresholds, self._positions, letterbox.size, (width, height), options.max_detections)
 
-    def _masks(self, outputs: RawOutputs, found: Candidates, counts: list[int], letterboxes: Sequence[Letterbox]) -> list[Tensor]:
+    def _masks(self, outputs: RawOutputs, selected: Sequence[Selected], letterboxes: Sequence[Letterbox]) -> list[Tensor]:
         """For each image (count, h, w) float16 on the part of the grid that covers it."""
-        around = self._around[found.position]
-        patches = outputs.features[found.image[:, None, None], around.clamp(min=0)]
-        kernels = self._kernel_branch(patches, around >= 0, self._levels[found.position])
-        points, strides = self._points[found.position], self._strides[found.position]
+        counts = [len(one.positions) for one in selected]
+        image = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(self._levels.device)
+        position = torch.from_numpy(np.concatenate([one.positions for one in selected])).to(self._levels.device)
+        around = self._around[position]
+        patches = outputs.features[image[:, None, None], around.clamp(min=0)]
+        kernels = self._kernel_branch(patches, around >= 0, self._levels[position])
         grids = [letterbox.mask_grid_hw for letterbox in letterboxes]
-        return mask_logits(outputs.mask_features, grids, counts, kernels, points, strides)
+        return mask_logits(outputs.mask_features, grids, counts, kernels, self._points[position], self._strides[position])
+
+
+def _on_host(values: Tensor) -> NDArray[np.float32]:
+    """Of one layout, because compiled functions are compiled for each."""
+    return values.float().contiguous().cpu().numpy()
 
 
 @contextmanager
@@ -149,11 +141,6 @@ def boxes_around(points: Tensor, reach: Tensor, size: int) -> Tensor:
     return torch.cat([points - reach[..., :2], points + reach[..., 2:]], dim=-1).clamp_(0, size)
 
 
-def rows_to_instances(rows: NDArray[np.float32], masks: NDArray[np.float16], letterbox: Letterbox) -> Instances:
-    """One image's instances from its rows (n, 6), which are copied: box in original pixels, score, label; masks (n, h, w) are not."""
-    return Instances(rows[:, :4].copy(), rows[:, 4].copy(), rows[:, 5].astype(np.int64), masks, letterbox)
-
-
 def _positions(levels_hw: Sequence[tuple[int, int]], strides: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Points (P, 2) x y, strides (P,) and level indices (P,) of all positions, in the order of RawOutputs.
 
@@ -168,19 +155,6 @@ def _positions(levels_hw: Sequence[tuple[int, int]], strides: Sequence[int]) -> 
     return torch.cat(points), torch.cat(steps), torch.cat(levels)
 
 
-def _candidates(logits: Tensor, options: Sequence[DetectOptions]) -> Candidates:
-    """Scores above their image's threshold, of wanted labels; in order of image, position, label. NaN takes its position out."""
-    thresholds = torch.from_numpy(thresholds_of(options, logits.shape[-1])).to(logits.device)
-    cutoff = torch.logit(thresholds) - LOGIT_SLACK
-    # few rows are left to look through
-    image, position = (logits.amax(-1) > cutoff.amin(-1, keepdim=True)).nonzero(as_tuple=True)
-    row, label = (logits[image, position] > cutoff[image]).nonzero(as_tuple=True)
-    image, position = image[row], position[row]
-    score = logits[image, position, label].float().sigmoid()
-    exact = (score > thresholds[image, label]).nonzero().squeeze(1)
-    return Candidates(image[exact], position[exact], label[exact], score[exact])
-
-
 def thresholds_of(options: Sequence[DetectOptions], classes: int) -> NDArray[np.float32]:
     """(B, C) float32; 1, which no score exceeds, for labels that are not wanted."""
     thresholds = np.ones((len(options), classes), np.float32)
@@ -190,61 +164,13 @@ def thresholds_of(options: Sequence[DetectOptions], classes: int) -> NDArray[np.
     return thresholds
 
 
-def _best_per_level(found: Candidates, levels: Tensor, level_count: int) -> Candidates:
-    """Sort by image and score (ties: by level, position, label) and keep the best of each image's levels."""
-    order = found.score.argsort(descending=True, stable=True)
-    if len(order) > CANDIDATES_PER_LEVEL:
-        group = (found.image * level_count + levels[found.position])[order]
-        by_group = group.argsort(stable=True)
-        kept = by_group[_ranks(group[by_group]) < CANDIDATES_PER_LEVEL].sort()[0]
-        order = order[kept]
-    order = order[found.image[order].argsort(stable=True)]
-    return Candidates(*(part[order] for part in found))
-
-
-def _ranks(groups: Tensor) -> Tensor:
-    """Place of each element within its run of equal values, for sorted `groups` (m,)."""
-    starts = torch.searchsorted(groups, groups)
-    return torch.arange(len(groups), device=groups.device) - starts
-
-
-def _suppress(boxes: Tensor, wanted: Tensor, found: Candidates, limits: Tensor) -> Tensor:
-    """NMS of all images side by side; (m,) bool."""
-    slot = _ranks(found.image)
-    width = int(slot.max()) + 1 if len(slot) else 0
-
-    def side_by_side(values: Tensor) -> Tensor:
-        table = values.new_zeros(len(limits), width, *values.shape[1:])
-        table[found.image, slot] = values
-        return table
-
-    tables = side_by_side(boxes), side_by_side(found.label), side_by_side(has_area(boxes)), side_by_side(wanted)
-    return greedy_nms(*tables, NMS_IOU, limits)[found.image, slot]
-
-
 def has_area(boxes: Tensor) -> Tensor:
     """(..., 4) to (...) bool: mmdet's min_bbox_size 0, width and height above 0."""
     return (boxes[..., 2:] > boxes[..., :2]).all(-1)
 
 
-def _clip_to_images(boxes: Tensor, image: Tensor, letterboxes: Sequence[Letterbox]) -> Tensor:
-    scaled = torch.tensor([letterbox.scaled_hw[::-1] * 2 for letterbox in letterboxes], dtype=boxes.dtype)
-    return torch.minimum(boxes, scaled.to(boxes.device)[image])
-
-
-def _to_original(boxes: Tensor, image: Tensor, letterboxes: Sequence[Letterbox]) -> Tensor:
+def _to_instances(selected: Selected, masks: Tensor, letterbox: Letterbox) -> Instances:
     """Network pixels to original pixels, clipped once more against rounding."""
-    factors = torch.tensor([letterbox.to_original_xy * 2 for letterbox in letterboxes], dtype=boxes.dtype)
-    bounds = torch.tensor([letterbox.original_hw[::-1] * 2 for letterbox in letterboxes], dtype=boxes.dtype)
-    return torch.minimum(boxes * factors.to(boxes.device)[image], bounds.to(boxes.device)[image])
-
-
-def _to_instances(
-    found: Candidates, boxes: Tensor, masks: Sequence[Tensor], counts: list[int], letterboxes: Sequence[Letterbox]
-) -> list[Instances]:
-    """Copy to the host and split by image."""
-    rows = torch.cat([boxes, found.score[:, None], found.label[:, None].to(boxes.dtype)], dim=1).cpu()
-    return [
-        rows_to_instances(own, own_masks.cpu().numpy(), letterbox)
-        for own, own_masks, letterbox in zip((r.numpy() for r in rows.split(counts)), masks, letterboxes, strict=True)
-    ]
+    factors, bounds = (np.array(pair * 2, np.float32) for pair in (letterbox.to_original_xy, letterbox.original_hw[::-1]))
+    boxes = np.minimum(selected.boxes * factors, bounds)
+    return Instances(boxes, selected.scores, selected.labels, masks.cpu().numpy(), letterbox)

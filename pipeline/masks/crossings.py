@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.masks.compiled import compiled
+from pipeline.compiled import compiled
 from pipeline.masks.outline import Outline
 
 _ROUNDING = 4e-16

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.masks.compiled import compiled
+from pipeline.compiled import compiled
 from pipeline.types import MASK_STRIDE_PX, Letterbox, check_array
 
 FINE_CELLS = 400

@@ -8,7 +8,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from pipeline.masks.compiled import compiled
+from pipeline.compiled import compiled
 
 MIN_POINTS = 3
 """Fewest points of a ring."""

@@ -14,7 +14,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from pipeline.masks.compiled import compiled
+from pipeline.compiled import compiled
 from pipeline.masks.crossings import is_tangled
 from pipeline.masks.field import read_logits
 from pipeline.masks.outline import Outline, find_holes, fit_rings, keep_rings, ring_areas, to_shapely

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from pipeline.masks.compiled import compiled
+from pipeline.compiled import compiled
 from pipeline.masks.field import find_window, place_in_cells, read_logits
 from pipeline.types import MASK_STRIDE_PX, Letterbox
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.masks.compiled import compiled
+from pipeline.compiled import compiled
 from pipeline.masks.crossings import encloses, find_crossings, find_misplaced
 from pipeline.masks.outline import MIN_POINTS, Outline, fit_rings, mask_area
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.masks.compiled import compiled
+from pipeline.compiled import compiled
 from pipeline.masks.field import FINE_CELLS, find_window, place_samples, read_logits, sample_field
 from pipeline.masks.outline import Outline, find_holes, keep_rings, ring_areas
 from pipeline.types import MASK_STRIDE_PX, Letterbox

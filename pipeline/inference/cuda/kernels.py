@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pipeline.inference.cuda.reference import INPUT_CHANNELS
 from pipeline.inference.mask_head import first_cells, layers_of
-from pipeline.inference.postprocess import NMS_IOU
+from pipeline.inference.selection import NMS_IOU
 from pipeline.types import MASK_STRIDE_PX
 
 SOURCE = Path(__file__).with_suffix(".cu")

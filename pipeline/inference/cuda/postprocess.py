@@ -22,7 +22,8 @@ from torch import Tensor
 
 from pipeline.inference.mask_head import packed_mask_logits
 from pipeline.inference.nms import not_suppressed, overlaps
-from pipeline.inference.postprocess import NMS_IOU, boxes_around, has_area, position_tables, rows_to_instances, thresholds_of
+from pipeline.inference.postprocess import boxes_around, has_area, position_tables, thresholds_of
+from pipeline.inference.selection import NMS_IOU
 from pipeline.model.head_outputs import RawOutputs
 from pipeline.model.kernel_branch import KernelBranch
 from pipeline.types import DetectOptions, Instances, Letterbox
@@ -179,7 +180,8 @@ def to_instances(summary: NDArray[np.float32], masks: NDArray[np.float16], lette
         rows = numbers[2 : 2 + ROW * count].reshape(count, ROW)
         end = first + count * math.prod(letterbox.mask_grid_hw)
         own = masks[first:end].reshape(count, *letterbox.mask_grid_hw)
-        instances.append(rows_to_instances(rows, own, letterbox))
+        boxes, scores, labels = rows[:, :4].copy(), rows[:, 4].copy(), rows[:, 5].astype(np.int64)
+        instances.append(Instances(boxes, scores, labels, own, letterbox))
         first = end
     return instances
 

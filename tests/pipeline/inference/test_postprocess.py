@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 from benchmarks.mmdet_reference import MmdetReference, Reference
 from pipeline.images.letterbox import pad_batch, scale_to_fit
 from pipeline.inference.postprocess import PostProcessor
+from pipeline.inference.selection import select
 from pipeline.model.rtmdet import RawNetwork
 from pipeline.types import DetectOptions, Instances, LoadedImage
 from tests.support.seeded import SIZE_PX, photo, seeded_checkpoint
@@ -171,6 +172,12 @@ def test_boxes_end_at_the_image():
     assert (found.boxes >= 0).all()
     assert (found.boxes <= np.float32([1000, 100, 1000, 100])).all()
     assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
+
+
+def test_the_selection_is_compiled_once():
+    """No image waits for the compilation of another array layout."""
+    pipeline("nano").detect([load((64, 64)), load((48, 64))], [LOW] * 2)
+    assert len(select.signatures) == 1
 
 
 def test_torchs_threads_are_given_back():
