@@ -2,7 +2,7 @@
 
 A positive point is a place of the network's grid that is assigned to an object; an object has up to 13, and each predicts the whole mask.
 
-- At most 64 of a photo's points are in the mask loss, as in CondInst. A photo of 50 objects has 300: without this limit
+- At most 64 of a photo's points are in the mask loss, as in mmdet's BoxInst. A photo of 50 objects has 300: without this limit
   their masks took three quarters of a training step at 640 px on a CPU.
 - Target masks are thinned to the loss's resolution before they are repeated for each point, not after: 16 times less memory.
 - Centres of mass, for the assignment, are computed without a product of masks and 64-bit coordinates on a CPU.
@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn import functional
 
 MASKS_A_PHOTO = 64
-"""Points of a photo in the mask loss, at most. Source: CondInst's TOPK_PROPOSALS_PER_IM in AdelaiDet."""
+"""Points of a photo in the mask loss, at most. Source: `topk_masks_per_img` in mmdet's configuration of BoxInst, which
+takes the best scores; here they are spread over the objects."""
 mmdet_center_of_mass = dynamic_soft_label_assigner.center_of_mass
 
 
