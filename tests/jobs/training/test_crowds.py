@@ -2,28 +2,19 @@
 
 from jobs.training.crowds import leave_crowds_out  # isort: skip  (before mmdet)
 
-import numpy as np
 import pytest
 import torch
-from mmdet.structures import DetDataSample
-from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
 
 from jobs.third_party import known_warnings_ignored
 from pipeline.model.spec import build_network, nano_spec
+from tests.support.training_samples import sample_of
 
 SIDE = 64
 
 
 def _photo(objects, crowds):
-    """A sample whose objects are filled rectangles."""
-    sample = DetDataSample(metainfo={"img_shape": (SIDE, SIDE), "pad_shape": (SIDE, SIDE), "batch_input_shape": (SIDE, SIDE)})
-    masks = np.zeros((len(objects), SIDE, SIDE), np.uint8)
-    for mask, (left, top, right, bottom) in zip(masks, objects, strict=True):
-        mask[top:bottom, left:right] = 1
-    boxes = torch.tensor(objects, dtype=torch.float32).reshape(-1, 4)
-    labels = torch.zeros(len(objects), dtype=torch.int64)
-    sample.gt_instances = InstanceData(bboxes=boxes, labels=labels, masks=BitmapMasks(masks, SIDE, SIDE))
+    sample = sample_of(objects, SIDE)
     sample.ignored_instances = InstanceData(bboxes=torch.tensor(crowds, dtype=torch.float32).reshape(-1, 4))
     return sample
 

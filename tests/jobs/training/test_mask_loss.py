@@ -8,26 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from mmdet.structures import DetDataSample
-from mmdet.structures.mask import BitmapMasks
-from mmengine.structures import InstanceData
 
 from jobs.third_party import known_warnings_ignored
 from pipeline.model.spec import build_network, nano_spec
+from tests.support.training_samples import sample_of
 
 SIDE = 128
-
-
-def photo(boxes):
-    """A sample whose objects are filled rectangles, left top right bottom in pixels."""
-    sample = DetDataSample(metainfo={"img_shape": (SIDE, SIDE), "pad_shape": (SIDE, SIDE), "batch_input_shape": (SIDE, SIDE)})
-    masks = np.zeros((len(boxes), SIDE, SIDE), np.uint8)
-    for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
-        mask[top:bottom, left:right] = 1
-    rectangles = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    labels = torch.zeros(len(boxes), dtype=torch.int64)
-    sample.gt_instances = InstanceData(bboxes=rectangles, labels=labels, masks=BitmapMasks(masks, SIDE, SIDE))
-    return sample
 
 
 def losses_of(*photos, changed):
@@ -41,7 +27,7 @@ def losses_of(*photos, changed):
         save_mask_memory(network)
     pixels = torch.randn(len(photos), 3, SIDE, SIDE)
     with known_warnings_ignored():
-        losses = network.loss(pixels, [photo(boxes) for boxes in photos])
+        losses = network.loss(pixels, [sample_of(boxes, SIDE) for boxes in photos])
     losses["loss_mask"].backward()
     grads = {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
     return losses, grads, predicted
