@@ -5,6 +5,7 @@
 
 --vary NAME=LOW..HIGH is a range (on a logarithmic scale where HIGH is ten times LOW or more), NAME=A,B,C is a choice; NAME is any option of
 jobs.finetune, `none` leaves it out, `on` gives a switch. All other arguments are those of jobs.finetune, the same in each trial.
+The first trial has the settings as given, without --vary, if these are among the values: the best trial is never worse than they are.
 
     work-dir/trials.csv    a row for each trial: settings, AP, steps, seconds, peak memory, checkpoint; sorted by AP
     work-dir/trials.png    AP over the steps of each trial, and over each setting
@@ -109,6 +110,20 @@ def trial_settings(of_finetune: Sequence[str], chosen: dict[str, Any]) -> Finetu
     if settings.val_every is None and settings.steps:
         settings = replace(settings, val_every=max(settings.steps // VALS_A_RUN, 1))
     return settings
+
+
+def point_as_given(of_finetune: Sequence[str], space: dict[str, Any]) -> dict[str, Any] | None:
+    """The trial whose settings are those given (or the defaults), without --vary; None if --vary excludes one of their values."""
+    settings = settings_from_args(of_finetune)
+    point: dict[str, Any] = {}
+    for name, values in space.items():
+        if isinstance(values, list):
+            same = (value for value in values if settings_from_args([*of_finetune, *as_options({name: value})]) == settings)
+            point[name] = next(same, None)
+        else:
+            value = getattr(settings, name.replace("-", "_"))
+            point[name] = value if isinstance(value, int | float) and values[0] <= value <= values[1] else None
+    return None if None in point.values() else point
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 from ray import tune
 from ray.tune.result_grid import ResultGrid
 
-from jobs.sweep import LOG_SCALE_FROM, PLOT, TABLE, trial_settings
+from jobs.sweep import LOG_SCALE_FROM, PLOT, TABLE, point_as_given, trial_settings
 from jobs.training.results import export
 from jobs.training.settings import FinetuneSettings
 from jobs.whole_file import whole_file
@@ -57,6 +57,13 @@ def run_trials(
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "1")
     work_dir, metric = settings.work_dir.resolve(), settings.best_metric
     work_dir.mkdir(parents=True, exist_ok=True)
+    as_given = point_as_given(of_finetune, space)
+    print(
+        f"The first trial has the settings as given: {_listed(as_given)}."
+        if as_given
+        else "No trial has the settings as given: --vary excludes them.",
+        flush=True,
+    )
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
     try:
@@ -65,7 +72,7 @@ def run_trials(
                 tune.with_parameters(_train, of_finetune=list(of_finetune), work_dir=work_dir, cwd=Path.cwd()), _resources(args)
             ),
             param_space={name: _domain(values) for name, values in space.items()},
-            tune_config=_tune_config(args, of_finetune, space, metric, settings.seed),
+            tune_config=_tune_config(args, of_finetune, space, as_given, settings),
             run_config=tune.RunConfig(name="ray", storage_path=str(work_dir), verbose=1),
         )
         results = tuner.fit()
@@ -79,7 +86,7 @@ def run_trials(
     print(
         f"{work_dir / TABLE}, {work_dir / PLOT}: {len(rows)} trials, {sum(row['ended'] != WHOLE for row in rows)} of them not whole"
     )
-    return _best(rows, metric, list(space))
+    return _best(rows, metric, list(space), as_given)
 
 
 def _train(config: dict[str, Any], of_finetune: list[str], work_dir: Path, cwd: Path) -> None:
@@ -105,17 +112,22 @@ def _domain(values: Any) -> Any:
 
 
 def _tune_config(
-    args: argparse.Namespace, of_finetune: Sequence[str], space: dict[str, Any], metric: str, seed: int
+    args: argparse.Namespace,
+    of_finetune: Sequence[str],
+    space: dict[str, Any],
+    as_given: dict[str, Any] | None,
+    settings: FinetuneSettings,
 ) -> tune.TuneConfig:
+    first_points = [as_given] if as_given else None
     search: Any = None
     if args.search == "bayes":
         from ray.tune.search.optuna import OptunaSearch
 
-        search = OptunaSearch(seed=seed)
+        search = OptunaSearch(seed=settings.seed, points_to_evaluate=first_points)
     else:
         from ray.tune.search.basic_variant import BasicVariantGenerator
 
-        search = BasicVariantGenerator(random_state=seed)
+        search = BasicVariantGenerator(random_state=settings.seed, points_to_evaluate=first_points)
     scheduler = None
     if args.asha:
         first = trial_settings(of_finetune, {})
@@ -123,7 +135,9 @@ def _tune_config(
         scheduler = tune.schedulers.ASHAScheduler(
             "step", max_t=most, grace_period=first.val_every or 1, reduction_factor=ASHA_KEEPS
         )
-    return tune.TuneConfig(metric=metric, mode="max", num_samples=args.trials, search_alg=search, scheduler=scheduler)
+    return tune.TuneConfig(
+        metric=settings.best_metric, mode="max", num_samples=args.trials, search_alg=search, scheduler=scheduler
+    )
 
 
 def _resources(args: argparse.Namespace) -> dict[str, float]:
@@ -193,9 +207,16 @@ def plot(results: ResultGrid, rows: list[dict[str, Any]], names: list[str], metr
         figure.savefig(path)
 
 
-def _best(rows: list[dict[str, Any]], metric: str, names: list[str]) -> str | None:
+def _best(rows: list[dict[str, Any]], metric: str, names: list[str], as_given: dict[str, Any] | None) -> str | None:
     best = rows[0]
     if not best[metric] > 0:
         return None
     model = export(Path(best["work_dir"]))  # of a trial that was stopped, too
-    return f"Best: {metric} {best[metric]:.4f} with {', '.join(f'{name} {best[name]}' for name in names)}: {model}"
+    given = next((row for row in rows if as_given and as_given.items() <= row.items()), None)
+    beside = f" (the settings as given: {given[metric]:.4f})" if given else ""
+    return f"Best: {metric} {best[metric]:.4f}{beside} with {_listed({name: best[name] for name in names})}: {model}"
+
+
+def _listed(point: dict[str, Any]) -> str:
+    """`lr 0.002, mosaic 0.5`."""
+    return ", ".join(f"{name} {value}" for name, value in point.items())

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("pyarrow")
 
-from jobs.sweep import SPACE, as_options, main, read_variation, trial_settings
+from jobs.sweep import SPACE, as_options, main, point_as_given, read_variation, trial_settings
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,30 @@ def test_a_trials_settings(tiny_coco):
 
 
 @pytest.mark.parametrize(
+    ("more", "vary", "point"),
+    [
+        ([], SPACE, {"lr": 0.002, "mosaic": 0.5, "freeze": "none"}),
+        (["--lr", "5e-3", "--freeze", "neck"], ["lr=1e-3..1e-2", "freeze=none,backbone"], {"lr": 0.005, "freeze": "none"}),
+        (
+            [],
+            ["mosaic=0,0.50", "no-flip=on,none", "scale-jitter=0.5+2,1+1"],
+            {"mosaic": "0.50", "no-flip": "none", "scale-jitter": "0.5+2"},
+        ),
+        ([], ["lr=1e-3..1e-2", "image-size=320,480"], None),
+        ([], ["lr=3e-3..1e-2"], None),
+        ([], ["ema=0.01..0.5"], None),
+    ],
+)
+def test_the_point_of_the_settings_as_given(tiny_coco, more, vary, point):
+    """The first trial, whose settings are those without --vary; None if that is not among the values."""
+    base = ["--train", str(tiny_coco / "coco.json"), "--train-images", str(tiny_coco), "--val-share", "0.3", "--work-dir", "x"]
+    space = dict(read_variation(text) for text in vary)
+    assert point_as_given([*base, *more], space) == point
+    if point:
+        assert trial_settings([*base, *more], point) == trial_settings([*base, *more], {})
+
+
+@pytest.mark.parametrize(
     ("more", "said"),
     [
         (["--vary", "lr=2..1"], "--vary lr=2..1: LOW..HIGH"),
@@ -79,7 +103,7 @@ def test_a_folder_that_holds_a_sweep(tiny_coco, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_tiny_trials(tiny_coco, tmp_path, capsys, monkeypatch):
-    """By Optuna, with ASHA and relative paths: a row for each with its settings, a plot, the best one's model."""
+    """By Optuna, with ASHA and relative paths: a row for each with its settings, the first as given; a plot, the best one's model."""
     pytest.importorskip("optuna")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.chdir(tiny_coco)
@@ -130,6 +154,8 @@ def test_two_tiny_trials(tiny_coco, tmp_path, capsys, monkeypatch):
     )
     assert (tmp_path / "w/trials.png").read_bytes().startswith(b"\x89PNG")
     assert "Each trial: " in said
+    assert "The first trial has the settings as given: lr 0.002, freeze none." in said
+    assert [row["freeze"] for row in rows if float(row["lr"]) == 0.002] == ["none"]
     assert (status == 0) == (float(rows[0]["mask_ap"]) > 0)
     if status == 0:
         assert said.splitlines()[-1].endswith(f"{rows[0]['work_dir']}/final.safetensors")
