@@ -95,7 +95,7 @@ class FinetuneSettings:
     )
     steps: int | None = option(None, "optimizer steps, instead of --epochs", least=1, instead_of="epochs")
     batch_size: int = option(
-        8,
+        4,
         "photos per batch; auto: the largest power of two that fits into memory, found by trial steps",
         parse=_batch_size,
         metavar="N",

@@ -203,7 +203,7 @@ def test_accumulated_batches_are_one_step(tiny_coco, tmp_path):
 
 @pytest.mark.parametrize(
     ("photos", "chosen", "steps", "every"),
-    [(90, {}, 300, 12), (19, {}, 300, 12), (8000, {}, 10_000, 1000), (90, {"epochs": 2}, 24, 12), (90, {"steps": 7}, 7, 12)],
+    [(90, {}, 300, 23), (19, {}, 300, 12), (8000, {}, 20_000, 2000), (90, {"epochs": 2}, 46, 23), (90, {"steps": 7}, 7, 23)],
     ids=["few photos", "very few", "many", "epochs given", "steps given"],
 )
 def test_a_run_of_few_photos_is_long_enough(tmp_path, photos, chosen, steps, every):
