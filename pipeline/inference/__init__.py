@@ -10,6 +10,7 @@ __all__ = [
     "cuda",
     "devices",
     "engine",
+    "instance_masks",
     "mask_head",
     "nms",
     "openvino",

@@ -1,4 +1,5 @@
-"""The dynamic mask head: three matrix products for all instances of an image, without copies of the mask features.
+"""The dynamic mask head on a GPU and in exported models: three matrix products for all instances of an image, without copies of the mask
+features. On a CPU, `instance_masks` does the same.
 
 mmdet makes a copy of the mask features for each instance and adds two channels: the offset from the cell to the instance's point,
 (point - cell) / (8 stride). That part of the first layer is linear in the cell's coordinates, so
@@ -9,8 +10,6 @@ The right factor has 11 channels and is the same for all instances of an image; 
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,34 +25,6 @@ PARAMETER_COUNTS = ((CHANNELS + 2) * CHANNELS, CHANNELS * CHANNELS, CHANNELS, CH
 FLOAT16_MAX = 65504.0
 
 
-def mask_logits(
-    features: Tensor,
-    grids_hw: Sequence[tuple[int, int]],
-    counts: Sequence[int],
-    kernels: Tensor,
-    points_xy: Tensor,
-    strides: Tensor,
-) -> list[Tensor]:
-    """Compute the masks of n instances of B images.
-
-    Args:
-        features: (B, 8, H, W) float mask features.
-        grids_hw: for each image the rows and columns to compute, from the top left.
-        counts: instances of each image; they sum to n.
-        kernels: (n, 169) float32 mask parameters, image after image.
-        points_xy: (n, 2) float32, position of each instance, network pixels.
-        strides: (n,) float32, stride of each instance's level, network pixels.
-    Returns:
-        For each image (count, height, width) float16 mask logits, inside is > 0.
-    Source: mmdet 3.3.0 `rtmdet_ins_head.py::_mask_predict_by_feat_single`.
-    """
-    by_image = zip(*(layer.split(counts) for layer in layers_of(kernels, points_xy, strides)), strict=True)
-    return [
-        _masks_of_image(own[:, :height, :width], *layers)
-        for own, (height, width), layers in zip(features, grids_hw, by_image, strict=True)
-    ]
-
-
 def packed_mask_logits(
     features: Tensor, kernels: Tensor, points_xy: Tensor, strides: Tensor, counts: Tensor, grids_wh: Tensor
 ) -> Tensor:
@@ -61,12 +32,15 @@ def packed_mask_logits(
 
     Args:
         features: (B, 8, H, W) float mask features.
-        kernels, points_xy, strides: as for `mask_logits`, of B * D instances, image after image.
+        kernels: (B * D, 169) float32 mask parameters, image after image.
+        points_xy: (B * D, 2) float32, position of each instance, network pixels.
+        strides: (B * D,) float32, stride of each instance's level, network pixels.
         counts: (B,) int64.
         grids_wh: (B, 2) int64, for each image width and height of the grid to compute, from the top left.
     Returns:
         (B * D * H * W,) float16 mask logits: image after image, instance after instance, row after row of the image's grid, without gaps;
         arbitrary values after the last instance.
+    Source: mmdet 3.3.0 `rtmdet_ins_head.py::_mask_predict_by_feat_single`.
     """
     batch, _, height, width = features.shape
     slots = len(kernels) // batch
@@ -87,7 +61,7 @@ def masks_of_batch(features: Tensor, kernels: Tensor, points_xy: Tensor, strides
 
     Args:
         features: (B, 8, H, W) float mask features.
-        kernels, points_xy, strides: as for `mask_logits`, of B * D instances, image after image.
+        kernels, points_xy, strides: as for `packed_mask_logits`.
     Returns:
         (B, D, H, W) float32 mask logits.
     """

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.inference.mask_head import mask_logits
+from pipeline.inference.instance_masks import mask_logits
 from pipeline.inference.selection import Positions, Selected, select
 from pipeline.model.head_outputs import RawOutputs
 from pipeline.model.kernel_branch import KernelBranch, neighbours
@@ -36,8 +36,8 @@ class PostProcessor:
 
     def __init__(self, input_hw: tuple[int, int], kernel_branch: KernelBranch, device: torch.device | str = "cpu") -> None:
         self._kernel_branch = kernel_branch.to(device)
-        self._points, self._strides, self._levels, self._around = position_tables(input_hw, kernel_branch, device)
-        self._positions = Positions(_on_host(self._points), self._levels.cpu().numpy())
+        points, strides, self._levels, self._around = position_tables(input_hw, kernel_branch, device)
+        self._positions, self._strides = Positions(_on_host(points), self._levels.cpu().numpy()), _on_host(strides)
 
     @torch.inference_mode()
     def __call__(
@@ -72,16 +72,25 @@ class PostProcessor:
         height, width = letterbox.scaled_hw
         return select(logits, distances, thresholds, self._positions, letterbox.size, (width, height), options.max_detections)
 
-    def _masks(self, outputs: RawOutputs, selected: Sequence[Selected], letterboxes: Sequence[Letterbox]) -> list[Tensor]:
-        """For each image (count, h, w) float16 on the part of the grid that covers it."""
+    def _masks(
+        self, outputs: RawOutputs, selected: Sequence[Selected], letterboxes: Sequence[Letterbox]
+    ) -> Iterator[NDArray[np.float16]]:
+        """For each image (count, h, w) mask logits on the part of the grid that covers it."""
         counts = [len(one.positions) for one in selected]
-        image = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(self._levels.device)
-        position = torch.from_numpy(np.concatenate([one.positions for one in selected])).to(self._levels.device)
+        parameters = _on_host(self._parameters(outputs.features, counts, np.concatenate([one.positions for one in selected])))
+        by_image = np.split(parameters, np.cumsum(counts)[:-1])
+        for features, letterbox, own, one in zip(_on_host(outputs.mask_features), letterboxes, by_image, selected, strict=True):
+            points, strides = self._positions.points[one.positions], self._strides[one.positions]
+            yield mask_logits(features, letterbox.mask_grid_hw, own, points, strides)
+
+    def _parameters(self, features: Tensor, counts: Sequence[int], positions: NDArray[np.int64]) -> Tensor:
+        """(n, 169) mask parameters of the instances at these positions, `counts` of each image."""
+        position = torch.from_numpy(positions).to(self._levels.device)
+        image = torch.from_numpy(np.repeat(np.arange(len(counts)), counts)).to(self._levels.device)
         around = self._around[position]
-        patches = outputs.features[image[:, None, None], around.clamp(min=0)]
-        kernels = self._kernel_branch(patches, around >= 0, self._levels[position])
-        grids = [letterbox.mask_grid_hw for letterbox in letterboxes]
-        return mask_logits(outputs.mask_features, grids, counts, kernels, self._points[position], self._strides[position])
+        patches = features[image[:, None, None], around.clamp(min=0)]
+        parameters: Tensor = self._kernel_branch(patches, around >= 0, self._levels[position])
+        return parameters
 
 
 def _on_host(values: Tensor) -> NDArray[np.float32]:
@@ -169,8 +178,8 @@ def has_area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2:] > boxes[..., :2]).all(-1)
 
 
-def _to_instances(selected: Selected, masks: Tensor, letterbox: Letterbox) -> Instances:
+def _to_instances(selected: Selected, masks: NDArray[np.float16], letterbox: Letterbox) -> Instances:
     """Network pixels to original pixels, clipped once more against rounding."""
     factors, bounds = (np.array(pair * 2, np.float32) for pair in (letterbox.to_original_xy, letterbox.original_hw[::-1]))
     boxes = np.minimum(selected.boxes * factors, bounds)
-    return Instances(boxes, selected.scores, selected.labels, masks.cpu().numpy(), letterbox)
+    return Instances(boxes, selected.scores, selected.labels, masks, letterbox)
