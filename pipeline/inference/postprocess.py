@@ -78,8 +78,10 @@ class PostProcessor:
         """For each image (count, h, w) mask logits on the part of the grid that covers it."""
         counts = [len(one.positions) for one in selected]
         parameters = _on_host(self._parameters(outputs.features, counts, np.concatenate([one.positions for one in selected])))
-        by_image = np.split(parameters, np.cumsum(counts)[:-1])
-        for features, letterbox, own, one in zip(_on_host(outputs.mask_features), letterboxes, by_image, selected, strict=True):
+        first = 0
+        for features, letterbox, one in zip(_on_host(outputs.mask_features), letterboxes, selected, strict=True):
+            own = parameters[first : first + len(one.positions)]
+            first += len(own)
             points, strides = self._positions.points[one.positions], self._strides[one.positions]
             yield mask_logits(features, letterbox.mask_grid_hw, own, points, strides)
 
