@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import ray
 from ray import serve
@@ -24,6 +25,7 @@ from pipeline.inference.engine import EngineOptions, ModelInfo, SimulatedStep, l
 from pipeline.types import DetectOptions, Instances, LoadedImage
 
 Item = tuple[LoadedImage, DetectOptions]
+Detect = Callable[[Sequence[LoadedImage], Sequence[DetectOptions]], Sequence[Instances]]
 
 HUNG_S, HUNG_S_AN_IMAGE = 120.0, 4.0
 """Until `MEASURED_BATCHES` batches were timed, a batch counts as hung after HUNG_S + HUNG_S_AN_IMAGE x max_batch. An image of RTMDet-Ins-x
@@ -51,10 +53,12 @@ class Detector:
         options = on_granted_device(engine_options(model, settings), _granted_gpus())
         self._engine = load_engine(model.name, options, self._note_capacity)
         self._batcher: GreedyBatcher[Item, Instances] = GreedyBatcher(
-            self._run,
+            partial(self._run, self._engine.detect),
+            run_apart=partial(self._run, self._engine.detect_apart),
             max_batch=settings.max_batch,
             max_wait_s=settings.max_wait_ms / 1e3,
             fair_batch=fair_batch(self._engine.info),
+            most_of_a_caller=most_of_a_caller(self._engine.info),
             observer=BatchMetrics(),
         )
         self._engine.warm_up()
@@ -62,11 +66,11 @@ class Detector:
     def _note_capacity(self, fewest: int = 1) -> None:
         self._batcher.notify_capacity(fewest)
 
-    def _run(self, items: list[Item]) -> Sequence[Instances]:
+    def _run(self, detect: Detect, items: list[Item]) -> Sequence[Instances]:
         images, options = zip(*items, strict=True)
         began = time.perf_counter()
         try:
-            found = self._engine.detect(images, options)
+            found = detect(images, options)
         except EngineLost as error:
             self._lost = error
             raise
@@ -96,8 +100,8 @@ class Detector:
 
     async def _detect(self, image: LoadedImage, task: ImageTask[LoadedImage], clock: Clock) -> Instances:
         image = for_size(image, self._engine.info.input_size)
-        item, context = (image, detect_options(task.options, self._engine.info.classes)), task.context
-        ran = await self._batcher.submit(item, deadline=context.deadline, caller=context.caller)
+        item = (image, detect_options(task.options, self._engine.info.classes))
+        ran = await self._batcher.submit(item, deadline=task.context.deadline, caller=task.turn, background=task.background)
         clock.add("queue", ran.wait_s)
         clock.add("detect", ran.run_s)
         return ran.result
@@ -134,6 +138,14 @@ def fair_batch(info: ModelInfo) -> int:
     more.
     """
     return min(info.threads, info.max_batch) if info.engine == "openvino" else info.max_batch
+
+
+def most_of_a_caller(info: ModelInfo) -> int | None:
+    """Most images of a caller that run while there are other callers; None for no limit.
+
+    OpenVINO keeps a thread for the next image of another caller: it need not wait for a network pass. On a GPU an idle part is lost.
+    """
+    return max(1, fair_batch(info) - 1) if info.engine == "openvino" else None
 
 
 def engine_options(model: ModelSettings, settings: DetectorSettings) -> EngineOptions:

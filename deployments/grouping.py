@@ -4,10 +4,12 @@
     send(item, alone=True) ──▶ a group of its own, at once
 
 A few groups are in flight at a time; items that arrive meanwhile wait and form the next groups. So an idle service sends each image at
-once, and a busy one sends full groups. Callers take turns, and one who has nothing in flight does not wait for the groups of others, as
-long as there are not twice as many groups. Items that may take long (a URL, or an item whose replica died) are sent alone and do not delay
-others. A group that takes longer than `PATIENCE_S`, for example because its replica does not answer, no longer counts as in flight; after
-some seconds it is cancelled (`CallHangs`). Ray takes 7 s to detect a dead node, and up to 30 s to kill a replica that does not answer.
+once, and a busy one sends full groups. Callers take turns. The items of a caller with several waiting are in groups of their own: nobody
+waits for more images of another than its own. A caller with nothing in flight does not wait for groups of others (`_fill`).
+
+Items that may take long (a URL, or an item whose replica died) are sent alone and do not delay others. A group that takes longer than
+`PATIENCE_S`, for example because its replica does not answer, no longer counts as in flight; after some seconds it is cancelled
+(`CallHangs`). Ray takes 7 s to detect a dead node, and up to 30 s to kill a replica that does not answer.
 """
 
 from __future__ import annotations
@@ -130,28 +132,33 @@ class Grouper(Generic[Item, Result]):
             asyncio.get_running_loop().call_soon(self._fill)
 
     def _fill(self) -> None:
+        """Start groups while fewer than `max_in_flight` are in flight.
+
+        A caller with nothing in flight also starts one beside them, until there are twice as many groups of its kind: groups of several
+        items of a caller, and groups of single items. So single images do not wait for the floods of several callers.
+        """
         self._filling = False
-        while self._waiting and len(self._in_flight) < self._limits.max_in_flight:
-            self._start(self._next_group())
+        most = self._limits.max_in_flight
+        while self._waiting and len(self._in_flight) < most:
+            self._start(self._next_group(self._waiting.callers[0]))
         in_flight = {entry.caller for task in self._in_flight for entry in self._groups[task]}
         for caller in self._waiting.callers:
-            if len(self._in_flight) < 2 * self._limits.max_in_flight and caller not in in_flight:
+            single = self._waiting.count(caller) == 1
+            same_kind = sum(_is_of_single_items(self._groups[task]) == single for task in self._in_flight)
+            if self._waiting.count(caller) and caller not in in_flight and same_kind < 2 * most:
                 self._start(self._next_group(caller))
 
-    def _next_group(self, caller: str | None = None) -> list[_Entry[Item, Result]]:
-        """The next items, or those of one caller.
-
-        Several callers have equal parts of a group: all wait until it is done, so nobody waits for more images of another than its own.
-        """
-        group, waiting = [self._waiting.pop(caller)], self._waiting
+    def _next_group(self, caller: str) -> list[_Entry[Item, Result]]:
+        """Waiting items of this caller; if it has only one, those of others that have only one, too."""
+        waiting = self._waiting
+        alone = waiting.count(caller) > 1
+        group = [waiting.pop(caller)]
         room = self._limits.max_mb * 1e6 - group[0].size_bytes
-        while (waiting if caller is None else caller in waiting.callers) and len(group) < self._limits.max_images:
-            following = waiting.first(caller)
-            callers = {entry.caller for entry in group}
-            others_are_done = following.caller in callers and not callers - {following.caller} <= set(waiting.callers)
-            if following.size_bytes > room or others_are_done:
+        while len(group) < self._limits.max_images:
+            following = [one for one in waiting.callers if (one == caller if alone else waiting.count(one) == 1)]
+            if not following or waiting.first(following[0]).size_bytes > room:
                 break
-            group.append(waiting.pop(caller))
+            group.append(waiting.pop(following[0]))
             room -= group[-1].size_bytes
         return group
 
@@ -232,3 +239,8 @@ class Grouper(Generic[Item, Result]):
             self._waiting.remove(entry, entry.caller)
         elif all(other.future.cancelled() for other in self._groups.get(entry.group, ())):
             entry.group.cancel()
+
+
+def _is_of_single_items(group: Sequence[_Entry[Item, Result]]) -> bool:
+    """Whether no caller has more than one item in the group."""
+    return len({entry.caller for entry in group}) == len(group)

@@ -15,11 +15,9 @@ default 2 x 0.11 GB a replica, and 0.48 GB a machine of up to seven cores.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -42,6 +40,7 @@ from pipeline.images.fetch import Fetcher, FetchPolicy
 from pipeline.images.load import load_image
 from pipeline.images.node_slots import NodeSlots
 from pipeline.images.source import Url, parse_source
+from pipeline.inference.turns import FairThreads
 from pipeline.types import LoadedImage
 
 logger = logging.getLogger("ray.serve")
@@ -81,8 +80,7 @@ class ImageLoader:
         self._decoders = DecoderPool(options, settings.threads)
         self._background = replace(options, background=True)
         self._large_decoders, self._large_slots = DecoderPool(self._background, 1), NodeSlots("large-images")
-        self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
-        self._large_thread = ThreadPoolExecutor(1, thread_name_prefix="decode-large")
+        self._threads, self._large_thread = FairThreads(settings.threads, "decode"), FairThreads(1, "decode-large")
         self._decoding = 0.0
 
     async def check_health(self) -> None:
@@ -118,15 +116,15 @@ class ImageLoader:
                 return await decode(data, task, clock)
 
         async def decode(data: Any, task: ImageTask[ImageInput], clock: Clock) -> LoadedImage:
-            loop, request_id = asyncio.get_running_loop(), task.context.request_id
+            caller, request_id = task.turn, task.context.request_id
             try:
-                loaded = await loop.run_in_executor(self._threads, self._decode, data, shared, request_id, clock)
+                loaded = await self._threads.run(caller, self._decode, data, shared, request_id, clock)
             except LargeImage as error:
                 if not task.alone:
                     raise RetryAlone(f"{error.message} It is decoded in a call of its own.") from error
-                loaded = await loop.run_in_executor(self._large_thread, self._decode_large, data, request_id, clock)
+                loaded = await self._large_thread.run(caller, self._decode_large, data, request_id, clock)
             if task.options.draws:  # one at a time: it is decoded at full size
-                photos[id(task)] = await loop.run_in_executor(self._large_thread, self._photo, data, loaded, clock)
+                photos[id(task)] = await self._large_thread.run(caller, self._photo, data, loaded, clock)
             return loaded
 
         done = await self._stage.each(load_one, tasks)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +17,10 @@ from deployments.settings import PolygonizerSettings
 from deployments.stage import Clock, Stage
 from deployments.task import ImageTask
 from pipeline.errors import ServiceError
+from pipeline.inference.turns import FairThreads
 from pipeline.masks.draw import draw_overlay, picture_to_file
 from pipeline.masks.encode import instances_to_objects, objects_to_json, split_instances, warm_up
 from pipeline.types import Answer, DrawnImage, EncodedImage, Instances, OutlineOptions, ScoredImage, SegmentedObject
-
-Result = TypeVar("Result")
 
 
 @serve.deployment(max_ongoing_requests=32, max_queued_requests=512)
@@ -42,7 +39,7 @@ class Polygonizer:
         self._stage = Stage("polygonizer")
         self._metrics = ObjectMetrics()
         self._thread_count = settings.threads
-        self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="polygonize")
+        self._threads = FairThreads(settings.threads, "polygonize")
 
     async def outline(self, tasks: Sequence[ImageTask[Instances]]) -> list[Answer | ServiceError]:
         """Outline the objects in the images of a call.
@@ -54,19 +51,19 @@ class Polygonizer:
 
     async def _outline(self, instances: Instances, task: ImageTask[Instances], clock: Clock) -> Answer:
         with clock.measure("polygonize"):
-            objects = await self._objects(instances, task.classes or self._classes, task.options.outline)
+            caller = task.turn
+            objects = await self._objects(caller, instances, task.classes or self._classes, task.options.outline)
             self._metrics.image(len(objects))
             if task.options.draws and task.photo is not None:
-                return await self._run(_draw, task.photo, objects, task.options.answer_as)
+                return await self._threads.run(caller, _draw, task.photo, objects, task.options.answer_as)
             return ScoredImage(objects) if task.options.answer_as == "objects" else EncodedImage(objects_to_json(objects))
 
-    async def _objects(self, instances: Instances, classes: tuple[str, ...], options: OutlineOptions) -> list[SegmentedObject]:
+    async def _objects(
+        self, caller: str, instances: Instances, classes: tuple[str, ...], options: OutlineOptions
+    ) -> list[SegmentedObject]:
         parts = split_instances(instances, self._thread_count)
-        work = (self._run(instances_to_objects, part, classes, options) for part in parts)
+        work = (self._threads.run(caller, instances_to_objects, part, classes, options) for part in parts)
         return list(itertools.chain.from_iterable(await asyncio.gather(*work)))
-
-    async def _run(self, work: Callable[..., Result], *arguments: Any) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
 
 def _draw(photo: NDArray[np.uint8], objects: Sequence[SegmentedObject], form: str) -> DrawnImage:

@@ -178,7 +178,8 @@ class ScoringGraph:
             caller = task.context.caller
             return await self._grouper.send(task, _size_bytes(task), caller=caller, alone=task.alone, patience_s=patience_s)
         async with place.lane.turn():
-            return await self._grouper.send(replace(task, alone=True), alone=True, patience_s=patience_s)
+            task = replace(task, alone=True, background=place.lane is self.admission.large)
+            return await self._grouper.send(task, alone=True, patience_s=patience_s)
 
     async def _chain(self, tasks: Sequence[ImageTask[ImageInput]]) -> list[Answer | ServiceError]:
         """Send one group through the stages.

@@ -87,6 +87,7 @@ class ImageTask(Generic[Payload]):
         photo: (H, W, 3) uint8 BGR pixels to draw on, only if the answer is a picture; may be scaled down.
         alone: the image is sent in calls of its own, so it delays no others.
         classes: label names of the model that the Detector ran; empty before it. During an update, later stages may have another model.
+        background: a large image: it takes turns of its own, so that it does not delay ordinary images of its caller.
     """
 
     payload: Payload | ServiceError
@@ -96,8 +97,14 @@ class ImageTask(Generic[Payload]):
     photo: NDArray[np.uint8] | None = None
     alone: bool = False
     classes: tuple[str, ...] = ()
+    background: bool = False
+
+    @property
+    def turn(self) -> str:
+        """In whose name the image takes turns within a stage."""
+        return f"{self.context.caller}/large" if self.background else self.context.caller
 
     def after(self, payload: Result | ServiceError, timings_ms: Mapping[str, float]) -> ImageTask[Result]:
         """The task after a stage: with the stage's result or error, and its timings added."""
         timings = {**self.timings_ms, **timings_ms}
-        return ImageTask(payload, self.options, self.context, timings, self.photo, self.alone, self.classes)
+        return ImageTask(payload, self.options, self.context, timings, self.photo, self.alone, self.classes, self.background)

@@ -58,6 +58,10 @@ class BatchEngine(ABC):
                 results += self._run(images[batch], options[batch])
         return results
 
+    def detect_apart(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
+        """See `Engine.detect_apart`; here the same as `detect`."""
+        return self.detect(images, options)
+
     def warm_up(self) -> None:
         """Run one grey image; on a GPU also a full batch, to check that its memory suffices.
 

@@ -7,7 +7,8 @@
            cancelled: dropped      at the latest when this one is done
 
 An idle model waits `max_wait_s` for more items; a busy one does not wait, because items queue while it is busy.
-Callers take turns. While there are several, batches have at most `fair_batch` items, so that nobody waits for long batches of others.
+Callers take turns. While there are several, batches have at most `fair_batch` items, so that nobody waits for long batches of others; all
+but the one that asks for the least have at most `most_of_a_caller` items running, so that the next item of another finds room.
 The queue is unbounded: admission is up to the caller.
 """
 
@@ -17,6 +18,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -29,6 +31,8 @@ from pipeline.inference.turns import RecentCallers, Turns
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Args = ParamSpec("Args")
+Work = Callable[[list[Item]], Sequence[Result | Exception]]
+"""Runs a batch, see GreedyBatcher."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +50,8 @@ class GreedyBatcher(Generic[Item, Result]):
         max_batch: most items in a batch.
         fair_batch: most items in a batch while there are several callers; None for `max_batch`. Choose the smallest batch that costs about
             as much an item as a full one.
+        most_of_a_caller: most running items of a caller while there are others that had fewer; None for no limit.
+        run_apart: replaces `run_batch` while there are several callers.
         max_wait_s: longest time that an idle model waits for more items after the first one, seconds.
         observer: receives batches, splits and drops; None for no observer.
         out_of_memory: exceptions of `run_batch` that mean the batch did not fit into memory.
@@ -59,11 +65,13 @@ class GreedyBatcher(Generic[Item, Result]):
 
     def __init__(
         self,
-        run_batch: Callable[[list[Item]], Sequence[Result | Exception]],
+        run_batch: Work[Item, Result],
         *,
         max_batch: int,
         max_wait_s: float,
         fair_batch: int | None = None,
+        most_of_a_caller: int | None = None,
+        run_apart: Work[Item, Result] | None = None,
         observer: BatchObserver | None = None,
         out_of_memory: tuple[type[Exception], ...] = (EngineOutOfMemory, MemoryError),
         lost: tuple[type[Exception], ...] = (EngineLost,),
@@ -74,7 +82,8 @@ class GreedyBatcher(Generic[Item, Result]):
                 f"batching: max_batch must be at least 1 and the times not negative; "
                 f"got max_batch {max_batch}, max_wait_s {max_wait_s}, oom_recover_s {oom_recover_s}"
             )
-        self._run_batch = run_batch
+        self._run_batch, self._run_apart = run_batch, run_apart or run_batch
+        self._most_of_a_caller = most_of_a_caller or 0
         self._limit, self._fair_batch = BatchLimit(max_batch, oom_recover_s), fair_batch or max_batch
         self._max_wait_s = max_wait_s
         self._observer = observer or SilentObserver()
@@ -83,7 +92,7 @@ class GreedyBatcher(Generic[Item, Result]):
         self._callers = RecentCallers()
         self._threads = ThreadPoolExecutor(MAX_IN_FLIGHT, thread_name_prefix="model")
         self._work: asyncio.Task[None] | None = None
-        self._in_flight: set[asyncio.Task[None]] = set()
+        self._in_flight: dict[asyncio.Task[None], list[Entry[Item, Result]]] = {}
         self._running_since: dict[int, float] = {}  # by thread
         self._fewest: int | None = 1  # None: no room
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -102,7 +111,9 @@ class GreedyBatcher(Generic[Item, Result]):
         now = time.perf_counter()
         return now - min(self._running_since.copy().values(), default=now)
 
-    async def submit(self, item: Item, *, deadline: float | None = None, caller: str = "") -> BatchResult[Result]:
+    async def submit(
+        self, item: Item, *, deadline: float | None = None, caller: str = "", background: bool = False
+    ) -> BatchResult[Result]:
         """Run one item in a batch with other waiting items, and return its result.
 
         Cancelling this call removes the item from the queue; if the model already runs it, its result is discarded.
@@ -111,6 +122,7 @@ class GreedyBatcher(Generic[Item, Result]):
             item: passed to `run_batch` unchanged.
             deadline: time after which the result is not needed, seconds as `time.time()`; None for none.
             caller: owner of the item; waiting items take turns by caller.
+            background: the item is to delay no others: its caller does not count as another one for them.
         Raises:
             DeadlineExceeded: the deadline passed, before or while the model ran.
             Overloaded: the batcher is closed.
@@ -119,6 +131,8 @@ class GreedyBatcher(Generic[Item, Result]):
         if self._closed:
             raise Overloaded("the model is shutting down")
         entry: Entry[Item, Result] = Entry(item, deadline, caller, asyncio.get_running_loop().create_future())
+        if not background:
+            self._callers.note(caller)
         self._enqueue(entry)
         try:
             async with asyncio.timeout(None if deadline is None else deadline - time.time()):
@@ -162,10 +176,9 @@ class GreedyBatcher(Generic[Item, Result]):
         self._threads.shutdown()
 
     def _enqueue(self, entry: Entry[Item, Result]) -> None:
-        self._callers.note(entry.caller)
         self._queue.append(entry, entry.caller)
         self._look_again.set()
-        if len(self._queue) >= self._most():
+        if len(self._queue) >= self._limit.now():
             self._stop_waiting.set()
         if self._work is None or self._work.done():
             self._loop = asyncio.get_running_loop()
@@ -173,8 +186,16 @@ class GreedyBatcher(Generic[Item, Result]):
 
     def _most(self) -> int:
         """Most items of the next batch."""
-        limit = self._limit.now()
-        return min(limit, self._fair_batch) if self._callers.are_several else limit
+        return min(self._limit.now(), self._fair_batch) if self._callers.any_others(self._queue.callers) else self._limit.now()
+
+    def _startable(self) -> Counter[str]:
+        """How many waiting items of each caller may start now."""
+        startable = Counter({caller: self._queue.count(caller) for caller in self._queue.callers})
+        running = Counter(entry.caller for batch in self._in_flight.values() for entry in batch)
+        for caller in startable if self._most_of_a_caller else ():
+            if self._callers.limit(caller, self._queue.had):
+                startable[caller] = max(0, min(startable[caller], self._most_of_a_caller - running[caller]))
+        return startable
 
     def _leave(self, entry: Entry[Item, Result], reason: DropReason) -> None:
         with suppress(LookupError, ValueError):  # it is no longer in the queue
@@ -194,17 +215,22 @@ class GreedyBatcher(Generic[Item, Result]):
     def _may_start(self) -> bool:
         if self._fewest is None or len(self._in_flight) == MAX_IN_FLIGHT:
             return False
-        return len(self._queue) >= min(self._fewest, self._most())
+        return self._startable().total() >= min(self._fewest, self._most())
 
     def _start_batch(self) -> None:
-        entries = [self._queue.pop() for _ in range(min(len(self._queue), self._most()))]
+        startable, most, entries = self._startable(), self._most(), list[Entry[Item, Result]]()
+        while len(entries) < most and startable.total():
+            caller = next(caller for caller in self._queue.callers if startable[caller])
+            entries.append(self._queue.pop(caller))
+            startable[caller] -= 1
         self._fewest = None
-        task = asyncio.create_task(self._run(entries))
-        self._in_flight.add(task)
+        work = self._run_apart if self._callers.any_others(entry.caller for entry in entries) else self._run_batch
+        task = asyncio.create_task(self._run(entries, work))
+        self._in_flight[task] = entries
         task.add_done_callback(self._end_batch)
 
     def _end_batch(self, task: asyncio.Task[None]) -> None:
-        self._in_flight.discard(task)
+        del self._in_flight[task]
         self._look_again.set()
         if not self._in_flight:
             self._note_capacity(1)
@@ -220,7 +246,7 @@ class GreedyBatcher(Generic[Item, Result]):
                 async with asyncio.timeout(self._max_wait_s):
                     await self._stop_waiting.wait()
 
-    async def _run(self, entries: list[Entry[Item, Result]]) -> None:
+    async def _run(self, entries: list[Entry[Item, Result]], work: Work[Item, Result]) -> None:
         """Run the entries that are still wanted; if the batch fails, run its halves, down to single items."""
         batch = [entry for entry in entries if entry.wanted]
         if not batch:
@@ -229,12 +255,12 @@ class GreedyBatcher(Generic[Item, Result]):
         for entry in batch:
             entry.started = True
         loop = asyncio.get_running_loop()
-        outcomes, run_s = await loop.run_in_executor(self._threads, self._timed_run, [entry.item for entry in batch])
+        outcomes, run_s = await loop.run_in_executor(self._threads, self._timed_run, work, [entry.item for entry in batch])
         if isinstance(outcomes, Exception) and not isinstance(outcomes, self._lost) and len(batch) > 1:
             half = len(batch) // 2
             self._note_failure(outcomes, len(batch), half)
-            await self._run(batch[:half])
-            await self._run(batch[half:])
+            await self._run(batch[:half], work)
+            await self._run(batch[half:], work)
             return
         waits_s = [started_at - entry.submitted_at for entry in batch]
         for index, (entry, wait_s) in enumerate(zip(batch, waits_s, strict=True)):
@@ -242,12 +268,12 @@ class GreedyBatcher(Generic[Item, Result]):
             entry.resolve(outcome if isinstance(outcome, Exception) else BatchResult(outcome, wait_s, run_s, len(batch)))
         self._report(self._observer.batch_ran, waits_s, run_s)
 
-    def _timed_run(self, items: list[Item]) -> tuple[Sequence[Result | Exception] | Exception, float]:
+    def _timed_run(self, work: Work[Item, Result], items: list[Item]) -> tuple[Sequence[Result | Exception] | Exception, float]:
         """Runs on a model thread: returns the results, or the exception that was raised, and the time, seconds."""
         started_at = self._running_since[threading.get_ident()] = time.perf_counter()
         outcomes: Sequence[Result | Exception] | Exception
         try:
-            outcomes = self._run_batch(items)
+            outcomes = work(items)
             if len(outcomes) != len(items):
                 outcomes = StageFailed(f"the model returned {len(outcomes)} results for {len(items)} items")
         except Exception as error:

@@ -143,6 +143,10 @@ class Engine(Protocol):
         """
         ...
 
+    def detect_apart(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
+        """As `detect` with at most `max_batch` images, but threads that these images do not need stay free for other calls."""
+        ...
+
     def warm_up(self) -> None:
         """Run every batch size that is compiled in advance once. Fitted inputs are not: they are compiled when first needed."""
         ...

@@ -1,21 +1,34 @@
-"""Fairness between callers: a round-robin queue, and who was here in the last seconds."""
+"""Fairness between callers: a queue in which they take turns, threads that work it off, and who was here in the last seconds."""
 
 from __future__ import annotations
 
+import asyncio
+import math
+import threading
 import time
 from collections import deque
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
-RECENT_S = 2.0
+RECENT_S, HALF_LIFE_S = 2.0, 2.0
 
 
 class Turns(Generic[Item]):
-    """One queue per caller; callers take turns, one item at a time. So many items of one caller delay only that caller."""
+    """One queue per caller; callers take turns, one item at a time. So many items of one caller delay only that caller.
+
+    The next turn is of the caller that had the fewest in the last seconds, so who asks for little is ahead of those who always wait.
+    """
 
     def __init__(self) -> None:
-        self._queues: dict[str, deque[Item]] = {}  # in the order of turns; none is empty
+        self._queues: dict[str, deque[Item]] = {}  # none is empty
+        self._had: dict[
+            str, tuple[float, float]
+        ] = {}  # by caller: turns, of which half are forgotten every HALF_LIFE_S; and when
 
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))
@@ -27,19 +40,29 @@ class Turns(Generic[Item]):
     @property
     def callers(self) -> tuple[str, ...]:
         """Callers with waiting items, in the order of their turns."""
-        return tuple(self._queues)
+        return tuple(sorted(self._queues, key=self.had))
+
+    def had(self, caller: str) -> float:
+        """How many turns a caller had lately; older ones count less."""
+        turns, at = self._had.get(caller, (0.0, 0.0))
+        return turns * math.exp2((at - time.monotonic()) / HALF_LIFE_S)
+
+    def count(self, caller: str) -> int:
+        """Number of a caller's waiting items."""
+        return len(self._queues.get(caller, ()))
 
     def first(self, caller: str | None = None) -> Item:
         """The next item, or a caller's next one; there must be one."""
         return self._queues[self.callers[0] if caller is None else caller][0]
 
     def pop(self, caller: str | None = None) -> Item:
-        """Remove and return the next item, or a caller's next one. Its caller's next turn is after those of all others."""
+        """Remove and return the next item, or a caller's next one."""
         caller = self.callers[0] if caller is None else caller
-        queue = self._queues.pop(caller)
+        self._had[caller] = self.had(caller) + 1, time.monotonic()
+        queue = self._queues[caller]
         item = queue.popleft()
-        if queue:
-            self._queues[caller] = queue
+        if not queue:
+            del self._queues[caller]
         return item
 
     def remove(self, item: Item, caller: str) -> None:
@@ -55,6 +78,44 @@ class Turns(Generic[Item]):
         return own + sum(min(len(queue), own + items) for other, queue in self._queues.items() if other != caller)
 
 
+class FairThreads:
+    """Threads for blocking work; callers take turns for them.
+
+    Args:
+        count: of threads.
+        name: prefix of their names.
+    """
+
+    def __init__(self, count: int, name: str) -> None:
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix=name)
+        self._waiting: Turns[tuple[Future[Any], Callable[[], Any]]] = Turns()
+        self._lock = threading.Lock()
+
+    async def run(self, caller: str, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Call `work(*arguments)` on a thread, when one is free and it is the caller's turn. If cancelled before, it is not called."""
+        future: Future[Result] = Future()
+        with self._lock:
+            self._waiting.append((future, partial(work, *arguments)), caller)
+        self._threads.submit(self._run_next)
+        return await asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        """End the threads when their work is done."""
+        self._threads.shutdown()
+
+    def _run_next(self) -> None:
+        with self._lock:
+            future, work = self._waiting.pop()
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            result = work()
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+
 class RecentCallers:
     """Callers of the last `RECENT_S` seconds."""
 
@@ -66,10 +127,22 @@ class RecentCallers:
         self._latest.pop(caller, None)
         self._latest[caller] = time.monotonic()
 
-    @property
-    def are_several(self) -> bool:
-        """Whether there is more than one."""
+    def others_than(self, caller: str) -> list[str]:
+        """All but this one."""
         forgotten = time.monotonic() - RECENT_S
         while self._latest and next(iter(self._latest.values())) < forgotten:
             del self._latest[next(iter(self._latest))]
-        return len(self._latest) > 1
+        return [other for other in self._latest if other != caller]
+
+    def any_others(self, callers: Iterable[str]) -> bool:
+        """Whether there are others than one of these."""
+        return any(self.others_than(caller) for caller in callers)
+
+    def limit(self, caller: str, had: Callable[[str], float]) -> bool:
+        """Whether a caller is to leave room for others: not if there are none, or if it had the fewest turns.
+
+        Args:
+            had: how many turns a caller had lately. One that is none of the recent callers always leaves room for them.
+        """
+        others = self.others_than(caller)
+        return bool(others) and (caller not in self._latest or any(had(other) < had(caller) for other in others))

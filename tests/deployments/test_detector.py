@@ -9,7 +9,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from deployments.detector import HUNG_S, HUNG_S_AN_IMAGE, MEASURED_BATCHES, Detector, fair_batch, hung_after_s, on_granted_device
+from deployments.detector import (
+    HUNG_S,
+    HUNG_S_AN_IMAGE,
+    MEASURED_BATCHES,
+    Detector,
+    fair_batch,
+    hung_after_s,
+    most_of_a_caller,
+    on_granted_device,
+)
 from deployments.stage import Stage
 from deployments.task import ImageTask, RequestContext, ScoreOptions
 from pipeline.errors import EngineLost
@@ -43,6 +52,14 @@ def test_batches_are_short_only_where_that_is_as_fast(engine, threads, fair):
     assert fair_batch(ModelInfo("m", ("person",), 640, engine, "bf16", "cpu", threads, 8)) == fair
 
 
+@pytest.mark.parametrize(
+    ("engine", "threads", "most"), [("openvino", 2, 1), ("openvino", 32, 7), ("openvino", 1, 1), ("torch", 4, None)]
+)
+def test_a_thread_is_kept_for_other_callers_only_where_it_is_not_lost(engine, threads, most):
+    """While several callers are here, nobody has all of OpenVINO's streams; on a GPU nothing is kept."""
+    assert most_of_a_caller(ModelInfo("m", ("person",), 640, engine, "bf16", "cpu", threads, 8)) == most
+
+
 async def test_a_detector_that_lost_its_card_says_so():
     """Healthy until then; afterwards Ray replaces the replica."""
 
@@ -50,11 +67,11 @@ async def test_a_detector_that_lost_its_card_says_so():
         raise EngineLost("the card failed")
 
     detector = object.__new__(Detector.func_or_class)
-    detector._engine, detector._lost = SimpleNamespace(detect=detect, info=SimpleNamespace(max_batch=8)), None
+    detector._engine, detector._lost = SimpleNamespace(info=SimpleNamespace(max_batch=8)), None
     detector._batcher, detector._ran_s = SimpleNamespace(running_s=1.0), deque()
     await detector.check_health()
     with pytest.raises(EngineLost):
-        detector._run([("image", "options")])
+        detector._run(detect, [("image", "options")])
     with pytest.raises(EngineLost):
         await detector.check_health()
 
@@ -115,9 +132,9 @@ async def test_batch_times_are_measured():
     """What the engine took is what the limit follows."""
     detector = object.__new__(Detector.func_or_class)
     detector._lost, detector._ran_s = None, deque([0.01] * (MEASURED_BATCHES - 1), MEASURED_BATCHES)
-    detector._engine = SimpleNamespace(detect=lambda images, _: images, info=SimpleNamespace(max_batch=32))
+    detector._engine = SimpleNamespace(info=SimpleNamespace(max_batch=32))
     detector._batcher = SimpleNamespace(running_s=31.0)
     await detector.check_health()
-    assert detector._run([("image", "options")]) == ("image",)
+    assert detector._run(lambda images, _: images, [("image", "options")]) == ("image",)
     with pytest.raises(EngineLost, match="more than 30 s"):
         await detector.check_health()

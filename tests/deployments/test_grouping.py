@@ -35,6 +35,30 @@ class Carrier:
         return [ValueError(item) if str(item).startswith("bad") else f"{item}!" for item in items]
 
 
+class GatedCarrier(Carrier):
+    """Groups take until `gate` is set."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = asyncio.Event()
+
+    async def __call__(self, items):
+        done = await super().__call__(items)
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        await self.gate.wait()
+        self.in_flight -= 1
+        return done
+
+
+async def sent(grouper, callers):
+    """An item of each of these callers, with its name, once groups were formed."""
+    senders = [asyncio.create_task(grouper.send(caller, caller=caller)) for caller in callers]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    return senders
+
+
 async def send_all(grouper, items, **how):
     return await asyncio.gather(*(grouper.send(item, **how) for item in items))
 
@@ -393,30 +417,42 @@ async def test_a_flood_delays_its_own_caller():
 
 @pytest.mark.parametrize(
     ("waiting", "first_groups"),
-    [("AAAAAAB", ["AB", "AAAA"]), ("ABCDE", ["ABCD", "E"]), ("AAABBB", ["ABAB", "AB"]), ("AAAAAA", ["AAAA", "AA"])],
+    [("AAAAAAB", ["AAAA", "B", "AA"]), ("ABCDE", ["ABCD", "E"]), ("AAABBB", ["AAA", "BBB"]), ("BAAACD", ["BCD", "AAA"])],
 )
-async def test_callers_have_equal_parts_of_a_group(waiting, first_groups):
-    """A polite caller's item does not wait for many of a flood in the same group; one item of each of many callers fill one."""
+async def test_nobody_waits_for_more_images_of_another_than_its_own(waiting, first_groups):
+    """Single items share a group; those of a caller with several waiting are in groups of their own."""
     carrier = Carrier(0.001)
     grouper = Grouper(carrier, GroupSettings(max_images=4, max_in_flight=1))
     await asyncio.gather(*(grouper.send(f"{caller}{n}", caller=caller) for n, caller in enumerate(waiting)))
-    assert ["".join(item[0] for item in group) for group in carrier.groups][: len(first_groups)] == first_groups
+    assert ["".join(item[0] for item in group) for group in carrier.groups] == first_groups
 
 
 async def test_a_caller_with_nothing_in_flight_does_not_wait():
-    """Its item is sent beside the flood's group; then it waits its turn like all others, and there are never more than two groups."""
-    carrier = Carrier(0.02)
+    """Its item is sent beside the flood's group; then it waits its turn like all others, and there are never more than two groups of
+    single items."""
+    carrier = GatedCarrier()
     grouper = Grouper(carrier, GroupSettings(max_images=8, max_in_flight=1))
-    flood = [asyncio.create_task(grouper.send(f"flood {n}", caller="loud")) for n in range(40)]
-    await asyncio.sleep(0.01)
-    polite = [asyncio.create_task(grouper.send(f"polite {n}", caller="quiet")) for n in range(2)]
-    await asyncio.sleep(0.001)
-    assert carrier.groups[1:] == [["polite 0", "polite 1"]]
-    later = [asyncio.create_task(grouper.send("later", caller=caller)) for caller in ("quiet", "third")]
-    await asyncio.sleep(0.001)
-    assert len(carrier.groups) == 2
-    await asyncio.gather(*flood, *polite, *later)
-    assert carrier.most_in_flight == 2
+    senders = await sent(grouper, ["loud"] * 40)
+    senders += await sent(grouper, ["second", "third"])
+    senders += await sent(grouper, ["fourth"])
+    assert carrier.groups[1:] == [["second", "third"], ["fourth"]]
+    senders += await sent(grouper, ["second", "fifth"])
+    assert len(carrier.groups) == 3
+    carrier.gate.set()
+    await asyncio.gather(*senders)
+    assert carrier.most_in_flight == 3
+
+
+async def test_a_single_item_does_not_wait_for_the_floods_of_several_callers():
+    """Of three that flood, two have a group in flight; a fourth caller's single item is sent at once."""
+    carrier = GatedCarrier()
+    grouper = Grouper(carrier, GroupSettings(max_images=8, max_in_flight=1))
+    senders = await sent(grouper, ["A", "B", "C"] * 20)
+    assert carrier.groups == [["A"] * 8, ["B"] * 8]
+    senders += await sent(grouper, ["polite"])
+    assert carrier.groups[2:] == [["polite"]]
+    carrier.gate.set()
+    await asyncio.gather(*senders)
 
 
 def test_a_hanging_decoder_is_answered_before_its_call_is_given_up():

@@ -54,6 +54,35 @@ async def load(loader, *images, alone=False):
     return [task.payload for task in tasks]
 
 
+async def test_an_image_does_not_wait_for_all_those_of_another_caller(monkeypatch):
+    """There is one decoder. While it works, a call with four images of one caller comes, then one of another, which is next but one."""
+    gate, done = threading.Event(), []
+
+    def decode(data, *_):
+        assert gate.wait(5)
+        done.append(data)
+        return "pixels"
+
+    loader = ImageLoader.func_or_class(ImageLoaderSettings(threads=1), 320)
+    monkeypatch.setattr(loader, "_decode", decode)
+
+    def task(caller):
+        return ImageTask(
+            caller.encode(),
+            ScoreOptions(DetectOptions(), OutlineOptions()),
+            RequestContext("test", time.time() + 10, caller),
+        )
+
+    with closing(loader):
+        calls = [asyncio.create_task(loader.load([task("loud")] * 4))]
+        await asyncio.sleep(0.01)
+        calls.append(asyncio.create_task(loader.load([task("polite")])))
+        await asyncio.sleep(0.01)
+        gate.set()
+        await asyncio.gather(*calls)
+    assert done == [b"loud", b"polite", b"loud", b"loud", b"loud"]
+
+
 async def test_each_image_gets_its_own_outcome(loader):
     """Bytes and arrays are loaded, what is no image is named, in their order."""
     first, second, third = await load(loader, jpeg(), b"no image", np.zeros((30, 40, 3), np.uint8))

@@ -1,6 +1,8 @@
 """The Polygonizer's answers: typed, as JSON, or drawn on the photo."""
 
+import asyncio
 import io
+import threading
 import time
 
 import numpy as np
@@ -62,3 +64,27 @@ async def test_labels_are_those_of_the_network_that_ran(polygonizer):
     task = ImageTask(one_square(), options, RequestContext("r", time.time() + 60), classes=("ball", "egg"))
     (answer,) = await polygonizer.outline([task])
     assert [item.label for item in answer.objects] == ["ball"]
+
+
+async def test_an_image_does_not_wait_for_all_those_of_another_caller(polygonizer, monkeypatch):
+    """There is one thread. While it works, a call with four images of one caller comes, then one of another, which is next but one."""
+    gate, done = threading.Event(), []
+
+    def outline(_instances, classes, _options):
+        assert gate.wait(5)
+        done.append(classes[0])
+        return []
+
+    monkeypatch.setattr("deployments.polygonizer.instances_to_objects", outline)
+
+    def task(caller):
+        context = RequestContext("test", time.time() + 10, caller)
+        return ImageTask(one_square(), ScoreOptions(DetectOptions(), OutlineOptions()), context, classes=(caller,))
+
+    calls = [asyncio.create_task(polygonizer.outline([task("loud")] * 4))]
+    await asyncio.sleep(0.01)
+    calls.append(asyncio.create_task(polygonizer.outline([task("polite")])))
+    await asyncio.sleep(0.01)
+    gate.set()
+    await asyncio.gather(*calls)
+    assert done == ["loud", "polite", "loud", "loud", "loud"]

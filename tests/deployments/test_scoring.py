@@ -53,11 +53,13 @@ class FakeStages:
         self.attempts = {}
         self.responses = []
         self.groups = []
+        self.tasks = []
         self.load = self.detect = self.outline = self
 
     def remote(self, first, *_):
         if not isinstance(first, FakeResponse):
             self.groups.append([task.payload for task in first])
+            self.tasks += first
         images = self.groups[-1]
 
         async def work():
@@ -469,6 +471,13 @@ async def test_many_large_images_do_not_block_other_images():
     held.release.set()
     answers = await asyncio.gather(*flood, return_exceptions=True)
     assert sum(isinstance(answer, list) for answer in answers) == 8
+
+
+async def test_a_large_image_takes_turns_of_its_own_in_the_stages():
+    """So it does not delay ordinary images of the same caller."""
+    stages = FakeStages(lambda image, attempt: RetryAlone("large") if attempt == 1 else image)
+    assert await graph(stages).score(["a"], options(), RequestContext("test", time.time() + 10, "key")) == ["a"]
+    assert [(task.turn, task.background) for task in stages.tasks] == [("key", False), ("key/large", True)]
 
 
 async def test_a_key_holds_at_most_its_share():

@@ -18,10 +18,11 @@ import multiprocessing
 import socket
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,10 +34,10 @@ from PIL import Image
 from loadtest.image_server import start_image_server
 from loadtest.local_service import LocalService, local_service
 from loadtest.machine import describe_machine, results_line
-from loadtest.openloop import Client, percentile, poisson_schedule, run_open_loop
+from loadtest.openloop import Client, Query, percentile, poisson_schedule, run_open_loop
 from loadtest.photos import photos_from
 from loadtest.traffic import JSON_HEADERS, OK, key_headers, request_bodies
-from loadtest.watch import Watch
+from loadtest.watch import Sample, Watch
 from tests.security.attacks import as_body
 from tests.security.hostile_servers import hostile_server
 
@@ -104,6 +105,8 @@ class Step:
         p50_ms, p99_ms: of right answers; None where there was none.
         peak_mb: memory of all processes of the service that is not shared, MB (1e6 bytes); what a fork shares is counted once.
         flood: outcomes of the flood's requests; `hung up` if the client or the service closed an unread answer.
+        median_ms, slowest_ms: mean time by stage of the honest answers around the median, and of the slowest 5 % (see `by_stage`).
+        cores: cores used by the service's parts, by the flood's own processes and by this one.
     """
 
     name: str
@@ -113,6 +116,9 @@ class Step:
     p99_ms: float | None
     peak_mb: float
     flood: dict[str, int]
+    median_ms: dict[str, float] = field(default_factory=dict)
+    slowest_ms: dict[str, float] = field(default_factory=dict)
+    cores: dict[str, float] = field(default_factory=dict)
 
 
 class Floods:
@@ -133,30 +139,71 @@ class Floods:
 
     def alone(self, name: str, *, of_urls: bool = False) -> Step:
         """The honest client, and nothing beside it."""
-        return self._step(name, of_urls, {})
+        return self._step(name, of_urls, {}, None)
 
     def beside(self, name: str, flood: Flood) -> Step:
         """The honest client while a flood runs."""
         outcomes: dict[str, int] = {}
-        with flooding(self._service.url, flood, self._hostile, outcomes):
+        with flooding(self._service.url, flood, self._hostile, outcomes) as process:
             time.sleep(AHEAD_S)
-            return self._step(name, flood.of_urls, outcomes)
+            return self._step(name, flood.of_urls, outcomes, process)
 
-    def _step(self, name: str, of_urls: bool, outcomes: dict[str, int]) -> Step:
+    def _step(self, name: str, of_urls: bool, outcomes: dict[str, int], flood: psutil.Process | None) -> Step:
         schedule = poisson_schedule(self._rate_per_s, round(self._rate_per_s * self._seconds), seed=1)
 
         async def ask() -> list[Any]:
             async with Client(self._service.url, self._bodies[of_urls], headers=key_headers(HONEST_KEY)) as honest:
                 return await run_open_loop(honest, schedule, PATIENCE_S)
 
+        clients = {"honest client": psutil.Process()} | ({"flood": flood} if flood else {})
+        before = {part: cpu_s(process) for part, process in clients.items()}
         with Watch(self._service.processes, interval_s=0.2) as watch:
             queries = asyncio.run(ask())
-        good = [query.latency_ms for query in queries if query.outcome == OK]
+        took_s = watch.samples[-1].at_s
+        good = [query for query in queries if query.outcome == OK]
         peak_mb = max(sum(sample.memory_mb.values()) for sample in watch.samples) - self._forked_mb
-        p50, p99 = percentile(good, 50), percentile(good, 99)
-        step = Step(name, len(queries), len(queries) - len(good), p50, p99, peak_mb, outcomes)
+        p50, p99 = (percentile([query.latency_ms for query in good], q) for q in (50, 99))
+        cores = mean_cores(watch.samples) | {part: (cpu_s(clients[part]) - before[part]) / took_s for part in clients}
+        step = Step(name, len(queries), len(queries) - len(good), p50, p99, peak_mb, outcomes, *by_stage(good), cores)
         print(step, file=sys.stderr, flush=True)
         return step
+
+
+def cpu_s(process: psutil.Process) -> float:
+    """CPU seconds of a process so far."""
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+def mean_cores(samples: Sequence[Sample]) -> dict[str, float]:
+    """Mean cores by part of the service."""
+    total: defaultdict[str, float] = defaultdict(float)
+    for before, sample in pairwise(samples):
+        for part, cores in sample.cores.items():
+            total[part] += cores * (sample.at_s - before.at_s)
+    return {part: seconds / samples[-1].at_s for part, seconds in sorted(total.items(), key=lambda item: -item[1])}
+
+
+def by_stage(queries: Sequence[Query]) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean milliseconds by stage: of the fifth of the queries around the median, and of the slowest 5 %.
+
+    The stages are those of the `server-timing` header, and `send`, by which the client was late, and `rest`: HAProxy, reading the body, and
+    whatever else passes before admission and after the answer.
+    """
+    slowest_last = sorted(queries, key=lambda query: query.latency_ms)
+    count = len(slowest_last)
+    middle, slowest = slowest_last[2 * count // 5 : -(-3 * count // 5)], slowest_last[-max(count // 20, 1) :]
+    return _mean_stages(middle), _mean_stages(slowest)
+
+
+def _mean_stages(queries: Sequence[Query]) -> dict[str, float]:
+    total: defaultdict[str, float] = defaultdict(float)
+    for query in queries:
+        send_ms = (query.sent_s - query.scheduled_s) * 1e3
+        rest_ms = query.latency_ms - send_ms - sum(query.stages_ms.values())
+        for stage, ms in (query.stages_ms | {"send": send_ms, "rest": rest_ms}).items():
+            total[stage] += ms
+    return {stage: ms / len(queries) for stage, ms in total.items()}
 
 
 def forked_mb(service: LocalService) -> float:
@@ -172,8 +219,8 @@ def forked_mb(service: LocalService) -> float:
 
 
 @contextmanager
-def flooding(url: str, flood: Flood, hostile: str, outcomes: dict[str, int]) -> Iterator[None]:
-    """Flood from another process while the block runs; what came of its requests is added to `outcomes` at the end."""
+def flooding(url: str, flood: Flood, hostile: str, outcomes: dict[str, int]) -> Iterator[psutil.Process]:
+    """Flood from another process, which is yielded, while the block runs; what came of its requests is added to `outcomes` at the end."""
     context = multiprocessing.get_context("spawn")
     begun, ended, results = context.Event(), context.Event(), context.SimpleQueue()
     name = next(name for name, known in FLOODS.items() if known is flood)
@@ -182,7 +229,7 @@ def flooding(url: str, flood: Flood, hostile: str, outcomes: dict[str, int]) -> 
     try:
         if not begun.wait(START_S):
             raise RuntimeError(f"the flood {name!r} did not begin within {START_S:g} s")
-        yield
+        yield psutil.Process(process.pid)
     finally:
         ended.set()
         outcomes |= results.get() if begun.is_set() else {}
@@ -312,6 +359,19 @@ def as_table(steps: Sequence[Step]) -> str:
     return "\n".join(lines)
 
 
+def stages_table(steps: Sequence[Step]) -> str:
+    """Where the honest answers' time goes, and who uses the cores; for people."""
+    stages = list(dict.fromkeys(stage for step in steps for stage in (*step.median_ms, *step.slowest_ms)))
+    lines = [f"{'ms by stage':46}{'':12}" + "".join(f"{stage:>11}" for stage in stages)]
+    for step in steps:
+        for which, times_ms in (("median", step.median_ms), ("slowest 5 %", step.slowest_ms)):
+            lines.append(f"{step.name:46}{which:12}" + "".join(f"{times_ms.get(stage, 0.0):11.1f}" for stage in stages))
+    lines.append("cores")
+    for step in steps:
+        lines.append(f"{step.name:46}" + ", ".join(f"{part} {cores:.2f}" for part, cores in step.cores.items() if cores >= 0.005))
+    return "\n".join(lines)
+
+
 def main() -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.security.floods", description=(__doc__ or "").splitlines()[0])
@@ -323,6 +383,7 @@ def main() -> int:
     steps = run(args.rate, args.seconds, args.only)
     facts = {"machine": describe_machine(), "floods": [asdict(step) for step in steps]}
     print(as_table(steps))
+    print(stages_table(steps))
     print(results_line(facts, args.output))
     return 0 if as_expected(steps) else 1
 

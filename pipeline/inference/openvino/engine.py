@@ -108,13 +108,18 @@ class OpenVinoEngine(BatchEngine):
             for streams in self._modes:
                 self._early_compiler.submit(self._prepare, self._input_of(fit(original_hw, self._info.input_size)), [streams])
 
-    def _run(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
+    def detect_apart(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
+        """See `Engine.detect_apart`: each image on a stream, also if the others have nothing to do."""
+        with naming_failures(len(images)):
+            return self._run(images, options, apart=True)
+
+    def _run(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], *, apart: bool = False) -> list[Instances]:
         def find(stream: Stream, part: slice) -> list[Instances]:
             return self._find(stream, images[part], options[part])
 
         for input_hw in {self._input_of(image.letterbox) for image in images}:
             self._prepare(input_hw, self._modes)
-        return [one for found in self._spread(len(images), find) for one in found]
+        return [one for found in self._spread(len(images), find, apart=apart) for one in found]
 
     def _prepare(self, input_hw: tuple[int, int], modes: Sequence[int]) -> None:
         """Compile for these images before they take streams from others; without success they are padded to the square."""
@@ -152,18 +157,20 @@ class OpenVinoEngine(BatchEngine):
         fitted = fitted_input(letterbox.scaled_hw, self._info.input_size) if self._fitted else self._square
         return self._square if fitted in self._without_input else fitted
 
-    def _spread(self, batch: int, work: Callable[[Stream, slice], Result]) -> list[Result]:
+    def _spread(self, batch: int, work: Callable[[Stream, slice], Result], *, apart: bool = False) -> list[Result]:
         """Do a batch's work, each part as a stream comes free; results in order. Calls from several threads begin in turn."""
         with self._turn:
             if self._closed:
                 raise RuntimeError("the engine is closed")
             self._running = [part for part in self._running if not part.done()]
-            parts, left = _shares(batch, self._stream_count, quiet=not self._running)
+            parts, left = _shares(batch, self._stream_count, quiet=not (self._running or apart))
             mine = [self._threads.submit(self._on_stream, self._idle.get(), work, part) for part in parts]
             self._running += mine
             if left:
                 wait(mine)  # the threads are theirs
             alone = [work(self._alone, slice(image, image + 1)) for image in left]
+        if apart and not self._idle.empty():
+            self._on_capacity(1)
         for future in mine:
             future.add_done_callback(self._tell_of_capacity)
         wait(mine)  # all of them, also if one fails: a batch is not reported as failed while parts of it still run

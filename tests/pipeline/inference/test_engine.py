@@ -210,6 +210,24 @@ def test_capacity_is_told_when_a_stream_comes_free(two_streams, monkeypatch):
     assert set(told) == {1}
 
 
+def test_images_run_apart_leave_the_other_stream_free(two_streams, monkeypatch):
+    """It is told at once, and another call runs on it meanwhile; results are the same."""
+    told: list[int] = []
+    monkeypatch.setattr(two_streams, "_on_capacity", told.append)
+    image = load((480, 640))
+    find, free = two_streams._find, []
+
+    def look(stream, *arguments):
+        free.append(two_streams._idle.qsize())
+        return find(stream, *arguments)
+
+    monkeypatch.setattr(two_streams, "_find", look)
+    (apart,) = two_streams.detect_apart([image], [LOW])
+    assert (free, set(told)) == ([1], {1})
+    (usual,) = two_streams.detect([image], [LOW])
+    np.testing.assert_allclose(apart.scores, usual.scores, atol=1e-4)
+
+
 @given(batch=st.integers(1, 40), streams=st.integers(2, 9), quiet=st.booleans())
 def test_shares_cover_a_batch_once_and_in_order(batch, streams, quiet):
     """Equal shares and a remainder for all threads on a quiet engine, shares that differ by one on a busy one."""

@@ -130,7 +130,7 @@ def test_nothing_lies_in_a_dropped_hole():
     assert dropped.polygon == sent.polygon[:1]
 
 
-@pytest.mark.parametrize(("count", "threads", "parts"), [(0, 2, 1), (20, 4, 1), (40, 2, 2), (70, 8, 4)])
+@pytest.mark.parametrize(("count", "threads", "parts"), [(0, 2, 1), (20, 4, 1), (40, 2, 2), (70, 8, 4), (100, 1, 4)])
 def test_parts_of_an_image_give_what_the_whole_gives(count, threads, parts):
     """Only an image with many instances is cut, and nothing is lost or moved."""
     whole = _instances(*[RING_MASK] * count)
