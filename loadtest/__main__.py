@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ import requests
 from jobs.command_line import CommandFault, cli_errors
 from jobs.scoring.service_client import base_url
 from loadtest import costs, overload, planner, soak, spike
+from loadtest.image_server import allow_image_server
 from loadtest.local_service import SHIPPED_CONFIG, local_service
 from loadtest.machine import describe_machine, free_port
 from loadtest.openloop import NOT_CONNECTED, Client, run_single_stream, summarize
@@ -215,11 +217,7 @@ def run_locust(arguments: list[str]) -> int:
         return subprocess.run(command, check=False).returncode
     port = free_port()
 
-    def allow_image_server(document: dict[str, Any]) -> None:
-        loader = document["applications"][0]["args"]["image_loader"]
-        loader["fetch"] = {"allowed_networks": ["127.0.0.1/32"], "allowed_ports": [port]}
-
-    with local_service(change=allow_image_server) as service:
+    with local_service(change=partial(allow_image_server, port=port)) as service:
         environment = os.environ | {"LOADTEST_IMAGE_PORT": str(port)}
         return subprocess.run([*command, "--host", service.url], env=environment, check=False).returncode
 

@@ -1,6 +1,6 @@
 """Measures the cost of an image: CPU time by process (stages, Ray), and bytes by hop.
 
-    python -m loadtest costs [--clients 16] [--images-per-request 1] [--count 320] [--config serve_config.yaml] [--images folder]
+    python -m loadtest costs [--clients 16] [--images-per-request 1] [--urls] [--count 320] [--config serve_config.yaml] [--images folder]
 
 Starts the service, measures it idle, loads it in a closed loop, and divides the CPU time of each process by the images. `net` is without
 what the idle service uses: health checks, metrics, Ray's controller. Prints a table, then one line of JSON.
@@ -14,9 +14,11 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from deployments.detector import engine_options
 from deployments.settings import EMBEDDED_MODEL
 from jobs.command_line import CommandFault
 from loadtest.engine_alone import measure_engine
+from loadtest.image_server import allow_image_server, start_image_server
 from loadtest.local_service import SHIPPED_CONFIG, Change, LocalService, local_service, title_of
 from loadtest.machine import describe_machine, results_line
 from loadtest.photos import photos_from
@@ -78,6 +81,7 @@ class Costs:
         model: what was served.
         on_cpu: whether the network ran on the CPU; if not, all CPU time of a Detector is host work, and `engine_cpu_ms` is 0.
         layout: of the service; `together` has no costs by stage.
+        urls: whether requests held URLs instead of base64.
     """
 
     cpu_ms: dict[str, float]
@@ -91,6 +95,7 @@ class Costs:
     model: str = EMBEDDED_MODEL
     on_cpu: bool = True
     layout: str = "stages"
+    urls: bool = False
 
     @property
     def outside_engine_ms(self) -> float:
@@ -134,7 +139,7 @@ def measure_costs(
     images_per_request: int,
     count: int,
     config: Path = SHIPPED_CONFIG,
-    change: Change | None = None,
+    urls: bool = False,
 ) -> Costs:
     """Run the service and the engine alone.
 
@@ -144,19 +149,23 @@ def measure_costs(
         images_per_request: in each request.
         count: images to answer.
         config: a serve_config.yaml; its model, engine and layout are measured.
-        change: edits the configuration; must not change model, engine and layout.
+        urls: send URLs of an image server in this process, whose CPU time is not counted.
     Raises:
         ConfigurationError: the file is invalid.
         RuntimeError: a response was not 200.
     """
     settings = check_config(config)[0]
-    bodies = request_bodies(photos, images_per_request)
     own = threading.local()
 
     def open_session() -> None:
         own.session = requests.Session()
 
-    with local_service(config, change) as service, ThreadPoolExecutor(clients, initializer=open_session) as pool:
+    with (
+        _sent(photos, urls) as (images_sent, change),
+        local_service(config, change) as service,
+        ThreadPoolExecutor(clients, initializer=open_session) as pool,
+    ):
+        bodies = request_bodies(images_sent, images_per_request)
 
         def ask(number: int) -> None:
             body = bodies[number % len(bodies)]
@@ -189,7 +198,22 @@ def measure_costs(
         model=settings.model.name,
         on_cpu=on_cpu,
         layout=settings.layout,
+        urls=urls,
     )
+
+
+@contextmanager
+def _sent(photos: Sequence[bytes], urls: bool) -> Iterator[tuple[Sequence[bytes | str], Change | None]]:
+    """The photos as requests hold them, and the change of the configuration that this needs."""
+    if not urls:
+        yield photos, None
+        return
+    server, addresses = start_image_server(photos)
+    try:
+        yield addresses, partial(allow_image_server, port=server.server_port)
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def _engine_and_hops(engine: Engine, photos: Sequence[bytes]) -> tuple[list[tuple[int, float]], float, dict[str, int]]:
@@ -252,7 +276,7 @@ def run(args: argparse.Namespace) -> int:
     photos = photos_from(args.images, size_wh=(640, 480))
     print("measuring for about a minute", file=sys.stderr, flush=True)
     try:
-        costs = measure_costs(photos, args.clients, args.images_per_request, args.count, args.config)
+        costs = measure_costs(photos, args.clients, args.images_per_request, args.count, args.config, args.urls)
     except ServiceError as error:
         print(f"{args.config}: {error}", file=sys.stderr)
         return 2
@@ -265,6 +289,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m loadtest costs`."""
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--images-per-request", type=int, default=1)
+    parser.add_argument("--urls", action="store_true", help="send URLs of an image server on this machine instead of base64")
     parser.add_argument("--count", type=int, default=320, help="images to answer (default: %(default)s)")
     parser.add_argument("--images", type=Path, help="folder of photos (default: generated 640x480 ones)")
     parser.add_argument("--config", type=Path, default=SHIPPED_CONFIG, help="serve_config.yaml (default: %(default)s)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 
 def start_image_server(images: Sequence[bytes], port: int = 0) -> tuple[ThreadingHTTPServer, list[str]]:
@@ -27,3 +28,9 @@ def start_image_server(images: Sequence[bytes], port: int = 0) -> tuple[Threadin
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server, [f"http://127.0.0.1:{server.server_port}/{number}.jpg" for number in range(len(images))]
+
+
+def allow_image_server(document: dict[str, Any], port: int) -> None:
+    """Edit a serve_config.yaml: the service may fetch from an image server at this port, and from nowhere else on this machine."""
+    arguments = document["applications"][0].setdefault("args", {})
+    arguments.setdefault("image_loader", {})["fetch"] = {"allowed_networks": ["127.0.0.1/32"], "allowed_ports": [port]}

@@ -4,8 +4,10 @@ import json
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import pytest
+import requests
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -126,6 +128,27 @@ def test_costs_are_of_the_engine_that_is_served(tmp_path, monkeypatch):
     measured = measure_costs(photos_from(None, count=2), 2, 1, 8, tmp_path / "config.yaml")
     assert [batch for batch, _ in measured.engine_ms] == [1, 4]
     assert (measured.on_cpu, measured.engine_cpu_ms, measured.images) == (False, 0.0, 8)
+
+
+def test_urls_that_the_service_may_fetch(tmp_path, monkeypatch):
+    """--urls asks for photos of an image server that is there while the service runs, and that its configuration allows."""
+    document = yaml.safe_load(SHIPPED_CONFIG.read_text())
+    document["applications"][0]["args"]["detector"] |= {"engine": "simulated", "simulated": {"base_ms": 1}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(document))
+    photos, fetched = photos_from(None, count=2), set()
+
+    @contextmanager
+    def service_that_fetches(_config, change):
+        change(document)
+        with stub_service(is_bad=lambda url: fetched.add(requests.get(url, timeout=5).content)) as stub:
+            yield SimpleNamespace(url=stub.url, processes=list)
+            allowed = document["applications"][0]["args"]["image_loader"]["fetch"]
+            assert {urlsplit(url).port for _, (url,), _ in stub.asked} == set(allowed["allowed_ports"])
+
+    monkeypatch.setattr(costs, "IDLE_S", 0.1)
+    monkeypatch.setattr(costs, "local_service", service_that_fetches)
+    assert measure_costs(photos, 2, 1, 4, tmp_path / "config.yaml", urls=True).urls
+    assert fetched == set(photos)
 
 
 @contextmanager
