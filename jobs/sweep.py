@@ -24,7 +24,7 @@ from typing import Any
 from jobs.command_line import CommandFault, cli_errors, count
 from jobs.training.settings import FinetuneSettings, settings_from_args
 
-SPACE = ("lr=5e-4..8e-3", "mosaic=0..1", "freeze=none,backbone.stem")
+SPACE = ("lr=1e-3..1e-2", "mosaic=0..1", "scale-jitter=0.5+2,0.8+1.25")
 """What is varied unasked."""
 LOG_SCALE_FROM = 10
 VALS_A_RUN = 4

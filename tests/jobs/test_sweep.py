@@ -44,13 +44,13 @@ def test_a_trials_settings(tiny_coco):
     assert settings.freeze == ("backbone.stem", "backbone.stage1")
     assert settings.scale_jitter == (0.8, 1.2)
     assert as_options({"freeze": "none"}) == []
-    assert [read_variation(text)[0] for text in SPACE] == ["lr", "mosaic", "freeze"]
+    assert [read_variation(text)[0] for text in SPACE] == ["lr", "mosaic", "scale-jitter"]
 
 
 @pytest.mark.parametrize(
     ("more", "vary", "point"),
     [
-        ([], SPACE, {"lr": 0.002, "mosaic": 0.5, "freeze": "none"}),
+        ([], SPACE, {"lr": 0.002, "mosaic": 0.5, "scale-jitter": "0.5+2"}),
         (["--lr", "5e-3", "--freeze", "neck"], ["lr=1e-3..1e-2", "freeze=none,backbone"], {"lr": 0.005, "freeze": "none"}),
         (
             [],
