@@ -78,7 +78,7 @@ def interrupted_by_sigterm() -> Iterator[None]:
 
 
 def raise_terminated(*_: object) -> None:
-    """Handler of SIGTERM, to set again after `ray.init`, which replaces it.
+    """Handler of SIGTERM (`ray_session` sets it again after `ray.init`).
 
     Raises:
         Terminated: always.

@@ -23,6 +23,7 @@ from ray.serve.exceptions import RayServeException
 from deployments.params import ScoreParams, parse_params
 from deployments.task import ImageInput
 from jobs.command_line import CommandFault, cli_errors, reason_of
+from jobs.ray_session import connect
 from pipeline.errors import DeadlineExceeded, ServiceError, StageFailed
 from pipeline.images.decode import DecodeLimits, decode_image
 from pipeline.types import ScoredImage
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     images = readable(args.images, args.pixels)
     if not images:
         return 1
-    ray.init(address="auto", log_to_driver=False)
+    connect(address="auto", log_to_driver=False)
     try:
         scored = score([image for _, image in images], params)
     except ServiceError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import sys
 import warnings
 from pathlib import Path
@@ -18,7 +17,8 @@ from ray.data import ActorPoolStrategy
 from ray.data.checkpoint import CheckpointConfig
 
 from jobs.batch_ray import CACHE, Progress
-from jobs.command_line import CommandFault, raise_terminated
+from jobs.command_line import CommandFault
+from jobs.ray_session import connect
 from jobs.scoring.batch_inputs import InputsError
 from jobs.scoring.batch_output import in_use
 from jobs.scoring.cluster_coco import CocoWriter
@@ -53,10 +53,8 @@ def run(args: argparse.Namespace) -> int:
     coco = CocoWriter(args.coco) if args.coco else None
     with claimed(output, args):
         photos = listed(args.source, f"{output}/{MANIFEST}")
-        if not ray.is_initialized():
-            os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(IDLE_WORKER_MS))
-            ray.init(log_to_driver=False, namespace="serve")
-            signal.signal(signal.SIGTERM, raise_terminated)
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(IDLE_WORKER_MS))
+        connect(log_to_driver=False, namespace="serve")
         if args.through:
             _check_application(args.through)
         _check_room(args)

@@ -51,6 +51,8 @@ def finetune_on_cluster(settings: FinetuneSettings) -> None:
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    from jobs.ray_session import connect
+
     check_work_dir(settings.work_dir, resume=settings.resume)
     if settings.resume and newest_checkpoint(settings.work_dir) is None:
         raise ValueError(
@@ -68,8 +70,7 @@ def finetune_on_cluster(settings: FinetuneSettings) -> None:
             failure_config=FailureConfig(max_failures=MAX_LOSSES),
         ),
     )
-    if not ray.is_initialized():
-        ray.init()
+    connect()
     if note := too_small(settings.processes, ray.cluster_resources(), "GPU" if on_cards else "CPU"):
         print(note, flush=True)
     try:

@@ -21,6 +21,7 @@ from mmengine.runner import Runner
 from ray import tune
 from ray.tune.result_grid import ResultGrid
 
+from jobs.ray_session import connect
 from jobs.sweep import LOG_SCALE_FROM, PLOT, TABLE, point_as_given, trial_settings
 from jobs.training.results import export
 from jobs.training.settings import FinetuneSettings
@@ -64,8 +65,7 @@ def run_trials(
         else "No trial has the settings as given: --vary excludes them.",
         flush=True,
     )
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
+    connect(log_to_driver=False)
     try:
         tuner = tune.Tuner(
             tune.with_resources(
