@@ -26,7 +26,7 @@ RANDOM_WEIGHTS = "none"
 AUTO_BATCH = 0
 """Value of `batch_size` for --batch-size auto."""
 METRICS = tuple(f"{kind}_{name}" for kind in ("mask", "box") for name in STATISTICS)
-EPOCHS, MIN_STEPS = 10, 300
+EPOCHS, MIN_STEPS = 10, 600
 """Default length of a run. Ten epochs of few photos are too few steps for new classes (docs/TRAINING.md)."""
 MOST_VALIDATIONS = 25
 """In a run of the default --val-every: where an epoch has few steps, validations would take longer than the training."""

@@ -203,11 +203,11 @@ def test_accumulated_batches_are_one_step(tiny_coco, tmp_path):
 
 @pytest.mark.parametrize(
     ("photos", "chosen", "steps", "every"),
-    [(90, {}, 300, 23), (19, {}, 300, 12), (8000, {}, 20_000, 2000), (90, {"epochs": 2}, 46, 23), (90, {"steps": 7}, 7, 23)],
+    [(90, {}, 600, 24), (19, {}, 600, 24), (8000, {}, 20_000, 2000), (90, {"epochs": 2}, 46, 23), (90, {"steps": 7}, 7, 23)],
     ids=["few photos", "very few", "many", "epochs given", "steps given"],
 )
 def test_a_run_of_few_photos_is_long_enough(tmp_path, photos, chosen, steps, every):
-    """Ten epochs and at least 300 steps; a validation an epoch, and at most 25."""
+    """Ten epochs and at least 600 steps; a validation an epoch, and at most 25."""
     settings = FinetuneSettings(train=tmp_path, train_images=tmp_path, work_dir=tmp_path, **chosen)
     train = annotated(tmp_path, photos)
     assert training_steps(settings, train) == steps
