@@ -9,8 +9,8 @@ Files are decoded in separate processes (pipeline.images.decoder_pool): an image
 others. Arrays from Python callers need no decoder.
 
 A replica decodes `threads` images of up to `ORDINARY_MAX_PIXELS` at a time, and one larger one, in the background: it gets the cores when
-nothing else needs them, and all replicas of a machine share `NodeSlots` for it. Decoding takes up to 12 bytes of memory a pixel: by
-default 2 x 0.11 GB a replica, and 0.48 GB a machine of up to seven cores.
+nothing else needs them, with pauses if ordinary images come, and all replicas of a machine share `NodeSlots` for it. Decoding takes up to
+12 bytes of memory a pixel: by default 2 x 0.11 GB a replica, and 0.48 GB a machine of up to seven cores.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ logger = logging.getLogger("ray.serve")
 ORDINARY_MAX_PIXELS = 9_000_000
 """Larger images that must be decoded at full size are decoded one at a time. A 4K picture (8.3 megapixels) is not; as a PNG it takes 0.2 s.
 A WebP of 40 megapixels of one colour can have 40 bytes."""
+ORDINARY_S, REST_TIMES, MAX_REST_S = 2.0, 3.0, 2.0
+"""If an ordinary image came in the last ORDINARY_S, no large image is decoded for REST_TIMES as long as the last one took, at most
+MAX_REST_S: beside a decoder, also one that only runs while a core is idle, a photo's network took 34 ms instead of 17."""
 MAX_FAILED_STARTS = 2
 """A single failed start may be temporary, for example a lack of memory."""
 DRAWN_PX = 2048
@@ -81,7 +84,7 @@ class ImageLoader:
         self._background = replace(options, background=True)
         self._large_decoders, self._large_slots = DecoderPool(self._background, 1), NodeSlots("large-images")
         self._threads, self._large_thread = FairThreads(settings.threads, "decode"), FairThreads(1, "decode-large")
-        self._decoding = 0.0
+        self._decoding, self._ordinary_at = 0.0, -ORDINARY_S
 
     async def check_health(self) -> None:
         """Called by Ray every `health_check_period_s`; Ray replaces a replica that raises.
@@ -119,6 +122,7 @@ class ImageLoader:
             caller, request_id = task.turn, task.context.request_id
             try:
                 loaded = await self._threads.run(caller, self._decode, data, shared, request_id, clock)
+                self._ordinary_at = time.monotonic()
             except LargeImage as error:
                 if not task.alone:
                     raise RetryAlone(f"{error.message} It is decoded in a call of its own.") from error
@@ -177,8 +181,13 @@ class ImageLoader:
             return self._decode_in_background(data)
 
     def _decode_in_background(self, data: bytes, size: int | None = None) -> LoadedImage:
-        with self._large_slots.held(self._background.wall_timeout_s):
+        with self._large_slots.held(self._background.wall_timeout_s, self._rest_s):
             return self._large_decoders.load(data, size=size)
+
+    def _rest_s(self, took_s: float) -> float:
+        """How long no large image is decoded after one that took `took_s`."""
+        ordinary_come = time.monotonic() - self._ordinary_at < ORDINARY_S
+        return min(REST_TIMES * took_s, MAX_REST_S) if ordinary_come else 0.0
 
     @contextmanager
     def _logging_lost(self, request_id: str) -> Iterator[None]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,6 +17,11 @@ from filelock import FileLock, Timeout
 
 CORES_A_SLOT = 4
 _POLL_S = 0.01
+
+
+def no_rest(_took_s: float) -> float:
+    """The slot is free at once."""
+    return 0.0
 
 
 class NodeSlots:
@@ -30,29 +36,40 @@ class NodeSlots:
     def __init__(self, name: str, folder: Path | None = None, count: int | None = None) -> None:
         folder = folder or Path(tempfile.gettempdir())
         count = count or max(1, len(os.sched_getaffinity(0)) // CORES_A_SLOT)
-        paths = [folder / f"rtmdet-ins-serve-{os.getuid()}-{name}-{slot}.lock" for slot in range(count)]
-        self._locks = [FileLock(path, mode=0o600) for path in paths]
+        self._paths = [folder / f"rtmdet-ins-serve-{os.getuid()}-{name}-{slot}.lock" for slot in range(count)]
 
     @contextmanager
-    def held(self, patience_s: float) -> Iterator[None]:
+    def held(self, patience_s: float, rest_s: Callable[[float], float] = no_rest) -> Iterator[None]:
         """Hold a slot within the block.
 
         Args:
             patience_s: longest wait, seconds. Then the block runs without a slot, because a holder that was stopped keeps its own for ever.
+            rest_s: takes the seconds that the block took; returns for how many the slot stays held after it, by a thread.
         """
         lock = self._first_free(time.monotonic() + patience_s)
+        began = time.monotonic()
         try:
             yield
         finally:
             if lock:
-                lock.release()
+                _release_later(lock, rest_s(time.monotonic() - began))
 
     def _first_free(self, deadline: float) -> FileLock | None:
         while True:
-            for lock in self._locks:
+            for path in self._paths:
+                lock = FileLock(path, mode=0o600, thread_local=False)  # a new one, which does not share a lock of this process
                 with suppress(Timeout, OSError):
                     lock.acquire(blocking=False)
                     return lock
             if time.monotonic() >= deadline:
                 return None
             time.sleep(_POLL_S)
+
+
+def _release_later(lock: FileLock, seconds: float) -> None:
+    if seconds <= 0:
+        lock.release()
+        return
+    timer = threading.Timer(seconds, lock.release)
+    timer.daemon = True
+    timer.start()

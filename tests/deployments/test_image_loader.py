@@ -196,6 +196,16 @@ async def test_large_images_are_decoded_one_at_a_time(loader, monkeypatch, tmp_p
     assert done.index(b"ordinary") <= 3
 
 
+async def test_large_images_leave_time_to_ordinary_ones(loader):
+    """Three quarters of it, while those come; a large image that arrives alone finds no pause."""
+    assert loader._rest_s(0.1) == 0
+    assert isinstance((await load(loader, jpeg()))[0], LoadedImage)
+    assert loader._rest_s(0.1) == pytest.approx(0.3)
+    assert loader._rest_s(5.0) == image_loader.MAX_REST_S
+    loader._ordinary_at -= image_loader.ORDINARY_S
+    assert loader._rest_s(0.1) == 0
+
+
 async def test_images_over_the_limit_are_refused_and_not_retried(loader, monkeypatch):
     """Also in a call with other images; it is not retried."""
     monkeypatch.setattr(image_loader, "ORDINARY_MAX_PIXELS", 48 * 64 - 1)

@@ -67,4 +67,20 @@ def test_slots_by_cores(monkeypatch):
     """One for four cores, at least one."""
     for cores, slots in ((1, 1), (2, 1), (7, 1), (16, 4)):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
-        assert len(NodeSlots("test")._locks) == slots
+        assert len(NodeSlots("test")._paths) == slots
+
+
+def test_a_slot_stays_held_while_it_rests(tmp_path):
+    """For three times as long as the block took; also for its own process."""
+    slots, took_s = NodeSlots("test", tmp_path, 1), []
+
+    def rest_s(seconds):
+        took_s.append(seconds)
+        return 3 * seconds
+
+    with slots.held(0.0, rest_s):
+        time.sleep(0.1)
+    began = time.monotonic()
+    assert slots._first_free(began) is None
+    with slots.held(5.0):
+        assert time.monotonic() - began > 2.9 * took_s[0] - 0.05
