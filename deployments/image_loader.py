@@ -5,6 +5,9 @@ its own.
 base64 ───────────────┼─▶ decode ─▶ scale ─▶ LoadedImage
 bytes, ndarray ───────┘   (a process)
 
+URLs are fetched by calls of their own (`fetch`), so that no image waits for a slow host; what is fetched is then loaded as if it came with
+the request. A body of more than `PASSED_BYTES` is not passed on: it is fetched again, by the call that decodes it.
+
 Files are decoded in separate processes (pipeline.images.decoder_pool): an image that crashes or blocks its decoder does not affect
 others. Arrays from Python callers need no decoder.
 
@@ -51,6 +54,8 @@ A WebP of 40 megapixels of one colour can have 40 bytes."""
 ORDINARY_S, REST_TIMES, MAX_REST_S = 2.0, 3.0, 2.0
 """If an ordinary image came in the last ORDINARY_S, no large image is decoded for REST_TIMES as long as the last one took, at most
 MAX_REST_S: beside a decoder, also one that only runs while a core is idle, a photo's network took 34 ms instead of 17."""
+PASSED_BYTES = 1_000_000
+"""Longest body that is passed on, bytes; bounds the Ingress' memory (times `max_urls_in_flight`)."""
 MAX_FAILED_STARTS = 2
 """A single failed start may be temporary, for example a lack of memory."""
 DRAWN_PX = 2048
@@ -77,7 +82,7 @@ class ImageLoader:
         )
         self._input_size, self._count = input_size, settings.threads
         self._always_alone = settings.decode_timeout_s <= SHARED_DECODE_S
-        self._stage, self._metrics = Stage("image_loader"), DecoderMetrics()
+        self._stage, self._fetching, self._metrics = Stage("image_loader"), Stage("fetch"), DecoderMetrics()
         self._fetcher = Fetcher(FetchPolicy(**settings.fetch.model_dump(), max_bytes=max_bytes))
         options = DecoderOptions(self._limits, input_size, settings.decode_timeout_s)
         self._decoders = DecoderPool(options, settings.threads)
@@ -101,6 +106,23 @@ class ImageLoader:
         """Called by Ray: the metric for `deployments.scaling`."""
         return {DECODING: self._decoding}
 
+    async def fetch(self, tasks: Sequence[ImageTask[str]]) -> list[ImageTask[str | bytes]]:
+        """Fetch the bodies of URLs.
+
+        Returns:
+            Each task with the body, with its error (FetchError, LimitExceeded, DeadlineExceeded), or unchanged if the body is longer than
+            PASSED_BYTES.
+        """
+
+        async def fetch_one(url: str, task: ImageTask[str], clock: Clock) -> str | bytes:
+            with clock.measure("fetch"):
+                try:
+                    return await self._fetch(url, task.context.deadline, PASSED_BYTES)
+                except LargeImage:
+                    return url
+
+        return await self._fetching.each(fetch_one, tasks)
+
     async def load(self, tasks: Sequence[ImageTask[ImageInput]]) -> list[ImageTask[LoadedImage]]:
         """Prepare the images of a call for the network.
 
@@ -115,6 +137,7 @@ class ImageLoader:
         async def load_one(image: ImageInput, task: ImageTask[ImageInput], clock: Clock) -> LoadedImage:
             with clock.measure("fetch"):
                 data = await self._fetch(image, task.context.deadline) if isinstance(image, str) else image
+            clock.add("fetch", (clock.timings_ms["fetch"] + task.timings_ms.get("fetch", 0.0)) / 1e3)
             with self._counted(1 / len(tasks)):
                 return await decode(data, task, clock)
 
@@ -156,9 +179,9 @@ class ImageLoader:
         except LargeImage:
             return self._decode_in_background(data, size)
 
-    async def _fetch(self, text: str, deadline: float) -> bytes:
+    async def _fetch(self, text: str, deadline: float, at_most: int | None = None) -> bytes:
         source = parse_source(text, self._limits.max_bytes)
-        return await self._fetcher.fetch(source.url, deadline) if isinstance(source, Url) else source.data
+        return await self._fetcher.fetch(source.url, deadline, at_most) if isinstance(source, Url) else source.data
 
     def _decode(
         self, data: bytes | NDArray[np.uint8], shared: SharedDecoding | None, request_id: str, clock: Clock

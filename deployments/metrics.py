@@ -35,7 +35,8 @@ class StageMetrics:
     """Latency, images and errors of one stage.
 
     Args:
-        stage: `ingress` (its latency is that of a whole request), `image_loader`, `detector` or `polygonizer`.
+        stage: `ingress` (its latency is that of a whole request), `fetch` (URLs, in an ImageLoader), `image_loader`, `detector` or
+            `polygonizer`.
     """
 
     def __init__(self, stage: str) -> None:

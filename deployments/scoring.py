@@ -1,7 +1,7 @@
 """Sends images through the three stages.
 
-    images ─▶ Grouper ─▶ image_loader.load ─▶ detector.detect ─▶ polygonizer.outline ─▶ answers
-                              (each result goes to the next stage by reference; the Ingress never fetches it)
+    images ─────────────────▶ Grouper ─▶ image_loader.load ─▶ detector.detect ─▶ polygonizer.outline ─▶ answers
+    URLs ─▶ image_loader.fetch ──┘         (each result goes to the next stage by reference; the Ingress never fetches it)
 
 Images are batched, retried and failed independently; grouping (deployments.grouping) only shares the cost of a call. An image is
 retried when the replica that worked on it died or fell silent (CallHangs), and when it would have kept the others of its call waiting
@@ -82,6 +82,7 @@ class ScoringGraph:
         if not in_process:
             self._worth_another_try += (CallHangs, EngineLost, DecodersUnavailable)
         self._grouper: Grouper[ImageTask[ImageInput], Answer] = Grouper(self._chain, settings.groups)
+        self._fetches: Grouper[ImageTask[ImageInput], ImageTask[ImageInput]] = Grouper(self._fetch, settings.groups)
         self.admission = Admission(settings, self._grouper.expected_s)
         patience_s = (math.inf,) * 3 if in_process else (0.0, url_s, large_s)
         self._patience_s = dict(zip(self.admission.lanes, patience_s, strict=True))
@@ -175,11 +176,26 @@ class ScoringGraph:
         lane = self.admission.large if task.options.draws else place.lane
         patience_s = math.inf if last else self._patience_s[lane]
         if place.lane is self.admission.ordinary:
-            caller = task.context.caller
-            return await self._grouper.send(task, _size_bytes(task), caller=caller, alone=task.alone, patience_s=patience_s)
+            return await self._send_grouped(task, patience_s)
         async with place.lane.turn():
+            if place.lane is self.admission.urls and not task.alone:
+                task = await self._fetches.send(task, alone=True, patience_s=patience_s)
+                if isinstance(task.payload, bytes):
+                    return await self._send_grouped(task)
             task = replace(task, alone=True, background=place.lane is self.admission.large)
             return await self._grouper.send(task, alone=True, patience_s=patience_s)
+
+    async def _send_grouped(self, task: ImageTask[ImageInput], patience_s: float = 0.0) -> Answer:
+        caller = task.context.caller
+        return await self._grouper.send(task, _size_bytes(task), caller=caller, alone=task.alone, patience_s=patience_s)
+
+    async def _fetch(self, tasks: Sequence[ImageTask[ImageInput]]) -> list[ImageTask[ImageInput] | ServiceError]:
+        """Fetch URLs; returns each task with what it fetched, or its error; raises only CancelledError."""
+        response: Any = self._image_loader.fetch.remote(tasks)
+        fetched = await self._outcomes(tasks, response)
+        return [
+            task.payload if isinstance(task, ImageTask) and isinstance(task.payload, ServiceError) else task for task in fetched
+        ]
 
     async def _chain(self, tasks: Sequence[ImageTask[ImageInput]]) -> list[Answer | ServiceError]:
         """Send one group through the stages.
@@ -192,10 +208,14 @@ class ScoringGraph:
         loaded: Any = self._image_loader.load.remote(tasks)
         instances: Any = self._detector.detect.remote(loaded)
         answers: Any = self._polygonizer.outline.remote(instances)
+        return await self._outcomes(tasks, answers, instances, loaded)
+
+    async def _outcomes(self, tasks: Sequence[ImageTask[ImageInput]], last: Any, *earlier: Any) -> list[Any]:
+        """The result of a chain's last call, or its error for each image; after an error, all its calls are cancelled."""
         try:
-            return list(await _result(answers))
+            return list(await _result(last))
         except BaseException as error:
-            _cancel(answers, instances, loaded)
+            _cancel(last, *earlier)
             if isinstance(error, asyncio.CancelledError):
                 raise
             return [self._known(error) for _ in tasks]

@@ -51,7 +51,7 @@ class Stage:
     """One stage's name and metrics.
 
     Args:
-        name: `image_loader`, `detector` or `polygonizer`; used in metrics, logs and messages.
+        name: `fetch`, `image_loader`, `detector` or `polygonizer`; used in metrics, logs and messages.
     """
 
     def __init__(self, name: str) -> None:

@@ -22,7 +22,7 @@ import certifi
 import httpcore
 import httpx
 
-from pipeline.errors import ConfigurationError, DeadlineExceeded, FetchError
+from pipeline.errors import ConfigurationError, DeadlineExceeded, FetchError, LargeImage
 from pipeline.images.address_policy import AddressPolicy, is_well_formed_host
 from pipeline.images.decode import check_byte_count
 from pipeline.images.network_guard import GuardedBackend, Resolver
@@ -108,24 +108,26 @@ class Fetcher:
             network_backend=GuardedBackend(addresses, self._resolver, connector),
         )
 
-    async def fetch(self, url: str, deadline: float | None = None) -> bytes:
+    async def fetch(self, url: str, deadline: float | None = None, at_most: int | None = None) -> bytes:
         """Fetch the body of a URL.
 
         Args:
             url: http or https URL.
             deadline: the request's deadline, seconds as `time.time()`; None for none.
+            at_most: give up a longer body, bytes: before it is read, if the host says its length.
         Returns:
             The body, at most `max_bytes`, never empty.
         Raises:
             FetchError: `url_refused` (by policy), `fetch_timeout`, `fetch_unavailable`, or `fetch_failed`.
             LimitExceeded: `image_too_large`.
+            LargeImage: the body is longer than `at_most`.
             DeadlineExceeded: the deadline passed before `total_timeout_s` did.
         """
         target = check_url(url, self._policy)
         time_left_s = float("inf") if deadline is None else deadline - time.time()
         try:
             async with asyncio.timeout(min(time_left_s, self._policy.total_timeout_s)):
-                return await self._follow(target)
+                return await self._follow(target, at_most)
         except TimeoutError as error:
             if time_left_s < self._policy.total_timeout_s:
                 raise DeadlineExceeded("The request's deadline passed while an image was fetched.") from error
@@ -137,30 +139,30 @@ class Fetcher:
         if isinstance(self._resolver, DnsResolver):
             await self._resolver.aclose()
 
-    async def _follow(self, target: httpx.URL) -> bytes:
+    async def _follow(self, target: httpx.URL, at_most: int | None) -> bytes:
         for _ in range(self._policy.max_redirects + 1):
-            answer = await self._get_with_retries(target)
+            answer = await self._get_with_retries(target, at_most)
             if isinstance(answer, bytes):
                 return answer
             target = answer
         raise FetchError(f"The URL redirects more than {self._policy.max_redirects} times.")
 
-    async def _get_with_retries(self, target: httpx.URL) -> bytes | httpx.URL:
+    async def _get_with_retries(self, target: httpx.URL, at_most: int | None) -> bytes | httpx.URL:
         for attempt in range(self._policy.retries):
             try:
-                return await self._get(target)
+                return await self._get(target, at_most)
             except TransientFetchError:
                 await asyncio.sleep(FIRST_RETRY_DELAY_S * 2**attempt)
-        return await self._get(target)
+        return await self._get(target, at_most)
 
-    async def _get(self, target: httpx.URL) -> bytes | httpx.URL:
+    async def _get(self, target: httpx.URL, at_most: int | None) -> bytes | httpx.URL:
         """Send one request; returns the body, or the URL of a redirect."""
         response = await self._send(target)
         try:
             location = _header(response, b"location")
             if response.status in _REDIRECT_STATUSES and location is not None:
                 return check_url(_join(target, location), self._policy)
-            return await self._read(response)
+            return await self._read(response, at_most)
         finally:  # shielded: httpcore would never use or close a connection again whose release is cancelled
             await asyncio.shield(asyncio.create_task(response.aclose()))
 
@@ -196,13 +198,14 @@ class Fetcher:
         for connection in abandoned:
             await connection.aclose()
 
-    async def _read(self, response: httpcore.Response) -> bytes:
-        _check_head(response, self._policy.max_bytes)
-        body = bytearray()
+    async def _read(self, response: httpcore.Response, at_most: int | None) -> bytes:
+        _check_head(response)
+        length, body = _header(response, b"content-length") or b"", bytearray()
+        self._check_length(int(length) if length.isdigit() else 0, at_most)
         try:
             async for chunk in response.aiter_stream():
                 body += chunk
-                check_byte_count(len(body), self._policy.max_bytes)
+                self._check_length(len(body), at_most)
         except httpcore.TimeoutException as error:
             raise _timed_out() from error
         except (httpcore.NetworkError, httpcore.ProtocolError) as error:
@@ -210,6 +213,11 @@ class Fetcher:
         if not body:
             raise FetchError("The response of the URL's host is empty.")
         return bytes(body)
+
+    def _check_length(self, byte_count: int, at_most: int | None) -> None:
+        check_byte_count(byte_count, self._policy.max_bytes)
+        if at_most is not None and byte_count > at_most:
+            raise LargeImage(f"The body of the URL is longer than {at_most} bytes.")
 
 
 def check_url(url: str, policy: FetchPolicy) -> httpx.URL:
@@ -244,16 +252,13 @@ def _join(base: httpx.URL, location: bytes) -> str:
         raise _refused("it redirects to a malformed URL") from error
 
 
-def _check_head(response: httpcore.Response, max_bytes: int) -> None:
+def _check_head(response: httpcore.Response) -> None:
     if response.status in _TRANSIENT_STATUSES:
         raise TransientFetchError(f"The URL's host answered with status {response.status}.")
     if not 200 <= response.status < 300:
         raise FetchError(f"The URL's host answered with status {response.status}.")
     if (_header(response, b"content-encoding") or b"identity").strip().lower() != b"identity":
         raise FetchError("The URL's host sent a compressed response, although the request asked for none.")
-    length = _header(response, b"content-length") or b""
-    if length.isdigit():
-        check_byte_count(int(length), max_bytes)
 
 
 def _header(response: httpcore.Response, name: bytes) -> bytes | None:

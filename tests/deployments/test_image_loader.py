@@ -18,7 +18,7 @@ from deployments.image_loader import ImageLoader
 from deployments.retry_alone import RetryAlone, SharedDecoding
 from deployments.settings import ImageLoaderSettings
 from deployments.task import ImageTask, RequestContext, ScoreOptions
-from pipeline.errors import DecodersUnavailable, ImageError, LargeImage, LimitExceeded
+from pipeline.errors import DecodersUnavailable, FetchError, ImageError, LargeImage, LimitExceeded
 from pipeline.images.decoder_pool import DecoderPool, DecoderTimeout
 from pipeline.images.node_slots import NodeSlots
 from pipeline.types import DetectOptions, Letterbox, LoadedImage, OutlineOptions
@@ -214,6 +214,30 @@ async def test_images_over_the_limit_are_refused_and_not_retried(loader, monkeyp
     assert (type(refused), refused.code) == (LimitExceeded, "too_many_pixels")
     assert "40 megapixels (image_loader.max_megapixels_unscaled)" in refused.message
     assert isinstance(good, LoadedImage)
+
+
+async def test_fetching_for_a_later_call(loader, monkeypatch):
+    """Bodies and errors come back, each with its time; a long body leaves the URL as it is. The later call keeps the time."""
+
+    async def fetch(url, _deadline, at_most):
+        assert at_most == image_loader.PASSED_BYTES
+        if url.endswith("large"):
+            raise LargeImage("long")
+        if url.endswith("gone"):
+            raise FetchError("gone")
+        await asyncio.sleep(0.01)
+        return jpeg()
+
+    monkeypatch.setattr(loader._fetcher, "fetch", fetch)
+    options, context = ScoreOptions(DetectOptions(), OutlineOptions()), RequestContext("test", time.time() + 10)
+    urls = [f"https://example.com/{name}" for name in ("photo", "large", "gone")]
+    photo, large, gone = await loader.fetch([ImageTask(url, options, context) for url in urls])
+    assert photo.payload == jpeg()
+    assert large.payload == urls[1]
+    assert gone.payload.message == "gone"
+    (loaded,) = await loader.load([photo])
+    assert isinstance(loaded.payload, LoadedImage)
+    assert loaded.timings_ms["fetch"] >= photo.timings_ms["fetch"] >= 10
 
 
 async def test_waiting_for_urls_does_not_count_as_decoding(loader, monkeypatch):

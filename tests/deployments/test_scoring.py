@@ -18,6 +18,7 @@ from pipeline.errors import (
     DeadlineExceeded,
     DecodersUnavailable,
     EngineLost,
+    FetchError,
     ImageError,
     ImageFault,
     Overloaded,
@@ -55,6 +56,7 @@ class FakeStages:
         self.groups = []
         self.tasks = []
         self.load = self.detect = self.outline = self
+        self.fetch = FakeFetch()
 
     def remote(self, first, *_):
         if not isinstance(first, FakeResponse):
@@ -76,6 +78,23 @@ class FakeStages:
         if isinstance(outcome, BaseException) and not isinstance(outcome, ServiceError):
             raise outcome
         return outcome
+
+
+class FakeFetch:
+    """Passes URLs on as if their bodies were too long; with `bodies`, returns the body or error of each URL, or awaits it."""
+
+    def __init__(self):
+        self.bodies = {}
+
+    def remote(self, tasks):
+        async def work():
+            return [task.after(await self._body(task.payload), {"fetch": 1.0}) for task in tasks]
+
+        return FakeResponse(work)
+
+    async def _body(self, url):
+        body = self.bodies.get(url, url)
+        return await body if asyncio.iscoroutine(body) else body
 
 
 def graph(stages, **settings):
@@ -386,6 +405,39 @@ async def test_slow_urls_do_not_block_other_images():
     assert await few.score(["photo"], options(), context(5)) == ["photo"]
     fetched.set()
     assert await slow == urls
+
+
+async def test_what_was_fetched_shares_calls():
+    """Four URLs that were fetched while two groups are under way go in one; a slow one delays none, a failed one fails alone."""
+    held, silent = Held("busy"), asyncio.Event()
+
+    async def slow():
+        await silent.wait()
+        return b"slow"
+
+    stages = FakeStages(lambda image, attempt: image if isinstance(image, bytes) else held(image, attempt))
+    urls = [f"https://example.com/{n}.jpg" for n in range(6)]
+    stages.fetch.bodies = dict.fromkeys(urls[:4], b"body") | {urls[4]: slow(), urls[5]: FetchError("no")}
+    busy = graph(stages, groups={"max_in_flight": 2})
+    others = [asyncio.create_task(busy.score([name], options(), context())) for name in ("busy1", "busy2")]
+    await asyncio.sleep(0.01)
+    found = asyncio.create_task(busy.score(urls, options(isolate=True), context()))
+    await asyncio.sleep(0.05)
+    held.release.set()
+    await asyncio.gather(*others)
+    await asyncio.sleep(0.01)
+    assert stages.groups == [["busy1"], ["busy2"], [b"body"] * 4]
+    silent.set()
+    assert await found == [b"body"] * 4 + [b"slow", ImageFault(5, "fetch_failed", "no")]
+    assert stages.tasks[2].timings_ms == {"fetch": 1.0}
+
+
+async def test_a_long_body_has_calls_of_its_own():
+    stages = FakeStages(lambda image, _: image)
+    url = "https://example.com/long.jpg"
+    assert await graph(stages).score([url], options(), context()) == [url]
+    assert stages.groups == [[url]]
+    assert stages.tasks[0].alone
 
 
 async def test_the_probe_does_not_queue():

@@ -18,7 +18,7 @@ import httpcore
 import httpx
 import pytest
 
-from pipeline.errors import ConfigurationError, DeadlineExceeded, FetchError, LimitExceeded
+from pipeline.errors import ConfigurationError, DeadlineExceeded, FetchError, LargeImage, LimitExceeded
 from pipeline.images.fetch import Fetcher, FetchPolicy, check_url
 from tests.support.hostile_urls import FORBIDDEN_NAMES, HOSTILE_URLS
 
@@ -316,6 +316,20 @@ async def test_too_large(world: World, kind: str) -> None:
     tracemalloc.stop()
     assert caught.value.code == "image_too_large"
     assert peak < 2_000_000
+
+
+@pytest.mark.parametrize("kind", TOO_LARGE)
+async def test_a_longer_body_than_asked_for(world: World, kind: str) -> None:
+    """It is no fault of the URL unless it is beyond the cap, too."""
+    world.answers["/x"] = TOO_LARGE[kind]
+    world.answers["/y"] = answer(b"x" * (MAX_BYTES - 1))
+    fetcher = world.fetcher()
+    with pytest.raises(LimitExceeded) as beyond:
+        await fetcher.fetch("http://good.test/x", at_most=MAX_BYTES)
+    assert beyond.value.code == "image_too_large"
+    with pytest.raises(LargeImage):
+        await fetcher.fetch("http://good.test/y", at_most=MAX_BYTES - 2)
+    assert len(await fetcher.fetch("http://good.test/y", at_most=MAX_BYTES - 1)) == MAX_BYTES - 1
 
 
 async def test_cap_is_exact(world: World) -> None:
