@@ -207,7 +207,7 @@ def test_rare_events_are_there_before_they_happen(samples):
     failures = {s.labels["stage"] for s in samples["ray_rtmdet_stage_errors_total"] if s.labels["code"] == StageFailed.code}
     assert splits == {"out_of_memory", "error"}
     assert drops == {"deadline", "cancelled", "closed"}
-    assert failures == {"ingress", "image_loader", "detector", "polygonizer"}
+    assert failures == {"ingress", "fetch", "image_loader", "detector", "polygonizer"}
 
 
 def test_images_in_flight(service, hostile_url):
