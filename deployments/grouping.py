@@ -155,10 +155,10 @@ class Grouper(Generic[Item, Result]):
         group = [waiting.pop(caller)]
         room = self._limits.max_mb * 1e6 - group[0].size_bytes
         while len(group) < self._limits.max_images:
-            following = [one for one in waiting.callers if (one == caller if alone else waiting.count(one) == 1)]
-            if not following or waiting.first(following[0]).size_bytes > room:
+            following = next((one for one in waiting.callers if (one == caller if alone else waiting.count(one) == 1)), None)
+            if following is None or waiting.first(following).size_bytes > room:
                 break
-            group.append(waiting.pop(following[0]))
+            group.append(waiting.pop(following))
             room -= group[-1].size_bytes
         return group
 
