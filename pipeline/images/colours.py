@@ -5,6 +5,9 @@
     LAB ──────────────────────────────────────▶ littleCMS, Lab D50 → sRGB ─┼─▶ BGR uint8
     I;16* I F, RGB of 16 bits ────────────────▶ scaled to 0..255, rounded ─┘
 
+A PNG may name one colour that is transparent, in its own bits (1 to 16): such pixels become white, too. The fourth channel of a BMP is used
+only if it is not zero everywhere: many programs leave it unset. A TIFF in which 0 is white is inverted.
+
 Values of more than 8 bits are scaled so that white is 255, 4095 or 65535 (8, 12 or 16 bits): the smallest that is not below the image's
 highest value. Cameras and microscopes store 12 bits in 16-bit files, which would otherwise be almost black. In a series in which only some
 frames stay below 4096, the brightness jumps; `white_level` sets one white for all. For float images, 1 is also a possible white.
@@ -14,7 +17,7 @@ Embedded ICC profiles are ignored, as in cv2 and mmdet (CMYK is converted withou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -28,6 +31,11 @@ STRIP_PIXELS = 2**19
 
 HIGHEST_DARK = 15
 """Upper byte of 4095, the largest value of 12 bits."""
+
+_STEPS_OF_FEW_BITS = {"L;2": 0x55, "L;4": 0x11}
+"""Raw modes of grey with 2 and 4 bits, and by what Pillow multiplies their values."""
+_TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 262, 339
+_WHITE_IS_ZERO, _UNSIGNED = 0, 1
 
 StripConverter = Callable[[Image.Image], NDArray[np.uint8]]
 
@@ -47,14 +55,42 @@ def image_to_bgr(
         ValueError: the mode has no colours.
         Exception: any exception of Pillow, for damaged pixel data.
     """
+    _scale_transparent_grey(image)
     image.load()
-    if lower_bytes and (white := _wide_white(image, white_level, lower_bytes)):
-        return _wide_to_bgr(image, white, lower_bytes())
+    if not lower_bytes:
+        return _to_bgr(image, white_level)
+    transparent = image.info.pop("transparency", None)  # of 16 bits; Pillow compares 8
+    if white := _wide_white(image, white_level, lower_bytes):
+        bgr = _wide_to_bgr(image, white, lower_bytes())
+    else:
+        bgr = _to_bgr(image, white_level)
+    if transparent is not None:
+        _whiten(bgr, image, lower_bytes(), transparent)
+    return bgr
+
+
+def _to_bgr(image: Image.Image, white_level: int | None) -> NDArray[np.uint8]:
     convert = _choose_converter(image, white_level)
     bgr = np.empty((image.height, image.width, 3), np.uint8)
     for top, strip in _strips(image):
         bgr[top : top + strip.height] = convert(strip)
     return bgr
+
+
+def _scale_transparent_grey(image: Image.Image) -> None:
+    """Scale the transparent grey of a PNG of 2 or 4 bits as Pillow scales its pixels."""
+    tiles = getattr(image, "tile", None)
+    if image.format == "PNG" and tiles and "transparency" in image.info and tiles[0].args in _STEPS_OF_FEW_BITS:
+        image.info["transparency"] *= _STEPS_OF_FEW_BITS[tiles[0].args]
+
+
+def _whiten(bgr: NDArray[np.uint8], image: Image.Image, lower: NDArray[np.uint8], colour: tuple[int, int, int]) -> None:
+    """Make the pixels white that have exactly this RGB colour of 16 bits."""
+    upper, wanted = np.asarray(image), np.array(colour)
+    for top in range(0, image.height, rows := max(1, STRIP_PIXELS // image.width)):
+        part = slice(top, top + rows)
+        is_transparent = (upper[part, :, :3] == wanted >> 8) & (lower[part] == wanted & 0xFF)
+        bgr[part][is_transparent.all(axis=-1)] = 255
 
 
 def bgra_on_white(bgra: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -80,7 +116,7 @@ def _choose_converter(image: Image.Image, white_level: int | None) -> StripConve
         return _range_converter(image, white_level)
     if image.mode == "LAB":
         return _lab_converter()
-    if image.has_transparency_data:
+    if image.has_transparency_data and not (image.format == "BMP" and image.getextrema()[-1] == (0, 0)):
         return _on_white
     return _plain_to_bgr
 
@@ -114,15 +150,22 @@ def _lab_converter() -> StripConverter:
 
 def _range_converter(image: Image.Image, white_level: int | None) -> StripConverter:
     """Scale grey values of more than 8 bits to 0..255: from 0 to the white level, or from their own range if some are negative."""
-    low, high = _finite_range(image)
+    kind = _kind_of_values(image)
+    low, high = _finite_range(image, kind)
+    white_is_zero = image.format == "TIFF" and image.tag_v2.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO  # type: ignore[attr-defined]
+    transparent = image.info.get("transparency")
     if low >= 0:
         is_fraction = image.mode == "F" and high <= 1
         low, high = 0.0, 1.0 if is_fraction else white_of(high, None if image.mode == "F" else white_level)
     factor = 255.0 / (high - low) if high > low else 0.0
 
     def range_to_bgr(strip: Image.Image) -> NDArray[np.uint8]:
-        values = np.nan_to_num(np.asarray(strip, np.float64), nan=low, posinf=high, neginf=low)
+        values = np.nan_to_num(np.asarray(strip).view(kind).astype(np.float64), nan=low, posinf=high, neginf=low)
         grey = np.rint((values - low) * factor).clip(0, 255).astype(np.uint8)
+        if white_is_zero:
+            grey = 255 - grey
+        if transparent is not None:
+            grey[values == transparent] = 255
         return np.broadcast_to(grey[..., None], (*grey.shape, 3))
 
     return range_to_bgr
@@ -151,10 +194,19 @@ def _wide_to_bgr(image: Image.Image, white: float, lower: NDArray[np.uint8]) -> 
     return bgr
 
 
-def _finite_range(image: Image.Image) -> tuple[float, float]:
+def _kind_of_values(image: Image.Image) -> np.dtype[Any]:
+    """The dtype of the values of a grey image of more than 8 bits; Pillow stores unsigned ones of 32 bits as if they were signed."""
+    kind = np.asarray(image.crop((0, 0, 1, 1))).dtype
+    if image.mode == "I" and image.format == "TIFF":
+        (sample_format, *_) = image.tag_v2.get(_TIFF_SAMPLE_FORMAT, (_UNSIGNED,))  # type: ignore[attr-defined]
+        return np.dtype(np.uint32) if sample_format == _UNSIGNED else kind
+    return kind
+
+
+def _finite_range(image: Image.Image, kind: np.dtype[Any]) -> tuple[float, float]:
     low, high = np.inf, -np.inf
     for _, strip in _strips(image):
-        values = np.asarray(strip)
+        values = np.asarray(strip).view(kind)
         finite = values[np.isfinite(values)]
         if finite.size:
             low, high = min(low, float(finite.min())), max(high, float(finite.max()))

@@ -26,7 +26,7 @@ from pipeline.images.colours import image_to_bgr
 from pipeline.images.letterbox import fit
 from pipeline.images.orientation import FIRST_SIDEWAYS, png_has_metadata, read_orientation, turn_upright, turned_hw
 from pipeline.images.webp import is_still_webp, still_webp_to_bgr
-from pipeline.images.wide_values import is_wide, lower_bytes
+from pipeline.images.wide_values import correct_planar_tiff, is_wide, lower_bytes
 
 FORMAT_MAGIC = {
     "JPEG": rb"\xff\xd8\xff",
@@ -236,7 +236,9 @@ def _open(file: BinaryIO, limits: DecodeLimits) -> Image.Image:
 def _refuse_unidentified(beginning: bytes, limits: DecodeLimits, error: Exception) -> NoReturn:
     for name in limits.formats:
         if re.match(FORMAT_MAGIC[name], beginning, re.DOTALL):
-            raise ImageError(f"The file begins like a {name} image, but its header is damaged.") from error
+            raise ImageError(
+                f"The file begins like a {name} image, but its header is damaged or describes pixels that are not read."
+            ) from error
     message = f"The data is not an image in an accepted format. Accepted: {', '.join(limits.formats)}."
     raise ImageError(message, code="unsupported_image_format") from error
 
@@ -276,6 +278,7 @@ def _decode(image: Image.Image, data: bytes, limits: DecodeLimits, target_size: 
     if is_still_webp(image):
         bgr = still_webp_to_bgr(data)
     else:
+        correct_planar_tiff(image)
         lower = functools.partial(lower_bytes, data, limits.formats) if is_wide(image) else None
         bgr = image_to_bgr(image, limits.white_level, lower)
     # After decoding: Pillow rotates a TIFF while loading it, and then reports no orientation.

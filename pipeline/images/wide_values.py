@@ -3,12 +3,16 @@
 Decoding the file again with the other byte order returns the lower bytes. That second pass is only made when it is needed: the image holds
 only 12 bits, or a white level is set.
 
+A TIFF may also store its channels one after the other. Then Pillow takes one letter of the raw mode for each: R of `RGB;16L`, which are
+8 bits, and I of `I;16`, which are 32. `correct_planar_tiff` puts that right.
+
 Source: the raw modes of Pillow 13, `src/libImaging/Unpack.c`.
 """
 
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +22,31 @@ FULL_SCALES = (255.0, 4095.0, 65535.0)
 """White in 8, 12 and 16 bits."""
 _OTHER_BYTE = {
     f"{mode};16{order}": f"{mode};16{'L' if order == 'B' else 'B'}"
-    for mode in ("RGB", "RGBA", "RGBX")
+    for mode in ("RGB", "RGBA", "RGBX", *"RGBA")
     for order in ("B", "L", "N")
 }
 """For each raw mode that reads the upper bytes, the one that reads the lower bytes; N (libtiff) is this machine's byte order."""
 _GREY_AND_ALPHA, _ITS_FOUR_BYTES = "LA;16B", "RGBA"
+_TIFF_BITS, _TIFF_SAMPLES, _TIFF_PLANAR = 258, 277, 284
+_ONE_AFTER_THE_OTHER = 2
 
 
 def white_of(highest: float, white_level: int | None) -> float:
     """The value that becomes 255: `white_level` if set, else the smallest of FULL_SCALES that is not below the image's highest value."""
     return float(white_level or next((full for full in FULL_SCALES if highest <= full), highest))
+
+
+def correct_planar_tiff(image: Image.Image) -> None:
+    """Correct how Pillow reads an uncompressed TIFF, not loaded yet, whose channels are stored one after the other."""
+    tiff: Any = image
+    if image.format != "TIFF" or tiff.use_load_libtiff or tiff.tag_v2.get(_TIFF_PLANAR) != _ONE_AFTER_THE_OTHER:
+        return
+    if tiff.tag_v2.get(_TIFF_SAMPLES, 1) == 1:
+        tiff.tag_v2[_TIFF_PLANAR] = 1  # one channel has no order
+        tiff._setup()
+    elif tiff.tag_v2.get(_TIFF_BITS, (1,))[0] == 16:
+        order = "L" if tiff.tag_v2.prefix == b"II" else "B"
+        tiff.tile = [tile._replace(args=(f"{tile.args[0]};16{order}", *tile.args[1:])) for tile in tiff.tile]
 
 
 def is_wide(image: Image.Image) -> bool:
@@ -38,8 +57,9 @@ def is_wide(image: Image.Image) -> bool:
 def lower_bytes(data: bytes, formats: tuple[str, ...]) -> NDArray[np.uint8]:
     """The lower byte of each value of an image with 16 bits per channel: (H, W, 3) uint8 RGB."""
     with Image.open(io.BytesIO(data), formats=formats) as image:
+        correct_planar_tiff(image)
         rawmode = _rawmode(image)
-        _set_rawmode(image, _ITS_FOUR_BYTES if rawmode == _GREY_AND_ALPHA else _OTHER_BYTE[str(rawmode)])
+        _read_other_byte(image)
         image.load()
         low = np.asarray(image)
     return np.broadcast_to(low[..., 1:2], (*low.shape[:2], 3)) if rawmode == _GREY_AND_ALPHA else low[..., :3]
@@ -51,8 +71,10 @@ def _rawmode(image: Image.Image) -> str | None:
     return first if isinstance(first, str) else None
 
 
-def _set_rawmode(image: Image.Image, rawmode: str) -> None:
-    def changed(arguments: object) -> object:
-        return (rawmode, *arguments[1:]) if isinstance(arguments, tuple) else rawmode
+def _read_other_byte(image: Image.Image) -> None:
+    def other(arguments: Any) -> Any:
+        if isinstance(arguments, tuple):
+            return (other(arguments[0]), *arguments[1:])
+        return _ITS_FOUR_BYTES if arguments == _GREY_AND_ALPHA else _OTHER_BYTE[arguments]
 
-    image.tile = [tile._replace(args=changed(tile.args)) for tile in image.tile]  # type: ignore[attr-defined]
+    image.tile = [tile._replace(args=other(tile.args)) for tile in image.tile]  # type: ignore[attr-defined]

@@ -93,22 +93,87 @@ def _wide(factor: int, suffix: str, *options: int, alpha: bool = False) -> bytes
     return data.tobytes()
 
 
-def _wide_grey_and_alpha(factor: int) -> bytes:
-    """A PNG of colour type 4 and 16 bits, which no library here writes."""
-    values = np.asarray(_with_alpha("L")).astype(">u2") * np.array([factor, 257], np.uint16)
+def _png(bits: int, colour_type: int, rows: np.ndarray, transparent: bytes = b"") -> bytes:
+    """A PNG that no library here writes; `rows` as stored."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, 4, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    pixels = b"".join(b"\0" + row.tobytes() for row in rows)
+    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, bits, colour_type, 0, 0, 0)
+    chunks = (
+        chunk(b"IHDR", header) + (chunk(b"tRNS", transparent) if transparent else b"") + chunk(b"IDAT", zlib.compress(pixels))
+    )
+    return b"\x89PNG\r\n\x1a\n" + chunks + chunk(b"IEND", b"")
+
+
+def _wide_grey_and_alpha(factor: int) -> bytes:
+    return _png(16, 4, (np.asarray(_with_alpha("L")).astype(np.uint16) * np.array([factor, 257], np.uint16)).astype(">u2"))
+
+
+def _with_transparent_colour() -> dict[str, OddImage]:
+    """PNGs that name one colour as transparent, that of the top left corner, in other bits than 8."""
+    rgb, odd = np.asarray(picture()).copy(), {}
+    rgb[:16, :16] = 10, 200, 30
+    grey = np.asarray(Image.fromarray(rgb).convert("L"))
+    for bits in (2, 4, 16):
+        values = grey.astype(int) * (2**bits - 1) // 255
+        seen = np.rint(values * 255 / (2**bits - 1)).astype(np.uint8)
+        seen[values == values[0, 0]] = 255
+        packed = values.astype(">u2") if bits == 16 else _packed(values, bits)
+        data = _png(bits, 0, packed, struct.pack(">H", values[0, 0]))
+        odd[f"{bits}-bit grey PNG with a transparent grey"] = OddImage(".png", data, np.repeat(seen[..., None], 3, axis=2))
+    seen = rgb.copy()
+    seen[:16, :16] = 255
+    for factor, name in ((257, "16"), (16, "12 of 16")):
+        values = rgb.astype(np.uint16) * factor
+        values[8:16, 8:16, 2] -= 1  # nearly the transparent colour
+        partly = seen.copy()
+        partly[8:16, 8:16] = rgb[0, 0]
+        data = _png(16, 2, values.astype(">u2"), struct.pack(">HHH", *values[0, 0]))
+        odd[f"{name}-bit RGB PNG with a transparent colour"] = OddImage(".png", data, partly)
+    return odd
+
+
+def _packed(values: np.ndarray, bits: int) -> np.ndarray:
+    """Values of fewer than 8 bits, several in each byte."""
+    each = values.reshape(len(values), -1, 8 // bits)
+    return (each << np.arange(8 - bits, -1, -bits)).sum(axis=-1).astype(np.uint8)
+
+
+def _tiff(strips: list[np.ndarray], photometric: int = 1, planar: int = 1) -> bytes:
+    """An uncompressed TIFF of this machine's byte order, little-endian; each strip is the whole image or one channel."""
+    samples, bits = 3 if photometric == 2 else 1, strips[0].dtype.itemsize * 8
+    size, data = strips[0].nbytes, b"".join(strip.tobytes() for strip in strips)
+    longs = 8 + len(data)  # the offsets, the lengths and the bits of each channel stand before the directory
+    more = struct.pack(f"<{2 * len(strips)}I", *(8 + size * i for i in range(len(strips))), *[size] * len(strips))
+    more += struct.pack("<3H2x", *[bits] * 3)
+    one = len(strips) == 1
+    entries = [
+        (256, 3, 1, WIDTH), (257, 3, 1, HEIGHT), (258, 3, samples, bits if samples == 1 else longs + 8 * len(strips)), (259, 3, 1, 1),
+        (262, 3, 1, photometric), (273, 4, len(strips), 8 if one else longs), (277, 3, 1, samples), (278, 3, 1, HEIGHT),
+        (279, 4, len(strips), size if one else longs + 4 * len(strips)), (284, 3, 1, planar),
+    ]  # fmt: skip
+    directory = (
+        struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + struct.pack("<I", 0)
+    )
+    return b"II*\0" + struct.pack("<I", longs + len(more)) + data + more + directory
+
+
+def _bmp_without_alpha() -> bytes:
+    """A BMP of 32 bits whose header says that the fourth byte is alpha, and whose fourth bytes are all zero."""
+    bgra = np.dstack([np.asarray(picture())[::-1, :, ::-1], np.zeros((HEIGHT, WIDTH), np.uint8)])
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    info = struct.pack("<IiiHHIIiiII", 108, WIDTH, HEIGHT, 1, 32, 3, 0, 2835, 2835, 0, 0) + masks + b"BGRs" + bytes(48)
+    return b"BM" + struct.pack("<IHHI", 14 + len(info) + bgra.nbytes, 0, 0, 14 + len(info)) + info + bgra.tobytes()
 
 
 def _colours() -> dict[str, OddImage]:
     rgb, grey = np.asarray(picture()), np.asarray(picture().convert("L"))
     grey_rgb = np.repeat(grey[..., None], 3, axis=2)
     palette = picture().quantize(64)
+    channels = [rgb[..., channel].astype("<u2") for channel in range(3)]
+    to_32_bits = np.where(grey == grey.max(), 2**32 - 1, grey.astype(np.int64) * (2**32 // 256)).astype("<u4")
     cut_out = palette.copy()
     seen = _on_white(cut_out)
     seen[np.asarray(palette) == 5] = 255
@@ -130,6 +195,13 @@ def _colours() -> dict[str, OddImage]:
         "palette with a transparent index": OddImage(".png", encode(cut_out, "PNG", transparency=5), seen),
         "CMYK JPEG": OddImage(".jpg", encode(picture().convert("CMYK"), "JPEG", quality=95), rgb, 3),
         "LAB TIFF": OddImage(".tif", encode(_lab(), "TIFF"), rgb, 6),
+        "16-bit RGB TIFF, channel by channel": OddImage(".tif", _tiff([each * 257 for each in channels], 2, 2), rgb),
+        "12 bits in a 16-bit RGB TIFF, channel by channel": OddImage(".tif", _tiff([each * 16 for each in channels], 2, 2), rgb),
+        "16-bit grey TIFF, channel by channel": OddImage(".tif", _tiff([grey.astype("<u2") * 257], planar=2), grey_rgb),
+        "16-bit grey TIFF, 0 is white": OddImage(".tif", _tiff([65535 - grey.astype("<u2") * 257], 0), grey_rgb),
+        "8-bit grey TIFF, 0 is white, channel by channel": OddImage(".tif", _tiff([255 - grey], 0, 2), grey_rgb),
+        "32-bit grey TIFF": OddImage(".tif", _tiff([to_32_bits]), np.where(grey_rgb == grey.max(), 255, grey_rgb)),
+        "BMP with an unused fourth channel": OddImage(".bmp", _bmp_without_alpha(), rgb),
         "float TIFF": OddImage(".tif", encode(Image.fromarray(grey.astype(np.float32) / 255), "TIFF"), grey_rgb),
     }
 
@@ -179,4 +251,4 @@ def _tiff_as_byte(orientation: int) -> bytes:
 
 def odd_images() -> dict[str, OddImage]:
     """All of them, by name."""
-    return _colours() | _orientations()
+    return _colours() | _with_transparent_colour() | _orientations()
