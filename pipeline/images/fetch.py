@@ -37,6 +37,10 @@ _AUTHORITY = re.compile(r"[^/]*//([^/?#]*).*", re.DOTALL)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 _TRANSIENT_STATUSES = frozenset({502, 503, 504})
+_LATER_STATUSES = frozenset({408, 429})
+"""Worth a retry, but not at once."""
+_COMPRESSIONS = frozenset({"gzip", "x-gzip", "compress", "x-compress", "deflate", "br", "zstd", "dcb", "dcz"})
+"""IANA HTTP Content Coding Registry. Hosts also send words that are none, such as `none`, `binary` or `utf-8`, which mean nothing."""
 _HEADERS = [
     (b"User-Agent", b"rtmdet-ins-serve"),
     (b"Accept", b"image/*,*/*;q=0.1"),
@@ -256,8 +260,10 @@ def _check_head(response: httpcore.Response) -> None:
     if response.status in _TRANSIENT_STATUSES:
         raise TransientFetchError(f"The URL's host answered with status {response.status}.")
     if not 200 <= response.status < 300:
-        raise FetchError(f"The URL's host answered with status {response.status}.")
-    if (_header(response, b"content-encoding") or b"identity").strip().lower() != b"identity":
+        code = TransientFetchError.code if response.status in _LATER_STATUSES else None
+        raise FetchError(f"The URL's host answered with status {response.status}.", code=code)
+    codings = b",".join(value for key, value in response.headers if key.lower() == b"content-encoding").decode("latin-1")
+    if any(coding.strip().lower() in _COMPRESSIONS for coding in codings.split(",")):
         raise FetchError("The URL's host sent a compressed response, although the request asked for none.")
 
 

@@ -185,6 +185,16 @@ async def test_other_status(world: World, status: str) -> None:
     assert world.requests == ["/x"]
 
 
+@pytest.mark.parametrize("status", ["429 Too Many Requests", "408 Request Timeout"])
+async def test_a_host_that_asks_for_patience(world: World, status: str) -> None:
+    """The caller may try again; at once, it would only be refused again."""
+    world.answers["/x"] = answer(b"", status)
+    with pytest.raises(FetchError) as caught:
+        await world.fetcher().fetch("http://good.test/x")
+    assert caught.value.code == "fetch_unavailable"
+    assert world.requests == ["/x"]
+
+
 REDIRECT = "302 Found"
 NOT_FOUND = answer(status="404 Not Found")
 
@@ -345,6 +355,20 @@ async def test_gzip_bomb_is_not_opened(world: World, encoding: str) -> None:
     world.answers["/x"] = answer(bomb, headers=f"Content-Encoding: {encoding}\r\n")
     with pytest.raises(FetchError, match="compressed"):
         await world.fetcher().fetch("http://good.test/x")
+
+
+async def test_a_second_header_says_that_it_is_compressed(world: World) -> None:
+    """All count."""
+    world.answers["/x"] = answer(b"x", headers="Content-Encoding: identity\r\nContent-Encoding: GZIP\r\n")
+    with pytest.raises(FetchError, match="compressed"):
+        await world.fetcher().fetch("http://good.test/x")
+
+
+@pytest.mark.parametrize("encoding", ["", "none", "UTF-8", "binary", "aws-chunked"])
+async def test_words_that_are_no_compression(world: World, encoding: str) -> None:
+    """Hosts send them; what follows is the image."""
+    world.answers["/x"] = answer(b"image", headers=f"Content-Encoding: {encoding}\r\n")
+    assert await world.fetcher().fetch("http://good.test/x") == b"image"
 
 
 BROKEN = {
