@@ -190,7 +190,7 @@ class Ingress:
                 closed=params.closed,
             ),
             labels=None if params.labels is None else self._known(params.labels),
-            isolate=params.on_error == "isolate",
+            isolate=params.on_error == "isolate" and answer_as in ("objects", "json"),  # a picture has no place for an error
             answer_as=answer_as,
         )
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.params import ScoreParams, parse_params
 from pipeline.errors import InvalidRequest, LimitExceeded, quoted
-from serve_app.long_strings import cut_out
+from serve_app.long_strings import cut_before, cut_out
 
 INPUT_DATA_MISSING = "A value is not provided for the 'input_data' parameter."
 
@@ -75,13 +75,21 @@ def parse_score_request(body: bytes | bytearray) -> ScoreRequest:
     try:
         document = orjson.loads(memoryview(text)[len(BOM) :] if body.startswith(BOM) else text)
     except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"The request body is not valid JSON: {error}.") from error
+        place = _place(error, strings)
+        raise InvalidRequest(f"The request body is not valid JSON: {error.msg}: {place}.") from error
     if not isinstance(document, dict):
         raise InvalidRequest(f"The request body must be a JSON object, got {_json_type(document)}.")
     if document.get("input_data") is None:
         raise InvalidRequest(INPUT_DATA_MISSING)
     images = [strings.get(image, image) for image in _parse_images(document["input_data"])]
     return ScoreRequest(images, parse_params(document.get("params")))
+
+
+def _place(error: orjson.JSONDecodeError, strings: dict[str, str]) -> str:
+    """Where the body is not JSON, in its own characters: the parser saw short tokens in place of long strings."""
+    line = error.doc.rfind("\n", 0, error.pos) + 1
+    position, line_start = (place + cut_before(place, error.doc, strings) for place in (error.pos, line))
+    return f"line {error.lineno} column {position - line_start + 1} (char {position})"
 
 
 def _check_structure(body: bytes | bytearray) -> None:

@@ -10,7 +10,8 @@ The answer is the same JSON list, or a picture (`answer_form`). A file's format 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Mapping
+import re
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from typing import Any
 
 from starlette.datastructures import Headers, UploadFile
@@ -59,7 +60,7 @@ def answer_form(request: Request, images: int) -> AnswerForm:
     Raises:
         InvalidRequest: another value of `draw`, or a picture is asked for and the request has not exactly one photo.
     """
-    accepted = {part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "").split(",")}
+    accepted = set(_accepted(request.headers.get("accept", "")))
     draw = request.query_params.get("draw")
     if draw not in (None, "0", "1", "false", "true"):
         raise InvalidRequest("'draw' must be 1 or 0.")
@@ -69,6 +70,14 @@ def answer_form(request: Request, images: int) -> AnswerForm:
     if not wanted:
         return "json"
     return "jpeg" if "image/jpeg" in accepted and "image/png" not in accepted else "png"
+
+
+def _accepted(header: str) -> Iterator[str]:
+    """The media types of an Accept header, without those of weight 0: "not this one"."""
+    for part in header.lower().split(","):
+        kind, *parameters = (piece.replace(" ", "") for piece in part.split(";"))
+        if not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters):
+            yield kind
 
 
 def media_type(headers: Mapping[str, str]) -> str:
@@ -100,6 +109,8 @@ async def _read_form(body: bytearray, headers: Headers, max_images: int) -> tupl
         if "Too many files" in str(error):
             check_image_count(max_images + 1, max_images)
         raise InvalidRequest(f"The multipart form cannot be parsed: {error.message.rstrip('.')}.") from error
+    except ValueError as error:  # some of Python's codecs, such as punycode, raise more than UnicodeDecodeError
+        raise InvalidRequest("The multipart form cannot be parsed: a name or value is not in the form's charset.") from error
     photos: list[bytes] = []
     fields: list[tuple[str, str]] = []
     try:
@@ -111,7 +122,8 @@ async def _read_form(body: bytearray, headers: Headers, max_images: int) -> tupl
     finally:
         await form.close()
     if not photos:
-        raise InvalidRequest("The multipart form holds no file; send photos as in: curl -F image=@photo.jpg …/score")
+        example = "send photos as in: curl -F image=@photo.jpg …/score"
+        raise InvalidRequest(f"The multipart form holds no file (a part with a filename); {example}")
     check_image_count(len(photos), max_images)
     return photos, fields
 

@@ -13,7 +13,9 @@ from pipeline.errors import FetchError, ImageError
 from pipeline.images.decode import DecodeLimits, check_byte_count
 
 _SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]*):", re.IGNORECASE)
-_DATA_URL = re.compile(r"\s*data:image/[a-z0-9.+-]+(?:;[a-z0-9-]+=[^;,\s]*)*;base64,", re.IGNORECASE)
+_DATA_URL = re.compile(
+    r"\s*data:(?:image/[a-z0-9.+-]+|application/octet-stream)?(?:;[a-z0-9-]+=[^;,\s]*)*;base64,", re.IGNORECASE
+)
 _WHITE = " \t\r\n"
 
 
@@ -44,8 +46,8 @@ def parse_source(text: str, max_bytes: int = DecodeLimits().max_bytes) -> ImageS
     """Tell a URL from base64, and decode the base64.
 
     Args:
-        text: `http(s)://...` in any letter case, `data:image/...;base64,...`, or base64 (standard alphabet, padded,
-            line breaks allowed).
+        text: `http(s)://...` in any letter case, `data:image/...;base64,...` (or application/octet-stream or no type, which browsers
+            write for files of a kind that they do not know), or base64 (standard alphabet, padded, line breaks allowed).
         max_bytes: most decoded bytes; checked before decoding.
     Raises:
         FetchError: `url_refused`, a URL of any other scheme.

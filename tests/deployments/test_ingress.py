@@ -112,6 +112,15 @@ async def test_one_bad_image_is_one_error(ingress, counted):
     assert counted["latency"] == {"failed": 1, "done": 1}
 
 
+async def test_a_picture_is_not_isolated(ingress):
+    """It cannot show an error: a bad image fails the request, as without `on_error`."""
+    params = ScoreParams(on_error="isolate")
+    assert ingress.score_options(params, "json").isolate
+    assert ingress.score_options(params, "objects").isolate
+    assert not ingress.score_options(params, "png").isolate
+    assert not ingress.score_options(params, "jpeg").isolate
+
+
 async def test_the_model_is_asked_for_once_in_a_while(ingress, monkeypatch):
     """During an update the first detector to answer may have the old model; a busy one changes nothing."""
     asked = []

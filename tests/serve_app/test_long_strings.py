@@ -57,6 +57,17 @@ def test_a_message_shows_the_string_and_not_its_token():
         parse_score_request(b'{"input_data": {"' + b"k" * 5000 + b'": 1}}')
 
 
+@pytest.mark.parametrize("between", [", ", ",\n "], ids=["in one line", "in lines"])
+def test_a_message_names_the_place_in_the_body(between):
+    """And not in what the parser saw."""
+    body = (between.join(['{"a": "' + "x" * 5000 + '"', '"b": "' + "y" * 6000 + '"']) + " oops}").encode()
+    with pytest.raises(orjson.JSONDecodeError) as expected:
+        orjson.loads(body)
+    with pytest.raises(InvalidRequest) as caught:
+        parse_score_request(body)
+    assert caught.value.message == f"The request body is not valid JSON: {expected.value}."
+
+
 @pytest.mark.parametrize("bad", ["\n", "\x1f", "\\q"], ids=["line break", "control character", "unknown escape"])
 def test_strings_that_json_forbids_stay_forbidden(bad):
     """They are left to the parser, which refuses them."""

@@ -62,12 +62,13 @@ def image(content=JPEG, kind="image/jpeg"):
 
 
 PART = b'--b\r\nContent-Disposition: form-data; name="i"; filename="a"\r\n\r\n' + JPEG + b"\r\n"
+OF_NO_CHARSET = PART.replace(b'name="i"', b'name="a-\\"') + b"--b--\r\n"
 CUT = PART + PART[:-2]
 """A second photo whose end, and so the closing boundary, is missing."""
 
 
-def form(content):
-    return image(content, "multipart/form-data; boundary=b")
+def form(content, more=""):
+    return image(content, f"multipart/form-data; boundary=b{more}")
 
 
 @pytest.mark.parametrize("end", [b"--b--\r\n", b"--b--", b"--b--\r\nepilogue"], ids=["line break", "none", "text"])
@@ -91,7 +92,9 @@ async def test_whatever_follows_the_closing_boundary(client, ingress, end):
         pytest.param("", image(JPEG, "multipart/form-data; boundary=b"), 400, "invalid_request", "multipart form", id="no form"),
         pytest.param("", form(CUT), 400, "invalid_request", "cannot be parsed: it has no closing boundary, so", id="cut off"),
         pytest.param("", form(b"--b\n"), 400, "invalid_request", "form cannot be parsed: Invalid multipart data.", id="no CR"),
-        pytest.param("", {"files": [("i", (None, "1"))]}, 400, "invalid_request", "holds no file; send photos as in: curl", id="no file"),
+        pytest.param("", {"files": [("i", (None, "1"))]}, 400, "invalid_request", "holds no file (a part with a filename)", id="no file"),
+        pytest.param("", form(OF_NO_CHARSET, "; charset=undefined"), 400, "invalid_request", "not in the form's charset", id="no charset"),
+        pytest.param("", form(OF_NO_CHARSET, "; charset=punycode"), 400, "invalid_request", "not in the form's charset", id="odd charset"),
         pytest.param("", {"files": [("i", ("a", b""))]}, 400, "invalid_request", "The file of field 'i' is empty", id="empty file"),
         pytest.param("", {"files": [("i", ("a", JPEG))] * 4}, 413, "too_many_images", "4 images; the limit is 3", id="one too many"),
         pytest.param("", {"files": [("i", ("a", JPEG))] * 9}, 413, "too_many_images", "the limit is 3", id="far too many"),
@@ -112,6 +115,8 @@ async def test_refusals_say_what_to_do(client, ingress, query, request_, status,
         pytest.param("", "image/png", "png", id="Accept PNG"),
         pytest.param("", "image/jpeg; q=0.9", "jpeg", id="Accept JPEG"),
         pytest.param("", "application/json, image/png", "json", id="JSON will do"),
+        pytest.param("", "image/png; q=0.0, */*", "json", id="all but PNG"),
+        pytest.param("", "application/json;q=0, image/png", "png", id="no JSON"),
         pytest.param("draw=1", "*/*", "png", id="draw"),
         pytest.param("draw=true", "image/jpeg", "jpeg", id="draw, JPEG"),
         pytest.param("draw=0", "image/png", "json", id="not drawn"),

@@ -26,9 +26,20 @@ def test_urls_in_any_letter_case(url: str) -> None:
         base64.encodebytes(DATA).decode().replace("\n", "\r\n"),
         "  " + base64.b64encode(DATA).decode() + "\n",
         "data:image/jpeg;base64," + base64.b64encode(DATA).decode(),
+        "data:application/octet-stream;base64," + base64.b64encode(DATA).decode(),
+        "data:;base64," + base64.b64encode(DATA).decode(),
         "DATA:image/svg+xml;charset=utf-8;BASE64," + base64.encodebytes(DATA).decode(),
     ],
-    ids=["plain", "line breaks", "CRLF", "padded with blanks", "data URL", "data URL with parameter"],
+    ids=[
+        "plain",
+        "line breaks",
+        "CRLF",
+        "padded with blanks",
+        "data URL",
+        "of an unknown kind",
+        "of no kind",
+        "data URL with parameter",
+    ],
 )
 def test_base64(text: str) -> None:
     """Standard base64 with and without line breaks, bare or in a data URL."""
