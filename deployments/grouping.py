@@ -3,13 +3,15 @@
     send(item) ──▶ waiting ──▶ group ──▶ dispatch(items), one call for all of them ──▶ each sender's own outcome
     send(item, alone=True) ──▶ a group of its own, at once
 
-A few groups are in flight at a time; items that arrive meanwhile wait and form the next groups. So an idle service sends each image at
-once, and a busy one sends full groups. Callers take turns. The items of a caller with several waiting are in groups of their own: nobody
-waits for more images of another than its own. A caller with nothing in flight does not wait for groups of others (`_fill`).
+At most `max_in_flight` groups are in flight; items that arrive meanwhile wait and form the next groups. So an idle service sends each
+image at once, and a busy one sends full groups.
+
+Callers take turns. A group has either several items of one caller, or single items of several callers, so nobody waits for more images of
+another than its own. A caller with nothing in flight does not wait for the groups of others (`_fill`).
 
 Items that may take long (a URL, or an item whose replica died) are sent alone and do not delay others. A group that takes longer than
-`PATIENCE_S`, for example because its replica does not answer, no longer counts as in flight; after some seconds it is cancelled
-(`CallHangs`). Ray takes 7 s to detect a dead node, and up to 30 s to kill a replica that does not answer.
+`PATIENCE_S`, for example because its replica does not answer, no longer counts as in flight; if it does not return, it is cancelled and its
+senders get `CallHangs`. They need not wait for Ray, which takes 7 s to detect a silent node, and up to 30 s to kill a silent replica.
 """
 
 from __future__ import annotations

@@ -163,7 +163,15 @@ class Ingress:
                 await stage.check_health.remote()
 
     def context(self, timeout_s: float | None = None, request_id: str | None = None, caller: str = "") -> RequestContext:
-        """A request's context; the deadline is the shorter of the caller's and the server's."""
+        """A request's context; the deadline is the shorter of the caller's and the server's.
+
+        Args:
+            timeout_s: the caller's time limit, seconds; None for the server's.
+            request_id: for the logs; None generates one.
+            caller: id of the request's key; empty if there are fewer than two keys.
+        Raises:
+            InvalidRequest: `timeout_s` is not a number.
+        """
         if timeout_s is not None and math.isnan(timeout_s):
             raise InvalidRequest("timeout_s must be a number of seconds, not NaN.")
         timeout_s = self.settings.ingress.timeout_s if timeout_s is None else min(timeout_s, self.settings.ingress.timeout_s)

@@ -51,7 +51,12 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to `host`; raises FetchError `url_refused` unless all its addresses are permitted."""
+        """Connect to `host`, within `timeout` seconds.
+
+        Raises:
+            FetchError `url_refused`: not all its addresses are permitted.
+            httpcore.ConnectTimeout: no connection in time.
+        """
         try:
             async with asyncio.timeout(timeout):
                 addresses = await self._permitted_addresses(host, port)

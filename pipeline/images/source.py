@@ -71,6 +71,10 @@ def parse_source(text: str, max_bytes: int = DecodeLimits().max_bytes) -> ImageS
 def decode_base64(text: str, max_bytes: int) -> bytes:
     """Decode standard base64 strictly; only white space is skipped.
 
+    Raises:
+        ImageError `invalid_base64`: empty, or not base64.
+        LimitExceeded: more than `max_bytes`.
+
     Measured on 4 MB of text: 0.24 ms, with line breaks 2.4 ms (`binascii`: 7.5 and 8.2 ms).
     """
     if len(text) * 3 // 4 > max_bytes + 2:

@@ -6,10 +6,12 @@
            deadline passed or      the next batch gathers meanwhile; it starts when the model reports capacity,
            cancelled: dropped      at the latest when this one is done
 
-An idle model waits `max_wait_s` for more items; a busy one does not wait, because items queue while it is busy.
-Callers take turns. While there are several, batches have at most `fair_batch` items, so that nobody waits for long batches of others; all
-but the one that asks for the least have at most `most_of_a_caller` items running, so that the next item of another finds room.
-The queue is unbounded: admission is up to the caller.
+An idle model waits `max_wait_s` for more items; a busy one does not wait, because items queue while it is busy. The queue is unbounded:
+the Ingress bounds what it admits.
+
+Callers take turns. While there are several callers:
+- batches have at most `fair_batch` items, so that nobody waits for a long batch of another;
+- each has at most `most_of_a_caller` items running, except the one that asks for the least, so that its next item finds room.
 """
 
 from __future__ import annotations

@@ -166,6 +166,7 @@ def create_engine(checkpoint: Checkpoint, options: EngineOptions, on_capacity: C
     Raises:
         EngineUnavailable: the machine lacks what the engine needs; the message names it.
         CheckpointError: the weights do not fit an RTMDet-Ins network.
+        ConfigurationError: the simulated engine is asked for, which takes no checkpoint.
     """
     from pipeline.inference.devices import choose_kind, choose_torch_device
 

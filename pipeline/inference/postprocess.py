@@ -145,9 +145,14 @@ def position_tables(input_hw: tuple[int, int], kernel_branch: KernelBranch, devi
 
 
 def boxes_around(points: Tensor, reach: Tensor, size: int) -> Tensor:
-    """(..., 4) boxes of points (..., 2) and their distances left top right bottom (..., 4), clamped to the square of this size.
+    """Boxes around points, clamped to the square of `size` pixels, as mmdet does before its NMS.
 
-    mmdet clamps to the padded square before its NMS, too.
+    Args:
+        points: (..., 2) x y, network pixels.
+        reach: (..., 4) distances to the left, top, right and bottom, network pixels.
+        size: side of the network's square input, pixels.
+    Returns:
+        (..., 4) x1 y1 x2 y2, network pixels.
     """
     return torch.cat([points - reach[..., :2], points + reach[..., 2:]], dim=-1).clamp_(0, size)
 
@@ -176,7 +181,7 @@ def thresholds_of(options: Sequence[DetectOptions], classes: int) -> NDArray[np.
 
 
 def has_area(boxes: Tensor) -> Tensor:
-    """(..., 4) to (...) bool: mmdet's min_bbox_size 0, width and height above 0."""
+    """(..., 4) boxes x1 y1 x2 y2 to (...) bool: width and height are above 0 (mmdet's `min_bbox_size` of 0)."""
     return (boxes[..., 2:] > boxes[..., :2]).all(-1)
 
 

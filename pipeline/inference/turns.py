@@ -1,4 +1,4 @@
-"""Fairness between callers: a queue in which they take turns, threads that work it off, and who was here in the last seconds."""
+"""Fairness between callers: a queue and threads for which they take turns, and the callers of the last seconds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RECENT_S, HALF_LIFE_S = 2.0, 2.0
 class Turns(Generic[Item]):
     """One queue per caller; callers take turns, one item at a time. So many items of one caller delay only that caller.
 
-    The next turn is of the caller that had the fewest in the last seconds, so who asks for little is ahead of those who always wait.
+    The next turn is of the caller that had the fewest in the last seconds: one that asks for little goes before those that always wait.
     """
 
     def __init__(self) -> None:
@@ -128,21 +128,22 @@ class RecentCallers:
         self._latest[caller] = time.monotonic()
 
     def others_than(self, caller: str) -> list[str]:
-        """All but this one."""
+        """The recent callers without this one."""
         forgotten = time.monotonic() - RECENT_S
         while self._latest and next(iter(self._latest.values())) < forgotten:
             del self._latest[next(iter(self._latest))]
         return [other for other in self._latest if other != caller]
 
     def any_others(self, callers: Iterable[str]) -> bool:
-        """Whether there are others than one of these."""
+        """Whether some recent caller is another than one of these."""
         return any(self.others_than(caller) for caller in callers)
 
     def limit(self, caller: str, had: Callable[[str], float]) -> bool:
-        """Whether a caller is to leave room for others: not if there are none, or if it had the fewest turns.
+        """Whether a caller must leave room for others. It must not if there are no others, or if it had the fewest turns.
 
         Args:
-            had: how many turns a caller had lately. One that is none of the recent callers always leaves room for them.
+            caller: if it is not one of the recent callers, it must leave room for them.
+            had: returns how many turns a caller had lately.
         """
         others = self.others_than(caller)
         return bool(others) and (caller not in self._latest or any(had(other) < had(caller) for other in others))

@@ -66,7 +66,7 @@ def find_misplaced(outline: Outline) -> list[tuple[int, int]]:
 
 @compiled
 def encloses(ring: NDArray[np.float64], x: float, y: float) -> bool:
-    """Whether a ring, closed or not, encloses a point: counts the edges that a ray to the right crosses."""
+    """Whether a ring (n, 2) x y, closed or not, encloses a point: counts the edges that a ray to the right crosses."""
     inside = False
     before = len(ring) - 1
     for k in range(len(ring)):

@@ -68,7 +68,13 @@ def _look_up(bits: NDArray[np.uint16], values: NDArray[np.float32]) -> NDArray[n
 
 @compiled
 def find_window(logits: NDArray[np.float32]) -> Window:
-    """The smallest window around the positive cells, with a margin of two cells inside the grid; empty if no cell is positive."""
+    """The smallest window around the positive cells, with a margin of two cells inside the grid.
+
+    Args:
+        logits: (h, w) float32.
+    Returns:
+        Top, bottom, left, right: rows and columns of cells, the ends exclusive; all 0 if no cell is positive.
+    """
     height, width = logits.shape
     top, bottom, left, right = height, 0, width, 0
     for row in range(height):
@@ -91,9 +97,11 @@ def place_samples(first: int, end: int, step: int, image_end: int) -> NDArray[np
     """Sample positions along one axis, network pixels: the middle of each step, and the image's borders if the window reaches them.
 
     Args:
-        first, end: cells of the window.
+        first, end: cells of the window, `end` exclusive.
         step: network pixels between samples.
         image_end: network pixel at which the image ends; it begins at 0.
+    Returns:
+        (n,) float64, ascending.
     """
     steps = np.arange(first * MASK_STRIDE_PX // step, end * MASK_STRIDE_PX // step)
     middles: NDArray[np.float64] = (steps + np.float64(0.5)) * step

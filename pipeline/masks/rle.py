@@ -41,7 +41,14 @@ def mask_logits_to_rle(mask_logits: NDArray[np.float16], letterbox: Letterbox) -
 
 
 def mask_logits_to_runs(mask_logits: NDArray[np.float16], letterbox: Letterbox) -> NDArray[np.int64]:
-    """Lengths of the runs of 0, 1, 0, ... of one instance's mask, read column by column; they add up to H * W."""
+    """Run lengths of one instance's mask at original size (H, W), read column by column.
+
+    Args:
+        mask_logits: (h, w) float16, (h, w) = letterbox.mask_grid_hw, inside is > 0.
+        letterbox: how the grid lies in the original image.
+    Returns:
+        (R,) int64: lengths of the runs of 0, 1, 0, ... in pixels; they add up to H * W.
+    """
     return _find_runs(read_logits(mask_logits, letterbox), letterbox.scaled_hw, letterbox.original_hw)
 
 

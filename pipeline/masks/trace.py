@@ -41,7 +41,7 @@ def trace_outline(mask_logits: NDArray[np.float16], letterbox: Letterbox, *, fil
 
 @compiled
 def trace(logits: NDArray[np.float32], scaled_hw: tuple[int, int], original_hw: tuple[int, int], fill_holes: bool) -> Outline:
-    """`trace_outline` for finite logits."""
+    """`trace_outline` for (h, w) float32 logits that are finite; `_hw` of the scaled and the original image in pixels."""
     top, bottom, left, right = find_window(logits)
     step = 1 if (bottom - top) * (right - left) <= FINE_CELLS else MASK_STRIDE_PX
     x, y = place_samples(left, right, step, scaled_hw[1]), place_samples(top, bottom, step, scaled_hw[0])

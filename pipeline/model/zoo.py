@@ -53,7 +53,11 @@ class ModelHeader:
 
 @cache
 def official_urls() -> dict[str, str]:
-    """URLs of OpenMMLab's RTMDet-Ins checkpoints by config name, from the metafile that mmdet installs."""
+    """URLs of OpenMMLab's RTMDet-Ins checkpoints by config name, from the metafile that mmdet installs.
+
+    Raises:
+        ConfigurationError: mmdet is not installed.
+    """
     package = importlib.util.find_spec("mmdet")
     if package is None or package.origin is None:
         raise ConfigurationError("mmdet is not installed; install this project with its dependencies.")

@@ -108,10 +108,12 @@ class CudaKernels:
         self._start("chained_pools", (vectors, batch), THREADS, features, *sizes)
 
     def greedy_nms(self, boxes: Tensor, labels: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
-        """As `pipeline.inference.cuda.postprocess.suppress_in_passes`, but exact always.
+        """As `pipeline.inference.cuda.postprocess.suppress_in_passes`, but always exact.
 
         Args:
-            boxes: (B, K, 4) float32, K at most 512; labels (B, K) int64 and alive (B, K) bool.
+            boxes: (B, K, 4) float32 x1 y1 x2 y2, best score first, K at most 512.
+            labels: (B, K) int64.
+            alive: (B, K) bool, which rows are candidates.
         """
         boxes, labels, alive = boxes.contiguous(), labels.contiguous(), alive.contiguous()
         kept = torch.empty_like(alive)
@@ -134,7 +136,7 @@ class CudaKernels:
     def packed_mask_logits(
         self, features: Tensor, kernels: Tensor, points_xy: Tensor, strides: Tensor, counts: Tensor, grids_wh: Tensor
     ) -> Tensor:
-        """As `pipeline.inference.mask_head.packed_mask_logits`, but that a logit that is not a number comes out as outside."""
+        """As `pipeline.inference.mask_head.packed_mask_logits`, with the same arguments; a logit that is NaN counts as outside."""
         batch, _, height, width = features.shape
         slots, cells = len(kernels) // batch, height * width
         first, second_bias, second, third_bias, third = (part.contiguous() for part in layers_of(kernels, points_xy, strides))
@@ -148,7 +150,7 @@ class CudaKernels:
         return masks
 
     def fastest(self, ways: Sequence[Callable[[], object]]) -> int:
-        """Time some ways to do the same on the current stream; the number of the one that takes least."""
+        """Time several ways to do the same on the current stream; returns the index of the fastest."""
         times_ms = []
         for way in ways:
             for _ in range(TIMED_RUNS):  # cuDNN chooses an algorithm, and clocks rise

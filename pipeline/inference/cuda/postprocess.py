@@ -86,14 +86,15 @@ def encode_options(
 def suppress_in_passes(boxes: Tensor, labels: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
     """Class-wise greedy NMS of K boxes of each of B images.
 
-    As `pipeline.inference.nms`: "kept = not overlapped by a better kept box", over and over; the fixed point is the greedy result.
+    As `pipeline.inference.nms`, it repeats "kept = not overlapped by a better kept box", here `NMS_PASSES` times; the fixed point is the
+    greedy result.
 
     Args:
         boxes: (B, K, 4) float32, the best first.
         labels: (B, K) int64.
-        alive: (B, K) bool, which take part.
+        alive: (B, K) bool, which rows are candidates.
     Returns:
-        (B, K) bool, which are kept; and (B,) bool, whether that is the end of it.
+        (B, K) bool, which are kept; and (B,) bool, whether the fixed point was reached, so that they are exact.
     """
     suppress = overlaps(boxes, labels, boxes, labels, NMS_IOU).triu_(1)
     kept = before = alive

@@ -5,18 +5,14 @@
                      └▶ what is left over: image by image as above
 
 Streams do not wait for each other. Threads that share an image do, at every layer; if another process (a decoder, the Polygonizer) takes
-one of two cores, the other one idles as well. Measured on 2 cores with the embedded model in batches of 8, before the
-layers were packed, images/s: quiet 68 with both threads on one image, 75 with two streams; beside a neighbour that uses 60 % of a core
-43 and 58.
+one of two cores, the other one idles as well.
 
-A second call uses the streams as they become free, before the first batch ends; the engine reports this by `on_capacity`. Measured in
-`layout: together` with 32 clients: 55 images/s when each batch waits for the one before it, 61 when not (cores busy 92 and 97 %).
+A second call uses the streams as they become free, before the first batch ends; the engine reports this by `on_capacity`.
 
 The network runs one image a pass: with an open batch dimension OpenVINO copies at every change of layout. So each image can have the
-input that fits it (`letterbox.fitted_input`), compiled when the first one of its shape comes, while images of other shapes go on:
-measured with the embedded model, 14.8 ms for the square of 640, 12.4 for 640 x 512, 9.9 for 640 x 384. What cannot be compiled goes to
-the square. The outputs of one shape land in one buffer, so that the post-processing sees all of them in a stream's share: measured with
-the embedded model, 1.4 ms for one image, 1.9 for four.
+input that fits it (`letterbox.fitted_input`). It is compiled when the first image of its shape comes, while images of other shapes go on;
+if it cannot be compiled, the square is used. In a stream's share of a batch, the outputs of one shape are in one buffer, which is
+post-processed in one call. Measurements: docs/DESIGN.md and benchmarks/HISTORY.md.
 """
 
 from __future__ import annotations
