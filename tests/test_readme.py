@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from deployments.settings import Settings
+from serve_app.config_file import check_document
+
 REPOSITORY = Path(__file__).parents[1]
 PAGES = {
     path: path.read_text(encoding="utf-8")
@@ -97,6 +100,51 @@ def test_yaml_parses():
     """Every YAML snippet is YAML."""
     for block in blocks("yaml", EVERYTHING):
         assert yaml.safe_load(block) is not None
+
+
+SERVICE = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text(encoding="utf-8"))
+
+
+def merged(document, *changes):
+    """A copy of a document with others merged in; lists of deployments are merged by name."""
+    result = dict(document)
+    for change in changes:
+        for key, value in change.items():
+            result[key] = merged(result.get(key) or {}, value) if isinstance(value, dict) else value
+    return result
+
+
+@pytest.mark.parametrize("snippet", blocks("yaml", EVERYTHING), ids=lambda text: text.split(":")[0].strip())
+def test_yaml_goes_into_the_configuration(snippet):
+    """Every YAML snippet, put where its page says, is a valid configuration."""
+    document = yaml.safe_load(snippet)
+    (application,) = SERVICE["applications"]
+    if isinstance(document, list):
+        named = {one["name"]: one for one in document}
+        changes = {"deployments": [merged(one, named.get(one["name"], {})) for one in application["deployments"]]}
+    elif set(document) <= set(Settings.model_fields):
+        changes = {"args": document}
+    else:
+        changes = {}
+    whole = merged(SERVICE, {} if changes else document, {"applications": [merged(application, changes)]})
+    check_document(whole)
+
+
+def test_settings_exist():
+    """Every `section.setting` that a page names is one, and every `section.setting: value` is valid."""
+    sections = "|".join(Settings.model_fields)
+    found = set(re.findall(rf"`(?:args\.)?((?:{sections})\.[a-z_.]+)(?:: ([^`]+))?`", EVERYTHING))
+    assert len(found) > 20
+    for name, value in found:
+        fields = Settings.model_fields
+        for part in name.split("."):
+            assert part in fields, name
+            fields = getattr(fields[part].annotation, "model_fields", {})
+        if value:
+            document = yaml.safe_load(value)
+            for part in reversed(name.split(".")):
+                document = {part: document}
+            Settings.model_validate(document)
 
 
 def test_numbers_are_filled_in():
