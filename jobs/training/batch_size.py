@@ -2,7 +2,7 @@
 
 1, 2, 4, ... photos ─▶ one training step each ─▶ its peak ─▶ twice as many would still leave a margin? ─▶ go on, or stay
 
-On a card every size is tried up to the first that does not fit. On a CPU, where a step takes seconds, sizes up to 4 are; what more need
+On a GPU every size is tried up to the first that does not fit. On a CPU, where a step takes seconds, sizes up to 4 are; what more need
 follows from these: a step's memory grows with its photos.
 """
 
