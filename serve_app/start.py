@@ -44,21 +44,26 @@ def read_ray_env(path: Path) -> None:
 
 
 def ray_env(path: Path) -> dict[str, str]:
-    """The variables in a file of lines NAME=value, read as a shell does: with comments, and quotes around values with spaces.
+    """The variables in a file of lines NAME=value, read as a shell does: with comments, and quotes around values with spaces or newlines.
 
     Raises:
         ConfigurationError: a quote is not closed, or the file cannot be read as UTF-8.
     """
-    words: list[str] = []
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else []
-        for number, line in enumerate(lines, start=1):
-            try:
-                words += shlex.split(line, comments=True)
-            except ValueError as error:
-                raise ConfigurationError(f"{path.name}, line {number}: {error}; expected NAME=value") from error
+        text = path.read_text(encoding="utf-8-sig") if path.is_file() else ""
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path.name} cannot be read as UTF-8 text: {error}") from error
+    words: list[str] = []
+    unread, first, fault = "", 0, ""
+    for number, line in enumerate(text.splitlines(keepends=True), start=1):
+        unread, first = unread + line, first if unread else number
+        try:
+            words += shlex.split(unread, comments=True)
+            unread = ""
+        except ValueError as error:  # the value may go on in the next line
+            fault = str(error)
+    if unread:
+        raise ConfigurationError(f"{path.name}, line {first}: {fault}; expected NAME=value")
     return {name: value for name, equals, value in (word.partition("=") for word in words) if equals}
 
 

@@ -148,6 +148,18 @@ def test_work_of_a_client_that_left_is_dropped(service, photo):
     assert post(service, as_body([photo])).status_code == 200
 
 
+def test_haproxy_does_not_splice_requests(service):
+    """Ray writes both lines of ray.env's RAY_SERVE_HAPROXY_RETRY_ON into HAProxy's configuration, after what they replace."""
+    (file,) = service.folder.glob("haproxy/**/cfg")
+    defaults = file.read_text().partition("\ndefaults\n")[2].partition("\nfrontend ")[0]
+    lines = [line.strip() for line in defaults.splitlines()]
+    assert "retry-on conn-failure empty-response" in lines
+    assert [line for line in lines if line.endswith("option splice-request")] == [
+        "option splice-request",
+        "no option splice-request",
+    ]
+
+
 def test_logs_know_requests_but_no_secrets(service, photo):
     """After a request's work its id stands in the stages' logs; keys, query strings, bodies and images never do."""
     secrets = ("QUERYSECRET", "URLSECRET", "PASSWORDSECRET", "KEYSECRET", "BODYSECRET", "IMAGESECRET", "/9j/4AAQ")

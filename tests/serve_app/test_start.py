@@ -96,15 +96,15 @@ def test_ray_env_leaves_what_the_environment_sets(tmp_path, monkeypatch):
 
 
 def test_ray_env_is_read_as_a_shell_reads_it(tmp_path):
-    """Quotes hold a value with spaces together, and are no part of it."""
+    """Quotes hold a value with spaces or newlines together, and are no part of it."""
     path = tmp_path / "ray.env"
-    path.write_text("TEST_A=\"1s and more\"  # seconds\nTEST_B=\nTEST_C='a=b'\n")
-    assert start.ray_env(path) == {"TEST_A": "1s and more", "TEST_B": "", "TEST_C": "a=b"}
+    path.write_text('TEST_A="1s and more"  # seconds\nTEST_B=\nTEST_C=\'a=b\'\nTEST_D="1\n  2 # 3" # isn\'t read\nTEST_E=5')
+    assert start.ray_env(path) == {"TEST_A": "1s and more", "TEST_B": "", "TEST_C": "a=b", "TEST_D": "1\n  2 # 3", "TEST_E": "5"}
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b'A=1\nB="x\n', r"ray\.env, line 2: No closing quotation"), (b"A=\xff", r"ray\.env cannot be read as UTF-8")],
+    [(b'A=1\nB="x\nC=1\n', r"ray\.env, line 2: No closing quotation"), (b"A=\xff", r"ray\.env cannot be read as UTF-8")],
 )
 def test_a_fault_of_ray_env_is_one_line(tmp_path, capsys, content, said):
     """It names the file, and the line."""
