@@ -21,6 +21,7 @@ import requests
 from PIL import Image
 
 from rtmdet_ins_client.result import Result
+from rtmdet_ins_client.upright import upright, upright_size
 
 Photo = str | Path | bytes | Image.Image
 """A path, the bytes of an image file, or an image."""
@@ -28,6 +29,9 @@ Photo = str | Path | bytes | Image.Image
 TRIES = 5
 """With their pauses at least 5.6 s: a proxy that died is back after 5."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+PNG_MODES = frozenset({"1", "L", "LA", "I;16", "P", "RGB", "RGBA"})
+NOT_IN_FILES = {"HSV": "RGB", "La": "LA", "PA": "RGBA", "RGBa": "RGBA", "RGBX": "RGB"}
+"""Modes of Pillow that neither PNG nor TIFF holds, and what they are sent as."""
 NO_CODE = "error"
 """Code of a response that is not the service's own."""
 GRACE_S = 5.0
@@ -86,18 +90,21 @@ class Client:
         left = iter(photos)
         with ThreadPoolExecutor(in_flight, thread_name_prefix="score") as threads:
             waiting: list[tuple[Photo, Future[Result]]] = []
-            while True:
-                for photo in islice(left, 2 * in_flight - len(waiting)):
-                    waiting.append((photo, threads.submit(self._score_or_error, photo, params)))
-                if not waiting:
-                    return
-                photo, future = waiting.pop(0)
-                yield photo, future.result()
+            try:
+                while True:
+                    for photo in islice(left, 2 * in_flight - len(waiting)):
+                        waiting.append((photo, threads.submit(self._score_or_error, photo, params)))
+                    if not waiting:
+                        return
+                    photo, future = waiting.pop(0)
+                    yield photo, future.result()
+            finally:
+                threads.shutdown(wait=False, cancel_futures=True)  # a caller that stops early waits for those in flight only
 
     def _score_or_error(self, photo: Photo, params: dict[str, Any]) -> Result:
         try:
             return self.score(photo, **params)
-        except (ScoringError, OSError) as error:
+        except Exception as error:  # whatever was given as a photo
             return Result([], (0, 0), error=error)
 
     def _ask(self, data: bytes, params: dict[str, Any]) -> dict[str, Any]:
@@ -123,10 +130,17 @@ class Client:
         headers = {"Content-Type": "application/octet-stream"}
         try:
             response = self._session.post(
-                f"{self.url}/score", params=query, data=data, headers=headers, timeout=self._deadline_s + GRACE_S
+                f"{self.url}/score",
+                params=query,
+                data=data,
+                headers=headers,
+                timeout=self._deadline_s + GRACE_S,
+                allow_redirects=False,  # a POST would become a GET
             )
         except requests.RequestException as error:
             return _Refused("no_connection", f"{self.url} does not answer: {error}")
+        if response.is_redirect:
+            raise ScoringError("redirected", f"{self.url} redirects to {response.headers['location']}.", response.status_code)
         if not response.ok:
             return _refusal(response)
         try:
@@ -162,17 +176,23 @@ def _file_bytes(photo: Photo) -> bytes:
     if isinstance(photo, bytes):
         return photo
     if isinstance(photo, Image.Image):
-        file = io.BytesIO()
-        photo.save(file, "PNG")
-        return file.getvalue()
+        return _image_bytes(photo)
     return Path(photo).read_bytes()
+
+
+def _image_bytes(image: Image.Image) -> bytes:
+    """As PNG, or as TIFF where PNG does not know the mode. Without metadata, so it is turned first."""
+    file, image = io.BytesIO(), upright(image)
+    if image.mode in NOT_IN_FILES:
+        image = image.convert(NOT_IN_FILES[image.mode])
+    image.save(file, "PNG" if image.mode in PNG_MODES else "TIFF")
+    return file.getvalue()
 
 
 def _size_of(data: bytes) -> tuple[int, int]:
     """Width and height of the upright photo, pixels; (0, 0) if Pillow cannot read it."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5
-            return (image.height, image.width) if turned else image.size
+            return upright_size(image)
     except (OSError, ValueError):
         return (0, 0)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
+
+from rtmdet_ins_client.upright import upright
 
 if TYPE_CHECKING:
     import supervision
@@ -56,10 +59,12 @@ class Result:
         return cls([_found(item) for item in answer["boxes"]], size)
 
     def to_coco(self, image_id: int, category_ids: Mapping[str, int]) -> list[dict[str, Any]]:
-        """As COCO results: bbox x y width height and polygons in pixels (or RLE), score, category.
+        """As COCO results: bbox x y width height and polygons in pixels (or RLE), score, category. COCO's polygons have no holes.
 
         Args:
             category_ids: for each label; objects with other labels are left out.
+        Raises:
+            ValueError: `size` is not known.
         """
         return [
             {
@@ -89,10 +94,10 @@ class Result:
             data={"class_name": np.array([item.label for item in self.objects])},
         )
 
-    def draw(self, photo: str | Path | Image.Image) -> Image.Image:
+    def draw(self, photo: str | Path | bytes | Image.Image) -> Image.Image:
         """A copy of the photo with outlines, labels and scores. (The service draws, too: `Accept: image/png`.)"""
-        image = photo if isinstance(photo, Image.Image) else Image.open(photo)
-        picture = ImageOps.exif_transpose(image).convert("RGB")
+        file = io.BytesIO(photo) if isinstance(photo, bytes) else photo
+        picture = upright(file if isinstance(file, Image.Image) else Image.open(file)).convert("RGB")
         sized = Result(self.objects, picture.size)
         for place, item in reversed(list(enumerate(self.objects))):
             colour = COLOURS[place % len(COLOURS)]
@@ -103,10 +108,14 @@ class Result:
 
     def _pixels(self, fractions: list[float] | tuple[float, ...]) -> list[float]:
         width, height = self.size
+        if not width:
+            raise ValueError("The size of the photo is not known: Pillow cannot read its format here.")
         return [value * (height if place % 2 else width) for place, value in enumerate(fractions)]
 
     def _mask(self, item: Found) -> Image.Image:
         """Mask of one object at the photo's size: white inside, black outside and in holes."""
+        if item.rle:
+            return _rle_to_mask(item.rle).resize(self.size, Image.Resampling.NEAREST)
         mask = Image.new("L", self.size)
         draw = ImageDraw.Draw(mask)
         for rings, value in ((item.polygon, 255), (item.holes, 0)):
@@ -126,6 +135,28 @@ def _outline(picture: Image.Image, result: Result, item: Found, colour: str) -> 
     place = (left, max(top - 14, 0))
     draw.rectangle(draw.textbbox(place, text), fill=colour)
     draw.text(place, text, fill="black")
+
+
+def _rle_to_mask(rle: Mapping[str, Any]) -> Image.Image:
+    """Decode COCO's compressed RLE, whose pixels go down the columns, to an image: white inside."""
+    height, width = rle["size"]
+    columns = b"".join((b"\0", b"\xff")[place % 2] * run for place, run in enumerate(_runs(rle["counts"])))
+    return Image.frombytes("L", (height, width), columns).transpose(Image.Transpose.TRANSPOSE)
+
+
+def _runs(counts: str) -> list[int]:
+    """Lengths of the runs, outside first. Source: pycocotools, `rleFrString`."""
+    runs: list[int] = []
+    value = shift = 0
+    for byte in counts.encode():
+        bits = byte - 48
+        value |= (bits & 0x1F) << shift
+        shift += 5
+        if not bits & 0x20:
+            value -= (bits & 0x10) << (shift - 4) if bits & 0x10 else 0
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs
 
 
 def _found(item: Mapping[str, Any]) -> Found:

@@ -9,11 +9,17 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np
 import pytest
 from PIL import Image
-from rtmdet_ins_client import Client, ScoringError
+from pycocotools import mask as coco_mask
+from rtmdet_ins_client import Client, Found, Result, ScoringError
 from rtmdet_ins_client import client as module
+from rtmdet_ins_client import result as result_module
 
 from pipeline.errors import ImageError, Overloaded, StageFailed
+from pipeline.images.decode import DecodeLimits, decode_image
+from tests.support.odd_images import HEIGHT, WIDTH, odd_images, picture, stored_with
 from tests.support.page_service import page_service
+
+ORIENTED = {name: odd for name, odd in odd_images().items() if any(way in name for way in ("EXIF", "XMP", "BYTE"))}
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +53,32 @@ def test_a_photo_becomes_typed_objects(client, running, tmp_path):
     assert (params.score_threshold, params.closed, params.labels) == (0.5, False, ["person", "dog"])
 
 
-def test_the_size_is_that_of_the_upright_photo(client):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    assert client.score(photo(exif=exif.tobytes())).size == (100, 200)
+@pytest.mark.parametrize("name", ORIENTED)
+def test_the_size_is_that_of_the_upright_photo(client, name):
+    """Of a file and of an image that Pillow opened; a picture of it is upright, too."""
+    data = ORIENTED[name].data
+    for given in (data, Image.open(io.BytesIO(data))):
+        result = client.score(given)
+        assert result.size == (WIDTH, HEIGHT)
+        assert result.draw(given).size == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "I", "F"])
+def test_images_of_every_mode_are_sent(client, running, mode):
+    """In a file that the service reads, with the colours that Pillow sees."""
+    image = picture().convert("RGBA").convert("RGBa") if mode == "RGBa" else picture().convert("P" if mode == "PA" else mode)
+    image = image.convert(mode)
+    client.score(image)
+    sent, _ = decode_image(running[1].seen[-1][0][0], DecodeLimits())
+    seen = image.convert("RGBA") if mode == "RGBa" else image
+    assert np.abs(sent[..., ::-1].astype(int) - np.asarray(seen.convert("RGB"))).mean() < 2
+
+
+def test_an_opened_image_is_sent_upright_once(client, running):
+    """Its metadata is not sent with it."""
+    client.score(Image.open(io.BytesIO(stored_with(6, "TIFF", image=picture().convert("CMYK"), tiffinfo={0x0112: 6}))))
+    sent = Image.open(io.BytesIO(running[1].seen[-1][0][0]))
+    assert (sent.size, sent.getexif().get(0x0112)) == ((WIDTH, HEIGHT), None)
 
 
 def test_coco_results_are_in_pixels(client):
@@ -70,6 +98,37 @@ def test_supervision_gets_masks(client):
     assert found.mask[0][30, 50]
     assert not found.mask[0][50, 50]
     assert list(found.data["class_name"]) == ["person", "dog"]
+
+
+@pytest.mark.parametrize("height_width", [(100, 200), (7, 1), (1, 7)], ids=str)
+def test_run_lengths_are_masks(height_width):
+    """`mask_format="rle"`: of many short runs and of few long ones."""
+    for share in (0, 0.02, 0.5, 1):
+        mask = (np.random.default_rng(7).random(height_width) < share).astype(np.uint8)
+        rle = coco_mask.encode(np.asfortranarray(mask))
+        decoded = result_module._rle_to_mask({"size": rle["size"], "counts": rle["counts"].decode()})
+        np.testing.assert_array_equal(np.asarray(decoded) > 0, mask > 0)
+
+
+def test_run_lengths_are_drawn_and_masks_for_supervision():
+    """On a picture of another scale, too."""
+    mask = np.zeros((100, 200), np.uint8)
+    mask[60:, 100:] = 1
+    rle = coco_mask.encode(np.asfortranarray(mask))
+    found = Found("person", 0.9, (0.5, 0.6, 1, 1), [], [], {"size": [100, 200], "counts": rle["counts"].decode()})
+    drawn = np.asarray(Result([found], (200, 100)).draw(Image.new("RGB", (400, 200), (90, 90, 90))))
+    assert tuple(drawn[180, 380]) != (90, 90, 90)
+    assert tuple(drawn[180, 100]) == (90, 90, 90)
+    pytest.importorskip("supervision", reason="pip install './client[supervision]'")
+    np.testing.assert_array_equal(Result([found], (200, 100)).to_supervision().mask[0], mask > 0)
+
+
+def test_an_unknown_size_is_told():
+    """Not taken for zero pixels; an answer without objects needs none."""
+    found = Found("person", 0.9, (0, 0, 1, 1), [[0, 0, 1, 0, 1, 1]], [])
+    assert Result([], (0, 0)).to_coco(1, {"person": 1}) == []
+    with pytest.raises(ValueError, match="size of the photo is not known"):
+        Result([found], (0, 0)).to_coco(1, {"person": 1})
 
 
 def test_a_picture_is_tinted_inside_and_not_in_holes(client):
@@ -130,6 +189,40 @@ def test_only_a_404_of_the_proxy_is_retried(running, monkeypatch):
     assert (caught.value.code, caught.value.status) == ("not_found", 404)
 
 
+def test_a_redirect_is_told(running):
+    """Followed, the POST would be a GET."""
+
+    class Redirect(NewProxy):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(301)
+            self.send_header("location", f"{running[0]}/score")
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), Redirect) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        with pytest.raises(ScoringError, match=rf"redirects to {running[0]}/score\. \(redirected\)"):
+            Client(f"http://127.0.0.1:{proxy.server_port}").score(photo())
+        proxy.shutdown()
+
+
+def test_a_caller_that_stops_early_does_not_wait_for_the_rest(running, monkeypatch):
+    """Only for the photos in flight."""
+    asked = []
+    client = Client(running[0])
+
+    def slow(data, _params):
+        asked.append(data)
+        time.sleep(0.2)
+        return {"boxes": []}
+
+    monkeypatch.setattr(client, "_ask", slow)
+    for _ in client.score_many([photo()] * 20, in_flight=2):
+        break
+    assert len(asked) <= 4
+
+
 def test_retries_end_after_the_patience(running, monkeypatch):
     monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.01)
     running[1].error = Overloaded("full", retry_after_s=9)
@@ -152,6 +245,12 @@ def test_the_key_is_sent(monkeypatch):
         with pytest.raises(ScoringError) as caught:
             Client(url, "wrong").score(photo())
         assert caught.value.status == 401
+
+
+def test_what_is_no_photo_stops_nobody(client):
+    """Whatever a caller put into the list."""
+    results = [result for _, result in client.score_many([photo(), None, photo()])]
+    assert [type(result.error) for result in results] == [type(None), TypeError, type(None)]
 
 
 def test_many_photos_keep_their_order_and_a_missing_one_stops_nobody(client, tmp_path):
