@@ -8,24 +8,24 @@ AzureML's reader drops with a warning are left out and reported: polygons of few
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
-import yaml
 
-from jobs.annotations.fields import pixels
+from jobs.annotations.fields import parse_json, pixels, read_text
 from jobs.annotations.outlines import OutlineError, combine_by_xor, read_outline
 from jobs.annotations.photo_files import find_photos, sized
 from jobs.annotations.report import AnnotationsError, Report
+from jobs.scoring.batch_inputs import MLTABLE, InputsError, tables_of_mltable
 
 Entry = dict[str, Any]
+SUFFIXES = frozenset({".jsonl", ".json"})
+"""Of the JSON lines that an MLTable lists."""
 SLACK = 0.5
 """Polygons may reach beyond the photo by this share of its side; pixels instead of fractions are far beyond."""
-MLTABLE = "MLTable"
 
 
 def azureml_to_coco(rows: Iterable[tuple[str, Entry]], source: str, photos: Path, report: Report) -> Entry:
@@ -124,10 +124,7 @@ def jsonl_rows(files: Sequence[Path]) -> Iterator[tuple[str, Any]]:
         for number, line in enumerate(read_text(path).split("\n"), start=1):
             place = f"line {number}" if len(files) == 1 else f"{path.name}, line {number}"
             if line.strip():
-                try:
-                    yield place, json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise AnnotationsError(f"{path}, line {number}: not JSON ({error}).") from error
+                yield place, parse_json(line, f"{path}, line {number}")
 
 
 def mltable_files(table: Path) -> list[Path]:
@@ -144,26 +141,6 @@ def mltable_files(table: Path) -> list[Path]:
             f"{table}: a folder without a file {MLTABLE}. Name the annotations, or the folder of an {MLTABLE}."
         )
     try:
-        document = yaml.safe_load(read_text(file))
-    except yaml.YAMLError as error:
-        raise AnnotationsError(f"{file}: not YAML ({' '.join(str(error).split())}).") from error
-    listed = document.get("paths") if isinstance(document, dict) else None
-    found: list[Path] = []
-    for entry in listed if isinstance(listed, list) else []:
-        pattern = entry.get("file") or entry.get("pattern") if isinstance(entry, dict) else None
-        if not isinstance(pattern, str) or "://" in pattern:
-            raise AnnotationsError(f"{file}: of its paths, {entry!r} is no file in this folder.")
-        here = sorted(file.parent.glob(pattern.removeprefix("./"))) if "pattern" in entry else [file.parent / pattern]
-        found += here
-    missing = [str(path) for path in found if not path.is_file()]
-    if missing or not found:
-        raise AnnotationsError(f"{file}: {f'there is no file {missing[0]}' if missing else 'it lists no files in paths'}.")
-    return found
-
-
-def read_text(path: Path) -> str:
-    """Raises: AnnotationsError: it is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise AnnotationsError(f"{path}: not UTF-8 ({error}).") from error
+        return tables_of_mltable(file, SUFFIXES)
+    except InputsError as error:
+        raise AnnotationsError(f"{error}.") from error

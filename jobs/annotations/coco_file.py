@@ -125,10 +125,10 @@ def _categories(entries: Sequence[Entry], source: Path) -> list[Entry]:
 def _without_roots(categories: list[Entry], objects: Sequence[Entry], report: Report) -> list[Entry]:
     """Drop categories that only group others, such as Roboflow's first one: no object has them, and others name them as supercategory."""
     used = {found["category_id"] for found in objects}
-    groups = {entry.get("supercategory") for entry in categories}
+    groups = {group for entry in categories if isinstance(group := entry.get("supercategory"), str)}
 
     def is_root(entry: Entry) -> bool:
-        return entry["id"] not in used and entry["name"] in groups - {entry.get("supercategory")}
+        return entry["id"] not in used and entry["name"] in groups and entry["name"] != entry.get("supercategory")
 
     for entry in filter(is_root, categories):
         report.repair("categories that only group others dropped", f"{entry['name']}, id {entry['id']}")

@@ -20,6 +20,8 @@ MIN_BOX_IOU, CORNERS_IOU = 0.5, 0.9
 """Below MIN_BOX_IOU, a box does not fit its outline; it is read as two corners if that reading fits by CORNERS_IOU."""
 ELSEWHERE_IOU = 0.05
 """Below this IoU, a box is unrelated to its outline."""
+AREA_FACTOR = 2.0
+"""An area further than this factor from that of the outline and from that of its box is of neither, such as a share of the photo."""
 STOUT_PX = 3.0
 """An outline with a larger mean thickness certainly contains pixels."""
 MAX_OF_OTHER_KIND = 0.1
@@ -131,11 +133,21 @@ class ObjectReader:
 
     def _area(self, entry: Entry, outline: Outline, size_hw: tuple[int, int], where: str) -> float:
         given = number(entry.get("area"))
-        if given and given > 0:
+        if given and given > 0 and _may_be_area(given, outline, size_hw):
             return given
         if "area" in entry:
             self._report.repair("areas taken from the outline", where)
         return mask_area(outline, size_hw)
+
+
+def _may_be_area(given: float, outline: Outline, size_hw: tuple[int, int]) -> bool:
+    """Whether an area may be that of the outline or, as some tools write, of its box."""
+    _, _, width, height = outline_box(outline, size_hw)
+    of_box = (width + 1) * (height + 1)
+    if of_box / AREA_FACTOR <= given <= of_box * AREA_FACTOR:
+        return True
+    of_mask = mask_area(outline, size_hw)
+    return of_mask / AREA_FACTOR <= given <= of_mask * AREA_FACTOR
 
 
 def box_iou(box: Sequence[float], other: Sequence[float]) -> float:

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.annotations.azureml_file import MLTABLE, azureml_to_coco, jsonl_rows, mltable_files, read_text
+from jobs.annotations.azureml_file import azureml_to_coco, jsonl_rows, mltable_files
 from jobs.annotations.coco_file import normalise
+from jobs.annotations.fields import parse_json, read_text
 from jobs.annotations.report import AnnotationsError, Report
+from jobs.scoring.batch_inputs import MLTABLE
 from jobs.whole_file import write_whole
 
 __all__ = ["Annotations", "AnnotationsError", "read_annotations"]
@@ -83,10 +85,7 @@ def _read(path: Path, images: Path, report: Report) -> dict[str, Any]:
         raise AnnotationsError(f"{path}: no such file.")
     if path.suffix.lower() == ".jsonl":
         return azureml_to_coco(jsonl_rows([path]), path.name, images, report)
-    try:
-        coco = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise AnnotationsError(f"{path}: not JSON ({error}). AzureML annotations must be called *.jsonl.") from error
+    coco = parse_json(read_text(path), str(path), " AzureML annotations must be called *.jsonl.")
     missing = {"images", "annotations", "categories"} - set(coco if isinstance(coco, dict) else ())
     if missing:
         raise AnnotationsError(f"{path}: not COCO annotations, it has no {', '.join(sorted(missing))}.")

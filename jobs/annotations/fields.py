@@ -1,12 +1,32 @@
-"""Parses fields of annotation files tolerantly: numbers written as text, flags as words, ids of another type."""
+"""Reads annotation files and their fields tolerantly: a BOM, numbers written as text, flags as words, ids of another type."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Container, Hashable
+from pathlib import Path
 from typing import Any
 
+from jobs.annotations.report import AnnotationsError
+
 _FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "": False}
+
+
+def read_text(path: Path) -> str:
+    """Raises: AnnotationsError: it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise AnnotationsError(f"{path}: not UTF-8 ({error}).") from error
+
+
+def parse_json(text: str, place: str, hint: str = "") -> Any:
+    """Raises: AnnotationsError: it is no JSON, or JSON that Python cannot hold (nested too deeply, numbers of thousands of digits)."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise AnnotationsError(f"{place}: not JSON ({error}).{hint}") from error
 
 
 def number(value: Any) -> float | None:

@@ -1,6 +1,7 @@
 """Finds the photos that annotations name, and reads their sizes.
 
-name as written ─▶ with forward slashes, in both Unicode forms ─▶ without leading folders: the longest rest that exists
+name as written ─▶ with forward slashes, a URL without its query, in both Unicode forms ─▶ without leading folders: the longest rest that
+exists
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from jobs.annotations.report import AnnotationsError, Report
 from jobs.photos import PhotoError, upright_size
 
 MAX_NAMED = 3
+LABEL_STUDIO = "/?d="
+"""In the names of photos that Label Studio serves from its own disk: `/data/local-files/?d=photos/a.jpg`."""
 
 
 def find_photos(names: Sequence[str], folder: Path, report: Report) -> dict[str, str]:
@@ -60,7 +63,8 @@ def _find(name: str, folder: Path) -> tuple[str, bool | None]:
 
 
 def _normal(name: str) -> str:
-    return unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./")
+    path = name.partition("?")[0] if "://" in name else name.replace(LABEL_STUDIO, "/")
+    return unicodedata.normalize("NFC", path.replace("\\", "/")).removeprefix("./")
 
 
 def _spellings(path: str) -> Iterator[str]:
@@ -81,8 +85,15 @@ def missing_photos(photos: Sequence[dict[str, Any]], folder: Path) -> str | None
     missing = [photo["file_name"] for photo in photos if not _is_file(folder / photo["file_name"])]
     if not missing:
         return None
-    below = next((path.parent for path in folder.glob("*/*") if path.name == Path(missing[0]).name), None)
-    hint = f". {Path(missing[0]).name} is in {below}: name that folder" if below else ""
+    name = Path(missing[0]).name
+    near = (
+        path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.name.lower() == name.lower() and _is_file(path)
+    )
+    hint = ""
+    if found := next(near, None):
+        hint = (
+            f". {name} is in {found.parent}: name that folder" if found.name == name else f". There is {found}: capitals differ"
+        )
     return f"{len(missing)} of {len(photos)} photos are missing in {folder}, first: {', '.join(missing[:MAX_NAMED])}{hint}"
 
 

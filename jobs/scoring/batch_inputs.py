@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import codecs
 import csv
+import glob
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,14 +187,14 @@ def _escaped(char: str) -> str:
     return f"\\x{ord(char):02x}" if char.isascii() else f"\\u{ord(char):04x}"
 
 
-def tables_of_mltable(file: Path) -> list[Path]:
-    """The files that an MLTable file lists under `paths`, by `file`, `pattern` or `folder`.
+def tables_of_mltable(file: Path, suffixes: Collection[str] = TABLE_SUFFIXES) -> list[Path]:
+    """The files of these suffixes that an MLTable file lists under `paths`, by `file`, `pattern` or `folder`; each once.
 
     Raises:
-        InputsError: it is no MLTable, or a path is not on this machine or has nothing to read.
+        InputsError: it is no MLTable, or one of the paths is not on this machine or has nothing to read.
     """
     try:
-        entries = yaml.safe_load(file.read_text(encoding="utf-8"))["paths"]
+        entries = yaml.safe_load(file.read_text(encoding="utf-8-sig"))["paths"]
         named = [(kind, str(text)) for entry in entries for kind, text in entry.items()]
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise InputsError(f"{file}: not an MLTable with `paths` ({type(error).__name__})") from error
@@ -201,11 +202,14 @@ def tables_of_mltable(file: Path) -> list[Path]:
     for kind, text in named:
         if "://" in text:
             raise InputsError(f"{file}: {text} is not on this machine: download it, and name the file here")
-        folder = file.parent / text if kind == "folder" else file.parent
-        found = sorted(folder.glob(text if kind == "pattern" else "*")) if kind != "file" else [folder / text]
-        tables += [path for path in found if path.suffix.lower() in TABLE_SUFFIXES]
-        if not tables:
-            raise InputsError(f"{file}: {text} is no table ({', '.join(sorted(TABLE_SUFFIXES))})")
+        pattern = text if kind == "pattern" else f"{glob.escape(text)}/*" if kind == "folder" else glob.escape(text)
+        found = sorted(file.parent / name for name in glob.glob(pattern, root_dir=file.parent, recursive=True))
+        if not (of_tables := [path for path in found if path.suffix.lower() in suffixes and path.is_file()]):
+            missing = f"there is no table ({', '.join(sorted(suffixes))})" if found else "there is no file"
+            raise InputsError(f"{file}: of its paths, {kind} {text}: {missing}")
+        tables += of_tables
+    if not tables:
+        raise InputsError(f"{file}: its `paths` list no tables")
     return list(dict.fromkeys(tables))
 
 
@@ -292,5 +296,5 @@ def _json_of(line: bytes, place: str) -> Any:
     except orjson.JSONDecodeError as error:
         try:
             return json.loads(line)  # it reads the names, not UTF-8, that Python writes as lone surrogates
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InputsError(f"{place}: not JSON: {error}") from error

@@ -183,6 +183,24 @@ def test_photos_are_found_without_their_leading_folders(tmp_path, photos, name):
     assert name == "./a.jpg" or f"photos found without the first folders of their names (first: {name} is a.jpg)" in found.summary
 
 
+@pytest.mark.parametrize(
+    ("name", "found_as"),
+    [
+        ("https://host/sub/a.jpg?sig=1%2F2&se=x", "sub/a.jpg"),
+        ("/data/local-files/?d=sub/a.jpg", "sub/a.jpg"),
+        ("odd?.jpg", "odd?.jpg"),
+    ],
+)
+def test_queries_are_no_part_of_a_name(tmp_path, photos, name, found_as):
+    """Of Label Studio's local files, the folder decides between photos of one name."""
+    (photos / "sub").mkdir()
+    for other in ("sub/a.jpg", "odd?.jpg"):
+        Image.new("RGB", (64, 48)).save(photos / other)
+    image = {"id": 7, "file_name": name, "width": 64, "height": 48}
+    found = read(tmp_path, photos, [{"segmentation": [SQUARE]}], image=image, training=True)
+    assert json.loads(found.coco_json.read_text())["images"][0]["file_name"] == found_as
+
+
 @pytest.mark.parametrize(("on_disk", "in_file"), [("NFC", "NFD"), ("NFD", "NFC")])
 def test_composed_and_decomposed_names_are_one(tmp_path, photos, on_disk, in_file):
     """macOS writes ü as two characters."""
@@ -212,6 +230,9 @@ def test_missing_photos_are_named_before_training(tmp_path, photos):
     (photos / "images").mkdir()
     Image.new("RGB", (64, 48)).save(photos / "images" / "a.jpg")
     with pytest.raises(AnnotationsError, match=r"a\.jpg is in .*images: name that folder"):
+        read(tmp_path, photos, [{"segmentation": [SQUARE]}], training=True)
+    Image.new("RGB", (64, 48)).save(photos / "A.JPG")
+    with pytest.raises(AnnotationsError, match=r"There is .*A\.JPG: capitals differ"):
         read(tmp_path, photos, [{"segmentation": [SQUARE]}], training=True)
 
 
@@ -335,6 +356,27 @@ def test_boxes_of_two_corners_are_refused(tmp_path, photos):
     corners = {"segmentation": [SQUARE], "bbox": [10, 10, 30, 30]}
     with pytest.raises(AnnotationsError, match="its bbox is two corners"):
         read(tmp_path, photos, [corners, corners])
+
+
+@pytest.mark.parametrize(("area", "read_as"), [(0.13, 401), (1, 401), (9000, 401), (210, 210), (441, 441)])
+def test_areas_that_are_none_are_taken_from_the_outline(tmp_path, photos, area, read_as):
+    """COCO's small, medium and large objects go by it. That of the box, as some tools write, stays."""
+    found = read(tmp_path, photos, [{"segmentation": [SQUARE], "area": area}])
+    assert json.loads(found.coco_json.read_text())["annotations"][0]["area"] == pytest.approx(read_as, abs=1)
+    assert ("areas taken from the outline" in found.summary) == (area != read_as)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"images": [' + "1" * 5000 + "]}"], ids=["deep", "long number"])
+@pytest.mark.parametrize("name", ["odd.json", "odd.jsonl"])
+def test_json_that_python_cannot_hold_is_named(tmp_path, photos, content, name):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(AnnotationsError, match="not JSON"):
+        read_annotations(tmp_path / name, photos, tmp_path / "scratch")
+
+
+def test_a_supercategory_of_any_type_is_read(tmp_path, photos):
+    categories = [{"id": 1, "name": "ball", "supercategory": ["toy"]}, {"id": 2, "name": "egg", "supercategory": None}]
+    assert read(tmp_path, photos, [{"segmentation": [SQUARE]}], categories, training=True).classes == ("ball", "egg")
 
 
 @pytest.mark.parametrize("root_name", ["balls", "ball"])

@@ -150,3 +150,15 @@ def test_another_encoding_is_named(tmp_path, name):
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(AnnotationsError, match=r"none\.json: no such file"):
         read_annotations(tmp_path / "none.json", tmp_path, tmp_path)
+
+
+def test_an_mltable_that_lists_a_file_twice(tmp_path):
+    """By its name and by a pattern; and `folder`, as batches read it."""
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.jsonl").write_text(json.dumps(row()))
+    for paths in ("  - file: ./set/a.jsonl\n  - pattern: set/*.jsonl\n", "  - folder: ./set\n"):
+        (tmp_path / "MLTable").write_text(f"paths:\n{paths}")
+        assert read_annotations(tmp_path, tmp_path, tmp_path / "scratch").photo_count == 1
+    (tmp_path / "MLTable").write_text("paths:\n  - file: ./set/a.jsonl\n  - pattern: more*.jsonl\n")
+    with pytest.raises(AnnotationsError, match=r"pattern more\*\.jsonl: there is no file"):
+        read_annotations(tmp_path, tmp_path, tmp_path / "scratch")

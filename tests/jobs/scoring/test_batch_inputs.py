@@ -201,11 +201,18 @@ def test_an_mltable_of_tables_elsewhere(tmp_path):
         ("nothing: 1", "not an MLTable"),
         ("[", "not an MLTable"),
         ("paths:\n  - file: azureml://datastores/x/train.jsonl", "not on this machine"),
-        ("paths:\n  - file: ./photo.jpg", "is no table"),
+        ("paths: []", "list no tables"),
+        ("paths:\n  - file: ./photo.jpg", "file ./photo.jpg: there is no file"),
+        ("paths:\n  - file: ./MLTable", "file ./MLTable: there is no table"),
+        ("paths:\n  - file: a.csv\n  - pattern: ./b*.csv", r"pattern ./b\*.csv: there is no file"),
+        ("paths:\n  - file: a.csv\n  - pattern: /nowhere/*.csv", "there is no file"),
+        ("paths:\n  - pattern: ./", "there is no table"),
     ],
 )
 def test_mltables_that_cannot_be_read(tmp_path, text, said):
+    """One path of several that has nothing is named, too: its photos would be missing without a word."""
     (tmp_path / "MLTable").write_text(text)
+    (tmp_path / "a.csv").write_text("image\na.jpg\n")
     with pytest.raises(InputsError, match=said):
         list(Source(str(tmp_path)))
 
