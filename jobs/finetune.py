@@ -48,6 +48,7 @@ from jobs.training.runner_config import (
 from jobs.training.settings import AUTO_BATCH, RANDOM_WEIGHTS, FinetuneSettings, settings_from_args
 from jobs.training.split import photo_files, shared_photos, write_split
 from jobs.training.stopping import Diverged, step_of
+from jobs.training.validation import check_defined
 from pipeline.errors import ServiceError
 from pipeline.inference.devices import choose_torch_device
 from pipeline.model.checkpoints import harmless_types_only
@@ -139,6 +140,8 @@ def settled(settings: FinetuneSettings, spec: ModelSpec, train: Annotations, val
     if settings.batch_size == AUTO_BATCH:
         settings = replace(settings, batch_size=batch_size_that_fits(settings, spec, train))
     every = (validation_interval(settings, train) if val else 0) if settings.val_every is None else settings.val_every
+    if val and every:
+        check_defined(settings.best_metric, val)
     steps = training_steps(settings, train)
     measured = f", a validation every {every:,}" if every else ""
     print(

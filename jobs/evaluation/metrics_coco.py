@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Sequence
 from typing import Any
 
 from pycocotools.coco import COCO
@@ -24,18 +25,44 @@ def coco_metrics(truth: dict[str, Any], predictions: list[dict[str, Any]]) -> di
         `per_label` AP. None where the truth has no object of that kind. Masks are sorted into small (< 32² px), medium
         (< 96² px) and large by the area of the annotated mask, as boxes are.
     """
+    images, categories = _numbers(truth["images"]), _numbers(truth["categories"])
+    renumbered = {
+        "images": [image | {"id": images[image["id"]]} for image in truth["images"]],
+        "categories": [category | {"id": categories[category["id"]]} for category in truth["categories"]],
+        "annotations": _renumbered(truth["annotations"], images, categories),
+    }
+    results = _renumbered(predictions, images, categories)
     with contextlib.redirect_stdout(io.StringIO()):
-        annotated = COCO()
-        annotated.dataset = truth
-        annotated.createIndex()
-        return {name: _evaluate(annotated, predictions, kind) for name, kind in (("box", "bbox"), ("mask", "segm"))}
+        annotated = _indexed(renumbered)
+        return {name: _evaluate(annotated, results, kind) for name, kind in (("box", "bbox"), ("mask", "segm"))}
+
+
+def _numbers(entries: Sequence[dict[str, Any]]) -> dict[Any, int]:
+    """Numbers from 1 for ids, in their order. pycocotools puts ids into arrays, which makes one of several above 2**53, and fails where
+    some are text.
+    """
+    ids = sorted((entry["id"] for entry in entries), key=lambda own: (isinstance(own, str), own))
+    return {own: number for number, own in enumerate(ids, start=1)}
+
+
+def _renumbered(objects: list[dict[str, Any]], images: dict[Any, int], categories: dict[Any, int]) -> list[dict[str, Any]]:
+    return [
+        found | {"id": number, "image_id": images[found["image_id"]], "category_id": categories[found["category_id"]]}
+        for number, found in enumerate(objects, start=1)
+    ]
+
+
+def _indexed(document: dict[str, Any]) -> COCO:
+    indexed = COCO()
+    indexed.dataset = document
+    indexed.createIndex()
+    return indexed
 
 
 def _evaluate(annotated: COCO, predictions: list[dict[str, Any]], kind: str) -> dict[str, Any]:
-    if not predictions:
-        return dict.fromkeys(STATISTICS, 0.0) | {"per_label": {}}
     results = _results_of_kind(predictions, kind)
-    evaluation = COCOeval(annotated, annotated.loadRes(results), kind)
+    found = annotated.loadRes(results) if results else _indexed(annotated.dataset | {"annotations": []})
+    evaluation = COCOeval(annotated, found, kind)
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()

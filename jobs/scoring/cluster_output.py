@@ -82,8 +82,13 @@ def whole_object(filesystem: pafs.FileSystem, place: str) -> Iterator[pa.NativeF
         OSError: of the file.
     """
     with naming(place):
-        with filesystem.open_output_stream(f"{place}.part") as stream:
-            yield stream
+        try:
+            with filesystem.open_output_stream(f"{place}.part") as stream:
+                yield stream
+        except BaseException:
+            with contextlib.suppress(OSError):
+                filesystem.delete_file(f"{place}.part")
+            raise
         filesystem.move(f"{place}.part", place)
 
 

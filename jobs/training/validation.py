@@ -25,6 +25,7 @@ from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
 from torch import nn
 
+from jobs.annotations.datasets import Annotations
 from jobs.annotations.report import AnnotationsError
 from jobs.evaluation.metrics_coco import STATISTICS, coco_metrics
 from jobs.training.hooks import unwrapped
@@ -85,6 +86,12 @@ class ServedValLoop(BaseLoop):
         network = unwrapped(self.runner.model)
         found = predict(network, self._truth, self._images, self._input_size, self._batch_size, self._threads, self._white_level)
         return flat(coco_metrics(self._truth, found))
+
+
+def check_defined(metric: str, val: Annotations) -> None:
+    """Raise AnnotationsError if the validation set has no object that a metric is of, such as no small one: no checkpoint would be best."""
+    if flat(coco_metrics(json.loads(val.coco_json.read_text()), []))[metric] is None:
+        raise AnnotationsError(f"--best-metric {metric}: {val.report.file} has no objects that it is of; name another one.")
 
 
 def flat(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:

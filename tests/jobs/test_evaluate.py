@@ -258,15 +258,21 @@ def test_results_file_is_checked(tmp_path):
     ("changes", "said"),
     [
         ({"image_id": 9}, "image_id 9 is of no photo"),
-        ({"image_id": "1"}, "image_id '1' is of no photo"),
+        ({"image_id": "9"}, "image_id '9' is of no photo"),
+        ({"image_id": [1]}, "is of no photo"),
         ({"score": float("nan")}, "must be finite numbers"),
         ({"score": "0.9"}, "must be finite numbers"),
         ({"bbox": [1, 2, 3]}, "four of them"),
         ({"bbox": None}, "result 1 "),
         ({"segmentation": []}, "there is no outline"),
-        ({"segmentation": [[1, 2, 3]]}, "neither polygons nor run lengths"),
-        ({"segmentation": {"size": [100, 100]}}, "neither polygons nor run lengths"),
-        ({"segmentation": "x"}, "neither polygons nor run lengths"),
+        ({"segmentation": [[1, 2, 3]]}, "a polygon of 3 numbers"),
+        ({"segmentation": [[1, 2]]}, "there is no outline"),
+        ({"segmentation": [[1, 1, 9, float("nan"), 9, 9]]}, "not a finite number"),
+        ({"segmentation": [[1, 1, 1e12, 1, 9, 9]]}, "more than 1000 pixels from its photo"),
+        ({"segmentation": {"size": [100, 100]}}, "no RLE"),
+        ({"segmentation": {"size": [100, 100], "counts": "zzz"}}, "counts are damaged"),
+        ({"segmentation": {"size": [100, 100], "counts": "14"}}, "do not add up to 100 x 100 pixels"),
+        ({"segmentation": "x"}, "neither polygons nor RLE"),
     ],
 )
 def test_a_result_that_cannot_be_measured_is_named(tmp_path, changes, said):
@@ -289,6 +295,48 @@ def test_results_with_polygons_and_plain_run_lengths(tmp_path):
     read = [result["segmentation"] for result in read_results(path, PAIR)]
     assert read == [thing(0, 0, 40, 40)["segmentation"]] * 2
     assert evaluate.measure(PAIR, read_results(path, PAIR))["coco"]["mask"]["ap"] > 0
+
+
+def test_results_with_a_bom_ids_as_text_and_no_box(tmp_path, capsys):
+    """COCO's own format of mask results has no box; that of the mask is as good."""
+    whole = thing(0, 0, 40, 40, score=0.9)
+    result = {key: value for key, value in whole.items() if key not in ("bbox", "id", "area")}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([result | {"image_id": "1", "category_id": "1"}]), encoding="utf-8-sig")
+    (read,) = read_results(path, PAIR)
+    assert (read["image_id"], read["category_id"], read["bbox"]) == (1, 1, [0, 0, 40, 40])
+    assert "1 of 1 results have no bbox" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "ids", [[2**63 + 1, 2, 2**63 + 3], [9007199254740993, 9007199254740992, 0.5], [1, "b", 3]], ids=["big", "floats", "text"]
+)
+def test_ids_of_any_size_and_type_are_apart(ids):
+    """pycocotools' arrays made one of several, and AP was of fewer photos; of text and numbers it cannot make an order."""
+
+    def renamed(objects):
+        return [found | {"image_id": ids[found["image_id"] - 1], "category_id": ids[found["category_id"]]} for found in objects]
+
+    images = [{"id": number, "file_name": f"{number}.jpg", "width": SIZE, "height": SIZE} for number in (1, 2, 3)]
+    categories = [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}]
+    real = [thing(0, 0, 40, 40, image_id=image, category_id=0, id=image) for image in (1, 2, 3)]
+    found = [thing(0, 6 * image, 40, 40, image_id=image, category_id=0, score=image / 10) for image in (1, 2, 3)]
+    plain = coco_metrics({"images": images, "annotations": real, "categories": categories}, found)
+    own = (
+        [entry | {"id": ids[place]} for place, entry in enumerate(images)],
+        [entry | {"id": ids[place]} for place, entry in enumerate(categories)],
+    )
+    assert coco_metrics({"images": own[0], "annotations": renamed(real), "categories": own[1]}, renamed(found)) == plain
+    assert 0 < plain["mask"]["ap"] < 1
+
+
+def test_without_predictions_ap_is_undefined_where_there_is_no_object():
+    """As with predictions: no AP of small objects or of a label that nothing has."""
+    truth = document(thing(0, 0, 40, 40)) | {"categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]}
+    mask = coco_metrics(truth, [])["mask"]
+    assert (mask["ap"], mask["ap_medium"], mask["ap_small"]) == (0, 0, None)
+    assert mask["per_label"] == {"cat": 0, "dog": None}
+    assert coco_metrics(document(), [])["box"]["ap"] is None
 
 
 def test_results_of_other_categories_are_told(tmp_path, capsys):

@@ -13,7 +13,7 @@ from jobs.evaluation.results_file import read_results
 from jobs.scoring.batch_inputs import InputsError
 from jobs.scoring.cluster_coco import CocoWriter
 
-RLE = {"size": [10, 20], "counts": "11484"}
+RLE = {"size": [10, 20], "counts": "f0460000000000000R3"}
 TRUTH = {"images": [{"id": 7, "file_name": "a.jpg", "width": 20, "height": 10}], "categories": [{"id": 3, "name": "cat"}]}
 
 
@@ -44,6 +44,26 @@ def test_results_have_the_ids_of_the_annotations(tmp_path, annotations, row_form
     (result,) = json.loads((tmp_path / "coco_results.json").read_text())
     assert result == {"image_id": 7, "category_id": 3, "bbox": [2, 2, 8, 4], "score": 0.5, "segmentation": RLE}
     assert read_results(tmp_path / "coco_results.json", TRUTH)
+
+
+def test_photos_of_other_names_are_told(tmp_path, annotations):
+    """No file of results without one: the annotations were made for a folder above or below."""
+    (tmp_path / "rows").mkdir()
+    pq.write_table(
+        pa.Table.from_pylist([{"file_name": "val/a.jpg", "preds": json.dumps({"boxes": [found("cat")]})}]),
+        tmp_path / "rows/1.parquet",
+    )
+    with pytest.raises(InputsError, match=r"--coco: the photo val/a\.jpg and all others .* whose first photo is a\.jpg"):
+        CocoWriter(annotations).write(str(tmp_path), "parquet")
+    assert not list(tmp_path.glob("coco_results.json*"))
+    annotations.write_text(json.dumps(TRUTH | {"images": TRUTH["images"] + [TRUTH["images"][0] | {"id": 8}]}))
+    with pytest.raises(InputsError, match=r"several images with the file_name a\.jpg"):
+        CocoWriter(annotations)
+
+
+def test_annotations_with_a_bom(tmp_path):
+    (tmp_path / "bom.json").write_text(json.dumps(TRUTH), encoding="utf-8-sig")
+    CocoWriter(tmp_path / "bom.json")
 
 
 @pytest.mark.parametrize("text", ["[]", "no JSON", '{"images": [{}], "categories": []}'])

@@ -11,10 +11,10 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from jobs.annotations.datasets import Annotations, AnnotationsError
+from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.evaluation.metrics_coco import STATISTICS, coco_metrics
 from jobs.evaluation.predictions import predict_with_mmdet
-from jobs.training.validation import ahead, flat, predict
+from jobs.training.validation import ahead, check_defined, flat, predict
 from pipeline.model.checkpoints import load_checkpoint, save_safetensors
 from pipeline.model.zoo import locate
 
@@ -90,6 +90,14 @@ def test_per_label_ap_is_kept():
     measured = flat({"box": metrics, "mask": metrics})
     assert measured["mask_ap/a/b"] == 0.5
     assert measured["box_ap_small"] is None
+
+
+def test_a_metric_of_no_object_is_refused_before_training(tiny_coco, tmp_path):
+    """The objects are from 28 to 56 px: without a large one, no checkpoint would be the best."""
+    val = read_annotations(tiny_coco / "coco.json", tiny_coco / "photos", tmp_path, training=True)
+    check_defined("mask_ap_medium", val)
+    with pytest.raises(AnnotationsError, match=r"--best-metric box_ap_large: coco\.json has no objects that it is of"):
+        check_defined("box_ap_large", val)
 
 
 PROGRAM = """
