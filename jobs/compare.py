@@ -5,7 +5,8 @@
 
 A side is a URL (also of an AzureML endpoint), a model (name or file, run in this process; MODEL@fp32 in that precision, mmdet:MODEL by
 mmdet itself), or rows of jobs.batch_score (*.jsonl, *.csv).
-Objects with the same label match by the IoU of their masks. "missed" are objects of only the first side, "new" of only the second.
+Objects with the same label match by the IoU of their masks. "missed" are objects of only the first side, "new" of only the second;
+"labels_alone" are labels of objects of only the first and of only the second.
 Prints a table, then one line of JSON. Exit status: 1 if a threshold is missed, 2 for wrong arguments or input.
 """
 
@@ -103,7 +104,10 @@ def _counted(totals: Totals, name: str, photo: Path, answers: tuple[Answer, Answ
         return None
     first, second = (answer.objects for answer in answers)
     pairs = match(first, second, (height, width), iou_threshold)
+    totals.compared += 1
     totals.first, totals.second = totals.first + len(first), totals.second + len(second)
+    for labels, objects in zip(totals.labels, (first, second), strict=True):
+        labels.update(item.label for item in objects)
     totals.pairs += pairs
     alike = agreement(len(first), len(second), pairs)
     note = f"agreement {alike:.3f}: {len(first)} | {len(second)} objects, {len(pairs)} matched"
@@ -111,12 +115,20 @@ def _counted(totals: Totals, name: str, photo: Path, answers: tuple[Answer, Answ
 
 
 def missed_thresholds(summary: dict[str, Any], args: argparse.Namespace) -> list[str]:
-    """The missed thresholds, as text. Without any objects on both sides none is missed; without any answers all are."""
+    """The missed thresholds, as text. Without any objects, none is missed; where no objects match, those of matched objects are."""
     failed = []
+    if not summary["compared"]:
+        failed.append("not one photo has an answer of both sides")
     if sum(summary["faults"]) > args.max_faults:
         failed.append(
             f"{sum(summary['faults'])} photos have no answer of one side; the limit is {args.max_faults} (--max-faults)"
         )
+    if any(summary["objects"]) and not summary["matched"]:
+        failed += [
+            f"no objects match, so {option} cannot be met"
+            for option, value in (("--min-mask-iou", args.min_mask_iou), ("--max-score-shift", args.max_score_shift))
+            if value is not None
+        ]
     for name, least in (("matched_share", args.min_matched), ("mask_iou", args.min_mask_iou)):
         if least is not None and summary[name] is not None and summary[name] < least:
             failed.append(f"{name} is {summary[name]}, below {least:g}")

@@ -14,7 +14,6 @@ import argparse
 import importlib.util
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from jobs.command_line import CommandFault, cli_errors, count
 from jobs.exporting.mmdet_files import write_mmdet
+from jobs.whole_file import whole_file
 from pipeline.images.letterbox import PAD_VALUE
 from pipeline.model.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.zoo import locate
@@ -66,13 +66,9 @@ def export_onnx(checkpoint: Checkpoint, output: Path, detections: int) -> None:
     if detections > fewest:
         raise CommandFault(f"--max-detections: {detections} is more than the {fewest} positions of a {size} px input.")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # that torchvision, which nothing here needs, is not installed
-    draft = output.with_name(f"{output.name}.{os.getpid()}.part")
-    try:
+    with whole_file(output) as draft:
         write_onnx(checkpoint, draft, size, detections, description(checkpoint))
         print(check_onnx(draft, checkpoint, size, detections))
-        draft.replace(output)
-    finally:
-        draft.unlink(missing_ok=True)
     print(f"{output}: written, {size} px, {len(checkpoint.spec.classes)} labels, {detections} rows an image.")
 
 

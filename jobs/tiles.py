@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import sys
 import tempfile
 import zlib
@@ -62,8 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(annotations.summary)
         truth = json.loads(annotations.coco_json.read_text())
     (args.output / "images").mkdir(parents=True)
-    tiled = cut_all(truth, args.images, args.output / "images", args)
-    write_whole(args.output / "annotations.json", json.dumps(tiled))
+    try:
+        tiled = cut_all(truth, args.images, args.output / "images", args)
+        write_whole(args.output / "annotations.json", json.dumps(tiled))
+    except BaseException:
+        shutil.rmtree(args.output / "images", ignore_errors=True)  # tiles without annotations, in the way of the same command
+        raise
     crowds = sum(found["iscrowd"] for found in tiled["annotations"])
     print(
         f"{args.output}/annotations.json: {len(truth['images']):,} photos are {len(tiled['images']):,} images now; "

@@ -63,9 +63,11 @@ class Totals:
     """Counts over all photos."""
 
     photos: int = 0
+    compared: int = 0
     first: int = 0
     second: int = 0
     pairs: list[Pair] = field(default_factory=list)
+    labels: tuple[set[str], set[str]] = field(default_factory=lambda: (set(), set()))
     took_ms: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
     faults: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
 
@@ -76,6 +78,7 @@ class Totals:
         either = self.first + self.second
         return {
             "photos": self.photos,
+            "compared": self.compared,
             "objects": [self.first, self.second],
             "matched": len(self.pairs),
             "matched_share": round(2 * len(self.pairs) / either, 4) if either else None,
@@ -84,6 +87,7 @@ class Totals:
             "mask_iou": _mean(ious),
             "lowest_mask_iou": round(min(ious), 4) if ious else None,
             "box_iou": _mean(boxes),
+            "labels_alone": [sorted(self.labels[0] - self.labels[1]), sorted(self.labels[1] - self.labels[0])],
             "score_shift": _mean(shifts),
             "absolute_score_shift": _mean(map(abs, shifts)),
             "faults": [len(faults) for faults in self.faults],

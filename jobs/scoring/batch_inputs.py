@@ -32,6 +32,10 @@ TABLE_SUFFIXES = frozenset({".csv", ".jsonl"})
 COLUMNS = ("image", "image_url")
 """Names of the column with images; AzureML's CSVs use the first, its JSON lines the second."""
 MLTABLE = "MLTable"
+RUN_SUFFIX = ".run"
+"""Of the file beside an output of jobs.batch_score."""
+OF_MACOS = "._"
+"""Beginning of the names of the files that macOS writes beside others in archives and on foreign disks, with any suffix."""
 MAX_CELL_CHARS = 2**28
 """Longest cell of a CSV: a photo of 200 MB in base64. Python's default limit is 131,072."""
 
@@ -88,6 +92,8 @@ class Source:
     def __init__(self, place: str) -> None:
         self.path = Path(place)
         self.skipped: Counter[str] = Counter()
+        if not place:
+            raise InputsError("the source is empty: name a folder or a table")
         if "://" in place:
             raise InputsError(
                 f"{place}: only what is on this machine is read here; jobs.batch_ray reads s3://, gs:// and abfs://"
@@ -141,7 +147,9 @@ class Source:
         """The photos in the folder; if there are none, the rows of its tables, as AzureML's batch endpoint reads a folder of CSVs."""
         suffixes, found = photo_suffixes(), False
         for path in _files_below(self.path, self.skipped):
-            if path.suffix.lower() in suffixes:
+            if path.name.startswith(OF_MACOS):
+                self.skipped[f"of macOS ({OF_MACOS}…)"] += 1
+            elif path.suffix.lower() in suffixes:
                 found = True
                 yield Photo(shown(path, self.path), 0, path)
             else:
@@ -150,7 +158,15 @@ class Source:
             tables = sorted(path for path in _files_below(self.path, Counter()) if path.suffix.lower() in TABLE_SUFFIXES)
             for suffix in TABLE_SUFFIXES:
                 del self.skipped[suffix]
-            yield from _of_tables(tables, self.path)
+            if outputs := [table for table in tables if _is_output(table)]:
+                self.skipped["rows of jobs.batch_score"] = len(outputs)
+            yield from _of_tables([table for table in tables if table not in outputs], self.path)
+
+
+def _is_output(table: Path) -> bool:
+    """Whether jobs.batch_score writes it: with this folder as the source, the same command given again would read its own rows."""
+    runs = (table.with_name(f"{name}{RUN_SUFFIX}") for name in (table.name, table.stem))  # preds.parquet.jsonl, preds.parquet.run
+    return any(run.exists() for run in runs)
 
 
 def photo_suffixes() -> frozenset[str]:

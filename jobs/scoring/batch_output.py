@@ -26,10 +26,9 @@ from io import FileIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from jobs.scoring.batch_inputs import InputsError
+from jobs.scoring.batch_inputs import RUN_SUFFIX, InputsError
 from jobs.whole_file import append_whole, whole_file
 
-RUN_SUFFIX = ".run"
 PARQUET_ROWS_AT_ONCE = 1000
 
 

@@ -23,7 +23,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from jobs.command_line import naming
-from jobs.scoring.batch_inputs import COLUMNS, InputsError, Source, photo_suffixes
+from jobs.scoring.batch_inputs import COLUMNS, OF_MACOS, InputsError, Source, photo_suffixes
 from jobs.scoring.cells import Unreadable
 
 ID, IMAGE, FILE_NAME, ROW = "id", "image", "file_name", "row_number_per_file"
@@ -84,7 +84,14 @@ def listed(source: str, manifest: str) -> Listed:
     """
     if files := parquet_files(source):
         return _parquet_source(source, files)
-    total = count_rows(manifest) or list_photos(source, manifest)
+    try:
+        total = count_rows(manifest) or list_photos(source, manifest)
+    except InputsError as error:
+        if below := _parquet_below(source):
+            raise InputsError(
+                f"{error}. Parquet is read directly in the folder that is named: name that of {below[0]}"
+            ) from error
+        raise
     filesystem, path = filesystem_of(manifest)
     return Listed(total, filesystem, (path,))
 
@@ -118,9 +125,21 @@ def parquet_files(place: str) -> list[str]:
     filesystem, path = filesystem_of(place)
     info = filesystem.get_file_info(path)
     if info.type == pafs.FileType.Directory:
-        inside = filesystem.get_file_info(pafs.FileSelector(path))
-        return sorted(file.path for file in inside if file.type == pafs.FileType.File and file.extension == "parquet")
-    return [path] if info.type == pafs.FileType.File and info.extension == "parquet" else []
+        return sorted(file.path for file in filesystem.get_file_info(pafs.FileSelector(path)) if _is_parquet(file))
+    return [path] if _is_parquet(info) else []
+
+
+def _is_parquet(file: pafs.FileInfo) -> bool:
+    return bool(file.type == pafs.FileType.File and file.extension.lower() == "parquet")
+
+
+def _parquet_below(place: str) -> list[str]:
+    """Paths of the Parquet files in the folders below the folder of that name; sorted."""
+    filesystem, path = filesystem_of(place)
+    if filesystem.get_file_info(path).type != pafs.FileType.Directory:
+        return []
+    files = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    return sorted(file.path for file in files if _is_parquet(file) and str(PurePosixPath(file.path).parent) != path.rstrip("/"))
 
 
 def count_rows(place: str) -> int:
@@ -168,6 +187,8 @@ def _parquet_source(source: str, files: Sequence[str]) -> Listed:
         told = " and ".join(f"{name} ({kind})" for name, kind in sorted(columns))
         raise InputsError(f"{source}: images are in {told}; all files must have the same column, of one type")
     _check_ids(source, seen)
+    if below := _parquet_below(source):
+        print(f"jobs.batch_ray: {len(below):,} Parquet files in folders below {source} are left out: {below[0]}", file=sys.stderr)
     return Listed(sum(map(len, seen)), filesystem, tuple(files), columns.pop()[0])
 
 
@@ -252,6 +273,7 @@ def _of_store(source: str) -> Iterator[dict[str, Any]]:
     except OSError as error:
         raise InputsError(f"{source}: {error}") from error
     for file in files:
-        if file.type == pafs.FileType.File and f".{file.extension.lower()}" in suffixes:
+        is_photo = file.type == pafs.FileType.File and f".{file.extension.lower()}" in suffixes
+        if is_photo and not file.base_name.startswith(OF_MACOS):
             name = str(PurePosixPath(file.path).relative_to(root))
             yield _row(name, 0, f"{base}/{name}")

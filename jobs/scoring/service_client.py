@@ -34,6 +34,8 @@ GRACE_S = 5.0
 """Extra time after the request's deadline, seconds: until then the service has answered with 408 itself."""
 TRANSIENT_CODES = {"overloaded", "internal_error", "deadline_exceeded"}
 """Error codes of the service, not of a bad image."""
+OF_ALL_REQUESTS = {403, 404, 405}
+"""Statuses that every other request would get, too."""
 OF_THE_HOST = {"fetch_timeout", "fetch_unavailable"}
 """Error codes of a URL whose host did not answer: retried once."""
 
@@ -124,10 +126,8 @@ class ServiceClient:
                 elif answer.status_code == 401:
                     key = "the one that --key-env names is wrong" if self._session.auth else "name its variable with --key-env"
                     raise Unavailable(f"{fault}; it wants a key: {key}")
-                elif answer.status_code in (403, 404, 405) and (tries >= TRIES or not _of_the_proxy(answer)):
-                    raise Unavailable(fault)
-                elif tries >= TRIES or (answer.status_code < 500 and answer.status_code not in (404, 408)):
-                    raise ServiceFault(fault)
+                elif tries >= TRIES or not (answer.status_code >= 500 or answer.status_code == 408 or _of_the_proxy(answer)):
+                    raise (Unavailable if answer.status_code in OF_ALL_REQUESTS else ServiceFault)(fault)
             if self._stopped:
                 raise Unavailable(f"{self.url}: not tried again, as the job is being stopped")
             time.sleep(pause_s)

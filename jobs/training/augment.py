@@ -47,6 +47,7 @@ class LoadImageOnce(BaseTransform):
         self._photos: dict[str, np.ndarray] = {}
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """The sample with its pixels (`img`) and their size."""
         path = results["img_path"]
         photo = self._photos.get(path)
         if photo is None:

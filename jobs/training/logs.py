@@ -46,6 +46,7 @@ class MlflowBackend(MLflowVisBackend):
         super().add_scalar(metric_name(name), value, step, **more)
 
     def add_scalars(self, scalar_dict: dict[str, Any], step: int = 0, file_path: str | None = None, **more: Any) -> None:
+        """Log numbers under the names that MLflow takes."""
         super().add_scalars({metric_name(name): value for name, value in scalar_dict.items()}, step, file_path, **more)
 
 

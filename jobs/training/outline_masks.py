@@ -32,22 +32,27 @@ class OutlineMasks(PolygonMasks):
         return _even_odd(super().__getitem__(index))
 
     def rescale(self, *args: Any, **kwargs: Any) -> OutlineMasks:
-        """See PolygonMasks, as for the following."""
+        """See PolygonMasks."""
         return _even_odd(super().rescale(*args, **kwargs))
 
     def resize(self, *args: Any, **kwargs: Any) -> OutlineMasks:
+        """See PolygonMasks."""
         return _even_odd(super().resize(*args, **kwargs))
 
     def flip(self, *args: Any, **kwargs: Any) -> OutlineMasks:
+        """See PolygonMasks."""
         return _even_odd(super().flip(*args, **kwargs))
 
     def crop(self, bbox: NDArray[Any]) -> OutlineMasks:
+        """See PolygonMasks."""
         return _even_odd(super().crop(bbox))
 
     def pad(self, *args: Any, **kwargs: Any) -> OutlineMasks:
+        """See PolygonMasks."""
         return _even_odd(super().pad(*args, **kwargs))
 
     def translate(self, *args: Any, **kwargs: Any) -> OutlineMasks:
+        """See PolygonMasks."""
         return _even_odd(super().translate(*args, **kwargs))
 
 

@@ -55,6 +55,7 @@ class Bf16OptimWrapper(_FiniteLoss, OptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Forward passes within are under autocast."""
         device = next(model.parameters()).device.type
         with super().optim_context(model), torch.autocast(device, dtype=torch.bfloat16):
             yield

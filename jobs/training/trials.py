@@ -8,9 +8,12 @@ import argparse
 import csv
 import os
 import resource
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import matplotlib as mpl
@@ -21,6 +24,7 @@ from mmengine.runner import Runner
 from ray import tune
 from ray.tune.result_grid import ResultGrid
 
+from jobs.command_line import Terminated
 from jobs.ray_session import connect
 from jobs.sweep import LOG_SCALE_FROM, PLOT, TABLE, point_as_given, trial_settings
 from jobs.training.results import export
@@ -54,8 +58,13 @@ class ReportToTune(Hook):
 def run_trials(
     args: argparse.Namespace, of_finetune: Sequence[str], space: dict[str, Any], settings: FinetuneSettings
 ) -> str | None:
-    """Run them all, write the table and the plot; returns what to say of the best, None where none has found anything."""
+    """Run them all, write the table and the plot; returns what to say of the best, None where none has found anything.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM (Terminated) ended the trials; the table and the plot have those that there were.
+    """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "1")
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would not say that it was ended
     work_dir, metric = settings.work_dir.resolve(), settings.best_metric
     work_dir.mkdir(parents=True, exist_ok=True)
     as_given = point_as_given(of_finetune, space)
@@ -75,10 +84,13 @@ def run_trials(
             tune_config=_tune_config(args, of_finetune, space, as_given, settings),
             run_config=tune.RunConfig(name="ray", storage_path=str(work_dir), verbose=1),
         )
-        results = tuner.fit()
+        with ending_on_signals() as signals:
+            results = tuner.fit()
     finally:
         ray.shutdown()
     rows = rows_of(results, metric, of_finetune, work_dir)
+    if signals and not rows:
+        raise _interrupt(signals[0], "interrupted before the first trial")
     with whole_file(work_dir / TABLE) as draft:
         write_table(rows, draft)
     with whole_file(work_dir / PLOT) as draft:
@@ -86,7 +98,39 @@ def run_trials(
     print(
         f"{work_dir / TABLE}, {work_dir / PLOT}: {len(rows)} trials, {sum(row['ended'] != WHOLE for row in rows)} of them not whole"
     )
-    return _best(rows, metric, list(space), as_given)
+    best = _best(rows, metric, list(space), as_given)
+    if signals:
+        raise _interrupt(signals[0], f"interrupted. {best or 'No trial had found anything'}")
+    return best
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[list[signal.Signals]]:
+    """Within: the first Ctrl-C or SIGTERM ends Ray Tune's run with the results so far; the second ends it at once.
+
+    Tune's own way to end is SIGUSR1: what it calls then is called here.
+
+    Yields: a list that gets the signal, when one comes.
+    """
+    came: list[signal.Signals] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        end_tune = signal.getsignal(signal.SIGUSR1)
+        if came or not callable(end_tune):  # it is not listening yet
+            raise _interrupt(signal.Signals(number))
+        came.append(signal.Signals(number))
+        end_tune(number, frame)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: signal.Signals, *said: str) -> KeyboardInterrupt:
+    return (Terminated if number == signal.SIGTERM else KeyboardInterrupt)(*said)
 
 
 def _train(config: dict[str, Any], of_finetune: list[str], work_dir: Path, cwd: Path) -> None:

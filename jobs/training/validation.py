@@ -90,7 +90,8 @@ class ServedValLoop(BaseLoop):
 
 def check_defined(metric: str, val: Annotations) -> None:
     """Raise AnnotationsError if the validation set has no object that a metric is of, such as no small one: no checkpoint would be best."""
-    if flat(coco_metrics(json.loads(val.coco_json.read_text()), []))[metric] is None:
+    kind, _, name = metric.partition("_")
+    if coco_metrics(json.loads(val.coco_json.read_text()), [])[kind][name] is None:
         raise AnnotationsError(f"--best-metric {metric}: {val.report.file} has no objects that it is of; name another one.")
 
 

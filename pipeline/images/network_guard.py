@@ -112,18 +112,21 @@ class ClosingStream(httpcore.AsyncNetworkStream):
         self._stream = stream
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Part of httpcore's interface, as are the following ones."""
+        """Part of httpcore's interface."""
         return await self._stream.read(max_bytes, timeout)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Part of httpcore's interface."""
         await self._stream.write(buffer, timeout)
 
     async def aclose(self) -> None:
+        """Part of httpcore's interface."""
         await self._stream.aclose()
 
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.AsyncNetworkStream:
+        """Closes the connection if the handshake fails or is cancelled."""
         try:
             return await self._stream.start_tls(ssl_context, server_hostname, timeout)
         except BaseException:
@@ -131,4 +134,5 @@ class ClosingStream(httpcore.AsyncNetworkStream):
             raise
 
     def get_extra_info(self, info: str) -> Any:
+        """Part of httpcore's interface."""
         return self._stream.get_extra_info(info)

@@ -30,11 +30,14 @@ class BatchObserver(Protocol):
 class SilentObserver:
     """An observer that does nothing."""
 
-    def batch_ran(self, waits_s: Sequence[float], run_s: float) -> None: ...
+    def batch_ran(self, waits_s: Sequence[float], run_s: float) -> None:
+        """Nothing."""
 
-    def batch_split(self, size: int, out_of_memory: bool) -> None: ...
+    def batch_split(self, size: int, out_of_memory: bool) -> None:
+        """Nothing."""
 
-    def item_dropped(self, reason: DropReason) -> None: ...
+    def item_dropped(self, reason: DropReason) -> None:
+        """Nothing."""
 
 
 @dataclass(frozen=True, slots=True)

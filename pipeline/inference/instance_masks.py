@@ -54,12 +54,6 @@ def mask_logits(
     return torch.from_numpy(logits).half().numpy().reshape(-1, height, width)
 
 
-def warm_up() -> None:
-    """Compile all functions, or load them from Numba's cache. The engines' own `warm_up` does so, too."""
-    one = np.ones((1, 2), np.float32)
-    mask_logits(np.zeros((CHANNELS, 1, 1), np.float32), (1, 1), np.zeros((1, _END), np.float32), one, one[0, :1])
-
-
 @compiled_fused
 def _compute(
     cells: NDArray[np.float32],

@@ -81,12 +81,6 @@ def select(
     return Selected(positions[kept], labels[kept], scores[kept], inside[kept])
 
 
-def warm_up() -> None:
-    """Compile all functions, or load them from Numba's cache. The engines' own `warm_up` does so, too."""
-    places = Positions(np.zeros((1, 2), np.float32), np.zeros(1, np.int64))
-    select(np.zeros((1, 1), np.float32), np.zeros((1, 4), np.float32), np.ones(1, np.float32), places, 1, (1, 1), 1)
-
-
 @compiled
 def _candidates(
     logits: NDArray[np.float32], thresholds: NDArray[np.float32]

@@ -54,6 +54,26 @@ def summary_of(capsys):
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+def test_no_match_meets_no_threshold_of_matches(folder, capsys):
+    """Labels of other capitals, say: the mean IoU of nothing is not good."""
+    other = write(
+        folder.parent / "new.jsonl",
+        a=[square(0.1, 0.1, label="Person"), square(0.6, 0.6, label="Person")],
+        b=[square(0.4, 0.4, label="Person")],
+    )
+    assert run(folder, other, "--min-mask-iou", "0.9") == run(folder, other, "--max-score-shift", "0.1") == 1
+    assert "no objects match, so --max-score-shift cannot be met" in capsys.readouterr().err
+    assert run(folder, other) == 0
+    assert summary_of(capsys)["labels_alone"] == [["person"], ["Person"]]
+
+
+def test_without_an_answer_nothing_is_compared(folder, capsys):
+    assert run(folder, write(folder.parent / "new.jsonl", c=[]), "--max-faults", "9") == 1
+    said = capsys.readouterr()
+    assert "not one photo has an answer of both sides" in said.err
+    assert json.loads(said.out.splitlines()[-1])["compared"] == 0
+
+
 def test_the_same_rows_agree(folder, capsys):
     assert run(folder, folder.parent / "old.jsonl", "--min-matched", "1", "--min-mask-iou", "1", "--max-score-shift", "0") == 0
     summary = summary_of(capsys)

@@ -2,6 +2,11 @@
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -98,6 +103,44 @@ def test_a_folder_that_holds_a_sweep(tiny_coco, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*base, "--work-dir", str(tmp_path)])
     assert "already holds a sweep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_trials_with_what_they_have(number):
+    """As Ray Tune ends on SIGUSR1; a second one, and one before Tune listens, ends at once."""
+    from jobs.training.trials import ending_on_signals
+
+    ended, before = [], signal.getsignal(signal.SIGUSR1)
+    with ending_on_signals() as came:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        signal.signal(signal.SIGUSR1, lambda *_: ended.append(1))
+        os.kill(os.getpid(), number)
+        assert (came, ended) == ([number], [1])
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_sweep_that_is_ended_has_the_trials_so_far(tiny_coco, tmp_path):
+    """By SIGTERM during the second trial: exit status 143, and the table has the first one."""
+    data = ["--train", tiny_coco / "coco.json", "--train-images", tiny_coco / "photos"]
+    data += ["--val", tiny_coco / "coco.json", "--val-images", tiny_coco / "photos", "--work-dir", tmp_path / "w"]
+    short = "--batch-size 2 --image-size 160 --workers 0 --warmup 0 --precision fp32 --trials 2 --vary steps=2,2000".split()
+    sweep = subprocess.Popen(
+        [sys.executable, "-m", "jobs.sweep", *map(str, data), "--steps", "2", *short], stderr=subprocess.PIPE, text=True
+    )
+    while not list((tmp_path / "w").glob("*/iter_500.pth")) and sweep.poll() is None:  # the second one measures every 500
+        time.sleep(1)
+    sweep.terminate()
+    said = sweep.communicate(timeout=120)[1]
+    assert sweep.returncode == 143, said
+    assert "jobs.sweep: interrupted." in said
+    rows = list(csv.DictReader((tmp_path / "w/trials.csv").read_text().splitlines()))
+    assert sorted(row["ended"] for row in rows) == ["stopped early", "whole"]
+    assert (tmp_path / "w/trials.png").is_file()
 
 
 @pytest.mark.slow

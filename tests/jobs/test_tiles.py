@@ -99,6 +99,7 @@ def test_tiles_of_two_photos_do_not_replace_each_other(tmp_path, capsys):
     arguments = annotated(tmp_path / "photos", {"a/b.png": (40, 40, 90), "a_b.png": (40, 40, 200)})
     assert main([*arguments, "--output", str(tmp_path / "tiled")]) == 2
     assert "a_b.png: rename it" in capsys.readouterr().err
+    assert not list((tmp_path / "tiled").iterdir()), "what a run that ended half-way leaves is in the way of the next one"
 
 
 def test_names_that_are_long_or_not_utf8(tiny_coco, tmp_path):

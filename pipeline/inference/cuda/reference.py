@@ -49,23 +49,28 @@ class ReferenceKernels:
         self.greedy_nms, self.packed_mask_logits = suppress_in_passes, packed_mask_logits
 
     def normalise(self, pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """As `CudaKernels.normalise`."""
         three = (pixels.float() - mean) / std
         return functional.pad(three, (0, INPUT_CHANNELS - 3)).to(self._dtype).permute(0, 3, 1, 2)
 
     def bias_silu(self, features: Tensor, bias: Tensor, added: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """As `CudaKernels.bias_silu`."""
         activated = functional.silu(features.float() + bias[:, None, None])
         return (features if out is None else out).copy_(activated if added is None else activated + added)
 
     def depthwise_silu(self, features: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
+        """As `CudaKernels.depthwise_silu`."""
         window = weights.t().reshape(-1, 1, 5, 5)
         return functional.silu(functional.conv2d(features.float(), window, bias, padding=2, groups=len(bias))).to(self._dtype)
 
     def chained_pools(self, features: Tensor) -> None:
+        """As `CudaKernels.chained_pools`."""
         first, *others = features.chunk(1 + len(CHAINED_KERNELS), dim=1)
         for size, other in zip(CHAINED_KERNELS, others, strict=True):
             other.copy_(functional.max_pool2d(first.float(), size, 1, size // 2))
 
     def fastest(self, ways: Sequence[Callable[[], object]]) -> int:  # noqa: ARG002  (nothing to choose here)
+        """As `CudaKernels.fastest`."""
         return 0
 
 

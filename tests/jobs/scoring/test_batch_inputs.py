@@ -309,3 +309,36 @@ def test_cells_that_are_no_photo(tmp_path, cell, said):
     (photo,) = Source(str(tmp_path / "list.jsonl"))
     with pytest.raises(Unreadable, match=said):
         photo.text()
+
+
+def test_files_of_macos_are_no_photos(tmp_path):
+    """Archives made there hold one beside each photo, of the same suffix."""
+    (tmp_path / "__MACOSX").mkdir()
+    for name in ("a.jpg", "._a.jpg", "__MACOSX/._a.jpg"):
+        (tmp_path / name).touch()
+    source = Source(str(tmp_path))
+    assert [photo.file_name for photo in source] == ["a.jpg"]
+    assert "2 of macOS (._…)" in source.left_out()
+
+
+@pytest.mark.parametrize(("rows", "run"), [("preds.csv", "preds.csv.run"), ("preds.parquet.jsonl", "preds.parquet.run")])
+def test_rows_beside_their_tables_are_not_read(tmp_path, rows, run):
+    """The same command, given again, would take them for a table of photos."""
+    (tmp_path / "a.csv").write_text("image\na.jpg\n")
+    for name in (rows, run):
+        (tmp_path / name).write_text("{}\n")
+    source = Source(str(tmp_path))
+    assert [photo.file_name for photo in source] == ["a.csv"]
+    assert "1 rows of jobs.batch_score" in source.left_out()
+
+
+def test_an_empty_source_is_refused():
+    """A variable that is not set is not the current folder."""
+    with pytest.raises(InputsError, match="the source is empty"):
+        Source("")
+
+
+def test_a_line_that_python_cannot_hold(tmp_path):
+    (tmp_path / "a.jsonl").write_text("[" * 100_000)
+    with pytest.raises(InputsError, match="line 1: not JSON"):
+        list(Source(str(tmp_path / "a.jsonl")))

@@ -110,6 +110,34 @@ def test_parquet_sources(tmp_path, column):
     assert image_column(str(tmp_path)) == column
 
 
+def test_parquet_of_other_capitals_and_in_folders_below(tmp_path, capsys):
+    """The first is read; the second is told, instead of a batch without it."""
+    part, other, partitioned = tmp_path / "part", tmp_path / "other", tmp_path / "partitioned"
+    for place in (
+        part / "a.parquet",
+        part / "b.PARQUET",
+        other / "c.parquet",
+        other / "deep/d.parquet",
+        partitioned / "day=1/e.parquet",
+    ):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"id": [place.name], "image": [b"x"]}), place)
+    assert listed_photos(str(part), "").total == 2
+    assert not capsys.readouterr().err
+    assert listed_photos(str(other), "").total == 1
+    assert f"1 Parquet files in folders below {other} are left out: {other}/deep/d.parquet" in capsys.readouterr().err
+    with pytest.raises(InputsError, match=r"there is no photo .*name that of .*day=1/e\.parquet"):
+        listed_photos(str(partitioned), str(tmp_path / "out.parquet"))
+
+
+def test_files_of_macos_in_a_store_are_no_photos(listed):
+    filesystem, root = filesystem_of("memory://macos")
+    for name in ("a.jpg", "._a.jpg"):
+        with filesystem.open_output_stream(f"{root}/{name}") as stream:
+            stream.write(b"x")
+    assert [row["file_name"] for row in listed("memory://macos").values()] == ["a.jpg"]
+
+
 @pytest.mark.parametrize(("columns", "missing"), [({"id": ["a"]}, "image"), ({"image": ["a"]}, "id"), ({"x": [1]}, "id, image")])
 def test_parquet_without_a_column(tmp_path, columns, missing):
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
