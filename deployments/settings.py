@@ -39,9 +39,11 @@ class ModelSettings(StrictModel):
 
 
 def _origin(text: str) -> str:
-    if text != "*" and not re.fullmatch(r"https?://[^/?#@\s]+", text):
+    """As browsers write it: in lower case, without the default port."""
+    origin = text.lower()
+    if origin != "*" and not re.fullmatch(r"https?://[^/?#@\s]+", origin):
         raise ValueError(f"{text!r} is no origin; expected scheme, host and optional port, such as https://app.example.com")
-    return text
+    return re.sub(r"^(http://.*):80$|^(https://.*):443$", r"\1\2", origin)
 
 
 class AuthSettings(StrictModel):

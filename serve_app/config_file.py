@@ -11,6 +11,7 @@ Ray Serve 2.60 silently drops most unknown keys and merges two entries for one d
 
 import argparse
 import os
+import re
 import socket
 import sys
 from pathlib import Path
@@ -113,6 +114,7 @@ def _is_ours(import_path: str) -> bool:
 
 
 def _check_application(app: dict[str, Any], http: HTTPOptionsSchema) -> Settings:
+    _check_prefix(app.get("route_prefix"))
     check_keys(app.get("args") or {}, Settings, "args")
     settings = validated(Settings, app.get("args") or {}, "args")
     _check_model(settings.model.name)
@@ -130,6 +132,12 @@ def _check_application(app: dict[str, Any], http: HTTPOptionsSchema) -> Settings
     _check_files(settings)
     check_certificates(http.ssl_certfile)
     return settings
+
+
+def _check_prefix(prefix: str | None) -> None:
+    """Ray takes any text and then answers every request with 404."""
+    if prefix is not None and not re.fullmatch(r"/|(/[^/{}?#\s]+)+", prefix):
+        raise ConfigurationError(f"route_prefix: {prefix!r} is no path; expected / or one such as /scoring, without / at its end")
 
 
 def _check_name(name: str, settings: Settings) -> None:

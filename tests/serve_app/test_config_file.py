@@ -104,6 +104,8 @@ INGRESS, LOADER, DETECTOR = ([*APP, "deployments", index] for index in range(3))
         pytest.param(
             ARGS, "detector", {"engine": "openvino", "device": "cuda:1"}, "openvino runs on CPUs", id="engine on another's device"
         ),
+        pytest.param(APP, "route_prefix", "scoring", "route_prefix: 'scoring' is no path", id="prefix without slash"),
+        pytest.param(APP, "route_prefix", "/scoring/", "without / at its end", id="prefix with two"),
         pytest.param([*ARGS, "ingress"], "max_images_in_flight", 5, "max_images_in_flight", id="limits that contradict"),
         pytest.param(
             [*ARGS, "ingress"], "timeout_s", 90, r"request_timeout_s \(60\) must be above .*timeout_s \(90\)", id="late 408"

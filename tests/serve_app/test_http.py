@@ -185,6 +185,20 @@ def test_an_origin_is_scheme_and_host(origin):
         Settings(ingress={"cors_origins": [origin]})
 
 
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ("https://App.Example.com", "https://app.example.com"),
+        ("HTTPS://a.example:443", "https://a.example"),
+        ("http://a.example:80", "http://a.example"),
+        ("http://a.example:443", "http://a.example:443"),
+        ("*", "*"),
+    ],
+)
+def test_origins_are_compared_as_browsers_send_them(given, sent):
+    assert Settings(ingress={"cors_origins": [given]}).ingress.cors_origins == [sent]
+
+
 def test_wait_is_what_no_stage_accounts_for():
     """Of the image that its stages worked on longest, whichever stage was slowest in which image."""
     answers = [
