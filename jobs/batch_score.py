@@ -26,7 +26,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from jobs.command_line import cli_errors, count, reason_of
+from jobs.command_line import LINE_EVERY_S, cli_errors, count, reason_of
 from jobs.scoring.batch_inputs import InputsError, Source
 from jobs.scoring.batch_output import FORMATS, PARQUET, BatchOutput, format_of
 from jobs.scoring.scorer import Done, Scorer, score_all
@@ -87,7 +87,7 @@ def _run(
     tally = Tally(photos)
     left = (photo for photo in source if not tally.is_done_before(output.has(photo.key)))
     results = score_all(scorer, left, group, args.concurrency)
-    with tqdm(total=photos, unit="photo") as bar:
+    with tqdm(total=photos, unit="photo", mininterval=0.1 if sys.stderr.isatty() else LINE_EVERY_S) as bar:
         try:
             for done in results:
                 output.write(done.rows)

@@ -19,13 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from jobs.annotations import page
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.annotations.report import STRICT_HELP
 from jobs.annotations.statistics import ClassCount, Odd, counts_by_class, counts_by_size, odd_cases, photo_sizes
-from jobs.command_line import cli_errors, count
+from jobs.command_line import cli_errors, count, progress
 from jobs.photos import PhotoError, read_photo
 from jobs.pictures import Sheet, sheets_of_annotations
 from jobs.scoring.batch_inputs import OF_MACOS
@@ -68,7 +66,7 @@ def _decode_all(images: Path, document: dict[str, Any]) -> tuple[list[str], list
     faults: list[str] = []
     first_of: dict[bytes, str] = {}
     twins: list[str] = []
-    for photo in tqdm(document["images"], unit="photo", disable=not sys.stderr.isatty()):
+    for photo in progress(document["images"]):
         name = photo["file_name"]
         try:
             read_photo(images / name)

@@ -1,4 +1,4 @@
-"""Error handling of commands: one line on stderr and an exit status instead of a traceback.
+"""What commands share: errors as one line on stderr and an exit status instead of a traceback; progress.
 
 command ─▶ OSError, ServiceError, CommandFault ─▶ "program: message", status 1
        └─▶ Ctrl-C, SIGTERM ──────────────────────▶ "program: interrupted", status 130 or 143; open context managers exit first
@@ -15,14 +15,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from os import PathLike
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
+
+from tqdm import tqdm
 
 from pipeline.errors import ServiceError
 
 P = ParamSpec("P")
+T = TypeVar("T")
+LINE_EVERY_S = 30.0
+"""Seconds between two lines of progress where stderr is no terminal."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -49,7 +55,7 @@ def cli_errors(program: str, *more: type[Exception], status: int = 1) -> Callabl
                     return main(*args, **kwargs)
             except KeyboardInterrupt as interrupt:
                 print(f"{program}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
-                return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
+                return status_of(interrupt)
             except caught as error:
                 print(f"{program}: {reason_of(error)}", file=sys.stderr)
                 return status
@@ -61,6 +67,11 @@ def cli_errors(program: str, *more: type[Exception], status: int = 1) -> Callabl
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM came: it ends a command as Ctrl-C does, so that files are closed and what is done is kept."""
+
+
+def status_of(interrupt: KeyboardInterrupt) -> int:
+    """Exit status of a command that a signal ended, as shells give it."""
+    return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
 
 
 @contextmanager
@@ -90,6 +101,25 @@ def print_any_name() -> None:
     """Let stdout print names of files that are not UTF-8, as escapes; stderr does by itself."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def progress(items: Iterable[T], unit: str = "photo", total: int | None = None) -> Iterator[T]:
+    """Yield the items, and show on stderr how far it is: by a bar on a terminal, else by a line every `LINE_EVERY_S` seconds.
+
+    Args:
+        unit: what an item is.
+        total: number of items, if they do not know it.
+    """
+    if sys.stderr.isatty():
+        yield from tqdm(items, unit=unit, total=total)
+        return
+    of = f" of {total:,}" if total or (total := len(items) if isinstance(items, Sized) else 0) else ""
+    began = told = time.monotonic()
+    for done, item in enumerate(items):
+        if (now := time.monotonic()) - told >= LINE_EVERY_S:
+            told = now
+            print(f"{done:,}{of} {unit}s, {done / (now - began):.2g} {unit}s/s", file=sys.stderr, flush=True)
+        yield item
 
 
 def count(text: str) -> int:

@@ -21,9 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from jobs.command_line import cli_errors, count, fraction, reason_of
+from jobs.command_line import cli_errors, count, fraction, progress, reason_of
 from jobs.comparison.matching import Totals, agreement, match
 from jobs.comparison.page import Difference, page
 from jobs.comparison.sides import PRECISIONS, Answer, Side, SideOptions, side_of
@@ -67,7 +65,7 @@ def compare(folder: str, first: Side, second: Side, iou_threshold: float, most: 
     totals = Totals()
     worst: list[tuple[float, int, Difference]] = []
     photos = Source(folder)
-    for number, photo in enumerate(tqdm(photos, unit="photo", disable=not sys.stderr.isatty())):
+    for number, photo in enumerate(progress(photos)):
         if not isinstance(photo.image, Path):
             raise InputsError(f"{folder}: a folder of photos is compared, not a table")
         answers = _asked(first, photo.file_name, photo.image), _asked(second, photo.file_name, photo.image)

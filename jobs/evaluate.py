@@ -12,7 +12,6 @@ Prints tables and, last, one line of JSON.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import sys
 import tempfile
@@ -21,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.annotations.report import STRICT_HELP
-from jobs.command_line import CommandFault, cli_errors, count, fraction
+from jobs.command_line import CommandFault, cli_errors, count, fraction, progress
 from jobs.evaluation.coco_results import CocoResults
 from jobs.evaluation.metrics_azureml import IOU_THRESHOLD, SCORE_THRESHOLD, azureml_metrics
 from jobs.evaluation.metrics_coco import coco_metrics
@@ -98,14 +96,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _predict(options: argparse.Namespace, annotations: Annotations, truth: dict[str, Any]) -> CocoResults:
     if options.results:
         return read_results(options.results, truth)
-    bar = functools.partial(tqdm, unit="photo", disable=not sys.stderr.isatty())
     if options.url:
-        return predict_with_service(options.url, annotations, bar, key=options.key_env)
+        return predict_with_service(options.url, annotations, progress, key=options.key_env)
     if options.engine != "mmdet":
         engine = EngineOptions(options.engine, options.precision)
-        return predict_with_engine(str(options.checkpoint), engine, annotations, bar, options.white_level)
+        return predict_with_engine(str(options.checkpoint), engine, annotations, progress, options.white_level)
     try:
-        return predict_with_mmdet(load_checkpoint(options.checkpoint), annotations, options.image_size, bar, options.white_level)
+        return predict_with_mmdet(
+            load_checkpoint(options.checkpoint), annotations, options.image_size, progress, options.white_level
+        )
     except torch.OutOfMemoryError as error:
         raise CommandFault(
             f"The GPU's memory is too small for one photo: a smaller --image-size needs less, or use the CPU with CUDA_VISIBLE_DEVICES= "

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
-from jobs.command_line import print_any_name, reason_of
+from jobs.command_line import print_any_name, reason_of, status_of
 from jobs.training import hooks, precision
 from jobs.training.allocator import keep_freed_memory
 from jobs.training.batch_size import choose_batch_size
@@ -229,9 +229,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 finetune_on_cluster(settings)
                 return 0
             stopped_by = finetune(settings)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("jobs.finetune: ended at once; nothing more was saved.", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return status_of(interrupt)
     except torch.OutOfMemoryError as error:
         reason = str(error).splitlines()[0]
         print(

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.annotations.outlines import outline_to_rings, outline_to_rle
 from jobs.annotations.report import STRICT_HELP
-from jobs.command_line import cli_errors, count
+from jobs.command_line import cli_errors, count, progress
 from jobs.evaluation.metrics_voc import FALSE_POSITIVE, Objects, by_image_and_label, match
 from jobs.evaluation.predictions import check_sizes
 from jobs.evaluation.results_file import read_results
@@ -257,11 +257,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--results are drawn beside --annotations; name those, too")
     (sheets, left_out), unread = _sheets(args), 0
     written = write_pictures(sheets, args.output, args.longest_side_px, args.white_level)
-    bar = tqdm(written, total=len(sheets), unit="picture", disable=not sys.stderr.isatty())
-    for fault in bar:
+    for fault in progress(written, "picture", len(sheets)):
         if fault:
             unread += 1
-            bar.write(f"jobs.pictures: {fault}", file=sys.stderr)
+            tqdm.write(f"jobs.pictures: {fault}", file=sys.stderr)
     more = f", {left_out} rows are errors, URLs, base64 or of no photo in {args.photos}" if left_out else ""
     print(f"{args.output}: {len(sheets) - unread} of {len(sheets)} pictures written, {unread} photos not readable{more}")
     return 1 if unread else 0

@@ -28,12 +28,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
-from tqdm import tqdm
 
 from jobs.annotations.datasets import AnnotationsError, read_annotations
 from jobs.annotations.outlines import outline_to_rle
 from jobs.annotations.report import STRICT_HELP
-from jobs.command_line import cli_errors, count, fraction
+from jobs.command_line import cli_errors, count, fraction, progress
 from jobs.photos import PhotoError, read_photo
 from jobs.scoring.tiles import MAX_OVERLAP, Grid
 from jobs.whole_file import write_whole
@@ -84,7 +83,7 @@ def cut_all(truth: Entry, photos: Path, output: Path, args: argparse.Namespace) 
     of_photo: dict[Any, list[Entry]] = {image["id"]: [] for image in truth["images"]}
     for found in truth["annotations"]:
         of_photo[found["image_id"]].append(found)
-    for image in tqdm(truth["images"], unit="photo", disable=not sys.stderr.isatty()):
+    for image in progress(truth["images"]):
         pixels = read_photo(photos / image["file_name"])
         size_hw = pixels.shape[0], pixels.shape[1]
         if size_hw != (image["height"], image["width"]):
@@ -128,7 +127,7 @@ def places_of(size_hw: tuple[int, int], tiles: int, overlap: float, *, whole: bo
     side = math.ceil(max(size_hw) / (tiles - (tiles - 1) * overlap))
     grid = Grid(tiles, overlap, side)
     places = [(x, y, min(side, width), min(side, height)) for y in grid.starts(height) for x in grid.starts(width)]
-    return [(0, 0, width, height), *places] if whole else places
+    return list(dict.fromkeys([(0, 0, width, height), *places])) if whole else places  # of one pixel, a tile is the photo
 
 
 def parts_of(

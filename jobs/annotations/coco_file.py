@@ -139,10 +139,17 @@ def _refuse_unknown(source: Path, categories: Sequence[Entry], objects: Sequence
     used = {found["category_id"] for found in objects}
     unknown = {category["name"] for category in categories if category["id"] in used} - set(names)
     if unknown:
+        spelled = {_alike(name): name for name in names}
+        told = [f"{name} (it has {spelled[_alike(name)]!r})" if _alike(name) in spelled else name for name in sorted(unknown)]
         raise AnnotationsError(
-            f"{source}: categories that the model does not have: {', '.join(sorted(unknown))}. It has those of the training set: add "
+            f"{source}: categories that the model does not have: {', '.join(told)}. It has those of the training set: add "
             "photos of them there, or leave them out here."
         )
+
+
+def _alike(name: str) -> str:
+    """The same for names that differ in capitals or spaces alone."""
+    return "".join(name.lower().split())
 
 
 def _count(report: Report, photos: Sequence[Entry], objects: Sequence[Entry], categories: Sequence[Entry]) -> None:

@@ -45,7 +45,7 @@ def predict_with_mmdet(
         checkpoint: the model; its classes are matched to the annotations' categories by name.
         annotations: whose photos to score.
         input_size_px: side of the square network input, pixels; None takes the model's.
-        progress: wraps the photos to show how far it is, such as `tqdm`.
+        progress: wraps the photos to show how far it is, such as `jobs.command_line.progress`.
         white_level: as in DecodeLimits.
     Raises:
         AnnotationsError: model and annotations share no label.
@@ -55,8 +55,8 @@ def predict_with_mmdet(
     predictor = MmdetPredictor(checkpoint, input_size_px, white_level)
     results: CocoResults = []
     for image in progress(truth["images"]):
-        found = predictor.instances(annotations.images / image["file_name"])
-        results += _results_of_image(image["id"], found, category_ids)
+        found, size_hw = predictor.instances(annotations.images / image["file_name"])
+        results += _results_of_image(image["id"], found, size_hw, category_ids)
     return results
 
 
@@ -74,8 +74,10 @@ class MmdetPredictor:
         self._network = checkpoint.network().to(choose_torch_device("auto"))
         self._load = Compose(augment.image_transforms(input_size_px or checkpoint.spec.input_size, white_level))
 
-    def instances(self, photo: Path) -> Any:
-        """mmdet's `pred_instances` as NumPy arrays: bboxes (N, 4) pixels, scores, labels, masks (N, H, W); the highest score first.
+    def instances(self, photo: Path) -> tuple[Any, tuple[int, int]]:
+        """mmdet's `pred_instances` as NumPy arrays: bboxes (N, 4) pixels, scores, labels, masks (N, h, w), the highest score first; and the
+        photo's (height, width). h or w are some pixels less where the sides are not scaled alike, as 6000 x 4000 to 640 x 427: mmdet
+        scales masks back by the other side's factor.
 
         Raises:
             AnnotationsError: the photo cannot be read.
@@ -86,7 +88,9 @@ class MmdetPredictor:
             raise AnnotationsError(f"{photo.name}: the photo cannot be read: {error}") from error
         batch = {"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]}
         with torch.inference_mode(), known_warnings_ignored():
-            return self._network.test_step(batch)[0].pred_instances.cpu().numpy()
+            scored = self._network.test_step(batch)[0]
+        height, width = scored.ori_shape[:2]
+        return scored.pred_instances.cpu().numpy(), (int(height), int(width))
 
     def predict(self, photo: Path) -> list[SegmentedObject]:
         """The same as the contract's objects, masks as run lengths.
@@ -94,12 +98,12 @@ class MmdetPredictor:
         Raises:
             AnnotationsError: the photo cannot be read.
         """
-        found = self.instances(photo)
+        found, (height, width) = self.instances(photo)
         objects = []
         for box, score, label, mask in zip(found.bboxes, found.scores, found.labels, found.masks, strict=True):
-            height, width = mask.shape
+            rle = _rle_of(mask, (height, width))
             x1, y1, x2, y2 = (box / (width, height, width, height)).clip(0, 1).tolist()
-            objects.append(SegmentedObject((x1, y1, x2, y2), self._classes[int(label)], float(score), [], rle=_rle_of(mask)))
+            objects.append(SegmentedObject((x1, y1, x2, y2), self._classes[int(label)], float(score), [], rle=rle))
         return objects
 
 
@@ -147,7 +151,7 @@ def category_ids_of(classes: tuple[str, ...], truth: dict[str, Any]) -> dict[int
     return matched
 
 
-def _results_of_image(image_id: int, found: Any, category_ids: dict[int, int]) -> CocoResults:
+def _results_of_image(image_id: int, found: Any, size_hw: tuple[int, int], category_ids: dict[int, int]) -> CocoResults:
     results = []
     for box, score, label, mask in zip(found.bboxes, found.scores, found.labels, found.masks, strict=True):
         if int(label) not in category_ids:
@@ -158,12 +162,15 @@ def _results_of_image(image_id: int, found: Any, category_ids: dict[int, int]) -
                 "category_id": category_ids[int(label)],
                 "bbox": [float(box[0]), float(box[1]), float(box[2] - box[0]), float(box[3] - box[1])],
                 "score": float(score),
-                "segmentation": _rle_of(mask),
+                "segmentation": _rle_of(mask, size_hw),
             }
         )
     return results
 
 
-def _rle_of(mask: Any) -> dict[str, Any]:
-    rle = rle_masks.encode(np.asfortranarray(mask, dtype=np.uint8))
+def _rle_of(mask: Any, size_hw: tuple[int, int]) -> dict[str, Any]:
+    """A mask of the photo's size, with nothing in the rows and columns that mmdet's lacks."""
+    whole = np.zeros(size_hw, np.uint8, order="F")
+    whole[: mask.shape[0], : mask.shape[1]] = mask
+    rle = rle_masks.encode(whole)
     return {"size": rle["size"], "counts": rle["counts"].decode()}

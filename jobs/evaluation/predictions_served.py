@@ -37,7 +37,7 @@ def predict_with_engine(
         model: embedded or official name, or a path.
         options: engine, precision, threads.
         annotations: whose photos to score.
-        progress: wraps the photos to show how far it is, such as `tqdm`.
+        progress: wraps the photos to show how far it is, such as `jobs.command_line.progress`.
         white_level: as in DecodeLimits.
     Raises:
         AnnotationsError: model and annotations share no label, or a photo cannot be read.
@@ -68,7 +68,7 @@ def predict_with_service(
     Args:
         url: base URL, such as http://127.0.0.1:8000.
         annotations: whose photos to score.
-        progress: wraps the photos to show how far it is, such as `tqdm`.
+        progress: wraps the photos to show how far it is, such as `jobs.command_line.progress`.
         clients: requests in flight at once.
         key: bearer key of the service.
     Raises:

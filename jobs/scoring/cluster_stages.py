@@ -83,7 +83,7 @@ class Images:
         """
         if isinstance(image, bytes):
             return image
-        text = "" if image is None else str(image)
+        text = "" if image is None or image != image else str(image)  # in a column without any value they are NaN
         if not text or text.startswith(UNREADABLE):
             raise ImageError(text.removeprefix(UNREADABLE) or "There is no image in this row.", code="image_not_readable")
         if is_web_url(text):

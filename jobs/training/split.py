@@ -42,7 +42,12 @@ def split(coco: dict[str, Any], share: float, group: str | None, seed: int) -> t
         if len(chosen) + len(groups[name]) / 2 <= wanted or not chosen:
             chosen |= set(groups[name])
     if len(chosen) == len(coco["images"]):
-        raise AnnotationsError(f"--val-group {group}: all {len(chosen)} photos are one group, so none is left to train on.")
+        why = (
+            f"--val-group {group}: all {len(chosen)} photos are one group"
+            if group
+            else f"--val-share: there is {len(chosen)} photo"
+        )
+        raise AnnotationsError(f"{why}, so none is left to train on.")
     return _part(coco, lambda photo: photo not in chosen), _part(coco, lambda photo: photo in chosen)
 
 

@@ -4,6 +4,7 @@ import signal
 
 import pytest
 
+from jobs import command_line
 from jobs.command_line import CommandFault, cli_errors
 from pipeline.errors import ConfigurationError
 
@@ -32,6 +33,18 @@ def failing(error, *more, **how):
 def test_a_fault_is_one_line(error, said, capsys):
     assert failing(error, KeyError, status=2) == 2
     assert capsys.readouterr().err == said
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch, capsys):
+    """In the log of a job, where a bar would be nothing or one endless line."""
+    monkeypatch.setattr(command_line, "LINE_EVERY_S", 0)
+    assert list(command_line.progress([7, 8, 9])) == list(command_line.progress(iter([7, 8, 9]))) == [7, 8, 9]
+    said = capsys.readouterr().err.splitlines()
+    assert said[1].startswith("1 of 3 photos, ")
+    assert said[4].startswith("1 photos, ")
+    monkeypatch.setattr(command_line, "LINE_EVERY_S", 30)
+    assert list(command_line.progress([7], "picture", 1)) == [7]
+    assert not capsys.readouterr().err
 
 
 def test_ctrl_c_is_130(capsys):

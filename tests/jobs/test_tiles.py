@@ -23,6 +23,7 @@ def test_places():
         (0, 15, 15, 15),
         (15, 15, 15, 15),
     ]
+    assert places_of((1, 1), 2, 0.2, whole=True) == [(0, 0, 1, 1)]
 
 
 def test_parts_of_an_object():

@@ -114,7 +114,9 @@ def test_validation_uses_the_classes_of_the_training_set(tmp_path, photos):
     found = read(tmp_path, photos, [{"category_id": 5, "segmentation": [SQUARE]}], own, training=True, classes=("ball", "egg"))
     assert found.classes == ("ball", "egg")
     assert [name for name, *_ in in_mmdet(found)] == ["egg"]
-    with pytest.raises(AnnotationsError, match="does not have: egg"):
+    with pytest.raises(AnnotationsError, match=r"does not have: egg \(it has ' Egg'\)\. It has"):
+        read(tmp_path, photos, [{"category_id": 5, "segmentation": [SQUARE]}], own, training=True, classes=("ball", " Egg"))
+    with pytest.raises(AnnotationsError, match=r"does not have: egg\."):
         read(tmp_path, photos, [{"category_id": 5, "segmentation": [SQUARE]}], own, training=True, classes=("ball",))
 
 

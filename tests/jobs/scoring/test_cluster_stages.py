@@ -66,6 +66,7 @@ def test_images_of_every_kind(load, counted, tmp_path):
         "unreadable:The cell is empty.",
         str(tmp_path / "pipe"),
         None,
+        float("nan"),
         "http://127.0.0.1/x.jpg",
     ]
     loaded = load(batch_of(*images))
@@ -78,9 +79,10 @@ def test_images_of_every_kind(load, counted, tmp_path):
     assert ["error" in found for found in preds[:4]] == [False] * 4, preds[:4]
     assert all(found["boxes"] for found in preds[:4])
     codes = [found["error"]["code"] for found in preds[4:]]
-    assert codes == ["unsupported_image_format", *["image_not_readable"] * 4, "url_refused"]
+    assert codes == ["unsupported_image_format", *["image_not_readable"] * 5, "url_refused"]
     assert preds[6]["error"]["message"] == "The cell is empty."
-    assert counted == [(6, 10)]
+    assert preds[8]["error"]["message"] == preds[9]["error"]["message"] == "There is no image in this row."
+    assert counted == [(7, 11)]
 
 
 def test_a_batch_of_bad_photos_alone(load, counted):

@@ -56,3 +56,8 @@ def test_the_same_photo_under_another_name_is_found(tmp_path):
     for name, content in (("a", b"one"), ("b", b"two"), ("c", b"one"), ("d", b"six")):
         (tmp_path / name).write_bytes(content)
     assert shared_photos([tmp_path / "a", tmp_path / "b"], [tmp_path / "c", tmp_path / "d"]) == [tmp_path / "c"]
+
+
+def test_one_photo_cannot_be_split():
+    with pytest.raises(AnnotationsError, match=r"^--val-share: there is 1 photo, so none is left to train on"):
+        split(document(["a.jpg"]), 0.5, None, 0)
