@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
+from matplotlib.path import Path as Path2D
 from PIL import Image
 from pycocotools import mask as coco_mask
 from rtmdet_ins_client import Client, Found, Result, ScoringError
@@ -98,6 +99,12 @@ def test_supervision_gets_masks(client):
     assert found.mask[0][30, 50]
     assert not found.mask[0][50, 50]
     assert list(found.data["class_name"]) == ["person", "dog"]
+    assert list(found.class_id) == [1, 0]
+    numbered = client.score(photo()).to_supervision({"dog": 17})
+    assert (list(numbered.class_id), list(numbered.data["class_name"])) == ([17], ["dog"])
+    nothing = client.score(photo()).to_supervision({})
+    assert nothing.is_empty()
+    assert list(nothing.data["class_name"]) == []
 
 
 @pytest.mark.parametrize("height_width", [(100, 200), (7, 1), (1, 7)], ids=str)
@@ -121,6 +128,31 @@ def test_run_lengths_are_drawn_and_masks_for_supervision():
     assert tuple(drawn[180, 100]) == (90, 90, 90)
     pytest.importorskip("supervision", reason="pip install './client[supervision]'")
     np.testing.assert_array_equal(Result([found], (200, 100)).to_supervision().mask[0], mask > 0)
+
+
+@pytest.mark.parametrize("radius", [3, 8, 40])
+def test_polygons_fill_the_pixels_whose_centres_they_hold(radius):
+    """Neither more nor fewer, over the picture's edge too: matplotlib's test of each centre."""
+    random = np.random.default_rng(radius)
+    for middle in ((50, 40), (2, 78)):
+        angles, distances = np.sort(random.random(14)) * 2 * np.pi, radius * (0.5 + random.random(14))
+        ring = np.array(middle) + random.random(2) + np.column_stack([np.cos(angles), np.sin(angles)]) * distances[:, None]
+        hole = np.array(middle) + (ring - ring.mean(axis=0)) / 3
+        found = Found("a", 0.9, (0, 0, 1, 1), [(ring / (100, 80)).ravel().tolist()], [(hole / (100, 80)).ravel().tolist()])
+        y, x = np.mgrid[0:80, 0:100] + 0.5
+        inside, in_hole = (
+            Path2D(np.vstack([edge, edge[:1]])).contains_points(np.column_stack([x.ravel(), y.ravel()])) for edge in (ring, hole)
+        )
+        mask = np.asarray(Result([found], (100, 80))._mask(found)) > 0
+        np.testing.assert_array_equal(mask, (inside & ~in_hole).reshape(80, 100))
+
+
+def test_a_square_has_its_pixels():
+    """Between pixels 10 and 20 there are ten."""
+    found = Found("a", 0.9, (0, 0, 1, 1), [[0.1, 0.1, 0.2, 0.1, 0.2, 0.2, 0.1, 0.2, 0.1, 0.1]], [])
+    mask = np.asarray(Result([found], (100, 100))._mask(found)) > 0
+    assert mask.sum() == 100
+    assert mask[10:20, 10:20].all()
 
 
 def test_an_unknown_size_is_told():
