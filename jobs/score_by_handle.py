@@ -30,6 +30,8 @@ from pipeline.types import ScoredImage
 
 APPLICATION = "rtmdet-ins"
 
+LONGEST_S = 3600.0
+"""No service's own deadline is longer."""
 GRACE_S = 5.0
 """Extra time after the deadline, seconds: until then a working service has answered itself."""
 
@@ -47,6 +49,7 @@ def score(
     Raises:
         ServiceError: the same codes as over HTTP.
     """
+    timeout_s = min(timeout_s, LONGEST_S)
     response: Any = serve.get_app_handle(application).score.remote(images, params, timeout_s=timeout_s)
     try:
         scored: list[ScoredImage] = response.result(timeout_s=timeout_s + GRACE_S)

@@ -98,6 +98,8 @@ def _add_site(app: FastAPI, site: str, files: dict[str, Asset]) -> None:
         return files["index.html"].response(request)
 
     async def file(request: Request, name: str) -> Response:
+        if not name:  # the page's links are relative to the path without a slash at its end
+            return Response(status_code=308, headers={"location": f"../{site}"})
         if name not in files:
             raise RequestError("There is no such file.", code="not_found", status=404)
         return files[name].response(request)

@@ -1,5 +1,8 @@
 """Pixels that are decoded here are those that the service decodes from the same file; and what the command says."""
 
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,6 +28,16 @@ def test_pixels_of_16_bits_are_scaled(tmp_path):
     """40000 of 65535 is a light grey, not white."""
     Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(tmp_path / "deep.png")
     assert 150 < read_image(str(tmp_path / "deep.png"), as_pixels=True)[0, 0, 0] < 162
+
+
+def test_no_deadline_is_that_of_the_service(monkeypatch):
+    """Ray's clock takes no infinite time."""
+    waited = []
+    response = SimpleNamespace(result=lambda timeout_s: waited.append(timeout_s))
+    method = SimpleNamespace(remote=lambda *_, timeout_s: waited.append(timeout_s) or response)
+    monkeypatch.setattr(score_by_handle.serve, "get_app_handle", lambda _: SimpleNamespace(score=method))
+    score_by_handle.score([b"photo"], timeout_s=math.inf)
+    assert waited == [3600.0, 3605.0]
 
 
 @pytest.fixture

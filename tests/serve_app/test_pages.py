@@ -57,6 +57,14 @@ async def test_everything_that_a_page_names_is_there(client, path):
     assert "script-src" not in page.headers["content-security-policy"]
 
 
+@pytest.mark.parametrize("site", ["playground", "docs"])
+async def test_a_slash_at_the_end_leads_to_the_page(client, site):
+    """By a relative address, which no Host header can turn elsewhere; it also holds below a route prefix."""
+    answer = await client.get(f"/{site}/", headers=BROWSER)
+    assert (answer.status_code, answer.headers["location"]) == (308, f"../{site}")
+    assert answer.next_request.url.path == f"/{site}"
+
+
 def test_the_playground_is_small():
     """60 kB without its example photos."""
     assert sum(path.stat().st_size for path in PLAYGROUND.glob("*.*")) <= 60_000
