@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.command_line import cli_errors, count, fraction
+from jobs.command_line import amount, cli_errors, count, count_from_0, fraction
 from jobs.photos import WHITE_LEVEL_HELP
 from jobs.scoring.batch_inputs import InputsError
 from jobs.scoring.tiles import MAX_OVERLAP
@@ -127,18 +127,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--format", choices=["parquet", "jsonl"], default="parquet", help="format of the files in rows/ (default: %(default)s)")
     add("--mini-batch-size", type=count, default=32, help="photos per task of loading or outlining (default: %(default)s)")
     add("--error-threshold", type=int, default=-1, help="most photos that may fail; -1: any number (default: %(default)s)")
-    add("--max-retries", type=int, default=3, help="retries of a mini batch whose worker died (default: %(default)s)")
+    add("--max-retries", type=count_from_0, default=3, help="retries of a mini batch whose worker died (default: %(default)s)")
     add("--detectors", type=count, default=1, help="workers that run the network (default: %(default)s)")
-    add("--detector-gpus", type=float, default=0, help="GPUs of each detector; 0: run on CPUs (default: %(default)s)")
+    add("--detector-gpus", type=amount, default=0, help="GPUs of each detector; 0: run on CPUs (default: %(default)s)")
     add(
-        "--detector-cpus", type=float, default=0.5, help="CPUs of each detector, and its number of threads (default: %(default)s)"
+        "--detector-cpus",
+        type=amount,
+        default=0.5,
+        help="CPUs of each detector, and its number of threads (default: %(default)s)",
     )
     add("--detector-batch", type=count, default=8, help="photos in one pass of the network (default: %(default)s)")
     add("--engine", choices=["auto", "openvino", "torch", "simulated"], default="auto", help="(default: %(default)s)")
     add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="(default: %(default)s)")
     add("--loaders", type=count, default=2, help="workers that decode photos (default: %(default)s)")
     add("--outliners", type=count, default=1, help="workers that trace polygons (default: %(default)s)")
-    add("--worker-cpus", type=float, default=0.1, help="CPUs of each loader and outliner (default: %(default)s)")
+    add("--worker-cpus", type=amount, default=0.1, help="CPUs of each loader and outliner (default: %(default)s)")
     add("--white-level", type=count, help=f"with --model: {WHITE_LEVEL_HELP}")
     add("--score-threshold", type=fraction, default=0.3, help="keep objects with a score above this (default: %(default)s)")
     add("--mask-format", choices=["polygon", "rle"], default="polygon", help="(default: %(default)s)")

@@ -26,7 +26,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from jobs.command_line import LINE_EVERY_S, cli_errors, count, reason_of
+from jobs.command_line import LINE_EVERY_S, amount, cli_errors, count, fraction, reason_of
 from jobs.scoring.batch_inputs import InputsError, Source
 from jobs.scoring.batch_output import FORMATS, PARQUET, BatchOutput, format_of
 from jobs.scoring.scorer import Done, Scorer, score_all
@@ -191,8 +191,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--concurrency", type=count, default=8, help="requests in flight at a time (default: %(default)s)")
     add("--images-per-request", type=count, default=8, help="(default: %(default)s)")
-    add("--score-threshold", type=float, help="keep objects with a score above this, 0..1 (default: the service's)")
-    add("--deadline-s", type=float, default=30.0, help="time limit of a request, seconds (default: %(default)s)")
+    add("--score-threshold", type=fraction, help="keep objects with a score above this, 0..1 (default: the service's)")
+    add("--deadline-s", type=amount, default=30.0, help="time limit of a request, seconds (default: %(default)s)")
     return parser
 
 

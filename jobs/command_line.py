@@ -129,6 +129,22 @@ def count(text: str) -> int:
     return int(text)
 
 
+def count_from_0(text: str) -> int:
+    """argparse type: a whole number from 0."""
+    return 0 if text == "0" else count(text)
+
+
+def amount(text: str) -> float:
+    """argparse type: a finite number from 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0")
+    return number
+
+
 def fraction(text: str) -> float:
     """argparse type: a number from 0 to 1."""
     try:

@@ -38,8 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     checkpoint.network()  # raises where weights are missing or do not fit
     spec = checkpoint.spec
     print(f"{args.checkpoint}: {spec.name}, {spec.input_size} px, labels {', '.join(spec.classes)}", flush=True)
-    before = args.config.read_text(encoding="utf-8")
-    after = with_model(before, args.application, str(args.checkpoint.resolve()))
+    try:
+        before = args.config.read_text(encoding="utf-8")
+        after = with_model(before, args.application, str(args.checkpoint.resolve()))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CommandFault(f"{args.config}: not YAML in UTF-8 ({' '.join(str(error).split())})") from error
     if after == before:
         raise CommandFault(
             f"{args.config} names this file already, and Ray Serve starts nothing anew: give a new model a new file name"

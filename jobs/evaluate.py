@@ -38,6 +38,7 @@ from jobs.whole_file import whole_file, write_whole
 from pipeline.inference.engine import EngineOptions
 from pipeline.model.checkpoints import load_checkpoint
 from pipeline.model.zoo import locate
+from pipeline.types import COARSEST_STRIDE_PX
 
 
 def measure(
@@ -66,7 +67,15 @@ def measure(
 @cli_errors("jobs.evaluate", AnnotationsError, status=2)
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    by_mmdet = options.checkpoint and options.engine == "mmdet"
+    if options.image_size and not by_mmdet:
+        parser.error("--image-size goes with --checkpoint and --engine mmdet; engines take the model's")
+    if options.image_size and options.image_size % COARSEST_STRIDE_PX:
+        parser.error(f"--image-size must be a multiple of {COARSEST_STRIDE_PX} px, got {options.image_size}")
+    if options.precision != "auto" and (by_mmdet or not options.checkpoint):
+        parser.error("--precision goes with --checkpoint and --engine openvino or torch; mmdet computes in fp32")
     keep_freed_memory()
     if options.checkpoint:
         options.checkpoint = locate(options.checkpoint, setting="--checkpoint")
@@ -133,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="for the engines openvino and torch")
     add("--white-level", type=count, help=f"with --checkpoint: {WHITE_LEVEL_HELP}")
-    add("--image-size", type=int, help="side of the square network input, pixels; for mmdet only (default: the model's)")
+    add("--image-size", type=count, help="side of the square network input, pixels; for mmdet only (default: the model's)")
     add(
         "--score-threshold",
         type=fraction,

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.annotations.outlines import outline_to_rings, outline_to_rle
 from jobs.annotations.report import STRICT_HELP
-from jobs.command_line import cli_errors, count, progress
+from jobs.command_line import cli_errors, count, fraction, progress
 from jobs.evaluation.metrics_voc import FALSE_POSITIVE, Objects, by_image_and_label, match
 from jobs.evaluation.predictions import check_sizes
 from jobs.evaluation.results_file import read_results
@@ -115,7 +115,7 @@ def sheets_of_predictions(source: str, preds: Path, most: int | None = None) -> 
             continue
         try:
             sheets.append(Sheet(name, place, (Panel(objects_from_dict(row.preds)),)))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise InputsError(f"{preds}, row {number}: not a row of jobs.batch_score ({error!r})") from error
         if len(sheets) == most:
             break
@@ -287,7 +287,7 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--annotations", type=Path, help="COCO JSON, or AzureML annotations JSONL (*.jsonl)")
     add("--strict", action="store_true", help=f"with --annotations: {STRICT_HELP}")
     add("--results", type=Path, help="with --annotations: COCO results JSON, such as that of jobs.evaluate --save-results")
-    add("--score-threshold", type=float, default=0.3, help="with --results: leave out lower scores (default: %(default)s)")
+    add("--score-threshold", type=fraction, default=0.3, help="with --results: leave out lower scores (default: %(default)s)")
     add("--most", type=count, metavar="N", help="draw only the first N photos, with --results the N worst (default: all)")
     add("--longest-side-px", type=count, default=LONGEST_SIDE_PX, help="scale larger photos down (default: %(default)s)")
     add("--white-level", type=count, help=WHITE_LEVEL_HELP)

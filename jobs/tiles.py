@@ -127,7 +127,7 @@ def places_of(size_hw: tuple[int, int], tiles: int, overlap: float, *, whole: bo
     side = math.ceil(max(size_hw) / (tiles - (tiles - 1) * overlap))
     grid = Grid(tiles, overlap, side)
     places = [(x, y, min(side, width), min(side, height)) for y in grid.starts(height) for x in grid.starts(width)]
-    return list(dict.fromkeys([(0, 0, width, height), *places])) if whole else places  # of one pixel, a tile is the photo
+    return list(dict.fromkeys([(0, 0, width, height), *places] if whole else places))  # of a few pixels, tiles are alike
 
 
 def parts_of(

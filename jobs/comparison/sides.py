@@ -157,6 +157,6 @@ def _answer(preds: dict[str, Any], score_threshold: float, took_ms: float | None
         return Answer([], took_ms, str(preds["error"].get("message")))
     try:
         objects = [item for item in objects_from_dict(preds) if item.score > score_threshold]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CommandFault(f"an answer does not follow the contract: {error!r}") from error
     return Answer(sorted(objects, key=lambda item: -item.score), took_ms)

@@ -9,6 +9,7 @@ break.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -96,19 +97,26 @@ def objects_from_dict(answer: dict[str, Any]) -> list[SegmentedObject]:
     """The inverse of `objects_to_dict`: the objects in one image's `{"boxes": [...]}`.
 
     Raises:
-        KeyError: a key of the contract is missing.
+        KeyError, TypeError, ValueError: a key of the contract is missing, or has another content.
     """
     return [
         SegmentedObject(
             box=(row["box"]["topX"], row["box"]["topY"], row["box"]["bottomX"], row["box"]["bottomY"]),
             label=row["label"],
             score=row["score"],
-            polygon=row["polygon"],
+            polygon=_checked(row["polygon"]),
             holes=row.get("holes"),
             rle=row.get("rle"),
         )
         for row in answer["boxes"]
     ]
+
+
+def _checked(rings: list[list[float]]) -> list[list[float]]:
+    for ring in rings:
+        if len(ring) % 2 or not all(isinstance(value, (int, float)) and math.isfinite(value) for value in ring):
+            raise ValueError("a ring of a polygon is not x y x y ..., finite numbers")
+    return rings
 
 
 def _object_to_dict(item: SegmentedObject) -> dict[str, Any]:

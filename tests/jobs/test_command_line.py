@@ -1,5 +1,6 @@
 """Exit status and message of commands that fail."""
 
+import argparse
 import signal
 
 import pytest
@@ -45,6 +46,14 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch, capsys)
     monkeypatch.setattr(command_line, "LINE_EVERY_S", 30)
     assert list(command_line.progress([7], "picture", 1)) == [7]
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["-1", "nan", "inf", "x", ""])
+@pytest.mark.parametrize("kind", [command_line.amount, command_line.fraction, command_line.count, command_line.count_from_0])
+def test_numbers_that_an_option_does_not_take(kind, text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        kind(text)
+    assert kind("1") == 1
 
 
 def test_ctrl_c_is_130(capsys):

@@ -7,7 +7,7 @@ import pytest
 from matplotlib import cbook
 from PIL import Image
 
-from jobs import compare
+from jobs import compare, pictures
 from jobs.comparison.matching import agreement, match
 from jobs.comparison.page import page
 from pipeline.types import SegmentedObject
@@ -72,6 +72,16 @@ def test_without_an_answer_nothing_is_compared(folder, capsys):
     said = capsys.readouterr()
     assert "not one photo has an answer of both sides" in said.err
     assert json.loads(said.out.splitlines()[-1])["compared"] == 0
+
+
+@pytest.mark.parametrize("ring", [[0.1, 0.1, 0.5, None, 0.5, 0.5], [0.1, 0.1, 0.5], "abcd"])
+def test_rings_that_are_none_are_told(folder, capsys, ring):
+    """In the rows of another program, say."""
+    rows = write(folder.parent / "new.jsonl", a=[square(0.1, 0.1) | {"polygon": [ring]}], b=[])
+    assert run(folder, rows) == 2
+    assert "an answer does not follow the contract: ValueError('a ring of a polygon is not x y x y" in capsys.readouterr().err
+    assert pictures.main([str(folder), "--preds", str(rows), "--output", str(folder.parent / "drawn")]) == 2
+    assert "row 1: not a row of jobs.batch_score" in capsys.readouterr().err
 
 
 def test_the_same_rows_agree(folder, capsys):

@@ -120,3 +120,10 @@ def test_nothing_answers(tmp_path, capsys):
     assert main([str(embedded_models()[MODEL]), "--config", str(config), "--address", "http://127.0.0.1:9"]) == 1
     assert "--address http://127.0.0.1:9: " in capsys.readouterr().err
     assert config.read_text() == CONFIG
+
+
+@pytest.mark.parametrize("content", [b"applications: [a", b"\xff\xfe"])
+def test_a_configuration_that_is_no_yaml(tmp_path, capsys, content):
+    (tmp_path / "serve_config.yaml").write_bytes(content)
+    assert main([str(embedded_models()[MODEL]), "--config", str(tmp_path / "serve_config.yaml")]) == 1
+    assert "serve_config.yaml: not YAML in UTF-8 (" in capsys.readouterr().err

@@ -230,6 +230,22 @@ def test_wrong_arguments_are_explained(tiny_coco, tmp_path, capsys):
     assert "not COCO results" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--image-size", "33"], "must be a multiple of 32 px, got 33"),
+        (["--image-size", "320", "--engine", "openvino"], "--image-size goes with --checkpoint and --engine mmdet"),
+        (["--precision", "bf16"], "--precision goes with --checkpoint and --engine openvino or torch"),
+    ],
+)
+def test_options_that_would_not_be_used_are_refused(tiny_coco, capsys, more, said):
+    """The numbers would be taken for those of another size or precision."""
+    common = ["--annotations", str(tiny_coco / "coco.json"), "--images", str(tiny_coco / "photos")]
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main([*common, "--checkpoint", "rtmdet-ins_nano_person", *more])
+    assert said in capsys.readouterr().err
+
+
 def test_input_size_can_be_another(tiny_coco, model_file, tmp_path):
     annotations = read_annotations(tiny_coco / "coco.json", tiny_coco / "photos", tmp_path)
     results = predict_with_mmdet(load_checkpoint(model_file), annotations, input_size_px=64)

@@ -24,6 +24,8 @@ def test_places():
         (15, 15, 15, 15),
     ]
     assert places_of((1, 1), 2, 0.2, whole=True) == [(0, 0, 1, 1)]
+    narrow = places_of((8, 10), 40, 0.2, whole=False)
+    assert len(narrow) == len(set(narrow)) == 80
 
 
 def test_parts_of_an_object():
