@@ -3,6 +3,8 @@
 import copy
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path, PurePosixPath
 
 import jsonschema
@@ -67,6 +69,14 @@ def test_image_has_the_environment_of_ray():
     expected = ray_env(REPOSITORY / "ray.env") | DIFFERENT
     expected[TWO_LINES] = expected[TWO_LINES].partition("\n")[0]
     assert dict(word.split("=", 1) for word in shlex.split(environment)) == expected
+
+
+def test_programs_of_the_image_run():
+    """What the Dockerfile runs of our code."""
+    programs = [shlex.split(command)[2] for command in instructions("RUN") if command.startswith("python -c")]
+    assert programs
+    for program in programs:
+        subprocess.run([sys.executable, "-c", program], check=True, cwd=REPOSITORY)
 
 
 def test_pods_agree_with_the_image():
