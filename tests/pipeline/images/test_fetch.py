@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import ipaddress
 import ssl
+import sys
 import time
 import tracemalloc
 import zlib
@@ -154,6 +155,23 @@ async def test_fetches_over_one_kept_connection(world: World) -> None:
     assert "Host: good.test\r\n" in world.heads[0]
     assert "Accept-Encoding: identity\r\n" in world.heads[0]
     assert "Cookie" not in world.heads[0]
+
+
+async def test_a_fetch_imports_nothing(world: World, monkeypatch) -> None:
+    """A module that is not there is looked for on the whole path at every import; httpcore imports one where it is used."""
+    world.answers["/a"] = answer(b"jpeg bytes")
+    fetcher = world.fetcher()
+    await fetcher.fetch("http://good.test/a")
+    wanted: list[str] = []
+
+    class Recorder:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            wanted.append(name)
+
+    monkeypatch.setattr(sys, "meta_path", [Recorder, *sys.meta_path])
+    await fetcher.fetch("http://good.test/a")
+    assert wanted == []
 
 
 async def test_many_at_once(world: World) -> None:
