@@ -53,7 +53,7 @@ class Asset:
             "vary": "accept, accept-encoding",
             "x-content-type-options": "nosniff",
         }
-        if request.headers.get("if-none-match") == etag:
+        if etag in request.headers.get("if-none-match", ""):  # a list; with W/ before it where a proxy has compressed the body
             return Response(status_code=304, headers=headers)
         body = self.body
         if self.is_gzip and "gzip" in request.headers.get("accept-encoding", ""):

@@ -60,7 +60,7 @@ def answer_form(request: Request, images: int) -> AnswerForm:
     Raises:
         InvalidRequest: another value of `draw`, or a picture is asked for and the request has not exactly one photo.
     """
-    accepted = set(_accepted(request.headers.get("accept", "")))
+    accepted = set(_accepted(",".join(request.headers.getlist("accept"))))
     draw = request.query_params.get("draw")
     if draw not in (None, "0", "1", "false", "true"):
         raise InvalidRequest("'draw' must be 1 or 0.")

@@ -88,9 +88,11 @@ async def test_scripts_have_the_type_that_browsers_want(client):
     assert answer.headers["content-type"] == "text/javascript; charset=utf-8"
 
 
-async def test_an_unchanged_file_is_not_sent_again(client):
+@pytest.mark.parametrize("known", ["{}", "W/{}", '"older", W/{}'])
+async def test_an_unchanged_file_is_not_sent_again(client, known):
+    """Also where a browser knows several, or one that a proxy has compressed."""
     first = await client.get("/playground/app.js")
-    again = await client.get("/playground/app.js", headers={"if-none-match": first.headers["etag"]})
+    again = await client.get("/playground/app.js", headers={"if-none-match": known.format(first.headers["etag"])})
     assert (again.status_code, again.content) == (304, b"")
 
 

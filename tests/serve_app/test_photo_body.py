@@ -135,6 +135,14 @@ async def test_a_picture_is_asked_for_by_accept_or_draw(client, ingress, query, 
         assert (response.content == b"picture") == (form != "json")
 
 
+async def test_all_accept_headers_count(client, ingress):
+    """A header may be repeated instead of being a list."""
+    ingress.answers = [DrawnImage(b"picture", "image/jpeg", {})]
+    headers = [("content-type", "image/jpeg"), ("accept", "text/html"), ("accept", "image/jpeg")]
+    assert (await client.post("/score", content=JPEG, headers=headers)).content == b"picture"
+    assert ingress.seen[-1][3] == "jpeg"
+
+
 @pytest.mark.parametrize(
     ("query", "count", "said"), [("draw=yes", 1, "'draw' must be 1 or 0"), ("draw=1", 2, "shows one photo; the request has 2")]
 )
