@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from jobs.annotations.coco_objects import MAX_OF_OTHER_KIND
 from jobs.annotations.fields import parse_json, pixels, read_text
 from jobs.annotations.outlines import OutlineError, combine_by_xor, read_outline
 from jobs.annotations.photo_files import find_photos, sized
@@ -39,7 +40,7 @@ def azureml_to_coco(rows: Iterable[tuple[str, Entry]], source: str, photos: Path
     Returns:
         COCO document; polygons in pixels, categories numbered from 1 in alphabetical order, `file_name` relative to `photos`.
     Raises:
-        AnnotationsError: a row lacks a key, a polygon is in pixels, or two rows are of one photo.
+        AnnotationsError: a row lacks a key, more than a few polygons are in pixels, or two rows are of one photo.
     Source: CONTRACT.md, "Batch, annotations, metrics".
     """
     rows = [(place, _checked(row, f"{source}, {place}")) for place, row in rows]
@@ -49,6 +50,7 @@ def azureml_to_coco(rows: Iterable[tuple[str, Entry]], source: str, photos: Path
     images: list[Entry] = []
     annotations: list[Entry] = []
     seen: dict[str, str] = {}
+    beyond: list[str] = []
     for number, (place, row) in enumerate(rows, start=1):
         name, details = files[_path_of(row["image_url"])], row.get("image_details") or {}
         if name in seen:
@@ -58,9 +60,11 @@ def azureml_to_coco(rows: Iterable[tuple[str, Entry]], source: str, photos: Path
         images.append(sized({"id": number, "file_name": name}, size, photos, f"{source}, {place}: photo {name}"))
         for label in row["label"]:
             where = f"{place}, {name}"
-            if outline := _outline(label, images[-1], source, where, report):
+            if outline := _outline(label, images[-1], source, where, report, beyond):
                 found = {"image_id": number, "category_id": ids[_label_name(label)], "segmentation": outline, "_place": where}
                 annotations.append(found | {"iscrowd": label.get("isCrowd"), "id": len(annotations) + 1})
+    if beyond and len(beyond) > MAX_OF_OTHER_KIND * len(annotations):
+        raise AnnotationsError(f"{source}: {beyond[0]}, as {len(beyond)} of {len(annotations) + len(beyond)} do.")
     return {"images": images, "annotations": annotations, "categories": [{"id": ids[name], "name": name} for name in labels]}
 
 
@@ -79,8 +83,8 @@ def _label_name(label: Entry) -> str:
     return str(label["label"])
 
 
-def _outline(label: Entry, image: Entry, source: str, where: str, report: Report) -> Any:
-    """The outline in pixels; None if AzureML's reader would drop the object, which is then reported."""
+def _outline(label: Entry, image: Entry, source: str, where: str, report: Report, beyond: list[str]) -> Any:
+    """The outline in pixels; None if AzureML's reader would drop the object, which is then reported. `beyond` gets what is no fraction."""
     size_hw = image["height"], image["width"]
     polygon = label.get("polygon")
     try:
@@ -99,7 +103,9 @@ def _outline(label: Entry, image: Entry, source: str, where: str, report: Report
     numbers = np.concatenate(fractions)
     if numbers.min() < -SLACK or numbers.max() > 1 + SLACK:
         spread = f"polygon from {numbers.min():g} to {numbers.max():g}"
-        raise AnnotationsError(f"{source}: {where}: {spread}: expected fractions of width and height, 0 to 1.")
+        beyond.append(f"{where}: {spread}: expected fractions of width and height, 0 to 1")
+        report.leave_out("with coordinates that are no fractions of the photo", where)
+        return None
     scale = np.array([image["width"], image["height"]])
     return combine_by_xor([(np.reshape(ring, (-1, 2)) * scale).ravel().tolist() for ring in fractions], size_hw)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections.abc import Container, Hashable
@@ -13,12 +14,23 @@ from jobs.annotations.report import AnnotationsError
 _FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "": False}
 
 
+OTHER_FORMATS = {
+    b"\x1f\x8b": "gzip: unpack it",
+    b"PK\x03\x04": "a ZIP archive: unpack it",
+    codecs.BOM_UTF16_LE: "UTF-16, as PowerShell and Excel write: save it as UTF-8",
+    codecs.BOM_UTF16_BE: "UTF-16: save it as UTF-8",
+}
+"""What files begin with that are given instead of annotations."""
+
+
 def read_text(path: Path) -> str:
-    """Raises: AnnotationsError: it is not UTF-8."""
+    r"""The text with \n at the end of lines. Raises: AnnotationsError: it is not UTF-8."""
+    data = path.read_bytes()
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        raise AnnotationsError(f"{path}: not UTF-8 ({error}).") from error
+        known = next((f", but {kind}" for magic, kind in OTHER_FORMATS.items() if data.startswith(magic)), "")
+        raise AnnotationsError(f"{path}: not UTF-8{known} ({error}).") from error
 
 
 def parse_json(text: str, place: str, hint: str = "") -> Any:

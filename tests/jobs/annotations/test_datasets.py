@@ -1,5 +1,6 @@
 """COCO JSON and AzureML JSONL come out as the same annotations."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -145,6 +146,31 @@ def test_another_encoding_is_named(tmp_path, name):
     (tmp_path / name).write_bytes('{"images": "Müll"}'.encode("latin-1"))
     with pytest.raises(AnnotationsError, match=rf"{name}: not UTF-8"):
         read_annotations(tmp_path / name, tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(gzip.compress(b"{}"), "gzip: unpack it"), ("{}".encode("utf-16"), "UTF-16, as PowerShell")]
+)
+def test_files_of_another_kind_are_named(tmp_path, content, said):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(AnnotationsError, match=f"a.json: not UTF-8, but {said}"):
+        read_annotations(tmp_path / "a.json", tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=repr)
+def test_lines_end_in_any_way(tmp_path, end):
+    (tmp_path / "a.jsonl").write_bytes(end.join(json.dumps(row() | {"image_url": name}) for name in ("a.jpg", "b.jpg")).encode())
+    assert read_annotations(tmp_path / "a.jsonl", tmp_path, tmp_path).photo_count == 2
+
+
+def test_a_few_polygons_in_pixels_are_left_out():
+    """As a few COCO outlines in fractions are; more mean that all coordinates are of another kind."""
+    good, odd = row()["label"], [{"label": "cat", "polygon": [[10, 10, 50, 10, 50, 50]]}]
+    coco, report = converted([row() | {"label": good * 20 + odd}])
+    assert len(coco["annotations"]) == 20
+    assert report.left_out["with coordinates that are no fractions of the photo"].count == 1
+    with pytest.raises(AnnotationsError, match=r"polygon from 10 to 50: expected fractions .*, as 3 of 23 do"):
+        converted([row() | {"label": good * 20 + odd * 3}])
 
 
 def test_missing_file_is_named(tmp_path):
