@@ -26,11 +26,10 @@ from jobs.annotations.statistics import ClassCount, Odd, counts_by_class, counts
 from jobs.command_line import cli_errors, count, progress
 from jobs.photos import PhotoError, read_photo
 from jobs.pictures import Sheet, sheets_of_annotations
-from jobs.scoring.batch_inputs import OF_MACOS
+from jobs.scoring.batch_inputs import OF_MACOS, photo_suffixes
 from jobs.whole_file import write_whole
 
 PICTURE_SIDE_PX = 640
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +80,11 @@ def _decode_all(images: Path, document: dict[str, Any]) -> tuple[list[str], list
 
 def _not_annotated(images: Path, document: dict[str, Any]) -> Iterator[Odd]:
     known = {photo["file_name"] for photo in document["images"]}
+    suffixes = photo_suffixes()
     files = (
         path
         for path in sorted(images.rglob("*"))
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(OF_MACOS)
+        if path.suffix.lower() in suffixes and path.is_file() and not path.name.startswith(OF_MACOS)
     )
     others = [name for name in (path.relative_to(images).as_posix() for path in files) if name not in known]
     if others:

@@ -88,5 +88,7 @@ def _read(path: Path, images: Path, report: Report) -> dict[str, Any]:
     coco = parse_json(read_text(path), str(path), " AzureML annotations must be called *.jsonl.")
     missing = {"images", "annotations", "categories"} - set(coco if isinstance(coco, dict) else ())
     if missing:
-        raise AnnotationsError(f"{path}: not COCO annotations, it has no {', '.join(sorted(missing))}.")
+        raise AnnotationsError(
+            f"{path}: not COCO annotations, it has no {', '.join(sorted(missing))}. In the annotation tool, export them as COCO JSON."
+        )
     return dict(coco)

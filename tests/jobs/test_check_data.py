@@ -70,6 +70,15 @@ def test_photos_that_cannot_be_decoded_are_named(tiny_coco, tmp_path, capsys):
     assert "nobody's <b>" not in (tmp_path / "new" / "check.html").read_text(encoding="utf-8")
 
 
+def test_photos_without_annotations_are_of_every_format_that_is_read(tiny_coco, tmp_path, capsys):
+    """But not what macOS writes beside photos."""
+    shutil.copytree(tiny_coco / "photos", tmp_path / "photos")
+    for name in ("more.jpe", "._1.png", "notes.txt"):
+        (tmp_path / "photos" / name).touch()
+    assert check(tmp_path, tiny_coco / "coco.json", tmp_path / "photos") == 0
+    assert "1 photos in the folder that the annotations do not name (first: more.jpe)" in capsys.readouterr().out
+
+
 def test_refused_annotations_are_exit_status_2(tiny_coco, tmp_path, capsys):
     """With the message of jobs.finetune; with --strict also if anything is left out."""
     document = json.loads((tiny_coco / "coco.json").read_text())
