@@ -29,7 +29,10 @@ KEPT = frozenset({"x-request-id", "retry-after"})
 """Headers that a replaced response keeps."""
 
 READ_BY_RAY = frozenset(
-    "x-request-id x-request-timeout-seconds x-request-disconnect-disabled x-session-id serve-multiplexed-model-id traceparent".split()
+    (
+        "x-request-id x-request-timeout-seconds x-request-disconnect-disabled x-session-id serve-multiplexed-model-id "
+        "traceparent tracestate"
+    ).split()
 )
 """Headers that Ray Serve decodes as UTF-8 (some also with _ for -); it fails with a plain 500 if they are not."""
 

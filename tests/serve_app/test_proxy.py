@@ -70,7 +70,15 @@ async def test_an_exception_is_a_500_in_json(raised, caplog):
 
 @pytest.mark.parametrize(
     "name",
-    ["x-request-id", "x-request-timeout-seconds", "x-request-disconnect-disabled", "x-session-id", "serve_multiplexed_model_id"],
+    [
+        "x-request-id",
+        "x-request-timeout-seconds",
+        "x-request-disconnect-disabled",
+        "x-session-id",
+        "serve_multiplexed_model_id",
+        "traceparent",
+        "tracestate",
+    ],
 )
 async def test_headers_that_ray_cannot_read(name):
     """A 400 that names the header, before Ray fails on it; also where a good one of the name stands first."""
