@@ -19,6 +19,7 @@ from typing import Any
 
 import requests
 from PIL import Image
+from requests.adapters import HTTPAdapter
 
 from rtmdet_ins_client.result import Result
 from rtmdet_ins_client.upright import upright, upright_size
@@ -34,6 +35,8 @@ NOT_IN_FILES = {"HSV": "RGB", "La": "LA", "PA": "RGBA", "RGBa": "RGBA", "RGBX": 
 """Modes of Pillow that neither PNG nor TIFF holds, and what they are sent as."""
 NO_CODE = "error"
 """Code of a response that is not the service's own."""
+MOST_CONNECTIONS = 100
+"""Connections that are kept open for the next photos (requests keeps 10); more in flight make new ones each time."""
 GRACE_S = 5.0
 """Extra time after the deadline, seconds: until then the service has answered with 408 itself."""
 
@@ -64,6 +67,8 @@ class Client:
     def __init__(self, url: str, key: str | None = None, *, deadline_s: float = 30.0, patience_s: float = 300.0) -> None:
         self.url, self._deadline_s, self._patience_s = url.rstrip("/"), deadline_s, patience_s
         self._session = requests.Session()
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(pool_maxsize=MOST_CONNECTIONS))
         self._session.trust_env = False  # ~/.netrc would replace the key
         self._session.headers["x-request-timeout-seconds"] = f"{deadline_s:g}"
         if key:

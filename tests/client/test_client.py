@@ -295,6 +295,13 @@ def test_many_photos_keep_their_order_and_a_missing_one_stops_nobody(client, tmp
     assert all(len(results[path].objects) == 2 for path in paths[1:])
 
 
+def test_many_in_flight_keep_their_connections(client, caplog):
+    """No connection is thrown away, about which urllib3 warns."""
+    results = [result for _, result in client.score_many([photo()] * 60, in_flight=20)]
+    assert not any(result.error for result in results)
+    assert "Connection pool is full" not in caplog.text
+
+
 def test_neither_torch_nor_ray_is_imported():
     import subprocess
 
