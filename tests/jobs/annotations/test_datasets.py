@@ -149,7 +149,9 @@ def test_another_encoding_is_named(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(gzip.compress(b"{}"), "gzip: unpack it"), ("{}".encode("utf-16"), "UTF-16, as PowerShell")]
+    ("content", "said"),
+    [(gzip.compress(b"{}", mtime=0), "gzip: unpack it"), ("{}".encode("utf-16"), "UTF-16, as PowerShell")],
+    ids=["gzip", "utf-16"],
 )
 def test_files_of_another_kind_are_named(tmp_path, content, said):
     (tmp_path / "a.json").write_bytes(content)
