@@ -16,9 +16,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.errors import HeaderTooLarge, InvalidRequest, ServiceError, StageFailed
-from serve_app.answers import error_response
 from serve_app.keys import KeyRing
 from serve_app.pages import OPEN_PREFIXES
+from serve_app.responses import error_response
 
 logger = logging.getLogger("ray.serve")
 
@@ -78,18 +78,18 @@ class RequestGuard:
             scope["path"] += "/"
         path = scope["path"].removeprefix(prefix)
         ids = {"x-ms-request-id": request_id, "x-ms-client-request-id": headers.get("x-ms-client-request-id")}
-        answer = _Answer(send, ids, body, AZUREML_STATUS if self._azureml_status and path == "/score" else {})
+        response = _Response(send, ids, body, AZUREML_STATUS if self._azureml_status and path == "/score" else {})
         try:
             with self._errors_counted():
                 caller = self._admit(path, headers)
             scope.setdefault("state", {}).update(request_id=request_id, caller=caller)
-            await self._app(scope, body.receive, answer.send)
+            await self._app(scope, body.receive, response.send)
         except ServiceError as error:
-            await error_response(error)(scope, body.receive, answer.send)
+            await error_response(error)(scope, body.receive, response.send)
         except Exception:
             logger.exception("request %s failed with an unexpected error", request_id)
-            if not answer.begun:
-                await error_response(StageFailed("The service failed on this request."))(scope, body.receive, answer.send)
+            if not response.begun:
+                await error_response(StageFailed("The service failed on this request."))(scope, body.receive, response.send)
 
     def _is_long(self, headers: Headers) -> bool:
         length = headers.get("content-length", "")
@@ -122,7 +122,7 @@ class _Body:
         return message
 
 
-class _Answer:
+class _Response:
     """Adds the id and timing headers to a response (Ray Serve's proxy adds x-request-id).
 
     Args:

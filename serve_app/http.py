@@ -31,7 +31,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from deployments.ingress import Ingress
 from deployments.settings import IngressSettings, Settings
 from pipeline.errors import InvalidRequest, RequestError, ServiceError, StageFailed, UnsupportedMediaType
-from serve_app.answers import check_answer_size, error_response, picture_response, score_response
 from serve_app.body import MAX_BODIES_ARRIVING, TIMEOUT_HEADER, BodyBudget, Hold, read_body, requested_timeout_s
 from serve_app.contract import ScoreRequest, parse_score_request
 from serve_app.guard import ID_HEADERS, MODEL_ERROR_HEADER, RequestGuard
@@ -39,6 +38,7 @@ from serve_app.keys import KeyRing
 from serve_app.openapi import SCORE_ROUTE_DOCS
 from serve_app.pages import Asset, add_pages, wants_page
 from serve_app.photo_body import MULTIPART, PHOTO_TYPES, TYPES, answer_form, media_type, parse_photos
+from serve_app.responses import check_answer_size, error_response, picture_response, score_response
 from serve_app.swagger import swagger_document
 
 logger = logging.getLogger("ray.serve")
@@ -50,7 +50,7 @@ DESCRIPTION = """Send photos, get objects with boxes, labels, scores and polygon
 `curl -F image=@photo.jpg http://…/score` scores a photo file; `application/json` is AzureML's contract. Errors are JSON with a `code`
 and a `message`. Every response has an `x-request-id` header; `server-timing` shows the time of each stage."""
 CORS_REQUEST_HEADERS = ["authorization", "content-type", TIMEOUT_HEADER, *ID_HEADERS]
-CORS_ANSWER_HEADERS = ["retry-after", "server-timing", "x-ms-run-fn-exec-ms", MODEL_ERROR_HEADER, *ID_HEADERS]
+CORS_RESPONSE_HEADERS = ["retry-after", "server-timing", "x-ms-run-fn-exec-ms", MODEL_ERROR_HEADER, *ID_HEADERS]
 LARGE_BODY_BYTES = 1_000_000
 """Larger bodies are parsed on a thread: they would block the other requests of this replica for milliseconds."""
 SCORE = ("POST", "/score")
@@ -75,7 +75,7 @@ def http_app(ingress: Ingress, settings: Settings) -> ASGIApp:
     _add_probes(app, ingress, add_pages(app))
     _add_info(app, ingress)
     score = _add_score(app, ingress, settings)
-    _add_error_answers(app)
+    _add_error_responses(app)
     guard = RequestGuard(
         _straight_to_score(app, score),
         keys,
@@ -96,7 +96,7 @@ def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         allow_origins=origins,
         allow_methods=["GET", "POST"],
         allow_headers=CORS_REQUEST_HEADERS,
-        expose_headers=CORS_ANSWER_HEADERS,
+        expose_headers=CORS_RESPONSE_HEADERS,
     )
 
 
@@ -181,10 +181,10 @@ def _add_probes(app: FastAPI, ingress: Ingress, page: Asset) -> None:
             return _json({"status": "not ready", "code": error.code, "message": error.message}, 503)
         return _json({"status": "ready"})
 
-    for path, probe, answer in (("/", liveness, PlainTextResponse), ("/ready", readiness, JSONResponse)):
+    for path, probe, response_class in (("/", liveness, PlainTextResponse), ("/ready", readiness, JSONResponse)):
         # The first route also answers HEAD, which some load balancers send; the second is for the API documentation.
         app.add_api_route(path, probe, methods=["GET", "HEAD"], include_in_schema=False)
-        app.add_api_route(path, probe, response_class=answer, tags=["health"])
+        app.add_api_route(path, probe, response_class=response_class, tags=["health"])
 
 
 def _add_info(app: FastAPI, ingress: Ingress) -> None:
@@ -216,7 +216,7 @@ def _limits(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _add_error_answers(app: FastAPI) -> None:
+def _add_error_responses(app: FastAPI) -> None:
     async def known(_: Request, error: Exception) -> Response:
         return error_response(error if isinstance(error, ServiceError) else StageFailed("The service failed on this request."))
 
@@ -226,9 +226,9 @@ def _add_error_answers(app: FastAPI) -> None:
             return error_response(RequestError("There is no such route; /docs lists them.", code="not_found", status=404))
         if status == 405:
             refused = RequestError("This route does not support this method; see /docs.", code="method_not_allowed", status=405)
-            answer = error_response(refused)
-            answer.headers.update(getattr(error, "headers", None) or {})  # Allow
-            return answer
+            response = error_response(refused)
+            response.headers.update(getattr(error, "headers", None) or {})  # Allow
+            return response
         return error_response(InvalidRequest("The request could not be read.", status=status))
 
     app.add_exception_handler(ServiceError, known)

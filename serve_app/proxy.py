@@ -19,7 +19,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.errors import DeadlineExceeded, InvalidRequest, Overloaded, RequestError, ServiceError, StageFailed
-from serve_app.answers import error_response
+from serve_app.responses import error_response
 
 logger = logging.getLogger("ray.serve")
 
@@ -60,21 +60,21 @@ class JsonErrors:
             if not value.isascii() and name.replace("_", "-") in READ_BY_RAY:
                 await error_response(InvalidRequest(f"Header {name} must be ASCII."))(scope, receive, send)
                 return
-        answered = replaced = False
+        begun = replaced = False
         unsent = _Unsent(self)
 
         async def send_json(message: Message) -> None:
-            nonlocal answered, replaced
+            nonlocal begun, replaced
             if message["type"] == "http.response.start":
-                answered = True
+                begun = True
                 error = _replacement_of(message) or unsent.announce(message)
                 replaced = error is not None
                 if error is not None:
-                    answer = error_response(error)
-                    answer.headers.update(
+                    response = error_response(error)
+                    response.headers.update(
                         {name: value for name, value in Headers(raw=message.get("headers", [])).items() if name in KEPT}
                     )
-                    await answer(scope, receive, send)
+                    await response(scope, receive, send)
             if not replaced:
                 for piece in _pieces(message):
                     async with asyncio.timeout(MAX_WRITE_S):
@@ -83,7 +83,7 @@ class JsonErrors:
         try:
             await self._app(scope, receive, send_json)
         except Exception as error:
-            if not answered:
+            if not begun:
                 logger.exception("a request failed in Ray Serve before its response began")
             elif isinstance(error, TimeoutError):
                 logger.warning("a client read nothing of its response for %g s: its connection is closed", MAX_WRITE_S)
@@ -91,7 +91,7 @@ class JsonErrors:
                 raise
         finally:
             unsent.forget()
-        if not answered:
+        if not begun:
             await error_response(StageFailed("The replica that worked on this request died."))(scope, receive, send)
 
 

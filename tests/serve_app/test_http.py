@@ -26,9 +26,9 @@ from pipeline.errors import (
 )
 from pipeline.types import DrawnImage, EncodedImage
 from serve_app import body, http
-from serve_app.answers import score_response
 from serve_app.contract import parse_score_request
 from serve_app.http import http_app
+from serve_app.responses import score_response
 
 GOOD = {"input_data": {"columns": ["image"], "data": ["aGk=", "aGk="]}}
 ANSWER = EncodedImage(b'{"boxes":[]}', {"fetch": 1.0, "decode": 2.0, "queue": 3.0, "detect": 4.0, "polygonize": 5.0})

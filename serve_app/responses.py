@@ -1,4 +1,4 @@
-"""HTTP responses: joins the images' JSON without encoding it again, writes errors in the contract's form, adds timing headers."""
+"""HTTP responses: the images' JSON joined without encoding it again, errors in the contract's form, timing headers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.responses import Response
 from pipeline.errors import ImageFault, LimitExceeded, Overloaded, ServiceError, Unauthorized
 from pipeline.types import Answer, DrawnImage, EncodedImage
 
-STAGES = ("wait", "fetch", "decode", "queue", "detect", "polygonize", "encode")
+TIMINGS = ("wait", "fetch", "decode", "queue", "detect", "polygonize", "encode")
 """Names of the `server-timing` entries, in the order an image passes them. `queue` is the wait in the Detector's batcher. `wait` is all
 other waiting: for a group, for the calls between the stages, and in the stages' queues."""
 LESS = (
@@ -31,7 +31,7 @@ def score_response(answers: Sequence[Answer | ImageFault], took_ms: float) -> Re
     began = time.perf_counter()
     body = b"[" + b",".join(_image_json(answer) for answer in answers) + b"]"
     timings_ms = _timings_ms(answers, took_ms) | {"encode": (time.perf_counter() - began) * 1e3}
-    return Response(body, media_type="application/json", headers={"server-timing": server_timing(timings_ms)})
+    return Response(body, media_type="application/json", headers={"server-timing": _server_timing(timings_ms)})
 
 
 def check_answer_size(answers: Sequence[Answer | ImageFault], max_mb: float) -> None:
@@ -50,28 +50,28 @@ def picture_response(answers: Sequence[Answer | ImageFault], took_ms: float) -> 
     (picture,) = answers
     if not isinstance(picture, DrawnImage):
         raise TypeError(f"a picture was asked for, got {type(picture).__name__}")
-    headers = {"server-timing": server_timing(_timings_ms(answers, took_ms)), "vary": "accept"}
+    headers = {"server-timing": _server_timing(_timings_ms(answers, took_ms)), "vary": "accept"}
     return Response(picture.data, media_type=picture.media_type, headers=headers)
 
 
 def _timings_ms(answers: Sequence[Answer | ImageFault], took_ms: float) -> dict[str, float]:
     worked_ms = max((sum(answer.timings_ms.values()) for answer in answers if not isinstance(answer, ImageFault)), default=0.0)
-    return slowest_ms(answers) | {"wait": max(took_ms - worked_ms, 0.0)}
+    return _slowest_ms(answers) | {"wait": max(took_ms - worked_ms, 0.0)}
 
 
-def slowest_ms(answers: Iterable[Answer | ImageFault]) -> dict[str, float]:
-    """For each stage the time of its slowest image, milliseconds: the images of one request run side by side."""
+def _slowest_ms(answers: Iterable[Answer | ImageFault]) -> dict[str, float]:
+    """For each part the time of its slowest image, milliseconds: the images of one request run side by side."""
     slowest: dict[str, float] = {}
     for answer in answers:
         if not isinstance(answer, ImageFault):
-            for stage, ms in answer.timings_ms.items():
-                slowest[stage] = max(ms, slowest.get(stage, 0.0))
+            for part, ms in answer.timings_ms.items():
+                slowest[part] = max(ms, slowest.get(part, 0.0))
     return slowest
 
 
-def server_timing(timings_ms: Mapping[str, float]) -> str:
+def _server_timing(timings_ms: Mapping[str, float]) -> str:
     """The Server-Timing header (W3C Server Timing), durations in milliseconds."""
-    return ", ".join(f"{stage};dur={timings_ms.get(stage, 0.0):.2f}" for stage in STAGES)
+    return ", ".join(f"{part};dur={timings_ms.get(part, 0.0):.2f}" for part in TIMINGS)
 
 
 def error_response(error: ServiceError) -> Response:
