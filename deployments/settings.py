@@ -23,6 +23,9 @@ _DECODE, _ENGINE, _STEP = DecodeLimits(), EngineOptions(), SimulatedStep()
 _DETECT, _OUTLINE = DetectOptions(), OutlineOptions()
 
 EMBEDDED_MODEL = "rtmdet-ins_nano_person"
+STAGES = ("ImageLoader", "Detector", "Polygonizer")
+DEPLOYMENTS = ("Ingress", *STAGES)
+"""Names in the order of a request. With `layout: together` there is only the Ingress, which holds the stages."""
 
 
 class ModelSettings(StrictModel):

@@ -4,7 +4,7 @@ minutes.
     python -m loadtest.chaos [--rounds 3] [--nodes] [--output results.json]
     python -m loadtest.chaos --minutes 10 [--every 10] [--rate R] [--seed 0]        (loadtest/faults.py)
 
-For each stage: seconds until /ready is 200 again, seconds until the first good answer, the slowest answer to a request that
+For each deployment: seconds until /ready is 200 again, seconds until the first good answer, the slowest answer to a request that
 was in flight, and requests that failed. With `--nodes` a node of two, each with replicas of every stage, on this machine.
 Prints a table, then one line of JSON.
 """
@@ -26,12 +26,12 @@ from typing import Any
 
 import requests
 
+from deployments.settings import STAGES
 from loadtest import faults
 from loadtest.local_service import LocalService, local_service, wait_until_ready
 from loadtest.machine import describe_machine, results_line
 from loadtest.photos import photos_from
 
-DEPLOYMENTS = ("ImageLoader", "Detector", "Polygonizer", "Ingress")
 A_NODE = "a node of two"
 CALLERS = 2
 SETTLE_S = 0.05
@@ -143,7 +143,7 @@ def _lose_replicas(rounds: int) -> Iterator[Loss]:
     with local_service() as service, Callers(service.url, CALLERS) as callers:
         time.sleep(REST_S)
         for _ in range(rounds):
-            for deployment in DEPLOYMENTS:
+            for deployment in (*STAGES, "Ingress"):
                 yield lose_replica(service, callers, deployment)
 
 

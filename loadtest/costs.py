@@ -27,7 +27,7 @@ import psutil
 import requests
 
 from deployments.detector import engine_options
-from deployments.settings import EMBEDDED_MODEL
+from deployments.settings import DEPLOYMENTS, EMBEDDED_MODEL
 from jobs.command_line import CommandFault
 from loadtest.engine_alone import measure_engine
 from loadtest.image_server import allow_image_server, start_image_server
@@ -44,7 +44,6 @@ from pipeline.types import DetectOptions, OutlineOptions
 from serve_app.config_file import check_config
 
 DETECTOR = "Detector"
-STAGES = ("Ingress", "ImageLoader", DETECTOR, "Polygonizer")
 DECODERS = "decoders"
 IDLE_S = 8.0
 _PARTS = {
@@ -109,7 +108,7 @@ def part_of(process: psutil.Process) -> str:
     if "pipeline.images.decoder_worker" in title:
         return DECODERS
     if "ServeReplica" in title:
-        return next((stage for stage in STAGES if f":{stage}" in title), "other")
+        return next((name for name in DEPLOYMENTS if f":{name}" in title), "other")
     return next((part for sign, part in _PARTS.items() if sign in title), "other")
 
 

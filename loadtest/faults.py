@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from loadtest.costs import STAGES
+from deployments.settings import DEPLOYMENTS
 from loadtest.local_cluster import Node, NotReady
 from loadtest.local_service import LocalService, local_service, title_of
 from loadtest.openloop import Client, Query, keep_asking, percentile, poisson_schedule, run_open_loop
@@ -33,7 +33,7 @@ from loadtest.traffic import OK, request_bodies
 NODES = 3
 KILL, STOP = "kill -9", "SIGSTOP"
 HAPROXY, CONTROLLER, RAYLET = "HAProxy", "controller", "raylet of a node"
-TARGETS = (*STAGES, HAPROXY, CONTROLLER, RAYLET)
+TARGETS = (*DEPLOYMENTS, HAPROXY, CONTROLLER, RAYLET)
 LOSES_REQUESTS = ("Ingress", HAPROXY, RAYLET)
 """Targets whose requests are lost when they die: an Ingress, the proxy, a node with an Ingress."""
 STOPPED_S = 6.0

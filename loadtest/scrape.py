@@ -24,7 +24,8 @@ SIZES, WAITS, LATENCIES, IMAGES = (
     "ray_rtmdet_stage_latency_ms",
     "ray_rtmdet_stage_images",
 )
-STAGES = ("ingress", "image_loader", "detector", "polygonizer")
+STAGE_TAGS = ("ingress", "image_loader", "detector", "polygonizer")
+"""Values of the tag `stage`, in the order of a request."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from loadtest.costs import STAGES
+from deployments.settings import DEPLOYMENTS
 from loadtest.local_service import LocalService, local_service
 from loadtest.machine import describe_machine, results_line
 from loadtest.openloop import Client, poisson_schedule, run_open_loop, run_single_stream, summarize
@@ -34,7 +34,7 @@ class Soak:
         rate_per_s: queries offered a second.
         outcomes: all queries by outcome.
         p50_ms, p99_ms, memory_mb: minute by minute; private memory of all processes of the service, MB.
-        replicas: processes of each stage, minute by minute.
+        replicas: processes of each deployment, minute by minute.
         growth: of the memory after the first minute, a share; None below four such minutes.
     """
 
@@ -60,7 +60,7 @@ async def soak(service: LocalService, bodies: list[bytes], rate_per_s: float, mi
             p50s.append(summary.p50_ms)
             p99s.append(summary.p99_ms)
             memory.append(memory_mb(service))
-            replicas.append({stage: len(service.replica_pids(stage)) for stage in STAGES})
+            replicas.append({name: len(service.replica_pids(name)) for name in DEPLOYMENTS})
             line = f"minute {minute + 1}: p50 {summary.p50_ms or 0:.0f} ms, p99 {summary.p99_ms or 0:.0f} ms, {summary.outcomes}"
             print(f"{line}, {memory[-1]:.0f} MB, {sum(replicas[-1].values())} replicas", file=sys.stderr, flush=True)
     return Soak(rate_per_s, dict(outcomes), p50s, p99s, memory, replicas, growth_of(memory[1:], replicas[1:]))

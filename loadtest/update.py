@@ -26,8 +26,7 @@ from typing import Any
 import requests
 import yaml
 
-from deployments.settings import EMBEDDED_MODEL
-from loadtest.costs import STAGES
+from deployments.settings import DEPLOYMENTS, EMBEDDED_MODEL
 from loadtest.local_service import REPOSITORY, LocalService, local_service, ray_environment
 from loadtest.machine import describe_machine, results_line
 from loadtest.openloop import Client, percentile, poisson_schedule, run_open_loop
@@ -80,7 +79,7 @@ def _model(application: dict[str, Any], folder: Path) -> None:
 
 
 def _all_new(service: LocalService, before: dict[str, set[int]], _: dict[str, Any]) -> bool:
-    return all(pids and not pids & before[stage] for stage, pids in _replicas(service).items())
+    return all(pids and not pids & before[name] for name, pids in _replicas(service).items())
 
 
 CHANGES = {
@@ -93,7 +92,7 @@ CHANGES = {
 
 
 def _replicas(service: LocalService) -> dict[str, set[int]]:
-    return {stage: set(service.replica_pids(stage)) for stage in STAGES}
+    return {name: set(service.replica_pids(name)) for name in DEPLOYMENTS}
 
 
 def update(service: LocalService, name: str, rate_per_s: float, seconds: float) -> Updated:

@@ -15,9 +15,9 @@ from typing import Any, Self
 
 import psutil
 
-from loadtest.costs import STAGES, part_of
-from loadtest.scrape import STAGES as METRIC_STAGES
-from loadtest.scrape import Snapshot
+from deployments.settings import DEPLOYMENTS
+from loadtest.costs import part_of
+from loadtest.scrape import STAGE_TAGS, Snapshot
 
 INTERVAL_S = 1.0
 
@@ -30,7 +30,7 @@ class Sample:
 
     Args:
         at_s: since the watch began.
-        replicas: processes of each stage.
+        replicas: processes of each deployment.
         cores: cores used since the last sample, by part (loadtest.costs.part_of).
         memory_mb: resident memory that is not shared, by part, MB (1e6 bytes).
     """
@@ -83,12 +83,12 @@ class Watch:
             except psutil.Error:  # it has just ended
                 continue
             seen[process.pid] = times.user + times.system
-            replicas[part] += part in STAGES
+            replicas[part] += part in DEPLOYMENTS
             memory_mb[part] += (memory.rss - memory.shared) / 1e6
             if self.samples:
                 cores[part] += (seen[process.pid] - self._cpu_s.get(process.pid, 0.0)) / passed_s
         self._cpu_s = seen
-        counts = {stage: replicas[stage] for stage in STAGES if replicas[stage]}
+        counts = {name: replicas[name] for name in DEPLOYMENTS if replicas[name]}
         self.samples.append(Sample(now - self._began, counts, dict(cores), dict(memory_mb)))
 
 
@@ -107,7 +107,7 @@ def watched(samples: Sequence[Sample], during: Snapshot) -> dict[str, Any]:
                 "p50_ms": during.latencies[stage].quantile(0.5),
                 "p99_ms": during.latencies[stage].quantile(0.99),
             }
-            for stage in METRIC_STAGES
+            for stage in STAGE_TAGS
             if stage in during.latencies
         },
     }

@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deployments.settings import Settings
+from deployments.settings import DEPLOYMENTS, Settings
 from serve_app.config_relations import replicas
 
-STAGES = ("Ingress", "ImageLoader", "Detector", "Polygonizer")
 NETWORK = "network (Detector)"
 
 
@@ -95,7 +94,7 @@ def rates(
         deployments: the file's entries by name.
         step: time of a pass of the network; None leaves the network out and counts it as 0 ms.
     """
-    ingress, loader, detector, polygonizer = (replicas(deployments.get(name, {})) for name in STAGES)
+    ingress, loader, detector, polygonizer = (replicas(deployments.get(name, {})) for name in DEPLOYMENTS)
     groups, batch = settings.ingress.groups, settings.detector.max_batch
     outside_ms = costs.loader_ms + costs.decode_ms / settings.image_loader.threads + costs.polygonizer_ms
     step_ms = 2 * step.ms(batch) if step else 0.0  # an image waits for the running batch, then for its own

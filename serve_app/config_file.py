@@ -22,11 +22,11 @@ from pydantic import BaseModel
 from ray.serve._private.constants import DEFAULT_HTTP_PORT
 from ray.serve.schema import HTTPOptionsSchema, ServeDeploySchema
 
-from deployments.settings import Settings
+from deployments.settings import DEPLOYMENTS, Settings
 from pipeline.errors import ConfigurationError
 from pipeline.images.fetch import make_ssl_context
 from pipeline.model.zoo import CHECKPOINT_SUFFIXES, locate, official_urls
-from serve_app.capacity import STAGES, StageCosts, as_lines, step_of
+from serve_app.capacity import StageCosts, as_lines, step_of
 from serve_app.config_keys import check_keys, validated
 from serve_app.config_relations import check_relations
 from serve_app.exposure import check_certificates, check_exposure
@@ -141,11 +141,11 @@ def _check_prefix(prefix: str | None) -> None:
 
 
 def _check_name(name: str, settings: Settings) -> None:
-    if name not in STAGES:
-        raise ConfigurationError(f"deployments[{name}]: there is no such deployment; known: {', '.join(STAGES)}")
-    if settings.layout == "together" and name != STAGES[0]:
+    if name not in DEPLOYMENTS:
+        raise ConfigurationError(f"deployments[{name}]: there is no such deployment; known: {', '.join(DEPLOYMENTS)}")
+    if settings.layout == "together" and name != "Ingress":
         raise ConfigurationError(
-            f"deployments[{name}]: with layout: together there is only the deployment {STAGES[0]}, which holds all stages"
+            f"deployments[{name}]: with layout: together there is only the deployment Ingress, which holds all stages"
         )
 
 

@@ -4,20 +4,19 @@ import time
 
 import pytest
 
+from deployments.settings import DEPLOYMENTS
 from loadtest.chaos import CALLERS, Callers, lose_node, two_detectors
 from loadtest.local_service import local_service, title_of
 
-STAGES = ("Ingress", "ImageLoader", "Detector", "Polygonizer")
+
+def deployments_on(node):
+    return sorted(name for name in DEPLOYMENTS for process in node.processes() if f":{name}" in title_of(process))
 
 
-def stages_on(node):
-    return sorted(stage for stage in STAGES for process in node.processes() if f":{stage}" in title_of(process))
-
-
-def wait_for_stages(node, stages):
+def wait_for_replicas(node, deployments):
     deadline = time.monotonic() + 30
-    while stages_on(node) != stages:
-        assert time.monotonic() < deadline, stages_on(node)
+    while deployments_on(node) != deployments:
+        assert time.monotonic() < deadline, deployments_on(node)
         time.sleep(0.5)
 
 
@@ -34,13 +33,13 @@ def test_a_silent_node():
     with local_service(change=two_detectors, nodes=2) as service:
         silent, left = service.nodes
         for node in service.nodes:
-            wait_for_stages(node, sorted(STAGES))
+            wait_for_replicas(node, sorted(DEPLOYMENTS))
         with Callers(service.url, CALLERS) as callers:
             time.sleep(2)
             stopped_at = time.monotonic()
             for process in silent.processes():
                 process.suspend()
-            wait_for_stages(left, sorted(2 * STAGES))  # fails after 30 s: starting a Detector takes most of it
+            wait_for_replicas(left, sorted(2 * DEPLOYMENTS))  # fails after 30 s: starting a Detector takes most of it
             up_again_s = time.monotonic() - stopped_at
             time.sleep(max(0.0, 2 * GIVEN_UP_S - up_again_s))
             for process in silent.processes():
@@ -59,7 +58,7 @@ def test_a_lost_node():
     with local_service(change=two_detectors, nodes=2) as service:
         _, left = service.nodes
         for node in service.nodes:
-            wait_for_stages(node, sorted(STAGES))  # one replica of each is enough for /ready
+            wait_for_replicas(node, sorted(DEPLOYMENTS))  # one replica of each is enough for /ready
         with Callers(service.url, CALLERS) as callers:
             time.sleep(2)
             loss = lose_node(service, callers)
@@ -68,4 +67,4 @@ def test_a_lost_node():
         assert loss.slowest_s < 20
         assert loss.failed <= 2 * CALLERS
         assert {status for sent, _, status in callers.answers[-3:]} == {200}
-        wait_for_stages(left, sorted(2 * STAGES))
+        wait_for_replicas(left, sorted(2 * DEPLOYMENTS))

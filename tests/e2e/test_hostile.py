@@ -16,6 +16,7 @@ import psutil
 import pytest
 import requests
 
+from deployments.settings import DEPLOYMENTS
 from loadtest.local_cluster import NotReady
 from loadtest.local_service import local_service, title_of
 from tests.e2e.batches import settled_batches
@@ -25,13 +26,12 @@ from tests.support.processes import is_alive
 
 JSON = {"content-type": "application/json"}
 ODD_IMAGES = Path(__file__).parents[3] / "shared" / "images"
-STAGES = ("Ingress", "ImageLoader", "Detector", "Polygonizer")
 
 
 @pytest.fixture
 def nothing_lost(service):
     """The replicas from before still run after the test."""
-    before = [pid for stage in STAGES for pid in service.replica_pids(stage)]
+    before = [pid for name in DEPLOYMENTS for pid in service.replica_pids(name)]
     yield
     assert all(map(psutil.pid_exists, before))
 
@@ -174,7 +174,7 @@ def test_logs_know_requests_but_no_secrets(service, photo):
     logs[Path("serve.log")] = service.log_tail(10_000)
     assert not [(path.name, secret) for path, text in logs.items() for secret in secrets if secret in text]
     stages = {path.name.split("_")[2] for path, text in logs.items() if "the-request-to-find" in text and "replica" in path.name}
-    assert stages == set(STAGES)
+    assert stages == set(DEPLOYMENTS)
 
 
 def test_a_refusal_is_one_line_of_log(service):

@@ -25,9 +25,9 @@ def test_a_change_is_a_good_configuration(tmp_path, name):
 
 
 def test_all_replicas_are_new():
-    """A replica of before that still runs, or a stage without any, and the update is not done."""
-    before = {stage: {1, 2} for stage in update.STAGES}
-    pids = {stage: [3, 4] for stage in update.STAGES}
+    """A replica of before that still runs, or a deployment without any, and the update is not done."""
+    before = {name: {1, 2} for name in update.DEPLOYMENTS}
+    pids = {name: [3, 4] for name in update.DEPLOYMENTS}
     service = SimpleNamespace(replica_pids=pids.__getitem__)
     assert update._all_new(service, before, {})
     pids["Detector"] = [2, 4]

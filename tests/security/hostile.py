@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from loadtest.costs import DECODERS, STAGES
+from deployments.settings import DEPLOYMENTS
+from loadtest.costs import DECODERS
 from loadtest.local_service import LocalService, local_service
 from loadtest.machine import describe_machine
 from loadtest.watch import Sample, Watch
@@ -27,7 +28,7 @@ from tests.security.mutants import mutants
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".avif", ".heic", ".svg", ".txt"}
 WARM_UP = 272
-SERVING_PARTS = {*STAGES, DECODERS, "HAProxy", "proxy"}
+SERVING_PARTS = {*DEPLOYMENTS, DECODERS, "HAProxy", "proxy"}
 
 
 def run(images: Path, mutant_count: int, body_count: int, rounds: int, seconds: float) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def run(images: Path, mutant_count: int, body_count: int, rounds: int, seconds: 
 
 def replica_pids(service: LocalService) -> list[int]:
     """Process ids of all replicas of the stages that do not scale on their own, and of the first of those that do."""
-    return [pid for name in STAGES for pid in service.replica_pids(name)]
+    return [pid for name in DEPLOYMENTS for pid in service.replica_pids(name)]
 
 
 def run_campaigns(service: LocalService, images: Path, mutant_count: int, body_count: int) -> dict[str, dict[str, Any]]:
