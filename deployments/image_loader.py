@@ -137,7 +137,6 @@ class ImageLoader:
         async def load_one(image: ImageInput, task: ImageTask[ImageInput], clock: Clock) -> LoadedImage:
             with clock.measure("fetch"):
                 data = await self._fetch(image, task.context.deadline) if isinstance(image, str) else image
-            clock.add("fetch", (clock.timings_ms["fetch"] + task.timings_ms.get("fetch", 0.0)) / 1e3)
             with self._counted(1 / len(tasks)):
                 return await decode(data, task, clock)
 
@@ -168,9 +167,9 @@ class ImageLoader:
 
     def _photo(self, data: bytes | NDArray[np.uint8], loaded: LoadedImage, clock: Clock) -> NDArray[np.uint8]:
         """The image to draw on: (H, W, 3) uint8 BGR, scaled down to DRAWN_PX if larger. The time counts as decoding."""
-        size, began = min(max(loaded.letterbox.original_hw), DRAWN_PX), time.perf_counter()
-        photo = self._decode_photo(data, size) if isinstance(data, bytes) else load_image(data, self._limits, size)
-        clock.add("decode", clock.timings_ms["decode"] / 1e3 + time.perf_counter() - began)
+        size = min(max(loaded.letterbox.original_hw), DRAWN_PX)
+        with clock.measure("decode"):
+            photo = self._decode_photo(data, size) if isinstance(data, bytes) else load_image(data, self._limits, size)
         return photo.pixels
 
     def _decode_photo(self, data: bytes, size: int) -> LoadedImage:

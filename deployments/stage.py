@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -24,14 +24,18 @@ logger = logging.getLogger("ray.serve")
 
 
 class Clock:
-    """Measures the time of one image in the parts of a stage, milliseconds."""
+    """Adds up the times of one image, milliseconds.
 
-    def __init__(self) -> None:
-        self.timings_ms: dict[str, float] = {}
+    Args:
+        timings_ms: of the stages before, by part.
+    """
+
+    def __init__(self, timings_ms: Mapping[str, float]) -> None:
+        self.timings_ms = dict(timings_ms)
 
     @contextmanager
     def measure(self, part: str) -> Iterator[None]:
-        """Record the time spent within as that of `part`."""
+        """Add the time spent within to that of `part`."""
         began = time.perf_counter()
         try:
             yield
@@ -39,8 +43,8 @@ class Clock:
             self.add(part, time.perf_counter() - began)
 
     def add(self, part: str, seconds: float) -> None:
-        """Record that `part` took `seconds`."""
-        self.timings_ms[part] = seconds * 1e3
+        """Add `seconds` to the time of `part`."""
+        self.timings_ms[part] = self.timings_ms.get(part, 0.0) + seconds * 1e3
 
 
 Work = Callable[[Payload, ImageTask[Payload], Clock], Awaitable[Result]]
@@ -74,9 +78,9 @@ class Stage:
         return done
 
     async def _one(self, work: Work[Payload, Result], task: ImageTask[Payload]) -> ImageTask[Result]:
-        clock = Clock()
         if isinstance(task.payload, ServiceError):
-            return task.after(task.payload, clock.timings_ms)
+            return task.after(task.payload, task.timings_ms)
+        clock = Clock(task.timings_ms)
         try:
             with self._guard(task.context):
                 result = await work(task.payload, task, clock)

@@ -105,6 +105,5 @@ class ImageTask(Generic[Payload]):
         return f"{self.context.caller}/large" if self.background else self.context.caller
 
     def after(self, payload: Result | ServiceError, timings_ms: Mapping[str, float]) -> ImageTask[Result]:
-        """The task after a stage: with the stage's result or error, and its timings added."""
-        timings = {**self.timings_ms, **timings_ms}
-        return ImageTask(payload, self.options, self.context, timings, self.photo, self.alone, self.classes, self.background)
+        """The task after a stage: with the stage's result or error, and the times so far."""
+        return ImageTask(payload, self.options, self.context, timings_ms, self.photo, self.alone, self.classes, self.background)

@@ -18,17 +18,19 @@ def new_task(payload="image"):
 
 
 async def test_timings_are_carried_and_added_to():
-    """`fetch` came with the task, the stage adds its own; a task that came with an error is handed on as it is."""
+    """`fetch` came with the task, the stage adds to it; a task that came with an error is handed on as it is."""
 
     async def work(image, _, clock):
+        clock.add("fetch", 0.5)
         with clock.measure("decode"):
             return image.upper()
 
     came_bad = ImageError("bad")
     done, failed = await Stage("detector").each(work, [new_task(), new_task(came_bad)])
     assert (done.payload, failed.payload) == ("IMAGE", came_bad)
-    assert done.timings_ms["fetch"] == 1.0
+    assert done.timings_ms["fetch"] == 501.0
     assert 0 <= done.timings_ms["decode"] < 10_000
+    assert failed.timings_ms == {"fetch": 1.0}
 
 
 @pytest.mark.parametrize(
