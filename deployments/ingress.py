@@ -23,7 +23,7 @@ from deployments.params import ScoreParams, check_image_count, check_images, par
 from deployments.probe import PROBE_IMAGE
 from deployments.scoring import ScoringGraph
 from deployments.settings import Settings, with_live_settings
-from deployments.task import AnswerForm, ImageInput, RequestContext, ScoreOptions
+from deployments.task import PICTURE_FORMS, AnswerForm, ImageInput, RequestContext, ScoreOptions
 from deployments.tracing import record_stages
 from pipeline.errors import ImageFault, InvalidRequest, Overloaded, ServiceError, quoted
 from pipeline.images.decoder_options import BACKGROUND_TIMES
@@ -61,9 +61,15 @@ class Ingress:
         self._classes = classes
         self._front = front
         self._image_loader, self._detector = started(image_loader), started(detector)
-        loader = settings.image_loader
-        url_s, large_s = (loader.fetch.total_timeout_s + times * loader.decode_timeout_s for times in (1, BACKGROUND_TIMES))
-        self._graph = ScoringGraph(self._image_loader, self._detector, started(polygonizer), settings.ingress, url_s, large_s)
+        fetch_s, decode_s = settings.image_loader.fetch.total_timeout_s, settings.image_loader.decode_timeout_s
+        self._graph = ScoringGraph(
+            self._image_loader,
+            self._detector,
+            started(polygonizer),
+            settings.ingress,
+            url_s=fetch_s + decode_s,
+            large_s=fetch_s + BACKGROUND_TIMES * decode_s,
+        )
         self._metrics = IngressMetrics()
         self._model: tuple[float, ModelInfo] | None = None
         self._readiness: tuple[float, ServiceError | None] | None = None
@@ -198,7 +204,7 @@ class Ingress:
                 closed=params.closed,
             ),
             labels=None if params.labels is None else self._known(params.labels),
-            isolate=params.on_error == "isolate" and answer_as in ("objects", "json"),  # a picture has no place for an error
+            isolate=params.on_error == "isolate" and answer_as not in PICTURE_FORMS,  # a picture has no place for an error
             answer_as=answer_as,
         )
 

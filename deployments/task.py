@@ -24,6 +24,7 @@ ImageInput = str | bytes | NDArray[np.uint8]
 
 AnswerForm = Literal["objects", "json", "png", "jpeg"]
 """Form of the answer for an image: ScoredImage, EncodedImage, or DrawnImage as PNG or JPEG."""
+PICTURE_FORMS = ("png", "jpeg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class ScoreOptions:
     @property
     def draws(self) -> bool:
         """Whether the answer is a picture."""
-        return self.answer_as in ("png", "jpeg")
+        return self.answer_as in PICTURE_FORMS
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from deployments.params import ScoreParams, check_image_count, parse_params
-from deployments.task import AnswerForm
+from deployments.task import PICTURE_FORMS, AnswerForm
 from pipeline.errors import InvalidRequest
 from serve_app.contract import ScoreRequest
 
@@ -29,7 +29,7 @@ PHOTO_TYPES = frozenset(
 ) | {"application/octet-stream", "image/*"}
 TYPES = f"application/json, {MULTIPART} or an image type such as image/jpeg"
 """For messages."""
-PICTURES = frozenset({"image/png", "image/jpeg"})
+PICTURES = frozenset(f"image/{form}" for form in PICTURE_FORMS)
 MAX_FIELDS = 32
 QUERY_NOT_PARAMS = frozenset({"draw"})
 """Query parameters that are not `params`."""
