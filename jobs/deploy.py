@@ -27,7 +27,7 @@ from jobs.scoring.service_client import ServiceClient, ServiceFault, base_url, k
 from jobs.whole_file import write_whole
 from pipeline.errors import ConfigurationError
 from pipeline.model.checkpoints import load_checkpoint
-from serve_app.start import read_ray_env
+from serve_app.ray_env import set_ray_env
 
 
 @cli_errors("jobs.deploy", ServiceFault, RuntimeError)
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise CommandFault(
             f"{args.config} names this file already, and Ray Serve starts nothing anew: give a new model a new file name"
         )
-    read_ray_env(args.config.parent / "ray.env")  # before Ray is imported
+    set_ray_env(args.config.parent / "ray.env")  # before Ray is imported
     from jobs.serve_api import ServeApi
 
     api = ServeApi(args.address)

@@ -26,7 +26,7 @@ import yaml
 from loadtest.local_cluster import LocalCluster, Node, NotReady, local_cluster, unwound_by_sigterm
 from loadtest.machine import free_port
 from serve_app.config_file import HAPROXY_PORTS
-from serve_app.start import ray_env
+from serve_app.ray_env import read_ray_env
 
 REPOSITORY = Path(__file__).parents[1]
 SHIPPED_CONFIG = REPOSITORY / "serve_config.yaml"
@@ -121,7 +121,7 @@ def local_service(
 
 def ray_environment() -> dict[str, str]:
     """The environment variables for Ray."""
-    return ray_env(REPOSITORY / "ray.env")
+    return read_ray_env(REPOSITORY / "ray.env")
 
 
 def _haproxy_of_its_own(folder: Path) -> dict[str, str]:

@@ -33,7 +33,7 @@ from loadtest.costs import DECODERS, DETECTOR, Costs, read_costs
 from loadtest.plan_check import check
 from pipeline.errors import ServiceError
 from serve_app.capacity import StageCosts, Step, as_lines
-from serve_app.config_file import applications_in
+from serve_app.config_file import check_document, read_document
 
 P99_OF_EXPONENTIAL = math.log(100)
 CPU_STAGES = ("Ingress", "ImageLoader", "Polygonizer")
@@ -212,7 +212,7 @@ def stage_costs(costs: Costs, fetch_ms: float) -> StageCosts:
 
 def print_chain(config: Path, costs: Costs, step: Step, fetch_ms: float) -> None:
     """Print the rate that each part of a configuration allows at these costs, and the bottleneck."""
-    for settings, deployments in applications_in(config):
+    for settings, deployments in check_document(read_document(config)):
         print(*as_lines(settings, deployments, stage_costs(costs, fetch_ms), step), sep="\n")
 
 

@@ -15,10 +15,9 @@ import re
 import socket
 import sys
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import yaml
-from pydantic import BaseModel
 from ray.serve._private.constants import DEFAULT_HTTP_PORT
 from ray.serve.schema import HTTPOptionsSchema, ServeDeploySchema
 
@@ -31,8 +30,8 @@ from serve_app.config_keys import check_keys, validated
 from serve_app.config_relations import check_relations
 from serve_app.exposure import check_certificates, check_exposure
 from serve_app.keys import KeyRing
+from serve_app.ray_env import set_ray_env
 from serve_app.rollout import check_user_configs, room_for_update
-from serve_app.start import read_ray_env
 
 BUILDER = "serve_app.app:build_app"
 HAPROXY_PORTS = {
@@ -42,7 +41,13 @@ HAPROXY_PORTS = {
 }
 """Environment variables of Ray Serve and their default ports. HAProxy sends requests to the last one while no Ingress is up. Ray opens it
 with SO_REUSEPORT: with two services on one machine, one would answer requests for the other and bypass its keys."""
-Model = TypeVar("Model", bound=BaseModel)
+
+
+class Application(NamedTuple):
+    """One of our applications in a file: its settings, and the entries of its deployments by name."""
+
+    settings: Settings
+    deployments: dict[str, dict[str, Any]]
 
 
 def check_config(path: Path) -> list[Settings]:
@@ -53,7 +58,7 @@ def check_config(path: Path) -> list[Settings]:
     Raises:
         ConfigurationError: what is wrong and where.
     """
-    return check_document(read_document(path))
+    return [application.settings for application in check_document(read_document(path))]
 
 
 def read_document(path: Path) -> Any:
@@ -70,27 +75,14 @@ def read_document(path: Path) -> Any:
         raise ConfigurationError(f"cannot be read: {error}") from error
 
 
-def check_document(document: Any) -> list[Settings]:
-    """As `check_config`, for a file already parsed."""
+def check_document(document: Any) -> list[Application]:
+    """Our applications in a file already parsed; errors as `check_config`."""
     check_keys(document, ServeDeploySchema, "")
     schema = validated(ServeDeploySchema, document, "")
     ours = [app for app in schema.model_dump(exclude_unset=True)["applications"] if _is_ours(app["import_path"])]
     if not ours:
         raise ConfigurationError(f"nothing to check: no application has import_path: {BUILDER}")
     return [_check_application(app, schema.http_options) for app in ours]
-
-
-def applications_in(path: Path) -> list[tuple[Settings, dict[str, dict[str, Any]]]]:
-    """For each of our applications: its settings, and the entries of its deployments by name.
-
-    Raises:
-        ConfigurationError: as `check_config`.
-    """
-    document = read_document(path)
-    settings = check_document(document)
-    ours = [app for app in document["applications"] if _is_ours(app["import_path"])]
-    entries = [{entry["name"]: entry for entry in app.get("deployments") or []} for app in ours]
-    return list(zip(settings, entries, strict=True))
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -113,7 +105,7 @@ def _is_ours(import_path: str) -> bool:
     return import_path.replace(":", ".") == BUILDER.replace(":", ".")
 
 
-def _check_application(app: dict[str, Any], http: HTTPOptionsSchema) -> Settings:
+def _check_application(app: dict[str, Any], http: HTTPOptionsSchema) -> Application:
     _check_prefix(app.get("route_prefix"))
     check_keys(app.get("args") or {}, Settings, "args")
     settings = validated(Settings, app.get("args") or {}, "args")
@@ -131,7 +123,7 @@ def _check_application(app: dict[str, Any], http: HTTPOptionsSchema) -> Settings
     check_exposure(http.host, settings.ingress.auth)
     _check_files(settings)
     check_certificates(http.ssl_certfile)
-    return settings
+    return Application(settings, deployments)
 
 
 def _check_prefix(prefix: str | None) -> None:
@@ -212,7 +204,7 @@ def main() -> int:
     args = parser.parse_args()
     path: Path = args.path
     try:
-        read_ray_env(path.parent / "ray.env")
+        set_ray_env(path.parent / "ray.env")
         document = read_document(path)
         applications = check_document(document)
         if args.ports:
@@ -220,13 +212,13 @@ def main() -> int:
     except ConfigurationError as error:
         print(f"{path}: {error.message}", file=sys.stderr)
         return 1
-    for settings in applications:
+    for settings, _ in applications:
         for absent in absent_files(settings):
             print(
                 f"{path}: note: {absent} is not on this machine; it must be on every node that runs the service", file=sys.stderr
             )
-    print(f"{path}: valid; model {', '.join(settings.model.name for settings in applications)}")
-    for settings, deployments in applications_in(path):
+    print(f"{path}: valid; model {', '.join(settings.model.name for settings, _ in applications)}")
+    for settings, deployments in applications:
         print(*as_lines(settings, deployments, StageCosts(), step_of(settings, deployments)), sep="\n")
         print(room_for_update(deployments))
     return 0

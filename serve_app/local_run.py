@@ -75,8 +75,8 @@ class LocalRun:
         document = read_document(self._config)
         applications = check_document(document)
         check_ports(document.get("http_options") or {})
-        names = ", ".join(settings.model.name for settings in applications)
-        self._check_files([path for settings in applications for path in absent_files(settings)])
+        names = ", ".join(settings.model.name for settings, _ in applications)
+        self._check_files([path for settings, _ in applications for path in absent_files(settings)])
         self._say(f"{self._config} is valid. Model: {names}. Starting Ray …")
         return ServeDeploySchema.model_validate(document)
 

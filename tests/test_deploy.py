@@ -16,7 +16,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import (
 
 from jobs import batch_ray
 from serve_app.config_file import check_config
-from serve_app.start import ray_env
+from serve_app.ray_env import read_ray_env
 
 REPOSITORY = Path(__file__).parents[1]
 GPU_CONFIG = yaml.safe_load((REPOSITORY / "serve_config.gpu.yaml").read_text())
@@ -66,7 +66,7 @@ def test_serves_the_file_for_gpus(tmp_path):
 def test_image_has_the_environment_of_ray():
     """Every variable of ray.env is in the image with its value, but for those that differ on purpose."""
     (environment,) = instructions("ENV")
-    expected = ray_env(REPOSITORY / "ray.env") | DIFFERENT
+    expected = read_ray_env(REPOSITORY / "ray.env") | DIFFERENT
     expected[TWO_LINES] = expected[TWO_LINES].partition("\n")[0]
     assert dict(word.split("=", 1) for word in shlex.split(environment)) == expected
 
@@ -81,7 +81,7 @@ def test_programs_of_the_image_run():
 
 def test_pods_agree_with_the_image():
     """What the manifest sets again has the same value in every pod; the token's mode is KubeRay's to set. What ENV cuts is whole here."""
-    expected = DIFFERENT | {TWO_LINES: ray_env(REPOSITORY / "ray.env")[TWO_LINES]}
+    expected = DIFFERENT | {TWO_LINES: read_ray_env(REPOSITORY / "ray.env")[TWO_LINES]}
     for pod in PODS:
         environment = {entry["name"]: entry["value"] for entry in pod["containers"][0]["env"]}
         assert environment | {"RAY_AUTH_MODE": CLUSTER["authOptions"]["mode"]} == expected

@@ -1,6 +1,5 @@
 """What `make serve` says: progress, faults with their remedy. That it starts and stops, tests/e2e/test_start.py shows."""
 
-import os
 import re
 import textwrap
 
@@ -87,21 +86,6 @@ def test_reason_is_the_exceptions_own_words(message, reason):
     assert reason_of(textwrap.dedent(message)) == reason
 
 
-def test_ray_env_leaves_what_the_environment_sets(tmp_path, monkeypatch):
-    """So `RAY_SERVE_ENABLE_HA_PROXY=0 make serve` does what it says."""
-    (tmp_path / "ray.env").write_text("# comment\nTEST_A=file\n\nTEST_B=file\n#TEST_C=file\n")
-    monkeypatch.setattr(os, "environ", {"TEST_A": "mine"})
-    start.read_ray_env(tmp_path / "ray.env")
-    assert os.environ == {"TEST_A": "mine", "TEST_B": "file"}
-
-
-def test_ray_env_is_read_as_a_shell_reads_it(tmp_path):
-    """Quotes hold a value with spaces or newlines together, and are no part of it."""
-    path = tmp_path / "ray.env"
-    path.write_text('TEST_A="1s and more"  # seconds\nTEST_B=\nTEST_C=\'a=b\'\nTEST_D="1\n  2 # 3" # isn\'t read\nTEST_E=5')
-    assert start.ray_env(path) == {"TEST_A": "1s and more", "TEST_B": "", "TEST_C": "a=b", "TEST_D": "1\n  2 # 3", "TEST_E": "5"}
-
-
 @pytest.mark.parametrize(
     ("content", "said"),
     [(b'A=1\nB="x\nC=1\n', r"ray\.env, line 2: No closing quotation"), (b"A=\xff", r"ray\.env cannot be read as UTF-8")],
@@ -111,10 +95,6 @@ def test_a_fault_of_ray_env_is_one_line(tmp_path, capsys, content, said):
     (tmp_path / "ray.env").write_bytes(content)
     assert start.main([str(tmp_path / "serve_config.yaml")]) == 1
     assert re.fullmatch(f".*serve_config.yaml: {said}.*\n", capsys.readouterr().err)
-
-
-def test_no_ray_env_is_no_fault(tmp_path):
-    start.read_ray_env(tmp_path / "ray.env")
 
 
 def test_a_fault_of_the_file_is_one_line(tmp_path, capsys):
