@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.annotations import page
+from jobs import html_page
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.annotations.report import STRICT_HELP
 from jobs.annotations.statistics import ClassCount, Odd, counts_by_class, counts_by_size, odd_cases, photo_sizes
@@ -119,19 +119,19 @@ def as_page(findings: Findings, sheets: Sequence[Sheet], title: str, pictures: i
     odd = [(f"{one.what}: {name}", by_name[name]) for one in findings.odd for name in one.photos if name in by_name]
     every = max(len(sheets) // pictures, 1)
     others = [(sheet.name, sheet) for sheet in sheets[::every]][:pictures]
-    return page.page(
+    return html_page.page(
         title,
         [
-            page.text_block("\n".join([findings.report, f"photos: {findings.photos}", *findings.faults])),
-            page.table(["class", "objects", "in photos", "size"], classes),
-            page.table(["size of objects", "objects"], sizes),
-            page.heading("Worth a look"),
-            page.table(
+            html_page.text_block("\n".join([findings.report, f"photos: {findings.photos}", *findings.faults])),
+            html_page.table(["class", "objects", "in photos", "size"], classes),
+            html_page.table(["size of objects", "objects"], sizes),
+            html_page.heading("Worth a look"),
+            html_page.table(
                 ["what", "how many", "first"], [(one.what, f"{one.count:,}", ", ".join(one.photos)) for one in findings.odd]
             ),
-            page.gallery(_figures(odd[:pictures])),
-            page.heading("Samples as training sees them"),
-            page.gallery(_figures(others)),
+            html_page.gallery(_figures(odd[:pictures])),
+            html_page.heading("Samples as training sees them"),
+            html_page.gallery(_figures(others)),
         ],
     )
 
@@ -139,9 +139,9 @@ def as_page(findings: Findings, sheets: Sequence[Sheet], title: str, pictures: i
 def _figures(chosen: Sequence[tuple[str, Sheet]]) -> Iterator[str]:
     for caption, sheet in chosen:
         try:
-            yield page.picture(sheet.draw(PICTURE_SIDE_PX), f"{caption} ({len(sheet.panels[0].objects)} objects)")
+            yield html_page.picture(sheet.draw(PICTURE_SIDE_PX), f"{caption} ({len(sheet.panels[0].objects)} objects)")
         except PhotoError as error:
-            yield page.text_block(str(error))
+            yield html_page.text_block(str(error))
 
 
 @cli_errors("jobs.check_data", AnnotationsError, status=2)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import json
-from html import escape
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 
+from jobs import html_page
 from jobs.command_line import CommandFault
 from loadtest import plots
 
@@ -39,11 +39,6 @@ KEYS = (
     "images_per_s",
     "refused_p99_ms",
     "send_lag_p99_ms",
-)
-STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
-    "table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.2rem .7rem;text-align:right;"
-    "border-bottom:1px solid #ddd}img{max-width:100%}pre{overflow:auto;background:#f5f5f5;padding:1rem}"
 )
 
 
@@ -96,45 +91,41 @@ def as_table(results: Results) -> str:
     lines = [headline(results), "  ".join(COLUMNS) + "  outcomes"]
     for row in rows_of(results):
         cells = (_number(row[key]).rjust(len(name)) for key, name in zip(KEYS, COLUMNS, strict=True))
-        lines.append("  ".join(cells) + "  " + ", ".join(f"{name} {count}" for name, count in row["outcomes"].items()))
+        lines.append(f"{'  '.join(cells)}  {_outcomes(row)}")
     return "\n".join(lines)
 
 
 def as_html(results: Results, png: bytes) -> str:
-    """The HTML page; all text is escaped."""
-    head = "".join(f"<th>{name}</th>" for name in (*COLUMNS, "outcomes"))
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td>{_number(row[key])}</td>" for key in KEYS)
-        + f"<td>{escape(', '.join(f'{name} {count}' for name, count in row['outcomes'].items()))}</td></tr>"
-        for row in rows_of(results)
-    )
+    """The HTML page."""
+    rows = [[*(_number(row[key]) for key in KEYS), _outcomes(row)] for row in rows_of(results)]
     facts = {name: results.get(name) for name in ("machine", "service", "images", "seed", "seconds_per_trial")}
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Load test</title><style>{STYLE}</style>'
-        f"<h1>{escape(headline(results))}</h1>"
-        f'<img alt="Latency against rate, time by stage" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-        f"<p>Latency counts from the scheduled send time. <i>missed</i> is the share of queries that failed or were late.</p>"
-        f"<table><tr>{head}</tr>{body}</table>{_watched_html(results)}"
-        f"<h2>Measured on</h2><pre>{escape(json.dumps(facts, indent=1))}</pre></html>"
+    return html_page.page(
+        headline(results),
+        [
+            html_page.picture_file(png, "image/png", "Latency against rate, time by stage"),
+            html_page.paragraph(
+                "Latency counts from the scheduled send time. 'missed' is the share of queries that failed or were late."
+            ),
+            html_page.table((*COLUMNS, "outcomes"), rows),
+            *_watched_html(results),
+            html_page.heading("Measured on"),
+            html_page.text_block(json.dumps(facts, indent=1)),
+        ],
     )
 
 
-def _watched_html(results: Results) -> str:
+def _outcomes(row: Row) -> str:
+    return ", ".join(f"{name} {count}" for name, count in row["outcomes"].items())
+
+
+def _watched_html(results: Results) -> Iterator[str]:
     """Stages as Prometheus counted them."""
-    watched = results.get("watched")
-    if not watched:
-        return ""
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{stage['images']}</td><td>{_number(stage['p50_ms'])}</td>"
-        f"<td>{_number(stage['p99_ms'])}</td></tr>"
-        for name, stage in watched["stages"].items()
-    )
-    return (
-        f"<h2>Stages, from the service's metrics over the whole run</h2>"
-        f"<table><tr><th>stage</th><th>images</th><th>p50 ms</th><th>p99 ms</th></tr>{rows}</table>"
-        f"<p>Images in a pass of the network: {_number(watched['batches']['mean'])} on average.</p>"
-    )
+    if watched := results.get("watched"):
+        stages = watched["stages"].items()
+        rows = [(name, stage["images"], _number(stage["p50_ms"]), _number(stage["p99_ms"])) for name, stage in stages]
+        yield html_page.heading("Stages, from the service's metrics over the whole run")
+        yield html_page.table(("stage", "images", "p50 ms", "p99 ms"), rows)
+        yield html_page.paragraph(f"Images in a pass of the network: {_number(watched['batches']['mean'])} on average.")
 
 
 def as_png(results: Results) -> bytes:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs import html_page
 from jobs.photos import PhotoError, read_photo_within
 from pipeline.masks.draw import draw_overlay
 from pipeline.types import SegmentedObject
 
-LONGEST_SIDE_PX, JPEG_QUALITY = 640, 85
-
-_HEAD = """<!doctype html><meta charset="utf-8"><title>Comparison</title>
-<style>body{font:15px system-ui,sans-serif;margin:2rem;max-width:90rem}table{border-collapse:collapse}td,th{padding:.2rem .8rem;
-text-align:left;border-bottom:1px solid #ccc}img{max-width:48%;margin:.2rem}.photo{margin:2rem 0}</style>
-"""
+LONGEST_SIDE_PX = 640
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,25 +42,20 @@ def page(names: tuple[str, str], summary: dict[str, Any], failed: Sequence[str],
         failed: missed thresholds, as text.
         worst: the photos to show, in order.
     """
-    rows = "".join(f"<tr><th>{html.escape(name)}<td>{html.escape(str(value))}" for name, value in summary.items())
-    verdict = "<br>".join(map(html.escape, failed)) or "All thresholds are met."
-    photos = "".join(map(_shown, worst))
-    first, second = map(html.escape, names)
-    return f"{_HEAD}<h1>{first} | {second}</h1><p>{verdict}</p><table>{rows}</table><h2>Largest differences</h2>{photos}"
+    parts = [
+        html_page.text_block("\n".join(failed) or "All thresholds are met."),
+        html_page.table((), summary.items()),
+        html_page.heading("Largest differences"),
+    ]
+    return html_page.page(" | ".join(names), [*parts, *(part for difference in worst for part in _shown(difference, names))])
 
 
-def _shown(difference: Difference) -> str:
+def _shown(difference: Difference, names: tuple[str, str]) -> Iterator[str]:
+    yield html_page.paragraph(f"{difference.name} {difference.note}")
     try:
         picture = read_photo_within(difference.photo, LONGEST_SIDE_PX)
     except PhotoError as error:  # it was there when it was compared
-        return f'<div class="photo">{html.escape(str(error))}</div>'
-    images = "".join(
-        f'<img alt="" src="data:image/jpeg;base64,{_jpeg(draw_overlay(picture, objects))}">' for objects in difference.objects
-    )
-    return f'<div class="photo"><b>{html.escape(difference.name)}</b> {html.escape(difference.note)}<br>{images}</div>'
-
-
-def _jpeg(picture: Any) -> str:
-    buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return base64.b64encode(buffer.getvalue()).decode()
+        yield html_page.text_block(str(error))
+        return
+    drawn = zip(names, difference.objects, strict=True)
+    yield html_page.gallery(html_page.picture(draw_overlay(picture, objects), name) for name, objects in drawn)

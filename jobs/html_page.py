@@ -1,4 +1,4 @@
-"""Builds one self-contained HTML page: tables, and pictures as data URLs."""
+"""Builds one self-contained HTML page: tables, and pictures as data URLs. All texts are escaped."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ JPEG_QUALITY = 85
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; margin: 1rem 0; } td, th { padding: .2rem .8rem; border-bottom: 1px solid #ddd; text-align: left; }
-td + td:not(.text) { font-variant-numeric: tabular-nums; } pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; }
+td + td { font-variant-numeric: tabular-nums; } pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); gap: 1rem; }
-figure { margin: 0; } img { width: 100%; height: auto; display: block; } figcaption { font-size: 13px; overflow-wrap: anywhere; }
+figure { margin: 0; } img { max-width: 100%; height: auto; display: block; } figcaption { font-size: 13px; overflow-wrap: anywhere; }
+.pictures img { width: 100%; }
 """
 
 
 def page(title: str, parts: Iterable[str]) -> str:
-    """The whole document; the parts are HTML."""
+    """The whole document; the parts are HTML, from the functions below."""
     head = (
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title><style>{STYLE}</style></head>"
     )
@@ -32,30 +33,33 @@ def heading(text: str) -> str:
     return f"<h2>{escape(text)}</h2>"
 
 
+def paragraph(text: str) -> str:
+    """A paragraph."""
+    return f"<p>{escape(text)}</p>"
+
+
 def text_block(text: str) -> str:
     """Lines as they are."""
     return f"<pre>{escape(text)}</pre>"
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Cells as text."""
-    cells = ["".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows]
-    return "\n".join(
-        [
-            "<table><tr>",
-            *(f"<th>{escape(name)}</th>" for name in heads),
-            "</tr>",
-            *(f"<tr>{row}</tr>" for row in cells),
-            "</table>",
-        ]
-    )
+    """A table; no heads, no first row."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    body = ("".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows)
+    return "\n".join(["<table>", *(f"<tr>{cells}</tr>" for cells in (head, *body) if cells), "</table>"])
 
 
 def picture(image: Image.Image, caption: str) -> str:
-    """A figure with the image in it."""
+    """A figure of an image, as JPEG."""
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=JPEG_QUALITY)
-    source = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    image.convert("RGB").save(file, "JPEG", quality=JPEG_QUALITY)
+    return picture_file(file.getvalue(), "image/jpeg", caption)
+
+
+def picture_file(data: bytes, media_type: str, caption: str) -> str:
+    """A figure of an encoded image."""
+    source = f"data:{media_type};base64,{base64.b64encode(data).decode()}"
     return f"<figure><img src='{source}' alt='{escape(caption, quote=True)}'><figcaption>{escape(caption)}</figcaption></figure>"
 
 
