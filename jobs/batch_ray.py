@@ -26,7 +26,7 @@ from typing import Any
 
 from jobs.command_line import amount, cli_errors, count, count_from_0, fraction
 from jobs.photos import WHITE_LEVEL_HELP
-from jobs.scoring.batch_inputs import InputsError
+from jobs.scoring.tables import InputsError
 from jobs.scoring.tiles import MAX_OVERLAP
 
 CACHE = Path("~/.cache/rtmdet-ins-serve")

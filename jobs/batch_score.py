@@ -27,10 +27,11 @@ from typing import Any
 from tqdm import tqdm
 
 from jobs.command_line import LINE_EVERY_S, amount, cli_errors, count, fraction, reason_of
-from jobs.scoring.batch_inputs import InputsError, Source
+from jobs.scoring.batch_inputs import Source
 from jobs.scoring.batch_output import FORMATS, PARQUET, BatchOutput, format_of
 from jobs.scoring.scorer import Done, Scorer, score_all
 from jobs.scoring.service_client import ServiceClient, ServiceFault, Unavailable, base_url, key_from
+from jobs.scoring.tables import InputsError
 
 MAX_FAILED_REQUESTS = 20
 """The job stops after so many requests failed after all retries."""

@@ -24,9 +24,8 @@ from jobs.annotations.datasets import Annotations, AnnotationsError, read_annota
 from jobs.annotations.report import STRICT_HELP
 from jobs.annotations.statistics import ClassCount, Odd, counts_by_class, counts_by_size, odd_cases, photo_sizes
 from jobs.command_line import cli_errors, count, progress
-from jobs.photos import PhotoError, read_photo
+from jobs.photos import OF_MACOS, PhotoError, photo_suffixes, read_photo
 from jobs.pictures import Sheet, sheets_of_annotations
-from jobs.scoring.batch_inputs import OF_MACOS, photo_suffixes
 from jobs.whole_file import write_whole
 
 PICTURE_SIDE_PX = 640

@@ -26,8 +26,9 @@ from jobs.comparison.matching import Totals, agreement, match
 from jobs.comparison.page import Difference, page
 from jobs.comparison.sides import PRECISIONS, Answer, Side, SideOptions, side_of
 from jobs.photos import PhotoError, upright_size
-from jobs.scoring.batch_inputs import InputsError, Source
+from jobs.scoring.batch_inputs import Source
 from jobs.scoring.service_client import key_from
+from jobs.scoring.tables import InputsError
 from jobs.whole_file import write_whole
 
 

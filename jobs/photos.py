@@ -1,4 +1,4 @@
-"""Reads photos of data sets with the service's decoder: same colours, orientation and limits."""
+"""Finds and reads photos as the service does: same formats, colours, orientation and limits."""
 
 from __future__ import annotations
 
@@ -12,15 +12,26 @@ from PIL import Image
 from jobs.command_line import CommandFault
 from pipeline.errors import RequestError
 from pipeline.images import decode
-from pipeline.images.decode import WHITE_LEVEL, DecodeLimits, decode_image
+from pipeline.images.decode import FORMAT_MAGIC, WHITE_LEVEL, DecodeLimits, decode_image
 
 LIMITS = DecodeLimits()
 """The service's defaults."""
+OF_MACOS = "._"
+"""Beginning of the names of the files that macOS writes beside others in archives and on foreign disks, with any suffix."""
 WHITE_LEVEL_HELP = f"{WHITE_LEVEL.replace('null', 'Not given')} Give what image_loader.white_level is where the model is served."
 
 
 class PhotoError(CommandFault):
     """A photo cannot be read; the message names the file and the reason."""
+
+
+def photo_suffixes() -> frozenset[str]:
+    """Suffixes of the formats that the service reads, in lower case."""
+    formats = {
+        *FORMAT_MAGIC,
+        "MPO",
+    }  # several JPEGs in one file, as stereo cameras write; Pillow knows no suffix of theirs but .mpo
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats) | {".jps"}
 
 
 def read_photo(photo: Path, target_size: int | None = None, white_level: int | None = None) -> NDArray[np.uint8]:

@@ -38,8 +38,9 @@ from jobs.evaluation.metrics_voc import FALSE_POSITIVE, Objects, by_image_and_la
 from jobs.evaluation.predictions import check_sizes
 from jobs.evaluation.results_file import read_results
 from jobs.photos import WHITE_LEVEL_HELP, PhotoError, read_photo_within
-from jobs.scoring.batch_inputs import InputsError, Source
+from jobs.scoring.batch_inputs import Source
 from jobs.scoring.batch_output import read_rows
+from jobs.scoring.tables import InputsError
 from jobs.whole_file import write_whole
 from pipeline.masks.draw import draw_overlay, text_font
 from pipeline.masks.encode import objects_from_dict

@@ -20,7 +20,7 @@ from jobs.annotations.fields import parse_json, pixels, read_text
 from jobs.annotations.outlines import OutlineError, combine_by_xor, read_outline
 from jobs.annotations.photo_files import find_photos, sized
 from jobs.annotations.report import AnnotationsError, Report
-from jobs.scoring.batch_inputs import MLTABLE, InputsError, tables_of_mltable
+from jobs.scoring.tables import MLTABLE, InputsError, tables_of_mltable
 
 Entry = dict[str, Any]
 SUFFIXES = frozenset({".jsonl", ".json"})

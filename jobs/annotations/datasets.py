@@ -16,7 +16,7 @@ from jobs.annotations.azureml_file import azureml_to_coco, jsonl_rows, mltable_f
 from jobs.annotations.coco_file import normalise
 from jobs.annotations.fields import parse_json, read_text
 from jobs.annotations.report import AnnotationsError, Report
-from jobs.scoring.batch_inputs import MLTABLE
+from jobs.scoring.tables import MLTABLE
 from jobs.whole_file import write_whole
 
 __all__ = ["Annotations", "AnnotationsError", "read_annotations"]

@@ -8,40 +8,20 @@ Photos are listed lazily, each time anew, so the list is never in memory.
 
 from __future__ import annotations
 
-import codecs
-import csv
-import glob
-import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import orjson
 import pybase64
-import yaml
-from PIL import Image
 
-from jobs.scoring.cells import Unreadable, image_of_cell, read_file
-from pipeline.images.decode import FORMAT_MAGIC
+from jobs.photos import OF_MACOS, photo_suffixes
+from jobs.scoring.tables import MLTABLE, TABLE_SUFFIXES, InputsError, Unreadable, images_in, read_file, tables_of_mltable
 
-TABLE_SUFFIXES = frozenset({".csv", ".jsonl"})
-COLUMNS = ("image", "image_url")
-"""Names of the column with images; AzureML's CSVs use the first, its JSON lines the second."""
-MLTABLE = "MLTable"
 RUN_SUFFIX = ".run"
 """Of the file beside an output of jobs.batch_score."""
-OF_MACOS = "._"
-"""Beginning of the names of the files that macOS writes beside others in archives and on foreign disks, with any suffix."""
-MAX_CELL_CHARS = 2**28
-"""Longest cell of a CSV: a photo of 200 MB in base64. Python's default limit is 131,072."""
-
-
-class InputsError(ValueError):
-    """The source cannot be used; the message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,15 +149,6 @@ def _is_output(table: Path) -> bool:
     return any(run.exists() for run in runs)
 
 
-def photo_suffixes() -> frozenset[str]:
-    """Suffixes of the formats that the service reads, in lower case."""
-    formats = {
-        *FORMAT_MAGIC,
-        "MPO",
-    }  # several JPEGs in one file, as stereo cameras write; Pillow knows no suffix of theirs but .mpo
-    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats) | {".jps"}
-
-
 def shown(path: Path, folder: Path) -> str:
     r"""A path below a folder as text that can be written on one line; of two paths the texts differ.
 
@@ -201,32 +172,6 @@ def _escaped(char: str) -> str:
     if char >= "\udc80":
         return f"\\x{ord(char) - 0xDC00:02x}"
     return f"\\x{ord(char):02x}" if char.isascii() else f"\\u{ord(char):04x}"
-
-
-def tables_of_mltable(file: Path, suffixes: Collection[str] = TABLE_SUFFIXES) -> list[Path]:
-    """The files of these suffixes that an MLTable file lists under `paths`, by `file`, `pattern` or `folder`; each once.
-
-    Raises:
-        InputsError: it is no MLTable, or one of the paths is not on this machine or has nothing to read.
-    """
-    try:
-        entries = yaml.safe_load(file.read_text(encoding="utf-8-sig"))["paths"]
-        named = [(kind, str(text)) for entry in entries for kind, text in entry.items()]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise InputsError(f"{file}: not an MLTable with `paths` ({type(error).__name__})") from error
-    tables: list[Path] = []
-    for kind, text in named:
-        if "://" in text:
-            raise InputsError(f"{file}: {text} is not on this machine: download it, and name the file here")
-        pattern = text if kind == "pattern" else f"{glob.escape(text)}/*" if kind == "folder" else glob.escape(text)
-        found = sorted(file.parent / name for name in glob.glob(pattern, root_dir=file.parent, recursive=True))
-        if not (of_tables := [path for path in found if path.suffix.lower() in suffixes and path.is_file()]):
-            missing = f"there is no table ({', '.join(sorted(suffixes))})" if found else "there is no file"
-            raise InputsError(f"{file}: of its paths, {kind} {text}: {missing}")
-        tables += of_tables
-    if not tables:
-        raise InputsError(f"{file}: its `paths` list no tables")
-    return list(dict.fromkeys(tables))
 
 
 def _files_below(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
@@ -256,61 +201,5 @@ def _no_file(entry: os.DirEntry[str]) -> str:
 def _of_tables(tables: list[Path], folder: Path) -> Iterator[Photo]:
     for table in tables:
         name = shown(table, folder)
-        rows = _jsonl_cells(table) if table.suffix.lower() == ".jsonl" else _csv_cells(table)
-        for number, cell in enumerate(rows):
-            yield Photo(name, number, cell if isinstance(cell, Unreadable) else image_of_cell(cell, table.parent))
-
-
-def _csv_cells(table: Path) -> Iterator[str | None]:
-    _refuse_utf16(table)
-    csv.field_size_limit(MAX_CELL_CHARS)
-    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        rows = csv.DictReader(lines, strict=True)  # else the photos after a quotation mark that is not closed are one cell
-        try:
-            column = _image_column(list(rows.fieldnames or ()), table)
-            for row in rows:
-                yield row[column]
-        except csv.Error as error:
-            raise InputsError(
-                f"{table}, line {rows.reader.line_num}: not CSV: {error}. Is a quotation mark missing before?"
-            ) from error
-
-
-def _refuse_utf16(table: Path) -> None:
-    with table.open("rb") as file:
-        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            raise InputsError(f"{table}: it is UTF-16, as PowerShell and Excel write: save it as UTF-8")
-
-
-def _image_column(columns: list[str], table: Path) -> str:
-    for column in COLUMNS:
-        if columns.count(column) > 1:
-            raise InputsError(f"{table}: the column `{column}` is there {columns.count(column)} times")
-        if column in columns:
-            return column
-    hint = "; columns must be separated by commas" if len(columns) == 1 and ";" in columns[0] else ""
-    named = ", ".join(column[:40] for column in columns[:10]) or "none"
-    raise InputsError(f"{table}: there is no column `image`; the columns are {named}{hint}")
-
-
-def _jsonl_cells(table: Path) -> Iterator[str | Unreadable | None]:
-    _refuse_utf16(table)
-    with table.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not (line := line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip():
-                continue
-            row = _json_of(line, f"{table}, line {number}")
-            if not isinstance(row, dict) or not any(column in row for column in COLUMNS):
-                raise InputsError(f"{table}, line {number}: there is no `image_url` or `image`")
-            cell = next(row[column] for column in COLUMNS if column in row)
-            yield cell if cell is None or isinstance(cell, str) else Unreadable(f"The cell is no text: {str(cell)[:40]}.")
-
-
-def _json_of(line: bytes, place: str) -> Any:
-    try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        try:
-            return json.loads(line)  # it reads the names, not UTF-8, that Python writes as lone surrogates
-        except (ValueError, RecursionError):
-            raise InputsError(f"{place}: not JSON: {error}") from error
+        for number, image in enumerate(images_in(table)):
+            yield Photo(name, number, image)

@@ -26,7 +26,8 @@ from io import FileIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from jobs.scoring.batch_inputs import RUN_SUFFIX, InputsError
+from jobs.scoring.batch_inputs import RUN_SUFFIX
+from jobs.scoring.tables import InputsError
 from jobs.whole_file import append_whole, whole_file
 
 PARQUET_ROWS_AT_ONCE = 1000

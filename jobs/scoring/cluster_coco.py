@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 from jobs.annotations.fields import parse_json, read_text
 from jobs.annotations.report import AnnotationsError
 from jobs.evaluation.coco_results import results_of_image
-from jobs.scoring.batch_inputs import InputsError
 from jobs.scoring.cluster_inputs import FILE_NAME, filesystem_of
 from jobs.scoring.cluster_output import whole_object
 from jobs.scoring.cluster_stages import PREDS
+from jobs.scoring.tables import InputsError
 
 NAME = "coco_results.json"
 

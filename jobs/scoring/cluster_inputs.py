@@ -23,8 +23,9 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from jobs.command_line import naming
-from jobs.scoring.batch_inputs import COLUMNS, OF_MACOS, InputsError, Source, photo_suffixes
-from jobs.scoring.cells import Unreadable
+from jobs.photos import OF_MACOS, photo_suffixes
+from jobs.scoring.batch_inputs import Source
+from jobs.scoring.tables import COLUMNS, InputsError, Unreadable
 
 ID, IMAGE, FILE_NAME, ROW = "id", "image", "file_name", "row_number_per_file"
 SCHEMA = pa.schema([(ID, pa.string()), (FILE_NAME, pa.string()), (ROW, pa.int64()), (IMAGE, pa.string())])

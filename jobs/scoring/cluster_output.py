@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from jobs.command_line import naming
-from jobs.scoring.batch_inputs import InputsError
 from jobs.scoring.batch_output import lock_output
 from jobs.scoring.cluster_inputs import filesystem_of
+from jobs.scoring.tables import InputsError
 
 RUN_FILE, MANIFEST = "run.json", "photos.parquet"
 SETTINGS = ("through", "format", "score_threshold", "mask_format", "tiles", "overlap", "white_level")

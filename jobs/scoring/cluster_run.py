@@ -19,13 +19,13 @@ from ray.data.checkpoint import CheckpointConfig
 from jobs.batch_ray import CACHE, Progress
 from jobs.command_line import CommandFault
 from jobs.ray_session import connect
-from jobs.scoring.batch_inputs import InputsError
 from jobs.scoring.batch_output import in_use
 from jobs.scoring.cluster_coco import CocoWriter
 from jobs.scoring.cluster_inputs import ID, Listed, count_rows, filesystem_of, listed
 from jobs.scoring.cluster_output import MANIFEST, claimed
 from jobs.scoring.cluster_stages import Detect, Load, Outline, Tally
 from jobs.scoring.cluster_through import Through
+from jobs.scoring.tables import InputsError
 from jobs.scoring.tiles import Grid
 from pipeline.inference.engine import EngineOptions
 from pipeline.model.zoo import read_header

@@ -25,9 +25,8 @@ import ray
 from numpy.typing import NDArray
 
 from jobs.command_line import reason_of
-from jobs.scoring.batch_inputs import COLUMNS, InputsError
-from jobs.scoring.cells import looks_like_base64, read_file
 from jobs.scoring.cluster_inputs import FILE, FILE_NAME, ID, IMAGE, ROW, UNREADABLE, filesystem_of
+from jobs.scoring.tables import COLUMNS, InputsError, looks_like_base64, read_file
 from jobs.scoring.tiles import Grid, Tiled, cut, join
 from pipeline.errors import FetchError, ImageError, ServiceError
 from pipeline.images.decode import DecodeLimits

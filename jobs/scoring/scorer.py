@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from jobs.scoring.batch_inputs import Photo
 from jobs.scoring.batch_output import Row
-from jobs.scoring.cells import Unreadable
 from jobs.scoring.service_client import Answer, ServiceClient, ServiceFault, Unavailable, is_transient
+from jobs.scoring.tables import Unreadable
 
 REST_OF_BODY_BYTES = 10_000
 """Size of a request body without its images, at most."""

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jobs.scoring.batch_inputs import InputsError, Photo, Source, photo_suffixes, shown
-from jobs.scoring.cells import Unreadable, image_of_cell, looks_like_base64
+from jobs.photos import photo_suffixes
+from jobs.scoring.batch_inputs import Photo, Source, shown
+from jobs.scoring.tables import InputsError, Unreadable, image_of_cell, looks_like_base64
 
 
 def encoded(kind="JPEG", size=8):

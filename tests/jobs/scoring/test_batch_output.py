@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.scoring.batch_inputs import InputsError
 from jobs.scoring.batch_output import FORMATS, BatchOutput, Row, format_of, read_rows
+from jobs.scoring.tables import InputsError
 from tests.support.full_disk import files_no_larger_than
 from tests.support.stub_service import FOUND, UNREADABLE
 

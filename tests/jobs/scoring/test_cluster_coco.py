@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.evaluation.results_file import read_results
-from jobs.scoring.batch_inputs import InputsError
 from jobs.scoring.cluster_coco import CocoWriter
+from jobs.scoring.tables import InputsError
 
 RLE = {"size": [10, 20], "counts": "f0460000000000000R3"}
 TRUTH = {"images": [{"id": 7, "file_name": "a.jpg", "width": 20, "height": 10}], "categories": [{"id": 3, "name": "cat"}]}

@@ -6,9 +6,9 @@ import pytest
 
 pytest.importorskip("pyarrow")
 
-from jobs.scoring.batch_inputs import InputsError
 from jobs.scoring.cluster_inputs import filesystem_of
 from jobs.scoring.cluster_output import SETTINGS, claimed, whole_object
+from jobs.scoring.tables import InputsError
 from tests.support.full_disk import files_no_larger_than
 
 
