@@ -26,12 +26,12 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.batch_ray import CACHE
 from loadtest.local_service import local_service
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
 from pipeline.inference.engine import EngineOptions, load_engine
 from pipeline.masks.encode import instances_to_objects, objects_to_json, warm_up
+from pipeline.model.zoo import DEFAULT_CACHE
 from pipeline.types import DetectOptions, OutlineOptions
 
 PARTS = ("loop", "parquet", "folder", "http")
@@ -63,7 +63,7 @@ def as_parquet(folder: Path, path: Path) -> Path:
 
 def in_a_loop(folder: Path, count: int, threads: int) -> dict[str, float]:
     """Photos a second of the network alone, and of all stages one after the other."""
-    engine = load_engine(MODEL, EngineOptions("auto", "auto", threads=threads, max_batch=BATCH, cache_dir=CACHE.expanduser()))
+    engine = load_engine(MODEL, EngineOptions("auto", "auto", threads=threads, max_batch=BATCH, cache_dir=DEFAULT_CACHE))
     files, options = sorted(folder.iterdir())[:count], [DetectOptions()] * BATCH
     warm_up()
     loaded = [load_image(file.read_bytes(), DecodeLimits(), engine.info.input_size) for file in files[:BATCH]]

@@ -18,20 +18,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jobs.command_line import amount, cli_errors, count, count_from_0, fraction
 from jobs.photos import WHITE_LEVEL_HELP
 from jobs.scoring.tables import InputsError
 from jobs.scoring.tiles import MAX_OVERLAP
-
-CACHE = Path("~/.cache/rtmdet-ins-serve")
-EVERY_S = 5.0
-"""Seconds between two lines of progress."""
 
 
 @cli_errors("jobs.batch_ray")
@@ -62,50 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputsError as error:
         print(f"jobs.batch_ray: {error}", file=sys.stderr)
         return 2
-
-
-class Progress(threading.Thread):
-    """Prints rate and time left while the job runs.
-
-    Args:
-        tally: of the job.
-        total, before: number of photos, and how many an earlier run has scored.
-    """
-
-    def __init__(self, tally: Any, total: int, before: int) -> None:
-        super().__init__(daemon=True)
-        self._tally, self._total, self._before = tally, total, before
-        self._began, self._ended = time.monotonic(), threading.Event()
-        self._first: tuple[float, int] | None = None
-
-    def run(self) -> None:
-        """Print a line every `EVERY_S` seconds."""
-        while not self._ended.wait(EVERY_S):
-            print(self.line(), file=sys.stderr, flush=True)
-
-    def stop(self) -> None:
-        """Stop printing."""
-        self._ended.set()
-        self.join()
-
-    def line(self) -> str:
-        """The current line of progress."""
-        import ray
-
-        done, errors, _ = ray.get(self._tally.counts.remote())
-        rate = self._rate(done)
-        left = self._total - self._before - done
-        eta = f"{left / rate / 60:.1f} min left" if rate and left > 0 else "done" if left <= 0 else "starting"
-        return f"{self._before + done:,} of {self._total:,} photos, {errors:,} errors; {rate:.1f} photos/s, {eta}"
-
-    def _rate(self, done: int) -> float:
-        """Photos/s since the first were done: workers take a while to start."""
-        now = time.monotonic()
-        if done and not self._first:
-            self._first = now, done
-        if not self._first or done == self._first[1]:
-            return done / (now - self._began)
-        return (done - self._first[1]) / (now - self._first[0])
 
 
 def _parser() -> argparse.ArgumentParser:

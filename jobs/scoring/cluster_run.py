@@ -6,6 +6,8 @@ import argparse
 import logging
 import os
 import sys
+import threading
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,6 @@ from ray import serve
 from ray.data import ActorPoolStrategy
 from ray.data.checkpoint import CheckpointConfig
 
-from jobs.batch_ray import CACHE, Progress
 from jobs.command_line import CommandFault
 from jobs.ray_session import connect
 from jobs.scoring.batch_output import in_use
@@ -28,7 +29,7 @@ from jobs.scoring.cluster_through import Through
 from jobs.scoring.tables import InputsError
 from jobs.scoring.tiles import Grid
 from pipeline.inference.engine import EngineOptions
-from pipeline.model.zoo import read_header
+from pipeline.model.zoo import DEFAULT_CACHE, read_header
 from pipeline.types import DetectOptions, OutlineOptions
 
 TASK_CPUS = 0.1
@@ -38,8 +39,52 @@ FILTER_CPUS = 1
 IDLE_WORKER_MS = 60_000
 """How long a cluster that this job starts keeps idle workers, milliseconds. Ray's second is shorter than the pauses between two tasks, and
 on few cores their new processes then take longer than the photos."""
+EVERY_S = 5.0
+"""Seconds between two lines of progress."""
 NAMED_ERRORS = ("TooManyErrors", "CallRefused")
 """Errors of our stages that are printed without a traceback."""
+
+
+class Progress(threading.Thread):
+    """Prints rate and time left while the job runs.
+
+    Args:
+        tally: of the job.
+        total, before: number of photos, and how many an earlier run has scored.
+    """
+
+    def __init__(self, tally: Any, total: int, before: int) -> None:
+        super().__init__(daemon=True)
+        self._tally, self._total, self._before = tally, total, before
+        self._began, self._ended = time.monotonic(), threading.Event()
+        self._first: tuple[float, int] | None = None
+
+    def run(self) -> None:
+        """Print a line every `EVERY_S` seconds."""
+        while not self._ended.wait(EVERY_S):
+            print(self.line(), file=sys.stderr, flush=True)
+
+    def stop(self) -> None:
+        """Stop printing."""
+        self._ended.set()
+        self.join()
+
+    def line(self) -> str:
+        """The current line of progress."""
+        done, errors, _ = ray.get(self._tally.counts.remote())
+        rate = self._rate(done)
+        left = self._total - self._before - done
+        eta = f"{left / rate / 60:.1f} min left" if rate and left > 0 else "done" if left <= 0 else "starting"
+        return f"{self._before + done:,} of {self._total:,} photos, {errors:,} errors; {rate:.1f} photos/s, {eta}"
+
+    def _rate(self, done: int) -> float:
+        """Photos/s since the first were done: workers take a while to start."""
+        now = time.monotonic()
+        if done and not self._first:
+            self._first = now, done
+        if not self._first or done == self._first[1]:
+            return done / (now - self._began)
+        return (done - self._first[1]) / (now - self._first[0])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -131,15 +176,14 @@ def _dataset(photos: Listed) -> Any:
 
 
 def _staged(photos: Any, args: argparse.Namespace, tally: Any) -> Any:
-    cache = CACHE.expanduser()
-    header = read_header(args.model, cache)
+    header = read_header(args.model)
     gpus = {"num_gpus": args.detector_gpus} if args.detector_gpus else {}
     engine = EngineOptions(
         args.engine,
         args.precision,
         threads=max(round(args.detector_cpus), 1),
         max_batch=args.detector_batch,
-        cache_dir=cache,
+        cache_dir=DEFAULT_CACHE,
     )
     restarts = _restarts(args)
     worker = {"num_cpus": args.worker_cpus} | restarts

@@ -5,8 +5,8 @@ import pytest
 pytest.importorskip("pyarrow")
 
 from jobs import batch_ray
-from jobs.batch_ray import Progress
-from jobs.scoring.cluster_run import _why
+from jobs.scoring import cluster_run
+from jobs.scoring.cluster_run import Progress, _why
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_what_stopped_a_worker(text, said):
 def test_the_rate_is_of_the_time_since_the_first_photos(monkeypatch):
     """Workers take half a minute to start; counted in, the time left would be many times too long."""
     clock = [0.0]
-    monkeypatch.setattr(batch_ray.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(cluster_run.time, "monotonic", lambda: clock[0])
     progress = Progress(None, 1000, 0)
     seen = []
     for clock[0], done in ((30.0, 0), (40.0, 8), (50.0, 508)):
