@@ -26,7 +26,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from benchmarks.measure import add_arguments, as_number, as_range, finish, spread, spread_if_any, table, turns
-from loadtest.openloop import Query, keep_asking, poisson_schedule, run_open_loop, summarize
+from loadtest.openloop import Query, keep_asking, poisson_schedule, run_open_loop, summarise
 from loadtest.traffic import OK
 from pipeline.inference.batcher import GreedyBatcher
 
@@ -214,7 +214,7 @@ async def measure(handle: DeploymentHandle[Any], kind: str, load: Load) -> Outco
     await handle.take_sizes.remote()
     queries, from_s = await LOADS[kind](client, load)
     sizes = await handle.take_sizes.remote()
-    summary = summarize(queries, None)
+    summary = summarise(queries, None)
     return Outcome(
         per_s=sum(query.outcome == OK and from_s <= query.done_s <= from_s + load.seconds for query in queries) / load.seconds,
         mean_batch=statistics.fmean(sizes) if sizes else None,

@@ -33,7 +33,7 @@ from loadtest.engine_alone import measure_engine
 from loadtest.local_cluster import NotReady
 from loadtest.local_service import SHIPPED_CONFIG, local_service
 from loadtest.machine import describe_machine
-from loadtest.openloop import Client, run_single_stream, summarize
+from loadtest.openloop import Client, run_single_stream, summarise
 from loadtest.photos import photos_from
 from loadtest.scenarios import Result, Setup, find_server_rate, run_offline
 from loadtest.traffic import SCORE, Wire, request_bodies
@@ -117,7 +117,7 @@ def measure_contestant(
 
 async def _scenarios(url: str, bodies: Sequence[bytes], scenarios: Sequence[str], setup: Setup, wire: Wire) -> dict[str, Result]:
     async with Client(url, bodies, wire=wire) as client:
-        alone_ms = summarize(await run_single_stream(client, WARM_UP_S), None).p50_ms
+        alone_ms = summarise(await run_single_stream(client, WARM_UP_S), None).p50_ms
         few = max(MAX_BATCH, int(OFFLINE_S * 1e3 / alone_ms)) if alone_ms else MAX_BATCH
         setup = replace(setup, offline_images=min(setup.offline_images, few))
         await run_offline(client, replace(setup, offline_images=2 * MAX_BATCH), lambda _: None)  # full batches warmed, too

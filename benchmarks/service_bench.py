@@ -18,7 +18,7 @@ from benchmarks.measure import add_arguments, as_number, as_range, finish, sprea
 from deployments.settings import EMBEDDED_MODEL, Settings
 from loadtest.engine_alone import measure_engine
 from loadtest.local_service import local_service
-from loadtest.openloop import Client, Summary, summarize
+from loadtest.openloop import Client, Summary, summarise
 from loadtest.photos import photos_from
 from loadtest.spike import run_clients
 from loadtest.traffic import OK, request_bodies
@@ -31,7 +31,7 @@ CLIENTS = (1, 16)
 async def measure_service(url: str, photos: Sequence[bytes], images: int, clients: int, seconds: float) -> Summary:
     """Closed loop against a running service."""
     async with Client(url, request_bodies(photos, images), images, timeout_s=120) as client:
-        return summarize(await run_clients(client, [(clients, seconds)]), None, images_per_query=images)
+        return summarise(await run_clients(client, [(clients, seconds)]), None, images_per_query=images)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from loadtest import costs, overload, planner, soak, spike
 from loadtest.image_server import allow_image_server
 from loadtest.local_service import SHIPPED_CONFIG, local_service
 from loadtest.machine import describe_machine, free_port
-from loadtest.openloop import NOT_CONNECTED, Client, run_single_stream, summarize
+from loadtest.openloop import NOT_CONNECTED, Client, run_single_stream, summarise
 from loadtest.photos import photos_from
 from loadtest.report import as_table, read_results, write_report
 from loadtest.scenarios import Result, Setup, find_server_rate, run_offline, run_steady, run_stream
@@ -154,7 +154,7 @@ async def _warm_up(client: Client, url: str) -> None:
         if (tries := tries + 1) == CONNECT_TRIES:
             raise NothingAnswered(f"cannot connect to {url}; start the service, or omit --url to start one here")
         await asyncio.sleep(CONNECT_PAUSE_S)
-    outcomes = summarize(await run_single_stream(client, WARM_UP_S), None).outcomes
+    outcomes = summarise(await run_single_stream(client, WARM_UP_S), None).outcomes
     if OK not in outcomes:
         hint = "; the key ($LOADTEST_KEY or --key) is missing or wrong" if "status 401" in outcomes else ""
         raise NothingAnswered(f"no request of the warm-up was answered: {outcomes}{hint}")

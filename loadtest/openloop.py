@@ -1,6 +1,6 @@
 """Open-loop load: queries are sent by schedule, whether or not earlier ones were answered.
 
-schedule (Poisson, seeded) ─▶ Client.ask ─▶ Query ─▶ summarize ─▶ Summary
+schedule (Poisson, seeded) ─▶ Client.ask ─▶ Query ─▶ summarise ─▶ Summary
                                                         └─ latency counts from the *scheduled* time
 
 A closed-loop client waits while the server stalls and so does not measure the stall (coordinated omission). Here a query
@@ -114,7 +114,7 @@ def poisson_schedule(rate_per_s: float, count: int, seed: int) -> list[float]:
     return times
 
 
-def summarize(
+def summarise(
     queries: Sequence[Query], bound_ms: float | None, offered_per_s: float | None = None, images_per_query: int = 1
 ) -> Summary:
     """Summarise queries; without a bound only failures are misses."""

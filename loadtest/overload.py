@@ -23,7 +23,7 @@ import psutil
 
 from loadtest.local_service import LocalService, local_service
 from loadtest.machine import describe_machine, results_line
-from loadtest.openloop import Client, Summary, poisson_schedule, run_open_loop, run_single_stream, summarize
+from loadtest.openloop import Client, Summary, poisson_schedule, run_open_loop, run_single_stream, summarise
 from loadtest.photos import photos_from
 from loadtest.scenarios import Setup, find_server_rate
 from loadtest.traffic import OK, request_bodies
@@ -76,7 +76,7 @@ async def overload(service: LocalService, bodies: list[bytes], setup: Setup, rat
 
 async def _offer(client: Client, setup: Setup, rate_per_s: float, seed: int) -> Summary:
     schedule = poisson_schedule(rate_per_s, round(rate_per_s * setup.seconds), seed)
-    summary = summarize(await run_open_loop(client, schedule, 30.0), setup.p99_ms, rate_per_s)
+    summary = summarise(await run_open_loop(client, schedule, 30.0), setup.p99_ms, rate_per_s)
     _tell(f"{rate_per_s:.1f}/s offered: {summary.goodput_per_s or 0:.1f}/s within {setup.p99_ms:g} ms, {summary.outcomes}")
     return summary
 

@@ -22,7 +22,7 @@ from loadtest.openloop import (
     poisson_schedule,
     run_open_loop,
     run_single_stream,
-    summarize,
+    summarise,
 )
 from loadtest.rate_search import NoMoreTrials, highest_rate
 
@@ -66,7 +66,7 @@ class Setup:
 
 async def run_stream(client: Client, setup: Setup, tell: Tell) -> Result:
     """SingleStream: latencies of one closed-loop client."""
-    summary = summarize(await run_single_stream(client, setup.seconds), setup.p99_ms, images_per_query=client.images)
+    summary = summarise(await run_single_stream(client, setup.seconds), setup.p99_ms, images_per_query=client.images)
     tell(_line("single stream", summary))
     return {"scenario": "single-stream", "summary": asdict(summary)}
 
@@ -75,7 +75,7 @@ async def run_offline(client: Client, setup: Setup, tell: Tell) -> Result:
     """Offline: all images are sent at once; measures the time until the last answer."""
     count = max(1, setup.offline_images // client.images)
     queries = await run_open_loop(client, [0.0] * count, OFFLINE_PATIENCE_S)
-    summary = summarize(queries, None, images_per_query=client.images)
+    summary = summarise(queries, None, images_per_query=client.images)
     tell(_line("offline", summary))
     return {"scenario": "offline", "images": count * client.images, "summary": asdict(summary)}
 
@@ -84,7 +84,7 @@ async def run_steady(client: Client, setup: Setup, tell: Tell) -> Result:
     """Steady: one rate, whether or not it meets the bound."""
     count = max(MIN_QUERIES, round(setup.rate_per_s * setup.seconds))
     queries = await run_open_loop(client, poisson_schedule(setup.rate_per_s, count, setup.seed), client.timeout_s)
-    summary = summarize(queries, setup.p99_ms, setup.rate_per_s, client.images)
+    summary = summarise(queries, setup.p99_ms, setup.rate_per_s, client.images)
     tell(_line(f"{setup.rate_per_s:.2f}/s", summary))
     return {"scenario": "steady", "bound_p99_ms": setup.p99_ms, "summary": asdict(summary)}
 
@@ -112,7 +112,7 @@ async def find_server_rate(client: Client, setup: Setup, tell: Tell) -> Result:
         await asyncio.sleep(setup.pause_s)
         return summary.holds
 
-    alone = summarize(await run_single_stream(client, 1.0), None)
+    alone = summarise(await run_single_stream(client, 1.0), None)
     alone_ms = alone.p50_ms
     rate = None
     if alone_ms is not None and alone_ms <= setup.p99_ms:
@@ -138,7 +138,7 @@ async def offer(client: Client, setup: Setup, rate_per_s: float, seed: int) -> S
     count = max(MIN_QUERIES, round(rate_per_s * setup.seconds))
     schedule = poisson_schedule(rate_per_s, count, seed)
     queries = await run_open_loop(client, schedule, setup.p99_ms / 1e3 * STALE_BOUNDS + 1, setup.p99_ms)
-    return summarize(queries, setup.p99_ms, rate_per_s, client.images)
+    return summarise(queries, setup.p99_ms, rate_per_s, client.images)
 
 
 def _median_trial(trials: list[Summary]) -> Summary:

@@ -20,7 +20,7 @@ from pathlib import Path
 from deployments.settings import DEPLOYMENTS
 from loadtest.local_service import LocalService, local_service
 from loadtest.machine import describe_machine, results_line
-from loadtest.openloop import Client, poisson_schedule, run_open_loop, run_single_stream, summarize
+from loadtest.openloop import Client, poisson_schedule, run_open_loop, run_single_stream, summarise
 from loadtest.overload import memory_mb
 from loadtest.photos import photos_from
 from loadtest.traffic import request_bodies
@@ -55,7 +55,7 @@ async def soak(service: LocalService, bodies: list[bytes], rate_per_s: float, mi
         await run_single_stream(client, min(3.0, minute_s))
         for minute in range(minutes):
             schedule = poisson_schedule(rate_per_s, max(1, round(rate_per_s * minute_s)), seed=minute)
-            summary = summarize(await run_open_loop(client, schedule, 30.0), None, rate_per_s)
+            summary = summarise(await run_open_loop(client, schedule, 30.0), None, rate_per_s)
             outcomes.update(summary.outcomes)
             p50s.append(summary.p50_ms)
             p99s.append(summary.p99_ms)

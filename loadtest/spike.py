@@ -123,7 +123,7 @@ def recovery_s(queries: Sequence[Query], begin_s: float, end_s: float, bound_ms:
     return None if recovered_s + WINDOW_S > end_s - begin_s else recovered_s
 
 
-def summarize_spike(queries: Sequence[Query], samples: list[Sample], plan: Sequence[tuple[int, float]], bound_ms: float) -> Spike:
+def summarise_spike(queries: Sequence[Query], samples: list[Sample], plan: Sequence[tuple[int, float]], bound_ms: float) -> Spike:
     """Summarise the phases (clients, seconds), in the order of PHASES."""
     phases, begin_s = [], 0.0
     for name, (clients, seconds) in zip(PHASES, plan, strict=True):
@@ -202,7 +202,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"measuring for {sum(args.seconds):.0f} s", file=sys.stderr, flush=True)
     with local_service(change=scale_by_itself) as service:
         queries, samples = asyncio.run(load(service))
-    result = summarize_spike(queries, samples, plan, args.p99_ms)
+    result = summarise_spike(queries, samples, plan, args.p99_ms)
     line = json.dumps({"machine": machine, "spike": asdict(result)})
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)

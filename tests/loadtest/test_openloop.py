@@ -3,7 +3,7 @@
 import orjson
 import pytest
 
-from loadtest.openloop import Client, Query, percentile, poisson_schedule, run_open_loop, run_single_stream, summarize
+from loadtest.openloop import Client, Query, percentile, poisson_schedule, run_open_loop, run_single_stream, summarise
 from loadtest.rate_search import PRECISION, STEP_DOWN, NoMoreTrials, highest_rate
 from loadtest.scenarios import Setup, find_server_rate, run_offline, run_steady
 from loadtest.traffic import OK, RemoteHostError, Wire, outcome_of, refuse_remote, request_bodies, stages_of
@@ -18,21 +18,21 @@ def queries(latencies_ms, outcome=OK):
 
 def test_percentiles():
     """p99 of 1..100 ms is 100 ms: a value that occurred, never one in between."""
-    summary = summarize(queries(range(1, 101)), 250)
+    summary = summarise(queries(range(1, 101)), 250)
     assert (summary.p50_ms, summary.p99_ms) == (pytest.approx(51), pytest.approx(100))
 
 
 def test_nothing_is_none():
     """An empty sample has no percentile, no rate and does not hold a bound."""
     assert percentile([], 99) is None
-    summary = summarize([], 250)
+    summary = summarise([], 250)
     assert (summary.p99_ms, summary.missed, summary.goodput_per_s, summary.images_per_s) == (None, None, None, None)
     assert not summary.holds
 
 
 def test_all_refused_has_no_latency():
     """Refusals are counted by name, have a latency of their own, and all miss the bound."""
-    summary = summarize(queries([5] * 10, "refused 503"), 250)
+    summary = summarise(queries([5] * 10, "refused 503"), 250)
     assert summary.outcomes == {"refused 503": 10}
     assert (summary.p50_ms, summary.missed) == (None, 1)
     assert summary.refused_p99_ms == pytest.approx(5)
@@ -41,7 +41,7 @@ def test_all_refused_has_no_latency():
 @pytest.mark.parametrize(("failures", "holds"), [(1, True), (2, False)])
 def test_failures_miss_the_bound(failures, holds):
     """Fast failures do not make p99 look good: two in a hundred break it."""
-    assert summarize(queries([1] * (100 - failures)) + queries([1] * failures, "status 500"), 250).holds is holds
+    assert summarise(queries([1] * (100 - failures)) + queries([1] * failures, "status 500"), 250).holds is holds
 
 
 def test_schedule():
@@ -54,9 +54,9 @@ def test_schedule():
 async def test_no_coordinated_omission():
     """A stall of 0.5 s is seen by every query that was due in it; a closed loop sees it once."""
     async with fake_service(stall=(20, 0.5)) as url, Client(url, BODIES) as client:
-        opened = summarize(await run_open_loop(client, [n * 0.01 for n in range(100)], 5), 100)
+        opened = summarise(await run_open_loop(client, [n * 0.01 for n in range(100)], 5), 100)
     async with fake_service(stall=(20, 0.5)) as url, Client(url, BODIES) as client:
-        closed = summarize(await run_single_stream(client, 1.0), 100)
+        closed = summarise(await run_single_stream(client, 1.0), 100)
     assert opened.ok == 100
     assert opened.missed > 0.3  # 0.4 s of the stall at 100/s, and the queue after it
     assert closed.ok * closed.missed == pytest.approx(1)
@@ -86,7 +86,7 @@ async def test_latency_counts_from_schedule():
 async def test_refusals_and_stages():
     """Under overload every query is answered or refused, none is dropped; stages come from server-timing."""
     async with fake_service(step_s=0.02, max_waiting=4) as url, Client(url, BODIES) as client:
-        summary = summarize(await run_open_loop(client, [n * 0.002 for n in range(100)], 5), 250, 500)
+        summary = summarise(await run_open_loop(client, [n * 0.002 for n in range(100)], 5), 250, 500)
     assert set(summary.outcomes) == {OK, "refused 503"}
     assert sum(summary.outcomes.values()) == summary.queries == 100
     assert summary.stages_ms == {"decode": 1.5, "detect": 20.0}
@@ -95,7 +95,7 @@ async def test_refusals_and_stages():
 async def test_unanswered_are_counted():
     """What is not answered in time is a miss of its own name."""
     async with fake_service(step_s=3) as url, Client(url, BODIES) as client:
-        summary = summarize(await run_open_loop(client, [0.0, 0.01], 0.1), 250)
+        summary = summarise(await run_open_loop(client, [0.0, 0.01], 0.1), 250)
     assert summary.outcomes == {"unanswered": 2}
     assert summary.missed == 1
 
@@ -104,7 +104,7 @@ async def test_lost_trial_is_cut_short():
     """Two failures in a hundred decide it: the rest is not sent, and counts as missed."""
     async with fake_service(answer=b"[]") as url, Client(url, BODIES) as client:
         asked = await run_open_loop(client, [n * 0.05 for n in range(100)], 1, bound_ms=250)
-    summary = summarize(asked, 250)
+    summary = summarise(asked, 250)
     assert len(asked) == summary.queries == 100
     assert summary.outcomes["abandoned"] > 90
     assert summary.cut_short
@@ -116,7 +116,7 @@ async def test_lost_trial_is_cut_short():
 async def test_stalled_trial_is_cut_short():
     """A server that never answers is not sent the whole schedule."""
     async with fake_service(step_s=5) as url, Client(url, BODIES) as client:
-        summary = summarize(await run_open_loop(client, [n * 0.01 for n in range(500)], 0.1, bound_ms=50), 50)
+        summary = summarise(await run_open_loop(client, [n * 0.01 for n in range(500)], 0.1, bound_ms=50), 50)
     assert set(summary.outcomes) == {"unanswered", "abandoned"}
     assert summary.outcomes["unanswered"] < 100  # 0.2 s at 100/s, with room for a busy machine
 
@@ -124,7 +124,7 @@ async def test_stalled_trial_is_cut_short():
 async def test_holding_trial_is_not_cut_short():
     """One late query in a hundred is allowed and changes nothing."""
     async with fake_service(stall=(50, 0.6), servers=50) as url, Client(url, BODIES) as client:
-        summary = summarize(await run_open_loop(client, [n * 0.005 for n in range(100)], 1, bound_ms=500), 500)
+        summary = summarise(await run_open_loop(client, [n * 0.005 for n in range(100)], 1, bound_ms=500), 500)
     assert summary.outcomes == {OK: 100}
     assert not summary.cut_short
 

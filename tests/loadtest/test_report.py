@@ -5,12 +5,12 @@ from dataclasses import asdict
 
 import pytest
 
-from loadtest.openloop import Query, summarize
+from loadtest.openloop import Query, summarise
 from loadtest.report import as_html, as_table, headline, write_report
 from loadtest.scrape import Histogram, Snapshot
 from loadtest.watch import Sample, watched
 
-SUMMARY = summarize([Query(i / 10, i / 10, i / 10 + 0.05, "ok", {"decode": 3.0, "detect": 20.0}) for i in range(100)], 250, 10.0)
+SUMMARY = summarise([Query(i / 10, i / 10, i / 10 + 0.05, "ok", {"decode": 3.0, "detect": 20.0}) for i in range(100)], 250, 10.0)
 DURING = Snapshot(
     sizes=Histogram(((1.0, 4), (8.0, 12), (float("inf"), 0))),
     waits=Histogram(((5.0, 60), (10.0, 40))),

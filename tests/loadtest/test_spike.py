@@ -7,7 +7,7 @@ import yaml
 from deployments.settings import Settings
 from loadtest.local_service import SHIPPED_CONFIG
 from loadtest.openloop import Client, Query
-from loadtest.spike import as_png, as_table, recovery_s, run_clients, scale_by_itself, summarize_spike
+from loadtest.spike import as_png, as_table, recovery_s, run_clients, scale_by_itself, summarise_spike
 from loadtest.watch import Sample
 from tests.support.fake_service import fake_service
 
@@ -50,7 +50,7 @@ def test_clients_ask_one_after_the_other_in_their_phases():
 def test_the_summary_names_replicas_failures_and_recovery():
     samples = [Sample(at, {"Detector": 1 if at < 14 else 3}, {"Detector": 0.5}, {"Detector": 100.0}) for at in range(40)]
     asked = [*queries(lambda at: 900 if 10 <= at < 13 else 50), Query(11.0, 11.0, 12.0, "status 500")]
-    result = summarize_spike(asked, samples, [(1, 10.0), (10, 20.0), (1, 10.0)], 500)
+    result = summarise_spike(asked, samples, [(1, 10.0), (10, 20.0), (1, 10.0)], 500)
     before, spike, after = result.phases
     assert (before.most_replicas, spike.most_replicas, after.most_replicas) == ({"Detector": 1}, {"Detector": 3}, {"Detector": 3})
     assert (before.failed, spike.failed) == (0, 1)
