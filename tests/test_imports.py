@@ -5,7 +5,9 @@ in pipeline: images, model, inference and masks, in the directions of ROOMS, thr
 benchmarks and tests may import everything, and no shipped module imports them
 """
 
+import ast
 import importlib
+import re
 
 import pytest
 
@@ -69,3 +71,11 @@ def test_the_drawing_is_of_the_code():
     """docs/DESIGN.md shows who imports whom; `python -m benchmarks.imports` prints it anew."""
     design = (REPOSITORY / "docs/DESIGN.md").read_text(encoding="utf-8")
     assert f"```mermaid\n{drawing()}\n```" in design
+
+
+@pytest.mark.parametrize("package", ["serve_app", "deployments", "jobs.scoring", "jobs.training", "loadtest"])
+def test_the_map_of_a_package_names_its_modules(package):
+    """The docstrings of the large packages say what their modules are for."""
+    folder = REPOSITORY / package.replace(".", "/")
+    words = set(re.findall(r"\w+", ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))))
+    assert {path.stem for path in folder.glob("*.py")} - {"__init__"} <= words
