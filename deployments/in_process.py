@@ -1,4 +1,4 @@
-"""Runs a stage inside the Ingress replica (`layout: together`): same class and same calls as with replicas, but within one process.
+"""Runs a stage inside the Ingress replica (`layout: together`): the same class, called in the same way.
 
 For one small machine, where calls between processes cost more than they gain. The stages cannot scale separately, and a crash stops
 all of them.

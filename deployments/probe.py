@@ -1,4 +1,4 @@
-"""The image that the readiness check sends through every stage: a PNG of 32 x 32 pixels of one colour, made with Pillow."""
+"""The image that the readiness check sends through every stage: a PNG of 32 x 32 pixels of one colour."""
 
 import base64
 

@@ -1,4 +1,4 @@
-"""Images of one call wait for each other, so an image that would delay the others is returned and retried in a call of its own.
+"""Images of a call wait for each other: one that would delay the others is retried in a call of its own.
 
 ImageLoader.load(several) ─▶ too slow (SharedDecoding) or too large: RetryAlone ─▶ ScoringGraph ─▶ ImageLoader.load(one)
 """

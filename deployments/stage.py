@@ -1,4 +1,4 @@
-"""Common code of the stages: checks deadlines, measures times, counts images and errors, maps unexpected exceptions to our errors."""
+"""What the stages share: deadlines, times, counts of images and errors, unexpected exceptions mapped to ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenTelemetry spans of the stages, if Ray Serve's tracing is on (`tracing_config` in serve_config.yaml, see docs/OPERATING.md).
+"""OpenTelemetry spans of the stages, if Ray Serve's tracing is on (`tracing_config`, see docs/OPERATING.md).
 
 the caller's traceparent ─▶ POST /score (FastAPI) ─▶ image 0 ─▶ fetch, decode, queue, detect, polygonize
                                                             └▶ image 1 ─▶ …

@@ -1,4 +1,4 @@
-"""Draw pictures of results: rows of `jobs.batch_score`, or a model's predictions beside the annotations, worst photo first.
+"""Draw pictures of results: rows of `jobs.batch_score`, or predictions beside annotations, worst photo first.
 
     python -m jobs.pictures photos/ --preds preds.jsonl --output pictures/
     python -m jobs.pictures photos/ --annotations val.json --output pictures/

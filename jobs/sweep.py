@@ -1,4 +1,4 @@
-"""Search training settings with Ray Tune: many short runs of jobs.finetune, a table and a plot of them, the best model.
+"""Search training settings with Ray Tune: short runs of jobs.finetune, a table and a plot, the best model.
 
     python -m jobs.sweep --trials 6 --train train.json --train-images photos/ --val-share 0.2 --work-dir runs/sweep --steps 100
     python -m jobs.sweep --trials 20 --search bayes --asha --vary lr=5e-4..8e-3 --vary image-size=480,640 --vary freeze=none,backbone …

@@ -1,4 +1,4 @@
-"""Writes files whole or not at all: a full disk, a kill or an error leaves no damaged file, and the file that was there stays.
+"""Writes files whole or not at all: a full disk, a kill or an error leaves the file that was there.
 
 whole_file     a draft beside the file ─▶ renamed
 append_whole   at the end of an open file; what was written in part is cut off again

@@ -1,4 +1,4 @@
-"""Estimates the images/s that a configuration allows: by each stage, by the calls in flight and by the URLs in flight.
+"""Estimates the images/s that a configuration allows: by stage, by calls in flight and by URLs in flight.
 
     rates(settings, deployments, costs, step) ─▶ [Rate(name, images/s with min_replicas, with max_replicas)] ─▶ as_lines
 

@@ -1,4 +1,4 @@
-"""Checks a serve_config.yaml before Ray Serve reads it: unknown keys, contradictions, a public endpoint without keys.
+"""Checks a serve_config.yaml before Ray Serve reads it: unknown keys, contradictions, a public host without keys.
 
     python -m serve_app.config_file serve_config.yaml [--ports]
 

@@ -1,4 +1,4 @@
-"""Checks settings of a serve_config.yaml against each other: contradicting bounds, replicas that autoscaling could never reach."""
+"""Checks settings of a serve_config.yaml against each other, such as bounds that keep autoscaling from acting."""
 
 import os
 from typing import Any

@@ -1,4 +1,4 @@
-"""ASGI middleware around all routes: request ids, keys, response headers, refused uploads, and logging of unexpected errors.
+"""ASGI middleware around all routes: request ids, keys, response headers, refused uploads, unexpected errors.
 
 Plain ASGI instead of Starlette's BaseHTTPMiddleware: it costs microseconds.
 """

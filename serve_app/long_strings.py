@@ -1,4 +1,4 @@
-"""Reads JSON with long strings without blocking other threads: replaces the strings by short tokens before parsing.
+"""Reads JSON with long strings without blocking other threads: short tokens replace them while it is parsed.
 
     {"data": ["/9j/4AAQ…", …]} ─▶ cut_out ─▶ {"data": ["<token 0>", …]} ─▶ orjson, small   and {token 0: "/9j/4AAQ…"}
 

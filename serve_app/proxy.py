@@ -1,4 +1,4 @@
-"""Middleware for Ray Serve's HTTP server: turns Ray's own error responses into the contract's JSON, and bounds unsent responses.
+"""Middleware for Ray Serve's HTTP server: Ray's own errors become the contract's JSON; bounds unsent responses.
 
 It runs in each Ingress replica with HAProxy, in Ray's proxy without.
 

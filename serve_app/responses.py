@@ -1,4 +1,4 @@
-"""HTTP responses: the images' JSON joined without encoding it again, errors in the contract's form, timing headers."""
+"""HTTP responses: the images' JSON joined without encoding it again, errors as JSON, timing headers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an update of the configuration needs: which settings change in running replicas, and the resources for new replicas.
+"""What an update of the configuration needs: settings that change in running replicas, resources for new ones.
 
 A change of `args` replaces every replica; with `max_surge_percent` a new replica starts before the old one stops. A change of the Ingress'
 `user_config` restarts nothing.

@@ -1,4 +1,4 @@
-"""Checks COCO annotations one by one: returns an object for mmdet's training and pycocotools, or reports why it is left out.
+"""Checks COCO annotations one by one: each is an object for training and metrics, or is reported as left out.
 
 photo and category known ─▶ an outline ─▶ on its photo, at least a pixel wide, high and large ─▶ box, area, iscrowd ─▶ object
 """

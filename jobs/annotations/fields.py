@@ -1,4 +1,4 @@
-"""Reads annotation files and their fields tolerantly: a BOM, numbers written as text, flags as words, ids of another type."""
+"""Reads fields of annotation files tolerantly: a BOM, numbers as text, flags as words, ids of another type."""
 
 from __future__ import annotations
 

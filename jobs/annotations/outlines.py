@@ -1,4 +1,4 @@
-"""Outlines of annotated objects: checks the forms found in files, and converts them to COCO's two forms or to rings for training.
+"""Outlines of annotated objects: checks the forms found in files; converts them to COCO's forms or to rings.
 
     x y x y ... │ points │ rings of either ─▶ read_outline ─▶ polygons: rings that combine by union ─┬─▶ outline_to_rle   metrics
     RLE, compressed or not ────────────────▶                  RLE: a dict with `size` and `counts`  ─┴─▶ outline_to_rings training

@@ -1,4 +1,4 @@
-"""Report about an annotation file, the same for all commands: counts, what was left out and why, and what was repaired."""
+"""Report about an annotation file, the same for all commands: counts, what was left out, what was repaired."""
 
 from __future__ import annotations
 

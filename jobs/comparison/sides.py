@@ -1,4 +1,4 @@
-"""The sides of a comparison: a service, a model in this process (our engine or mmdet), or saved rows of jobs.batch_score."""
+"""The sides of a comparison: a service, a model in this process (our engine or mmdet), or saved rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows of a batch as COCO results, for pycocotools, jobs.evaluate --results and tools that import predictions.
+"""The rows of a batch as COCO results, for pycocotools, jobs.evaluate --results and other programs.
 
 OUTPUT/rows/* (preds with run lengths) + the ids of an annotation file ─▶ OUTPUT/coco_results.json
 """

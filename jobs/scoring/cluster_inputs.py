@@ -1,4 +1,4 @@
-"""Inputs of a batch on a cluster: writes a list of the photos as Parquet, with ids by which Ray Data skips finished photos.
+"""Inputs of a batch on a cluster: a list of the photos as Parquet, with ids by which finished ones are skipped.
 
     folder here, s3://, gs://, abfs:// ─▶ paths below it ─┐
     CSV, JSON lines, MLTable (jobs.scoring.batch_inputs) ─┼─▶ photos.parquet: id, file_name, row_number_per_file, image

@@ -1,4 +1,4 @@
-"""The output folder of a batch on a cluster: which settings its rows were made with, and that one run at a time writes it.
+"""The output folder of a batch on a cluster: the settings of its rows, and one run at a time that writes it.
 
 OUTPUT/run.json    settings of the rows; a run with others is refused. On this machine's disks it is locked while a run writes
 """

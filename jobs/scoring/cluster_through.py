@@ -1,4 +1,4 @@
-"""Map function that scores with a running application by its handle; its replicas are shared with the service's clients.
+"""Map function that scores with a running application by its handle; its clients use the same replicas.
 
 image ─▶ bytes, or a URL as it is ─▶ handle.score (`on_error: isolate`) ─▶ preds
                                         └─ overloaded, failed, too late: asked again, PATIENCE_S long; then a row with that error

@@ -1,4 +1,4 @@
-"""A photo in tiles, so that small objects are larger for the network; what is found in the tiles, joined to one answer.
+"""A photo in tiles, which makes small objects larger for the network; their results joined to one answer.
 
     photo at the size of N x N overlapping network inputs ─▶ cut: the whole photo, scaled down, and its tiles ─▶ network
     objects of each ─▶ join: those that an inner edge of a tile cuts are left out ─▶ NMS over all, in coordinates of the photo

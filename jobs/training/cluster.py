@@ -1,4 +1,4 @@
-"""Training in several processes on a Ray cluster: Ray Train starts them, replaces lost ones and connects them by torch.distributed.
+"""Training in several processes on a Ray cluster: Ray Train starts, connects and replaces them.
 
     jobs.finetune --processes N ─▶ TorchTrainer ─▶ N x jobs.finetune.finetune ─▶ one sequence of samples, gradients averaged each step
                                        └─ a process is lost ─▶ all restart from the newest checkpoint in --work-dir

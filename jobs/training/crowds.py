@@ -1,4 +1,4 @@
-"""Excludes regions marked `iscrowd` from the class loss: objects there are not annotated one by one, and are no background.
+"""Excludes regions marked `iscrowd` from the class loss, because objects there are not annotated one by one.
 
 mmdet's RTMDet reads these regions and leaves them out of its assignment, but its class loss still calls everything in them background.
 """

@@ -1,5 +1,4 @@
-"""mmengine hooks: frozen layers, learning rates by layer, checkpoints that describe their model, and a checkpoint at the end of a run,
-even if it ends early."""
+"""mmengine hooks: frozen layers, learning rates by layer, checkpoints that describe their model and end every run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Initial weights of a training: loads all fitting weights of a file, and class channels by the names of their classes.
+"""Initial weights of a training: all fitting weights of a file, and class channels by the names of the classes.
 
 Channels of classes that the file does not have begin as the mean of the file's class channels.
 """

@@ -1,4 +1,4 @@
-"""`--log-to`: mmengine's backends, with an MLflow that takes any class name and keeps a run beside its checkpoints."""
+"""`--log-to`: mmengine's backends; its MLflow takes any class name and keeps a run beside its checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""mmengine's training loop, counted in optimizer steps; supports gradient accumulation and resuming without replaying samples."""
+"""mmengine's training loop, counted in optimizer steps, with gradient accumulation and exact resuming."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trials of a sweep: each is jobs.finetune in a process of Ray Tune, which hears of every measurement; then a table and a plot."""
+"""The trials of a sweep, each jobs.finetune in a process of Ray Tune, and their table and plot."""
 
 from __future__ import annotations
 

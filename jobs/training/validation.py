@@ -1,4 +1,4 @@
-"""Validation during training with the serving code: its decoding, post-processing and RLE, without full-size masks.
+"""Validation during training with the serving code: its decoding, its post-processing, and RLE.
 
 photo ─▶ load_image ─▶ RawNetwork (a copy of the averaged weights) ─▶ PostProcessor ─▶ mask_logits_to_rle ─▶ coco_metrics
 

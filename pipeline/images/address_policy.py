@@ -1,4 +1,4 @@
-"""Decides which addresses an image URL may connect to: the public internet, and the operator's exceptions (SSRF protection).
+"""Decides which addresses an image URL may connect to: public ones, and the operator's exceptions (against SSRF).
 
 Checking host names is not enough: a name can resolve to any address, and to another one a moment later. So the addresses are checked when
 the connection is made (`network_guard.py`). Host names are only checked for their form.

@@ -1,4 +1,4 @@
-"""Converts images of any Pillow mode to BGR bytes, in strips, so that at most two copies of a large image are in memory.
+"""Converts images of any Pillow mode to BGR bytes, in strips: at most two copies of a large image in memory.
 
     1 L P RGB YCbCr HSV CMYK ─────────────────▶ convert("RGB")            ─┐
     LA La PA RGBA RGBa, tRNS ─▶ RGBA ─────────▶ on a white background     ─┤

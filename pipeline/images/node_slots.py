@@ -1,4 +1,4 @@
-"""Slots that all processes of this machine share: a large image is decoded by few of them at a time, however many replicas there are.
+"""Slots shared by all processes of this machine: few decode a large image at a time, whatever the replicas.
 
 Each slot is a file that is locked (flock) while it is held. The kernel unlocks it when its holder ends.
 """

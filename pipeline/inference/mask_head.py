@@ -1,5 +1,5 @@
-"""The dynamic mask head on a GPU and in exported models: three matrix products for all instances of an image, without copies of the mask
-features. On a CPU, `instance_masks` does the same.
+"""The dynamic mask head on a GPU and in exported models: three matrix products for all instances of an image.
+On a CPU, `instance_masks` does the same.
 
 mmdet makes a copy of the mask features for each instance and adds two channels: the offset from the cell to the instance's point,
 (point - cell) / (8 stride). That part of the first layer is linear in the cell's coordinates, so

@@ -1,4 +1,4 @@
-"""Greedy non-maximum suppression of a batch of images: the exact result of the sequential algorithm, without a loop over boxes.
+"""Greedy non-maximum suppression of a batch of images: the sequential result without a loop over boxes.
 
 Boxes are sorted by score and processed in blocks. First, boxes of a block that overlap a box kept in an earlier block are dropped. Then
 "kept = not overlapped by a better kept box" is applied within the block until nothing changes. Each pass decides at least the best

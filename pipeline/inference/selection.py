@@ -1,4 +1,4 @@
-"""Selects the instances of one image: scores above the threshold ─▶ best 1000 of each level ─▶ boxes ─▶ greedy NMS.
+"""Selects the instances of an image: scores above the threshold ─▶ best 1000 of each level ─▶ boxes ─▶ NMS.
 
 In compiled loops, because an image has a few dozen candidates: as some hundred PyTorch operations this took longer than the rest of the
 post-processing, most of it overhead of the calls.

@@ -1,4 +1,4 @@
-"""Rewrites RawNetwork for a GPU, with the same outputs: fewer passes over memory, and channel counts that tensor cores need.
+"""Rewrites RawNetwork for a GPU, with the same outputs: fewer passes over memory, channels for tensor cores.
 
 bytes ─▶ float, mean, std, half       ─▶ one pass, with 8 channels of which 5 are zero
 12 channels in the stem of -tiny      ─▶ 16: SiLU(0) = 0, and the next layer's weights for them are zero

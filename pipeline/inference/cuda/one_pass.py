@@ -1,4 +1,4 @@
-"""Modules that do everything after a convolution in one pass over memory; inserted by `pipeline.inference.cuda.network`."""
+"""Modules that do everything after a convolution in one pass over memory; `network.py` inserts them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reference implementation of the kernels of `kernels.cu` in PyTorch, and the self-tests that compare them, alone and in a network."""
+"""The kernels of `kernels.cu` written in PyTorch, and the self-tests that compare both, alone and in a network."""
 
 from __future__ import annotations
 

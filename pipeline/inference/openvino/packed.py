@@ -1,4 +1,4 @@
-"""Rewrites layers with few channels to process several neighbouring pixels at once, so that the CPU's vectors are full.
+"""Rewrites layers with few channels to process several neighbouring pixels at once, in full CPU vectors.
 
     memory      pixel 0: 8 channels | pixel 1: 8 channels | ...       a vector of 16 lanes is half empty, whatever it computes
     the same    pair 0: 16 channels | pair 1: 16 channels | ...       (H, W, C) is (H, W/2, 2*C) without moving a byte

@@ -1,4 +1,4 @@
-"""Streams of the OpenVINO engine: the network compiled for each input shape, and the buffers of a stream's share of a batch."""
+"""Streams of the OpenVINO engine: the network compiled for each input shape, and each stream's buffers."""
 
 from __future__ import annotations
 
