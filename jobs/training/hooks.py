@@ -1,4 +1,4 @@
-"""mmengine hooks: frozen layers, learning rates by layer, checkpoints that describe their model and end every run."""
+"""mmengine hooks: frozen layers, rates by layer, checkpoints that describe their model, one at every run's end."""
 
 from __future__ import annotations
 
