@@ -6,7 +6,8 @@
     │   ├── Unauthorized          401   unauthorized
     │   ├── DeadlineExceeded      408   deadline_exceeded
     │   ├── LimitExceeded         413   body_too_large, image_too_large, too_many_pixels, too_many_images,
-    │   │                                 answer_too_large
+    │   │   │                             answer_too_large
+    │   │   └── LargeImage      413   a signal: decode this image in a call of its own
     │   ├── UnsupportedMediaType  415   unsupported_media_type
     │   ├── ImageError            422   image_not_decodable, invalid_base64, unsupported_image_format
     │   │   └── FetchError        422   url_refused, fetch_failed, fetch_unavailable, fetch_timeout

@@ -48,11 +48,6 @@ class Report:
         """Count a repair."""
         _note(self.repaired, what, place)
 
-    @property
-    def total_left_out(self) -> int:
-        """Number of things left out."""
-        return sum(noted.count for noted in self.left_out.values())
-
     def refuse_left_out(self) -> None:
         """Raise AnnotationsError if anything was left out (`--strict`)."""
         if self.left_out:

@@ -47,8 +47,8 @@ class GreedyBatcher(Generic[Item, Result]):
 
     Args:
         run_batch: blocking; takes 1..max_batch items, returns one result for each in order. An exception returned in an item's place fails
-            only that item. An exception that it raises fails the batch, which is then retried in halves, unless it is one of `lost`.
-            Runs on one of two threads; see `notify_capacity` for when both are used.
+            only that item. An exception that it raises fails the batch, which is then retried in halves, but not after EngineLost. Runs
+            on one of two threads; see `notify_capacity` for when both are used.
         max_batch: most items in a batch.
         fair_batch: most items in a batch while there are several callers; None for `max_batch`. Choose the smallest batch that costs about
             as much an item as a full one.
@@ -56,8 +56,6 @@ class GreedyBatcher(Generic[Item, Result]):
         run_apart: replaces `run_batch` while there are several callers.
         max_wait_s: longest time that an idle model waits for more items after the first one, seconds.
         observer: receives batches, splits and drops; None for no observer.
-        out_of_memory: exceptions of `run_batch` that mean the batch did not fit into memory.
-        lost: exceptions of `run_batch` after which no batch can run.
         oom_recover_s: seconds after running out of memory until the batch limit doubles again.
     Raises:
         ConfigurationError: max_batch is below 1 or a time is negative.
@@ -75,8 +73,6 @@ class GreedyBatcher(Generic[Item, Result]):
         most_of_a_caller: int | None = None,
         run_apart: Work[Item, Result] | None = None,
         observer: BatchObserver | None = None,
-        out_of_memory: tuple[type[Exception], ...] = (EngineOutOfMemory, MemoryError),
-        lost: tuple[type[Exception], ...] = (EngineLost,),
         oom_recover_s: float = 30.0,
     ) -> None:
         if max_batch < 1 or max_wait_s < 0 or oom_recover_s <= 0:
@@ -89,7 +85,6 @@ class GreedyBatcher(Generic[Item, Result]):
         self._limit, self._fair_batch = BatchLimit(max_batch, oom_recover_s), fair_batch or max_batch
         self._max_wait_s = max_wait_s
         self._observer = observer or SilentObserver()
-        self._out_of_memory, self._lost = out_of_memory, lost
         self._queue: Turns[Entry[Item, Result]] = Turns()
         self._callers = RecentCallers()
         self._threads = ThreadPoolExecutor(MAX_IN_FLIGHT, thread_name_prefix="model")
@@ -258,7 +253,7 @@ class GreedyBatcher(Generic[Item, Result]):
             entry.started = True
         loop = asyncio.get_running_loop()
         outcomes, run_s = await loop.run_in_executor(self._threads, self._timed_run, work, [entry.item for entry in batch])
-        if isinstance(outcomes, Exception) and not isinstance(outcomes, self._lost) and len(batch) > 1:
+        if isinstance(outcomes, Exception) and not isinstance(outcomes, EngineLost) and len(batch) > 1:
             half = len(batch) // 2
             self._note_failure(outcomes, len(batch), half)
             await self._run(batch[:half], work)
@@ -287,7 +282,7 @@ class GreedyBatcher(Generic[Item, Result]):
         return outcomes, time.perf_counter() - started_at
 
     def _note_failure(self, error: Exception, size: int, half: int) -> None:
-        out_of_memory = isinstance(error, self._out_of_memory)
+        out_of_memory = isinstance(error, EngineOutOfMemory | MemoryError)
         if out_of_memory:
             self._limit.lower(half)
         logger.warning("a batch of %d failed, retrying its halves: %s: %s", size, type(error).__name__, error)

@@ -19,7 +19,7 @@ from pipeline.types import MASK_STRIDE_PX
 _BLOCK = 256
 """Cells at a time: 26 kB of features and hidden layers."""
 
-_W2, _W3, _B1, _B2, _B3, _END = np.cumsum(PARAMETER_COUNTS).tolist()
+_W2, _W3, _B1, _B2, _B3 = np.cumsum(PARAMETER_COUNTS[:-1]).tolist()
 """Where each part of an instance's parameters begins, after the weights of the first layer."""
 
 _ZERO, _LARGEST = np.float32(0), np.float32(FLOAT16_MAX)

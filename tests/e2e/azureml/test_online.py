@@ -14,8 +14,6 @@ import requests
 
 from tests.e2e.conftest import as_body
 
-THRESHOLD_OF_THE_NOTEBOOKS = 0.6
-
 
 def draw(image, threshold=0.3):
     """What the notebooks' visualiser does with one image's answer: the lines that it plots, in fractions."""
