@@ -20,11 +20,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from jobs.command_line import amount, cli_errors, count, count_from_0, fraction
 from jobs.photos import WHITE_LEVEL_HELP
 from jobs.scoring.tables import InputsError
 from jobs.scoring.tiles import MAX_OVERLAP
+from pipeline.inference.engine import Precision
 
 
 @cli_errors("jobs.batch_ray")
@@ -87,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--detector-batch", type=count, default=8, help="photos in one pass of the network (default: %(default)s)")
     add("--engine", choices=["auto", "openvino", "torch", "simulated"], default="auto", help="(default: %(default)s)")
-    add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="(default: %(default)s)")
+    add("--precision", choices=get_args(Precision), default="auto", help="(default: %(default)s)")
     add("--loaders", type=count, default=2, help="workers that decode photos (default: %(default)s)")
     add("--outliners", type=count, default=1, help="workers that trace polygons (default: %(default)s)")
     add("--worker-cpus", type=amount, default=0.1, help="CPUs of each loader and outliner (default: %(default)s)")

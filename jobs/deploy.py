@@ -106,12 +106,14 @@ def _items(node: Any) -> list[Any]:
 
 
 def address_of(text: str, application: str) -> str:
-    """Where an application of a configuration listens."""
-    document = yaml.safe_load(text)
-    http = document.get("http_options") or {}
-    route = next(app.get("route_prefix") or "/" for app in document["applications"] if app["name"] == application)
-    host = str(http.get("host", "127.0.0.1"))
-    return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{http.get('port', 8000)}{route}".rstrip("/")
+    """The URL of an application of a configuration."""
+    from ray.serve.schema import ServeDeploySchema
+
+    from serve_app import local_run
+
+    document = ServeDeploySchema.model_validate(yaml.safe_load(text))
+    prefix = next(app.route_prefix or "/" for app in document.applications if app.name == application)
+    return local_run.address_of(document, prefix).rstrip("/")
 
 
 def changed_labels(old: Sequence[str], new: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -35,7 +35,7 @@ from jobs.photos import WHITE_LEVEL_HELP
 from jobs.scoring.service_client import base_url, key_from
 from jobs.training.allocator import keep_freed_memory
 from jobs.whole_file import whole_file, write_whole
-from pipeline.inference.engine import EngineOptions
+from pipeline.inference.engine import EngineOptions, Precision
 from pipeline.model.checkpoints import load_checkpoint
 from pipeline.model.zoo import locate
 from pipeline.types import COARSEST_STRIDE_PX
@@ -140,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         default="mmdet",
         help="engine for --checkpoint (default: mmdet's own test code)",
     )
-    add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="for the engines openvino and torch")
+    add("--precision", choices=get_args(Precision), default="auto", help="for the engines openvino and torch")
     add("--white-level", type=count, help=f"with --checkpoint: {WHITE_LEVEL_HELP}")
     add("--image-size", type=count, help="side of the square network input, pixels; for mmdet only (default: the model's)")
     add(

@@ -102,7 +102,7 @@ class LocalRun:
             raise ConfigurationError(f"Ray Serve does not start: {error or 'make serve ARGS=-v shows why'}") from error
 
     def _wait_until_ready(self, document: ServeDeploySchema) -> None:
-        urls = {app.name: _address(document, app.route_prefix or "/") for app in document.applications}
+        urls = {app.name: address_of(document, app.route_prefix or "/") for app in document.applications}
         told, told_at = "", time.monotonic()
         while True:
             status = {name: found for name, found in serve.status().applications.items() if name in urls}
@@ -195,7 +195,8 @@ def _fits(needed: dict[str, float], free: dict[str, float]) -> bool:
     return all(free.get(name, 0.0) >= count for name, count in needed.items())
 
 
-def _address(document: ServeDeploySchema, prefix: str) -> str:
+def address_of(document: ServeDeploySchema, prefix: str) -> str:
+    """The URL, with a slash at its end, at which this machine reaches an application of a configuration."""
     host = document.http_options.host or "127.0.0.1"
     here = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{here}:{document.http_options.port}{quote(prefix.rstrip('/'))}/"

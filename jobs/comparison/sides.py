@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pybase64
 
@@ -17,7 +17,7 @@ from jobs.scoring.service_client import ServiceClient, ServiceFault, base_url
 from pipeline.errors import RequestError
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
-from pipeline.inference.engine import EngineOptions, load_engine
+from pipeline.inference.engine import EngineOptions, Precision, load_engine
 from pipeline.masks.encode import instances_to_objects, objects_from_dict
 from pipeline.model.checkpoints import load_checkpoint
 from pipeline.model.zoo import locate
@@ -45,7 +45,7 @@ Side = Callable[[str, Path], Answer]
 """Answers for a photo, by its name below the folder and its file."""
 
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 MMDET = "mmdet:"
 
 

@@ -41,9 +41,9 @@ def test_configurations_without_a_place_for_it(text, said):
 
 def test_addresses_and_labels():
     assert address_of(CONFIG, "rtmdet-ins") == "http://127.0.0.1:8000"
-    assert address_of("http_options: {host: 0.0.0.0, port: 9}\napplications: [{name: a, route_prefix: /b}]", "a") == (
-        "http://127.0.0.1:9/b"
-    )
+    for host, told in (("0.0.0.0", "127.0.0.1"), ("'::1'", "[::1]")):
+        text = f"http_options: {{host: {host}, port: 9}}\napplications: [{{name: a, route_prefix: /b, import_path: c:d}}]"
+        assert address_of(text, "a") == f"http://{told}:9/b"
     assert changed_labels(["a", "b"], ["b", "c", "d"]) == "new labels: c, d; gone labels: a"
     assert changed_labels(["a"], ["a"]) == "The labels stay"
 
