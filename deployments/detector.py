@@ -132,7 +132,7 @@ def hung_after_s(max_batch: int, ran_s: Sequence[float]) -> float:
 
 
 def fair_batch(info: ModelInfo) -> int:
-    """Most images in a batch while there are several callers.
+    """Most images in a batch if the service has several keys.
 
     OpenVINO runs one image on each thread, so a batch of one image a thread costs as much an image as a larger one. On a GPU it would cost
     more.

@@ -9,9 +9,11 @@
 An idle model waits `max_wait_s` for more items; a busy one does not wait, because items queue while it is busy. The queue is unbounded:
 the Ingress bounds what it admits.
 
-Callers take turns. While there are several callers:
-- batches have at most `fair_batch` items, so that nobody waits for a long batch of another;
-- each has at most `most_of_a_caller` items running, except the one that asks for the least, so that its next item finds room.
+Callers take turns:
+- if callers have names, batches have at most `fair_batch` items, so that nobody waits for a long batch of another, also not the first item
+  of a caller that comes while another keeps the model busy;
+- while there are several callers, each has at most `most_of_a_caller` items running, except the one that asks for the least, so that its
+  next item finds room.
 """
 
 from __future__ import annotations
@@ -50,8 +52,8 @@ class GreedyBatcher(Generic[Item, Result]):
             only that item. An exception that it raises fails the batch, which is then retried in halves, but not after EngineLost. Runs
             on one of two threads; see `notify_capacity` for when both are used.
         max_batch: most items in a batch.
-        fair_batch: most items in a batch while there are several callers; None for `max_batch`. Choose the smallest batch that costs about
-            as much an item as a full one.
+        fair_batch: most items in a batch if one of their callers has a name; None for `max_batch`. Choose the smallest batch that costs
+            about as much an item as a full one.
         most_of_a_caller: most running items of a caller while there are others that had fewer; None for no limit.
         run_apart: replaces `run_batch` while there are several callers.
         max_wait_s: longest time that an idle model waits for more items after the first one, seconds.
@@ -118,7 +120,7 @@ class GreedyBatcher(Generic[Item, Result]):
         Args:
             item: passed to `run_batch` unchanged.
             deadline: time after which the result is not needed, seconds as `time.time()`; None for none.
-            caller: owner of the item; waiting items take turns by caller.
+            caller: name of the item's owner; empty if all items have the same owner. Waiting items take turns by caller.
             background: the item is to delay no others: its caller does not count as another one for them.
         Raises:
             DeadlineExceeded: the deadline passed, before or while the model ran.
@@ -175,7 +177,7 @@ class GreedyBatcher(Generic[Item, Result]):
     def _enqueue(self, entry: Entry[Item, Result]) -> None:
         self._queue.append(entry, entry.caller)
         self._look_again.set()
-        if len(self._queue) >= self._limit.now():
+        if len(self._queue) >= self._most():
             self._stop_waiting.set()
         if self._work is None or self._work.done():
             self._loop = asyncio.get_running_loop()
@@ -183,7 +185,7 @@ class GreedyBatcher(Generic[Item, Result]):
 
     def _most(self) -> int:
         """Most items of the next batch."""
-        return min(self._limit.now(), self._fair_batch) if self._callers.any_others(self._queue.callers) else self._limit.now()
+        return min(self._limit.now(), self._fair_batch) if any(self._queue.callers) else self._limit.now()
 
     def _startable(self) -> Counter[str]:
         """How many waiting items of each caller may start now."""

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigurationError, DeadlineExceeded, EngineLost, EngineOutOfMemory, Overloaded, StageFailed
-from pipeline.inference import turns
 from pipeline.inference.batch_queue import BatchLimit, BatchResult, DropReason
 from pipeline.inference.batcher import GreedyBatcher
 
@@ -174,18 +173,26 @@ class TestForming:
         assert model.batches[1] == [10, 11]
         assert apart.batches == [[1], [2], [3]]
 
-    async def test_one_caller_gets_full_batches(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Also when another has been gone for RECENT_S."""
-        monkeypatch.setattr(turns, "RECENT_S", 0.0)
+    @pytest.mark.parametrize(("caller", "batches"), [("", [[0], [1, 2, 3, 4]]), ("loud", [[0], [1, 2], [3, 4]])])
+    async def test_full_batches_if_nobody_else_can_come(self, caller: str, batches: list[list[int]]) -> None:
+        """Where callers have names, another one may come and should not wait for a full batch; not for its first item either."""
         model = GatedModel()
-        async with running(model, fair_batch=1) as batcher:
-            tasks = submit_all(batcher, [0], caller="quiet")
+        async with running(model, fair_batch=2) as batcher:
+            tasks = submit_all(batcher, [0], caller=caller)
             await until(lambda: model.batches)
-            tasks += submit_all(batcher, range(1, 5), caller="loud")
+            tasks += submit_all(batcher, range(1, 5), caller=caller)
             await until(lambda: batcher.queue_length == 4)
             model.gate.set()
             await outcomes(tasks)
-        assert model.batches == [[0], [1, 2, 3, 4]]
+        assert model.batches == batches
+
+    async def test_a_fair_batch_does_not_wait_for_more(self) -> None:
+        """An idle model with `fair_batch` items has no reason to wait."""
+        model = GatedModel()
+        model.gate.set()
+        async with running(model, fair_batch=2, max_wait_s=5.0) as batcher, asyncio.timeout(2):
+            await outcomes(submit_all(batcher, [1, 2], caller="loud"))
+        assert model.batches == [[1, 2]]
 
     async def test_an_idle_item_waits_at_most_max_wait(self) -> None:
         """A lone item runs after max_wait, not sooner and not much later."""
