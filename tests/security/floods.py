@@ -1,12 +1,12 @@
 """Floods a running service by one client while an honest client uses it: measures the honest client's latency and the memory.
 
-    python -m tests.security.floods [--seconds 15] [--rate 10] [--only NAME ...] [--output results.json]
+    python -m tests.security.floods [--rounds 3] [--seconds 15] [--rate 10] [--only NAME ...] [--output results.json]
 
     honest client, Poisson ──▶ service ◀── flood; each in a process of its own, the honest one with real-time priority if permitted
 
-Each flood is between two steps without, of the same honest requests. Expected of it: the honest client's p99 within 1.5 times of the slower
-of these two, memory of all processes under 4 GB. Prints a table and, last, one line of JSON; exit status 1 where something was not as
-expected.
+Each flood alternates with the honest client alone: without, with, without, ... Expected: p99 of all its requests beside the flood within
+1.5 times that of all its requests without, memory of all processes under 4 GB. Prints a table and, last, one line of JSON; exit status 1
+where something was not as expected.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import socket
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -98,13 +98,35 @@ FLOODS: dict[str, Flood] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Trial:
+    """One run of the honest client.
+
+    Args:
+        queries: of the honest client.
+        peak_mb, cores: as in Step.
+        flood: outcomes of the flood's requests.
+    """
+
+    queries: Sequence[Query]
+    peak_mb: float
+    cores: Mapping[str, float]
+    flood: Mapping[str, int]
+
+    @property
+    def good(self) -> list[Query]:
+        """The rightly answered queries."""
+        return [query for query in self.queries if query.outcome == OK]
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
-    """What the honest client saw, and what the service took.
+    """What the honest client saw in all trials beside a flood, or in those without, and what the service took.
 
     Args:
         name: the flood, or that there was none.
         asked, failed: honest requests, and those that were not answered rightly.
         p50_ms, p99_ms: of right answers; None where there was none.
+        p99s_ms: of each trial.
         peak_mb: memory of all processes of the service that is not shared, MB (1e6 bytes); what a fork shares is counted once.
         flood: outcomes of the flood's requests; `hung up` if the client or the service closed an unread answer.
         median_ms, slowest_ms: mean time by stage of the honest answers around the median, and of the slowest 5 % (see `by_stage`).
@@ -116,6 +138,7 @@ class Step:
     failed: int
     p50_ms: float | None
     p99_ms: float | None
+    p99s_ms: list[float | None]
     peak_mb: float
     flood: dict[str, int]
     median_ms: dict[str, float] = field(default_factory=dict)
@@ -142,30 +165,52 @@ class Floods:
         self._forked_mb = forked_mb(service)
         self._bodies = {False: request_bodies(photos_from(None, 8), 1), True: request_bodies(photo_urls, 1)}
 
-    def alone(self, name: str, *, of_urls: bool = False) -> Step:
-        """The honest client, and nothing beside it."""
-        return self._step(name, of_urls, {}, None)
+    def alternated(self, name: str, flood: Flood, rounds: int) -> tuple[Step, Step]:
+        """The honest client without and beside a flood in turn, `rounds` times, and once more without."""
+        without, beside = [self.alone(0, of_urls=flood.of_urls)], list[Trial]()
+        for number in range(rounds):
+            beside.append(self.beside(flood, number))
+            without.append(self.alone(number + 1, of_urls=flood.of_urls))
+        return summed_up("none, URLs" if flood.of_urls else "none", without), summed_up(name, beside)
 
-    def beside(self, name: str, flood: Flood) -> Step:
+    def alone(self, number: int, *, of_urls: bool = False) -> Trial:
+        """The honest client, and nothing beside it; its requests come at other times for each `number`."""
+        return self._trial(number, of_urls, {}, None)
+
+    def beside(self, flood: Flood, number: int) -> Trial:
         """The honest client while a flood runs."""
         outcomes: dict[str, int] = {}
         with flooding(self._service.url, flood, self._hostile, outcomes) as process:
             time.sleep(AHEAD_S)
-            return self._step(name, flood.of_urls, outcomes, process)
+            return self._trial(number, flood.of_urls, outcomes, process)
 
-    def _step(self, name: str, of_urls: bool, outcomes: dict[str, int], flood: psutil.Process | None) -> Step:
-        schedule = poisson_schedule(self._rate_per_s, round(self._rate_per_s * self._seconds), seed=1)
+    def _trial(self, number: int, of_urls: bool, outcomes: dict[str, int], flood: psutil.Process | None) -> Trial:
+        schedule = poisson_schedule(self._rate_per_s, round(self._rate_per_s * self._seconds), seed=number)
         before_s = cpu_s(flood)
         with Watch(self._service.processes, interval_s=0.2) as watch:
             queries, honest_s = self._honest.submit(honest_queries, self._service.url, self._bodies[of_urls], schedule).result()
         took_s = watch.samples[-1].at_s
-        good = [query for query in queries if query.outcome == OK]
         peak_mb = max(sum(sample.memory_mb.values()) for sample in watch.samples) - self._forked_mb
-        p50, p99 = (percentile([query.latency_ms for query in good], q) for q in (50, 99))
         cores = mean_cores(watch.samples) | {"honest client": honest_s / took_s, "flood": (cpu_s(flood) - before_s) / took_s}
-        step = Step(name, len(queries), len(queries) - len(good), p50, p99, peak_mb, outcomes, *by_stage(good), cores)
-        print(step, file=sys.stderr, flush=True)
-        return step
+        return Trial(queries, peak_mb, cores, outcomes)
+
+
+def summed_up(name: str, trials: Sequence[Trial]) -> Step:
+    """All trials of a step together."""
+    good, asked = [query for trial in trials for query in trial.good], sum(len(trial.queries) for trial in trials)
+    p50, p99 = (_latency_ms(good, q) for q in (50, 99))
+    p99s = [_latency_ms(trial.good, 99) for trial in trials]
+    flood = sum((Counter(trial.flood) for trial in trials), Counter[str]())
+    parts = dict.fromkeys(part for trial in trials for part in trial.cores)
+    cores = {part: sum(trial.cores.get(part, 0.0) for trial in trials) / len(trials) for part in parts}
+    peak_mb = max(trial.peak_mb for trial in trials)
+    step = Step(name, asked, asked - len(good), p50, p99, p99s, peak_mb, dict(flood), *by_stage(good), cores)
+    print(step, file=sys.stderr, flush=True)
+    return step
+
+
+def _latency_ms(queries: Sequence[Query], q: float) -> float | None:
+    return percentile([query.latency_ms for query in queries], q)
 
 
 def honest_queries(url: str, bodies: Sequence[bytes], schedule: Sequence[float]) -> tuple[list[Query], float]:
@@ -316,8 +361,8 @@ def silent_name_server() -> Iterator[bool]:
         yield asks_here
 
 
-def run(rate_per_s: float, seconds: float, only: Sequence[str]) -> list[Step]:
-    """Start the service, flood it in every way, with honest traffic alone before, in between and after."""
+def run(rate_per_s: float, seconds: float, rounds: int, only: Sequence[str]) -> list[Step]:
+    """Start the service and flood it in every way; each flood's step comes after the one without it."""
     with ExitStack() as stack:
         hostile = stack.enter_context(hostile_server())
         photo_server, photo_urls = start_image_server(photos_from(None, 8))
@@ -334,26 +379,21 @@ def run(rate_per_s: float, seconds: float, only: Sequence[str]) -> list[Step]:
         service = stack.enter_context(local_service(change=change, env=keys))
         honest = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn")))
         floods = Floods(service, honest, hostile, photo_urls, rate_per_s, seconds)
-        Floods(service, honest, hostile, photo_urls, rate_per_s, WARM_UP_S).alone("warming up")
+        Floods(service, honest, hostile, photo_urls, rate_per_s, WARM_UP_S).alone(0)
         steps: list[Step] = []
         for name, flood in FLOODS.items():
             if (only and not any(part in name for part in only)) or (name == NO_ANSWER and not has_names):
                 print(f"left out: {name}", file=sys.stderr)
                 continue
-            quiet = "none, URLs" if flood.of_urls else "none"
-            if not steps or steps[-1].name != quiet:
-                steps.append(floods.alone(quiet, of_urls=flood.of_urls))
-            steps += floods.beside(name, flood), floods.alone(quiet, of_urls=flood.of_urls)
+            steps += floods.alternated(name, flood, rounds)
         return steps
 
 
 def times_p99(step: Step, steps: Sequence[Step]) -> float | None:
-    """A flood's p99 over that of the slower of the steps before and after it; None where one is missing."""
+    """A flood's p99 over that of the step without it; None where one is missing."""
     place = steps.index(step)
-    around = [one.p99_ms for one in (*steps[max(place - 1, 0) : place], *steps[place + 1 : place + 2])]
-    if step.name not in FLOODS or not step.p99_ms or len(around) < 2 or None in around:
-        return None
-    return step.p99_ms / max(p99 for p99 in around if p99 is not None)
+    without_ms = steps[place - 1].p99_ms if place else None
+    return step.p99_ms / without_ms if step.name in FLOODS and step.p99_ms and without_ms else None
 
 
 def as_expected(steps: Sequence[Step]) -> bool:
@@ -365,13 +405,17 @@ def as_expected(steps: Sequence[Step]) -> bool:
 
 def as_table(steps: Sequence[Step]) -> str:
     """For people."""
-    lines = [f"{'flood':46}{'asked':>6}{'failed':>7}{'p50 ms':>8}{'p99 ms':>8}{'x p99':>7}{'peak MB':>9}  the flood's requests"]
+    times = f"{'p50 ms':>8}{'p99 ms':>8}{'of each trial':>15}{'x p99':>7}"
+    lines = [f"{'flood':46}{'asked':>6}{'failed':>7}{times}{'peak MB':>9}  the flood's requests"]
     for step in steps:
         p50, p99 = (f"{ms:.0f}" if ms is not None else "-" for ms in (step.p50_ms, step.p99_ms))
         factor = times_p99(step, steps)
         shown = f"{factor:.1f}" if factor is not None else "-"
+        trials_ms = [ms for ms in step.p99s_ms if ms is not None]
+        least_most = f"{min(trials_ms):.0f} to {max(trials_ms):.0f}" if trials_ms else "-"
         outcomes = ", ".join(f"{name} {count}" for name, count in step.flood.items())
-        lines.append(f"{step.name:46}{step.asked:6}{step.failed:7}{p50:>8}{p99:>8}{shown:>7}{step.peak_mb:9.0f}  {outcomes}")
+        times = f"{p50:>8}{p99:>8}{least_most:>15}{shown:>7}"
+        lines.append(f"{step.name:46}{step.asked:6}{step.failed:7}{times}{step.peak_mb:9.0f}  {outcomes}")
     return "\n".join(lines)
 
 
@@ -391,12 +435,13 @@ def stages_table(steps: Sequence[Step]) -> str:
 def main() -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.security.floods", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=15.0, help="of honest traffic in each step (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="trials beside each flood (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of honest traffic in each trial (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=10.0, help="honest requests a second (default: %(default)s)")
     parser.add_argument("--only", nargs="*", default=[], help="floods whose names contain one of these")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    steps = run(args.rate, args.seconds, args.only)
+    steps = run(args.rate, args.seconds, args.rounds, args.only)
     facts = {"machine": describe_machine(), "floods": [asdict(step) for step in steps]}
     print(as_table(steps))
     print(stages_table(steps))
