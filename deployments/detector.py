@@ -46,7 +46,7 @@ class Detector:
     """
 
     def __init__(self, model: ModelSettings, settings: DetectorSettings) -> None:
-        _check_ongoing(settings.max_batch)
+        check_ongoing("Detector", serve.get_replica_context()._deployment_config.max_ongoing_requests, settings.max_batch)
         self._stage = Stage("detector")
         self._lost: EngineLost | None = None
         self._ran_s: deque[float] = deque(maxlen=MEASURED_BATCHES)
@@ -178,11 +178,18 @@ def _granted_gpus() -> int:
     return len(ray.get_runtime_context().get_accelerator_ids().get("GPU", ()))
 
 
-def _check_ongoing(max_batch: int) -> None:
-    """Refuse a max_ongoing_requests that could never fill a batch: it bounds the calls that Ray Serve sends to a replica at a time."""
-    ongoing = serve.get_replica_context()._deployment_config.max_ongoing_requests
+def check_ongoing(deployment: str, ongoing: int, max_batch: int) -> None:
+    """Refuse a max_ongoing_requests that could never fill a batch: it bounds the calls that Ray Serve sends to a replica at a time.
+
+    Args:
+        deployment: its name, for the message.
+        ongoing: its max_ongoing_requests.
+        max_batch: most images in a batch.
+    Raises:
+        ConfigurationError: it is below two batches: one that runs, and the next one, which gathers meanwhile.
+    """
     if ongoing < 2 * max_batch:
         raise ConfigurationError(
-            f"Detector: max_ongoing_requests is {ongoing}, but batches of {max_batch} need at least {2 * max_batch} "
-            f"(one batch running, the next gathering). Raise it under `deployments` or lower detector.max_batch."
+            f"deployments[{deployment}]: max_ongoing_requests {ongoing} cannot fill batches of {max_batch}; it must be at least "
+            f"{2 * max_batch}: one batch runs while the next one gathers. Raise it, or lower args.detector.max_batch"
         )

@@ -5,7 +5,7 @@ from typing import Any
 
 from ray.serve.config import AutoscalingConfig
 
-from deployments.detector import Detector
+from deployments.detector import Detector, check_ongoing
 from deployments.image_loader import ImageLoader
 from deployments.ingress import Ingress
 from deployments.settings import Settings
@@ -81,16 +81,10 @@ def _default(name: str) -> int:
 
 
 def _check_ongoing(deployments: dict[str, dict[str, Any]], settings: Settings) -> None:
-    """A replica that batches must accept two batches at once: while one runs, the next one gathers."""
+    """The Detector checks this too, but only when its replica starts."""
     name = "Ingress" if settings.layout == "together" else "Detector"
-    default = _default(name)
-    ongoing = deployments.get(name, {}).get("max_ongoing_requests", default)
-    needed = 2 * settings.detector.max_batch
-    if ongoing < needed:
-        raise ConfigurationError(
-            f"deployments[{name}]: max_ongoing_requests {ongoing} cannot fill batches of {settings.detector.max_batch}; "
-            f"it must be at least {needed} (default {default})"
-        )
+    ongoing = deployments.get(name, {}).get("max_ongoing_requests", _default(name))
+    check_ongoing(name, ongoing, settings.detector.max_batch)
 
 
 def _check_timeout(request_timeout_s: float | None, settings: Settings) -> None:
