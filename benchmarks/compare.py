@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.measure import Spread, as_number, as_range, ratios, spread, table, tell, turns
+from benchmarks.measure import Spread, as_number, as_range, ratios, spread, table, turns
 from benchmarks.photos import LARGE_WH, SMALL_WH
 from benchmarks.ways import STAGES, Answered, MmdetWay, OurWay, Way
 from deployments.settings import EMBEDDED_MODEL
+from jobs.command_line import tell
 from pipeline.inference.engine import EngineOptions
 from pipeline.model.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.zoo import locate

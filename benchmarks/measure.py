@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from jobs.command_line import tell
 from loadtest.machine import describe_machine, results_line
 
 MIN_PASSES = 3
@@ -135,11 +135,6 @@ def as_range(values: Spread | None) -> str:
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Markdown."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
-
-
-def tell(line: str) -> None:
-    """Progress, on stderr."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser, seconds: float = 4.0, images: bool = True) -> None:

@@ -24,11 +24,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import ForeignLoad, add_arguments, finish, tell, turns
+from benchmarks.measure import ForeignLoad, add_arguments, finish, turns
 from benchmarks.peers.process import PYTHONS, WIRES, peer_process
 from benchmarks.peers.standings import MAX_FOREIGN_CORES, OURS, Turn, as_table, errors_of, standings
 from deployments.settings import EMBEDDED_MODEL
-from jobs.command_line import cli_errors
+from jobs.command_line import cli_errors, tell
 from loadtest.engine_alone import measure_engine
 from loadtest.local_cluster import NotReady
 from loadtest.local_service import SHIPPED_CONFIG, local_service
@@ -120,13 +120,13 @@ async def _scenarios(url: str, bodies: Sequence[bytes], scenarios: Sequence[str]
         alone_ms = summarise(await run_single_stream(client, WARM_UP_S), None).p50_ms
         few = max(MAX_BATCH, int(OFFLINE_S * 1e3 / alone_ms)) if alone_ms else MAX_BATCH
         setup = replace(setup, offline_images=min(setup.offline_images, few))
-        await run_offline(client, replace(setup, offline_images=2 * MAX_BATCH), lambda _: None)  # full batches warmed, too
+        await run_offline(client, replace(setup, offline_images=2 * MAX_BATCH))  # full batches warmed, too
         results: dict[str, Result] = {}
         if "server" in scenarios:
-            results["server"] = await find_server_rate(client, setup, tell)
+            results["server"] = await find_server_rate(client, setup)
         if "offline" in scenarios:
             foreign = ForeignLoad()
-            results["offline"] = await run_offline(client, setup, tell)
+            results["offline"] = await run_offline(client, setup)
             results["offline"]["foreign_cores"] = cores = foreign.cores()
             if cores > MAX_FOREIGN_CORES:
                 tell(f"other programs used {cores:.1f} cores meanwhile: this result says little")

@@ -103,6 +103,11 @@ def print_any_name() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def tell(line: object) -> None:
+    """Print a line of progress on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def progress(items: Iterable[T], unit: str = "photo", total: int | None = None) -> Iterator[T]:
     """Yield the items, and show on stderr how far it is: by a bar on a terminal, else by a line every `LINE_EVERY_S` seconds.
 

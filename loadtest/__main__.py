@@ -29,7 +29,7 @@ from typing import Any
 
 import requests
 
-from jobs.command_line import CommandFault, cli_errors
+from jobs.command_line import CommandFault, cli_errors, tell
 from jobs.scoring.service_client import base_url
 from loadtest import costs, overload, planner, soak, spike
 from loadtest.image_server import allow_image_server
@@ -140,10 +140,10 @@ async def _measure(client: Client, scenario: str, setup: Setup, target: Target) 
     async with client:
         await _warm_up(client, target.url)
         if target.processes is None:
-            return await SCENARIOS[scenario](client, setup, _tell), None
+            return await SCENARIOS[scenario](client, setup), None
         before = await _settled(target)
         with Watch(target.processes) as watch:
-            result = await SCENARIOS[scenario](client, setup, _tell)
+            result = await SCENARIOS[scenario](client, setup)
         after = await _settled(target)
     return result, watched(watch.samples, after - before) if before and after else None
 
@@ -172,16 +172,12 @@ async def _settled(target: Target) -> Snapshot | None:
             last = now
         return last
     except RuntimeError as error:
-        _tell(f"{error}: the report will not show batches, stages and replicas (--metrics names the file)")
+        tell(f"{error}: the report will not show batches, stages and replicas (--metrics names the file)")
         return None
 
 
 def _measured(result: Result) -> bool:
     return result["rate_per_s"] is not None if result["scenario"] == "server" else result["summary"]["ok"] > 0
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -193,7 +189,7 @@ def _target(args: argparse.Namespace) -> Iterator[Target]:
         check_config(args.config)
     except ServiceError as error:
         raise CommandFault(f"{args.config}: {error}") from error
-    _tell("starting the service")
+    tell("starting the service")
     with local_service(args.config, env={"RAY_metrics_report_interval_ms": str(METRICS_EVERY_MS)}) as service:
         yield Target(service.url, service.processes, discovery_file(service.folder / "ray"), QUIET_S[0])
 

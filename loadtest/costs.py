@@ -28,7 +28,7 @@ import requests
 
 from deployments.detector import engine_options
 from deployments.settings import DEPLOYMENTS, EMBEDDED_MODEL
-from jobs.command_line import CommandFault
+from jobs.command_line import CommandFault, tell
 from loadtest.engine_alone import measure_engine
 from loadtest.image_server import allow_image_server, start_image_server
 from loadtest.local_service import SHIPPED_CONFIG, Change, LocalService, local_service, title_of
@@ -273,7 +273,7 @@ def run(args: argparse.Namespace) -> int:
         args.output.parent.mkdir(parents=True, exist_ok=True)
     machine = describe_machine()
     photos = photos_from(args.images, size_wh=(640, 480))
-    print("measuring for about a minute", file=sys.stderr, flush=True)
+    tell("measuring for about a minute")
     try:
         costs = measure_costs(photos, args.clients, args.images_per_request, args.count, args.config, args.urls)
     except ServiceError as error:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-import sys
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from typing import Any
 import psutil
 
 from deployments.settings import DEPLOYMENTS
+from jobs.command_line import tell
 from loadtest.local_cluster import Node, NotReady
 from loadtest.local_service import LocalService, local_service, title_of
 from loadtest.openloop import Client, Query, keep_asking, percentile, poisson_schedule, run_open_loop
@@ -88,7 +88,7 @@ class Storm:
             if not victims:  # its replacement is not there yet
                 continue
             self.faults.append(Fault(clock(), action, target))
-            print(f"{self.faults[-1].at_s:6.1f} s: {self.faults[-1].name}", file=sys.stderr, flush=True)
+            tell(f"{self.faults[-1].at_s:6.1f} s: {self.faults[-1].name}")
             self._strike(chance.choice(victims), action, node if target == RAYLET else None)
 
     def _victims(self, target: str, node: Node) -> list[psutil.Process]:
@@ -116,7 +116,7 @@ class Storm:
                 self.service.replace(node)
                 return
             except NotReady as error:
-                print(f"a node did not start: {str(error).splitlines()[-1]}", file=sys.stderr, flush=True)
+                tell(f"a node did not start: {str(error).splitlines()[-1]}")
 
 
 @dataclass(frozen=True, slots=True)

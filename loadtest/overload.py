@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from jobs.command_line import tell
 from loadtest.local_service import LocalService, local_service
 from loadtest.machine import describe_machine, results_line
 from loadtest.openloop import Client, Summary, poisson_schedule, run_open_loop, run_single_stream, summarise
@@ -58,7 +58,7 @@ async def overload(service: LocalService, bodies: list[bytes], setup: Setup, rat
     """Load the service at the limit, at twice the limit, and wait for it to recover."""
     async with Client(service.url, bodies) as plain:
         await run_single_stream(plain, WARM_UP_S)
-        limit = rate_per_s or (await find_server_rate(plain, setup, _tell))["rate_per_s"]
+        limit = rate_per_s or (await find_server_rate(plain, setup))["rate_per_s"]
         if limit is None:
             raise SystemExit(f"no rate meets p99 {setup.p99_ms:g} ms, so there is no limit to double; give a --rate")
         headers = {"x-request-timeout-seconds": str(setup.p99_ms / 1e3)}
@@ -77,7 +77,7 @@ async def overload(service: LocalService, bodies: list[bytes], setup: Setup, rat
 async def _offer(client: Client, setup: Setup, rate_per_s: float, seed: int) -> Summary:
     schedule = poisson_schedule(rate_per_s, round(rate_per_s * setup.seconds), seed)
     summary = summarise(await run_open_loop(client, schedule, 30.0), setup.p99_ms, rate_per_s)
-    _tell(f"{rate_per_s:.1f}/s offered: {summary.goodput_per_s or 0:.1f}/s within {setup.p99_ms:g} ms, {summary.outcomes}")
+    tell(f"{rate_per_s:.1f}/s offered: {summary.goodput_per_s or 0:.1f}/s within {setup.p99_ms:g} ms, {summary.outcomes}")
     return summary
 
 
@@ -119,10 +119,6 @@ def as_table(result: Overload) -> str:
         f"memory {' -> '.join(f'{mb:.0f}' for mb in result.memory_mb)} MB"
     )
     return "\n".join(rows)
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -43,7 +42,7 @@ def check(detectors: int, predict: Predict) -> dict[str, Any]:
         async with Client(url, request_bodies(photos_from(None, size_wh=(640, 480)), 1)) as client:
             await run_single_stream(client, 3.0)
             images, before_s = 100 * detectors, time.process_time()
-            result = await run_offline(client, Setup(offline_images=images), lambda line: print(line, file=sys.stderr))
+            result = await run_offline(client, Setup(offline_images=images))
             return float(result["summary"]["images_per_s"]), (time.process_time() - before_s) / images * 1e3
 
     with local_service(change=simulate) as service:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from jobs.command_line import tell
 from loadtest.openloop import (
     STALE_BOUNDS,
     Client,
@@ -32,7 +32,6 @@ MIN_QUERIES = 100
 OFFLINE_PATIENCE_S = 600.0
 """Offline: queries not answered after this time count as failed, seconds."""
 
-Tell = Callable[[str], object]
 Result = dict[str, Any]
 
 
@@ -64,14 +63,14 @@ class Setup:
     max_search_s: float = 1200.0
 
 
-async def run_stream(client: Client, setup: Setup, tell: Tell) -> Result:
+async def run_stream(client: Client, setup: Setup) -> Result:
     """SingleStream: latencies of one closed-loop client."""
     summary = summarise(await run_single_stream(client, setup.seconds), setup.p99_ms, images_per_query=client.images)
     tell(_line("single stream", summary))
     return {"scenario": "single-stream", "summary": asdict(summary)}
 
 
-async def run_offline(client: Client, setup: Setup, tell: Tell) -> Result:
+async def run_offline(client: Client, setup: Setup) -> Result:
     """Offline: all images are sent at once; measures the time until the last answer."""
     count = max(1, setup.offline_images // client.images)
     queries = await run_open_loop(client, [0.0] * count, OFFLINE_PATIENCE_S)
@@ -80,7 +79,7 @@ async def run_offline(client: Client, setup: Setup, tell: Tell) -> Result:
     return {"scenario": "offline", "images": count * client.images, "summary": asdict(summary)}
 
 
-async def run_steady(client: Client, setup: Setup, tell: Tell) -> Result:
+async def run_steady(client: Client, setup: Setup) -> Result:
     """Steady: one rate, whether or not it meets the bound."""
     count = max(MIN_QUERIES, round(setup.rate_per_s * setup.seconds))
     queries = await run_open_loop(client, poisson_schedule(setup.rate_per_s, count, setup.seed), client.timeout_s)
@@ -89,7 +88,7 @@ async def run_steady(client: Client, setup: Setup, tell: Tell) -> Result:
     return {"scenario": "steady", "bound_p99_ms": setup.p99_ms, "summary": asdict(summary)}
 
 
-async def find_server_rate(client: Client, setup: Setup, tell: Tell) -> Result:
+async def find_server_rate(client: Client, setup: Setup) -> Result:
     """Server: search the highest rate, with confirming trials.
 
     Returns:

@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
-import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from deployments.settings import DEPLOYMENTS
+from jobs.command_line import tell
 from loadtest.local_service import LocalService, local_service
 from loadtest.machine import describe_machine, results_line
 from loadtest.openloop import Client, poisson_schedule, run_open_loop, run_single_stream, summarise
@@ -62,7 +62,7 @@ async def soak(service: LocalService, bodies: list[bytes], rate_per_s: float, mi
             memory.append(memory_mb(service))
             replicas.append({name: len(service.replica_pids(name)) for name in DEPLOYMENTS})
             line = f"minute {minute + 1}: p50 {summary.p50_ms or 0:.0f} ms, p99 {summary.p99_ms or 0:.0f} ms, {summary.outcomes}"
-            print(f"{line}, {memory[-1]:.0f} MB, {sum(replicas[-1].values())} replicas", file=sys.stderr, flush=True)
+            tell(f"{line}, {memory[-1]:.0f} MB, {sum(replicas[-1].values())} replicas")
     return Soak(rate_per_s, dict(outcomes), p50s, p99s, memory, replicas, growth_of(memory[1:], replicas[1:]))
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.command_line import tell
 from loadtest import plots
 from loadtest.local_service import LocalService, local_service
 from loadtest.machine import describe_machine
@@ -199,7 +199,7 @@ def run(args: argparse.Namespace) -> int:
             with Watch(service.processes) as watch:
                 return await run_clients(client, plan), watch.samples
 
-    print(f"measuring for {sum(args.seconds):.0f} s", file=sys.stderr, flush=True)
+    tell(f"measuring for {sum(args.seconds):.0f} s")
     with local_service(change=scale_by_itself) as service:
         queries, samples = asyncio.run(load(service))
     result = summarise_spike(queries, samples, plan, args.p99_ms)

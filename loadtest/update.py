@@ -27,6 +27,7 @@ import requests
 import yaml
 
 from deployments.settings import DEPLOYMENTS, EMBEDDED_MODEL
+from jobs.command_line import tell
 from loadtest.local_service import REPOSITORY, LocalService, local_service, ray_environment
 from loadtest.machine import describe_machine, results_line
 from loadtest.openloop import Client, percentile, poisson_schedule, run_open_loop
@@ -158,7 +159,7 @@ def main() -> int:
     with local_service() as service:
         for name in CHANGES:
             rows.append(update(service, name, args.rate, args.seconds))
-            print(rows[-1], file=sys.stderr, flush=True)
+            tell(rows[-1])
     facts = {"machine": describe_machine(), "late_s": LATE_S, "updates": [asdict(row) for row in rows]}
     print(as_table(rows))
     print(results_line(facts, args.output))
