@@ -154,6 +154,7 @@ class ScoringGraph:
             work.close()  # if it never began
 
     async def _score_one(self, task: ImageTask[ImageInput], place: Place) -> Answer:
+        """`_send` within the deadline; makes its coroutine only when it runs: a request may be cancelled before."""
         return await self._within_deadline(self._send(task, place), task.context)
 
     async def _send(self, task: ImageTask[ImageInput], place: Place) -> Answer:
