@@ -1,6 +1,6 @@
 """The data between the stages. All classes are frozen; shapes and dtypes are checked on construction.
 
-    file or pixels ─▶ ImageLoader ─▶ LoadedImage ─▶ Detector ─▶ Instances ─▶ Polygonizer ─▶ ScoredImage or EncodedImage
+    file or pixels ─▶ ImageLoader ─▶ LoadedImage ─▶ Detector ─▶ Instances ─▶ Polygonizer ─▶ ScoredImage, EncodedImage or DrawnImage
 
 Pixel coordinates are continuous: the pixel in column i and row j covers [i, i+1) x [j, j+1); its centre is (i + 0.5, j + 0.5).
 `_hw` is (height, width); `_xy` and `_xyxy` are x before y.
