@@ -203,12 +203,12 @@ class Ingress:
                 mask_format=params.mask_format,
                 closed=params.closed,
             ),
-            labels=None if params.labels is None else self._known(params.labels),
+            labels=None if params.labels is None else self._checked_labels(params.labels),
             isolate=params.on_error == "isolate" and answer_as not in PICTURE_FORMS,  # a picture has no place for an error
             answer_as=answer_as,
         )
 
-    def _known(self, labels: Sequence[str]) -> frozenset[str]:
+    def _checked_labels(self, labels: Sequence[str]) -> frozenset[str]:
         unknown = set(labels) - set(self._classes)
         if unknown:
             raise InvalidRequest(

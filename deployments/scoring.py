@@ -141,7 +141,7 @@ class ScoringGraph:
             _cancel(response)
             raise self.admission.refusal() from error
         except Exception as error:
-            raise self._known(error) from error
+            raise self._to_service_error(error) from error
 
     async def _within_deadline(self, work: Coroutine[Any, Any, Answer], context: RequestContext) -> Answer:
         try:
@@ -149,7 +149,7 @@ class ScoringGraph:
             async with asyncio.timeout(context.remaining_s):
                 return await work
         except TimeoutError as error:
-            raise self._known(error) from error
+            raise self._to_service_error(error) from error
         finally:
             work.close()  # if it never began
 
@@ -219,9 +219,9 @@ class ScoringGraph:
             _cancel(last, *earlier)
             if isinstance(error, asyncio.CancelledError):
                 raise
-            return [self._known(error) for _ in tasks]
+            return [self._to_service_error(error) for _ in tasks]
 
-    def _known(self, error: BaseException) -> ServiceError:
+    def _to_service_error(self, error: BaseException) -> ServiceError:
         """Map an exception to an error of this project; a new object for each image, because each is raised separately."""
         if isinstance(error, ServiceError):
             return copy(error)

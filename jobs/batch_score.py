@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         photos = sum(1 for _ in source)
         output = BatchOutput(args.output, format_of(args.output, args.format))
     except (InputsError, OSError) as error:
-        return _told(error, 2)
+        return _failed(error, 2)
     if source.skipped:
         print(f"jobs.batch_score: {source.left_out()}", file=sys.stderr)
     with closing(output):
@@ -60,15 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             }
             note = output.made_by({"service": args.url} | facts)
         except InputsError as error:
-            return _told(error, 2)
+            return _failed(error, 2)
         except ServiceFault as error:
-            return _told(error, 1)
+            return _failed(error, 1)
         if note:
             print(f"jobs.batch_score: {note}", file=sys.stderr)
         return _run(args, client, info.get("limits") or {}, params, source, photos, output)
 
 
-def _told(error: Exception, status: int) -> int:
+def _failed(error: Exception, status: int) -> int:
     print(f"jobs.batch_score: {reason_of(error)}", file=sys.stderr)
     return status
 

@@ -69,8 +69,8 @@ def compare(folder: str, first: Side, second: Side, iou_threshold: float, most: 
     for number, photo in enumerate(progress(photos)):
         if not isinstance(photo.image, Path):
             raise InputsError(f"{folder}: a folder of photos is compared, not a table")
-        answers = _asked(first, photo.file_name, photo.image), _asked(second, photo.file_name, photo.image)
-        difference = _counted(totals, photo.file_name, photo.image, answers, iou_threshold)
+        answers = _answer_of(first, photo.file_name, photo.image), _answer_of(second, photo.file_name, photo.image)
+        difference = _count(totals, photo.file_name, photo.image, answers, iou_threshold)
         if difference is not None:
             heapq.heappush(worst, (-difference.agreement, number, difference))
             if len(worst) > most:
@@ -80,14 +80,14 @@ def compare(folder: str, first: Side, second: Side, iou_threshold: float, most: 
     return totals, [difference for *_, difference in sorted(worst, key=lambda item: item[2].agreement)]
 
 
-def _asked(side: Side, name: str, photo: Path) -> Answer:
+def _answer_of(side: Side, name: str, photo: Path) -> Answer:
     try:
         return side(name, photo)
     except OSError as error:
         return Answer([], fault=f"The file cannot be read: {reason_of(error)}")
 
 
-def _counted(totals: Totals, name: str, photo: Path, answers: tuple[Answer, Answer], iou_threshold: float) -> Difference | None:
+def _count(totals: Totals, name: str, photo: Path, answers: tuple[Answer, Answer], iou_threshold: float) -> Difference | None:
     totals.photos += 1
     for answer, times, faults in zip(answers, totals.took_ms, totals.faults, strict=True):
         if answer.fault:

@@ -55,11 +55,11 @@ def score_photo(url: str, photo: Path, key: str | None = None) -> tuple[dict[str
     began = time.perf_counter()
     response = requests.post(f"{url}/score", json=body, headers=headers, timeout=60)
     if not response.ok:
-        raise CommandFault(f"{url}/score answered {response.status_code}: {_said(response)}")
+        raise CommandFault(f"{url}/score answered {response.status_code}: {_message_of(response)}")
     return response.json()[0], (time.perf_counter() - began) * 1e3
 
 
-def _said(response: requests.Response) -> str:
+def _message_of(response: requests.Response) -> str:
     said = what_it_said(response)
     return f"{said} The key is given by --key-env or --key." if response.status_code == 401 else said
 
@@ -83,7 +83,7 @@ def _status_of(url: str) -> str | None:
         return "no connection; start one with `make serve` in another terminal"
     if response.status_code == 404:
         return f"{url} answered 404; nothing is deployed there yet, or --url names more than the server, such as http://127.0.0.1:8000"
-    return None if response.ok else f"{url} answered {response.status_code}: {_said(response)}"
+    return None if response.ok else f"{url} answered {response.status_code}: {_message_of(response)}"
 
 
 def check_photo(photo: Path) -> None:

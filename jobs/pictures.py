@@ -89,7 +89,7 @@ class Sheet:
             PhotoError: it cannot be read.
         """
         photo = read_photo_within(self.photo, longest_side_px, white_level)
-        drawn = [_titled(draw_overlay(photo, panel.objects, panel.tags), panel.title) for panel in self.panels]
+        drawn = [_with_title(draw_overlay(photo, panel.objects, panel.tags), panel.title) for panel in self.panels]
         picture = Image.new("RGB", (sum(one.width for one in drawn), drawn[0].height))
         for place, one in enumerate(drawn):
             picture.paste(one, (place * drawn[0].width, 0))
@@ -219,7 +219,7 @@ def _to_object(entry: dict[str, Any], names: dict[int, str], image: dict[str, An
     return SegmentedObject((x1, y1, x2, y2), names[entry["category_id"]], entry.get("score", 1.0), polygon, rle=rle)
 
 
-def _titled(picture: Image.Image, title: str) -> Image.Image:
+def _with_title(picture: Image.Image, title: str) -> Image.Image:
     if not title:
         return picture
     size_px = max(round(min(picture.size) / 32), 12)

@@ -217,10 +217,10 @@ def _limits(settings: Settings) -> dict[str, Any]:
 
 
 def _add_error_responses(app: FastAPI) -> None:
-    async def known(_: Request, error: Exception) -> Response:
+    async def handle_error(_: Request, error: Exception) -> Response:
         return error_response(error if isinstance(error, ServiceError) else StageFailed("The service failed on this request."))
 
-    async def routing(_: Request, error: Exception) -> Response:
+    async def handle_routing_error(_: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 500)
         if status == 404:
             return error_response(RequestError("There is no such route; /docs lists them.", code="not_found", status=404))
@@ -231,10 +231,10 @@ def _add_error_responses(app: FastAPI) -> None:
             return response
         return error_response(InvalidRequest("The request could not be read.", status=status))
 
-    app.add_exception_handler(ServiceError, known)
+    app.add_exception_handler(ServiceError, handle_error)
     app.add_exception_handler(ClientDisconnect, _client_gone)
-    app.add_exception_handler(Exception, known)  # unexpected: answered here, then logged by the guard
-    app.add_exception_handler(HTTPException, routing)
+    app.add_exception_handler(Exception, handle_error)  # unexpected: answered here, then logged by the guard
+    app.add_exception_handler(HTTPException, handle_routing_error)
 
 
 async def _client_gone(request: Request, _: Exception) -> Response:

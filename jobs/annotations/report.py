@@ -51,12 +51,12 @@ class Report:
     def refuse_left_out(self) -> None:
         """Raise AnnotationsError if anything was left out (`--strict`)."""
         if self.left_out:
-            raise AnnotationsError(f"{self.file}: {'; '.join(_told(self.left_out, 'left out'))}; --strict allows none.")
+            raise AnnotationsError(f"{self.file}: {'; '.join(_lines_of(self.left_out, 'left out'))}; --strict allows none.")
 
     def _lines(self) -> list[str]:
         crowds = f", {self.crowds:,} crowds" if self.crowds else ""
         first = f"{self.file}: {self.photos:,} photos, {self.objects:,} objects{crowds}"
-        return [first, *_told(self.left_out, "left out"), *_told(self.repaired, "repaired"), *self.remarks]
+        return [first, *_lines_of(self.left_out, "left out"), *_lines_of(self.repaired, "repaired"), *self.remarks]
 
     def __str__(self) -> str:
         return "\n  ".join(self._lines())
@@ -84,5 +84,5 @@ def _note(notes: dict[str, Noted], reason: str, place: str) -> None:
         notes[reason] = Noted(1, place)
 
 
-def _told(notes: dict[str, Noted], verb: str) -> Sequence[str]:
+def _lines_of(notes: dict[str, Noted], verb: str) -> Sequence[str]:
     return [f"{verb}: {noted.count:,} {reason} (first: {noted.first})" for reason, noted in notes.items()]

@@ -52,16 +52,16 @@ class Through:
 
     def _scored(self, images: dict[int, Any]) -> dict[int, ScoredImage | ServiceError]:
         """An answer for each image, by its number; images with transient errors of the service are retried."""
-        answers = self._asked(images)
+        answers = self._score_once(images)
         ends, between = time.monotonic() + PATIENCE_S, pauses()
         while again := {place: images[place] for place, answer in answers.items() if _is_transient(answer)}:
             if time.monotonic() > ends:
                 break
             time.sleep(next(between))
-            answers |= self._asked(again)
+            answers |= self._score_once(again)
         return answers
 
-    def _asked(self, images: dict[int, Any]) -> dict[int, ScoredImage | ServiceError]:
+    def _score_once(self, images: dict[int, Any]) -> dict[int, ScoredImage | ServiceError]:
         if not images:
             return {}
         try:

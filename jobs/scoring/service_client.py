@@ -73,7 +73,7 @@ class ServiceClient:
 
     def info(self) -> dict[str, Any]:
         """GET /info: model, classes and `limits`; empty if the response is no JSON object."""
-        info = self._asked("GET", "/info")
+        info = self._request("GET", "/info")
         return info if isinstance(info, dict) else {}
 
     def score(self, images: Sequence[str], params: dict[str, Any]) -> list[Answer]:
@@ -99,12 +99,12 @@ class ServiceClient:
 
     def _score(self, images: Sequence[str], params: dict[str, Any]) -> list[Answer]:
         table = {"columns": ["image"], "data": list(images)}
-        answers = self._asked("POST", "/score", orjson.dumps({"input_data": table, "params": params}))
+        answers = self._request("POST", "/score", orjson.dumps({"input_data": table, "params": params}))
         if not isinstance(answers, list) or len(answers) != len(images) or not all(map(_is_answer, answers)):
             raise ServiceFault(f"{self.url} did not answer with one result for each of {len(images)} images: is it this service?")
         return answers
 
-    def _asked(self, method: str, route: str, body: bytes | None = None) -> Any:
+    def _request(self, method: str, route: str, body: bytes | None = None) -> Any:
         began, tries, between = time.monotonic(), 0, pauses()
         while True:
             tries, pause_s = tries + 1, next(between)

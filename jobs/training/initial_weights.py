@@ -63,7 +63,7 @@ def load_what_fits(network: nn.Module, path: Path, classes: Sequence[str]) -> Lo
     layers = f"{len(fitting) + len(copied)} of {len(own)} tensors loaded; fresh: {', '.join(layers_of(absent)) or 'none'}."
     kept = [name for name in classes if copied and name in (weights.classes or ())]
     fresh = tuple(name for name in classes if name not in kept)
-    return Loaded(f"{path.name}: {layers}\n{_told(weights.classes is not None, kept, fresh, bool(copied))}", fresh)
+    return Loaded(f"{path.name}: {layers}\n{_summary_of_classes(weights.classes is not None, kept, fresh, bool(copied))}", fresh)
 
 
 def _class_channels(
@@ -85,7 +85,7 @@ def _class_channels(
     return layers
 
 
-def _told(named: bool, kept: Sequence[str], fresh: Sequence[str], from_mean: bool) -> str:
+def _summary_of_classes(named: bool, kept: Sequence[str], fresh: Sequence[str], from_mean: bool) -> str:
     start = " (from the mean of the file's class channels)" if from_mean else ""
     if not named:
         return f"Class channels: all fresh{start}, the file does not say which classes its channels are."

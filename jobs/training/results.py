@@ -50,7 +50,9 @@ def checkpoint_to_resume(work_dir: Path, lasting: dict[str, Any]) -> Path:
         raise ValueError(f"--resume: there is no checkpoint in {work_dir}. Leave --resume out to start from the beginning.")
     before = _read(newest).get("meta", {}).get("lasting", lasting)
     changed = [
-        f"{option} {_told(before.get(option))} (now {_told(now)})" for option, now in lasting.items() if before.get(option) != now
+        f"{option} {_as_text(before.get(option))} (now {_as_text(now)})"
+        for option, now in lasting.items()
+        if before.get(option) != now
     ]
     if changed:
         raise ValueError(
@@ -89,7 +91,7 @@ def export(work_dir: Path) -> Path:
     return path
 
 
-def _told(value: object) -> str:
+def _as_text(value: object) -> str:
     return {True: "given", False: "left out"}[value] if isinstance(value, bool) else str(value)
 
 
