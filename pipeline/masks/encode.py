@@ -19,7 +19,7 @@ import orjson
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from pipeline.masks.polygons import mask_to_polygons
+from pipeline.masks.polygons import masks_to_polygons
 from pipeline.masks.rle import mask_logits_to_rle
 from pipeline.types import Instances, Letterbox, OutlineOptions, SegmentedObject
 
@@ -40,12 +40,12 @@ def instances_to_objects(instances: Instances, classes: Sequence[str], options: 
         Objects in the same order, with boxes and rings in 0..1.
     """
     boxes = _to_fractions(instances.boxes, instances.letterbox, options.decimals)
-    objects = []
-    for box, label, score, logits in zip(boxes, instances.labels.tolist(), instances.scores, instances.mask_logits, strict=True):
-        mask = _write_mask(logits, instances.letterbox, options)
-        if mask:
-            objects.append(SegmentedObject(box=box, label=classes[label], score=float(str(score)), **mask))
-    return objects
+    masks = _write_masks(instances, options)
+    return [
+        SegmentedObject(box=box, label=classes[label], score=float(str(score)), **mask)
+        for box, label, score, mask in zip(boxes, instances.labels.tolist(), instances.scores, masks, strict=True)
+        if mask
+    ]
 
 
 def warm_up() -> None:
@@ -130,13 +130,15 @@ def _object_to_dict(item: SegmentedObject) -> dict[str, Any]:
     return row
 
 
-def _write_mask(mask_logits: NDArray[np.float16], letterbox: Letterbox, options: OutlineOptions) -> dict[str, Any] | None:
-    """The fields of a SegmentedObject for its mask; None if nothing of the mask is left."""
+def _write_masks(instances: Instances, options: OutlineOptions) -> list[dict[str, Any]]:
+    """The fields of a SegmentedObject for each mask; none if nothing of the mask is left."""
     if options.mask_format == "rle":
-        rle = mask_logits_to_rle(mask_logits, letterbox)
-        return {"polygon": [], "rle": rle} if coco_mask.area(rle) else None
-    polygons = mask_to_polygons(mask_logits, letterbox, options)
-    return {"polygon": polygons.outer, "holes": polygons.holes if options.holes == "rings" else None} if polygons.outer else None
+        rles = [mask_logits_to_rle(logits, instances.letterbox) for logits in instances.mask_logits]
+        return [{"polygon": [], "rle": rle} if coco_mask.area(rle) else {} for rle in rles]
+    polygons = masks_to_polygons(instances.mask_logits, instances.letterbox, options)
+    return [
+        {"polygon": one.outer, "holes": one.holes if options.holes == "rings" else None} if one.outer else {} for one in polygons
+    ]
 
 
 def _to_fractions(

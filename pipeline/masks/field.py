@@ -47,22 +47,21 @@ _FLOAT16_VALUES = _values_of_float16()
 
 
 def read_logits(mask_logits: NDArray[np.float16], letterbox: Letterbox) -> NDArray[np.float32]:
-    """A copy of one mask's logits (h, w) as finite float32.
+    """A copy of the logits (n, h, w) of masks as finite float32.
 
     Raises:
         ShapeError: mask_logits does not fit the letterbox.
     """
-    check_array("mask_logits", mask_logits, letterbox.mask_grid_hw, np.float16)
-    bits = mask_logits.view(np.uint16).copy()  # arrays from Ray are read-only, which is another type for Numba
-    return _look_up(bits, _FLOAT16_VALUES)
+    check_array("mask_logits", mask_logits, (None, *letterbox.mask_grid_hw), np.float16)
+    bits = mask_logits.view(np.uint16).ravel().copy()  # arrays from Ray are read-only, which is another type for Numba
+    return _look_up(bits, _FLOAT16_VALUES).reshape(mask_logits.shape)
 
 
 @compiled
 def _look_up(bits: NDArray[np.uint16], values: NDArray[np.float32]) -> NDArray[np.float32]:
-    looked_up = np.empty(bits.shape, np.float32)
-    for row in range(bits.shape[0]):
-        for column in range(bits.shape[1]):
-            looked_up[row, column] = values[bits[row, column]]
+    looked_up = np.empty(len(bits), np.float32)
+    for k in range(len(bits)):
+        looked_up[k] = values[bits[k]]
     return looked_up
 
 

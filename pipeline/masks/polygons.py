@@ -32,50 +32,98 @@ class Polygons(NamedTuple):
     holes: list[list[float]]
 
 
+class _Wanted(NamedTuple):
+    """OutlineOptions for compiled code: `max_points` and `decimals` are always numbers."""
+
+    fill_holes: bool
+    tolerance: float
+    max_points: int
+    decimals: int
+    closed: bool
+
+
 def mask_to_polygons(mask_logits: NDArray[np.float16], letterbox: Letterbox, options: OutlineOptions) -> Polygons:
-    """Outline one mask.
+    """Outline one mask (h, w), as `masks_to_polygons` does."""
+    (polygons,) = masks_to_polygons(mask_logits[None], letterbox, options)
+    return polygons
+
+
+def masks_to_polygons(mask_logits: NDArray[np.float16], letterbox: Letterbox, options: OutlineOptions) -> list[Polygons]:
+    """Outline the masks of one image.
+
+    All masks are one compiled call, because each call holds the GIL for a while before and after its loops.
 
     Args:
-        mask_logits: (h, w) float16, (h, w) = letterbox.mask_grid_hw, inside is > 0.
+        mask_logits: (n, h, w) float16, (h, w) = letterbox.mask_grid_hw, inside is > 0.
         letterbox: how the grid lies in the original image.
         options: tolerance, points, decimals, holes, closed.
     Returns:
-        Valid polygons; none if no ring has an area.
+        Valid polygons of each mask; none if no ring has an area.
     Raises:
         ShapeError: mask_logits does not fit the letterbox.
     """
-    decimals = _NOT_ROUNDED if options.decimals is None else options.decimals
-    max_points = NO_BUDGET if options.max_points is None else min(options.max_points, NO_BUDGET)  # a request may ask for 10**30
-    rounded, simple, tangled = _outline(
-        read_logits(mask_logits, letterbox),
-        letterbox.scaled_hw,
-        letterbox.original_hw,
+    logits, wanted = read_logits(mask_logits, letterbox), _to_wanted(options)
+    points, ends, counts, tangled = _outline_all(logits, letterbox.scaled_hw, letterbox.original_hw, wanted)
+    rings = iter(_to_lists(points, ends))
+    polygons = [
+        Polygons(list(itertools.islice(rings, outer)), list(itertools.islice(rings, holes))) for outer, holes in counts.tolist()
+    ]
+    for k in np.flatnonzero(tangled):
+        polygons[k] = _outline_valid(logits[k], letterbox, wanted)
+    return polygons
+
+
+def _to_wanted(options: OutlineOptions) -> _Wanted:
+    return _Wanted(
         options.holes == "drop",
         float(options.tolerance_px),
-        max_points,
-        decimals,
+        NO_BUDGET if options.max_points is None else min(options.max_points, NO_BUDGET),  # a request may ask for 10**30
+        _NOT_ROUNDED if options.decimals is None else options.decimals,
+        options.closed,
     )
-    if tangled and not to_shapely(rounded).is_valid:
+
+
+def _outline_valid(logits: NDArray[np.float32], letterbox: Letterbox, wanted: _Wanted) -> Polygons:
+    """Outline a mask whose rounded outline may be invalid."""
+    rounded, simple, _ = _outline(logits, letterbox.scaled_hw, letterbox.original_hw, wanted)
+    if not to_shapely(rounded).is_valid:
         exact = _to_fractions(simple, letterbox.original_hw, _NOT_ROUNDED)
-        rounded = fit_rings(_snap(exact, decimals, options.holes == "drop"), max_points)
-    return _to_lists(rounded, options.closed)
+        rounded = fit_rings(_snap(exact, wanted.decimals, wanted.fill_holes), wanted.max_points)
+    points, ends, outer = _arrange(rounded, wanted.closed)
+    rings = _to_lists(points, ends)
+    return Polygons(rings[:outer], rings[outer:])
+
+
+@compiled
+def _outline_all(
+    logits: NDArray[np.float32], scaled_hw: tuple[int, int], original_hw: tuple[int, int], wanted: _Wanted
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """The rings of n masks as `_arrange` says, mask after mask; the numbers (n, 2) of outer rings and holes; `_outline`'s doubts (n,)."""
+    masks = len(logits)
+    counts, tangled, parts = np.empty((masks, 2), np.int64), np.empty(masks, np.bool_), []
+    for mask in range(masks):
+        rounded, _, tangled[mask] = _outline(logits[mask], scaled_hw, original_hw, wanted)
+        points, ends, outer = _arrange(rounded, wanted.closed)
+        counts[mask] = outer, len(ends) - 1 - outer
+        parts.append((points, ends))
+    all_points, all_ends = np.empty((sum([len(points) for points, _ in parts]), 2)), np.zeros(counts.sum() + 1, np.int64)
+    point = ring = 0
+    for points, ends in parts:
+        all_points[point : point + len(points)] = points
+        all_ends[ring + 1 : ring + len(ends)] = 2 * point + ends[1:]
+        point, ring = point + len(points), ring + len(ends) - 1
+    return all_points, all_ends, counts, tangled
 
 
 @compiled
 def _outline(
-    logits: NDArray[np.float32],
-    scaled_hw: tuple[int, int],
-    original_hw: tuple[int, int],
-    fill_holes: bool,
-    tolerance: float,
-    max_points: int,
-    decimals: int,
+    logits: NDArray[np.float32], scaled_hw: tuple[int, int], original_hw: tuple[int, int], wanted: _Wanted
 ) -> tuple[Outline, Outline, bool]:
     """The outline in fractions of the image, rounded; in original pixels; and whether the rounded one may be invalid."""
-    traced = trace(logits, scaled_hw, original_hw, fill_holes)
+    traced = trace(logits, scaled_hw, original_hw, wanted.fill_holes)
     for untangled in (False, True):  # as a constant, Numba would compile all that is called for each of them
-        simple = simplify(traced, tolerance, max_points, untangled)
-        rounded = _to_fractions(simple, original_hw, decimals)
+        simple = simplify(traced, wanted.tolerance, wanted.max_points, untangled)
+        rounded = _to_fractions(simple, original_hw, wanted.decimals)
         if not is_tangled(rounded):
             return rounded, simple, False
     return rounded, simple, True
@@ -122,12 +170,10 @@ def _snap(outline: Outline, decimals: int, fill_holes: bool) -> Outline:
     return Outline(np.concatenate(rings), ends, np.array(parents, np.int64))
 
 
-def _to_lists(outline: Outline, closed: bool) -> Polygons:
-    """Rings as flat lists, largest first."""
-    points, ends, outer = _arrange(outline, closed)
+def _to_lists(points: NDArray[np.float64], ends: NDArray[np.int64]) -> list[list[float]]:
+    """Rings as flat lists."""
     flat = points.ravel().tolist()
-    rings = [flat[first:end] for first, end in itertools.pairwise(ends.tolist())]
-    return Polygons(rings[:outer], rings[outer:])
+    return [flat[first:end] for first, end in itertools.pairwise(ends.tolist())]
 
 
 @compiled

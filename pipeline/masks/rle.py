@@ -49,7 +49,7 @@ def mask_logits_to_runs(mask_logits: NDArray[np.float16], letterbox: Letterbox) 
     Returns:
         (R,) int64: lengths of the runs of 0, 1, 0, ... in pixels; they add up to H * W.
     """
-    return _find_runs(read_logits(mask_logits, letterbox), letterbox.scaled_hw, letterbox.original_hw)
+    return _find_runs(read_logits(mask_logits[None], letterbox)[0], letterbox.scaled_hw, letterbox.original_hw)
 
 
 def rle_to_mask(rle: dict[str, object]) -> NDArray[np.uint8]:

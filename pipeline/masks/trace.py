@@ -36,7 +36,7 @@ def trace_outline(mask_logits: NDArray[np.float16], letterbox: Letterbox, *, fil
         ShapeError: mask_logits does not fit the letterbox.
     Not `cv2.findContours`, which traces pixel centres (a 10 x 10 mask gets area 81).
     """
-    return trace(read_logits(mask_logits, letterbox), letterbox.scaled_hw, letterbox.original_hw, fill_holes)
+    return trace(read_logits(mask_logits[None], letterbox)[0], letterbox.scaled_hw, letterbox.original_hw, fill_holes)
 
 
 @compiled
