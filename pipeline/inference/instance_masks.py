@@ -66,42 +66,44 @@ def _compute(
     for start in range(0, cells.shape[1], _BLOCK):
         block = cells[:, start : start + _BLOCK].copy()
         first, second = np.empty((CHANNELS, block.shape[1]), np.float32), np.empty((CHANNELS, block.shape[1]), np.float32)
+        offsets = np.empty((2, block.shape[1]), np.float32)
         for instance in range(len(parameters)):
             own = parameters[instance]
-            weights = own[:_W2].reshape(CHANNELS, CHANNELS + 2)
-            _offset_terms(weights, own[_B1:_B2], block, points_xy[instance], MASK_STRIDE_PX * strides[instance], first)
-            _add_channels(weights[:, 2:], block, first)
-            for channel in range(CHANNELS):
-                second[channel] = own[_B2 + channel]
-            _add_channels(own[_W2:_W3].reshape(CHANNELS, CHANNELS), first, second)
+            for axis in range(2):
+                point, unit = points_xy[instance, axis], MASK_STRIDE_PX * strides[instance]
+                for cell in range(block.shape[1]):
+                    offsets[axis, cell] = (point - block[CHANNELS + axis, cell]) / unit
+            _first_layer(own[:_W2].reshape(CHANNELS, CHANNELS + 2), own[_B1:_B2], offsets, block, first)
+            _second_layer(own[_W2:_W3].reshape(CHANNELS, CHANNELS), own[_B2:_B3], first, second)
             _last_layer(own[_W3:_B1], own[_B3], second, logits[instance, start : start + _BLOCK])
 
 
 @compiled_fused
-def _offset_terms(
+def _first_layer(
     weights: NDArray[np.float32],
     biases: NDArray[np.float32],
-    block: NDArray[np.float32],
-    point_xy: NDArray[np.float32],
-    unit: np.float32,
-    sums: NDArray[np.float32],
+    offsets: NDArray[np.float32],
+    inputs: NDArray[np.float32],
+    outputs: NDArray[np.float32],
 ) -> None:
-    """Write what the first layer has without the features: its bias, and the offset from each cell to the point, in `unit` pixels."""
-    x, y = block[CHANNELS], block[CHANNELS + 1]
+    """From the offsets (2, cells) to the point and the first 8 rows of `inputs` to 8 channels, with ReLU."""
     for channel in range(CHANNELS):
-        of_x, of_y, bias = weights[channel, 0] / unit, weights[channel, 1] / unit, biases[channel]
-        for cell in range(block.shape[1]):
-            sums[channel, cell] = bias + of_x * (point_xy[0] - x[cell]) + of_y * (point_xy[1] - y[cell])
+        of_x, of_y, bias, own = weights[channel, 0], weights[channel, 1], biases[channel], _as_scalars(weights[channel, 2:])
+        for cell in range(outputs.shape[1]):
+            total = bias + of_x * offsets[0, cell] + of_y * offsets[1, cell] + _weighted(own, inputs, cell)
+            outputs[channel, cell] = _ZERO if total < _ZERO else total  # a value that is not a number stays
 
 
 @compiled_fused
-def _add_channels(weights: NDArray[np.float32], inputs: NDArray[np.float32], sums: NDArray[np.float32]) -> None:
-    """Add the products of (8, 8) weights and the first 8 rows of `inputs` to `sums` (8, cells), then ReLU."""
+def _second_layer(
+    weights: NDArray[np.float32], biases: NDArray[np.float32], inputs: NDArray[np.float32], outputs: NDArray[np.float32]
+) -> None:
+    """From 8 channels to 8, with ReLU."""
     for channel in range(CHANNELS):
-        own = _as_scalars(weights[channel])
-        for cell in range(sums.shape[1]):
-            total = sums[channel, cell] + _weighted(own, inputs, cell)
-            sums[channel, cell] = _ZERO if total < _ZERO else total  # a value that is not a number stays
+        bias, own = biases[channel], _as_scalars(weights[channel])
+        for cell in range(outputs.shape[1]):
+            total = bias + _weighted(own, inputs, cell)
+            outputs[channel, cell] = _ZERO if total < _ZERO else total
 
 
 @compiled_fused

@@ -91,6 +91,8 @@ def _candidates(
     for position in range(len(logits)):
         if _may_hold_one(logits[position], lowest):
             for label in range(len(thresholds)):
+                if not logits[position, label] > lowest[label]:
+                    continue
                 score = _ONE / (_ONE + np.exp(-logits[position, label]))
                 if score > thresholds[label]:
                     positions.append(position)
@@ -112,10 +114,16 @@ def _may_hold_one(logits: NDArray[np.float32], lowest: NDArray[np.float32]) -> b
 @compiled
 def _best_per_level(scores: NDArray[np.float32], levels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Indices of the best candidates of each level, highest score first, ties in their order."""
-    order = np.argsort(-scores, kind="mergesort")
-    if len(order) <= CANDIDATES_PER_LEVEL:
-        return order
-    count = np.zeros(levels.max() + 1, np.int64)
+    if len(scores) <= CANDIDATES_PER_LEVEL:
+        return np.argsort(-scores, kind="mergesort")
+    lowest = np.zeros(levels.max() + 1, np.float32)
+    for level in range(len(lowest)):
+        own = scores[levels == level]
+        if len(own) > CANDIDATES_PER_LEVEL:
+            lowest[level] = np.partition(own, len(own) - CANDIDATES_PER_LEVEL)[len(own) - CANDIDATES_PER_LEVEL]
+    eligible = np.flatnonzero(scores >= lowest[levels])  # with ties more than fit
+    order = eligible[np.argsort(-scores[eligible], kind="mergesort")]
+    count = np.zeros(len(lowest), np.int64)
     kept = np.zeros(len(order), np.bool_)
     for place, candidate in enumerate(order):
         count[levels[candidate]] += 1
