@@ -1,6 +1,6 @@
 """This pipeline and mmdet's, from an encoded photo to JSON bytes, with times by stage.
 
-    ours    load_image ─▶ Engine.detect (network │ post-processing) ─▶ instances_to_objects, on all cores ─▶ objects_to_json
+    ours    load_image ─▶ Engine.detect (network │ post-processing) ─▶ instances_to_rows, on all cores ─▶ rows_to_json
     mmdet   cv2.imdecode, mmdet's transforms ─▶ mmdet's network ─▶ mmdet's post-processing, full-size masks
             ─▶ cv2.findContours ─▶ the same rows, the same JSON encoder
 
@@ -26,9 +26,9 @@ from benchmarks.mmdet_reference import MmdetReference, Reference
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
 from pipeline.inference.engine import Engine, EngineOptions, create_engine
-from pipeline.masks.encode import instances_to_objects, objects_to_json, split_instances
+from pipeline.masks.encode import instances_to_rows, rows_to_json, split_instances
 from pipeline.model.checkpoints import Checkpoint
-from pipeline.types import DetectOptions, Instances, OutlineOptions, SegmentedObject
+from pipeline.types import DetectOptions, Instances, OutlineOptions
 
 STAGES = ("decode", "network", "postprocess", "outline")
 """decode: bytes to the scaled image. network: normalise and infer. postprocess: outputs to masks. outline: masks to JSON."""
@@ -118,16 +118,16 @@ class OurWay:
         clock.start()
         image = clock.timed("decode", load_image)(photo, DecodeLimits(), info.input_size)
         (found,) = self.engine.detect([image], [self._detect])
-        objects = clock.timed("outline", self._outline)(found)
-        json = clock.timed("outline", objects_to_json)(objects)
+        rows = clock.timed("outline", self._outline)(found)
+        json = clock.timed("outline", rows_to_json)(rows)
         moved = {"encoded": len(photo), "pixels": image.pixels.nbytes, "masks": found.mask_logits.nbytes}
-        return clock.finish(json, len(objects), moved)
+        return clock.finish(json, len(rows), moved)
 
-    def _outline(self, found: Instances) -> list[SegmentedObject]:
+    def _outline(self, found: Instances) -> list[bytes]:
         """As the Polygonizer does, with as many threads as the engine has."""
         parts = split_instances(found, self.engine.info.threads)
-        run = partial(instances_to_objects, classes=self.engine.info.classes, options=OutlineOptions())
-        return [one for objects in self._threads.map(run, parts) for one in objects]
+        run = partial(instances_to_rows, classes=self.engine.info.classes, options=OutlineOptions())
+        return [row for rows in self._threads.map(run, parts) for row in rows]
 
 
 def timed_postprocess(engine: Any, clock: Clock) -> None:

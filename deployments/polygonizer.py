@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,10 @@ from deployments.task import ImageTask
 from pipeline.errors import ServiceError
 from pipeline.inference.turns import FairThreads
 from pipeline.masks.draw import draw_overlay, picture_to_file
-from pipeline.masks.encode import instances_to_objects, objects_to_json, split_instances, warm_up
+from pipeline.masks.encode import instances_to_objects, instances_to_rows, rows_to_json, split_instances, warm_up
 from pipeline.types import Answer, DrawnImage, EncodedImage, Instances, OutlineOptions, ScoredImage, SegmentedObject
+
+T = TypeVar("T")
 
 
 @serve.deployment(max_ongoing_requests=32, max_queued_requests=512)
@@ -51,19 +54,27 @@ class Polygonizer:
 
     async def _outline(self, instances: Instances, task: ImageTask[Instances], clock: Clock) -> Answer:
         with clock.measure("polygonize"):
-            caller = task.turn
-            objects = await self._objects(caller, instances, task.classes or self._classes, task.options.outline)
-            self._metrics.image(len(objects))
-            if task.options.draws and task.photo is not None:
-                return await self._threads.run(caller, _draw, task.photo, objects, task.options.answer_as)
-            return ScoredImage(objects) if task.options.answer_as == "objects" else EncodedImage(objects_to_json(objects))
+            drawn = task.options.draws and task.photo is not None
+            if not drawn and task.options.answer_as != "objects":
+                rows = await self._in_parts(instances_to_rows, instances, task)
+                return EncodedImage(rows_to_json(rows))
+            objects = await self._in_parts(instances_to_objects, instances, task)
+            if drawn:
+                return await self._threads.run(task.turn, _draw, task.photo, objects, task.options.answer_as)
+            return ScoredImage(objects)
 
-    async def _objects(
-        self, caller: str, instances: Instances, classes: tuple[str, ...], options: OutlineOptions
-    ) -> list[SegmentedObject]:
-        parts = split_instances(instances, self._thread_count)
-        work = (self._threads.run(caller, instances_to_objects, part, classes, options) for part in parts)
-        return list(itertools.chain.from_iterable(await asyncio.gather(*work)))
+    async def _in_parts(
+        self,
+        convert: Callable[[Instances, Sequence[str], OutlineOptions], list[T]],
+        instances: Instances,
+        task: ImageTask[Instances],
+    ) -> list[T]:
+        """Convert the parts of an image in the threads."""
+        classes, parts = task.classes or self._classes, split_instances(instances, self._thread_count)
+        work = (self._threads.run(task.turn, convert, part, classes, task.options.outline) for part in parts)
+        found = list(itertools.chain.from_iterable(await asyncio.gather(*work)))
+        self._metrics.image(len(found))
+        return found
 
 
 def _draw(photo: NDArray[np.uint8], objects: Sequence[SegmentedObject], form: str) -> DrawnImage:

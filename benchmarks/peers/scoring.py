@@ -19,7 +19,7 @@ from deployments.settings import EMBEDDED_MODEL
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
 from pipeline.inference.engine import EngineOptions, load_engine
-from pipeline.masks.encode import instances_to_objects, objects_to_json
+from pipeline.masks.encode import instances_to_rows, rows_to_json
 from pipeline.model.zoo import DEFAULT_CACHE
 from pipeline.types import DetectOptions, Instances, LoadedImage, OutlineOptions
 
@@ -51,7 +51,7 @@ class Scorer:
 
     def outline(self, found: Instances) -> bytes:
         """JSON of one image's result."""
-        return objects_to_json(instances_to_objects(found, self._engine.info.classes, OutlineOptions()))
+        return rows_to_json(instances_to_rows(found, self._engine.info.classes, OutlineOptions()))
 
 
 def images_in(body: bytes | bytearray | dict[str, Any]) -> list[str]:

@@ -35,7 +35,7 @@ from pipeline.images.decoder_pool import DecoderPool
 from pipeline.images.fetch import Fetcher, FetchPolicy
 from pipeline.images.source import EncodedBytes, parse_source
 from pipeline.inference.engine import EngineOptions, load_engine
-from pipeline.masks.encode import instances_to_objects, objects_to_json
+from pipeline.masks.encode import instances_to_rows, objects_to_json, rows_to_json
 from pipeline.types import DetectOptions, Instances, OutlineOptions
 
 Batch = dict[str, NDArray[Any]]
@@ -199,7 +199,7 @@ class Outline:
             return error_json(item.code, item.message)
         if isinstance(item, Tiled):
             return objects_to_json(join(item, self._classes, self._outline))
-        return objects_to_json(instances_to_objects(item, self._classes, self._outline))
+        return rows_to_json(instances_to_rows(item, self._classes, self._outline))
 
 
 def count(tally: Any, errors: list[ServiceError], done: int) -> None:

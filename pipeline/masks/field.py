@@ -77,10 +77,14 @@ def find_window(logits: NDArray[np.float32]) -> Window:
     height, width = logits.shape
     top, bottom, left, right = height, 0, width, 0
     for row in range(height):
-        for column in range(width):
-            if logits[row, column] > 0:
-                top, bottom = min(top, row), row + 1
-                left, right = min(left, column), max(right, column + 1)
+        first, last = 0, width - 1
+        while first < width and not logits[row, first] > 0:
+            first += 1
+        if first < width:
+            while not logits[row, last] > 0:
+                last -= 1
+            top, bottom = min(top, row), row + 1
+            left, right = min(left, first), max(right, last + 1)
     if bottom == 0:
         return 0, 0, 0, 0
     return (

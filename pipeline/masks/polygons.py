@@ -1,4 +1,4 @@
-"""Turns one mask into polygons in fractions of the image, rounded to a few decimals, and valid after rounding.
+"""Turns masks into polygons in fractions of the image, rounded to a few decimals, and valid after rounding. Of each mask:
 
 mask_logits ─▶ trace ─▶ simplify ─▶ / (W, H), rounded ─▶ tangled? ──no──────────────────────────────────────────▶ rings
                            ▲                                 └─yes─▶ once more, untangled ─▶ still? GEOS snaps it ──▲
@@ -32,6 +32,20 @@ class Polygons(NamedTuple):
     holes: list[list[float]]
 
 
+class Rings(NamedTuple):
+    """The rings of n masks, mask after mask; of each mask the outer rings before the holes, both largest first.
+
+    Args:
+        points: (P, 2) float64 x y in 0..1, ring after ring.
+        ends: (R + 1,) int64, ring k is points.ravel()[ends[k] : ends[k + 1]].
+        counts: (n, 2) int64, numbers of outer rings and holes of each mask.
+    """
+
+    points: NDArray[np.float64]
+    ends: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+
 class _Wanted(NamedTuple):
     """OutlineOptions for compiled code: `max_points` and `decimals` are always numbers."""
 
@@ -49,28 +63,32 @@ def mask_to_polygons(mask_logits: NDArray[np.float16], letterbox: Letterbox, opt
 
 
 def masks_to_polygons(mask_logits: NDArray[np.float16], letterbox: Letterbox, options: OutlineOptions) -> list[Polygons]:
+    """`outline_masks` as lists, for each mask its valid polygons; none if no ring has an area."""
+    (points, ends, counts), repaired = outline_masks(mask_logits, letterbox, options)
+    rings = iter(_to_lists(points, ends))
+    of_masks = [[list(itertools.islice(rings, count)) for count in both] for both in counts.tolist()]
+    return [repaired.get(mask) or Polygons(*both) for mask, both in enumerate(of_masks)]
+
+
+def outline_masks(
+    mask_logits: NDArray[np.float16], letterbox: Letterbox, options: OutlineOptions
+) -> tuple[Rings, dict[int, Polygons]]:
     """Outline the masks of one image.
 
-    All masks are one compiled call, because each call holds the GIL for a while before and after its loops.
+    All masks are one compiled call, because a call holds the GIL before and after its loops.
 
     Args:
         mask_logits: (n, h, w) float16, (h, w) = letterbox.mask_grid_hw, inside is > 0.
         letterbox: how the grid lies in the original image.
         options: tolerance, points, decimals, holes, closed.
     Returns:
-        Valid polygons of each mask; none if no ring has an area.
+        The rings, and by a mask's number its valid polygons where those among the rings may be invalid.
     Raises:
         ShapeError: mask_logits does not fit the letterbox.
     """
     logits, wanted = read_logits(mask_logits, letterbox), _to_wanted(options)
-    points, ends, counts, tangled = _outline_all(logits, letterbox.scaled_hw, letterbox.original_hw, wanted)
-    rings = iter(_to_lists(points, ends))
-    polygons = [
-        Polygons(list(itertools.islice(rings, outer)), list(itertools.islice(rings, holes))) for outer, holes in counts.tolist()
-    ]
-    for k in np.flatnonzero(tangled):
-        polygons[k] = _outline_valid(logits[k], letterbox, wanted)
-    return polygons
+    rings, tangled = _outline_all(logits, letterbox.scaled_hw, letterbox.original_hw, wanted)
+    return rings, {int(mask): _outline_valid(logits[mask], letterbox, wanted) for mask in np.flatnonzero(tangled)}
 
 
 def _to_wanted(options: OutlineOptions) -> _Wanted:
@@ -97,8 +115,8 @@ def _outline_valid(logits: NDArray[np.float32], letterbox: Letterbox, wanted: _W
 @compiled
 def _outline_all(
     logits: NDArray[np.float32], scaled_hw: tuple[int, int], original_hw: tuple[int, int], wanted: _Wanted
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """The rings of n masks as `_arrange` says, mask after mask; the numbers (n, 2) of outer rings and holes; `_outline`'s doubts (n,)."""
+) -> tuple[Rings, NDArray[np.bool_]]:
+    """The rings of n masks, and (n,) whether those of a mask may be invalid."""
     masks = len(logits)
     counts, tangled, parts = np.empty((masks, 2), np.int64), np.empty(masks, np.bool_), []
     for mask in range(masks):
@@ -112,7 +130,7 @@ def _outline_all(
         all_points[point : point + len(points)] = points
         all_ends[ring + 1 : ring + len(ends)] = 2 * point + ends[1:]
         point, ring = point + len(points), ring + len(ends) - 1
-    return all_points, all_ends, counts, tangled
+    return Rings(all_points, all_ends, counts), tangled
 
 
 @compiled
@@ -160,7 +178,8 @@ def _snap(outline: Outline, decimals: int, fill_holes: bool) -> Outline:
     parts = shapely.get_parts(shapely.set_precision(to_shapely(outline), 10.0**-decimals))
     if fill_holes:  # rounding may have closed a bay, with another part inside
         parts = shapely.polygons(shapely.get_exterior_ring(parts))
-        parts = parts[shapely.covers(parts[:, None], parts).sum(axis=0) == 1]  # by itself only
+        covered, _ = shapely.STRtree(parts).query(parts, predicate="covered_by")
+        parts = parts[np.bincount(covered, minlength=len(parts)) == 1]  # by itself only
     rings: list[NDArray[np.float64]] = [np.empty((0, 2))]
     parents: list[int] = []
     for part in parts:

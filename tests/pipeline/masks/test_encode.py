@@ -6,10 +6,20 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pipeline.masks.encode import instances_to_objects, objects_from_dict, objects_to_dict, objects_to_json, split_instances
+from pipeline.masks.encode import (
+    instances_to_objects,
+    instances_to_rows,
+    objects_from_dict,
+    objects_to_dict,
+    objects_to_json,
+    rows_to_json,
+    split_instances,
+)
 from pipeline.types import Instances, OutlineOptions, SegmentedObject
-from tests.support.mask_examples import decode_rle, ellipse_logits, letterbox_of
+from tests.support.mask_examples import decode_rle, ellipse_logits, letterbox_of, rough_masks
 
 VGA = letterbox_of(480, 640)
 RING_MASK = ellipse_logits(VGA, (40, 30, 20, 20), (40, 30, -8, 8))
@@ -71,6 +81,24 @@ def test_objects_round_trip_through_dicts(options):
     """A client that parses an answer gets the objects that were sent, in every format."""
     objects = instances_to_objects(_instances(RING_MASK, RING_MASK), ["a", "b"], options)
     assert objects_from_dict(json.loads(objects_to_json(objects))) == objects
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    rough_masks(),
+    st.sampled_from([1, 2, 4, 5, 6, 17, None]),
+    st.sampled_from(["drop", "rings"]),
+    st.sampled_from(["polygon", "rle"]),
+    st.booleans(),
+)
+def test_rows_are_the_json_of_the_objects(example, decimals, holes, mask_format, closed):
+    """Byte by byte, also for masks that have to be repaired after rounding, and for those of which nothing is left."""
+    logits, letterbox = example
+    masks = np.stack([logits, np.full_like(logits, -1), -logits])
+    instances = Instances(np.tile(np.float32([0, 0, 9, 9]), (3, 1)), np.ones(3, np.float32), np.arange(3), masks, letterbox)
+    options = OutlineOptions(decimals=decimals, holes=holes, mask_format=mask_format, closed=closed)
+    rows = instances_to_rows(instances, ["a", "b", 'c"'], options)
+    assert rows_to_json(rows) == objects_to_json(instances_to_objects(instances, ["a", "b", 'c"'], options))
 
 
 def test_rle_stands_beside_an_empty_polygon():
