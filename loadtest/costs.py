@@ -31,7 +31,7 @@ from deployments.settings import DEPLOYMENTS, EMBEDDED_MODEL
 from jobs.command_line import CommandFault, tell
 from loadtest.engine_alone import measure_engine
 from loadtest.image_server import allow_image_server, start_image_server
-from loadtest.local_service import SHIPPED_CONFIG, Change, LocalService, local_service, title_of
+from loadtest.local_service import SHIPPED_CONFIG, Edit, LocalService, local_service, title_of
 from loadtest.machine import describe_machine, results_line
 from loadtest.photos import photos_from
 from loadtest.traffic import JSON_HEADERS, request_bodies
@@ -202,7 +202,7 @@ def measure_costs(
 
 
 @contextmanager
-def _sent(photos: Sequence[bytes], urls: bool) -> Iterator[tuple[Sequence[bytes | str], Change | None]]:
+def _sent(photos: Sequence[bytes], urls: bool) -> Iterator[tuple[Sequence[bytes | str], Edit | None]]:
     """The photos as requests hold them, and the change of the configuration that this needs."""
     if not urls:
         yield photos, None

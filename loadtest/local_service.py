@@ -36,7 +36,8 @@ STOP_TIMEOUT_S = 45.0
 _DEPLOY_FAILED = re.compile(r"Deploying app .* failed|Failed to update the deployments")
 _RAYLET_GCS = re.compile(r"--gcs-address=(\S+)")
 
-Change = Callable[[dict[str, Any]], None]
+Edit = Callable[[dict[str, Any]], None]
+"""Changes a parsed serve_config.yaml in place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class LocalService:
 
 @contextmanager
 def local_service(
-    config: Path = SHIPPED_CONFIG, change: Change | None = None, env: dict[str, str] | None = None, nodes: int = 0
+    config: Path = SHIPPED_CONFIG, change: Edit | None = None, env: dict[str, str] | None = None, nodes: int = 0
 ) -> Iterator[LocalService]:
     """Run a configuration until the block ends or SIGTERM arrives.
 
@@ -150,7 +151,7 @@ def wait_until_ready(service: LocalService, timeout_s: float = START_TIMEOUT_S) 
     raise NotReady(f"the service was not ready within {timeout_s:.0f} s; its log ends:\n{service.log_tail()}")
 
 
-def _write_config(config: Path, change: Change | None, port: int, folder: Path, *, head_only: bool) -> Path:
+def _write_config(config: Path, change: Edit | None, port: int, folder: Path, *, head_only: bool) -> Path:
     document = yaml.safe_load(config.read_text(encoding="utf-8"))
     document.setdefault("http_options", {}).update(host="127.0.0.1", port=port)
     if head_only:  # on one machine the proxies of several nodes would want the same port
