@@ -1,4 +1,4 @@
-"""A decoder process that misbehaves on request: what codec bugs would do. Started by test_decoder_process.py."""
+"""A decoder process that misbehaves on request: what codec bugs would do. Started by test_decoder_pool.py."""
 
 import ctypes
 import os
