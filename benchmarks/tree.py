@@ -65,7 +65,10 @@ def _first_sentence(path: Path) -> str:
 def main() -> None:
     """Write the tree into docs/DESIGN.md."""
     before = DESIGN.read_text(encoding="utf-8").partition(HEADING)[0]
-    note = "One line per module, from its docstring; written by `python -m benchmarks.tree`."
+    note = (
+        "One line per module, from its docstring; written by `python -m benchmarks.tree`. How the modules of a package work together:\n"
+        "its `__init__.py`."
+    )
     DESIGN.write_text(f"{before}{HEADING}\n\n{note}\n\n```\n{tree()}\n```\n", encoding="utf-8")
 
 
