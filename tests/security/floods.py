@@ -192,7 +192,9 @@ class Floods:
         took_s = watch.samples[-1].at_s
         peak_mb = max(sum(sample.memory_mb.values()) for sample in watch.samples) - self._forked_mb
         cores = mean_cores(watch.samples) | {"honest client": honest_s / took_s, "flood": (cpu_s(flood) - before_s) / took_s}
-        return Trial(queries, peak_mb, cores, outcomes)
+        trial = Trial(queries, peak_mb, cores, outcomes)
+        print(summed_up("beside a flood" if flood else "alone", [trial]), file=sys.stderr, flush=True)
+        return trial
 
 
 def summed_up(name: str, trials: Sequence[Trial]) -> Step:
@@ -204,9 +206,7 @@ def summed_up(name: str, trials: Sequence[Trial]) -> Step:
     parts = dict.fromkeys(part for trial in trials for part in trial.cores)
     cores = {part: sum(trial.cores.get(part, 0.0) for trial in trials) / len(trials) for part in parts}
     peak_mb = max(trial.peak_mb for trial in trials)
-    step = Step(name, asked, asked - len(good), p50, p99, p99s, peak_mb, dict(flood), *by_stage(good), cores)
-    print(step, file=sys.stderr, flush=True)
-    return step
+    return Step(name, asked, asked - len(good), p50, p99, p99s, peak_mb, dict(flood), *by_stage(good), cores)
 
 
 def _latency_ms(queries: Sequence[Query], q: float) -> float | None:
