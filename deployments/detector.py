@@ -15,7 +15,7 @@ import ray
 from ray import serve
 
 from deployments.metrics import BatchMetrics
-from deployments.settings import DetectorSettings, ModelSettings
+from deployments.settings import DetectorSettings, ModelSettings, Reconfigured
 from deployments.stage import Clock, Stage
 from deployments.task import ImageTask, ScoreOptions
 from pipeline.errors import ConfigurationError, EngineLost
@@ -37,7 +37,7 @@ MEASURED_BATCHES = 32
 
 
 @serve.deployment(max_ongoing_requests=64, max_queued_requests=512)
-class Detector:
+class Detector(Reconfigured):
     """Runs the network on batches that it forms across requests.
 
     Args:

@@ -32,7 +32,7 @@ from ray import serve
 from deployments.metrics import DecoderMetrics
 from deployments.retry_alone import SHARED_DECODE_S, RetryAlone, SharedDecoding
 from deployments.scaling import DECODING
-from deployments.settings import ImageLoaderSettings
+from deployments.settings import ImageLoaderSettings, Reconfigured
 from deployments.stage import Clock, Stage
 from deployments.task import ImageInput, ImageTask
 from pipeline.errors import DecodersUnavailable, LargeImage
@@ -63,7 +63,7 @@ DRAWN_PX = 2048
 
 
 @serve.deployment(max_ongoing_requests=64, max_queued_requests=512)
-class ImageLoader:
+class ImageLoader(Reconfigured):
     """Fetches, decodes and scales images.
 
     Args:

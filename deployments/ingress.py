@@ -22,7 +22,7 @@ from deployments.metrics import IngressMetrics
 from deployments.params import ScoreParams, check_image_count, check_images, parse_params
 from deployments.probe import PROBE_IMAGE
 from deployments.scoring import ScoringGraph
-from deployments.settings import Settings, with_live_settings
+from deployments.settings import Reconfigured, Settings, with_live_settings
 from deployments.task import PICTURE_FORMS, AnswerForm, ImageInput, RequestContext, ScoreOptions
 from deployments.tracing import record_stages
 from pipeline.errors import ImageFault, InvalidRequest, Overloaded, ServiceError, quoted
@@ -36,7 +36,7 @@ MODEL_INFO_S = 10.0
 
 @serve.deployment(max_ongoing_requests=1000)
 @serve.ingress()
-class Ingress:
+class Ingress(Reconfigured):
     """Admits requests, scores their images through the stages, gathers the answers.
 
     Args:
@@ -45,7 +45,7 @@ class Ingress:
         classes: class names, in the order of the network's labels.
         front: makes the ASGI application that serves HTTP for this ingress.
     Attributes:
-        settings: the settings in effect; see `reconfigure`.
+        settings: the settings in effect; see `apply`.
     """
 
     def __init__(
@@ -75,14 +75,13 @@ class Ingress:
         self._readiness: tuple[float, ServiceError | None] | None = None
         self._probe_lock = asyncio.Lock()
 
-    def reconfigure(self, user_config: Any, rank: Any = None) -> None:  # noqa: ARG002
-        """Called by Ray at the start and when `user_config` changes: applies limits and defaults without a restart.
+    def apply(self, user_config: Any) -> None:
+        """Apply limits and defaults without a restart.
 
         Args:
             user_config: see `with_live_settings`.
-            rank: not used; but only with this parameter Ray also calls when `user_config` is removed.
         Raises:
-            ConfigurationError: a setting cannot change in a running replica; the previous settings stay.
+            ConfigurationError: a setting is wrong or cannot change in a running replica; the previous settings stay.
         """
         self.settings = with_live_settings(self._at_start, user_config)
         self._graph.admission.reconfigure(self.settings.ingress)
@@ -140,12 +139,16 @@ class Ingress:
         return answers
 
     @contextmanager
-    def errors_counted(self) -> Iterator[None]:
-        """Within: count an error by its code, as one image, because the number of images is not known yet."""
+    def errors_counted(self, caller: str | None = None) -> Iterator[None]:
+        """Within: count an error by its code and caller, as one image, because the number of images is not known yet.
+
+        Args:
+            caller: id of the request's key; None if the request has no valid key.
+        """
         try:
             yield
         except ServiceError as error:
-            self._metrics.failed(error.code)
+            self._metrics.refused(error.code, caller)
             raise
 
     def check_room(self, caller: str = "") -> None:

@@ -16,7 +16,30 @@ from ray.serve import metrics
 from pipeline.errors import ServiceError, StageFailed
 from pipeline.inference.batch_queue import DropReason
 
-_LATENCY_MS: list[float] = [1, 2, 5, 10, 20, 35, 50, 75, 100, 150, 200, 250, 350, 500, 750, 1000, 2000, 5000, 10000, 30000]
+_LATENCY_MS: list[float] = [
+    1,
+    2,
+    5,
+    10,
+    20,
+    35,
+    50,
+    75,
+    100,
+    150,
+    200,
+    250,
+    350,
+    500,
+    750,
+    1000,
+    2000,
+    5000,
+    10000,
+    30000,
+    60000,
+    120000,
+]
 _BATCH: list[float] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256]
 _OBJECTS: list[float] = [
     0.5,
@@ -93,6 +116,12 @@ class IngressMetrics(StageMetrics):
         self._count_caller(caller, "done", images - len(faults))
         for code in faults:
             self.failed(code)
+            self._count_caller(caller, code)
+
+    def refused(self, code: str, caller: str | None) -> None:
+        """Count a request that is refused before its images are known, as one image; `caller` is None if it has no valid key."""
+        self.failed(code)
+        if caller is not None:
             self._count_caller(caller, code)
 
     def request_failed(self, error: ServiceError, images: int, latency_ms: float, caller: str) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from ray import serve
 
 from deployments.metrics import ObjectMetrics
-from deployments.settings import PolygonizerSettings
+from deployments.settings import PolygonizerSettings, Reconfigured
 from deployments.stage import Clock, Stage
 from deployments.task import ImageTask
 from pipeline.errors import ServiceError
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 @serve.deployment(max_ongoing_requests=32, max_queued_requests=512)
-class Polygonizer:
+class Polygonizer(Reconfigured):
     """Traces masks and encodes the results.
 
     Args:

@@ -7,6 +7,7 @@ Each deployment is constructed with its section. Defaults that the pipeline has 
 """
 
 # No `from __future__ import annotations` here or in serve_app/app.py: Ray Serve would then hand the builder a plain dict.
+import logging
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +19,8 @@ from pipeline.errors import ConfigurationError
 from pipeline.images.decode import WHITE_LEVEL, DecodeLimits
 from pipeline.inference.engine import EngineOptions, Kind, Precision, SimulatedStep
 from pipeline.types import DetectOptions, Holes, OutlineOptions
+
+logger = logging.getLogger("ray.serve")
 
 _DECODE, _ENGINE, _STEP = DecodeLimits(), EngineOptions(), SimulatedStep()
 _DETECT, _OUTLINE = DetectOptions(), OutlineOptions()
@@ -295,3 +298,39 @@ def with_live_settings(settings: Settings, user_config: Any) -> Settings:
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         raise ConfigurationError(f"{'.'.join(map(str, (place, *fault['loc'])))}: {fault['msg']}") from error
+
+
+class Reconfigured:
+    """Base of the deployments: takes `user_config` from Ray.
+
+    Ray checks nothing in it, stops a replica whose `reconfigure` raises, and starts another, which fails in the same way. So only a
+    new replica refuses a wrong `user_config`; a running one logs it and keeps its settings.
+    """
+
+    _is_running = False
+
+    def reconfigure(self, user_config: Any, rank: Any = None) -> None:  # noqa: ARG002
+        """Called by Ray at the start and when `user_config` changes.
+
+        Args:
+            user_config: for `apply`.
+            rank: not used; but only with this parameter Ray also calls without a `user_config`: at the start, and when it is removed.
+        Raises:
+            ConfigurationError: the `user_config` that a new replica starts with is wrong.
+        """
+        try:
+            self.apply(user_config)
+        except ConfigurationError as error:
+            if not self._is_running:
+                raise
+            logger.error("user_config is refused, and the settings stay as they are: %s", error)
+        self._is_running = True
+
+    def apply(self, user_config: Any) -> None:
+        """Apply a `user_config`; None for none.
+
+        Raises:
+            ConfigurationError: it is wrong.
+        """
+        if user_config is not None:
+            raise ConfigurationError("only the Ingress takes a user_config; it holds the live settings of all stages")

@@ -3,7 +3,7 @@
 POST /score         JSON (serve_app.contract), or image files as they are (serve_app.photo_body)
 GET  /              `Healthy` while this process runs; browsers get the playground (serve_app.pages)
 GET  /ready         200 after a tiny image went through every stage
-GET  /info          model, classes, engine, limits
+GET  /info          model, classes, engine, EXIF orientation, limits
 GET  /swagger.json  Swagger 2.0 with AzureML's names; OpenAPI 3.0 with ?version=3
 GET  /openapi.json  /docs  /playground
 """
@@ -140,7 +140,7 @@ def _add_score(app: FastAPI, ingress: Ingress, settings: Settings) -> Route:
     async def score(request: Request) -> Response:
         """Segment the images of a request."""
         with ExitStack() as held:
-            with ingress.errors_counted():
+            with ingress.errors_counted(request.state.caller):
                 hold = held.enter_context(budget.share())
                 ingress.check_room(request.state.caller)
                 context = ingress.context(requested_timeout_s(request), request.state.request_id, request.state.caller)
@@ -148,7 +148,7 @@ def _add_score(app: FastAPI, ingress: Ingress, settings: Settings) -> Route:
                 form = answer_form(request, len(scoring.images))
             began = time.perf_counter()
             answers = await ingress.score_images(scoring.images, scoring.params, context, answer_as=form)
-            with ingress.errors_counted():
+            with ingress.errors_counted(request.state.caller):
                 check_answer_size(answers, ingress.settings.ingress.max_answer_mb)
         respond = score_response if form == "json" else picture_response
         return respond(answers, (time.perf_counter() - began) * 1e3)
@@ -189,9 +189,11 @@ def _add_probes(app: FastAPI, ingress: Ingress, page: Asset) -> None:
 
 def _add_info(app: FastAPI, ingress: Ingress) -> None:
     async def info() -> Response:
-        """The model, its classes, the engine and the limits."""
+        """The model, its classes, the engine, whether photos are rotated by their EXIF orientation, and the limits."""
         model = await ingress.model_info()
-        return _json({"version": service_version(), **model.as_dict(), "limits": _limits(ingress.settings)})
+        settings = ingress.settings
+        rotates = {"exif_orientation": settings.image_loader.exif_orientation}
+        return _json({"version": service_version(), **model.as_dict(), **rotates, "limits": _limits(settings)})
 
     async def swagger(version: str = "2") -> Response:
         return _json(swagger_document(version, service_version()))

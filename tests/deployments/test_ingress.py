@@ -1,6 +1,8 @@
 """Admission in front of the stages, without Ray."""
 
+import logging
 import math
+import re
 from collections import Counter
 from types import MappingProxyType, SimpleNamespace
 
@@ -8,8 +10,11 @@ import numpy as np
 import pytest
 
 from deployments import ingress as ingress_module
+from deployments.detector import Detector
+from deployments.image_loader import ImageLoader
 from deployments.ingress import Ingress
 from deployments.params import ScoreParams
+from deployments.polygonizer import Polygonizer
 from deployments.settings import Settings
 from pipeline.errors import ConfigurationError, ImageError, ImageFault, InvalidRequest, LimitExceeded, Overloaded
 
@@ -83,9 +88,20 @@ async def test_errors_are_counted_once_by_their_code(ingress, counted):
     assert (caught.value.status, caught.value.code) == (413, "too_many_images")
     with pytest.raises(InvalidRequest):
         await ingress.score_images([], ScoreParams(labels=["unicorn"]), ingress.context(), answer_as="json")
-    with pytest.raises(Overloaded), ingress.errors_counted(), ingress._graph.admission.admitted(["image"] * 4, ingress.context()):
-        ingress.check_room()
-    assert counted["errors"] == {"overloaded": 4, "too_many_images": 5, "invalid_request": 1}
+    for caller in (None, "abc"):
+        with (
+            pytest.raises(Overloaded),
+            ingress.errors_counted(caller),
+            ingress._graph.admission.admitted(["image"] * 4, ingress.context()),
+        ):
+            ingress.check_room()
+    assert counted["errors"] == {"overloaded": 5, "too_many_images": 5, "invalid_request": 1}
+    assert counted["callers"] == {
+        ("any", "overloaded"): 3,
+        ("any", "too_many_images"): 5,
+        ("any", "invalid_request"): 1,
+        ("abc", "overloaded"): 1,
+    }
     assert counted["latency"] == {"failed": 3}
 
 
@@ -205,9 +221,25 @@ async def test_live_settings_change_in_a_running_ingress(ingress):
         (["retry_after_s"], "expected sections"),
     ],
 )
-async def test_settings_that_are_not_live_are_refused(ingress, user_config, place):
-    """The replica keeps the previous settings."""
-    before = ingress.settings
+async def test_a_wrong_user_config_stops_only_new_replicas(ingress, user_config, place, caplog):
+    """A running one keeps the previous settings and logs why: Ray stops replicas whose `reconfigure` raises."""
     with pytest.raises(ConfigurationError, match=place):
         ingress.reconfigure(user_config)
+    ingress.reconfigure({"detector": {"score_threshold": 0.7}})
+    before = ingress.settings
+    with caplog.at_level(logging.ERROR, "ray.serve"):
+        ingress.reconfigure(user_config)
     assert ingress.settings is before
+    assert re.search(place, caplog.text)
+
+
+@pytest.mark.parametrize("stage", [Detector, ImageLoader, Polygonizer])
+def test_a_user_config_of_a_stage_stops_only_new_replicas(stage, caplog):
+    """Only the Ingress takes one."""
+    replica = object.__new__(stage.func_or_class)
+    with pytest.raises(ConfigurationError, match="only the Ingress takes a user_config"):
+        replica.reconfigure({"score_threshold": 0.5}, rank=0)
+    replica.reconfigure(None, rank=0)
+    with caplog.at_level(logging.ERROR, "ray.serve"):
+        replica.reconfigure({"score_threshold": 0.5}, rank=0)
+    assert "only the Ingress takes a user_config" in caplog.text

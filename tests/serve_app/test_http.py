@@ -43,7 +43,7 @@ class FakeIngress:
         self.ready_error = None
         self.answers = None
         self.seen = []
-        self.counted = []
+        self.counted, self.callers = [], []
 
     def context(self, timeout_s=None, request_id=None, caller=""):
         return RequestContext(request_id, time.time() + (timeout_s or 30), caller)
@@ -58,11 +58,12 @@ class FakeIngress:
         return Overloaded("full", retry_after_s=2)
 
     @contextmanager
-    def errors_counted(self):
+    def errors_counted(self, caller=None):
         try:
             yield
         except ServiceError as error:
             self.counted.append(error.code)
+            self.callers.append(caller)
             raise
 
     async def score_images(self, images, params, context, *, answer_as):
@@ -576,6 +577,7 @@ async def test_probes_and_info(client, ingress):
     info = (await client.get("/info")).json()
     assert info["classes"] == ["person"]
     assert info["limits"]["max_images_per_request"] == 64
+    assert info["exif_orientation"] is True
 
 
 async def test_openapi_describes_score(client):
@@ -606,6 +608,21 @@ async def test_keys_guard_everything_but_health_and_documents(ingress, monkeypat
         assert (await client.post("/score", json=GOOD, headers={"authorization": "Bearer sesame"})).status_code == 200
         assert (await client.get("/")).status_code == 200
         assert (await client.get("/ready")).status_code == 200
+
+
+async def test_a_refused_request_is_counted_for_its_caller(ingress, monkeypatch):
+    """Also before its images are known: who has its share is refused before its body is read. Without a valid key there is no caller."""
+    monkeypatch.setenv("PRIMARY", "sesame")
+    monkeypatch.setenv("SECONDARY", "open")
+    async with client_for(ingress, Settings(ingress={"auth": {"keys_env": ["PRIMARY", "SECONDARY"]}})) as client:
+        assert (await client.post("/score", json=GOOD, headers={"authorization": "Bearer wrong"})).status_code == 401
+        assert (await client.post("/score", json={}, headers={"authorization": "Bearer sesame"})).status_code == 400
+        ingress.room_error = Overloaded("full", retry_after_s=2)
+        assert (await client.post("/score", json=GOOD, headers={"authorization": "Bearer open"})).status_code == 503
+    assert ingress.counted == ["unauthorized", "invalid_request", "overloaded"]
+    nobody, first, second = ingress.callers
+    assert nobody is None
+    assert len({first, second, "", None}) == 4
 
 
 async def test_an_answer_has_a_limit(ingress):
