@@ -2,12 +2,12 @@
 
 import { PhotoView, colour } from "./canvas.js";
 import { EXAMPLES } from "./examples.js";
-import { LOWEST_SCORE, ServiceError, info, picture, points, score } from "./service.js";
+import { LOWEST_SCORE, ServiceError, example, info, picture, points, score, typeOf } from "./service.js";
 import { curl, requests } from "./snippets.js";
 
 const $ = (id) => document.getElementById(id);
 const view = new PhotoView($("canvas"));
-const state = { photo: null, objects: [], timing: null, threshold: 0.3, tolerance: 1, hidden: new Set(), hovered: null, picked: null, key: "", tab: "curl" };
+const state = { photo: null, objects: [], timing: null, threshold: 0.3, tolerance: 1, hidden: new Set(), hovered: null, picked: null, key: "", tab: "curl", isRotated: true };
 let running = new AbortController();
 
 function element(name, properties = {}, ...children) {
@@ -30,35 +30,45 @@ async function take(photo) {
   Object.assign(state, { photo, objects: [], timing: null, hidden: new Set(), hovered: null, picked: null });
   for (const button of $("examples").querySelectorAll("button")) button.ariaPressed = String(button.dataset.file === photo.name);
   $("result").hidden = $("code").hidden = true;
-  const bitmap = await createImageBitmap(photo).catch(() => null);
-  if (state.photo === photo) await send(bitmap); // unless another photo was chosen meanwhile
+  await newest(async (signal) => {
+    const bitmap = state.isRotated ? await createImageBitmap(photo).catch(() => null) : null; // null: the service has to decode it
+    if (signal.aborted) return;
+    showPhoto(bitmap);
+    await find(signal, bitmap === null);
+  });
 }
 
 function showPhoto(bitmap) {
   view.setPhoto(bitmap);
-  document.body.classList.remove("empty");
-  $("welcome").hidden = true;
+  document.body.classList.toggle("empty", !bitmap);
+  $("welcome").hidden = Boolean(bitmap);
+  $("canvas").ariaLabel = state.photo.name;
 }
 
-// bitmap: the photo decoded by the browser; null if it cannot decode it, undefined if it is already shown.
-async function send(bitmap) {
+// Runs `work` instead of what runs; whatever that still brings is dropped.
+async function newest(work) {
   running.abort();
   running = new AbortController();
   const { signal } = running;
   $("error").hidden = true;
   $("busy").hidden = false;
-  if (bitmap) showPhoto(bitmap);
   try {
-    const found = await score(state.photo, { ...state, signal });
-    if (bitmap === null) showPhoto(await createImageBitmap(await picture(state.photo, state.key)));
-    Object.assign(state, found);
-    $("result").hidden = $("code").hidden = false;
-    render();
+    await work(signal);
   } catch (error) {
-    if (error.name !== "AbortError") tell(error);
+    if (!signal.aborted) tell(error);
   } finally {
     if (!signal.aborted) $("busy").hidden = true;
   }
+}
+
+async function find(signal, needsPicture = false) {
+  const found = await score(state.photo, { ...state, signal });
+  const decoded = needsPicture && await createImageBitmap(await picture(state.photo, state.key, signal));
+  signal.throwIfAborted();
+  if (decoded) showPhoto(decoded);
+  Object.assign(state, found);
+  $("result").hidden = $("code").hidden = false;
+  render();
 }
 
 function tell(error) {
@@ -67,6 +77,7 @@ function tell(error) {
   $("error-status").textContent = known.status ? `HTTP ${known.status}` : "";
   $("error-message").textContent = known.message + (known.requestId ? ` (request ${known.requestId})` : "");
   $("error-remedy").textContent = known.remedy;
+  $("retry").hidden = !state.photo;
   $("error").hidden = false;
   if (known.code === "unauthorized") askForKey();
 }
@@ -142,12 +153,12 @@ function renderTiming() {
 }
 
 function renderCode(list) {
-  const labels = state.hidden.size ? [...new Set(list.map(({ object }) => object.label))] : undefined;
+  const labels = state.hidden.size ? [...new Set(state.objects.map(({ label }) => label))].filter((label) => !state.hidden.has(label)) : undefined;
   const request = {
     url: new URL("score", document.baseURI).href,
     name: state.photo.name || "photo.png",
-    type: state.photo.type || "application/octet-stream",
-    asked: { threshold: state.threshold, tolerance: state.tolerance, labels },
+    type: typeOf(state.photo),
+    asked: { threshold: labels?.length === 0 ? 1 : state.threshold, tolerance: state.tolerance, labels }, // an empty list means all labels
     hasKey: Boolean(state.key),
   };
   const texts = {
@@ -195,18 +206,18 @@ function listen() {
   $("retry").onclick = () => take(state.photo);
   $("threshold").oninput = () => { state.threshold = Number($("threshold").value); render(); };
   $("tolerance").oninput = () => { $("tolerance-value").textContent = `${$("tolerance").value} px`; };
-  $("tolerance").onchange = () => { state.tolerance = Number($("tolerance").value); send(); };
+  $("tolerance").onchange = () => { state.tolerance = Number($("tolerance").value); newest(find); };
   $("canvas").onpointermove = (event) => {
     hover(view.at(event));
     $("canvas").classList.toggle("pointing", state.hovered !== null);
   };
   $("canvas").onpointerleave = () => hover(null);
   $("canvas").onclick = (event) => pick(view.at(event));
-  $("key-form").onsubmit = (event) => {
+  $("key-form").onsubmit = async (event) => {
     event.preventDefault();
     state.key = $("key").value.trim();
-    $("key-form").hidden = true;
-    greet();
+    $("key-form").hidden = $("error").hidden = true;
+    await greet();
     if (state.photo) take(state.photo);
   };
   document.onpaste = (event) => take([...event.clipboardData.files].find((file) => file.type.startsWith("image/")));
@@ -245,10 +256,10 @@ function showExamples() {
   $("examples").replaceChildren(...EXAMPLES.map(({ file, alt }) => {
     const button = element("button", { type: "button", title: alt }, element("img", { src: `playground/examples/${file}`, alt: `Example photo: ${alt}` }));
     button.dataset.file = file;
-    button.onclick = async () => {
-      const blob = await (await fetch(`playground/examples/${file}`)).blob();
-      take(new File([blob], file, { type: blob.type }));
-    };
+    button.onclick = () => newest(async (signal) => {
+      const blob = await example(file, signal);
+      await take(new File([blob], file, { type: blob.type }));
+    });
     return element("li", {}, button);
   }));
   $("credits").append("Example photos: ", ...EXAMPLES.flatMap(({ alt, source, credit }, i) => [i ? "; " : "", element("a", { href: source, textContent: alt }), ` ${credit}`]));
@@ -256,12 +267,13 @@ function showExamples() {
 
 async function greet() {
   try {
-    const { model, engine, precision, limits, classes } = await info(state.key);
+    const { model, engine, precision, limits, classes, exif_orientation: isRotated = true } = await info(state.key);
     $("model").textContent = [model, engine, precision, classes?.length === 1 ? `finds: ${classes[0]}` : `${classes?.length} classes`].filter(Boolean).join(" · ");
+    state.isRotated = isRotated;
     state.threshold = Math.max(limits.default_score_threshold, LOWEST_SCORE);
     $("threshold").value = state.threshold;
   } catch (error) {
-    if (error.code === "unauthorized") askForKey();
+    if (error.code === "unauthorized") state.key ? tell(error) : askForKey();
     else $("model").textContent = error.message;
   }
 }

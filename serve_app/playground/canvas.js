@@ -17,11 +17,11 @@ export class PhotoView {
     new ResizeObserver(() => this.draw()).observe(canvas);
   }
 
-  setPhoto(bitmap) {
+  setPhoto(bitmap) { // null for none
     this.photo?.close?.();
     this.photo = bitmap;
     this.shown = [];
-    this.canvas.hidden = false;
+    this.canvas.hidden = !bitmap;
     this.draw();
   }
 

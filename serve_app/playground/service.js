@@ -13,6 +13,7 @@ const REMEDIES = {
   overloaded: "The service is overloaded. Try again in a moment.",
   deadline_exceeded: "The service is busy. Try again, or raise ingress.timeout_s in serve_config.yaml.",
   internal_error: "Try again. If it persists, search the service's log for the request id.",
+  file_unreadable: "Choose it again. Folders cannot be scored.",
   no_connection: "Is the service running? `make serve` starts it and prints when it is ready.",
 };
 
@@ -27,8 +28,22 @@ export class ServiceError extends Error {
   }
 }
 
+// The key goes as UTF-8, as the service reads its keys: fetch() takes one character for each byte.
 function headersFor(key, more = {}) {
-  return key ? { ...more, Authorization: `Bearer ${key}` } : more;
+  const bytes = String.fromCharCode(...new TextEncoder().encode(key));
+  return key ? { ...more, Authorization: `Bearer ${bytes}` } : more;
+}
+
+// The type that a photo is sent with; files of other kinds go as bytes, so that they are refused as what they are: no images.
+export function typeOf(photo) {
+  return photo.type.startsWith("image/") ? photo.type : "application/octet-stream";
+}
+
+async function post(photo, asked, key, signal) {
+  await photo.slice(0, 1).arrayBuffer().catch(() => { // fetch() does not tell an unreadable file from a lost connection
+    throw new ServiceError("file_unreadable", "The file cannot be read. It was moved or changed, or it is a folder.");
+  });
+  return ask(`score?${asked}`, { method: "POST", body: photo, headers: headersFor(key, { "Content-Type": typeOf(photo) }), signal });
 }
 
 async function ask(url, options) {
@@ -49,6 +64,10 @@ export async function info(key) {
   return (await ask("info", { headers: headersFor(key) })).json();
 }
 
+export async function example(file, signal) {
+  return (await ask(`playground/examples/${file}`, { signal })).blob();
+}
+
 // The query of a request, without the server's defaults.
 export function query({ threshold, tolerance, labels, draw }) {
   const asked = new URLSearchParams({ score_threshold: threshold, polygon_tolerance_px: tolerance, holes: "rings" });
@@ -60,17 +79,15 @@ export function query({ threshold, tolerance, labels, draw }) {
 export async function score(photo, { tolerance, key, signal }) {
   const began = performance.now();
   const asked = query({ threshold: LOWEST_SCORE, tolerance });
-  const headers = headersFor(key, { "Content-Type": photo.type || "application/octet-stream" });
-  const response = await ask(`score?${asked}`, { method: "POST", body: photo, headers, signal });
+  const response = await post(photo, asked, key, signal);
   const [answer] = await response.json();
   return { objects: answer.boxes, timing: timing(response.headers.get("server-timing"), performance.now() - began) };
 }
 
-// The photo as PNG, from the service, for files that the browser cannot decode (TIFF).
-export async function picture(photo, key) {
+// The photo as PNG, from the service: for files that the browser cannot decode (TIFF), or would rotate though the service does not.
+export async function picture(photo, key, signal) {
   const asked = new URLSearchParams({ score_threshold: 1, draw: "1" });
-  const headers = headersFor(key, { "Content-Type": photo.type || "application/octet-stream" });
-  return (await ask(`score?${asked}`, { method: "POST", body: photo, headers })).blob();
+  return (await post(photo, asked, key, signal)).blob();
 }
 
 const STAGES = {

@@ -245,6 +245,106 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(browser, monkeypatch):
         context.close()
 
 
+def test_a_wrong_key_is_told_and_any_text_can_be_a_key(browser, monkeypatch):
+    """Before a photo is chosen too. The key goes as UTF-8, as from curl: fetch() alone takes no character beyond Latin-1."""
+    monkeypatch.setenv("SCORING_KEY", "cl\u00e9-\u043a\u043b\u044e\u0447")
+    with page_service(auth={"keys_env": ["SCORING_KEY"]}) as (url, _):
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(url)
+        for wrong in ("wrong", "\u043a\u043b\u044e\u0447"):
+            page.get_by_label("This service needs a key").fill(wrong)
+            page.keyboard.press("Enter")
+            page.wait_for_selector("#error:not([hidden])")
+            assert text(page, "#error-code") == "unauthorized"
+            assert page.locator("#key-form").is_visible()
+            assert page.locator("#retry").is_hidden()  # there is no photo to try again
+        page.get_by_label("This service needs a key").fill("cl\u00e9-\u043a\u043b\u044e\u0447")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#key-form", state="hidden")
+        assert page.locator("#error").is_hidden()
+        choose(page)
+        page.wait_for_selector("#result:not([hidden])")
+        context.close()
+
+
+def test_the_photo_chosen_last_is_shown(page):
+    """Whatever the one before still brings is dropped: its answer, the picture of a file that the browser cannot decode, an example."""
+    held = []
+    for held_url, first in (
+        ("**/score*draw=1", lambda: choose(page, photo("TIFF"), "first.tif", "image/tiff")),
+        ("**/score*", lambda: choose(page, name="first.png")),
+        ("**/examples/riders.jpg", lambda: page.locator("#examples button").first.click()),
+    ):
+        held.clear()
+        page.route(held_url, lambda route: route.continue_() if held else held.append(route))
+        first()
+        while not held:
+            page.wait_for_timeout(10)
+        choose(page, name="last.png")
+        page.wait_for_function("() => canvas.ariaLabel.startsWith('last.png:')")
+        held[0].fulfill(body=photo(size=(30, 10)), content_type="image/png")
+        page.wait_for_timeout(100)
+        page.unroute(held_url)
+        assert text(page, "#count") == f"1 {TIMES} person, 1 {TIMES} dog"
+        assert page.locator("#canvas").get_attribute("aria-label").startswith("last.png:")
+        assert page.locator("#canvas").evaluate("(canvas) => canvas.style.aspectRatio") == "400 / 300"
+        assert page.locator("#error").is_hidden()
+        assert page.locator("#busy").is_hidden()
+
+
+def test_a_file_that_cannot_be_read_is_told(page, tmp_path):
+    """Gone, changed, or a folder: fetch() would only say that the connection failed."""
+    file = tmp_path / "photo.png"
+    file.write_bytes(photo())
+    page.locator("#file").set_input_files(file)
+    page.wait_for_selector("#result:not([hidden])")
+    file.unlink()
+    slide(page, "#tolerance", 4)
+    page.wait_for_selector("#error:not([hidden])")
+    assert text(page, "#error-code") == "file_unreadable"
+
+
+def test_a_file_of_another_kind_is_sent_as_bytes(page, service):
+    """JSON too, which would be a request of its own. After an error the photo before, with its outlines, is not shown any more."""
+    scored(page)
+    request = b'{"input_data": {"data": ["http://127.0.0.1/"]}}'
+    service[1].error = ImageError("The file is not an image.")
+    choose(page, request, "request.json", "application/json")
+    page.wait_for_selector("#error:not([hidden])")
+    assert service[1].seen[-1][0] == [request]
+    assert page.locator("#canvas").is_hidden()
+    assert page.locator("#welcome").is_visible()
+
+
+def test_a_service_that_does_not_rotate_photos_draws_them(page):
+    """With `image_loader.exif_orientation: false` outlines fit the stored pixels, which browsers rotate."""
+    page.route("**/info", lambda route: route.fulfill(json=route.fetch().json() | {"exif_orientation": False}))
+    page.route("**/score*draw=1", lambda route: route.fulfill(body=photo(size=(30, 10)), content_type="image/png"))
+    page.reload()
+    page.wait_for_selector("#model:not(:empty)")
+    scored(page)
+    assert page.locator("#canvas").evaluate("(canvas) => canvas.style.aspectRatio") == "30 / 10"
+
+
+def test_the_code_finds_what_the_page_shows(page, tmp_path):
+    """Also if the objects of all labels that are left are below the score, or no label is left."""
+    import subprocess
+    import sys
+
+    scored(page)
+    (tmp_path / "photo.png").write_bytes(photo())
+    slide(page, "#threshold", 0.8)
+    page.get_by_role("tab", name="Python").click()
+    for label in ("person", "dog"):
+        page.get_by_role("checkbox", name=label).uncheck()
+        assert text(page, "#count") == "No objects above this score"
+        asked = text(page, "#panel")
+        assert '"labels": ["dog"]' in asked if label == "person" else '"score_threshold": 1' in asked
+    done = subprocess.run([sys.executable, "-c", asked], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
 def test_docs_work_without_the_internet(browser, service):
     """The document is shown; every file comes from the service."""
     url, _ = service
