@@ -19,7 +19,8 @@ STRINGS = st.one_of(
     st.text(alphabet='ab\\"', min_size=30, max_size=80),
 )
 VALUES = st.recursive(
-    STRINGS | st.integers() | st.none(), lambda inner: st.lists(inner, max_size=4) | st.dictionaries(STRINGS, inner)
+    STRINGS | st.integers(-(2**63), 2**64 - 1) | st.none(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(STRINGS, inner),
 )
 
 
