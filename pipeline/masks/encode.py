@@ -54,7 +54,7 @@ def instances_to_objects(instances: Instances, classes: Sequence[str], options: 
 def instances_to_rows(instances: Instances, classes: Sequence[str], options: OutlineOptions) -> list[bytes]:
     """As `instances_to_objects`, but each object as the JSON that `objects_to_json` writes, without a Python object for each number.
 
-    With 100 ragged masks this takes a quarter of the time of lists and their conversion, and does not hold the GIL.
+    100 ragged masks take 12.7 ms instead of 16.2 (Zen 4, one thread), and the GIL is held for less of it.
     """
     masks = _masks_as_text(instances, options)
     return [
@@ -82,7 +82,7 @@ def warm_up() -> None:
 def split_instances(instances: Instances, threads: int) -> list[Instances]:
     """Split the instances of an image into parts, to outline them in several threads, and other images in between.
 
-    Two threads take three quarters of the time of one for 100 ragged masks, and a quarter more CPU; with few instances they gain nothing.
+    Two threads take four fifths of the time of one for 100 ragged masks, and a fifth more CPU; with few instances they gain nothing.
 
     Args:
         instances: of one image.
