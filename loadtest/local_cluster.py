@@ -2,7 +2,8 @@
 
     head (no CPUs: no replicas) ◀── node ◀── node ...
 
-Not possible on one machine: an HTTP proxy on every node (they need the same port), and network failures.
+With `cables` each node has a network namespace of its own (loadtest/node_network.py) and can be cut off. The HTTP proxy runs on the head
+only: without namespaces, those of several nodes would need the same port.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import psutil
 
 from jobs.command_line import CommandFault
 from loadtest.machine import free_port
+from loadtest.node_network import Cable, bridge
 
 CPUS_A_NODE = 4
 """Logical CPUs per node: one node of two can hold all replicas."""
@@ -60,9 +62,15 @@ def unwound_by_sigterm() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One node: the `ray start` process, and below it the raylet, its agents and its workers."""
+    """One node: the `ray start` process, and below it the raylet, its agents and its workers.
+
+    Args:
+        process: `ray start --block`.
+        cable: its connection, if it has a network namespace of its own.
+    """
 
     process: subprocess.Popen[bytes]
+    cable: Cable | None = None
 
     def processes(self) -> list[psutil.Process]:
         """Every process of this node."""
@@ -109,28 +117,32 @@ class LocalCluster:
 
 
 @contextmanager
-def local_cluster(nodes: int, folder: Path, env: Mapping[str, str]) -> Iterator[LocalCluster]:
+def local_cluster(nodes: int, folder: Path, env: Mapping[str, str], *, cables: bool = False) -> Iterator[LocalCluster]:
     """Start a head without CPUs and `nodes` nodes; stops all of them at the end.
 
     Args:
         folder: for logs.
         env: environment of every node, including `ray.env`.
+        cables: give each node a network namespace of its own; needs CAP_NET_ADMIN.
     Raises:
         NotReady: a node did not start in time; the message holds the end of its log.
     """
     env = {name: value for name, value in env.items() if name != "RAY_ADDRESS"}
     port = free_port()
-    address = f"127.0.0.1:{port}"
     with ExitStack() as stack:
+        joined = stack.enter_context(bridge()) if cables else None
+        host = joined.address if joined else "127.0.0.1"
+        address = f"{host}:{port}"
         head = stack.enter_context(
-            _node(["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"], folder, "head", env)
+            _node(["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"], folder, "head", env, host)
         )
         count = itertools.count()
 
         def start_node(tries: int = START_TRIES) -> Node:
             arguments = [f"--address={address}", f"--num-cpus={CPUS_A_NODE}"]
             try:
-                started = stack.enter_context(_node(arguments, folder, f"node{next(count)}", env))
+                cable = joined.connect() if joined else None
+                started = stack.enter_context(_node(arguments, folder, f"node{next(count)}", env, host, cable))
             except NotReady:
                 if tries == 1:
                     raise
@@ -145,24 +157,31 @@ def local_cluster(nodes: int, folder: Path, env: Mapping[str, str]) -> Iterator[
 
 
 @contextmanager
-def _node(arguments: list[str], folder: Path, name: str, env: Mapping[str, str]) -> Iterator[Node]:
+def _node(
+    arguments: list[str], folder: Path, name: str, env: Mapping[str, str], host: str, cable: Cable | None = None
+) -> Iterator[Node]:
     command = [
         sys.executable,
         "-m",
         "ray.scripts.scripts",
         "start",
         "--block",
-        "--node-ip-address=127.0.0.1",
+        f"--node-ip-address={cable.address if cable else host}",
         "--log-color=false",
     ]
     command += [f"--object-store-memory={_OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"]
     command += [f"--{name}-port={free_port()}" for name in ("dashboard-agent-listen", "metrics-export", "runtime-env-agent")]
+    command += arguments
     log = folder / f"{name}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*command, *arguments], env=dict(env), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            cable.command(command) if cable else command,
+            env=dict(env),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
-    node = Node(process)
+    node = Node(process, cable)
     try:
         _wait_until_started(process, log)
         yield node

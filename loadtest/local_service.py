@@ -92,7 +92,12 @@ class LocalService:
 
 @contextmanager
 def local_service(
-    config: Path = SHIPPED_CONFIG, change: Edit | None = None, env: dict[str, str] | None = None, nodes: int = 0
+    config: Path = SHIPPED_CONFIG,
+    change: Edit | None = None,
+    env: dict[str, str] | None = None,
+    nodes: int = 0,
+    *,
+    cables: bool = False,
 ) -> Iterator[LocalService]:
     """Run a configuration until the block ends or SIGTERM arrives.
 
@@ -101,6 +106,7 @@ def local_service(
         change: edits the parsed file in place.
         env: further environment variables.
         nodes: 0: Ray as `serve run` starts it; else a cluster of so many nodes, with the HTTP proxy on its head.
+        cables: see `local_cluster`.
     Raises:
         NotReady: the service was not ready in time, or a node did not start.
     """
@@ -113,7 +119,7 @@ def local_service(
         port = free_port()
         environment = service_environment(folder) | (env or {})
         path = _write_config(config, change, port, folder, head_only=nodes > 0)
-        cluster = stack.enter_context(local_cluster(nodes, folder, environment)) if nodes else None
+        cluster = stack.enter_context(local_cluster(nodes, folder, environment, cables=cables)) if nodes else None
         service = _start(path, folder, port, environment, cluster)
         stack.callback(_stop, service)
         wait_until_ready(service)

@@ -18,7 +18,7 @@ import requests
 
 from deployments.settings import DEPLOYMENTS
 from loadtest.local_cluster import NotReady
-from loadtest.local_service import local_service, title_of
+from loadtest.local_service import local_service, ray_environment, title_of
 from tests.e2e.batches import settled_batches
 from tests.security.attacks import SPECIALS, as_body, attack_with_bodies, attack_with_files
 from tests.security.mutants import mutants
@@ -148,12 +148,15 @@ def test_work_of_a_client_that_left_is_dropped(service, photo):
     assert post(service, as_body([photo])).status_code == 200
 
 
-def test_haproxy_does_not_splice_requests(service):
-    """Ray writes both lines of ray.env's RAY_SERVE_HAPROXY_RETRY_ON into HAProxy's configuration, after what they replace."""
+def test_haproxy_has_the_options_of_ray_env(service):
+    """Ray writes every line of ray.env's RAY_SERVE_HAPROXY_RETRY_ON into HAProxy's configuration, after what it replaces."""
     (file,) = service.folder.glob("haproxy/**/cfg")
     defaults = file.read_text().partition("\ndefaults\n")[2].partition("\nfrontend ")[0]
     lines = [line.strip() for line in defaults.splitlines()]
-    assert "retry-on conn-failure empty-response" in lines
+    retry_on, *options = ray_environment()["RAY_SERVE_HAPROXY_RETRY_ON"].splitlines()
+    assert f"retry-on {retry_on}" in lines
+    assert len(options) == 6
+    assert {option.strip() for option in options} < set(lines)
     assert [line for line in lines if line.endswith("option splice-request")] == [
         "option splice-request",
         "no option splice-request",
