@@ -118,7 +118,7 @@ def local_service(
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         port = free_port()
         environment = service_environment(folder) | (env or {})
-        path = _write_config(config, change, port, folder, head_only=nodes > 0)
+        path = _write_config(config, change, port, folder, head_only=nodes > 0, cables=cables)
         cluster = stack.enter_context(local_cluster(nodes, folder, environment, cables=cables)) if nodes else None
         service = _start(path, folder, port, environment, cluster)
         stack.callback(_stop, service)
@@ -157,11 +157,14 @@ def wait_until_ready(service: LocalService, timeout_s: float = START_TIMEOUT_S) 
     raise NotReady(f"the service was not ready within {timeout_s:.0f} s; its log ends:\n{service.log_tail()}")
 
 
-def _write_config(config: Path, change: Edit | None, port: int, folder: Path, *, head_only: bool) -> Path:
+def _write_config(config: Path, change: Edit | None, port: int, folder: Path, *, head_only: bool, cables: bool) -> Path:
     document = yaml.safe_load(config.read_text(encoding="utf-8"))
     document.setdefault("http_options", {}).update(host="127.0.0.1", port=port)
     if head_only:  # on one machine the proxies of several nodes would want the same port
         document["proxy_location"] = "HeadOnly"
+    if cables:  # HAProxy on the head reaches the Ingresses by their nodes' addresses
+        document["http_options"]["host"] = "0.0.0.0"  # in a network namespace of its own, see `bridge`
+        document["applications"][0]["args"].setdefault("ingress", {})["auth"] = {"allow_anonymous": True}
     if change is not None:
         change(document)
     path = folder / "serve_config.yaml"

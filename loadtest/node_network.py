@@ -1,4 +1,4 @@
-"""A network namespace for each node of a local cluster, joined by a bridge, so that a node can be cut off. Linux, needs CAP_NET_ADMIN.
+"""A network namespace for each node of a local cluster, joined by a bridge, so that a node can be cut off: Linux, CAP_NET_ADMIN.
 
     bridge 10.93.0.1 (head, load) ──veth── 10.93.0.2 (node) ──veth── 10.93.0.3 (node) ...
 
@@ -14,6 +14,8 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+import psutil
 
 _PREFIX = "10.93.0."
 
@@ -73,8 +75,7 @@ def bridge() -> Iterator[Bridge]:
     try:
         _ip("addr", "add", f"{made.address}/24", "dev", made.name)
         _ip("link", "set", made.name, "up")
-        if not _ip("route", "show", "default"):  # Ray 2.60 does not start where there is none
-            _ip("route", "add", "default", "dev", made.name)
+        _ip("route", "add", "default", "dev", made.name)  # Ray 2.60 does not start where there is none
         yield made
     finally:
         for cable in made._cables:
@@ -83,7 +84,12 @@ def bridge() -> Iterator[Bridge]:
 
 
 def may_make_networks() -> bool:
-    """Whether this process may make network namespaces (Linux, `ip`, CAP_NET_ADMIN)."""
+    """Whether this process may make network namespaces, and is in one that has no interface but loopback: as under `unshare --net`.
+
+    Where there are others, the service would be reachable from outside: HAProxy and the Ingresses listen on all addresses.
+    """
+    if set(psutil.net_if_addrs()) != {"lo"}:
+        return False
     try:
         with bridge() as made:
             made.connect()
