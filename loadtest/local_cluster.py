@@ -98,6 +98,7 @@ class Node:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(family, timeout=5)
+        self.process.wait(5)
 
 
 @dataclass(frozen=True, slots=True)
