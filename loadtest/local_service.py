@@ -34,6 +34,8 @@ START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 45.0
 
 _DEPLOY_FAILED = re.compile(r"Deploying app .* failed|Failed to update the deployments")
+_STARTED = re.compile(r"started successfully on node '\w+' after [\d.]+s \(PID: (\d+)\)")
+"""What Ray Serve's controller logs of each replica, once its constructor has returned."""
 _RAYLET_GCS = re.compile(r"--gcs-address=(\S+)")
 
 Edit = Callable[[dict[str, Any]], None]
@@ -80,6 +82,11 @@ class LocalService:
         """Process ids of a deployment's replicas (Ray names its processes after what they run)."""
         return [child.pid for child in self.processes() if f":{deployment}" in title_of(child)]
 
+    def started_pids(self) -> set[int]:
+        """Process ids of all replicas that have started so far; a process has a replica's name before that."""
+        logs = (self.folder / "ray").glob("session_2*/logs/serve/controller_*.log")
+        return {int(pid) for log in logs for pid in _STARTED.findall(log.read_text(errors="replace"))}
+
     def processes(self) -> list[psutil.Process]:
         """Every process of this service, Ray's own included."""
         of_nodes = (self.cluster.head, *self.cluster.nodes) if self.cluster else ()
@@ -122,7 +129,7 @@ def local_service(
         cluster = stack.enter_context(local_cluster(nodes, folder, environment, cables=cables)) if nodes else None
         service = _start(path, folder, port, environment, cluster)
         stack.callback(_stop, service)
-        wait_until_ready(service)
+        wait_until_ready(service, or_failed=_DEPLOY_FAILED)
         yield service
 
 
@@ -140,9 +147,14 @@ def _haproxy_of_its_own(folder: Path) -> dict[str, str]:
     return ports | {f"RAY_SERVE_HAPROXY_{name}": value for name, value in settings.items()}
 
 
-def wait_until_ready(service: LocalService, timeout_s: float = START_TIMEOUT_S) -> float:
+def wait_until_ready(
+    service: LocalService, timeout_s: float = START_TIMEOUT_S, or_failed: re.Pattern[str] | None = None
+) -> float:
     """Wait until /ready is 200; returns the seconds it took.
 
+    Args:
+        or_failed: what in the log ends the wait. Not for a service that recovers: a replica that ends while others still start makes Ray
+            Serve log that the deployment failed, and then start another.
     Raises:
         NotReady: not ready in time, the deployment failed, or the process ended.
     """
@@ -151,10 +163,10 @@ def wait_until_ready(service: LocalService, timeout_s: float = START_TIMEOUT_S) 
         with suppress(requests.RequestException):
             if requests.get(f"{service.url}/ready", timeout=10).ok:
                 return time.monotonic() - began
-        if service.process.poll() is not None or _DEPLOY_FAILED.search(service.log_tail(400)):
+        if service.process.poll() is not None or (or_failed and or_failed.search(service.log_tail(400))):
             break
         time.sleep(0.1)
-    raise NotReady(f"the service was not ready within {timeout_s:.0f} s; its log ends:\n{service.log_tail()}")
+    raise NotReady(f"the service was not ready after {time.monotonic() - began:.0f} s; its log ends:\n{service.log_tail()}")
 
 
 def _write_config(config: Path, change: Edit | None, port: int, folder: Path, *, head_only: bool, cables: bool) -> Path:

@@ -10,18 +10,17 @@ from loadtest.local_service import local_service, title_of
 from loadtest.node_network import may_make_networks
 
 
-def deployments_on(node):
-    return sorted(name for name in DEPLOYMENTS for process in node.processes() if f":{name}" in title_of(process))
+def replicas_on(service, node):
+    """The deployment of each replica that has started and still runs on the node, by process id."""
+    started = service.started_pids()
+    titles = {process.pid: title_of(process) for process in node.processes() if process.pid in started}
+    return {pid: name for pid, title in titles.items() for name in DEPLOYMENTS if f":{name}" in title}
 
 
-def replica_pids(node):
-    return {process.pid for name in DEPLOYMENTS for process in node.processes() if f":{name}" in title_of(process)}
-
-
-def wait_for_replicas(node, deployments):
-    deadline = time.monotonic() + 30
-    while deployments_on(node) != deployments:
-        assert time.monotonic() < deadline, deployments_on(node)
+def wait_for_replicas(service, node, deployments):
+    deadline = time.monotonic() + 60
+    while sorted((found := replicas_on(service, node)).values()) != sorted(deployments):
+        assert time.monotonic() < deadline, found
         time.sleep(0.5)
 
 
@@ -40,8 +39,8 @@ def test_a_node_without_power():
     with local_service(change=two_detectors, nodes=2, cables=True) as service:
         lost, left = service.nodes
         for node in service.nodes:
-            wait_for_replicas(node, sorted(DEPLOYMENTS))
-        kept = replica_pids(left)
+            wait_for_replicas(service, node, DEPLOYMENTS)
+        kept = set(replicas_on(service, left))
         with Callers(service.url, CALLERS) as callers:
             time.sleep(2)
             cut_at = time.monotonic()
@@ -52,7 +51,7 @@ def test_a_node_without_power():
         failed = [status for _, status in after if status != 200]
         assert len(failed) <= CALLERS  # HAProxy does not repeat a request on a connection that was used before
         assert max(after)[0] < CUT_OFF_S
-        assert kept <= replica_pids(left)  # those that wait for the lost Ingress are not given up, too
+        assert kept <= set(replicas_on(service, left))  # those that wait for the lost Ingress are not given up, too
 
 
 @pytest.mark.slow
@@ -62,13 +61,13 @@ def test_a_stopped_node():
     with local_service(change=two_detectors, nodes=2) as service:
         silent, left = service.nodes
         for node in service.nodes:
-            wait_for_replicas(node, sorted(DEPLOYMENTS))
+            wait_for_replicas(service, node, DEPLOYMENTS)
         with Callers(service.url, CALLERS) as callers:
             time.sleep(2)
             stopped_at = time.monotonic()
             for process in silent.processes():
                 process.suspend()
-            wait_for_replicas(left, sorted(2 * DEPLOYMENTS))  # fails after 30 s: starting a Detector takes most of it
+            wait_for_replicas(service, left, 2 * DEPLOYMENTS)
             up_again_s = time.monotonic() - stopped_at
             time.sleep(max(0.0, CUT_OFF_S - up_again_s))
             for process in silent.processes():
@@ -87,7 +86,7 @@ def test_a_lost_node():
     with local_service(change=two_detectors, nodes=2) as service:
         _, left = service.nodes
         for node in service.nodes:
-            wait_for_replicas(node, sorted(DEPLOYMENTS))  # one replica of each is enough for /ready
+            wait_for_replicas(service, node, DEPLOYMENTS)  # one replica of each is enough for /ready
         with Callers(service.url, CALLERS) as callers:
             time.sleep(2)
             loss = lose_node(service, callers)
@@ -96,4 +95,4 @@ def test_a_lost_node():
         assert loss.slowest_s < 20
         assert loss.failed <= 2 * CALLERS
         assert {status for sent, _, status in callers.answers[-3:]} == {200}
-        wait_for_replicas(left, sorted(2 * DEPLOYMENTS))
+        wait_for_replicas(service, left, 2 * DEPLOYMENTS)
