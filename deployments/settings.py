@@ -296,8 +296,32 @@ def with_live_settings(settings: Settings, user_config: Any) -> Settings:
     try:
         return Settings.model_validate(document)
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        raise ConfigurationError(f"{'.'.join(map(str, (place, *fault['loc'])))}: {fault['msg']}") from error
+        raise ConfigurationError(first_fault(error, document, place)) from error
+
+
+def first_fault(error: ValidationError, document: Any, place: str) -> str:
+    """A message for the first error in a part of a configuration file.
+
+    Args:
+        document: the part, as parsed from YAML.
+        place: of the part in the file; empty for the whole file.
+    """
+    fault = error.errors(include_url=False)[0]
+    here = document
+    for part in fault["loc"]:
+        if isinstance(here, list | tuple) and isinstance(part, int):
+            here = here[part]
+            place += f"[{here.get('name', part) if isinstance(here, dict) else part}]"
+        elif isinstance(here, dict) and (part in here or fault["type"] == "missing"):  # else the name of a type in a union
+            here = here.get(part)
+            place += f".{part}"
+    text = (
+        fault["msg"]
+        .removeprefix("Value error, ")
+        .replace("valid tuple", "valid list")
+        .replace("valid dictionary", "valid mapping")
+    )
+    return f"{place.removeprefix('.') or 'top level'}: {text}"
 
 
 class Reconfigured:

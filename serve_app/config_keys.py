@@ -4,6 +4,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from deployments.settings import first_fault
 from pipeline.errors import ConfigurationError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -50,6 +51,6 @@ def validated(model: type[Model], section: Any, place: str) -> Model:
     try:
         return model.model_validate(section)
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        where = ".".join(map(str, (place, *fault["loc"]))).strip(".")
-        raise ConfigurationError(f"{where}: {fault['msg']}") from error
+        raise ConfigurationError(first_fault(error, section, place)) from error
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(f"{place or 'top level'}: a function that it names cannot be imported: {error}") from error

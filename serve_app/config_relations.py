@@ -8,11 +8,15 @@ from ray.serve.config import AutoscalingConfig
 from deployments.detector import Detector, check_ongoing
 from deployments.image_loader import ImageLoader
 from deployments.ingress import Ingress
+from deployments.polygonizer import Polygonizer
 from deployments.settings import Settings
 from pipeline.errors import ConfigurationError
 from serve_app.body import MAX_BODIES_ARRIVING
 from serve_app.config_keys import validated
 
+CLASSES: dict[str, Any] = {"Ingress": Ingress, "ImageLoader": ImageLoader, "Detector": Detector, "Polygonizer": Polygonizer}
+PLACEMENT = ("ray_actor_options", "max_replicas_per_node", "placement_group_bundles", "placement_group_strategy")
+"""Options that Ray Serve checks only when it starts the deployment."""
 HAPROXY_TIMEOUT = "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"
 
 
@@ -23,13 +27,23 @@ def check_relations(deployments: dict[str, dict[str, Any]], settings: Settings, 
         deployments: its entries by name.
         request_timeout_s: of `http_options`, seconds.
     Raises:
-        ConfigurationError: two settings contradict each other; the message names both.
+        ConfigurationError: two settings contradict each other, and the message names both; or Ray Serve would not start a deployment.
     """
+    _check_placement(deployments)
     _check_ongoing(deployments, settings)
     _check_admission(deployments.get("Ingress", {}), settings)
     _check_autoscaling(deployments, settings)
     _check_urls(deployments, settings)
     _check_timeout(request_timeout_s, settings)
+
+
+def _check_placement(deployments: dict[str, dict[str, Any]]) -> None:
+    for name, entry in deployments.items():
+        options = {option: entry[option] for option in PLACEMENT if option in entry}
+        try:
+            CLASSES[name].options(**options)
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(f"deployments[{name}]: {error}") from error
 
 
 def _check_admission(ingress: dict[str, Any], settings: Settings) -> None:
@@ -76,8 +90,7 @@ def autoscaling(deployment: dict[str, Any]) -> AutoscalingConfig | None:
 
 def _default(name: str) -> int:
     """A deployment's max_ongoing_requests where the file does not give it."""
-    known: dict[str, Any] = {"Ingress": Ingress, "ImageLoader": ImageLoader, "Detector": Detector}
-    return int(known[name].max_ongoing_requests)
+    return int(CLASSES[name].max_ongoing_requests)
 
 
 def _check_ongoing(deployments: dict[str, dict[str, Any]], settings: Settings) -> None:

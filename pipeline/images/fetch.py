@@ -282,7 +282,7 @@ def make_ssl_context(ca_file: str | None) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=path)
     except OSError as error:
-        raise ConfigurationError(f"ca_file: {path} cannot be read as PEM certificates ({error})") from error
+        raise ConfigurationError(f"image_loader.fetch.ca_file: {path} cannot be read as PEM certificates ({error})") from error
 
 
 def _refused(reason: str) -> FetchError:

@@ -86,6 +86,34 @@ DETECTOR = [*APP, "deployments", 2]
             id="autoscaling without effect",
         ),
         pytest.param(
+            DETECTOR,
+            "autoscaling_config",
+            {"policy": {"policy_function": "deployments.scaling:by_nothing"}},
+            "a function that it names cannot be imported: .*by_nothing",
+            id="no such autoscaling policy",
+        ),
+        pytest.param(
+            DETECTOR,
+            "num_replicas",
+            0,
+            r"^applications\[rtmdet-ins\].deployments\[Detector\].num_replicas: Input",
+            id="no replica",
+        ),
+        pytest.param(
+            DETECTOR, "max_replicas_per_node", 0, r"deployments\[Detector\]: Invalid max_replicas_per_node 0", id="no room"
+        ),
+        pytest.param(
+            [*DETECTOR, "ray_actor_options"],
+            "resources",
+            {"GPU": 1},
+            r"\[Detector\]: Use the 'num_cpus' and 'num_gpus'",
+            id="GPU",
+        ),
+        pytest.param(
+            [*ARGS, "ingress"], "cors_origins", "https://a.example", r"cors_origins: Input should be a valid list$", id="no list"
+        ),
+        pytest.param([*ARGS, "image_loader"], "fetch", {"allowed_ports": 9000}, "Input should be a valid list$", id="no tuple"),
+        pytest.param(
             DETECTOR, "request_router_config", {"initial_backoff": 1}, r"request_router_config: .* initial_backoff;", id="router"
         ),
         pytest.param(DETECTOR, "name", "Detecter", "no such deployment; known: Ingress", id="deployment name"),
@@ -117,7 +145,7 @@ DETECTOR = [*APP, "deployments", 2]
             [*ARGS, "image_loader"],
             "fetch",
             {"allowed_networks": ["10.2.0.0/16", "10.0.0.1/8"]},
-            r"args\.image_loader\.fetch\.allowed_networks\.1: .*10\.0\.0\.1/8 has host bits set; expected a network",
+            r"args\.image_loader\.fetch\.allowed_networks\[1\]: 10\.0\.0\.1/8 has host bits set; expected a network",
             id="address for a network",
         ),
         pytest.param(
@@ -125,10 +153,14 @@ DETECTOR = [*APP, "deployments", 2]
         ),
         pytest.param([*ARGS, "image_loader"], "fetch", {"allowed_networks": ["intranet"]}, "'intranet'", id="name for a network"),
         pytest.param(
-            [*ARGS, "image_loader"], "fetch", {"allowed_hosts": ["https://a.example/"]}, "no host name", id="URL for a host"
+            [*ARGS, "image_loader"],
+            "fetch",
+            {"allowed_hosts": ["https://a.example/"]},
+            r"hosts\[0\]: 'https://a.example/' is no host name",
+            id="URL for a host",
         ),
         pytest.param([*ARGS, "image_loader"], "fetch", {"allowed_hosts": ["*.a.example"]}, "no host name", id="star for a host"),
-        pytest.param([*ARGS, "image_loader"], "fetch", {"allowed_ports": [0]}, r"allowed_ports\.0", id="no such port"),
+        pytest.param([*ARGS, "image_loader"], "fetch", {"allowed_ports": [0]}, r"allowed_ports\[0\]", id="no such port"),
         pytest.param([*ARGS, "ingress"], "max_body_mb", float("inf"), r"args\.ingress\.max_body_mb: .*finite", id="infinite"),
         pytest.param([*ARGS, "ingress"], "max_urls_in_flight", 64, "slow URLs would block", id="URLs could take all loaders"),
         pytest.param([*ARGS, "model"], "name", "rtmdet-ins_nano_persn", "neither a known model", id="model name"),
