@@ -8,17 +8,20 @@ annotation, and entries that are no objects are left out; the report lists all o
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jobs.annotations.coco_objects import ObjectReader
-from jobs.annotations.fields import pixels
+from jobs.annotations.fields import flag, pixels
 from jobs.annotations.photo_files import find_photos, missing_photos, sized
 from jobs.annotations.report import AnnotationsError, Report
 
 Entry = dict[str, Any]
+MAX_CROWDS = 0.1
+"""Share of crowds that a file may have without a remark; COCO's have one in a hundred."""
 
 
 def normalise(
@@ -58,6 +61,8 @@ def normalise(
         ordered = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
     images_left = list({photo["id"]: photo for photo in photos.values()}.values())
     _count(report, images_left, objects, ordered)
+    if masks := _crowds_as_cvat_writes(sections["annotations"]):
+        report.remarks.append(masks)
     return coco | {"images": images_left, "annotations": objects, "categories": ordered}
 
 
@@ -102,12 +107,17 @@ def _photos(entries: Sequence[Entry], source: Path, images: Path, report: Report
     by_file: dict[str, Entry] = {}
     for entry in found:
         name, place = entry["file_name"], f"{source}: photo {entry['id']}"
-        if name in by_file:
-            report.repair("photos that stand there under two ids joined", f"{name}, {by_file[name]['id']} and {entry['id']}")
-        else:
-            size = pixels(entry.get("width")), pixels(entry.get("height"))
-            by_file[name] = sized(entry, size, images, place, readable=all_there)
-        photos[entry["id"]] = by_file[name]
+        size = pixels(entry.get("width")), pixels(entry.get("height"))
+        photo = sized(entry, size, images, place, readable=all_there)
+        first = by_file.setdefault(os.path.normpath(images / name), photo)
+        if first is not photo:
+            if (first["width"], first["height"]) != (photo["width"], photo["height"]):  # if the file is here, `sized` refuses one
+                raise AnnotationsError(
+                    f"{place}: {name} is {photo['width']} x {photo['height']} pixels, and as photo {first['id']} {first['width']} x "
+                    f"{first['height']}: different photos need different names."
+                )
+            report.repair("photos that stand there under two ids joined", f"{name}, {first['id']} and {entry['id']}")
+        photos[entry["id"]] = first
     return photos
 
 
@@ -161,3 +171,15 @@ def _count(report: Report, photos: Sequence[Entry], objects: Sequence[Entry], ca
     used = {found["category_id"] for found in objects if not found["iscrowd"]}
     if unused := [category["name"] for category in categories if category["id"] not in used]:
         report.remarks.append(f"no object of {', '.join(unused)}")
+
+
+def _crowds_as_cvat_writes(entries: Sequence[Entry]) -> str:
+    """A remark where many crowds are run lengths as numbers, the form of all masks in CVAT's exports. Else empty."""
+    outlines = [entry.get("segmentation") for entry in entries if flag(entry.get("iscrowd"))]
+    masks = sum(isinstance(outline, dict) and isinstance(outline.get("counts"), list) for outline in outlines)
+    if masks <= MAX_CROWDS * len(entries):
+        return ""
+    return (
+        f"{masks:,} of {len(entries):,} annotations are masks with iscrowd 1, so neither trained on nor counted. CVAT writes all its "
+        "masks so: where each is one object, set iscrowd to 0"
+    )

@@ -17,7 +17,7 @@ from jobs.annotations.report import AnnotationsError, Report
 
 Entry = dict[str, Any]
 MIN_BOX_IOU, CORNERS_IOU = 0.5, 0.9
-"""Below MIN_BOX_IOU, a box does not fit its outline; it is read as two corners if that reading fits by CORNERS_IOU."""
+"""Below MIN_BOX_IOU, a box does not fit its outline; it is two corners, or one of both has y before x, if that fits by CORNERS_IOU."""
 ELSEWHERE_IOU = 0.05
 """Below this IoU, a box is unrelated to its outline."""
 AREA_FACTOR = 2.0
@@ -126,6 +126,8 @@ class ObjectReader:
                 self._suspect("its bbox is two corners, where COCO has x, y, width, height", where)
             elif overlap >= MIN_BOX_IOU and min(box[2:]) >= 1:
                 return box
+            elif box_iou([box[1], box[0], box[3], box[2]], around) > CORNERS_IOU:
+                self._suspect("its outline fits its bbox with x and y exchanged; COCO has x before y", where)
             elif overlap < ELSEWHERE_IOU:
                 self._suspect("its bbox lies elsewhere than its outline; COCO's is x, y, width, height", where)
         self._report.repair("boxes taken from the outline", where)

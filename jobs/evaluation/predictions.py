@@ -21,6 +21,7 @@ from mmcv.transforms import Compose
 from pycocotools import mask as rle_masks
 
 from jobs.annotations.datasets import Annotations, AnnotationsError
+from jobs.annotations.photo_files import missing_photos
 from jobs.evaluation.coco_results import CocoResults
 from jobs.training import augment
 from pipeline.inference.devices import choose_torch_device
@@ -109,11 +110,8 @@ class MmdetPredictor:
 
 def check_photos(annotations: Annotations, truth: dict[str, Any]) -> None:
     """Raise AnnotationsError if photos are missing, before the first one is scored."""
-    missing = [image["file_name"] for image in truth["images"] if not (annotations.images / image["file_name"]).is_file()]
-    if missing:
-        raise AnnotationsError(
-            f"{len(missing)} of {len(truth['images'])} photos are not in {annotations.images}; the first is {missing[0]}"
-        )
+    if missing := missing_photos(truth["images"], annotations.images):
+        raise AnnotationsError(f"{annotations.report.file}: {missing}.")
 
 
 def check_sizes(truth: dict[str, Any], predictions: CocoResults) -> None:

@@ -208,10 +208,11 @@ def test_an_invalid_output_is_refused_before_scoring(tiny_coco, tmp_path, monkey
 def test_missing_photos_are_named_before_the_work(tiny_coco, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "_predict", lambda *_: pytest.fail("began to work"))
     (tmp_path / "1.png").touch()
+    (tmp_path / "2.PNG").touch()
     common = ["--annotations", str(tiny_coco / "coco.json"), "--images", str(tmp_path), "--url", "http://127.0.0.1:9"]
     assert evaluate.main(common) == 2
-    assert "5 of 6 photos are not in" in (said := capsys.readouterr().err)
-    assert "2.png" in said
+    assert "5 of 6 photos are missing in" in (said := capsys.readouterr().err)
+    assert "2.PNG: capitals differ" in said
 
 
 def test_a_photo_annotated_sideways_is_named():

@@ -154,6 +154,24 @@ def test_boxes_in_another_form_are_reported(tmp_path, photos):
         read(tmp_path, photos, [corners, corners])
 
 
+def test_y_before_x_is_refused(tmp_path, photos):
+    """As skimage's find_contours writes outlines. That of a square photo's middle would not lie outside."""
+    swapped = {"segmentation": [[10, 10, 10, 40, 14, 40, 14, 10]], "bbox": [10, 10, 30, 4]}
+    with pytest.raises(AnnotationsError, match=r"fits its bbox with x and y exchanged; COCO has x before y, as 2 of 2 do"):
+        read(tmp_path, photos, [swapped, swapped])
+
+
+def test_masks_of_cvat_are_told(tmp_path, photos):
+    """CVAT marks all masks as crowds, which are neither trained on nor counted: without a word, a model learns to see nothing there."""
+    rle = {"size": [48, 64], "counts": [10 * 48 + 10, *[20, 28] * 19, 20, 48 * 34 + 18]}
+    mask, ring = {"segmentation": rle, "iscrowd": 1}, {"segmentation": [SQUARE]}
+    told = "masks with iscrowd 1, so neither trained on nor counted. CVAT writes all its masks so"
+    assert f"2 of 3 annotations are {told}" in read(tmp_path, photos, [mask, mask, ring], training=True).summary
+    with pytest.raises(AnnotationsError, match="1 of 1 annotations are masks with iscrowd 1"):
+        read(tmp_path, photos, [mask], training=True)
+    assert told not in read(tmp_path, photos, [mask, *[ring] * 9], training=True).summary
+
+
 def test_a_single_odd_box_is_repaired(tmp_path, photos):
     """The box is taken from the outline. An outline without width is left out."""
     line = {"segmentation": [[9, 9, 9, 20, 9, 15]], "bbox": [9, 9, 0, 11]}
@@ -214,14 +232,25 @@ def test_composed_and_decomposed_names_are_one(tmp_path, photos, on_disk, in_fil
 def test_one_photo_under_two_ids_is_one_photo(tmp_path, photos):
     """It would train once with and once without its objects."""
     document = {
-        "images": [{"id": number, "file_name": name} for number, name in ((1, "a.jpg"), (2, "./a.jpg"))],
-        "annotations": [{"id": number, "image_id": number, "category_id": 1, "segmentation": [SQUARE]} for number in (1, 2)],
+        "images": [{"id": number, "file_name": name} for number, name in ((1, "a.jpg"), (2, "./a.jpg"), (3, str(photos / "a.jpg")))],
+        "annotations": [{"id": number, "image_id": number, "category_id": 1, "segmentation": [SQUARE]} for number in (1, 2, 3)],
         "categories": [{"id": 1, "name": "ball"}],
     }
     (tmp_path / "twice.json").write_text(json.dumps(document))
     found = read_annotations(tmp_path / "twice.json", photos, tmp_path / "scratch", training=True)
-    assert (found.photo_count, len(in_mmdet(found))) == (1, 2)
-    assert "1 photos that stand there under two ids joined" in found.summary
+    assert (found.photo_count, len(in_mmdet(found))) == (1, 3)
+    assert "2 photos that stand there under two ids joined" in found.summary
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_two_photos_of_one_name_are_not_joined(tmp_path, photos, there):
+    """Exports of several folders may name files alone; the objects of one photo would be drawn on the other."""
+    name = "a.jpg" if there else "elsewhere.jpg"
+    images = [{"id": 1, "file_name": name, "width": 64, "height": 48}, {"id": 2, "file_name": name, "width": 640, "height": 480}]
+    document = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "ball"}]}
+    (tmp_path / "twice.json").write_text(json.dumps(document))
+    with pytest.raises(AnnotationsError, match=rf"photo 2: .*{name} is .*640 x 480"):
+        read_annotations(tmp_path / "twice.json", photos, tmp_path / "scratch")
 
 
 def test_missing_photos_are_named_before_training(tmp_path, photos):
