@@ -232,7 +232,9 @@ def test_composed_and_decomposed_names_are_one(tmp_path, photos, on_disk, in_fil
 def test_one_photo_under_two_ids_is_one_photo(tmp_path, photos):
     """It would train once with and once without its objects."""
     document = {
-        "images": [{"id": number, "file_name": name} for number, name in ((1, "a.jpg"), (2, "./a.jpg"), (3, str(photos / "a.jpg")))],
+        "images": [
+            {"id": number, "file_name": name} for number, name in ((1, "a.jpg"), (2, "./a.jpg"), (3, str(photos / "a.jpg")))
+        ],
         "annotations": [{"id": number, "image_id": number, "category_id": 1, "segmentation": [SQUARE]} for number in (1, 2, 3)],
         "categories": [{"id": 1, "name": "ball"}],
     }
