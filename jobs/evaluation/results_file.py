@@ -12,6 +12,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from jobs.annotations.datasets import AnnotationsError
@@ -53,6 +55,10 @@ def read_results(path: Path, truth: dict[str, Any]) -> CocoResults:
             unknown[str(result["category_id"])] += 1
         else:
             kept.append(checked | {"category_id": category})
+    if corners := _fit_as_corners(kept):
+        raise AnnotationsError(
+            f"{path}: the bbox of {corners:,} of {len(kept):,} results is two corners, where COCO has x, y, width, height."
+        )
     if unknown:
         named = ", ".join(sorted(unknown)[:MAX_NAMED])
         print(
@@ -61,6 +67,25 @@ def read_results(path: Path, truth: dict[str, Any]) -> CocoResults:
             file=sys.stderr,
         )
     return kept
+
+
+def _fit_as_corners(results: CocoResults) -> int:
+    """How many boxes fit their masks as two corners, if those are most; else 0."""
+    if not results:
+        return 0
+    boxes = np.array([result["bbox"] for result in results], np.float64)
+    masks = np.asarray(coco_mask.toBbox([result["segmentation"] for result in results]))
+    as_corners = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
+    better = int((_ious(as_corners, masks) > _ious(boxes, masks)).sum())
+    return better if 2 * better > len(results) else 0
+
+
+def _ious(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """IoU of boxes, (N, 4) x y width height, pair by pair; 0 where both are empty."""
+    low, high = np.maximum(boxes[:, :2], others[:, :2]), np.minimum(boxes[:, :2] + boxes[:, 2:], others[:, :2] + others[:, 2:])
+    shared, area, other = (np.maximum(sides, 0).prod(axis=1) for sides in (high - low, boxes[:, 2:], others[:, 2:]))
+    ious: NDArray[np.float64] = shared / np.maximum(area + other - shared, 1e-9)
+    return ious
 
 
 def _checked(result: dict[str, Any], images: dict[Any, dict[str, Any]]) -> dict[str, Any]:

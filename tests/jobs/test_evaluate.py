@@ -331,6 +331,17 @@ def test_results_with_polygons_and_plain_run_lengths(tmp_path):
     assert evaluate.measure(PAIR, read_results(path, PAIR))["coco"]["mask"]["ap"] > 0
 
 
+def test_results_with_boxes_as_corners_are_refused(tmp_path):
+    """As most networks give them: a box AP of nearly 0 would look like that of a bad model."""
+    right, corners = thing(20, 20, 40, 40, score=0.9), thing(20, 20, 40, 40, score=0.9, bbox=[20, 20, 60, 60])
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([right, corners, corners]))
+    with pytest.raises(AnnotationsError, match="the bbox of 2 of 3 results is two corners, where COCO has x, y, width, height"):
+        read_results(path, PAIR)
+    path.write_text(json.dumps([right, right, corners]))
+    assert len(read_results(path, PAIR)) == 3
+
+
 def test_results_with_a_bom_ids_as_text_and_no_box(tmp_path, capsys):
     """COCO's own format of mask results has no box; that of the mask is as good."""
     whole = thing(0, 0, 40, 40, score=0.9)
