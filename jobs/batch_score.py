@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from jobs.command_line import LINE_EVERY_S, amount, cli_errors, count, fraction, reason_of
 from jobs.scoring.batch_inputs import Source
-from jobs.scoring.batch_output import FORMATS, PARQUET, BatchOutput, format_of
+from jobs.scoring.batch_output import FORMATS, PARQUET, BatchOutput, facts_before, format_of
 from jobs.scoring.scorer import Done, Scorer, score_all
 from jobs.scoring.service_client import ServiceClient, ServiceFault, Unavailable, base_url, key_from
 from jobs.scoring.tables import InputsError
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     params = {} if args.score_threshold is None else {"score_threshold": args.score_threshold}
     try:
         source = Source(args.source)
-        photos = sum(1 for _ in source)
+        photos, tables = source.count(facts_before(args.output))
         output = BatchOutput(args.output, format_of(args.output, args.format))
     except (InputsError, OSError) as error:
         return _failed(error, 2)
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "params": params,
                 "source": str(source.path.resolve()),
             }
-            note = output.made_by({"service": args.url} | facts)
+            note = output.made_by({"service": args.url} | facts | tables)
         except InputsError as error:
             return _failed(error, 2)
         except ServiceFault as error:

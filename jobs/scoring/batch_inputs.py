@@ -8,12 +8,15 @@ Photos are listed lazily, each time anew, so the list is never in memory.
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pybase64
 
@@ -22,6 +25,8 @@ from jobs.scoring.tables import MLTABLE, TABLE_SUFFIXES, InputsError, Unreadable
 
 RUN_SUFFIX = ".run"
 """Of the file beside an output of jobs.batch_score."""
+ROWS_OF = "rows of "
+"""Begins the names of facts about tables in that file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,26 @@ class Source:
         if not found:
             more = f"; {self.left_out()}" if self.skipped else ""
             raise InputsError(f"{self.path}: there is no photo ({', '.join(sorted(photo_suffixes()))}){more}")
+
+    def count(self, before: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Number of photos, and of each table a fact: the number of its rows and a digest of them.
+
+        Args:
+            before: facts of an earlier run; empty if there was none. A table's digest is of as many rows as then: rows may be added, but
+                one put between others makes the row numbers of an output those of other photos. New tables have no fact.
+        """
+        photos, rows, digests = 0, Counter[str](), dict[str, Any]()
+        facts = {name: fact for name, fact in before.items() if name.startswith(ROWS_OF)}
+        folder = self.path if self.path.is_dir() else self.path.parent
+        for photo in self:
+            photos += 1
+            name = ROWS_OF + photo.file_name
+            most = facts[name][0] if name in facts else 0 if before else math.inf
+            if photo.row < most and Path(photo.file_name).suffix.lower() in TABLE_SUFFIXES:
+                rows[name] += 1
+                image = shown(photo.image, folder) if isinstance(photo.image, Path) else str(photo.image)
+                digests.setdefault(name, hashlib.sha256()).update(f"{image}\n".encode(errors="backslashreplace"))
+        return photos, facts | {name: [rows[name], digest.hexdigest()[:16]] for name, digest in digests.items()}
 
     def left_out(self) -> str:
         """What the last iteration left out of the folder, in a sentence; empty if nothing."""

@@ -144,6 +144,23 @@ def in_use(output: Path | str) -> InputsError:
     return InputsError(f"{output}: another run is writing it. Wait for its end, or take another --output")
 
 
+def facts_before(output: Path) -> dict[str, Any]:
+    """What an earlier run recorded of the rows in an output by `BatchOutput.made_by`; empty if there was none.
+
+    Raises:
+        InputsError: the record is of something else.
+    """
+    path = _run_path(output)
+    try:
+        return dict(json.loads(path.read_bytes() or "{}")) if path.exists() else {}
+    except (ValueError, TypeError) as error:
+        raise InputsError(f"{path}: not of this job; take another --output") from error
+
+
+def _run_path(output: Path) -> Path:
+    return Path(f"{output}{RUN_SUFFIX}")
+
+
 class BatchOutput:
     """An output file, locked for this run until it is closed.
 
@@ -167,7 +184,7 @@ class BatchOutput:
                 raise InputsError(f"{file} is no file: name one for --output, new or of an earlier run")
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: FileIO | None = None
-        self._run_path = path.with_name(path.name + RUN_SUFFIX)
+        self._run_path = _run_path(path)
         self._run_file = self._run_path.open("ab+", buffering=0)
         try:
             lock_output(self._run_file, path)
@@ -191,15 +208,10 @@ class BatchOutput:
             InputsError: an earlier run had other values.
         """
         facts = facts | {"format": self._format_name}
-        self._run_file.seek(0)
-        if not (before := self._run_file.read()):
+        if not (earlier := facts_before(self.path)):
             append_whole(self._run_file, json.dumps(facts, indent=1).encode())
             has_rows = self.rows.exists() and self.rows.stat().st_size
             return f"without {self._run_path}, nothing tells whether the rows in {self.path} were made alike" if has_rows else ""
-        try:
-            earlier = dict(json.loads(before))
-        except (ValueError, TypeError) as error:
-            raise InputsError(f"{self._run_path}: not of this job; take another --output") from error
         if apart := [key for key in {**earlier, **facts} if earlier.get(key) != facts.get(key)]:
             told = "; ".join(f"{key} was {earlier.get(key)!r}, is now {facts.get(key)!r}" for key in apart)
             raise InputsError(

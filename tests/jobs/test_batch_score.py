@@ -354,6 +354,25 @@ def test_a_resume_with_another_threshold_is_refused(folder, tmp_path, capsys):
     assert "source was" in capsys.readouterr().err
 
 
+def test_a_table_with_other_rows_is_refused(folder, tmp_path, capsys):
+    """A row before those that are done gives their numbers to other photos. Rows at the end are scored, also in tables that are new."""
+    tables, output = tmp_path / "tables", tmp_path / "preds.jsonl"
+    tables.mkdir()
+    rows = [f"{folder}/{number}.JPG" for number in (0, 2, 4)]
+    (tables / "a.csv").write_text("\n".join(["image", *rows[:2]]))
+    with stub_service() as stub:
+        assert run(tables, stub.url, output) == 0
+        (tables / "a.csv").write_text("\n".join(["image", *rows]))
+        (tables / "b.csv").write_text("\n".join(["image", *rows]))
+        assert run(tables, stub.url, output) == 0
+        assert len(rows_of(output)) == 6
+        capsys.readouterr()
+        (tables / "a.csv").write_text("\n".join(["image", rows[2], *rows]))
+        assert run(tables, stub.url, output) == 2
+    assert "other settings: rows of a.csv was [2, '" in capsys.readouterr().err
+    assert len(rows_of(output)) == 6
+
+
 def test_memory_does_not_grow_with_the_batch(tmp_path):
     """Neither with its rows nor with those that are done: 30,000 of each."""
     table = tmp_path / "list.csv"
