@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from jobs.training.initial_weights import load_what_fits
 from jobs.training.interruption import StopOnSignal, end_loaders, ending_on_signals
 from jobs.training.mask_loss import save_mask_memory
 from jobs.training.precision import optim_wrapper_type
-from jobs.training.results import check_work_dir, checkpoint_to_resume, export, newest_checkpoint, photos_a_step_before
+from jobs.training.results import check_work_dir, checkpoint_to_resume, claimed, export, newest_checkpoint, photos_a_step_before
 from jobs.training.runner_config import (
     lasting_settings,
     photos_a_step,
@@ -61,11 +62,17 @@ def finetune(settings: FinetuneSettings, more_hooks: Sequence[Any] = ()) -> sign
     if settings.processes == 1:
         check_single_process()
     check_work_dir(settings.work_dir, resume=settings.resume)
+    with nullcontext() if rank() else claimed(settings.work_dir):
+        return _finetune(settings, more_hooks)
+
+
+def _finetune(settings: FinetuneSettings, more_hooks: Sequence[Any]) -> signal.Signals | None:
     start = initial_weights(settings)
     train, val = read_sets(settings)
     spec = spec_for(settings, train.classes)
     settings = settled(settings, spec, train, val)
-    resume_from = checkpoint_to_resume(settings.work_dir, lasting_settings(settings, spec, train)) if settings.resume else None
+    lasting = lasting_settings(settings, spec, train, val)
+    resume_from = checkpoint_to_resume(settings.work_dir, lasting) if settings.resume else None
     steps_done = step_of(resume_from.name) if resume_from else 0
     runner = ConciseRunner.from_cfg(runner_config(settings, spec, train, val, resume_from, steps_done))
     prepare_network(runner, settings, spec, None if resume_from else start)

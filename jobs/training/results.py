@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import jobs.third_party  # isort: skip  # noqa: F401  (before mmdet)
 
+import errno
+import fcntl
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +21,32 @@ from pipeline.model.checkpoints import harmless_types_only, load_checkpoint, sav
 FINAL_NAME = "final.safetensors"
 NEWEST_NAME = "last_checkpoint"
 """File in which mmengine records its newest checkpoint."""
+LOCK_NAME = ".lock"
 
 
 def check_work_dir(work_dir: Path, *, resume: bool) -> None:
     """Raise ValueError if a new run would mix its checkpoints with those of another run."""
     if not resume and any((work_dir / name).exists() for name in (NEWEST_NAME, FINAL_NAME)):
         raise ValueError(f"--work-dir: {work_dir} already holds a run. --resume continues it; a new run needs another folder.")
+
+
+@contextmanager
+def claimed(work_dir: Path) -> Iterator[None]:
+    """Within: the folder is this process's, on disks that have locks. Loader processes do not keep it: they are forks.
+
+    Raises:
+        ValueError: another run writes it.
+    """
+    work_dir.mkdir(parents=True, exist_ok=True)
+    with (work_dir / LOCK_NAME).open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise ValueError(
+                    f"--work-dir: another run is writing {work_dir}. Wait for its end, or take another folder."
+                ) from error
+        yield
 
 
 def newest_checkpoint(work_dir: Path) -> Path | None:
@@ -52,7 +76,7 @@ def checkpoint_to_resume(work_dir: Path, lasting: dict[str, Any]) -> Path:
     changed = [
         f"{option} {_as_text(before.get(option))} (now {_as_text(now)})"
         for option, now in lasting.items()
-        if before.get(option) != now
+        if before.get(option, now) != now  # an older version's run has not recorded all of them
     ]
     if changed:
         raise ValueError(

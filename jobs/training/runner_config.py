@@ -69,7 +69,7 @@ def runner_config(
         "param_scheduler": _schedule(settings, steps),
         "default_hooks": _default_hooks(settings, steps),
         "custom_hooks": [
-            *_custom_hooks(settings, spec, steps, lasting_settings(settings, spec, train)),
+            *_custom_hooks(settings, spec, steps, lasting_settings(settings, spec, train, val)),
             {"type": "KeepMeasured", "objects": json.dumps(objects_by_label(train))},
             {"type": "SeenObjectsHook", "objects": train.report.objects, "longest_side_px": longest_side_px(settings)},
         ],
@@ -111,14 +111,18 @@ def ema_momentum(settings: FinetuneSettings, steps: int) -> float:
     return min(max(MIN_EMA, 10 / steps), 0.5) if settings.ema is None else settings.ema
 
 
-def lasting_settings(settings: FinetuneSettings, spec: ModelSpec, train: Annotations) -> dict[str, Any]:
+def lasting_settings(settings: FinetuneSettings, spec: ModelSpec, train: Annotations, val: Annotations | None) -> dict[str, Any]:
     """The settings that may not change when a run is resumed, by option, as plain JSON types.
+
+    The data belong to them: of other photos --val-share holds back others, so the run would be measured on photos that it was trained on,
+    and the best checkpoint of all is chosen by measurements of one validation set.
 
     Not --workers, --precision and what is measured or saved when: these may change. --mosaic and what else makes samples may, too, but then
     the samples are others.
     """
     return {
         "--steps": training_steps(settings, train),
+        "--train": size_of(train),
         "--model": settings.model,
         "classes": list(spec.classes),
         "--image-size": settings.image_size,
@@ -135,7 +139,12 @@ def lasting_settings(settings: FinetuneSettings, spec: ModelSpec, train: Annotat
         "--ema": ema_momentum(settings, training_steps(settings, train)),
         "--val": bool(settings.val_every),
         "best metric": settings.best_metric,
-    }
+    } | ({"validation on": size_of(val)} if val and settings.val_every else {})
+
+
+def size_of(part: Annotations) -> str:
+    """Photos and objects of a training or validation set, as text."""
+    return f"{part.photo_count:,} photos, {part.report.objects:,} objects"
 
 
 def photos_a_step(settings: FinetuneSettings) -> int:

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import warnings
 
@@ -245,7 +246,7 @@ def test_white_level_reaches_training_and_measurements(tmp_path):
     config = runner_config(settings, nano_spec(), annotations, annotations)
     assert config.train_dataloader.dataset.transforms["load"][0]["white_level"] == 4095
     assert config.val_cfg.white_level == 4095
-    assert lasting_settings(settings, nano_spec(), annotations)["--white-level"] == 4095
+    assert lasting_settings(settings, nano_spec(), annotations, None)["--white-level"] == 4095
 
 
 def test_logs_are_mmengines(tmp_path):
@@ -307,6 +308,29 @@ def test_resume_with_other_settings_is_refused(tiny_coco, trained, capsys, more,
     arguments_ = arguments(tiny_coco, trained, *SAME, *validated(tiny_coco), "--steps", "4", *more, "--resume")
     assert finetune.main(arguments_) == 2
     assert f"iter_4.pth is from a run with {told}. Use the same settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("which", ["--train", "--val"])
+def test_resume_with_other_data_is_refused(tiny_coco, trained, tmp_path, capsys, which):
+    """Of other photos, --val-share would hold back some that the model was trained on; other measurements choose another best."""
+    document = json.loads((tiny_coco / "coco.json").read_text())
+    fewer = document | {"images": document["images"][:-1]}  # the last one has no objects
+    (tmp_path / "fewer.json").write_text(json.dumps(fewer))
+    arguments_ = arguments(tiny_coco, trained, *SAME, *validated(tiny_coco), "--steps", "4", which, str(tmp_path / "fewer.json"))
+    assert finetune.main([*arguments_, "--resume"]) == 2
+    told = {"--train": "--train", "--val": "validation on"}[which]
+    assert f"from a run with {told} 6 photos, 5 objects (now 5 photos, 5 objects). Use the same" in capsys.readouterr().err
+
+
+def test_a_second_run_in_one_folder_is_refused(tiny_coco, tmp_path, capsys):
+    """Before the first checkpoint, too: both would write files of the same names."""
+    holder = "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); input()"
+    command = [sys.executable, "-c", holder, str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "1")) == 2
+        other.communicate(b"\n")
+    assert f"another run is writing {tmp_path}" in capsys.readouterr().err
 
 
 def test_resume_without_measurements_is_refused(tiny_coco, trained, capsys):
