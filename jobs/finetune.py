@@ -62,7 +62,7 @@ def finetune(settings: FinetuneSettings, more_hooks: Sequence[Any] = ()) -> sign
     if settings.processes == 1:
         check_single_process()
     check_work_dir(settings.work_dir, resume=settings.resume)
-    with nullcontext() if rank() else claimed(settings.work_dir):
+    with claimed(settings.work_dir) if settings.processes == 1 else nullcontext():  # else the process that started them has
         return _finetune(settings, more_hooks)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from jobs.training.results import check_work_dir, newest_checkpoint
+from jobs.training.results import check_work_dir, claimed, newest_checkpoint
 from jobs.training.settings import FinetuneSettings
 
 MAX_LOSSES = 3
@@ -70,15 +70,16 @@ def finetune_on_cluster(settings: FinetuneSettings) -> None:
             failure_config=FailureConfig(max_failures=MAX_LOSSES),
         ),
     )
-    connect()
-    if note := too_small(settings.processes, ray.cluster_resources(), "GPU" if on_cards else "CPU"):
-        print(note, flush=True)
-    try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        raise ValueError(str(error).strip().rsplit("\n", 1)[-1]) from error
-    finally:
-        ray.shutdown()
+    with claimed(settings.work_dir):
+        connect()
+        if note := too_small(settings.processes, ray.cluster_resources(), "GPU" if on_cards else "CPU"):
+            print(note, flush=True)
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            raise ValueError(str(error).strip().rsplit("\n", 1)[-1]) from error
+        finally:
+            ray.shutdown()
 
 
 def too_small(processes: int, resources: Mapping[str, float], kind: str) -> str:
