@@ -315,12 +315,8 @@ def first_fault(error: ValidationError, document: Any, place: str) -> str:
         elif isinstance(here, dict) and (part in here or fault["type"] == "missing"):  # else the name of a type in a union
             here = here.get(part)
             place += f".{part}"
-    text = (
-        fault["msg"]
-        .removeprefix("Value error, ")
-        .replace("valid tuple", "valid list")
-        .replace("valid dictionary", "valid mapping")
-    )
+    text = re.sub(r"^Value error, | or instance of \w+", "", fault["msg"])
+    text = text.replace("valid tuple", "valid list").replace("valid dictionary", "valid mapping")
     return f"{place.removeprefix('.') or 'top level'}: {text}"
 
 

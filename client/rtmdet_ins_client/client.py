@@ -58,14 +58,19 @@ class Client:
     """Client of one service; thread-safe.
 
     Args:
-        url: base URL, such as http://127.0.0.1:8000.
+        url: base URL, such as http://127.0.0.1:8000; AzureML's, with /score at its end, is accepted too.
         key: bearer key; None sends none.
         deadline_s: time limit of one request, seconds; the service's own limit may be shorter.
         patience_s: how long a photo is retried while the service is overloaded, seconds.
+    Raises:
+        ValueError: `url` does not begin with http:// or https://.
     """
 
     def __init__(self, url: str, key: str | None = None, *, deadline_s: float = 30.0, patience_s: float = 300.0) -> None:
-        self.url, self._deadline_s, self._patience_s = url.rstrip("/"), deadline_s, patience_s
+        if not url.lower().startswith(("http://", "https://")):
+            raise ValueError(f"{url!r} is no base URL; expected one such as http://127.0.0.1:8000")
+        self.url = url.rstrip("/").removesuffix("/score")
+        self._deadline_s, self._patience_s = deadline_s, patience_s
         self._session = requests.Session()
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_maxsize=MOST_CONNECTIONS))

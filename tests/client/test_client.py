@@ -54,6 +54,13 @@ def test_a_photo_becomes_typed_objects(client, running, tmp_path):
     assert (params.score_threshold, params.closed, params.labels) == (0.5, False, ["person", "dog"])
 
 
+def test_the_url_of_azureml(client):
+    """With /score at its end, as AzureML's portal shows it; one without a scheme is told at once, not after five tries."""
+    assert Client(f"{client.url}/score").score(photo()).objects
+    with pytest.raises(ValueError, match="'127.0.0.1:8000' is no base URL"):
+        Client("127.0.0.1:8000")
+
+
 @pytest.mark.parametrize("name", ORIENTED)
 def test_the_size_is_that_of_the_upright_photo(client, name):
     """Of a file and of an image that Pillow opened; a picture of it is upright, too."""

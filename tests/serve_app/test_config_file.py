@@ -109,6 +109,7 @@ DETECTOR = [*APP, "deployments", 2]
             r"\[Detector\]: Use the 'num_cpus' and 'num_gpus'",
             id="GPU",
         ),
+        pytest.param(ARGS, "detector", None, r"^args\.detector: Input should be a valid mapping$", id="section without settings"),
         pytest.param(
             [*ARGS, "ingress"], "cors_origins", "https://a.example", r"cors_origins: Input should be a valid list$", id="no list"
         ),
