@@ -1,6 +1,7 @@
 """Checks a serve_config.yaml before Ray Serve reads it: unknown keys, contradictions, a public host without keys.
 
     python -m serve_app.config_file serve_config.yaml [--ports]
+    python -m serve_app.config_file deploy/rayservice.yaml       # checks its serveConfigV2
 
 Also prints the rate that each part of the configuration allows, and the bottleneck (serve_app/capacity.py).
 `--ports` checks that the ports which the service needs are free on this machine; `make serve` does that too.
@@ -62,17 +63,26 @@ def check_config(path: Path) -> list[Settings]:
 
 
 def read_document(path: Path) -> Any:
-    """Parse a file as YAML; a key given twice is an error.
+    """Parse a file as YAML, or the `serveConfigV2` of a KubeRay manifest; a key given twice is an error.
 
     Raises:
-        ConfigurationError: it cannot be read, is not UTF-8 or not YAML.
+        ConfigurationError: it cannot be read, is not UTF-8 or not YAML, or has several documents and none is a RayService.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        documents = list(yaml.load_all(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader))
+        service = next((each for each in documents if isinstance(each, dict) and each.get("kind") == "RayService"), None)
+        if service is not None:
+            text = (service.get("spec") or {}).get("serveConfigV2")
+            if not isinstance(text, str):
+                raise ConfigurationError("spec.serveConfigV2: expected the configuration as text (`serveConfigV2: |`)")
+            documents = [yaml.load(text, Loader=_UniqueKeyLoader)]
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"cannot be read as UTF-8 text: {error}") from error
     except (OSError, yaml.YAMLError) as error:
         raise ConfigurationError(f"cannot be read: {error}") from error
+    if len(documents) > 1:
+        raise ConfigurationError(f"holds {len(documents)} YAML documents; expected one, or a RayService among them")
+    return documents[0] if documents else None
 
 
 def check_document(document: Any) -> list[Application]:

@@ -285,6 +285,21 @@ def test_a_key_that_stands_twice(tmp_path):
         check_config(path)
 
 
+def test_manifest_of_kuberay(tmp_path):
+    """Its serveConfigV2 is checked, with the manifest's other documents around it."""
+    shipped = SHIPPED.parent / "deploy/rayservice.yaml"
+    assert check_config(shipped) == check_config(SHIPPED.with_name("serve_config.gpu.yaml"))
+    path = tmp_path / "rayservice.yaml"
+    for wrong, message in (
+        (("max_batch:", "max_bach:"), "args.detector: unknown key.* max_bach"),
+        (("serveConfigV2: |", "serveConfigV2:"), "spec.serveConfigV2: expected .* as text"),
+        (("kind: RayService", "kind: RayJob"), "holds 3 YAML documents; expected one, or a RayService"),
+    ):
+        path.write_text(shipped.read_text().replace(*wrong))
+        with pytest.raises(ConfigurationError, match=message):
+            check_config(path)
+
+
 def test_ports_that_cannot_be(monkeypatch):
     """And those of HAProxy where there is none."""
     with pytest.raises(ConfigurationError, match=r"http_options\.port"):
