@@ -86,7 +86,11 @@ def listed(source: str, manifest: str) -> Listed:
     if files := parquet_files(source):
         return _parquet_source(source, files)
     try:
-        total = count_rows(manifest) or list_photos(source, manifest)
+        if total := count_rows(manifest):
+            told = f"the {total:,} photos of the first run ({manifest}); what was added since is not scored: take another --output for it"
+            print(f"jobs.batch_ray: {told}", file=sys.stderr)
+        else:
+            total = list_photos(source, manifest)
     except InputsError as error:
         if below := _parquet_below(source):
             raise InputsError(

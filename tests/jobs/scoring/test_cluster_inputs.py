@@ -49,6 +49,16 @@ def test_a_folder_here(tmp_path, listed):
     assert rows[r"caf\xe9.jpg#0"]["image"] == f"{FILE}{photos}/caf%E9.jpg"
 
 
+def test_photos_added_after_the_first_run_are_told(tmp_path, capsys):
+    """The list of that run is read again, so the same command would end with success without them."""
+    photos, manifest = tmp_path / "photos", str(tmp_path / "out" / "photos.parquet")
+    photos.mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (photos / name).write_bytes(b"x")
+        assert listed_photos(str(photos), manifest).total == 1
+        assert ("what was added since is not scored" in capsys.readouterr().err) == (name == "b.jpg")
+
+
 def test_a_table(tmp_path, listed):
     """Its cells as they are; one that names no image has the reason in its place."""
     (tmp_path / "list.csv").write_text("image\nhttps://example.com/x.jpg\ns3://bucket/x.jpg\nhere.jpg\n")
