@@ -112,7 +112,7 @@ def load_weights(path: Path | str) -> Weights:
         described = json.loads(metadata.get("model_spec", "{}")).get("classes")
         return Weights(tensors, tuple(map(str, described)) if described else None)
     content = _unpickle_tensors(path)
-    meta = content.get("meta") or {}
+    meta = _meta(content)
     described = (meta.get("model_spec") or {}).get("classes")
     return Weights(_network_tensors(content, path), tuple(map(str, described)) if described else read_facts(meta).classes)
 
@@ -166,7 +166,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
         with safe_open(str(path), framework="pt") as file:
             return {name: _as_fp32(file.get_tensor(name)) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path.name}: not a readable safetensors file ({error}).") from error
+        raise CheckpointError(f"{path.name}: not a readable safetensors file ({_other_kind(path) or error}).") from error
 
 
 def _unpickle_tensors(path: Path) -> dict[str, Any]:
@@ -175,14 +175,30 @@ def _unpickle_tensors(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # about pickle protocols
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if kind := _other_kind(path):
+            raise CheckpointError(f"{path.name}: not a readable PyTorch checkpoint ({kind}).") from error
         refused = re.search(r"unsupported [^\n]*?(?= was not| whose|$)", str(error), re.IGNORECASE | re.MULTILINE)
         reason = refused[0] if refused else "its pickle is damaged"
         raise CheckpointError(f"{path.name}: refused, a checkpoint may only hold tensors and log history: {reason}") from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path.name}: not a readable PyTorch checkpoint ({error}).") from error
+        raise CheckpointError(f"{path.name}: not a readable PyTorch checkpoint ({_other_kind(path) or error}).") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path.name}: expected a dict of tensors, found {type(content).__name__}.")
     return content
+
+
+def _other_kind(path: Path) -> str:
+    """What a file is that holds no weights but text, such as an error page, or nothing; empty for all else."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(100)
+    except OSError:
+        return ""
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS; `git lfs pull` gets the file itself"
+    if head.isascii() and (text := " ".join(head.decode().split())).isprintable():
+        return f"it is text: {text[:60]!r}" if text else "it is empty"
+    return ""
 
 
 def harmless_types_only() -> torch.serialization.safe_globals:
@@ -204,7 +220,7 @@ def _history_method(owner: Any, name: str) -> Any:
 
 def _from_mmengine(content: dict[str, Any], path: Path, classes: tuple[str, ...] | None, input_size: int | None) -> Checkpoint:
     tensors = _network_tensors(content, path)
-    meta = content.get("meta") or {}
+    meta = _meta(content)
     if "model_spec" in meta:
         return Checkpoint(_spec_from_description(meta["model_spec"], path), tensors)
     facts, spec = read_facts(meta), _recognise(tensors, path)
@@ -236,6 +252,12 @@ def _spec_of_mmdet(
     config = spec.config | {"data_preprocessor": spec.config["data_preprocessor"] | preprocessor}
     config["test_cfg"] = spec.config["test_cfg"] | (facts.test_settings or {})
     return replace(spec, classes=classes, input_size=input_size or width, config=config)
+
+
+def _meta(content: dict[str, Any]) -> dict[str, Any]:
+    """mmengine's `meta`; empty where there is none, or something else of that name."""
+    meta = content.get("meta")
+    return meta if isinstance(meta, dict) else {}
 
 
 def _how_to_import(path: Path) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -307,6 +308,24 @@ def test_damaged_files_are_clear(tmp_path, suffix, content):
     path = tmp_path / f"model{suffix}"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="model"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a pointer of Git LFS; `git lfs pull`"),
+        ("<!DOCTYPE html>\n<title>404</title>", "it is text: '<!DOCTYPE html> <title>404</title>'"),
+        ("", "it is empty"),
+    ],
+    ids=["pointer", "error page", "nothing"],
+)
+def test_text_instead_of_weights_is_told(tmp_path, suffix, content, said):
+    """What a clone without Git LFS or a failed download leaves."""
+    path = tmp_path / f"weights{suffix}"
+    path.write_text(content)
+    with pytest.raises(CheckpointError, match=f"^{re.escape(path.name)}: not a readable .*{re.escape(said)}"):
         load_checkpoint(path)
 
 
