@@ -263,6 +263,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             unread += 1
             tqdm.write(f"jobs.pictures: {fault}", file=sys.stderr)
     more = f", {left_out} rows are errors, URLs, base64 or of no photo in {args.photos}" if left_out else ""
+    if others := sum(1 for _ in args.output.glob("[0-9]*-*.jpg")) - (len(sheets) - unread):
+        more += f"; {others} other pictures are in there, such as of an earlier run"
     print(f"{args.output}: {len(sheets) - unread} of {len(sheets)} pictures written, {unread} photos not readable{more}")
     return 1 if unread else 0
 

@@ -115,16 +115,23 @@ def format_of(output: Path, asked: str | None) -> str:
 def read_rows(path: Path) -> Iterator[Row]:
     """Read the rows of an output file in any of the line formats; an incomplete last line is ignored, as the file may still be written.
 
+    A last line without a line break is complete if it is whole JSON; of CSV it may lack the end of a name.
+
     Raises:
         InputsError: a line is not a row.
     """
     forms = FORMATS["jsonl"], FORMATS["boxes"], FORMATS["csv"]
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if not line.endswith(b"\n"):
+            form, ended = next(form for form in forms if line.startswith(form.start.encode())), line.endswith(b"\n")
+            try:
+                row = _decoded(form, line, f"{path}, line {number}: not a line of jobs.batch_score")
+            except InputsError:
+                if ended:
+                    raise
                 return
-            form = next(form for form in forms if line.startswith(form.start.encode()))
-            yield _decoded(form, line, f"{path}, line {number}: not a line of jobs.batch_score")
+            if ended or form.start:
+                yield row
 
 
 def lock_output(run_file: IO[Any] | FileIO, output: Path | str) -> None:

@@ -64,7 +64,13 @@ def test_draws_what_batch_score_wrote(folder, tmp_path, capsys):
     assert sorted(path.name for path in output.iterdir()) == ["00001-deep_c_d.jpg", "00002-b.jpg"]
     assert is_tinted(output / "00001-deep_c_d.jpg")
     assert not is_tinted(output / "00002-b.jpg")
-    assert "2 of 2 pictures written" in capsys.readouterr().out
+    assert "2 of 2 pictures written" in (said := capsys.readouterr().out)
+    assert "earlier run" not in said
+    lines = preds.read_text().splitlines()
+    preds.write_text("\n".join(lines[::-1]))  # as an editor or a script leaves it: the last line does not end
+    assert pictures.main([str(folder), "--preds", str(preds), "--output", str(output)]) == 0
+    assert "2 of 2 pictures written" in (said := capsys.readouterr().out)
+    assert "2 other pictures are in there, such as of an earlier run" in said
 
 
 def test_a_batch_that_goes_on_is_drawn_as_far_as_it_is(folder, tmp_path):
