@@ -59,30 +59,42 @@ def check_config(path: Path) -> list[Settings]:
     Raises:
         ConfigurationError: what is wrong and where.
     """
-    return [application.settings for application in check_document(read_document(path))]
+    return [application.settings for application in check_document(read_configuration(path))]
 
 
 def read_document(path: Path) -> Any:
-    """Parse a file as YAML, or the `serveConfigV2` of a KubeRay manifest; a key given twice is an error.
+    """Parse a file as YAML; a key given twice is an error.
 
     Raises:
-        ConfigurationError: it cannot be read, is not UTF-8 or not YAML, or has several documents and none is a RayService.
+        ConfigurationError: it cannot be read, is not UTF-8 or not one YAML document.
     """
+    documents = _documents(path)
+    if len(documents) > 1:
+        raise ConfigurationError(f"holds {len(documents)} YAML documents; expected one")
+    return documents[0] if documents else None
+
+
+def read_configuration(path: Path) -> Any:
+    """As `read_document`; of a KubeRay manifest, its `serveConfigV2`."""
+    manifests = [each for each in _documents(path) if isinstance(each, dict) and each.get("kind") == "RayService"]
+    if not manifests:
+        return read_document(path)
+    text = (manifests[0].get("spec") or {}).get("serveConfigV2")
+    if not isinstance(text, str):
+        raise ConfigurationError("spec.serveConfigV2: expected the configuration as text (`serveConfigV2: |`)")
     try:
-        documents = list(yaml.load_all(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader))
-        service = next((each for each in documents if isinstance(each, dict) and each.get("kind") == "RayService"), None)
-        if service is not None:
-            text = (service.get("spec") or {}).get("serveConfigV2")
-            if not isinstance(text, str):
-                raise ConfigurationError("spec.serveConfigV2: expected the configuration as text (`serveConfigV2: |`)")
-            documents = [yaml.load(text, Loader=_UniqueKeyLoader)]
+        return yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"spec.serveConfigV2 cannot be read: {error}") from error
+
+
+def _documents(path: Path) -> list[Any]:
+    try:
+        return list(yaml.load_all(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader))
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"cannot be read as UTF-8 text: {error}") from error
     except (OSError, yaml.YAMLError) as error:
         raise ConfigurationError(f"cannot be read: {error}") from error
-    if len(documents) > 1:
-        raise ConfigurationError(f"holds {len(documents)} YAML documents; expected one, or a RayService among them")
-    return documents[0] if documents else None
 
 
 def check_document(document: Any) -> list[Application]:
@@ -215,7 +227,7 @@ def main() -> int:
     path: Path = args.path
     try:
         set_ray_env(path.parent / "ray.env")
-        document = read_document(path)
+        document = read_configuration(path)
         applications = check_document(document)
         if args.ports:
             check_ports(document.get("http_options") or {})

@@ -40,6 +40,11 @@ def check_relations(deployments: dict[str, dict[str, Any]], settings: Settings, 
 def _check_placement(deployments: dict[str, dict[str, Any]]) -> None:
     for name, entry in deployments.items():
         options = {option: entry[option] for option in PLACEMENT if option in entry}
+        gpus = (options.get("ray_actor_options") or {}).get("num_gpus") or 0
+        if gpus > 1 and gpus % 1:
+            raise ConfigurationError(
+                f"deployments[{name}].ray_actor_options.num_gpus: {gpus:g}; above 1 Ray grants whole GPUs only"
+            )
         try:
             CLASSES[name].options(**options)
         except (TypeError, ValueError) as error:

@@ -48,6 +48,7 @@ class LocalRun:
     def __init__(self, config: Path, *, verbose: bool) -> None:
         self._config, self._verbose = config, verbose
         self._began, self._terminal = time.monotonic(), sys.stdout
+        self._wants_key = False
 
     def run(self) -> None:
         """Check, start and watch the service; returns after Ctrl-C or SIGTERM."""
@@ -62,7 +63,8 @@ class LocalRun:
         except KeyboardInterrupt:
             self._stop()
         finally:
-            ray.shutdown()
+            with contextlib.suppress(KeyboardInterrupt):  # else its traceback hides why the start failed
+                ray.shutdown()
 
     def _stop(self) -> None:
         self._say("Stopping after the requests in flight. Ctrl-C again stops at once.")
@@ -75,6 +77,8 @@ class LocalRun:
         document = read_document(self._config)
         applications = check_document(document)
         check_ports(document.get("http_options") or {})
+        auths = [settings.ingress.auth for settings, _ in applications]
+        self._wants_key = any(auth.keys_env or auth.keys_file for auth in auths)
         names = ", ".join(settings.model.name for settings, _ in applications)
         self._check_files([path for settings, _ in applications for path in absent_files(settings)])
         self._say(f"{self._config} is valid. Model: {names}. Starting Ray …")
@@ -121,9 +125,10 @@ class LocalRun:
             self._say_ready(url)
 
     def _say_ready(self, url: str) -> None:
+        key = "-H 'Authorization: Bearer <key>' " if self._wants_key else ""
         self._say(
             f"Ready: {url}\n"
-            f"    Open it in a browser and drop a photo on it, or:  curl -F image=@photo.jpg {url}score\n"
+            f"    Open it in a browser and drop a photo on it, or:  curl {key}-F image=@photo.jpg {url}score\n"
             f"    API: {url}docs    Logs: {_log_folder()}    Stop: Ctrl-C"
         )
 
@@ -163,8 +168,9 @@ def failure_of(application: ApplicationStatusOverview) -> str:
 
 
 def reason_of(message: str) -> str:
-    """The reason in a status message; if it holds a traceback, the exception's own message."""
-    lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
+    """The reason in a status message: what follows Ray's `Error:`; if that holds a traceback, the exception's own message."""
+    _, _, error = message.partition("Error:\n")
+    lines = [line.strip() for line in (error.strip() or message).splitlines() if line.strip()]
     if not lines:
         return ""
     raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Unavailable|Failed|Exceeded|Exit)\b.*:", line)]

@@ -109,6 +109,9 @@ DETECTOR = [*APP, "deployments", 2]
             r"\[Detector\]: Use the 'num_cpus' and 'num_gpus'",
             id="GPU",
         ),
+        pytest.param(
+            [*DETECTOR, "ray_actor_options"], "num_gpus", 1.5, "num_gpus: 1.5; above 1 .* whole GPUs", id="GPU and a half"
+        ),
         pytest.param(ARGS, "detector", None, r"^args\.detector: Input should be a valid mapping$", id="section without settings"),
         pytest.param(
             [*ARGS, "ingress"], "cors_origins", "https://a.example", r"cors_origins: Input should be a valid list$", id="no list"
@@ -293,7 +296,7 @@ def test_manifest_of_kuberay(tmp_path):
     for wrong, message in (
         (("max_batch:", "max_bach:"), "args.detector: unknown key.* max_bach"),
         (("serveConfigV2: |", "serveConfigV2:"), "spec.serveConfigV2: expected .* as text"),
-        (("kind: RayService", "kind: RayJob"), "holds 3 YAML documents; expected one, or a RayService"),
+        (("kind: RayService", "kind: RayJob"), "holds 3 YAML documents; expected one"),
     ):
         path.write_text(shipped.read_text().replace(*wrong))
         with pytest.raises(ConfigurationError, match=message):

@@ -2,8 +2,10 @@
 
 import re
 import textwrap
+from pathlib import Path
 
 import pytest
+import yaml
 from ray.serve.schema import (
     ApplicationStatus,
     ApplicationStatusOverview,
@@ -13,8 +15,9 @@ from ray.serve.schema import (
     ReplicaState,
 )
 
-from serve_app import start
-from serve_app.local_run import failure_of, reason_of, waits_for
+from pipeline.errors import ConfigurationError
+from serve_app import local_run, start
+from serve_app.local_run import LocalRun, failure_of, reason_of, waits_for
 
 
 def deployment(message="", **states):
@@ -80,10 +83,44 @@ def test_the_deployment_that_failed_says_why():
             "CheckpointError: there is no file x.pth; put it there",
             id="a traceback",
         ),
+        pytest.param(
+            """\
+            The deployment failed to start 3 times in a row. See controller logs for details. Error:
+            Replica scheduling failed. Failed to create an actor for replica x.""",
+            "Replica scheduling failed. Failed to create an actor for replica x.",
+            id="no exception",
+        ),
     ],
 )
 def test_reason_is_the_exceptions_own_words(message, reason):
     assert reason_of(textwrap.dedent(message)) == reason
+
+
+@pytest.mark.parametrize("auth", [{}, {"keys_env": ["KEY"]}], ids=["open", "keys"])
+def test_the_curl_that_it_prints_has_a_key_where_one_is_needed(tmp_path, capsys, monkeypatch, auth):
+    """Without the header such a service answers 401."""
+    document = yaml.safe_load((Path(start.__file__).parents[1] / "serve_config.yaml").read_text())
+    document["applications"][0]["args"]["ingress"]["auth"] = auth
+    (tmp_path / "serve_config.yaml").write_text(yaml.safe_dump(document))
+    monkeypatch.setattr(local_run, "check_ports", lambda _http: None)
+    run = LocalRun(tmp_path / "serve_config.yaml", verbose=False)
+    run._check()
+    run._say_ready("http://127.0.0.1:8000/")
+    assert ("-H 'Authorization: Bearer <key>' -F image=@" in capsys.readouterr().out) == bool(auth)
+
+
+def test_ctrl_c_after_a_failed_start(monkeypatch, tmp_path):
+    """While Ray is stopped: the reason is still told, without a traceback."""
+    fails = {"start": ConfigurationError("the application does not start"), "shutdown": KeyboardInterrupt()}
+
+    def fail(name):
+        raise fails[name]
+
+    run = LocalRun(tmp_path / "serve_config.yaml", verbose=False)
+    monkeypatch.setattr(run, "_start", lambda: fail("start"))
+    monkeypatch.setattr(local_run.ray, "shutdown", lambda: fail("shutdown"))
+    with pytest.raises(ConfigurationError, match="does not start"):
+        run._run(None)
 
 
 @pytest.mark.parametrize(
