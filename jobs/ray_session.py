@@ -18,9 +18,14 @@ def connect(**options: Any) -> None:
 
     Args:
         options: of `ray.init`.
+    Raises:
+        ConnectionError: Ray did not start in time, or the cluster's Ray or Python has another version.
     """
     if ray.is_initialized():
         return
-    ray.init(**options)
+    try:
+        ray.init(**options)
+    except Exception as error:  # of no type of its own: Exception, RuntimeError
+        raise ConnectionError(f"no connection to Ray: {' '.join(str(error).split())}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, raise_terminated)

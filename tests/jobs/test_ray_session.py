@@ -42,3 +42,21 @@ def test_a_connected_process_stays_as_it_is(inits, monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     connect()
     assert inits == []
+
+
+@pytest.mark.parametrize("kind", [Exception, RuntimeError, ConnectionError])
+def test_a_cluster_that_cannot_be_used_is_told_in_a_line(monkeypatch, capsys, kind):
+    """Of another version of Python, say, or one that does not start in time."""
+
+    def init(**_):
+        raise kind("Version mismatch:\n    Ray: 2.60.0")
+
+    monkeypatch.setattr(ray, "init", init)
+
+    @cli_errors("jobs.example")
+    def main():
+        connect()
+        return 0
+
+    assert main() == 1
+    assert capsys.readouterr().err == "jobs.example: no connection to Ray: Version mismatch: Ray: 2.60.0\n"
