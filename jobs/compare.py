@@ -25,7 +25,7 @@ from jobs.command_line import cli_errors, count, fraction, progress, reason_of
 from jobs.comparison.matching import Totals, agreement, match
 from jobs.comparison.page import Difference, page
 from jobs.comparison.sides import PRECISIONS, Answer, Side, SideOptions, side_of
-from jobs.photos import PhotoError, upright_size
+from jobs.photos import WHITE_LEVEL_HELP, PhotoError, upright_size
 from jobs.scoring.batch_inputs import Source
 from jobs.scoring.service_client import key_from
 from jobs.scoring.tables import InputsError
@@ -36,7 +36,7 @@ from jobs.whole_file import write_whole
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     args = _parser().parse_args(argv)
-    options = SideOptions(args.score_threshold, args.engine, args.precision, args.mask_format)
+    options = SideOptions(args.score_threshold, args.engine, args.precision, args.mask_format, args.white_level)
     if args.page:  # hours before it is written
         args.page.parent.mkdir(parents=True, exist_ok=True)
     sides = [side_of(text, options, key) for text, key in zip(args.sides, (args.key_env_a, args.key_env_b), strict=True)]
@@ -159,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         default="polygon",
         help="of models and of this service's URLs; rle: exact masks (default: %(default)s)",
     )
+    add("--white-level", type=count, help=f"of models: {WHITE_LEVEL_HELP}")
     add("--min-matched", type=fraction, help="smallest share of the objects of both sides that must match")
     add("--min-mask-iou", type=fraction, help="smallest mean mask IoU of matched objects")
     add("--max-score-shift", type=fraction, help="largest mean absolute score difference of matched objects")

@@ -33,7 +33,7 @@ from jobs.annotations.datasets import AnnotationsError, read_annotations
 from jobs.annotations.outlines import outline_to_rle
 from jobs.annotations.report import STRICT_HELP
 from jobs.command_line import cli_errors, count, fraction, progress
-from jobs.photos import PhotoError, read_photo
+from jobs.photos import WHITE_LEVEL_HELP, PhotoError, read_photo
 from jobs.scoring.tiles import MAX_OVERLAP, Grid
 from jobs.whole_file import write_whole
 from pipeline.masks.rle import rle_to_mask
@@ -84,7 +84,7 @@ def cut_all(truth: Entry, photos: Path, output: Path, args: argparse.Namespace) 
     for found in truth["annotations"]:
         of_photo[found["image_id"]].append(found)
     for image in progress(truth["images"]):
-        pixels = read_photo(photos / image["file_name"])
+        pixels = read_photo(photos / image["file_name"], white_level=args.white_level)
         size_hw = pixels.shape[0], pixels.shape[1]
         if size_hw != (image["height"], image["width"]):
             raise AnnotationsError(f"{image['file_name']} has {size_hw[1]} x {size_hw[0]} pixels, its annotations say otherwise")
@@ -169,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--overlap", type=fraction, default=0.2, help="of neighbouring tiles, share of a tile (default: %(default)s)")
     add("--min-visible", type=fraction, default=0.3, help="share of an object that a tile must show (default: %(default)s)")
     add("--whole", action="store_true", help="also write the whole photos")
+    add("--white-level", type=count, help=WHITE_LEVEL_HELP)
     add("--strict", action="store_true", help=STRICT_HELP)
     return parser
 

@@ -57,12 +57,14 @@ class SideOptions:
         score_threshold: use objects with a score above this.
         engine, precision: of models that do not name their own.
         mask_format: `polygon`, the service's default, or `rle`, exact masks.
+        white_level: of models, as in DecodeLimits.
     """
 
     score_threshold: float = 0.3
     engine: str = "auto"
     precision: str = "auto"
     mask_format: str = "polygon"
+    white_level: int | None = None
 
 
 def side_of(text: str, options: SideOptions, key: str | None = None) -> Side:
@@ -81,7 +83,7 @@ def side_of(text: str, options: SideOptions, key: str | None = None) -> Side:
     if Path(text).suffix.lower() in SAVED_SUFFIXES:
         return _of_rows(Path(text), options.score_threshold)
     if text.startswith(MMDET):
-        return _of_mmdet(text.removeprefix(MMDET), options.score_threshold)
+        return _of_mmdet(text.removeprefix(MMDET), options)
     model, at, precision = text.rpartition("@")
     if at and precision in PRECISIONS:
         text, options = model, replace(options, precision=precision)
@@ -120,12 +122,13 @@ def _of_model(model: str, options: SideOptions) -> Side:
         EngineOptions(options.engine, options.precision),  # type: ignore[arg-type]  # argparse has checked
     )
     detect, outline = DetectOptions(options.score_threshold), OutlineOptions(decimals=None, mask_format=options.mask_format)
+    limits = DecodeLimits(white_level=options.white_level)
 
     def score(_: str, photo: Path) -> Answer:
         data = photo.read_bytes()
         began = time.perf_counter()
         try:
-            loaded = load_image(data, DecodeLimits(), engine.info.input_size)
+            loaded = load_image(data, limits, engine.info.input_size)
         except RequestError as error:
             return Answer([], fault=error.message)
         objects = instances_to_objects(engine.detect([loaded], [detect])[0], engine.info.classes, outline)
@@ -134,11 +137,11 @@ def _of_model(model: str, options: SideOptions) -> Side:
     return score
 
 
-def _of_mmdet(model: str, score_threshold: float) -> Side:
+def _of_mmdet(model: str, options: SideOptions) -> Side:
     """mmdet's own transforms, network and post-processing in fp32; the masks as it makes them."""
     from jobs.evaluation.predictions import MmdetPredictor  # not at the top: it imports mmdet
 
-    predictor = MmdetPredictor(load_checkpoint(locate(model, setting="model")))
+    predictor = MmdetPredictor(load_checkpoint(locate(model, setting="model")), white_level=options.white_level)
 
     def score(_: str, photo: Path) -> Answer:
         began = time.perf_counter()
@@ -147,7 +150,7 @@ def _of_mmdet(model: str, score_threshold: float) -> Side:
         except AnnotationsError as error:
             return Answer([], fault=str(error))
         took_ms = (time.perf_counter() - began) * 1e3
-        return Answer([item for item in found if item.score > score_threshold], took_ms)
+        return Answer([item for item in found if item.score > options.score_threshold], took_ms)
 
     return score
 

@@ -11,7 +11,7 @@ import jobs.third_party  # isort: skip  # noqa: F401  (before mmdet)
 from mmdet.registry import TRANSFORMS
 
 from deployments.settings import ImageLoaderSettings
-from jobs import batch_ray, evaluate, photos, pictures
+from jobs import batch_ray, compare, evaluate, photos, pictures, tiles
 from jobs.photos import PhotoError
 from jobs.training import augment
 from jobs.training.options import parser_for
@@ -72,8 +72,11 @@ def test_white_level_is_the_services(white_level, brightest, tmp_path):
 
 @pytest.mark.parametrize(
     "parser",
-    [evaluate._parser, pictures._parser, batch_ray._parser, lambda: parser_for(FinetuneSettings, "jobs.finetune", "")],
-    ids=["evaluate", "pictures", "batch_ray", "finetune"],
+    [
+        *(job._parser for job in (evaluate, pictures, batch_ray, tiles, compare)),
+        lambda: parser_for(FinetuneSettings, "jobs.finetune", ""),
+    ],
+    ids=["evaluate", "pictures", "batch_ray", "tiles", "compare", "finetune"],
 )
 def test_every_job_has_the_services_white_level(parser):
     """Declared once: the option says what the setting says."""

@@ -55,6 +55,22 @@ def test_a_set_is_cut(tiny_coco, tmp_path, capsys):
             assert np.abs(pixels[inside].mean(0) - (60, 120, 240)).max() < 25, "the object's own colour"
 
 
+def test_white_level(tmp_path):
+    """Tiles have 8 bits, so it cannot be given later: a dark frame of 16 bits stays dark."""
+    cv2.imwrite(str(tmp_path / "dark.png"), np.full((40, 40), 3855, np.uint16))
+    ring = [5, 5, 35, 5, 35, 35, 5, 35]
+    annotations = [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": [ring]}]
+    document = {
+        "images": [{"id": 1, "file_name": "dark.png"}],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "a"}],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(document))
+    common = [str(tmp_path / "coco.json"), "--images", str(tmp_path), "--white-level", "65535", "--output"]
+    assert main([*common, str(tmp_path / "tiled")]) == 0
+    assert {cv2.imread(str(path)).max() for path in (tmp_path / "tiled" / "images").iterdir()} == {15}
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [(["--tiles", "1"], "--tiles is 2 or more"), (["--overlap", "0.95"], "--overlap at most 0.9"), ([], "is not empty")],
