@@ -168,9 +168,18 @@ def _count(report: Report, photos: Sequence[Entry], objects: Sequence[Entry], ca
     shown = {found["image_id"] for found in objects}
     if empty := sum(photo["id"] not in shown for photo in photos):
         report.remarks.append(f"{empty:,} photos without objects")
+    alike = Counter(_class_and_box(found) for found in objects if not found["iscrowd"])
+    if twice := alike.total() - len(alike):
+        (image_id, *_), _ = alike.most_common(1)[0]
+        name = next(photo["file_name"] for photo in photos if photo["id"] == image_id)
+        report.remarks.append(f"{twice:,} objects annotated twice, the same class and box in one photo (such as in {name})")
     used = {found["category_id"] for found in objects if not found["iscrowd"]}
     if unused := [category["name"] for category in categories if category["id"] not in used]:
         report.remarks.append(f"no object of {', '.join(unused)}")
+
+
+def _class_and_box(found: Entry) -> tuple[Any, ...]:
+    return found["image_id"], found["category_id"], *(round(side) for side in found["bbox"])
 
 
 def _crowds_as_cvat_writes(entries: Sequence[Entry]) -> str:

@@ -82,7 +82,6 @@ def odd_cases(document: Entry, image_size_px: int) -> list[Odd]:
     photos = {photo["id"]: photo for photo in document["images"]}
     objects = [found for found in document["annotations"] if not found["iscrowd"]]
     tests = {
-        "objects annotated twice, the same class and box in one photo": _twice(objects),
         f"objects that are less than {MIN_SIDE_PX:g} px wide or high at {image_size_px} px": _tiny(
             objects, photos, image_size_px
         ),
@@ -96,15 +95,6 @@ def odd_cases(document: Entry, image_size_px: int) -> list[Odd]:
 
 def _first(photos: Iterable[str], most: int = 5) -> tuple[str, ...]:
     return tuple(dict.fromkeys(photos))[:most]
-
-
-def _twice(objects: Sequence[Entry]) -> Iterator[Entry]:
-    seen = set()
-    for found in objects:
-        key = found["image_id"], found["category_id"], *(round(value) for value in found["bbox"])
-        if key in seen:
-            yield found
-        seen.add(key)
 
 
 def _tiny(objects: Sequence[Entry], photos: Mapping[Any, Entry], image_size_px: int) -> Iterator[Entry]:

@@ -255,6 +255,16 @@ def test_two_photos_of_one_name_are_not_joined(tmp_path, photos, there):
         read_annotations(tmp_path / "twice.json", photos, tmp_path / "scratch")
 
 
+def test_objects_that_are_there_twice_are_told(tmp_path, photos):
+    """Of exports that were put together: an AP against them is half of what it is. Crowds may be alike, and other classes."""
+    almost = [10.2, *SQUARE[1:]]
+    objects = [{"segmentation": [ring]} for ring in (SQUARE, almost, SQUARE)]
+    others = [{"segmentation": [SQUARE], "iscrowd": 1}, {"segmentation": [SQUARE], "category_id": 2}]
+    categories = [{"id": 1, "name": "ball"}, {"id": 2, "name": "egg"}]
+    told = read(tmp_path, photos, [*objects, *others], categories).summary
+    assert "2 objects annotated twice, the same class and box in one photo (such as in a.jpg)" in told
+
+
 def test_missing_photos_are_named_before_training(tmp_path, photos):
     """Not in the middle of an epoch."""
     (photos / "a.jpg").unlink()
