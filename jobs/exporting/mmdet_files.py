@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
+from jobs.command_line import CommandFault
 from jobs.whole_file import write_whole
 from pipeline.model.checkpoints import Checkpoint
 from pipeline.model.rtmdet_nano import COORDINATE_REACH_STRIDES, RTMDetInsDepthwiseHead
@@ -38,8 +39,12 @@ def write_mmdet(checkpoint: Checkpoint, weights: Path) -> list[Path]:
 
     Returns:
         The files that were written.
+    Raises:
+        CommandFault: there is a file of the configuration's name, and no weights that an earlier export wrote with it.
     """
     spec, config_path = checkpoint.spec, weights.with_suffix(".py")
+    if config_path.exists() and not weights.exists():
+        raise CommandFault(f"{config_path} is there already, and mmdet's configuration would replace it: take another name.")
     config = config_of(spec)
     meta = {"dataset_meta": {"classes": spec.classes}, "cfg": config.pretty_text}
     saved = io.BytesIO()  # to a full disk, torch.save ends with a RuntimeError

@@ -181,6 +181,18 @@ def test_impossible_exports_are_refused(tmp_path, monkeypatch, capsys, more, sai
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_program_of_the_same_name_is_not_replaced(tmp_path, capsys):
+    """`detect.py` beside `detect.pth`; the configuration of an earlier export is."""
+    weights, program = tmp_path / "detect.pth", tmp_path / "detect.py"
+    program.write_text("print('mine')")
+    assert export.main(["rtmdet-ins_nano_person", "--output", str(weights)]) == 2
+    assert f"{program} is there already" in capsys.readouterr().err
+    assert (program.read_text(), weights.exists()) == ("print('mine')", False)
+    program.unlink()
+    for _ in range(2):
+        assert export.main(["rtmdet-ins_nano_person", "--output", str(weights)]) == 0
+
+
 def test_missing_packages_are_told_before_the_work(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export, "ONNX_PACKAGES", ("torch", "no_such_package"))
     assert export.main(["rtmdet-ins_nano_person", "--output", str(tmp_path / "mine.onnx")]) == 2
