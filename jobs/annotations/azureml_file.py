@@ -55,7 +55,8 @@ def azureml_to_coco(rows: Iterable[tuple[str, Entry]], source: str, photos: Path
         name, details = files[_path_of(row["image_url"])], row.get("image_details") or {}
         if name in seen:
             raise AnnotationsError(
-                f"{source}: {seen[name]} and {row['image_url']} are both {name} in the folder of the photos; a photo is one row, with all its objects."
+                f"{source}: {seen[name]} and {row['image_url']} are both {name} in the folder of the photos; "
+                "a photo is one row, with all its objects."
             )
         seen[name] = row["image_url"]
         size = pixels(details.get("width")), pixels(details.get("height"))
