@@ -45,7 +45,7 @@ def read_outline(segmentation: Any, size_hw: tuple[int, int]) -> tuple[Outline, 
     Raises:
         OutlineError: it has none of these forms, or is for a photo of another size.
     """
-    if isinstance(segmentation, dict):
+    if segmentation and isinstance(segmentation, dict):
         return _checked_rle(segmentation, size_hw), 0
     rings = [_flat(ring) for ring in _split(segmentation)]
     for ring in rings:

@@ -94,7 +94,7 @@ def test_missing_fields_are_filled_in(tmp_path, photos):
 
 def test_left_out_objects_are_reported(tmp_path, photos):
     """Objects without outline, photo or category are counted; no object at all is an error."""
-    useless = [{"id": 1, "segmentation": []}, {"id": 2, "image_id": 99, "segmentation": [SQUARE]}, {"id": 3}]
+    useless = [{"id": 1, "segmentation": []}, {"id": 2, "image_id": 99, "segmentation": [SQUARE]}, {"id": 3, "segmentation": {}}]
     found = read(tmp_path, photos, [*useless, {"id": 4, "segmentation": [SQUARE, [1.0, 2.0]]}], training=True)
     assert found.summary.splitlines() == [
         "coco.json: 1 photos, 1 objects",
