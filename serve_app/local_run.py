@@ -144,7 +144,7 @@ class LocalRun:
             time.sleep(WATCH_EVERY_S)
             for name, application in serve.status().applications.items():
                 is_failed = application.status in FAILED
-                if is_failed != (name in failed):
+                if is_failed != (name in failed) and (is_failed or application.status == ApplicationStatus.RUNNING):
                     failed ^= {name}
                     self._say(f"{name} is {application.status.value}. {failure_of(application) if is_failed else ''}".rstrip())
 

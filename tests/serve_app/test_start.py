@@ -3,6 +3,7 @@
 import re
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -107,6 +108,19 @@ def test_the_curl_that_it_prints_has_a_key_where_one_is_needed(tmp_path, capsys,
     run._check()
     run._say_ready("http://127.0.0.1:8000/")
     assert ("-H 'Authorization: Bearer <key>' -F image=@" in capsys.readouterr().out) == bool(auth)
+
+
+def test_a_failed_update_and_the_way_back_are_told(monkeypatch, tmp_path, capsys):
+    """Once each; DEPLOYING in between is not the end of it."""
+    told = [application() for _ in range(5)]
+    for each, status in zip(told, ("RUNNING", "DEPLOY_FAILED", "DEPLOY_FAILED", "DEPLOYING", "RUNNING"), strict=True):
+        each.status, each.message = ApplicationStatus(status), "No GPU." if status == "DEPLOY_FAILED" else ""
+    monkeypatch.setattr(local_run.time, "sleep", lambda _s: None)
+    monkeypatch.setattr(local_run.serve, "status", lambda: SimpleNamespace(applications={"a": told.pop(0)}))
+    with pytest.raises(IndexError):
+        LocalRun(tmp_path, verbose=False)._watch()
+    lines = [line.split("] ")[1] for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["a is DEPLOY_FAILED. No GPU.", "a is RUNNING."]
 
 
 def test_ctrl_c_after_a_failed_start(monkeypatch, tmp_path):
