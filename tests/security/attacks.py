@@ -216,7 +216,7 @@ def _dripping_body(url: str, _: str) -> tuple[int, str, float]:
             time.sleep(0.2)
             yield b"1\r\n \r\n"
 
-    return _raw(url, "Transfer-Encoding: chunked\r\nx-request-timeout-seconds: 3", drip())
+    return _raw(url, "Transfer-Encoding: chunked", drip())
 
 
 def _raw(url: str, header: str, parts: Any) -> tuple[int, str, float]:
@@ -225,15 +225,15 @@ def _raw(url: str, header: str, parts: Any) -> tuple[int, str, float]:
     with socket.create_connection((where.hostname, where.port), timeout=PATIENCE_S) as connection:
         head = f"POST /score HTTP/1.1\r\nHost: {where.netloc}\r\nContent-Type: application/json\r\n{header}\r\n\r\n"
         connection.sendall(head.encode())
-        answer = b""
-        for part in parts:
+        answer, unsent = b"", b""
+        while b"}" not in answer and time.monotonic() - began < PATIENCE_S:
+            unsent = unsent or next(parts)
+            readable, writable, _ = select.select([connection], [connection], [], 1)
             with suppress(ConnectionError):
-                if answer or select.select([connection], [], [], 0)[0]:
+                if readable:
                     answer += connection.recv(65_536)
-                if b"}" in answer or time.monotonic() - began > PATIENCE_S:
-                    break
-                if not answer:  # sending on would reset the connection, and lose the rest of the answer
-                    connection.sendall(part)
+                elif writable and not answer:  # sending on would reset the connection, and lose the rest of the answer
+                    unsent = unsent[connection.send(unsent) :]
     head_text, _, content = answer.partition(b"\r\n\r\n")
     status = int(head_text.split()[1]) if head_text else 0
     return status, _code_of(content), time.monotonic() - began
@@ -257,6 +257,6 @@ SPECIALS: dict[str, Callable[[str, str], tuple[int, str, float]]] = {
     "JSON 90,000 deep": _deep_json,
     "body of 10 GB by its header": _declared_10_gb,
     "body without end, chunked": _endless_chunks,
-    "body that drips, deadline 3 s": _dripping_body,
+    "body that drips": _dripping_body,
 }
 """Attack by name: takes the service's URL and the hostile server's, gives status, code and seconds."""
