@@ -8,7 +8,7 @@ mmd-3x-rtmdet-ins_x_8xb16-300e_coco; `params` are ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,19 +80,8 @@ def parse_score_request(body: bytes | bytearray) -> ScoreRequest:
         raise InvalidRequest(f"The request body must be a JSON object, got {_json_type(document)}.")
     if document.get("input_data") is None:
         raise InvalidRequest(INPUT_DATA_MISSING)
-    refuse_misplaced_params(document, "outside of 'params'")
     images = [strings.get(image, image) for image in _parse_images(document["input_data"])]
     return ScoreRequest(images, parse_params(document.get("params")))
-
-
-def refuse_misplaced_params(names: Iterable[str], where: str) -> None:
-    """Refuse a JSON request with params where they would have no effect: beside `params`, or in the URL's query.
-
-    Raises:
-        InvalidRequest: one of the names is a param; the message says where it belongs.
-    """
-    if misplaced := set(names) & set(ScoreParams.model_fields):
-        raise InvalidRequest(f"{quoted(misplaced)} {where} has no effect: with a JSON body, params go into its object 'params'.")
 
 
 def _place(error: orjson.JSONDecodeError, strings: dict[str, str]) -> str:

@@ -32,7 +32,7 @@ from deployments.ingress import Ingress
 from deployments.settings import IngressSettings, Settings
 from pipeline.errors import InvalidRequest, RequestError, ServiceError, StageFailed, UnsupportedMediaType
 from serve_app.body import MAX_BODIES_ARRIVING, TIMEOUT_HEADER, BodyBudget, Hold, read_body, requested_timeout_s
-from serve_app.contract import ScoreRequest, parse_score_request, refuse_misplaced_params
+from serve_app.contract import ScoreRequest, parse_score_request
 from serve_app.guard import ID_HEADERS, MODEL_ERROR_HEADER, RequestGuard
 from serve_app.keys import KeyRing
 from serve_app.openapi import SCORE_ROUTE_DOCS
@@ -163,7 +163,6 @@ async def _read_request(request: Request, limits: IngressSettings, timeout_s: fl
         raise UnsupportedMediaType(f"Content-Type must be {TYPES}, got {kind[:80] or 'none'!r}.")
     body = await read_body(request, int(limits.max_body_mb * 1e6), timeout_s, hold)
     if kind == "application/json":
-        refuse_misplaced_params(request.query_params, "in the query")
         return await asyncio.to_thread(parse_score_request, body) if len(body) > LARGE_BODY_BYTES else parse_score_request(body)
     hold(2 * len(body))  # the photos are copied out of it
     return await parse_photos(body, request.headers, request.query_params.multi_items(), limits.max_images_per_request)

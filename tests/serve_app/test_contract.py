@@ -93,9 +93,6 @@ def test_accepted_shapes(document):
         pytest.param(table() | {"params": {"max_detections": True}}, "'params.max_detections'", id="detections a boolean"),
         pytest.param(table() | {"params": {"holes": "keep"}}, "'params.holes'", id="unknown holes"),
         pytest.param(table() | {"params": {"on_error": "ignore"}}, "'params.on_error'", id="unknown on_error"),
-        pytest.param(
-            table() | {"score_threshold": 0.9}, "'score_threshold' outside of 'params' has no effect", id="param beside"
-        ),
     ],
 )
 def test_refused_with_the_place_named(document, place):

@@ -111,15 +111,6 @@ async def test_score(client, ingress):
     assert ingress.seen[0][0] == ["aGk=", "aGk="]
 
 
-async def test_params_in_the_query_of_a_json_request(client, ingress):
-    """Refused, as they would have no effect; other names in the query are ignored, as AzureML does."""
-    response = await client.post("/score?score_threshold=0.9", json=GOOD)
-    assert (response.status_code, response.json()["code"]) == (400, "invalid_request")
-    assert "'score_threshold' in the query" in response.json()["message"]
-    assert (await client.post("/score?api-version=1", json=GOOD)).status_code == 200
-    assert len(ingress.seen) == 1
-
-
 @pytest.mark.parametrize(
     ("sent", "used"),
     [

@@ -50,6 +50,13 @@ async def test_form_holds_photos_in_order_and_params(client, ingress):
     assert (params.score_threshold, params.max_detections) == (0.4, 2)
 
 
+async def test_query_of_a_json_request_is_ignored(client, ingress):
+    """The contract's route stays as AzureML's."""
+    body = {"input_data": {"columns": ["image"], "data": ["aGk="]}}
+    assert (await client.post("/score?score_threshold=x", json=body)).status_code == 200
+    assert ingress.seen[0][1].score_threshold is None
+
+
 def image(content=JPEG, kind="image/jpeg"):
     return {"content": content, "headers": {"content-type": kind}}
 
