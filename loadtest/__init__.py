@@ -3,7 +3,7 @@
 commands      __main__ ─▶ scenarios (rate_search), overload, spike, soak, costs (engine_alone), planner (plan_check), report (plots)
               chaos (faults) and update are commands of their own
 load          traffic, photos, image_server ─▶ openloop; with Locust: locustfile (shapes)
-the service   local_service, local_cluster (node_network), machine
+the service   local_service, local_cluster (node_network, load_balancer), machine
 its own use   watch: processes; scrape: metrics
 """
 

@@ -6,6 +6,9 @@
 A fault is SIGKILL, or SIGSTOP for some seconds (a process that exists but does not answer), to a random replica of a stage, HAProxy,
 the controller, or the raylet of one of the nodes. A node whose raylet was killed or stopped is replaced, as an operator would do.
 The detectors are simulated: the faults are about everything around them.
+
+As root in a network namespace of its own (`unshare --net`), each node has an HTTP proxy and a load balancer is before them, as on a
+cluster. Otherwise the only proxy is on the head, and nothing is answered while it is down.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from deployments.settings import DEPLOYMENTS
 from jobs.command_line import tell
 from loadtest.local_cluster import Node, NotReady
 from loadtest.local_service import LocalService, local_service, title_of
+from loadtest.node_network import may_make_networks
 from loadtest.openloop import Client, Query, keep_asking, percentile, poisson_schedule, run_open_loop
 from loadtest.photos import photos_from
 from loadtest.traffic import OK, request_bodies
@@ -220,7 +224,8 @@ async def limit_per_s(client: Client) -> float:
 
 def measure(minutes: float, every_s: float, rate_per_s: float | None, seed: int) -> dict[str, Any]:
     """Start three nodes, cause faults, and summarise; JSON-ready."""
-    with local_service(change=spread_out, nodes=NODES) as service:
+    own_networks = may_make_networks()
+    with local_service(change=spread_out, nodes=NODES, cables=own_networks, balanced=own_networks) as service:
         return asdict(asyncio.run(load(service, minutes, every_s, rate_per_s, seed)))
 
 

@@ -2,8 +2,8 @@
 
     head (no CPUs: no replicas) ◀── node ◀── node ...
 
-With `cables` each node has a network namespace of its own (loadtest/node_network.py) and can be cut off. The HTTP proxy runs on the head
-only: without namespaces, those of several nodes would need the same port.
+With `cables` each node has a network namespace of its own (loadtest/node_network.py) and can be cut off. Without namespaces, the HTTP
+proxy runs on the head only: those of several nodes would need the same port.
 """
 
 from __future__ import annotations

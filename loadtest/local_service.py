@@ -23,8 +23,10 @@ import psutil
 import requests
 import yaml
 
-from loadtest.local_cluster import LocalCluster, Node, NotReady, local_cluster, unwound_by_sigterm
+from loadtest.load_balancer import load_balancer
+from loadtest.local_cluster import START_TRIES, LocalCluster, Node, NotReady, local_cluster, unwound_by_sigterm
 from loadtest.machine import free_port
+from loadtest.node_network import HOSTS
 from serve_app.config_file import HAPROXY_PORTS
 from serve_app.ray_env import read_ray_env
 
@@ -34,6 +36,8 @@ START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 45.0
 
 _DEPLOY_FAILED = re.compile(r"Deploying app .* failed|Failed to update the deployments")
+_RAY_DID_NOT_START = re.compile(r"timed out during startup|Failed to get node info")
+"""What Ray 2.60 says on a machine that is too busy for a moment."""
 _STARTED = re.compile(r"started successfully on node '\w+' after [\d.]+s \(PID: (\d+)\)")
 """What Ray Serve's controller logs of each replica, once its constructor has returned."""
 _RAYLET_GCS = re.compile(r"--gcs-address=(\S+)")
@@ -105,6 +109,7 @@ def local_service(
     nodes: int = 0,
     *,
     cables: bool = False,
+    balanced: bool = False,
 ) -> Iterator[LocalService]:
     """Run a configuration until the block ends or SIGTERM arrives.
 
@@ -114,6 +119,7 @@ def local_service(
         env: further environment variables.
         nodes: 0: Ray as `serve run` starts it; else a cluster of so many nodes, with the HTTP proxy on its head.
         cables: see `local_cluster`.
+        balanced: an HTTP proxy on every node, and a load balancer before them, whose URL the service has; with `cables` only.
     Raises:
         NotReady: the service was not ready in time, or a node did not start.
     """
@@ -125,11 +131,18 @@ def local_service(
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         port = free_port()
         environment = service_environment(folder) | (env or {})
-        path = _write_config(config, change, port, folder, head_only=nodes > 0, cables=cables)
+        path = _write_config(config, change, port, folder, head_only=nodes > 0 and not balanced, cables=cables)
         cluster = stack.enter_context(local_cluster(nodes, folder, environment, cables=cables)) if nodes else None
-        service = _start(path, folder, port, environment, cluster)
-        stack.callback(_stop, service)
-        wait_until_ready(service, or_failed=_DEPLOY_FAILED)
+        url = stack.enter_context(load_balancer(HOSTS, port, folder)) if balanced else f"http://127.0.0.1:{port}"
+        for tries_left in reversed(range(START_TRIES)):
+            service = LocalService(url, _serve_run(path, folder, environment, cluster), folder, cluster)
+            stack.callback(_stop, service)
+            try:
+                wait_until_ready(service, or_failed=_DEPLOY_FAILED)
+                break
+            except NotReady:
+                if not tries_left or not _RAY_DID_NOT_START.search(service.log_tail(400)):
+                    raise
         yield service
 
 
@@ -190,12 +203,11 @@ def service_environment(folder: Path) -> dict[str, str]:
     return os.environ | ray_environment() | ours | _haproxy_of_its_own(folder / "haproxy")
 
 
-def _start(config: Path, folder: Path, port: int, env: dict[str, str], cluster: LocalCluster | None) -> LocalService:
+def _serve_run(config: Path, folder: Path, env: dict[str, str], cluster: LocalCluster | None) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "ray.serve.scripts", "run", "--app-dir", str(REPOSITORY), str(config)]
     env = env | ({"RAY_ADDRESS": cluster.address} if cluster else {})
     with (folder / "serve.log").open("wb") as log, _interruptible():
-        process = subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    return LocalService(f"http://127.0.0.1:{port}", process, folder, cluster)
+        return subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 @contextmanager

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 import psutil
 
 _PREFIX = "10.93.0."
+HOSTS = [f"{_PREFIX}{host}" for host in range(1, 33)]
+"""Addresses of the bridge (the head) and of the nodes, in the order in which they start."""
 
 
 @dataclass(frozen=True, slots=True)
