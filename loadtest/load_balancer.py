@@ -32,7 +32,7 @@ defaults
 listen nodes
     bind 127.0.0.1:{port}
     balance roundrobin
-    option httpchk GET /
+    option httpchk GET /-/healthz
     default-server check inter 500ms fall 2 rise 1
 {servers}
 """

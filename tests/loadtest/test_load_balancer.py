@@ -29,7 +29,9 @@ def wait_for(url):
 def test_a_lost_proxy_gets_no_requests(tmp_path):
     """Two of the three addresses have a server; one of these is killed."""
     port, hosts = free_port(), ("127.0.0.1", "127.0.0.2", "127.0.0.3")
-    with server(hosts[0], port) as lost, server(hosts[1], port) as kept:
+    (tmp_path / "-").mkdir()
+    (tmp_path / "-/healthz").touch()
+    with server(hosts[0], port, tmp_path) as lost, server(hosts[1], port, tmp_path) as kept:
         for host in hosts[:2]:
             wait_for(f"http://{host}:{port}")
         with load_balancer(hosts, port, tmp_path) as url:
