@@ -11,10 +11,9 @@ from loadtest.load_balancer import load_balancer
 from loadtest.machine import free_port
 
 
-def server(host, port):
-    return subprocess.Popen(
-        [sys.executable, "-m", "http.server", "--bind", host, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+def server(host, port, folder):
+    command = [sys.executable, "-m", "http.server", "--bind", host, "--directory", folder, str(port)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def wait_for(url):
