@@ -1,4 +1,4 @@
-"""The scenarios of BENCHMARKS.md, and a steady rate, on one client. Borrowed in shape from MLPerf Inference; these are not MLPerf results.
+"""Load scenarios on one client. Borrowed in shape from MLPerf Inference; these are not MLPerf results.
 
 single-stream  one client in a closed loop
 server         Poisson arrivals; the highest rate whose p99 holds the bound
