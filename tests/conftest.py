@@ -6,7 +6,9 @@ pytest --cuda    those marked `cuda`, and no others, on the card
 
 import gc
 import os
+import shutil
 import sys
+import tempfile
 from typing import Any
 
 import pytest
@@ -18,6 +20,12 @@ END_TO_END = "tests/e2e/"
 # Ray reads these when it starts.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+
+# What the tested code, and processes that a test kills, leave in the folder for temporary files goes with this one. pytest's own folders
+# stay where it keeps those of the last runs. Set before anything asks for the folder.
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+TEMPORARY = tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="rt", dir="/tmp")
 
 
 import_yapf()  # some tests import mmengine before the code they test does
@@ -34,6 +42,10 @@ def pytest_configure(config: pytest.Config) -> None:
         # `auto` takes a card where there is one, and then everything written for the CPU would test something else. Set over
         # whatever the machine says; child processes (Ray, servers) inherit it. PyTorch reads it when first asked for a card.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(TEMPORARY, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
