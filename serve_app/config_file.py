@@ -68,17 +68,15 @@ def read_document(path: Path) -> Any:
     Raises:
         ConfigurationError: it cannot be read, is not UTF-8 or not one YAML document.
     """
-    documents = _documents(path)
-    if len(documents) > 1:
-        raise ConfigurationError(f"holds {len(documents)} YAML documents; expected one")
-    return documents[0] if documents else None
+    return _only(_documents(path))
 
 
 def read_configuration(path: Path) -> Any:
     """As `read_document`; of a KubeRay manifest, its `serveConfigV2`."""
-    manifests = [each for each in _documents(path) if isinstance(each, dict) and each.get("kind") == "RayService"]
+    documents = _documents(path)
+    manifests = [each for each in documents if isinstance(each, dict) and each.get("kind") == "RayService"]
     if not manifests:
-        return read_document(path)
+        return _only(documents)
     text = (manifests[0].get("spec") or {}).get("serveConfigV2")
     if not isinstance(text, str):
         raise ConfigurationError("spec.serveConfigV2: expected the configuration as text (`serveConfigV2: |`)")
@@ -86,6 +84,12 @@ def read_configuration(path: Path) -> Any:
         return yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
         raise ConfigurationError(f"spec.serveConfigV2 cannot be read: {error}") from error
+
+
+def _only(documents: list[Any]) -> Any:
+    if len(documents) > 1:
+        raise ConfigurationError(f"holds {len(documents)} YAML documents; expected one")
+    return documents[0] if documents else None
 
 
 def _documents(path: Path) -> list[Any]:
