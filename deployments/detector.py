@@ -18,6 +18,7 @@ from deployments.metrics import BatchMetrics
 from deployments.settings import DetectorSettings, ModelSettings, Reconfigured
 from deployments.stage import Clock, Stage
 from deployments.task import ImageTask, ScoreOptions
+from deployments.unary_calls import UNARY_CALLS
 from pipeline.errors import ConfigurationError, EngineLost
 from pipeline.images.letterbox import for_size
 from pipeline.inference.batcher import GreedyBatcher
@@ -36,7 +37,7 @@ compiled for a new image shape in between."""
 MEASURED_BATCHES = 32
 
 
-@serve.deployment(max_ongoing_requests=64, max_queued_requests=512)
+@serve.deployment(max_ongoing_requests=64, max_queued_requests=512, request_router_config=UNARY_CALLS)
 class Detector(Reconfigured):
     """Runs the network on batches that it forms across requests.
 

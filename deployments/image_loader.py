@@ -35,6 +35,7 @@ from deployments.scaling import DECODING
 from deployments.settings import ImageLoaderSettings, Reconfigured
 from deployments.stage import Clock, Stage
 from deployments.task import ImageInput, ImageTask
+from deployments.unary_calls import UNARY_CALLS
 from pipeline.errors import DecodersUnavailable, LargeImage
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.decoder_options import DecoderOptions
@@ -62,7 +63,7 @@ DRAWN_PX = 2048
 """Longest side of a picture in an answer; larger photos are scaled down."""
 
 
-@serve.deployment(max_ongoing_requests=64, max_queued_requests=512)
+@serve.deployment(max_ongoing_requests=64, max_queued_requests=512, request_router_config=UNARY_CALLS)
 class ImageLoader(Reconfigured):
     """Fetches, decodes and scales images.
 

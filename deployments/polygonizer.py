@@ -17,6 +17,7 @@ from deployments.metrics import ObjectMetrics
 from deployments.settings import PolygonizerSettings, Reconfigured
 from deployments.stage import Clock, Stage
 from deployments.task import ImageTask
+from deployments.unary_calls import UNARY_CALLS
 from pipeline.errors import ServiceError
 from pipeline.inference.turns import FairThreads
 from pipeline.masks.draw import draw_overlay, picture_to_file
@@ -26,7 +27,7 @@ from pipeline.types import Answer, DrawnImage, EncodedImage, Instances, OutlineO
 T = TypeVar("T")
 
 
-@serve.deployment(max_ongoing_requests=32, max_queued_requests=512)
+@serve.deployment(max_ongoing_requests=32, max_queued_requests=512, request_router_config=UNARY_CALLS)
 class Polygonizer(Reconfigured):
     """Traces masks and encodes the results.
 

@@ -51,6 +51,21 @@ def test_killed_replica(service, photo, deployment):
     wait_for_replacement(service, deployment, victim)
 
 
+def test_silent_ingress_stops_nobody_else(service):
+    """One of two Ingresses is stopped with SIGSTOP: the other one keeps answering, because no stage waits for the stopped one."""
+    victim = wait_for_started(service, "Ingress", 2)[0]
+    with Callers(service.url, CLIENTS) as callers:
+        time.sleep(2)
+        stopped_at = time.monotonic()
+        os.kill(victim, signal.SIGSTOP)
+        time.sleep(4)  # an Ingress that misses its health checks is killed after 4.5 s at the earliest
+        os.kill(victim, signal.SIGKILL)
+    meanwhile = [status for _, done, status in callers.answers if stopped_at + 1 < done < stopped_at + 4]
+    assert len(meanwhile) > 5
+    assert {status for *_, status in callers.answers} == {200}
+    wait_for_replacement(service, "Ingress", victim)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("deployment", ["ImageLoader", "Polygonizer", "Ingress"])
 def test_silent_replica(service, deployment):
@@ -77,6 +92,17 @@ def test_silent_replica(service, deployment):
     assert max(after)[0] < DEADLINE_S
     assert len(failed) <= (CLIENTS if deployment == "Ingress" else 0)
     wait_until_ready(service)
+
+
+def wait_for_started(service, deployment, count):
+    """Until so many replicas have started; returns their process ids."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        pids = sorted(service.started_pids().intersection(service.replica_pids(deployment)))
+        if len(pids) == count:
+            return pids
+        time.sleep(0.2)
+    return pytest.fail(f"{deployment} has {len(pids)} of {count} replicas")
 
 
 def wait_for_replacement(service, deployment, victim):
