@@ -1,4 +1,4 @@
-"""Ray Serve's routing with unary calls: a call of a stage's handle is one call of a replica's actor, with one result.
+"""A request router of Ray Serve for unary calls: each call of a stage's handle is one call of a replica's actor, with one result.
 
 Ray Serve 2.60 makes each such call a stream of two items: whether the replica accepts it, then the result. At the end of a stream Ray
 blocks the event loop of the replica until the caller has acknowledged every item (`WaitAllObjectsReported` in Ray's `_raylet.pyx`). So one
