@@ -1,6 +1,6 @@
-"""A request router of Ray Serve for unary calls: each call of a stage's handle is one call of a replica's actor, with one result.
+"""A request router for Ray Serve: calls of a stage are unary, one call of an actor with one result.
 
-Ray Serve 2.60 makes each such call a stream of two items: whether the replica accepts it, then the result. At the end of a stream Ray
+Ray Serve 2.60 itself makes each call a stream of two items: whether the replica accepts it, then the result. At the end of a stream Ray
 blocks the event loop of the replica until the caller has acknowledged every item (`WaitAllObjectsReported` in Ray's `_raylet.pyx`). So one
 caller that does not answer, such as a stopped Ingress, stops every replica that works for it. The result of a unary call waits for nobody.
 
