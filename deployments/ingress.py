@@ -17,6 +17,7 @@ from typing import Any
 
 from ray import serve
 
+from deployments.access_log import keep_off_stderr
 from deployments.in_process import LocalHandle, StageHandle, StageInProcess, started
 from deployments.metrics import IngressMetrics
 from deployments.params import ScoreParams, check_image_count, check_images, parse_params
@@ -71,6 +72,7 @@ class Ingress(Reconfigured):
             large_s=fetch_s + BACKGROUND_TIMES * decode_s,
         )
         self._metrics = IngressMetrics()
+        keep_off_stderr()
         self._model: tuple[float, ModelInfo] | None = None
         self._readiness: tuple[float, ServiceError | None] | None = None
         self._probe_lock = asyncio.Lock()

@@ -74,7 +74,8 @@ class Stage:
         if logger.isEnabledFor(self._line_level):
             ids = " ".join(dict.fromkeys(task.context.request_id for task in tasks))
             took_ms = (time.perf_counter() - began) * 1e3
-            logger.log(self._line_level, "%s: %d image(s) in %.1f ms, request %s", self.name, len(tasks), took_ms, ids)
+            line = "%s: %d image(s) in %.1f ms, request %s"
+            logger.log(self._line_level, line, self.name, len(tasks), took_ms, ids, extra={"log_to_stderr": False})
         return done
 
     async def _one(self, work: Work[Payload, Result], task: ImageTask[Payload]) -> ImageTask[Result]:

@@ -43,7 +43,8 @@ class ScoreBody(BaseModel):
 
 MAX_JSON_VALUES = 100_000
 """Most commas and opening brackets in a body. A full request has some hundreds and base64 text has none, but ten million empty lists
-fit into 32 MB of text and take 700 MB of memory when parsed. orjson limits the depth to 1024."""
+fit into 32 MB of text and take 700 MB of memory when parsed. orjson limits the depth to 1024. A body of fewer bytes cannot have more, and
+takes 0.03 ms to parse, so nothing is counted or cut out of it."""
 
 BOM = b"\xef\xbb\xbf"
 """UTF-8's byte order mark: PowerShell and some editors write it before JSON; AzureML's server accepts it too."""
@@ -68,8 +69,8 @@ def parse_score_request(body: bytes | bytearray) -> ScoreRequest:
     """
     if not body:
         raise InvalidRequest("The request body is empty; expected a JSON object with 'input_data'.")
-    text, strings = cut_out(body)
-    if has_more_than(MAX_JSON_VALUES, (b",", b"[", b"{"), text):
+    text, strings = cut_out(body) if len(body) > MAX_JSON_VALUES else (body, {})
+    if len(text) > MAX_JSON_VALUES and has_more_than(MAX_JSON_VALUES, (b",", b"[", b"{"), text):
         raise LimitExceeded(f"The request body holds more than {MAX_JSON_VALUES} JSON values.", code="body_too_large")
     try:
         document = orjson.loads(memoryview(text)[len(BOM) :] if body.startswith(BOM) else text)

@@ -1,0 +1,18 @@
+"""Keeps Ray Serve's access log off stderr: a request's line is written once, to the log file of the replica.
+
+What a replica writes to stderr goes to another file, is read there by Ray's log monitor, and sent through the GCS to whoever watches
+(`serve run`). Ray Serve's own proxies keep their access log off it, too. All other lines stay.
+"""
+
+import logging
+
+
+def keep_off_stderr() -> None:
+    """In this replica; call it when Ray Serve has set up logging, that is in a deployment's constructor."""
+    for handler in logging.getLogger("ray.serve").handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.addFilter(_is_no_access_line)
+
+
+def _is_no_access_line(record: logging.LogRecord) -> bool:
+    return not getattr(record, "serve_access_log", False)
