@@ -10,6 +10,7 @@ from deployments import grouping, pace
 from deployments.grouping import SILENT_S, CallHangs, Grouper
 from deployments.settings import GroupSettings, ImageLoaderSettings
 from pipeline.errors import DeadlineExceeded, Overloaded
+from tests.support.event_loop import settle
 
 
 class Carrier:
@@ -101,7 +102,7 @@ async def test_alone_means_alone_and_at_once():
     carrier = Carrier(0.05)
     grouper = Grouper(carrier, GroupSettings(max_in_flight=1))
     first = asyncio.create_task(send_all(grouper, "ab"))
-    await asyncio.sleep(0.01)
+    await settle()
     await send_all(grouper, ["url 1", "url 2"], alone=True)
     assert carrier.groups == [["a", "b"], ["url 1"], ["url 2"]]
     await first
@@ -169,15 +170,15 @@ async def test_a_group_is_cancelled_when_all_its_senders_are():
     carrier = Carrier(0.05)
     grouper = Grouper(carrier, GroupSettings())
     stays, leaves = (asyncio.create_task(grouper.send(item)) for item in "ab")
-    await asyncio.sleep(0.01)
+    await settle()
     leaves.cancel()
     assert await stays == "a!"
     assert carrier.cancelled == []
     both = [asyncio.create_task(grouper.send(item)) for item in "cd"]
-    await asyncio.sleep(0.01)
+    await settle()
     for sender in both:
         sender.cancel()
-    await asyncio.sleep(0.01)
+    await settle()
     assert carrier.cancelled == [["c", "d"]]
     assert await grouper.send("e") == "e!"
 

@@ -26,6 +26,7 @@ from pipeline.errors import (
     StageFailed,
 )
 from pipeline.types import DetectOptions, OutlineOptions
+from tests.support.event_loop import settle
 
 
 class FakeResponse:
@@ -381,7 +382,7 @@ async def test_images_that_would_miss_their_deadline_are_refused_at_once():
     busy = graph(stages)
     await busy.score([f"first{n}" for n in range(8)], options(), context())
     queue = asyncio.create_task(busy.score([f"queued{n}" for n in range(40)], options(), context()))
-    await asyncio.sleep(0.01)
+    await settle()
     calls, began = len(stages.groups), time.perf_counter()
     with pytest.raises(Overloaded) as caught:
         await busy.score(["hasty"], options(), context(0.2))
@@ -404,7 +405,7 @@ async def test_slow_urls_do_not_block_other_images():
     few = graph(stages, max_urls_in_flight=2)
     urls = [f"https://example.com/{number}.jpg" for number in range(5)]
     slow = asyncio.create_task(few.score(urls, options(), context()))
-    await asyncio.sleep(0.01)
+    await settle()
     assert len(stages.groups) == 2
     assert await few.score(["photo"], options(), context(5)) == ["photo"]
     fetched.set()
@@ -424,12 +425,12 @@ async def test_what_was_fetched_shares_calls():
     stages.fetch.bodies = dict.fromkeys(urls[:4], b"body") | {urls[4]: slow(), urls[5]: FetchError("no")}
     busy = graph(stages, groups={"max_in_flight": 1})
     other = asyncio.create_task(busy.score(["busy"], options(), context()))
-    await asyncio.sleep(0.01)
+    await settle()
     found = asyncio.create_task(busy.score(urls, options(isolate=True), context()))
     await asyncio.sleep(0.05)
     held.release.set()
     await other
-    await asyncio.sleep(0.01)
+    await settle()
     assert stages.groups == [["busy"], [b"body"] * 4]
     silent.set()
     assert await found == [b"body"] * 4 + [b"slow", ImageFault(5, "fetch_failed", "no")]
@@ -455,7 +456,7 @@ async def test_the_probe_does_not_queue():
     stages = FakeStages(lambda image, _: image if image == "probe" else held(image))
     busy = graph(stages)
     queue = asyncio.create_task(busy.score([f"queued{n}" for n in range(40)], options(), context()))
-    await asyncio.sleep(0.01)
+    await settle()
     await busy.probe("probe", options(), context(1))
     release.set()
     await queue
@@ -481,7 +482,7 @@ async def test_many_urls_do_not_block_other_images():
     busy = graph(FakeStages(held), max_images_in_flight=64, max_urls=256)
     urls = [f"https://example.com/{n}.jpg" for n in range(64)]
     flood = [asyncio.create_task(busy.score(urls, options(), context())) for _ in range(6)]
-    await asyncio.sleep(0.01)
+    await settle()
     refused = [task for task in flood if task.done()]
     assert len(refused) == 2
     assert all(task.exception().status == 429 for task in refused)
@@ -502,7 +503,7 @@ async def test_urls_that_would_be_late_are_refused_early():
     slow = graph(FakeStages(lambda image, _: fetch(image)), max_urls_in_flight=1)
     await slow.score(["https://example.com/1.jpg"] * 10, options(), context())
     queue = asyncio.create_task(slow.score(["https://example.com/1.jpg"] * 64, options(), context(20)))
-    await asyncio.sleep(0.01)
+    await settle()
     began = time.perf_counter()
     with pytest.raises(Overloaded) as caught:
         await slow.score(["https://example.com/1.jpg"] * 20, options(), context(2))
@@ -545,13 +546,13 @@ async def test_a_key_holds_at_most_its_share():
         return RequestContext("test", time.time() + 10, caller)
 
     flood = [asyncio.create_task(busy.score(["slow"] * 10, options(), of("loud"))) for _ in range(10)]
-    await asyncio.sleep(0.01)
+    await settle()
     assert sum(task.done() for task in flood) == 5
     with pytest.raises(Overloaded):
         busy.admission.check_room(busy.admission.ordinary, 1, "loud")
     quiet = asyncio.create_task(busy.score(["slow"] * 10, options(), of("quiet")))
     alone = [asyncio.create_task(busy.score(["slow"] * 10, options(), of(""))) for _ in range(4)]
-    await asyncio.sleep(0.01)
+    await settle()
     assert not any(task.done() for task in [quiet, *alone])
     held.release.set()
     await asyncio.gather(quiet, *alone, *flood, return_exceptions=True)
