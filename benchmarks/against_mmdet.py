@@ -23,7 +23,7 @@ from benchmarks.measure import finish
 from benchmarks.mmdet_reference import MmdetReference, Reference
 from benchmarks.raster import rings_to_mask
 from deployments.settings import EMBEDDED_MODEL
-from loadtest.photos import photos_from
+from loadtest.load.photos import photos_from
 from pipeline.images.decode import DecodeLimits, decode_image
 from pipeline.images.letterbox import scale_to_fit
 from pipeline.inference.engine import Engine, EngineOptions, load_engine

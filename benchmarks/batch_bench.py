@@ -26,7 +26,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from loadtest.local_service import local_service
+from loadtest.service.local_service import local_service
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
 from pipeline.inference.engine import EngineOptions, load_engine

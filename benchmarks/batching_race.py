@@ -26,8 +26,8 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from benchmarks.measure import add_arguments, as_number, as_range, finish, spread, spread_if_any, table, turns
-from loadtest.openloop import Query, keep_asking, poisson_schedule, run_open_loop, summarise
-from loadtest.traffic import OK
+from loadtest.load.openloop import Query, keep_asking, poisson_schedule, run_open_loop, summarise
+from loadtest.load.traffic import OK
 from pipeline.inference.batcher import GreedyBatcher
 
 NAMES = ("serve.batch", "serve.batch tuned", "greedy")
@@ -166,7 +166,7 @@ class Outcome:
 
 
 class HandleClient:
-    """Asks a deployment by its handle, as `loadtest.openloop.Client` asks a service by HTTP."""
+    """Asks a deployment by its handle, as `loadtest.load.openloop.Client` asks a service by HTTP."""
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle

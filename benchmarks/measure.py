@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from jobs.command_line import tell
-from loadtest.machine import describe_machine, results_line
+from loadtest.service.machine import describe_machine, results_line
 
 MIN_PASSES = 3
 

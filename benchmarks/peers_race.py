@@ -29,14 +29,14 @@ from benchmarks.peers.process import PYTHONS, WIRES, peer_process
 from benchmarks.peers.standings import MAX_FOREIGN_CORES, OURS, Turn, as_table, errors_of, standings
 from deployments.settings import EMBEDDED_MODEL
 from jobs.command_line import cli_errors, tell
-from loadtest.engine_alone import measure_engine
-from loadtest.local_cluster import NotReady
-from loadtest.local_service import SHIPPED_CONFIG, local_service
-from loadtest.machine import describe_machine
-from loadtest.openloop import Client, run_single_stream, summarise
-from loadtest.photos import photos_from
-from loadtest.scenarios import Result, Setup, find_server_rate, run_offline
-from loadtest.traffic import SCORE, Wire, request_bodies
+from loadtest.load.openloop import Client, run_single_stream, summarise
+from loadtest.load.photos import photos_from
+from loadtest.load.scenarios import Result, Setup, find_server_rate, run_offline
+from loadtest.load.traffic import SCORE, Wire, request_bodies
+from loadtest.planning.engine_alone import measure_engine
+from loadtest.service.local_cluster import NotReady
+from loadtest.service.local_service import SHIPPED_CONFIG, local_service
+from loadtest.service.machine import describe_machine
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
 from pipeline.inference.engine import Engine, EngineOptions, load_engine

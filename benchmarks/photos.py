@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from loadtest.photos import JPEG_QUALITY, photos_from
+from loadtest.load.photos import JPEG_QUALITY, photos_from
 
 SMALL_WH, LARGE_WH = (640, 480), (4000, 3000)
 """VGA, which fits the network's input, and 12 megapixels, what phones write."""

@@ -16,12 +16,12 @@ from typing import Any
 
 from benchmarks.measure import add_arguments, as_number, as_range, finish, spread, spread_if_any, table, turns
 from deployments.settings import EMBEDDED_MODEL, Settings
-from loadtest.engine_alone import measure_engine
-from loadtest.local_service import local_service
-from loadtest.openloop import Client, Summary, summarise
-from loadtest.photos import photos_from
-from loadtest.spike import run_clients
-from loadtest.traffic import OK, request_bodies
+from loadtest.load.openloop import Client, Summary, summarise
+from loadtest.load.photos import photos_from
+from loadtest.load.traffic import OK, request_bodies
+from loadtest.measurements.spike import run_clients
+from loadtest.planning.engine_alone import measure_engine
+from loadtest.service.local_service import local_service
 from pipeline.inference.engine import EngineOptions, load_engine
 
 REQUEST_IMAGES = (1, 8, 32)

@@ -25,7 +25,7 @@ OTHERS = {
     "monitoring": "Prometheus, Grafana dashboard, OpenTelemetry collector",
     "deploy": "Dockerfile, KubeRay's rayservice.yaml",
     "examples": "Ray jobs, backends for labelling tools",
-    "loadtest": "load tests, planning, random faults (LOADTEST.md)",
+    "loadtest": "load tests (LOADTEST.md): load/ is sent to a service/ in measurements/; planning/ computes replicas from costs",
     "benchmarks": "comparisons with mmdet and other servers; not installed",
     "tests": "one test module per module; e2e/ runs the real server; security/ attacks it; support/ has shared helpers",
 }

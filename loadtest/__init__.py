@@ -1,10 +1,12 @@
 """Load tests of a deployment; see docs/LOADTEST.md. They need the packages of the extra `load`.
 
-commands      __main__ ─▶ scenarios (rate_search), overload, spike, soak, costs (engine_alone), planner (plan_check), report (plots)
-              chaos (faults) and update are commands of their own
-load          traffic, photos, image_server ─▶ openloop; with Locust: locustfile (shapes)
-the service   local_service, local_cluster (node_network, load_balancer), machine
-its own use   watch: processes; scrape: metrics
+commands        __main__ (`python -m loadtest`), chaos and update; locustfile is for Locust
+measurements    what a command measures: overload, spike, soak, random faults, reports
+planning        what an image costs, and the replicas for a rate
+load            photos as requests, and when they are sent
+service         a service on this machine, and what it uses
+
+Commands import measurements and planning, which do not know each other. These import load and service, which do not either.
 """
 
 from importlib.util import find_spec

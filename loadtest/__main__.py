@@ -1,7 +1,7 @@
 """Load tests from the command line.
 
     python -m loadtest run --scenario single-stream|server|steady|offline [--p99-ms 250] [--url http://127.0.0.1:8000] [--output folder]
-    python -m loadtest overload|spike|soak|costs|plan [--help]                         (see the module of that name)
+    python -m loadtest overload|spike|soak|costs|plan [--help]                       (modules of measurements/ and planning/)
     python -m loadtest report results.json [--output folder]
     python -m loadtest locust MixedUser --headless -u 4 -t 30s --shape ramp      (everything after `locust` is Locust's)
 
@@ -31,17 +31,18 @@ import requests
 
 from jobs.command_line import CommandFault, cli_errors, tell
 from jobs.scoring.service_client import base_url
-from loadtest import costs, overload, planner, soak, spike
-from loadtest.image_server import allow_image_server
-from loadtest.local_service import SHIPPED_CONFIG, local_service
-from loadtest.machine import describe_machine, free_port
-from loadtest.openloop import NOT_CONNECTED, Client, run_single_stream, summarise
-from loadtest.photos import photos_from
-from loadtest.report import as_table, read_results, write_report
-from loadtest.scenarios import Result, Setup, find_server_rate, run_offline, run_steady, run_stream
-from loadtest.scrape import Snapshot, discovery_file, snapshot
-from loadtest.traffic import OK, RemoteHostError, key_headers, refuse_remote, request_bodies
-from loadtest.watch import Processes, Watch, processes_here, watched
+from loadtest.load.image_server import allow_image_server
+from loadtest.load.openloop import NOT_CONNECTED, Client, run_single_stream, summarise
+from loadtest.load.photos import photos_from
+from loadtest.load.scenarios import Result, Setup, find_server_rate, run_offline, run_steady, run_stream
+from loadtest.load.traffic import OK, RemoteHostError, key_headers, refuse_remote, request_bodies
+from loadtest.measurements import overload, soak, spike
+from loadtest.measurements.report import as_table, read_results, write_report
+from loadtest.planning import costs, planner
+from loadtest.service.local_service import SHIPPED_CONFIG, local_service
+from loadtest.service.machine import describe_machine, free_port
+from loadtest.service.scrape import Snapshot, discovery_file, snapshot
+from loadtest.service.watch import Processes, Watch, processes_here, watched
 from pipeline.errors import ServiceError
 from serve_app.config_file import check_config
 

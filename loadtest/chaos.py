@@ -2,7 +2,7 @@
 minutes.
 
     python -m loadtest.chaos [--rounds 3] [--nodes] [--output results.json]
-    python -m loadtest.chaos --minutes 10 [--every 10] [--rate R] [--seed 0]        (loadtest/faults.py)
+    python -m loadtest.chaos --minutes 10 [--every 10] [--rate R] [--seed 0]        (loadtest/measurements/faults.py)
 
 For each deployment: seconds until /ready is 200 again, seconds until the first good answer, the slowest answer to a request that
 was in flight, and requests that failed. With `--nodes` a node of two, each with replicas of every stage, on this machine.
@@ -28,10 +28,10 @@ import requests
 
 from deployments.settings import STAGES
 from jobs.command_line import tell
-from loadtest import faults
-from loadtest.local_service import LocalService, local_service, wait_until_ready
-from loadtest.machine import describe_machine, results_line
-from loadtest.photos import photos_from
+from loadtest.load.photos import photos_from
+from loadtest.measurements import faults
+from loadtest.service.local_service import LocalService, local_service, wait_until_ready
+from loadtest.service.machine import describe_machine, results_line
 
 A_NODE = "a node of two"
 CALLERS = 2

@@ -19,10 +19,10 @@ import requests
 from locust import FastHttpUser, LoadTestShape, between, events, task
 from locust.exception import StopUser
 
-from loadtest.image_server import start_image_server
-from loadtest.photos import photos_from
-from loadtest.shapes import SHAPES, users_at
-from loadtest.traffic import (
+from loadtest.load.image_server import start_image_server
+from loadtest.load.photos import photos_from
+from loadtest.load.shapes import SHAPES, users_at
+from loadtest.load.traffic import (
     JSON_HEADERS,
     OK,
     RemoteHostError,

@@ -28,11 +28,11 @@ import yaml
 
 from deployments.settings import DEPLOYMENTS, EMBEDDED_MODEL
 from jobs.command_line import tell
-from loadtest.local_service import REPOSITORY, LocalService, local_service, ray_environment
-from loadtest.machine import describe_machine, results_line
-from loadtest.openloop import Client, percentile, poisson_schedule, run_open_loop
-from loadtest.photos import photos_from
-from loadtest.traffic import OK, request_bodies
+from loadtest.load.openloop import Client, percentile, poisson_schedule, run_open_loop
+from loadtest.load.photos import photos_from
+from loadtest.load.traffic import OK, request_bodies
+from loadtest.service.local_service import REPOSITORY, LocalService, local_service, ray_environment
+from loadtest.service.machine import describe_machine, results_line
 
 DEADLINE_S = 30.0
 LATE_S = 5.0

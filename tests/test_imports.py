@@ -2,6 +2,7 @@
 
 serve_app ─▶ deployments ─▶ pipeline        jobs and loadtest stand beside them and import all three
 in pipeline: images, model, inference and masks, in the directions of ROOMS, through their doors (`__all__`)
+in loadtest: measurements and planning ─▶ load and service, in the directions of LOADTEST_ROOMS
 benchmarks and tests may import everything, and no shipped module imports them
 """
 
@@ -31,6 +32,13 @@ ROOMS = {
     "masks": set(),
 }
 """Each room of pipeline and the rooms that it may import."""
+LOADTEST_ROOMS = {
+    "load": set(),
+    "service": set(),
+    "measurements": {"load", "service"},
+    "planning": {"load", "service"},
+}
+"""Each folder of loadtest and the folders that it may import."""
 SHIPPED = ("pipeline", "deployments", "serve_app", "jobs", "loadtest")
 
 
@@ -55,6 +63,14 @@ def test_rooms_import_one_way(room):
         assert not beyond, f"{path.relative_to(REPOSITORY)} imports {', '.join(beyond)}"
 
 
+@pytest.mark.parametrize("room", LOADTEST_ROOMS)
+def test_folders_of_loadtest_import_one_way(room):
+    for path in files_of(f"loadtest/{room}"):
+        rooms = {name.split(".")[1] for name in imported(path) if name.startswith("loadtest.")}
+        beyond = rooms - LOADTEST_ROOMS[room] - {room}
+        assert not beyond, f"{path.relative_to(REPOSITORY)} imports {', '.join(beyond)}"
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_rooms_are_entered_by_their_doors(room):
     doors = importlib.import_module(f"pipeline.{room}").__all__
@@ -73,7 +89,17 @@ def test_the_drawing_is_of_the_code():
     assert f"```mermaid\n{drawing()}\n```" in design
 
 
-@pytest.mark.parametrize("package", ["serve_app", "deployments", "jobs.scoring", "jobs.training", "loadtest"])
+@pytest.mark.parametrize(
+    "package",
+    [
+        "serve_app",
+        "deployments",
+        "jobs.scoring",
+        "jobs.training",
+        "loadtest",
+        *(f"loadtest.{room}" for room in LOADTEST_ROOMS),
+    ],
+)
 def test_the_map_of_a_package_names_its_modules(package):
     """The docstrings of the large packages say what their modules are for."""
     folder = REPOSITORY / package.replace(".", "/")

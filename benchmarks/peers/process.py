@@ -16,9 +16,9 @@ import psutil
 import requests
 
 from benchmarks.peers.triton_wire import TRITON
-from loadtest.local_cluster import unwound_by_sigterm
-from loadtest.machine import free_port
-from loadtest.traffic import JSON_HEADERS, SCORE, Wire
+from loadtest.load.traffic import JSON_HEADERS, SCORE, Wire
+from loadtest.service.local_cluster import unwound_by_sigterm
+from loadtest.service.machine import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 START_TIMEOUT_S = 180.0

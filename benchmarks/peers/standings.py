@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.measure import Spread, as_number, as_range, ratios, spread_if_any, table
-from loadtest.openloop import ABANDONED
-from loadtest.scenarios import Result
-from loadtest.traffic import OK
+from loadtest.load.openloop import ABANDONED
+from loadtest.load.scenarios import Result
+from loadtest.load.traffic import OK
 
 OURS = "ours"
 MAX_FOREIGN_CORES = 0.15

@@ -8,7 +8,7 @@ from __future__ import annotations
 import orjson
 
 from benchmarks.peers.scoring import images_in
-from loadtest.traffic import Wire
+from loadtest.load.traffic import Wire
 
 TRITON_MODEL = "rtmdet-ins"
 

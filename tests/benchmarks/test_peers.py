@@ -24,9 +24,9 @@ from benchmarks.peers.triton_wire import TRITON
 from benchmarks.peers_race import Contestant, measure_contestant, race
 from benchmarks.raster import rings_to_mask
 from deployments.settings import EMBEDDED_MODEL
-from loadtest.photos import photos_from
-from loadtest.scenarios import Setup
-from loadtest.traffic import JSON_HEADERS, SCORE, request_bodies
+from loadtest.load.photos import photos_from
+from loadtest.load.scenarios import Setup
+from loadtest.load.traffic import JSON_HEADERS, SCORE, request_bodies
 from tests.support.fake_service import fake_service
 from tests.support.processes import is_alive
 

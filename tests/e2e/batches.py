@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from loadtest.scrape import discovery_file, snapshot
+from loadtest.service.scrape import discovery_file, snapshot
 
 
 @dataclass(frozen=True)

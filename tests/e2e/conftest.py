@@ -11,7 +11,7 @@ import pytest
 from matplotlib import cbook
 from PIL import Image
 
-from loadtest.local_service import local_service
+from loadtest.service.local_service import local_service
 from tests.security.hostile_servers import hostile_server
 
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from loadtest.local_service import local_service
+from loadtest.service.local_service import local_service
 from tests.support.s3_server import s3_server
 
 pd = pytest.importorskip("pandas")

@@ -6,8 +6,8 @@ import pytest
 
 from deployments.settings import DEPLOYMENTS
 from loadtest.chaos import CALLERS, Callers, lose_node, two_detectors
-from loadtest.local_service import local_service, title_of
-from loadtest.node_network import may_make_networks
+from loadtest.service.local_service import local_service, title_of
+from loadtest.service.node_network import may_make_networks
 
 
 def replicas_on(service, node):

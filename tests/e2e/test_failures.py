@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from loadtest.chaos import Callers
-from loadtest.local_service import wait_until_ready
+from loadtest.service.local_service import wait_until_ready
 from tests.e2e.conftest import as_body
 
 ANSWER_AGAIN_S = 15.0

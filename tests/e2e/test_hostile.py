@@ -17,8 +17,8 @@ import pytest
 import requests
 
 from deployments.settings import DEPLOYMENTS
-from loadtest.local_cluster import NotReady
-from loadtest.local_service import local_service, ray_environment, title_of
+from loadtest.service.local_cluster import NotReady
+from loadtest.service.local_service import local_service, ray_environment, title_of
 from tests.e2e.batches import settled_batches
 from tests.security.attacks import SPECIALS, as_body, attack_with_bodies, attack_with_files
 from tests.security.mutants import mutants

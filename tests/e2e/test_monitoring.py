@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
-from loadtest.scrape import discovery_file, metrics_text
+from loadtest.service.scrape import discovery_file, metrics_text
 from pipeline.errors import StageFailed
 from tests.e2e.conftest import as_body
 

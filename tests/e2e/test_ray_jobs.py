@@ -12,7 +12,7 @@ import requests
 import yaml
 from ray.job_submission import JobSubmissionClient
 
-from loadtest.local_service import local_service
+from loadtest.service.local_service import local_service
 from tests.e2e.conftest import as_body
 from tests.jobs.conftest import tiny_coco  # noqa: F401  (a fixture)
 from tests.support.s3_server import s3_server

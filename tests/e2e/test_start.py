@@ -14,8 +14,8 @@ import pytest
 import requests
 import yaml
 
-from loadtest.local_service import REPOSITORY, service_environment
-from loadtest.machine import free_port
+from loadtest.service.local_service import REPOSITORY, service_environment
+from loadtest.service.machine import free_port
 
 
 @pytest.fixture

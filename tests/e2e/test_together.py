@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import requests
 
-from loadtest.local_service import REPOSITORY, local_service
+from loadtest.service.local_service import REPOSITORY, local_service
 from tests.e2e.conftest import as_body
 
 PARAMS = [{}, {"mask_format": "rle", "score_threshold": 0.1}, {"on_error": "isolate"}]

@@ -17,7 +17,7 @@ from jobs.scoring import scorer, service_client
 from jobs.scoring.batch_inputs import Source
 from jobs.scoring.batch_output import BatchOutput, Row, read_rows
 from jobs.scoring.scorer import Done, score_all
-from loadtest.machine import free_port
+from loadtest.service.machine import free_port
 from tests.support.stub_service import FOUND, UNREADABLE, stub_service
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from jobs import demo
-from loadtest.machine import free_port
+from loadtest.service.machine import free_port
 from tests.support.stub_service import Handler, stub_service
 
 

@@ -8,7 +8,7 @@ import yaml
 
 from jobs.command_line import CommandFault
 from jobs.deploy import address_of, changed_labels, main, with_model
-from loadtest.local_service import SHIPPED_CONFIG
+from loadtest.service.local_service import SHIPPED_CONFIG
 from pipeline.model.zoo import embedded_models
 from tests.support.stub_service import UNREADABLE, stub_service
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import outline_curve
 from loadtest import __main__ as main
-from loadtest.machine import free_port
+from loadtest.service.machine import free_port
 from tests.support.fake_service import fake_service
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from loadtest import __main__ as main
-from loadtest.shapes import users_at
+from loadtest.load.shapes import users_at
 from tests.support.fake_service import fake_service
 
 needs_locust = pytest.mark.skipif(

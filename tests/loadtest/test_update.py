@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from loadtest import update
-from loadtest.local_service import SHIPPED_CONFIG
-from loadtest.openloop import Query
+from loadtest.load.openloop import Query
+from loadtest.service.local_service import SHIPPED_CONFIG
 from loadtest.update import CHANGES, as_table
 from serve_app.config_file import check_config
 

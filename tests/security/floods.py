@@ -33,13 +33,13 @@ import aiohttp
 import psutil
 from PIL import Image
 
-from loadtest.image_server import start_image_server
-from loadtest.local_service import LocalService, local_service
-from loadtest.machine import describe_machine, results_line
-from loadtest.openloop import Client, Query, percentile, poisson_schedule, run_open_loop
-from loadtest.photos import photos_from
-from loadtest.traffic import JSON_HEADERS, OK, key_headers, request_bodies
-from loadtest.watch import Sample, Watch
+from loadtest.load.image_server import start_image_server
+from loadtest.load.openloop import Client, Query, percentile, poisson_schedule, run_open_loop
+from loadtest.load.photos import photos_from
+from loadtest.load.traffic import JSON_HEADERS, OK, key_headers, request_bodies
+from loadtest.service.local_service import LocalService, local_service
+from loadtest.service.machine import describe_machine, results_line
+from loadtest.service.watch import Sample, Watch
 from tests.security.attacks import as_body
 from tests.security.hostile_servers import hostile_server
 

@@ -17,10 +17,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from deployments.settings import DEPLOYMENTS
-from loadtest.costs import DECODERS
-from loadtest.local_service import LocalService, local_service
-from loadtest.machine import describe_machine
-from loadtest.watch import Sample, Watch
+from loadtest.service.local_service import LocalService, local_service
+from loadtest.service.machine import describe_machine
+from loadtest.service.parts import DECODERS
+from loadtest.service.watch import Sample, Watch
 from tests.security.attacks import SPECIALS, Outcome, Verdicts, attack_with_bodies, attack_with_files
 from tests.security.hostile_servers import hostile_server
 from tests.security.mixed_traffic import measure_shares

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loadtest.openloop import Client, Query, keep_asking, percentile, poisson_schedule, run_open_loop
-from loadtest.photos import photos_from
-from loadtest.traffic import OK
+from loadtest.load.openloop import Client, Query, keep_asking, percentile, poisson_schedule, run_open_loop
+from loadtest.load.photos import photos_from
+from loadtest.load.traffic import OK
 from tests.security.attacks import PATIENCE_S, as_body, random_body
 from tests.security.mutants import mutants
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from loadtest.openloop import Query
-from loadtest.traffic import OK
-from loadtest.watch import Sample
+from loadtest.load.openloop import Query
+from loadtest.load.traffic import OK
+from loadtest.service.watch import Sample
 from tests.security.floods import (
     FLOODS,
     Step,

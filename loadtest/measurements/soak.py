@@ -1,0 +1,92 @@
+"""A long run at a constant rate: errors, and memory by minute.
+
+    python -m loadtest soak [--rate 8] [--minutes 15] [--images folder] [--output results.json]
+
+Poisson arrivals; latency counts from the scheduled time. Starts the service from serve_config.yaml. Growth is the memory of the last
+third over that of the first third (medians), without the first minute, and only of minutes with the usual number of replicas: one that
+autoscaling adds is 100 MB, but no leak. Prints a line per minute, then one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from deployments.settings import DEPLOYMENTS
+from jobs.command_line import tell
+from loadtest.load.openloop import Client, poisson_schedule, run_open_loop, run_single_stream, summarise
+from loadtest.load.photos import photos_from
+from loadtest.load.traffic import request_bodies
+from loadtest.measurements.overload import memory_mb
+from loadtest.service.local_service import LocalService, local_service
+from loadtest.service.machine import describe_machine, results_line
+
+
+@dataclass(frozen=True, slots=True)
+class Soak:
+    """One run.
+
+    Args:
+        rate_per_s: queries offered a second.
+        outcomes: all queries by outcome.
+        p50_ms, p99_ms, memory_mb: minute by minute; private memory of all processes of the service, MB.
+        replicas: processes of each deployment, minute by minute.
+        growth: of the memory after the first minute, a share; None below four such minutes.
+    """
+
+    rate_per_s: float
+    outcomes: dict[str, int]
+    p50_ms: list[float | None]
+    p99_ms: list[float | None]
+    memory_mb: list[float]
+    replicas: list[dict[str, int]]
+    growth: float | None
+
+
+async def soak(service: LocalService, bodies: list[bytes], rate_per_s: float, minutes: int, minute_s: float = 60.0) -> Soak:
+    """Offer a rate for so many minutes (of `minute_s` seconds)."""
+    outcomes: Counter[str] = Counter()
+    p50s, p99s, memory, replicas = [], [], [], []
+    async with Client(service.url, bodies) as client:
+        await run_single_stream(client, min(3.0, minute_s))
+        for minute in range(minutes):
+            schedule = poisson_schedule(rate_per_s, max(1, round(rate_per_s * minute_s)), seed=minute)
+            summary = summarise(await run_open_loop(client, schedule, 30.0), None, rate_per_s)
+            outcomes.update(summary.outcomes)
+            p50s.append(summary.p50_ms)
+            p99s.append(summary.p99_ms)
+            memory.append(memory_mb(service))
+            replicas.append({name: len(service.replica_pids(name)) for name in DEPLOYMENTS})
+            line = f"minute {minute + 1}: p50 {summary.p50_ms or 0:.0f} ms, p99 {summary.p99_ms or 0:.0f} ms, {summary.outcomes}"
+            tell(f"{line}, {memory[-1]:.0f} MB, {sum(replicas[-1].values())} replicas")
+    return Soak(rate_per_s, dict(outcomes), p50s, p99s, memory, replicas, growth_of(memory[1:], replicas[1:]))
+
+
+def growth_of(memory: list[float], replicas: list[dict[str, int]]) -> float | None:
+    """Median of the last third over the median of the first third, less one, of the minutes with the usual replicas."""
+    usual = max(replicas, key=replicas.count, default={})
+    memory = [mb for mb, there in zip(memory, replicas, strict=True) if there == usual]
+    third = len(memory) // 3
+    return statistics.median(memory[-third:]) / statistics.median(memory[:third]) - 1 if third else None
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print; returns the exit status."""
+    machine, bodies = describe_machine(), request_bodies(photos_from(args.images, size_wh=(640, 480)), 1)
+    with local_service() as service:
+        result = asyncio.run(soak(service, bodies, args.rate, args.minutes))
+    print(f"{sum(result.outcomes.values())} queries: {result.outcomes}; memory after the first minute: {result.growth or 0:+.1%}")
+    print(results_line({"machine": machine, "soak": asdict(result)}, args.output))
+    return 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m loadtest soak`."""
+    parser.add_argument("--rate", type=float, default=8.0, help="queries a second (default: %(default)s)")
+    parser.add_argument("--minutes", type=int, default=15)
+    parser.add_argument("--images", type=Path, help="folder of photos (default: generated 640x480 ones)")
+    parser.add_argument("--output", type=Path)

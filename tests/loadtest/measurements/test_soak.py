@@ -1,0 +1,33 @@
+"""Minutes of a tenth of a second against a fake server."""
+
+import pytest
+
+from loadtest.measurements.soak import growth_of, soak
+from tests.loadtest.load.test_openloop import BODIES
+from tests.loadtest.measurements.test_overload import service_at
+from tests.support.fake_service import fake_service
+
+USUAL = {"Polygonizer": 2}
+
+
+async def test_every_query_is_counted():
+    """Refusals stay in the count, minute by minute."""
+    async with fake_service(step_s=0.02, max_waiting=1) as url:
+        result = await soak(service_at(url), BODIES, rate_per_s=100, minutes=7, minute_s=0.1)
+    assert sum(result.outcomes.values()) == 70
+    assert result.outcomes["refused 503"] > 0
+    assert len(result.memory_mb) == len(result.p99_ms) == 7
+    assert result.growth == pytest.approx(0, abs=0.2)
+
+
+def test_growth():
+    """Of medians, so that one odd minute says nothing; unknown where the run was short."""
+    assert growth_of([100, 100, 100, 500, 110, 110, 110, 110, 110], [USUAL] * 9) == pytest.approx(0.1)
+    assert growth_of([100, 100], [USUAL] * 2) is None
+
+
+def test_a_replica_more_is_no_growth():
+    """Minutes with another number of replicas are left out."""
+    assert growth_of([100, 100, 100, 200, 200, 102, 102, 102], [USUAL] * 3 + [{"Polygonizer": 3}] * 2 + [USUAL] * 3) == (
+        pytest.approx(0.02)
+    )
