@@ -23,7 +23,7 @@ from jobs import html_page
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.annotations.report import STRICT_HELP
 from jobs.annotations.statistics import ClassCount, Odd, counts_by_class, counts_by_size, odd_cases, photo_sizes
-from jobs.command_line import cli_errors, count, progress
+from jobs.command_line import check_outputs, cli_errors, count, progress
 from jobs.photos import OF_MACOS, PhotoError, photo_suffixes, read_photo
 from jobs.pictures import Sheet, sheets_of_annotations
 from jobs.whole_file import write_whole
@@ -147,6 +147,7 @@ def _figures(chosen: Sequence[tuple[str, Sheet]]) -> Iterator[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry."""
     args = _parser().parse_args(argv)
+    check_outputs({"--output": args.output}, {"the annotations": args.annotations})
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         annotations = read_annotations(args.annotations, args.images, Path(scratch), training=True, strict=args.strict)

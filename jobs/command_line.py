@@ -16,9 +16,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from os import PathLike
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from tqdm import tqdm
@@ -63,6 +64,26 @@ def cli_errors(program: str, *more: type[Exception], status: int = 1) -> Callabl
         return told
 
     return wrap
+
+
+def check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | str | None]) -> None:
+    """Refuse to write over a file that the command reads, or to write two outputs to one file.
+
+    Args:
+        outputs: files to write, by argument; None for those not asked for.
+        inputs: what the command reads, by argument; names that are no files are ignored.
+    Raises:
+        CommandFault: two arguments are the same file, also by links.
+    """
+    seen = {Path(path).resolve(): name for name, path in inputs.items() if path is not None and Path(path).is_file()}
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        other = seen.setdefault(path.resolve(), name)
+        if other != name:
+            raise CommandFault(
+                f"{name} and {other} are the same file, {path}: nothing was read or written. Choose another {name}"
+            )
 
 
 class Terminated(KeyboardInterrupt):

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.command_line import cli_errors, count, fraction, progress, reason_of
+from jobs.command_line import check_outputs, cli_errors, count, fraction, progress, reason_of
 from jobs.comparison.matching import Totals, agreement, match
 from jobs.comparison.page import Difference, page
 from jobs.comparison.sides import PRECISIONS, Answer, Side, SideOptions, side_of
@@ -36,6 +36,7 @@ from jobs.whole_file import write_whole
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     args = _parser().parse_args(argv)
+    check_outputs({"--page": args.page}, dict(zip(("the first side", "the second side"), args.sides, strict=True)))
     options = SideOptions(args.score_threshold, args.engine, args.precision, args.mask_format, args.white_level)
     if args.page:  # hours before it is written
         args.page.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ import torch
 
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.annotations.report import STRICT_HELP
-from jobs.command_line import CommandFault, cli_errors, count, fraction, progress
+from jobs.command_line import CommandFault, check_outputs, cli_errors, count, fraction, progress
 from jobs.evaluation.coco_results import CocoResults
 from jobs.evaluation.metrics_azureml import IOU_THRESHOLD, SCORE_THRESHOLD, azureml_metrics
 from jobs.evaluation.metrics_coco import coco_metrics
@@ -76,6 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--image-size must be a multiple of {COARSEST_STRIDE_PX} px, got {options.image_size}")
     if options.precision != "auto" and (by_mmdet or not options.checkpoint):
         parser.error("--precision goes with --checkpoint and --engine openvino or torch; mmdet computes in fp32")
+    check_outputs(
+        {"--save-results": options.save_results, "--output": options.output, "--plot": options.plot},
+        {"--annotations": options.annotations, "--results": options.results, "--checkpoint": options.checkpoint},
+    )
     keep_freed_memory()
     if options.checkpoint:
         options.checkpoint = locate(options.checkpoint, setting="--checkpoint")

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from jobs.command_line import CommandFault, cli_errors, count
+from jobs.command_line import CommandFault, check_outputs, cli_errors, count
 from jobs.exporting.mmdet_files import write_mmdet
 from jobs.whole_file import whole_file
 from pipeline.images.letterbox import PAD_VALUE
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output: Path = options.output
     if output.suffix not in (".onnx", ".pth"):
         raise CommandFault(f"--output: {output} must end in .onnx, or in .pth for mmdet.")
+    check_outputs({"--output": output}, {"the model": options.model})
     if output.suffix == ".onnx":
         check_packages()
     checkpoint = load_checkpoint(locate(options.model, setting="the model"))

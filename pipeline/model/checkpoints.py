@@ -17,6 +17,7 @@ import os
 import pickle
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,8 @@ def load_checkpoint(path: Path | str, classes: tuple[str, ...] | None = None, in
     Args:
         classes, input_size: labels, and side of the square input in pixels; they override those in an mmdet `.pth`.
     Raises:
-        CheckpointError: the file is missing, damaged, malicious or no RTMDet-Ins model, or its labels or input size are unknown.
+        CheckpointError: the file is missing, damaged, malicious or no RTMDet-Ins model, its labels or input size are unknown, or it has
+            numbers that are not finite.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -105,16 +107,18 @@ def load_checkpoint(path: Path | str, classes: tuple[str, ...] | None = None, in
 
 
 def load_weights(path: Path | str) -> Weights:
-    """Read only tensors and labels of a file, to start a training from."""
+    """Read only tensors and labels of a file, to start a training from.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or malicious, or has numbers that are not finite.
+    """
     path = Path(path)
     if path.suffix == ".safetensors":
         tensors, metadata = _read_safetensors(path)
-        described = json.loads(metadata.get("model_spec", "{}")).get("classes")
-        return Weights(tensors, tuple(map(str, described)) if described else None)
+        return Weights(tensors, _described_classes(_json_object(metadata.get("model_spec"))))
     content = _unpickle_tensors(path)
     meta = _meta(content)
-    described = (meta.get("model_spec") or {}).get("classes")
-    return Weights(_network_tensors(content, path), tuple(map(str, described)) if described else read_facts(meta).classes)
+    return Weights(_network_tensors(content, path), _described_classes(meta.get("model_spec")) or read_facts(meta).classes)
 
 
 def save_safetensors(checkpoint: Checkpoint, path: Path | str) -> None:
@@ -127,11 +131,10 @@ def save_safetensors(checkpoint: Checkpoint, path: Path | str) -> None:
     """
     spec = checkpoint.spec
     tensors = {}
+    _check_finite(checkpoint.state_dict, spec.name)
     for name, value in checkpoint.state_dict.items():
         if name.endswith("num_batches_tracked"):
             continue
-        if not torch.isfinite(value).all():
-            raise CheckpointError(f"{spec.name}: {name} has values that are not finite: the training that made them diverged.")
         tensors[name] = _smaller(value).contiguous()
     description = {"name": spec.name, "classes": list(spec.classes), "input_size": spec.input_size, "config": spec.config}
     # Not save_file: only the owner could read its files, and a service often runs as another user. The rename keeps the old file readable
@@ -164,9 +167,12 @@ def _load_safetensors(path: Path) -> Checkpoint:
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {name: _as_fp32(file.get_tensor(name)) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors = {name: _as_fp32(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path.name}: not a readable safetensors file ({_other_kind(path) or error}).") from error
+    _check_finite(tensors, path.name)
+    return tensors, metadata
 
 
 def _unpickle_tensors(path: Path) -> dict[str, Any]:
@@ -283,6 +289,7 @@ def _network_tensors(content: dict[str, Any], path: Path) -> dict[str, torch.Ten
     }
     if not tensors:
         raise CheckpointError(f"{path.name}: holds no tensors.")
+    _check_finite(tensors, path.name)
     return tensors
 
 
@@ -316,6 +323,26 @@ def _spec_from_description(description: Any, path: Path) -> ModelSpec:
         return ModelSpec(str(description["name"]), classes, int(description["input_size"]), dict(description["config"]))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path.name}: its model description is not usable ({error!r}).") from error
+
+
+def _json_object(text: str | None) -> Any:
+    """The value of a JSON text; None if it is none."""
+    try:
+        return json.loads(text or "null")
+    except json.JSONDecodeError:
+        return None
+
+
+def _described_classes(description: Any) -> tuple[str, ...] | None:
+    """The labels in a model description; None if it is something else, or has none."""
+    classes = description.get("classes") if isinstance(description, dict) else None
+    return tuple(map(str, classes)) if classes and isinstance(classes, (list, tuple)) else None
+
+
+def _check_finite(tensors: Mapping[str, torch.Tensor], name: str) -> None:
+    for tensor, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{name}: {tensor} has values that are not finite: the training that made them diverged.")
 
 
 def _as_fp32(value: torch.Tensor) -> torch.Tensor:

@@ -99,11 +99,14 @@ def build_network(spec: ModelSpec) -> nn.Module:
     """Build mmdet's RTMDet with fresh weights, in eval mode, without downloading pretrained ones.
 
     Raises:
-        CheckpointError: the configuration names a layer type that RTMDet-Ins does not use.
+        CheckpointError: the configuration names a layer type that RTMDet-Ins does not use, or no network can be built from it.
     """
     check_types(spec.config, spec.name)
     init_default_scope("mmdet")
-    network = MODELS.build(ConfigDict(copy.deepcopy(spec.config)))
+    try:
+        network = MODELS.build(ConfigDict(copy.deepcopy(spec.config)))
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{spec.name}: mmdet cannot build a network from its configuration: {error}") from error
     network.dataset_meta = {"classes": spec.classes}
     evaluating: nn.Module = network.eval()
     return evaluating

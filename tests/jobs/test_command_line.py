@@ -1,12 +1,13 @@
 """Exit status and message of commands that fail."""
 
 import argparse
+import importlib
 import signal
 
 import pytest
 
 from jobs import command_line
-from jobs.command_line import CommandFault, cli_errors
+from jobs.command_line import CommandFault, check_outputs, cli_errors
 from pipeline.errors import ConfigurationError
 
 
@@ -82,3 +83,40 @@ def test_sigterm_ends_as_ctrl_c_does(capsys):
     assert closed == [True]
     assert signal.getsignal(signal.SIGTERM) is before
     assert capsys.readouterr().err == "prog: interrupted\n"
+
+
+def test_an_output_is_no_other_file_of_the_command(tmp_path):
+    """Neither an input nor another output, whatever the path or link; names that are no files, and outputs not asked for, are fine."""
+    photos, link = tmp_path / "val.json", tmp_path / "link.json"
+    photos.write_text("{}")
+    link.symlink_to(photos)
+    inputs = {"--annotations": photos, "--checkpoint": "rtmdet-ins_nano_person", "--results": None}
+    check_outputs({"--output": tmp_path / "metrics.json", "--plot": None}, inputs)
+    for output in (photos, link, tmp_path / "." / ".." / tmp_path.name / "val.json"):
+        with pytest.raises(CommandFault, match="--output and --annotations are the same file"):
+            check_outputs({"--output": output}, inputs)
+    new = tmp_path / "new.json"
+    with pytest.raises(CommandFault, match="--output and --save-results are the same file"):
+        check_outputs({"--save-results": new, "--output": new}, inputs)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("jobs.evaluate", "--annotations", "FILE", "--images", ".", "--results", "r.json", "--output", "FILE"),
+        ("jobs.evaluate", "--annotations", "a.json", "--images", ".", "--results", "FILE", "--save-results", "FILE"),
+        ("jobs.evaluate", "--annotations", "a.json", "--images", ".", "--results", "r.json", "--output", "new", "--plot", "new"),
+        ("jobs.check_data", "FILE", "--images", ".", "--output", "FILE"),
+        ("jobs.compare", ".", "FILE", "other.jsonl", "--page", "FILE"),
+        ("jobs.export", "FILE.pth", "--output", "FILE.pth"),
+    ],
+    ids=" ".join,
+)
+def test_no_command_writes_over_its_input(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("FILE", "FILE.pth"):
+        (tmp_path / name).write_text("precious")
+    module, *arguments = command
+    assert importlib.import_module(module).main(arguments) in (1, 2)
+    assert "are the same file" in capsys.readouterr().err
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"FILE": "precious", "FILE.pth": "precious"}

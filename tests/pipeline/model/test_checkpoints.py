@@ -369,3 +369,55 @@ def test_shipped_model_loads():
     assert checkpoint.spec.classes == ("person",)
     assert SHIPPED.stat().st_size < 4e6
     checkpoint.network()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite(nano, tmp_path, suffix, value):
+    """The weights of a training that diverged are refused, not served."""
+    path = tmp_path / f"diverged{suffix}"
+    tensors = {name: tensor.clone() for name, tensor in nano.state_dict.items()}
+    tensors["bbox_head.rtm_cls.0.bias"][:] = value
+    description = {"name": "n", "classes": list(nano.spec.classes), "input_size": 320, "config": nano.spec.config}
+    if suffix == ".pth":
+        torch.save({"state_dict": tensors, "meta": {"model_spec": description}}, path)
+    else:
+        save_file(tensors, path, metadata={"format": checkpoints.FORMAT, "model_spec": json.dumps(description)})
+    for load in (load_checkpoint, load_weights):
+        with pytest.raises(CheckpointError, match=r"diverged.*bbox_head\.rtm_cls\.0\.bias has values that are not finite"):
+            load(path)
+
+
+@pytest.mark.parametrize("described", ["no JSON", "[1, 2]", "3", '{"classes": 5}', '{"classes": {}}', "{}", "null"])
+def test_labels_of_a_strange_description(nano, tmp_path, described):
+    """To start a training from, tensors are enough; labels that cannot be read are none."""
+    path = tmp_path / "weights.safetensors"
+    save_file(nano.state_dict, path, metadata={"model_spec": described})
+    assert load_weights(path).classes is None
+    assert load_weights(path).tensors.keys() == nano.state_dict.keys()
+
+
+@pytest.mark.parametrize("described", [5, [1], "text", {"classes": 3}])
+def test_labels_of_a_strange_description_in_a_pickle(nano, tmp_path, described):
+    path = tmp_path / "weights.pth"
+    torch.save({"state_dict": nano.state_dict, "meta": {"model_spec": described}}, path)
+    assert load_weights(path).classes is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backbone": {}},
+        {"neck": None},
+        {"bbox_head": {"num_classes": 1}},
+        {"type": None},
+        {"backbone": {"type": "CSPNeXt", "x": 1}},
+    ],
+    ids=repr,
+)
+def test_a_configuration_without_a_network(nano, tmp_path, change):
+    path = tmp_path / "strange.safetensors"
+    description = {"name": "n", "classes": ["person"], "input_size": 320, "config": nano.spec.config | change}
+    save_file(nano.state_dict, path, metadata={"format": checkpoints.FORMAT, "model_spec": json.dumps(description)})
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path).network()
