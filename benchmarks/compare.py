@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.measure import Spread, as_number, as_range, ratios, spread, table, turns
 from benchmarks.photos import LARGE_WH, SMALL_WH
-from benchmarks.ways import STAGES, Answered, MmdetWay, OurWay, Way
+from benchmarks.timed_pipelines import STAGES, Answered, MmdetPipeline, OurPipeline, Pipeline
 from deployments.settings import EMBEDDED_MODEL
 from jobs.command_line import tell
 from pipeline.inference.engine import EngineOptions
@@ -114,20 +114,20 @@ def compare(setting: Setting, photos: Sequence[bytes], rounds: int, each_turn: C
         each_turn: called before each contestant's turn (the ceiling is measured there).
     """
     checkpoint, detect = load_model(setting.model), DetectOptions(setting.threshold, setting.max_detections)
-    ways: dict[str, Way] = {
-        OURS: OurWay(checkpoint, EngineOptions(device="cpu", max_batch=1), detect),
-        OURS_FP32: OurWay(checkpoint, EngineOptions(device="cpu", precision="fp32", max_batch=1), detect),
-        MMDET: MmdetWay(checkpoint, detect),
+    pipelines: dict[str, Pipeline] = {
+        OURS: OurPipeline(checkpoint, EngineOptions(device="cpu", max_batch=1), detect),
+        OURS_FP32: OurPipeline(checkpoint, EngineOptions(device="cpu", precision="fp32", max_batch=1), detect),
+        MMDET: MmdetPipeline(checkpoint, detect),
     }
-    for way in ways.values():
-        way.answer(photos[0])
-    answers: dict[str, list[list[Answered]]] = {name: [] for name in ways}
+    for pipeline in pipelines.values():
+        pipeline.answer(photos[0])
+    answers: dict[str, list[list[Answered]]] = {name: [] for name in pipelines}
     with _few_objects_to_look_through():
-        for _, name in turns(list(ways), rounds):
+        for _, name in turns(list(pipelines), rounds):
             each_turn()
             time.sleep(PAUSE_S)
-            ways[name].answer(photos[0])  # cores and caches are its own from here on
-            answers[name].append([ways[name].answer(photo) for photo in photos])
+            pipelines[name].answer(photos[0])  # cores and caches are its own from here on
+            answers[name].append([pipelines[name].answer(photo) for photo in photos])
     result = summarise(setting.title, answers)
     tell(f"{setting.title}: mmdet {result.ms[MMDET].median:.0f} ms, ours {result.ms[OURS].median:.0f} ms")
     return result

@@ -64,22 +64,22 @@ def as_table(results: Iterable[Memory]) -> str:
 
 def _measure_here(args: argparse.Namespace) -> Memory:
     from benchmarks.compare import load_model
-    from benchmarks.ways import MmdetWay, OurWay, Way
+    from benchmarks.timed_pipelines import MmdetPipeline, OurPipeline, Pipeline
     from pipeline.inference.engine import EngineOptions
     from pipeline.types import DetectOptions
 
     detect, checkpoint = DetectOptions(args.threshold, args.instances), load_model(args.model)
-    way: Way = (
-        OurWay(checkpoint, EngineOptions(device="cpu", max_batch=1), detect)
+    contestant: Pipeline = (
+        OurPipeline(checkpoint, EngineOptions(device="cpu", max_batch=1), detect)
         if args.way == "ours"
-        else MmdetWay(checkpoint, detect)
+        else MmdetPipeline(checkpoint, detect)
     )
-    way.answer(args.small.read_bytes())
+    contestant.answer(args.small.read_bytes())
     photo = args.photo.read_bytes()
     ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not hide what is taken now
     _CLEAR_REFS.write_text(_RESET_HIGH_WATER_MARK)
     before = _status_mb("VmRSS")
-    answered = way.answer(photo)
+    answered = contestant.answer(photo)
     peak = _status_mb("VmHWM")
     return Memory(args.way, answered.instances, round(peak - before, 1), round(peak, 1))
 

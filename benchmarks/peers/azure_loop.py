@@ -21,7 +21,7 @@ from gunicorn.app.base import BaseApplication
 
 from benchmarks.mmdet_reference import MmdetReference
 from benchmarks.peers.scoring import MAX_DETECTIONS, SCORE_THRESHOLD, arguments
-from benchmarks.ways import reference_rows
+from benchmarks.timed_pipelines import reference_rows
 from pipeline.model.checkpoints import load_checkpoint
 from pipeline.model.zoo import locate
 

@@ -17,7 +17,7 @@ from benchmarks.compare import MMDET, OURS, OURS_FP32, Setting, instances_that_f
 from benchmarks.measure import passes_per_s
 from benchmarks.mmdet_reference import MmdetReference
 from benchmarks.photos import LARGE_WH, SMALL_WH, bench_photos
-from benchmarks.ways import STAGES, Answered
+from benchmarks.timed_pipelines import STAGES, Answered
 from pipeline.images.decode import DecodeLimits, decode_image
 from tests.support.seeded import seeded_checkpoint
 

@@ -58,7 +58,7 @@ class Answered:
     moved: dict[str, int]
 
 
-class Way(Protocol):
+class Pipeline(Protocol):
     """A contestant."""
 
     def answer(self, photo: bytes) -> Answered:
@@ -97,7 +97,7 @@ class Clock:
         return Answered(json, instances, stages, total, cpu, moved | {"json": len(json)})
 
 
-class OurWay:
+class OurPipeline:
     """This project's pipeline, as its deployments call it.
 
     Args:
@@ -135,7 +135,7 @@ def timed_postprocess(engine: Any, clock: Clock) -> None:
     engine._postprocess = clock.timed("postprocess", engine._postprocess)
 
 
-class MmdetWay:
+class MmdetPipeline:
     """mmdet's `inference_detector` on decoded pixels, then contours of the full-size masks.
 
     Args:
