@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from pipeline.images.wide_values import FULL_SCALES, white_of
+from pipeline.images.sixteen_bit import FULL_SCALES, white_of
 
 STRIP_PIXELS = 2**19
 """Pixels converted at a time. Measured at 12 Mpx: 7 ms instead of 51 ms in one piece. A photo of 640x480 is one strip, not copied first."""

@@ -25,8 +25,8 @@ from pipeline.errors import ConfigurationError, ImageError, LargeImage, LimitExc
 from pipeline.images.colours import image_to_bgr
 from pipeline.images.letterbox import fit
 from pipeline.images.orientation import FIRST_SIDEWAYS, png_has_metadata, read_orientation, turn_upright, turned_hw
+from pipeline.images.sixteen_bit import correct_planar_tiff, is_sixteen_bit, lower_bytes
 from pipeline.images.webp import is_still_webp, still_webp_to_bgr
-from pipeline.images.wide_values import correct_planar_tiff, is_wide, lower_bytes
 
 FORMAT_MAGIC = {
     "JPEG": rb"\xff\xd8\xff",
@@ -279,7 +279,7 @@ def _decode(image: Image.Image, data: bytes, limits: DecodeLimits, target_size: 
         bgr = still_webp_to_bgr(data)
     else:
         correct_planar_tiff(image)
-        lower = functools.partial(lower_bytes, data, limits.formats) if is_wide(image) else None
+        lower = functools.partial(lower_bytes, data, limits.formats) if is_sixteen_bit(image) else None
         bgr = image_to_bgr(image, limits.white_level, lower)
     # After decoding: Pillow rotates a TIFF while loading it, and then reports no orientation.
     return StoredImage(bgr, full_hw or bgr.shape[:2], read_orientation(image) if limits.exif_orientation else 1)

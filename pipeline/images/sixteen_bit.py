@@ -49,7 +49,7 @@ def correct_planar_tiff(image: Image.Image) -> None:
         tiff.tile = [tile._replace(args=(f"{tile.args[0]};16{order}", *tile.args[1:])) for tile in tiff.tile]
 
 
-def is_wide(image: Image.Image) -> bool:
+def is_sixteen_bit(image: Image.Image) -> bool:
     """Whether an image, not loaded yet, has colours with 16 bits per channel."""
     return _rawmode(image) in (*_OTHER_BYTE, _GREY_AND_ALPHA)
 
