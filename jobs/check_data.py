@@ -23,10 +23,10 @@ from jobs import html_page
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.annotations.report import STRICT_HELP
 from jobs.annotations.statistics import ClassCount, Odd, counts_by_class, counts_by_size, odd_cases, photo_sizes
+from jobs.atomic_write import write_atomically
 from jobs.command_line import check_outputs, cli_errors, count, progress
 from jobs.photos import OF_MACOS, PhotoError, photo_suffixes, read_photo
 from jobs.pictures import Sheet, sheets_of_annotations
-from jobs.whole_file import write_whole
 
 PICTURE_SIDE_PX = 640
 
@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(as_text(findings), flush=True)
         title = f"{args.annotations.name} and the photos in {args.images}"
         sheets = sheets_of_annotations(annotations, even_odd=True)
-        write_whole(args.output, as_page(findings, sheets, title, args.pictures))
+        write_atomically(args.output, as_page(findings, sheets, title, args.pictures))
     print(f"{args.output}: written")
     return 1 if findings.faults else 0
 

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.atomic_write import write_atomically
 from jobs.command_line import check_outputs, cli_errors, count, fraction, progress, reason_of
 from jobs.comparison.matching import Totals, agreement, match
 from jobs.comparison.page import Difference, page
@@ -29,7 +30,6 @@ from jobs.photos import WHITE_LEVEL_HELP, PhotoError, upright_size
 from jobs.scoring.batch_inputs import Source
 from jobs.scoring.service_client import key_from
 from jobs.scoring.tables import InputsError
-from jobs.whole_file import write_whole
 
 
 @cli_errors("jobs.compare", InputsError, status=2)
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jobs.compare: {fault}", file=sys.stderr)
     print(json.dumps(summary), flush=True)
     if args.page:
-        write_whole(args.page, page(tuple(args.sides), summary, failed, worst))
+        write_atomically(args.page, page(tuple(args.sides), summary, failed, worst))
     return 1 if failed else 0
 
 

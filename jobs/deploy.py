@@ -21,10 +21,10 @@ from typing import Any
 
 import yaml
 
+from jobs.atomic_write import write_atomically
 from jobs.command_line import CommandFault, cli_errors, reason_of
 from jobs.demo import portrait
 from jobs.scoring.service_client import ServiceClient, ServiceFault, base_url, key_from
-from jobs.whole_file import write_whole
 from pipeline.errors import ConfigurationError
 from pipeline.model.checkpoints import load_checkpoint
 from serve_app.ray_env import set_ray_env
@@ -56,13 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"Runs now: {old.get('model')}. {changed_labels(old.get('classes') or [], spec.classes)}", flush=True)
     api.apply(after)
     try:
-        write_whole(args.config, after)
+        write_atomically(args.config, after)
         api.wait_until_running(args.application, args.timeout_s)
         found = score_one(service, args.photo, spec.name)
     except (CommandFault, ServiceFault, OSError, KeyboardInterrupt) as error:
         api.apply(before)
         if args.config.read_text(encoding="utf-8") != before:  # else a full disk kept it
-            write_whole(args.config, before)
+            write_atomically(args.config, before)
         raise CommandFault(
             f"{reason_of(error) or 'interrupted'}. Taken back: {args.config} is as before and applied again"
         ) from error

@@ -23,6 +23,7 @@ import torch
 
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.annotations.report import STRICT_HELP
+from jobs.atomic_write import atomic_file, write_atomically
 from jobs.command_line import CommandFault, check_outputs, cli_errors, count, fraction, progress
 from jobs.evaluation.coco_results import CocoResults
 from jobs.evaluation.metrics_azureml import IOU_THRESHOLD, SCORE_THRESHOLD, azureml_metrics
@@ -34,7 +35,6 @@ from jobs.evaluation.tables import as_table, write_confusion_plot
 from jobs.photos import WHITE_LEVEL_HELP
 from jobs.scoring.service_client import base_url, key_from
 from jobs.training.allocator import keep_freed_memory
-from jobs.whole_file import whole_file, write_whole
 from pipeline.inference.engine import EngineOptions, Precision
 from pipeline.model.checkpoints import load_checkpoint
 from pipeline.model.zoo import locate
@@ -93,15 +93,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_photos(annotations, truth)
         predictions = _predict(options, annotations, truth)
     if options.save_results:
-        write_whole(options.save_results, json.dumps(predictions))
+        write_atomically(options.save_results, json.dumps(predictions))
     metrics = measure(truth, predictions, options.score_threshold, options.iou_threshold)
     metrics["annotations"] = annotations.report.as_json()
     print(as_table(metrics))
     if options.plot:
-        with whole_file(options.plot) as draft:
+        with atomic_file(options.plot) as draft:
             write_confusion_plot(metrics["azureml"], draft)
     if options.output:
-        write_whole(options.output, json.dumps(metrics, indent=1))
+        write_atomically(options.output, json.dumps(metrics, indent=1))
     print(json.dumps(metrics))
     return 0
 

@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from jobs.atomic_write import atomic_file
 from jobs.command_line import CommandFault, check_outputs, cli_errors, count
 from jobs.exporting.mmdet_files import write_mmdet
-from jobs.whole_file import whole_file
 from pipeline.images.letterbox import PAD_VALUE
 from pipeline.model.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.zoo import locate
@@ -67,7 +67,7 @@ def export_onnx(checkpoint: Checkpoint, output: Path, detections: int) -> None:
     if detections > fewest:
         raise CommandFault(f"--max-detections: {detections} is more than the {fewest} positions of a {size} px input.")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # that torchvision, which nothing here needs, is not installed
-    with whole_file(output) as draft:
+    with atomic_file(output) as draft:
         write_onnx(checkpoint, draft, size, detections, description(checkpoint))
         print(check_onnx(draft, checkpoint, size, detections))
     print(f"{output}: written, {size} px, {len(checkpoint.spec.classes)} labels, {detections} rows an image.")

@@ -33,6 +33,7 @@ from tqdm import tqdm
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.annotations.outlines import outline_to_rings, outline_to_rle
 from jobs.annotations.report import STRICT_HELP
+from jobs.atomic_write import write_atomically
 from jobs.command_line import cli_errors, count, fraction, progress
 from jobs.evaluation.metrics_voc import FALSE_POSITIVE, Objects, by_image_and_label, match
 from jobs.evaluation.predictions import check_sizes
@@ -41,7 +42,6 @@ from jobs.photos import WHITE_LEVEL_HELP, PhotoError, read_photo_within
 from jobs.scoring.batch_inputs import Source
 from jobs.scoring.batch_output import read_rows
 from jobs.scoring.tables import InputsError
-from jobs.whole_file import write_whole
 from pipeline.masks.draw import draw_overlay, text_font
 from pipeline.masks.encode import objects_from_dict
 from pipeline.types import SegmentedObject
@@ -245,7 +245,7 @@ def write_pictures(
         path = folder / f"{number:05d}-{name.encode()[-LONGEST_NAME:].decode(errors='ignore')}"
         encoded = io.BytesIO()  # to a file itself, Pillow's JPEG writer does not see when a disk takes only a part
         picture.save(encoded, "JPEG", quality=JPEG_QUALITY)
-        write_whole(path, encoded.getvalue())
+        write_atomically(path, encoded.getvalue())
         yield None
 
 

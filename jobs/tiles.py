@@ -32,10 +32,10 @@ from pycocotools import mask as coco_mask
 from jobs.annotations.datasets import AnnotationsError, read_annotations
 from jobs.annotations.outlines import outline_to_rle
 from jobs.annotations.report import STRICT_HELP
+from jobs.atomic_write import write_atomically
 from jobs.command_line import cli_errors, count, fraction, progress
 from jobs.photos import WHITE_LEVEL_HELP, PhotoError, read_photo
 from jobs.scoring.tiles import MAX_OVERLAP, Grid
-from jobs.whole_file import write_whole
 from pipeline.masks.rle import rle_to_mask
 
 JPEG_QUALITY = 95
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     (args.output / "images").mkdir(parents=True)
     try:
         tiled = cut_all(truth, args.images, args.output / "images", args)
-        write_whole(args.output / "annotations.json", json.dumps(tiled))
+        write_atomically(args.output / "annotations.json", json.dumps(tiled))
     except BaseException:
         shutil.rmtree(args.output / "images", ignore_errors=True)  # tiles without annotations, in the way of the same command
         raise
@@ -95,7 +95,7 @@ def cut_all(truth: Entry, photos: Path, output: Path, args: argparse.Namespace) 
                 raise AnnotationsError(f"two photos have tiles named {name}; one of them is {image['file_name']}: rename it")
             crop = np.ascontiguousarray(pixels[y : y + height, x : x + width])
             jpeg = cv2.imencode(".jpg", crop, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
-            write_whole(output / name, jpeg.tobytes())
+            write_atomically(output / name, jpeg.tobytes())
             images.append(
                 {"id": len(images) + 1, "file_name": name, "width": width, "height": height, "place": (x, y, width, height)}
             )

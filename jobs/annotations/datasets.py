@@ -16,8 +16,8 @@ from jobs.annotations.azureml_file import azureml_to_coco, jsonl_rows, mltable_f
 from jobs.annotations.coco_file import normalise
 from jobs.annotations.fields import parse_json, read_text
 from jobs.annotations.report import AnnotationsError, Report
+from jobs.atomic_write import write_atomically
 from jobs.scoring.tables import MLTABLE
-from jobs.whole_file import write_whole
 
 __all__ = ["Annotations", "AnnotationsError", "read_annotations"]
 
@@ -74,7 +74,7 @@ def read_annotations(
         raise AnnotationsError(f"{report.in_one_line()}: there are no objects to train or measure on.")
     scratch_dir.mkdir(parents=True, exist_ok=True)
     written = scratch_dir / f"{path.stem}.coco.json"
-    write_whole(written, json.dumps(coco))
+    write_atomically(written, json.dumps(coco))
     return Annotations(written, images, tuple(entry["name"] for entry in coco["categories"]), report.photos, report)
 
 

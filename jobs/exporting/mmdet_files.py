@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
+from jobs.atomic_write import write_atomically
 from jobs.command_line import CommandFault
-from jobs.whole_file import write_whole
 from pipeline.model.checkpoints import Checkpoint
 from pipeline.model.rtmdet_nano import COORDINATE_REACH_STRIDES, RTMDetInsDepthwiseHead
 from pipeline.model.spec import ModelSpec, mmdet_config
@@ -49,13 +49,13 @@ def write_mmdet(checkpoint: Checkpoint, weights: Path) -> list[Path]:
     meta = {"dataset_meta": {"classes": spec.classes}, "cfg": config.pretty_text}
     saved = io.BytesIO()  # to a full disk, torch.save ends with a RuntimeError
     torch.save({"state_dict": checkpoint.state_dict, "meta": meta}, saved)
-    write_whole(weights, saved.getvalue())
-    write_whole(config_path, config.pretty_text)
+    write_atomically(weights, saved.getvalue())
+    write_atomically(config_path, config.pretty_text)
     written = [weights, config_path]
     if spec.config["bbox_head"]["type"] == RTMDetInsDepthwiseHead.__name__:
         head = weights.with_name(f"{HEAD_MODULE}.py")
         source = inspect.getsource(RTMDetInsDepthwiseHead).replace("register_module()", "register_module(force=True)")
-        write_whole(head, HEAD_HEADER + source)
+        write_atomically(head, HEAD_HEADER + source)
         written.append(head)
     return written
 

@@ -26,9 +26,9 @@ from io import FileIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from jobs.atomic_write import append_atomically, atomic_file
 from jobs.scoring.batch_inputs import RUN_SUFFIX
 from jobs.scoring.tables import InputsError
-from jobs.whole_file import append_whole, whole_file
 
 PARQUET_ROWS_AT_ONCE = 1000
 
@@ -216,7 +216,7 @@ class BatchOutput:
         """
         facts = facts | {"format": self._format_name}
         if not (earlier := facts_before(self.path)):
-            append_whole(self._run_file, json.dumps(facts, indent=1).encode())
+            append_atomically(self._run_file, json.dumps(facts, indent=1).encode())
             has_rows = self.rows.exists() and self.rows.stat().st_size
             return f"without {self._run_path}, nothing tells whether the rows in {self.path} were made alike" if has_rows else ""
         if apart := [key for key in {**earlier, **facts} if earlier.get(key) != facts.get(key)]:
@@ -253,7 +253,7 @@ class BatchOutput:
     def write(self, rows: Iterable[Row]) -> None:
         """Append rows, all of them or, on a full disk, none."""
         self._file = self._file or self.rows.open("ab", buffering=0)
-        append_whole(self._file, "".join(self._form.encode(row) + "\n" for row in rows).encode())
+        append_atomically(self._file, "".join(self._form.encode(row) + "\n" for row in rows).encode())
 
     def close(self) -> None:
         """Finish the file (Parquet is written here) and release the lock."""
@@ -293,7 +293,7 @@ def _pyarrow() -> Any:
 def _write_parquet(rows: Iterator[Row], path: Path) -> None:
     pyarrow = _pyarrow()
     schema = pyarrow.schema([("row_number_per_file", "int64"), ("preds", "string"), ("file_name", "string")])
-    with whole_file(path) as draft, pyarrow.parquet.ParquetWriter(draft, schema) as writer:
+    with atomic_file(path) as draft, pyarrow.parquet.ParquetWriter(draft, schema) as writer:
         batch: list[dict[str, Any]] = []
         for row in rows:
             batch.append(row._asdict() | {"preds": json.dumps(row.preds, ensure_ascii=False)})

@@ -23,8 +23,8 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.runner import Runner
 
 from jobs.annotations.datasets import Annotations
+from jobs.atomic_write import atomic_file
 from jobs.training.stopping import step_of
-from jobs.whole_file import whole_file
 
 FOR_THE_FILE = re.compile(
     r"\s*-+\s*System environment|Config:|Hooks will be executed|Distributed training is not used|paramwise_options|Exp name|"
@@ -60,7 +60,7 @@ class ConciseRunner(Runner):
     @master_only
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """Whole or not at all: a full disk or a kill leaves no damaged checkpoint."""
-        with whole_file(Path(out_dir, filename)) as draft:
+        with atomic_file(Path(out_dir, filename)) as draft:
             super().save_checkpoint(str(draft.parent), draft.name, *args, **kwargs)
 
 

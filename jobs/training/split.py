@@ -13,7 +13,7 @@ from typing import Any
 
 from jobs.annotations.datasets import Annotations
 from jobs.annotations.report import AnnotationsError
-from jobs.whole_file import write_whole
+from jobs.atomic_write import write_atomically
 
 
 def split(coco: dict[str, Any], share: float, group: str | None, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -72,7 +72,7 @@ def write_split(source: Path, folder: Path, share: float, group: str | None, see
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "train.json", folder / "val.json"
     for path, part in zip(paths, parts, strict=True):
-        write_whole(path, json.dumps(part))
+        write_atomically(path, json.dumps(part))
     return paths
 
 

@@ -24,12 +24,12 @@ from mmengine.runner import Runner
 from ray import tune
 from ray.tune.result_grid import ResultGrid
 
+from jobs.atomic_write import atomic_file
 from jobs.command_line import Terminated
 from jobs.ray_session import connect
 from jobs.sweep import LOG_SCALE_FROM, PLOT, TABLE, point_as_given, trial_settings
 from jobs.training.results import export
 from jobs.training.settings import FinetuneSettings
-from jobs.whole_file import whole_file
 
 WHOLE = "whole"
 """How a trial ended that made all its steps."""
@@ -91,9 +91,9 @@ def run_trials(
     rows = rows_of(results, metric, of_finetune, work_dir)
     if signals and not rows:
         raise _interrupt(signals[0], "interrupted before the first trial")
-    with whole_file(work_dir / TABLE) as draft:
+    with atomic_file(work_dir / TABLE) as draft:
         write_table(rows, draft)
-    with whole_file(work_dir / PLOT) as draft:
+    with atomic_file(work_dir / PLOT) as draft:
         plot(results, rows, list(space), metric, draft)
     print(
         f"{work_dir / TABLE}, {work_dir / PLOT}: {len(rows)} trials, {sum(row['ended'] != WHOLE for row in rows)} of them not whole"

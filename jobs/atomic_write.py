@@ -1,7 +1,7 @@
-"""Writes files whole or not at all: a full disk, a kill or an error leaves the file that was there.
+"""Writes files atomically, whole or not at all: a full disk, a kill or an error leaves the file that was there.
 
-whole_file     a draft beside the file ─▶ renamed
-append_whole   at the end of an open file; what was written in part is cut off again
+atomic_file         a draft beside the file ─▶ renamed
+append_atomically   at the end of an open file; what was written in part is cut off again
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jobs.command_line import naming
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Within: write to the path given, a draft with the same suffix, which becomes `path` at the end.
 
     What is no file, such as /dev/stdout, is written to as it is.
@@ -41,14 +41,14 @@ def whole_file(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file by `whole_file`; text as UTF-8, a character that has no UTF-8 (of a file's name) as an escape."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file by `atomic_file`; text as UTF-8, a character that has no UTF-8 (of a file's name) as an escape."""
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
-    with whole_file(path) as draft:
+    with atomic_file(path) as draft:
         draft.write_bytes(data)
 
 
-def append_whole(file: FileIO, data: bytes) -> None:
+def append_atomically(file: FileIO, data: bytes) -> None:
     """Append to an open file.
 
     Raises:
