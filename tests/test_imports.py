@@ -95,6 +95,7 @@ def test_the_drawing_is_of_the_code():
         "serve_app",
         "deployments",
         "jobs.scoring",
+        "jobs.sweeping",
         "jobs.training",
         "loadtest",
         *(f"loadtest.{room}" for room in LOADTEST_ROOMS),

@@ -6,5 +6,5 @@ network     initial_weights, precision, checkpointing, crowds, mask_loss
 loop        batch_size, allocator, loop, hooks, stopping, interruption
 measuring   validation, console, logs
 result      results
-more runs   cluster: one run in several processes; trials: those of `jobs.sweep`
+more runs   cluster: one run in several processes
 """

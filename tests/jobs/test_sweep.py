@@ -1,9 +1,7 @@
-"""A sweep's command line and search space; two tiny trials by hand (-m slow)."""
+"""A sweep's command line; two tiny trials by hand (-m slow)."""
 
 import csv
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,68 +10,7 @@ import pytest
 
 pytest.importorskip("pyarrow")
 
-from jobs.sweep import SPACE, as_options, main, point_as_given, read_variation, trial_settings
-
-
-@pytest.mark.parametrize(
-    ("text", "read"),
-    [
-        ("lr=5e-4..8e-3", ("lr", (0.0005, 0.008))),
-        ("batch-size=2..8", ("batch-size", (2, 8))),
-        ("freeze=none,backbone.stem", ("freeze", ["none", "backbone.stem"])),
-        ("no-flip=on,none", ("no-flip", ["on", "none"])),
-    ],
-)
-def test_variations(text, read):
-    assert read_variation(text) == read
-
-
-@pytest.mark.parametrize("text", ["lr", "lr=", "=1..2", "lr=2..1", "lr=a..b", "lr=1.."])
-def test_what_is_no_variation(text):
-    with pytest.raises(ValueError, match="--vary"):
-        read_variation(text)
-
-
-def test_a_trials_settings(tiny_coco):
-    """Values as jobs.finetune reads them; what is left out has its default; measurements are often enough for ASHA."""
-    base = ["--train", str(tiny_coco / "coco.json"), "--train-images", str(tiny_coco), "--val-share", "0.3", "--work-dir", "x"]
-    chosen = {
-        "lr": 0.001,
-        "freeze": "backbone.stem+backbone.stage1",
-        "no-flip": "on",
-        "mosaic": "none",
-        "scale-jitter": "0.8+1.2",
-    }
-    settings = trial_settings([*base, "--steps", "40"], chosen)
-    assert (settings.lr, settings.no_flip, settings.mosaic, settings.val_every) == (0.001, True, 0.5, 10)
-    assert settings.freeze == ("backbone.stem", "backbone.stage1")
-    assert settings.scale_jitter == (0.8, 1.2)
-    assert as_options({"freeze": "none"}) == []
-    assert [read_variation(text)[0] for text in SPACE] == ["lr", "mosaic", "scale-jitter"]
-
-
-@pytest.mark.parametrize(
-    ("more", "vary", "point"),
-    [
-        ([], SPACE, {"lr": 0.002, "mosaic": 0.5, "scale-jitter": "0.5+2"}),
-        (["--lr", "5e-3", "--freeze", "neck"], ["lr=1e-3..1e-2", "freeze=none,backbone"], {"lr": 0.005, "freeze": "none"}),
-        (
-            [],
-            ["mosaic=0,0.50", "no-flip=on,none", "scale-jitter=0.5+2,1+1"],
-            {"mosaic": "0.50", "no-flip": "none", "scale-jitter": "0.5+2"},
-        ),
-        ([], ["lr=1e-3..1e-2", "image-size=320,480"], None),
-        ([], ["lr=3e-3..1e-2"], None),
-        ([], ["ema=0.01..0.5"], None),
-    ],
-)
-def test_the_point_of_the_settings_as_given(tiny_coco, more, vary, point):
-    """The first trial, whose settings are those without --vary; None if that is not among the values."""
-    base = ["--train", str(tiny_coco / "coco.json"), "--train-images", str(tiny_coco), "--val-share", "0.3", "--work-dir", "x"]
-    space = dict(read_variation(text) for text in vary)
-    assert point_as_given([*base, *more], space) == point
-    if point:
-        assert trial_settings([*base, *more], point) == trial_settings([*base, *more], {})
+from jobs.sweep import main
 
 
 @pytest.mark.parametrize(
@@ -103,23 +40,6 @@ def test_a_folder_that_holds_a_sweep(tiny_coco, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*base, "--work-dir", str(tmp_path)])
     assert "already holds a sweep" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_trials_with_what_they_have(number):
-    """As Ray Tune ends on SIGUSR1; a second one, and one before Tune listens, ends at once."""
-    from jobs.training.trials import ending_on_signals
-
-    ended, before = [], signal.getsignal(signal.SIGUSR1)
-    with ending_on_signals() as came:
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), number)
-        signal.signal(signal.SIGUSR1, lambda *_: ended.append(1))
-        os.kill(os.getpid(), number)
-        assert (came, ended) == ([number], [1])
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), number)
-    signal.signal(signal.SIGUSR1, before)
 
 
 @pytest.mark.slow

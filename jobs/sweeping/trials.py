@@ -1,11 +1,10 @@
-"""The trials of a sweep, each jobs.finetune in a process of Ray Tune, and their table and plot."""
+"""The trials of a sweep, each jobs.finetune in a process of Ray Tune."""
 
 from __future__ import annotations
 
 from jobs.third_party import known_warnings_ignored  # isort: skip  (before mmdet)
 
 import argparse
-import csv
 import os
 import resource
 import signal
@@ -16,23 +15,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import matplotlib as mpl
 import ray
-from matplotlib.figure import Figure
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from ray import tune
-from ray.tune.result_grid import ResultGrid
 
 from jobs.atomic_write import atomic_file
 from jobs.command_line import Terminated
 from jobs.ray_session import connect
-from jobs.sweep import LOG_SCALE_FROM, PLOT, TABLE, point_as_given, trial_settings
+from jobs.sweeping.report import PLOT, TABLE, WHOLE, plot, rows_of, write_table
+from jobs.sweeping.search_space import LOG_SCALE_FROM, point_as_given, trial_settings
 from jobs.training.results import export
 from jobs.training.settings import FinetuneSettings
 
-WHOLE = "whole"
-"""How a trial ended that made all its steps."""
 ASHA_KEEPS = 3
 """At each of ASHA's looks, the best third goes on."""
 
@@ -198,57 +193,6 @@ def _resources(args: argparse.Namespace) -> dict[str, float]:
     )
     print(f"Each trial: {cpus:g} CPUs, {gpus:g} GPUs, {memory}; {room} at once.", flush=True)
     return {name: value for name, value in asked.items() if value}
-
-
-def rows_of(results: ResultGrid, metric: str, of_finetune: Sequence[str], work_dir: Path) -> list[dict[str, Any]]:
-    """A row for each trial, the best first."""
-    rows = []
-    for result in (results[number] for number in range(len(results))):
-        config, planned = result.config or {}, trial_settings(of_finetune, result.config or {}).steps or 0
-        history, last = result.metrics_dataframe, result.metrics or {}
-        measured = [] if history is None or metric not in history else history[metric].tolist()
-        error = str(result.error).strip().splitlines()[-1] if result.error else ""
-        rows.append(
-            {
-                "trial": last.get("trial_id", ""),
-                metric: max(measured, default=0.0),
-                **config,
-                "ended": error or ("stopped early" if last.get("step", 0) < planned else WHOLE),
-                "steps": last.get("step", 0),
-                "seconds": round(last.get("time_total_s", 0)),
-                "peak_gb": round(last.get("peak_gb", 0), 2),
-                "work_dir": str(work_dir / last["trial_id"]) if "trial_id" in last else "",
-            }
-        )
-    return sorted(rows, key=lambda row: -row[metric])
-
-
-def write_table(rows: list[dict[str, Any]], path: Path) -> None:
-    """As CSV."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def plot(results: ResultGrid, rows: list[dict[str, Any]], names: list[str], metric: str, path: Path) -> None:
-    """The measurement over the steps of each trial; the best of each over each setting that was varied."""
-    figure = Figure(figsize=(4 * (1 + len(names)), 3.6), layout="constrained")
-    over_steps, *over_settings = figure.subplots(1, 1 + len(names), squeeze=False)[0]
-    for result in (results[number] for number in range(len(results))):
-        history = result.metrics_dataframe
-        if history is not None and metric in history:
-            over_steps.plot(history["step"], history[metric], marker=".", label=(result.metrics or {}).get("trial_id"))
-    over_steps.set(xlabel="step", ylabel=metric, title="trials")
-    for axes, name in zip(over_settings, names, strict=True):
-        values = [row[name] for row in rows]
-        numbers = all(isinstance(value, int | float) for value in values)
-        axes.plot(values if numbers else [str(value) for value in values], [row[metric] for row in rows], "o")
-        if numbers and min(values) > 0 and max(values) / min(values) >= LOG_SCALE_FROM:
-            axes.set_xscale("log")
-        axes.set(xlabel=name)
-    with mpl.rc_context({"savefig.dpi": 120}):
-        figure.savefig(path)
 
 
 def _best(rows: list[dict[str, Any]], metric: str, names: list[str], as_given: dict[str, Any] | None) -> str | None:
