@@ -34,7 +34,7 @@ from jobs.evaluation.results_file import read_results
 from jobs.evaluation.tables import as_table, write_confusion_plot
 from jobs.photos import WHITE_LEVEL_HELP
 from jobs.scoring.service_client import base_url, key_from
-from jobs.training.allocator import keep_freed_memory
+from jobs.training.loop.allocator import keep_freed_memory
 from pipeline.inference.engine import EngineOptions, Precision
 from pipeline.model.checkpoints import load_checkpoint
 from pipeline.model.zoo import locate

@@ -25,18 +25,29 @@ import torch
 
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.command_line import print_any_name, reason_of, status_of
-from jobs.training import hooks, precision
-from jobs.training.allocator import keep_freed_memory
-from jobs.training.batch_size import choose_batch_size
-from jobs.training.checkpointing import recompute_backbone
 from jobs.training.cluster import finetune_on_cluster, rank
-from jobs.training.console import ConciseRunner, initialise_silently, too_little_movement, what_next
-from jobs.training.crowds import leave_crowds_out
-from jobs.training.initial_weights import load_what_fits
-from jobs.training.interruption import StopOnSignal, end_loaders, ending_on_signals
-from jobs.training.mask_loss import save_mask_memory
-from jobs.training.precision import optim_wrapper_type
-from jobs.training.results import check_work_dir, checkpoint_to_resume, claimed, export, newest_checkpoint, photos_a_step_before
+from jobs.training.data.split import photo_files, shared_photos, write_split
+from jobs.training.loop.allocator import keep_freed_memory
+from jobs.training.loop.batch_size import choose_batch_size
+from jobs.training.loop.interruption import StopOnSignal, end_loaders, ending_on_signals
+from jobs.training.loop.stopping import step_of
+from jobs.training.loop.validation import check_defined
+from jobs.training.network import layers, precision
+from jobs.training.network.checkpointing import recompute_backbone
+from jobs.training.network.crowds import leave_crowds_out
+from jobs.training.network.divergence import Diverged
+from jobs.training.network.initial_weights import load_what_fits
+from jobs.training.network.mask_loss import save_mask_memory
+from jobs.training.network.precision import optim_wrapper_type
+from jobs.training.output.console import ConciseRunner, initialise_silently, too_little_movement, what_next
+from jobs.training.output.results import (
+    check_work_dir,
+    checkpoint_to_resume,
+    claimed,
+    export,
+    newest_checkpoint,
+    photos_a_step_before,
+)
 from jobs.training.runner_config import (
     lasting_settings,
     photos_a_step,
@@ -47,9 +58,6 @@ from jobs.training.runner_config import (
     validation_interval,
 )
 from jobs.training.settings import AUTO_BATCH, RANDOM_WEIGHTS, FinetuneSettings, settings_from_args
-from jobs.training.split import photo_files, shared_photos, write_split
-from jobs.training.stopping import Diverged, step_of
-from jobs.training.validation import check_defined
 from pipeline.errors import ServiceError
 from pipeline.inference.devices import choose_torch_device
 from pipeline.model.checkpoints import harmless_types_only
@@ -190,7 +198,7 @@ def spec_for(settings: FinetuneSettings, classes: tuple[str, ...]) -> ModelSpec:
 
 def prepare_network(runner: Any, settings: FinetuneSettings, spec: ModelSpec, start: Path | None) -> None:
     """Load the initial weights; set batch norms, frozen layers and the precision of the losses."""
-    network = hooks.unwrapped(runner.model)
+    network = layers.unwrapped(runner.model)
     network.init_weights()
     fresh: Sequence[str] = spec.classes
     if start:
@@ -207,8 +215,8 @@ def prepare_network(runner: Any, settings: FinetuneSettings, spec: ModelSpec, st
 
 def prepare_training(network: Any, settings: FinetuneSettings) -> int:
     """What is frozen and how losses are computed; returns how many numbers train."""
-    trained = hooks.freeze(network, settings.freeze)
-    hooks.check_layers(network, "--fix-batch-norm", settings.fix_batch_norm, batch_norms=True)
+    trained = layers.freeze(network, settings.freeze)
+    layers.check_layers(network, "--fix-batch-norm", settings.fix_batch_norm, batch_norms=True)
     precision.keep_losses_in_fp32(network)
     leave_crowds_out(network)
     save_mask_memory(network)

@@ -3,6 +3,7 @@
 serve_app ─▶ deployments ─▶ pipeline        jobs and loadtest stand beside them and import all three
 in pipeline: images, model, inference and masks, in the directions of ROOMS, through their doors (`__all__`)
 in loadtest: measurements and planning ─▶ load and service, in the directions of LOADTEST_ROOMS
+in jobs.training: output ─▶ loop ─▶ network; data; in the directions of TRAINING_ROOMS
 benchmarks and tests may import everything, and no shipped module imports them
 """
 
@@ -39,6 +40,13 @@ LOADTEST_ROOMS = {
     "planning": {"load", "service"},
 }
 """Each folder of loadtest and the folders that it may import."""
+TRAINING_ROOMS = {"data": set(), "network": set(), "loop": {"network"}, "output": {"loop"}}
+"""Each folder of jobs.training and the folders that it may import."""
+LARGE = [
+    *("serve_app", "deployments", "loadtest", "jobs.scoring", "jobs.sweeping", "jobs.training"),
+    *(f"loadtest.{room}" for room in LOADTEST_ROOMS),
+    *(f"jobs.training.{room}" for room in TRAINING_ROOMS),
+]
 SHIPPED = ("pipeline", "deployments", "serve_app", "jobs", "loadtest")
 
 
@@ -71,6 +79,15 @@ def test_folders_of_loadtest_import_one_way(room):
         assert not beyond, f"{path.relative_to(REPOSITORY)} imports {', '.join(beyond)}"
 
 
+@pytest.mark.parametrize("room", TRAINING_ROOMS)
+def test_folders_of_training_import_one_way(room):
+    """What is at the top of jobs.training puts the folders together: of that, they may import the settings."""
+    for path in files_of(f"jobs/training/{room}"):
+        used = {name.split(".")[2] for name in imported(path) if name.startswith("jobs.training.")}
+        beyond = used - TRAINING_ROOMS[room] - {room, "settings"}
+        assert not beyond, f"{path.relative_to(REPOSITORY)} imports {', '.join(beyond)} of jobs.training"
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_rooms_are_entered_by_their_doors(room):
     doors = importlib.import_module(f"pipeline.{room}").__all__
@@ -89,20 +106,10 @@ def test_the_drawing_is_of_the_code():
     assert f"```mermaid\n{drawing()}\n```" in design
 
 
-@pytest.mark.parametrize(
-    "package",
-    [
-        "serve_app",
-        "deployments",
-        "jobs.scoring",
-        "jobs.sweeping",
-        "jobs.training",
-        "loadtest",
-        *(f"loadtest.{room}" for room in LOADTEST_ROOMS),
-    ],
-)
+@pytest.mark.parametrize("package", LARGE)
 def test_the_map_of_a_package_names_its_modules(package):
     """The docstrings of the large packages say what their modules are for."""
     folder = REPOSITORY / package.replace(".", "/")
     words = set(re.findall(r"\w+", ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))))
     assert {path.stem for path in folder.glob("*.py")} - {"__init__"} <= words
+    assert {path.parent.name for path in folder.glob("*/__init__.py")} <= words

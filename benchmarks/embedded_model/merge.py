@@ -30,8 +30,8 @@ from mmengine.runner import Runner
 from benchmarks.embedded_model.batch_norm import measure_batch_norms, restore_batch_norms
 from jobs.annotations.datasets import read_annotations
 from jobs.command_line import cli_errors
-from jobs.training.allocator import keep_freed_memory
-from jobs.training.hooks import check_layers, layers_of
+from jobs.training.loop.allocator import keep_freed_memory
+from jobs.training.network.layers import check_layers, layers_of
 from jobs.training.runner_config import train_loader
 from jobs.training.settings import FinetuneSettings
 from pipeline.errors import CheckpointError

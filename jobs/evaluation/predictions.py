@@ -23,7 +23,7 @@ from pycocotools import mask as rle_masks
 from jobs.annotations.datasets import Annotations, AnnotationsError
 from jobs.annotations.photo_files import missing_photos
 from jobs.evaluation.coco_results import CocoResults
-from jobs.training import augment
+from jobs.training.data import augment
 from pipeline.inference.devices import choose_torch_device
 from pipeline.model.checkpoints import Checkpoint
 from pipeline.types import SegmentedObject

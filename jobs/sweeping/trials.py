@@ -25,7 +25,7 @@ from jobs.command_line import Terminated
 from jobs.ray_session import connect
 from jobs.sweeping.report import PLOT, TABLE, WHOLE, plot, rows_of, write_table
 from jobs.sweeping.search_space import LOG_SCALE_FROM, point_as_given, trial_settings
-from jobs.training.results import export
+from jobs.training.output.results import export
 from jobs.training.settings import FinetuneSettings
 
 ASHA_KEEPS = 3

@@ -1,10 +1,9 @@
-"""Parts of `jobs.finetune`.
+"""Parts of `jobs.finetune`. data and network know none of the others; loop imports network; output imports loop.
 
-settings    settings (options) ─▶ runner_config: mmengine's configuration of a run
-photos      split ─▶ samples ─▶ augment (outline_masks); seen_objects ends a run that does not see them
-network     initial_weights, precision, checkpointing, crowds, mask_loss
-loop        batch_size, allocator, loop, hooks, stopping, interruption
-measuring   validation, console, logs
-result      results
-more runs   cluster: one run in several processes
+settings    settings (options) ─▶ runner_config: mmengine's configuration of a run, of what the packages below register
+data        photos and annotations ─▶ samples
+network     what is trained: initial weights, layers, losses, precision
+loop        steps, validations and checkpoints, from the first to the last or to a signal
+output      the console, logs, and the exported model
+cluster     one run in several processes
 """

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from jobs.training.results import check_work_dir, claimed, newest_checkpoint
+from jobs.training.output.results import check_work_dir, claimed, newest_checkpoint
 from jobs.training.settings import FinetuneSettings
 
 MAX_LOSSES = 3

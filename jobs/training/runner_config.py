@@ -14,10 +14,13 @@ from typing import Any
 from mmengine.config import Config
 
 from jobs.annotations.datasets import Annotations
-from jobs.training import console, interruption, loop, samples, seen_objects, stopping, validation  # noqa: F401  (they register what is named below)
-from jobs.training.augment import LARGEST_MOSAIC, train_transforms
-from jobs.training.logs import log_backends
-from jobs.training.precision import optim_wrapper_type
+from jobs.training.data import samples, seen_objects  # noqa: F401  (they register what is named below)
+from jobs.training.data.augment import LARGEST_MOSAIC, train_transforms
+from jobs.training.loop import interruption, saving, step_loop, stopping, validation  # noqa: F401  (as above)
+from jobs.training.network import divergence, layers  # noqa: F401  (as above)
+from jobs.training.network.precision import optim_wrapper_type
+from jobs.training.output import console  # noqa: F401  (as above)
+from jobs.training.output.logs import log_backends
 from jobs.training.settings import EPOCHS, MIN_EMA, MIN_STEPS, MOST_VALIDATIONS, FinetuneSettings
 from pipeline.model.spec import ModelSpec
 
@@ -158,7 +161,7 @@ def steps_an_epoch(settings: FinetuneSettings, train: Annotations) -> int:
 
 
 def validation_config(settings: FinetuneSettings, spec: ModelSpec, val: Annotations) -> dict[str, Any]:
-    """Validation by the serving code (`jobs.training.validation`), in the three sections that mmengine requires."""
+    """Validation by the serving code (`jobs.training.loop.validation`), in the three sections that mmengine requires."""
     return {
         "val_dataloader": {"coco_json": str(val.coco_json), "images": str(val.images), "threads": max(settings.workers, 1)},
         "val_cfg": {

@@ -26,13 +26,14 @@ from mmengine.model import BaseModel
 from jobs.annotations.datasets import Annotations
 from jobs.annotations.report import Report
 from jobs.third_party import known_warnings_ignored
-from jobs.training import precision, validation
-from jobs.training.console import ConciseRunner
-from jobs.training.hooks import RatesByLayer, check_layers, freeze
-from jobs.training.precision import choose_precision, optim_wrapper_type
+from jobs.training.data.samples import TrainingPhotos
+from jobs.training.data.seen_objects import SeenObjectsHook
+from jobs.training.loop import validation
+from jobs.training.network import precision
+from jobs.training.network.layers import RatesByLayer, check_layers, freeze
+from jobs.training.network.precision import choose_precision, optim_wrapper_type
+from jobs.training.output.console import ConciseRunner
 from jobs.training.runner_config import lasting_settings, runner_config, training_steps, validation_interval
-from jobs.training.samples import TrainingPhotos
-from jobs.training.seen_objects import SeenObjectsHook
 from jobs.training.settings import FinetuneSettings, default_workers, settings_from_args
 from pipeline.model.checkpoints import Checkpoint, load_checkpoint, save_safetensors
 from pipeline.model.spec import build_network, nano_spec

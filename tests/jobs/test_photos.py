@@ -13,7 +13,7 @@ from mmdet.registry import TRANSFORMS
 from deployments.settings import ImageLoaderSettings
 from jobs import batch_ray, compare, evaluate, photos, pictures, tiles
 from jobs.photos import PhotoError
-from jobs.training import augment
+from jobs.training.data import augment
 from jobs.training.options import parser_for
 from jobs.training.settings import FinetuneSettings
 from pipeline.images.decode import DecodeLimits, decode_image

@@ -92,7 +92,7 @@ def start_loader(worker_id: int, rank: int = 0, seed: int = 0) -> None:  # noqa:
     """Initialises a loader process: it ignores signals, and ends when the training process tells it to.
 
     A Ctrl-C in a terminal, `timeout` and systemd signal the whole group. A loader that ended then would take the last step with it.
-    Samples seed themselves (`jobs.training.samples`).
+    Samples seed themselves (`jobs.training.data.samples`).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A library's thread, which blocks nothing, may get the signal as well: torch's own handler would end the process there.

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.evaluation.metrics_coco import STATISTICS, coco_metrics
 from jobs.evaluation.predictions import predict_with_mmdet
-from jobs.training.validation import ahead, check_defined, flat, predict
+from jobs.training.loop.validation import ahead, check_defined, flat, predict
 from pipeline.model.checkpoints import load_checkpoint, save_safetensors
 from pipeline.model.zoo import locate
 
@@ -105,7 +105,7 @@ import resource, sys, json
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from jobs.training.validation import predict
+from jobs.training.loop.validation import predict
 from pipeline.model.checkpoints import load_checkpoint, save_safetensors
 from pipeline.model.zoo import locate
 network = load_checkpoint(locate("rtmdet-ins_nano_person")).network()

@@ -24,7 +24,7 @@ from mmengine.runner import Runner
 
 from jobs.annotations.datasets import Annotations
 from jobs.atomic_write import atomic_file
-from jobs.training.stopping import step_of
+from jobs.training.loop.stopping import step_of
 
 FOR_THE_FILE = re.compile(
     r"\s*-+\s*System environment|Config:|Hooks will be executed|Distributed training is not used|paramwise_options|Exp name|"
@@ -149,7 +149,7 @@ def by_label_table(measured: dict[str, Any]) -> str:
     objects of a label there were to train on.
 
     Args:
-        measured: as `jobs.training.validation.flat` gives them, with `KeepMeasured`'s numbers of objects.
+        measured: as `jobs.training.loop.validation.flat` gives them, with `KeepMeasured`'s numbers of objects.
     """
     labels = [name.removeprefix("mask_ap/") for name in measured if name.startswith("mask_ap/")]
     rows = [("all", "ap"), ("small objects", "ap_small"), *((label, f"ap/{label}") for label in labels)]

@@ -18,7 +18,7 @@ from mmdet.registry import OPTIM_WRAPPERS
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import nn
 
-from jobs.training.stopping import Diverged
+from jobs.training.network.divergence import Diverged
 from pipeline.inference.devices import cpu_computes_bf16
 
 VOLTA, AMPERE = (7, 0), (8, 0)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from jobs.annotations.report import AnnotationsError
-from jobs.training.seen_objects import PATIENCE_STEPS, SeenObjectsHook
+from jobs.training.data.seen_objects import PATIENCE_STEPS, SeenObjectsHook
 
 
 class Photos(list):

@@ -1,6 +1,6 @@
 """The mask loss is mmdet's, of at most 64 points of a photo."""
 
-from jobs.training.mask_loss import MASKS_A_PHOTO, center_of_mass, mmdet_center_of_mass, save_mask_memory, spread  # isort: skip  (before mmdet)
+from jobs.training.network.mask_loss import MASKS_A_PHOTO, center_of_mass, mmdet_center_of_mass, save_mask_memory, spread  # isort: skip  (before mmdet)
 
 import numpy as np
 import pytest

@@ -18,9 +18,9 @@ from pycocotools import mask as coco_mask
 
 from jobs.annotations.coco_objects import box_iou
 from jobs.annotations.datasets import AnnotationsError, read_annotations
-from jobs.training.augment import LoadImageOnce
-from jobs.training.outline_masks import LoadOutlines
-from tests.jobs.training.test_outline_masks import OUTLINES, PHOTO_HW, coco_file, drawn, to_rle
+from jobs.training.data.augment import LoadImageOnce
+from jobs.training.data.outline_masks import LoadOutlines
+from tests.jobs.training.data.test_outline_masks import OUTLINES, PHOTO_HW, coco_file, drawn, to_rle
 
 HEIGHT, WIDTH = PHOTO_HW
 RINGS = list(OUTLINES.values())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.training.logs import MlflowBackend, log_backends, metric_name
+from jobs.training.output.logs import MlflowBackend, log_backends, metric_name
 from jobs.training.settings import FinetuneSettings
 
 

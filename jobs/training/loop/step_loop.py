@@ -15,7 +15,7 @@ from mmengine.runner import IterBasedTrainLoop
 class StepLoop(IterBasedTrainLoop):
     """Trains for `max_iters` optimizer steps, which mmengine's hooks and schedules count too.
 
-    When a run is resumed, the sampler starts at the right sample (`jobs.training.samples`), so nothing is skipped here.
+    When a run is resumed, the sampler starts at the right sample (`jobs.training.data.samples`), so nothing is skipped here.
 
     Args:
         accumulate: batches per optimizer step.

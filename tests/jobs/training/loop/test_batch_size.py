@@ -5,8 +5,8 @@ import torch
 
 from jobs import finetune  # isort: skip  (before mmdet)
 
-from jobs.training import batch_size
-from jobs.training.batch_size import available_bytes, largest_batch
+from jobs.training.loop import batch_size
+from jobs.training.loop.batch_size import available_bytes, largest_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:torch.meshgrid")
 

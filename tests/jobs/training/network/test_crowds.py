@@ -1,6 +1,6 @@
 """Regions marked iscrowd count neither as people nor as background."""
 
-from jobs.training.crowds import leave_crowds_out  # isort: skip  (before mmdet)
+from jobs.training.network.crowds import leave_crowds_out  # isort: skip  (before mmdet)
 
 import pytest
 import torch

@@ -28,7 +28,7 @@ from torch import nn
 from jobs.annotations.datasets import Annotations
 from jobs.annotations.report import AnnotationsError
 from jobs.evaluation.metrics_coco import STATISTICS, coco_metrics
-from jobs.training.hooks import unwrapped
+from jobs.training.network.layers import unwrapped
 from pipeline.errors import RequestError
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.letterbox import pad_batch

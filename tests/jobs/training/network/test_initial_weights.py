@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from jobs.training.initial_weights import load_what_fits
+from jobs.training.network.initial_weights import load_what_fits
 from pipeline.model.checkpoints import Checkpoint, save_safetensors
 from pipeline.model.spec import build_network, nano_spec
 

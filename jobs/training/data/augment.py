@@ -3,7 +3,7 @@
     load (kept decoded in memory) ─▶ mosaic of 4, for the first part of the run ─▶ scale jitter ─▶ crop to the input
     square ─▶ colour jitter ─▶ mirror ─▶ pad
 
-`jobs.training.samples` decides the order of photos and which samples are mosaics.
+`jobs.training.data.samples` decides the order of photos and which samples are mosaics.
 
 The scale jitter has a large upper bound so that the model also learns persons who fill the photo.
 """
@@ -22,7 +22,7 @@ from mmdet.registry import TRANSFORMS
 
 from jobs.annotations.report import AnnotationsError
 from jobs.photos import PhotoError, read_photo
-from jobs.training import outline_masks  # noqa: F401  (registers LoadOutlines)
+from jobs.training.data import outline_masks  # noqa: F401  (registers LoadOutlines)
 
 GREY = 114  # letterbox grey of RTMDet
 JITTER = (0.5, 2.0)
@@ -89,7 +89,7 @@ def train_transforms(
     memory_mb: float = 2048,
     white_level: int | None = None,
 ) -> dict[str, list[Any]]:
-    """Transforms from an annotated photo to a (size_px, size_px) training sample, as `jobs.training.samples.TrainingPhotos` takes them.
+    """Transforms from an annotated photo to a (size_px, size_px) training sample, as `TrainingPhotos` takes them.
 
     Args:
         size_px: side of the square sample.

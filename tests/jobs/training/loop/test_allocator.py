@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from jobs.training import allocator
+from jobs.training.loop import allocator
 
 PROGRAM = """
 import resource, sys
-from jobs.training.allocator import keep_freed_memory
+from jobs.training.loop.allocator import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.annotations.report import AnnotationsError
-from jobs.training.split import shared_photos, split
+from jobs.training.data.split import shared_photos, split
 
 
 def document(names):

@@ -7,7 +7,7 @@ import pytest
 
 from jobs.annotations.datasets import Annotations
 from jobs.annotations.report import Report
-from jobs.training.console import FOR_THE_FILE, by_label_table, draw_curve, too_little_movement, what_next
+from jobs.training.output.console import FOR_THE_FILE, by_label_table, draw_curve, too_little_movement, what_next
 
 
 class Scalar:

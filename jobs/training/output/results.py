@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from jobs.training.console import by_label_table, per_cent
-from jobs.training.stopping import step_of
+from jobs.training.loop.stopping import step_of
+from jobs.training.output.console import by_label_table, per_cent
 from pipeline.model.checkpoints import harmless_types_only, load_checkpoint, save_safetensors
 
 FINAL_NAME = "final.safetensors"

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from jobs.training.hooks import layers_of
+from jobs.training.network.layers import layers_of
 from pipeline.model.checkpoints import load_weights
 
 MIN_BACKBONE_SHARE = 0.5

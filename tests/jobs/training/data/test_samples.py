@@ -7,8 +7,8 @@ import pytest
 import torch
 from mmengine.registry import init_default_scope
 
-from jobs.training.augment import train_transforms
-from jobs.training.samples import NumberedSampler, TrainingPhotos, repeat_factors
+from jobs.training.data.augment import train_transforms
+from jobs.training.data.samples import NumberedSampler, TrainingPhotos, repeat_factors
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_processes_share_one_row_of_samples(photos, monkeypatch):
     whole = first(NumberedSampler(photos, seed=1), 12)
     shares = []
     for rank in (0, 1):
-        monkeypatch.setattr("jobs.training.samples.get_dist_info", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr("jobs.training.data.samples.get_dist_info", lambda rank=rank: (rank, 2))
         shares.append(first(NumberedSampler(photos, seed=1), 6))
     together = [sorted(shares[0][at : at + 2] + shares[1][at : at + 2]) for at in (0, 2, 4)]
     assert together == [sorted(whole[at : at + 4]) for at in (0, 4, 8)]
