@@ -26,7 +26,8 @@ from deployments.settings import EMBEDDED_MODEL
 from loadtest.load.photos import photos_from
 from pipeline.images.decode import DecodeLimits, decode_image
 from pipeline.images.letterbox import scale_to_fit
-from pipeline.inference.engine import Engine, EngineOptions, load_engine
+from pipeline.inference.create import load_engine
+from pipeline.inference.engine import Engine, EngineOptions
 from pipeline.masks.encode import instances_to_objects
 from pipeline.masks.rle import mask_logits_to_rle, rle_to_mask
 from pipeline.model.checkpoints import load_checkpoint

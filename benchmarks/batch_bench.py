@@ -29,7 +29,8 @@ import pyarrow.parquet as pq
 from loadtest.service.local_service import local_service
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
-from pipeline.inference.engine import EngineOptions, load_engine
+from pipeline.inference.create import load_engine
+from pipeline.inference.engine import EngineOptions
 from pipeline.masks.encode import instances_to_rows, rows_to_json, warm_up
 from pipeline.model.zoo import DEFAULT_CACHE
 from pipeline.types import DetectOptions, OutlineOptions

@@ -30,9 +30,10 @@ from benchmarks.mmdet_reference import MmdetReference
 from benchmarks.network import detection
 from benchmarks.photos import SMALL_WH, bench_photos
 from pipeline.images.decode import DecodeLimits, decode_image
+from pipeline.inference.create import create_engine
 from pipeline.inference.cuda.graphs import cudnn_at_its_fastest
 from pipeline.inference.devices import switched
-from pipeline.inference.engine import EngineOptions, create_engine
+from pipeline.inference.engine import EngineOptions
 from pipeline.model.checkpoints import Checkpoint
 from pipeline.model.compiled_ops import ensure_mmcv_ops
 

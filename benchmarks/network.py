@@ -15,7 +15,8 @@ from benchmarks.compare import load_model
 from benchmarks.measure import Spread, as_number, as_range, passes_per_s, spread, table, turns
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
-from pipeline.inference.engine import Engine, EngineOptions, create_engine
+from pipeline.inference.create import create_engine
+from pipeline.inference.engine import Engine, EngineOptions
 from pipeline.inference.openvino.convert import CORE, convert
 from pipeline.inference.openvino.engine import OpenVinoEngine
 from pipeline.types import DetectOptions, Instances

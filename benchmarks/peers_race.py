@@ -39,7 +39,8 @@ from loadtest.service.local_service import SHIPPED_CONFIG, local_service
 from loadtest.service.machine import describe_machine
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
-from pipeline.inference.engine import Engine, EngineOptions, load_engine
+from pipeline.inference.create import load_engine
+from pipeline.inference.engine import Engine, EngineOptions
 from pipeline.types import DetectOptions
 from tests.support.seeded import seeded_checkpoint
 

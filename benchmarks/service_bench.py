@@ -22,7 +22,8 @@ from loadtest.load.traffic import OK, request_bodies
 from loadtest.measurements.spike import run_clients
 from loadtest.planning.engine_alone import measure_engine
 from loadtest.service.local_service import local_service
-from pipeline.inference.engine import EngineOptions, load_engine
+from pipeline.inference.create import load_engine
+from pipeline.inference.engine import EngineOptions
 
 REQUEST_IMAGES = (1, 8, 32)
 CLIENTS = (1, 16)

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from benchmarks.mmdet_reference import MmdetReference, Reference
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
-from pipeline.inference.engine import Engine, EngineOptions, create_engine
+from pipeline.inference.create import create_engine
+from pipeline.inference.engine import Engine, EngineOptions
 from pipeline.masks.encode import instances_to_rows, rows_to_json, split_instances
 from pipeline.model.checkpoints import Checkpoint
 from pipeline.types import DetectOptions, Instances, OutlineOptions

@@ -22,7 +22,8 @@ from deployments.unary_calls import UNARY_CALLS
 from pipeline.errors import ConfigurationError, EngineLost
 from pipeline.images.letterbox import for_size
 from pipeline.inference.batcher import GreedyBatcher
-from pipeline.inference.engine import EngineOptions, ModelInfo, SimulatedStep, load_engine
+from pipeline.inference.create import load_engine
+from pipeline.inference.engine import EngineOptions, ModelInfo, SimulatedStep
 from pipeline.types import DetectOptions, Instances, LoadedImage
 
 Item = tuple[LoadedImage, DetectOptions]

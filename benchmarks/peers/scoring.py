@@ -18,7 +18,8 @@ import pybase64
 from deployments.settings import EMBEDDED_MODEL
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
-from pipeline.inference.engine import EngineOptions, load_engine
+from pipeline.inference.create import load_engine
+from pipeline.inference.engine import EngineOptions
 from pipeline.masks.encode import instances_to_rows, rows_to_json
 from pipeline.model.zoo import DEFAULT_CACHE
 from pipeline.types import DetectOptions, Instances, LoadedImage, OutlineOptions

@@ -17,7 +17,8 @@ from jobs.scoring.service_client import ServiceClient, ServiceFault, base_url
 from pipeline.errors import RequestError
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
-from pipeline.inference.engine import EngineOptions, Precision, load_engine
+from pipeline.inference.create import load_engine
+from pipeline.inference.engine import EngineOptions, Precision
 from pipeline.masks.encode import instances_to_objects, objects_from_dict
 from pipeline.model.checkpoints import load_checkpoint
 from pipeline.model.zoo import locate

@@ -19,7 +19,8 @@ from jobs.scoring.service_client import ServiceClient, ServiceFault
 from pipeline.errors import RequestError
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
-from pipeline.inference.engine import EngineOptions, load_engine
+from pipeline.inference.create import load_engine
+from pipeline.inference.engine import EngineOptions
 from pipeline.masks.encode import instances_to_objects, objects_to_dict
 from pipeline.types import DetectOptions, OutlineOptions
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from jobs.command_line import CommandFault
 from jobs.exporting.onnx_model import INPUT
-from pipeline.inference.engine import EngineOptions, create_engine
+from pipeline.inference.create import create_engine
+from pipeline.inference.engine import EngineOptions
 from pipeline.model.checkpoints import Checkpoint
 from pipeline.types import DetectOptions, Instances, Letterbox, LoadedImage
 

@@ -34,7 +34,8 @@ from pipeline.images.decoder_options import DecoderOptions
 from pipeline.images.decoder_pool import DecoderPool
 from pipeline.images.fetch import Fetcher, FetchPolicy
 from pipeline.images.source import EncodedBytes, parse_source
-from pipeline.inference.engine import EngineOptions, load_engine
+from pipeline.inference.create import load_engine
+from pipeline.inference.engine import EngineOptions
 from pipeline.masks.encode import instances_to_rows, objects_to_json, rows_to_json
 from pipeline.types import DetectOptions, Instances, OutlineOptions
 

@@ -39,7 +39,8 @@ from loadtest.service.parts import part_of
 from pipeline.errors import ServiceError
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
-from pipeline.inference.engine import Engine, load_engine
+from pipeline.inference.create import load_engine
+from pipeline.inference.engine import Engine
 from pipeline.masks.encode import instances_to_rows, rows_to_json
 from pipeline.types import DetectOptions, OutlineOptions
 from serve_app.config_file import check_config

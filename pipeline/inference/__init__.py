@@ -7,6 +7,7 @@ libraries are imported when an engine is created.
 __all__ = [
     "batch_queue",
     "batcher",
+    "create",
     "cuda",
     "devices",
     "engine",

@@ -15,7 +15,8 @@ from jobs.exporting.mmdet_files import write_mmdet
 from jobs.third_party import known_warnings_ignored
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
-from pipeline.inference.engine import EngineOptions, create_engine
+from pipeline.inference.create import create_engine
+from pipeline.inference.engine import EngineOptions
 from pipeline.masks.rle import mask_logits_to_rle, rle_to_mask
 from pipeline.model.checkpoints import load_checkpoint, save_safetensors
 from pipeline.types import DetectOptions, Letterbox, LoadedImage

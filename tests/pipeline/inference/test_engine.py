@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from pipeline.errors import CheckpointError, ConfigurationError, EngineLost, EngineOutOfMemory, EngineUnavailable, ShapeError
 from pipeline.images.letterbox import fitted_input, pad_batch, scale_to_fit
 from pipeline.inference.base import naming_failures
+from pipeline.inference.create import create_engine
 from pipeline.inference.cuda.graphs import default_buckets
 from pipeline.inference.devices import choose_kind, owned_cores
-from pipeline.inference.engine import EngineOptions, create_engine
+from pipeline.inference.engine import EngineOptions
 from pipeline.inference.openvino.convert import ConvertedNetwork
 from pipeline.inference.openvino.engine import _shares
 from pipeline.inference.postprocess import PostProcessor
@@ -346,7 +347,8 @@ def test_signals_arrive_when_engines_are_gone():
     """Two OpenVINO engines that end in the order they came leave the thread's stack for signals as it was."""
     code = """
 import signal
-from pipeline.inference.engine import EngineOptions, create_engine
+from pipeline.inference.create import create_engine
+from pipeline.inference.engine import EngineOptions
 from tests.support.seeded import seeded_checkpoint
 
 heard = []

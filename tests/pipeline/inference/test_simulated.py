@@ -8,8 +8,9 @@ import pytest
 from deployments.settings import EMBEDDED_MODEL
 from pipeline.errors import ConfigurationError, ShapeError
 from pipeline.images.letterbox import scale_to_fit
+from pipeline.inference.create import create_engine, load_engine
 from pipeline.inference.devices import choose_kind
-from pipeline.inference.engine import EngineOptions, SimulatedStep, create_engine, load_engine
+from pipeline.inference.engine import EngineOptions, SimulatedStep
 from pipeline.types import DetectOptions
 from tests.support.seeded import photo, seeded_checkpoint
 

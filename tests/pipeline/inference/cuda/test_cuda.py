@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from pipeline.images.letterbox import scale_to_fit
-from pipeline.inference.engine import Engine, EngineOptions, create_engine
+from pipeline.inference.create import create_engine
+from pipeline.inference.engine import Engine, EngineOptions
 from pipeline.types import DetectOptions, Instances, LoadedImage
 from tests.support.seeded import SIZE_PX, photo, seeded_checkpoint
 
