@@ -70,7 +70,7 @@ def parse_score_request(body: bytes | bytearray) -> ScoreRequest:
     if not body:
         raise InvalidRequest("The request body is empty; expected a JSON object with 'input_data'.")
     text, strings = cut_out(body) if len(body) > MAX_JSON_VALUES else (body, {})
-    if len(text) > MAX_JSON_VALUES and has_more_than(MAX_JSON_VALUES, (b",", b"[", b"{"), text):
+    if has_more_than(MAX_JSON_VALUES, (b",", b"[", b"{"), text):
         raise LimitExceeded(f"The request body holds more than {MAX_JSON_VALUES} JSON values.", code="body_too_large")
     try:
         document = orjson.loads(memoryview(text)[len(BOM) :] if body.startswith(BOM) else text)

@@ -71,6 +71,8 @@ def cut_before(position: int, text: str, strings: dict[str, str]) -> int:
 
 def has_more_than(most: int, marks: Sequence[bytes], body: bytes | bytearray) -> bool:
     """Whether `marks` occur more than `most` times; counts in steps, between which other threads run."""
+    if len(body) <= most:
+        return False
     count = 0
     for start in range(0, len(body), _COUNTED_AT_ONCE):
         count += sum(body.count(mark, start, start + _COUNTED_AT_ONCE) for mark in marks)
