@@ -1,11 +1,11 @@
-"""Admission control of an Ingress replica. Three classes of images, each with its own bound and pace, so that none blocks the others.
+"""Admission control of an Ingress replica. Three lanes of images, each with its own bound and pace, so that none blocks the others.
 
     ordinary   at most max_images_in_flight   grouped, see deployments.grouping
     url        at most max_urls               max_urls_in_flight at a time; each occupies a call while it is fetched
-    large      at most max_large_images       one at a time; an image becomes large when an ImageLoader reports it as such
+    large      at most max_large_images       one at a time: images that an ImageLoader reports as large, and those to draw on
 
 A request is refused at once if its images find no room, or would not be done before its deadline. With several keys, one caller may hold
-at most its share of a class.
+at most its share of a lane.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from pipeline.images.source import looks_like_url
 MAX_RETRY_AFTER_S = 60
 
 STARTS_AT_ONCE, MAX_SPACING_S = 8, 0.025
-"""If many images of a class that works on several at a time could start together, STARTS_AT_ONCE do. The others follow at twice the rate at
-which images of the class were done lately, at most MAX_SPACING_S apart. Each start costs 10 ms of CPU in all stages, and slow URLs end
+"""If many images of a lane that works on several at a time could start together, STARTS_AT_ONCE do. The others follow at twice the rate at
+which images of the lane were done lately, at most MAX_SPACING_S apart. Each start costs 10 ms of CPU in all stages, and slow URLs end
 together: 32 of them that were replaced at once took both cores of a small machine for 0.3 s."""
 
 ExpectedS = Callable[[int, str], float]
@@ -36,13 +36,13 @@ known."""
 
 
 class Lane:
-    """The admitted images of one class.
+    """The admitted images of one lane.
 
     Args:
         name: for metrics.
         most: largest number of admitted images, waiting ones included.
-        at_a_time: how many of them are worked on at a time; the others wait in `turn`.
-        expected_s: estimates the waiting time, if the class is queued elsewhere; None uses this lane's own pace.
+        at_a_time: how many of them are worked on at a time; the others wait in `slot`.
+        expected_s: estimates the waiting time, if the images are queued elsewhere; None uses this lane's own pace.
     """
 
     def __init__(self, name: str, most: int, at_a_time: int = 1, expected_s: ExpectedS | None = None) -> None:
@@ -54,13 +54,13 @@ class Lane:
         self._pace, self._working = Pace(), 0
 
     @property
-    def here(self) -> int:
-        """Images of this class admitted and not done."""
+    def admitted(self) -> int:
+        """Number of images admitted and not done."""
         return self._by_caller.total()
 
     def room(self, caller: str, most_of_a_caller: int) -> int:
         """How many more images of this caller may be admitted."""
-        return min(self.most - self.here, most_of_a_caller - self._by_caller[caller])
+        return min(self.most - self.admitted, most_of_a_caller - self._by_caller[caller])
 
     def count(self, caller: str, change: int) -> None:
         """Add images of a caller, or remove them (negative `change`)."""
@@ -69,7 +69,7 @@ class Lane:
             del self._by_caller[caller]
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
+    async def slot(self) -> AsyncIterator[None]:
         """Wait until this image may be worked on; the context is the work."""
         async with self._turns:
             await asyncio.sleep(self._delay_s())
@@ -97,18 +97,18 @@ class Lane:
         return max(0.0, -self._starts_left * spacing_s)
 
     def _own_expectation_s(self, images: int, _caller: str) -> float:
-        return (self.here + images) * self._pace.seconds_an_item if self.here else 0.0
+        return (self.admitted + images) * self._pace.seconds_an_item if self.admitted else 0.0
 
 
 class Place:
-    """One admitted image's place in its class."""
+    """One admitted image's place in its lane."""
 
     def __init__(self, lane: Lane, caller: str) -> None:
         self.lane, self._caller = lane, caller
         lane.count(caller, 1)
 
     def move(self, lane: Lane) -> None:
-        """Move the image to another class; the caller has checked that it has room."""
+        """Move the image to another lane; the caller has checked that it has room."""
         self.leave()
         self.lane = lane
         lane.count(self._caller, 1)
@@ -119,7 +119,7 @@ class Place:
 
 
 class Admission:
-    """The classes of one Ingress replica.
+    """The lanes of one Ingress replica.
 
     Args:
         settings: the section `ingress`.
@@ -140,13 +140,16 @@ class Admission:
         self.large.most = settings.max_large_images
 
     @contextmanager
-    def admitted(self, images: Sequence[ImageInput], context: RequestContext) -> Iterator[list[Place]]:
+    def admitted(self, images: Sequence[ImageInput], context: RequestContext, *, pictures: bool = False) -> Iterator[list[Place]]:
         """Admit the images of a request for the duration of the context; yields the place of each.
 
+        Args:
+            pictures: their answers are pictures, so they are decoded at full size, as large images are.
         Raises:
             Overloaded: there is no room for all of them, or not enough time before the deadline.
         """
-        lanes = [self.urls if isinstance(image, str) and looks_like_url(image) else self.ordinary for image in images]
+        others = self.large if pictures else self.ordinary
+        lanes = [self.urls if isinstance(image, str) and looks_like_url(image) else others for image in images]
         for lane, count in Counter(lanes).items():
             self.check(lane, count, context)
         places = [Place(lane, context.caller) for lane in lanes]

@@ -103,7 +103,7 @@ class Detector(Reconfigured):
     async def _detect(self, image: LoadedImage, task: ImageTask[LoadedImage], clock: Clock) -> Instances:
         image = for_size(image, self._engine.info.input_size)
         item = (image, detect_options(task.options, self._engine.info.classes))
-        ran = await self._batcher.submit(item, deadline=task.context.deadline, caller=task.turn, background=task.background)
+        ran = await self._batcher.submit(item, deadline=task.context.deadline, caller=task.queue_key, background=task.large)
         clock.add("queue", ran.wait_s)
         clock.add("detect", ran.run_s)
         return ran.result

@@ -45,6 +45,10 @@ class CallHangs(StageFailed):
     """A call does not return, or ended without a result. A retry may work, because another replica may take it."""
 
 
+class StageLost(StageFailed):
+    """The replica that worked on an image died. A retry may work."""
+
+
 @dataclass(slots=True, eq=False)
 class _Entry(Generic[Item, Result]):
     """One sent item. `counted` is False if it is sent alone. The future holds the result, or the error to raise as its result."""
@@ -63,6 +67,11 @@ class _Entry(Generic[Item, Result]):
         """Whether it has a result, or an error caused by the image itself. Only then its time counts for the pace."""
         done = self.future.done() and not self.future.cancelled()
         return done and not isinstance(self.future.result(), DeadlineExceeded | Overloaded | StageFailed)
+
+    @property
+    def was_lost(self) -> bool:
+        """Whether its call did not return, or failed with the replica."""
+        return self.future.done() and not self.future.cancelled() and isinstance(self.future.result(), CallHangs | StageLost)
 
 
 class Grouper(Generic[Item, Result]):
@@ -197,7 +206,9 @@ class Grouper(Generic[Item, Result]):
         for entry in entries:
             if not entry.future.done():  # the call was cancelled, but not by us: Ray does so when it ends a replica
                 entry.future.set_result(CallHangs("The call ended without a result."))
-        if entries[0].counted:
+        if entries[0].counted and any(entry.was_lost for entry in entries):
+            self._pace.begin()  # the wait for a lost replica says nothing about the pace of the others
+        elif entries[0].counted:
             self._pace.done(sum(entry.was_worked_on for entry in entries))
         if not entries[0].patience_s and any(entry.was_worked_on for entry in entries):
             self._took_s.append(time.monotonic() - entries[0].began)

@@ -82,7 +82,7 @@ class ImageLoader(Reconfigured):
             white_level=settings.white_level,
         )
         self._input_size, self._count = input_size, settings.threads
-        self._always_alone = settings.decode_timeout_s <= SHARED_DECODE_S
+        self._sharing_is_useless = settings.decode_timeout_s <= SHARED_DECODE_S
         self._stage, self._fetching, self._metrics = Stage("image_loader"), Stage("fetch"), DecoderMetrics()
         self._fetcher = Fetcher(FetchPolicy(**settings.fetch.model_dump(), max_bytes=max_bytes))
         options = DecoderOptions(self._limits, input_size, settings.decode_timeout_s)
@@ -118,7 +118,7 @@ class ImageLoader(Reconfigured):
         async def fetch_one(url: str, task: ImageTask[str], clock: Clock) -> str | bytes:
             with clock.measure("fetch"):
                 try:
-                    return await self._fetch(url, task.context.deadline, PASSED_BYTES)
+                    return await self._read_source(url, task.context.deadline, PASSED_BYTES)
                 except LargeImage:
                     return url
 
@@ -129,33 +129,32 @@ class ImageLoader(Reconfigured):
 
         Returns:
             Each task with its pixels or its error: FetchError, ImageError, LimitExceeded, DeadlineExceeded, StageFailed, or RetryAlone for
-            an image to retry in a call of its own (a large image in a call of its own is decoded).
+            an image that must be admitted as a large one first.
         """
-        photos: dict[int, NDArray[np.uint8]] = {}
-        alone = len(tasks) == 1 or self._always_alone
-        shared = None if alone else SharedDecoding(self._count)
+        canvases: dict[int, NDArray[np.uint8]] = {}
+        shared = None if len(tasks) == 1 or self._sharing_is_useless else SharedDecoding(self._count)
 
         async def load_one(image: ImageInput, task: ImageTask[ImageInput], clock: Clock) -> LoadedImage:
             with clock.measure("fetch"):
-                data = await self._fetch(image, task.context.deadline) if isinstance(image, str) else image
+                data = await self._read_source(image, task.context.deadline) if isinstance(image, str) else image
             with self._counted(1 / len(tasks)):
                 return await decode(data, task, clock)
 
         async def decode(data: Any, task: ImageTask[ImageInput], clock: Clock) -> LoadedImage:
-            caller, request_id = task.turn, task.context.request_id
+            key, request_id = task.queue_key, task.context.request_id
             try:
-                loaded = await self._threads.run(caller, self._decode, data, shared, request_id, clock)
+                loaded = await self._threads.run(key, self._decode, data, shared, request_id, clock)
                 self._ordinary_at = time.monotonic()
             except LargeImage as error:
-                if not task.alone:
+                if not task.large:
                     raise RetryAlone(f"{error.message} It is decoded in a call of its own.") from error
-                loaded = await self._large_thread.run(caller, self._decode_large, data, request_id, clock)
+                loaded = await self._large_thread.run(key, self._decode_large, data, request_id, clock)
             if task.options.draws:  # one at a time: it is decoded at full size
-                photos[id(task)] = await self._large_thread.run(caller, self._photo, data, loaded, clock)
+                canvases[id(task)] = await self._large_thread.run(key, self._canvas, data, loaded, clock)
             return loaded
 
         done = await self._stage.each(load_one, tasks)
-        return [replace(after, photo=photos.get(id(before))) for before, after in zip(tasks, done, strict=True)]
+        return [replace(after, canvas=canvases.get(id(before))) for before, after in zip(tasks, done, strict=True)]
 
     @contextmanager
     def _counted(self, share: float) -> Iterator[None]:
@@ -166,20 +165,20 @@ class ImageLoader(Reconfigured):
         finally:
             self._decoding -= share
 
-    def _photo(self, data: bytes | NDArray[np.uint8], loaded: LoadedImage, clock: Clock) -> NDArray[np.uint8]:
+    def _canvas(self, data: bytes | NDArray[np.uint8], loaded: LoadedImage, clock: Clock) -> NDArray[np.uint8]:
         """The image to draw on: (H, W, 3) uint8 BGR, scaled down to DRAWN_PX if larger. The time counts as decoding."""
         size = min(max(loaded.letterbox.original_hw), DRAWN_PX)
         with clock.measure("decode"):
-            photo = self._decode_photo(data, size) if isinstance(data, bytes) else load_image(data, self._limits, size)
-        return photo.pixels
+            canvas = self._decode_canvas(data, size) if isinstance(data, bytes) else load_image(data, self._limits, size)
+        return canvas.pixels
 
-    def _decode_photo(self, data: bytes, size: int) -> LoadedImage:
+    def _decode_canvas(self, data: bytes, size: int) -> LoadedImage:
         try:
             return self._decoders.load(data, None, ORDINARY_MAX_PIXELS, size)
         except LargeImage:
             return self._decode_in_background(data, size)
 
-    async def _fetch(self, text: str, deadline: float, at_most: int | None = None) -> bytes:
+    async def _read_source(self, text: str, deadline: float, at_most: int | None = None) -> bytes:
         source = parse_source(text, self._limits.max_bytes)
         return await self._fetcher.fetch(source.url, deadline, at_most) if isinstance(source, Url) else source.data
 

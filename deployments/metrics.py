@@ -98,7 +98,7 @@ class IngressMetrics(StageMetrics):
     def __init__(self) -> None:
         super().__init__("ingress")
         self._in_flight = metrics.Gauge(
-            "rtmdet_images_in_flight", "Images admitted and not answered yet, by class.", tag_keys=("lane",)
+            "rtmdet_images_in_flight", "Images admitted and not answered yet, by lane.", tag_keys=("lane",)
         )
         self._by_caller = metrics.Counter(
             "rtmdet_caller_images",
@@ -107,7 +107,7 @@ class IngressMetrics(StageMetrics):
         )
 
     def in_flight(self, lane: str, images: int) -> None:
-        """Set the number of images in flight of a class; call it repeatedly, even if it did not change."""
+        """Set the number of images in flight in a lane; call it repeatedly, even if it did not change."""
         self._in_flight.set(images, tags={"lane": lane})
 
     def request_done(self, images: int, faults: Sequence[str], latency_ms: float, caller: str) -> None:

@@ -32,8 +32,8 @@ class Polygonizer(Reconfigured):
     """Traces masks and encodes the results.
 
     Args:
-        classes: class names, in the order of the network's labels; those that come with an image go before, as its Detector may be
-            of another model while the service changes to it.
+        classes: class names, in the order of the network's labels, for tasks without `classes`. A task's own take precedence: during an
+            update its Detector may run another model.
         settings: the section `polygonizer`.
     """
 
@@ -55,13 +55,13 @@ class Polygonizer(Reconfigured):
 
     async def _outline(self, instances: Instances, task: ImageTask[Instances], clock: Clock) -> Answer:
         with clock.measure("polygonize"):
-            drawn = task.options.draws and task.photo is not None
+            drawn = task.options.draws and task.canvas is not None
             if not drawn and task.options.answer_as != "objects":
                 rows = await self._in_parts(instances_to_rows, instances, task)
                 return EncodedImage(rows_to_json(rows))
             objects = await self._in_parts(instances_to_objects, instances, task)
             if drawn:
-                return await self._threads.run(task.turn, _draw, task.photo, objects, task.options.answer_as)
+                return await self._threads.run(task.queue_key, _draw, task.canvas, objects, task.options.answer_as)
             return ScoredImage(objects)
 
     async def _in_parts(
@@ -72,14 +72,14 @@ class Polygonizer(Reconfigured):
     ) -> list[T]:
         """Convert the parts of an image in the threads."""
         classes, parts = task.classes or self._classes, split_instances(instances, self._thread_count)
-        work = (self._threads.run(task.turn, convert, part, classes, task.options.outline) for part in parts)
+        work = (self._threads.run(task.queue_key, convert, part, classes, task.options.outline) for part in parts)
         found = list(itertools.chain.from_iterable(await asyncio.gather(*work)))
         self._metrics.image(len(found))
         return found
 
 
-def _draw(photo: NDArray[np.uint8], objects: Sequence[SegmentedObject], form: str) -> DrawnImage:
-    picture = draw_overlay(Image.fromarray(photo[..., ::-1]), objects)
+def _draw(canvas: NDArray[np.uint8], objects: Sequence[SegmentedObject], form: str) -> DrawnImage:
+    picture = draw_overlay(Image.fromarray(canvas[..., ::-1]), objects)
     return DrawnImage(picture_to_file(picture, form), f"image/{form}")
 
 

@@ -25,7 +25,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentResponse
 
 from deployments.admission import Admission, Place
-from deployments.grouping import CallHangs, Grouper
+from deployments.grouping import CallHangs, Grouper, StageLost
 from deployments.in_process import LocalHandle, LocalResponse, StageHandle
 from deployments.retry_alone import RetryAlone
 from deployments.settings import IngressSettings
@@ -98,14 +98,14 @@ class ScoringGraph:
             Overloaded: no room, or the deadline could not be met; refused before any work.
             ServiceError: without `isolate`, the first failure; its `faults` name the images. The other images are cancelled.
         """
-        with self.admission.admitted(images, context) as places:
+        with self.admission.admitted(images, context, pictures=options.draws) as places:
             return await self._score_admitted(images, options, context, places)
 
     async def _score_admitted(
         self, images: Sequence[ImageInput], options: ScoreOptions, context: RequestContext, places: Sequence[Place]
     ) -> list[Answer | ImageFault]:
-        tasks = [  # an image to draw on is sent with all its pixels, so it gets calls of its own
-            asyncio.create_task(self._score_one(ImageTask(image, options, context, alone=options.draws), place))
+        tasks = [
+            asyncio.create_task(self._score_one(ImageTask(image, options, context), place))
             for image, place in zip(images, places, strict=True)
         ]
         try:
@@ -158,37 +158,57 @@ class ScoringGraph:
         return await self._within_deadline(self._send(task, place), task.context)
 
     async def _send(self, task: ImageTask[ImageInput], place: Place) -> Answer:
-        """Send one image through the stages; retry it, in a call of its own, if its replica was lost or it asks for that."""
+        """Send one image through the stages; retry it, in a call of its own, if its replica was lost or it must be admitted as large."""
+        alone = False
         for delay_s in RETRY_DELAYS_S:
             try:
-                return await self._send_once(task, place)
+                return await self._send_once(task, place, alone=alone)
             except self._worth_another_try as error:
-                if isinstance(error, RetryAlone) and place.lane is not self.admission.large:
-                    self.admission.check(self.admission.large, 1, task.context)
-                    place.move(self.admission.large)
+                if isinstance(error, RetryAlone):
+                    self._admit_as_large(place, task.context)
                 level = logging.INFO if isinstance(error, RetryAlone) else logging.WARNING
                 logger.log(level, "request %s: %s Trying again in %s s.", task.context.request_id, error, delay_s)
-                task = replace(task, alone=True)
+                alone = True
                 await asyncio.sleep(delay_s)
-        return await self._send_once(task, place, last=True)
+        return await self._send_once(task, place, alone=True, last=True)
 
-    async def _send_once(self, task: ImageTask[ImageInput], place: Place, *, last: bool = False) -> Answer:
-        """Send it once; the last time it is waited for until its deadline."""
-        lane = self.admission.large if task.options.draws else place.lane
+    async def _send_once(self, task: ImageTask[ImageInput], place: Place, *, alone: bool, last: bool = False) -> Answer:
+        """Send one image through its lane; the last time it is waited for until its deadline.
+
+        ordinary   in a group with others; alone, at once, after a retry
+        url        fetched by a call of its own, then as an ordinary image; a long body is fetched again by the call that decodes it
+        large      in calls of its own, one image at a time
+        """
+        lane = place.lane
         patience_s = math.inf if last else self._patience_s[lane]
-        if place.lane is self.admission.ordinary:
-            return await self._send_grouped(task, patience_s)
-        async with place.lane.turn():
-            if place.lane is self.admission.urls and not task.alone:
+        if lane is self.admission.ordinary:
+            return await self._send_grouped(task, alone, patience_s)
+        async with lane.slot():
+            if lane is self.admission.large:
+                return await self._grouper.send(replace(task, large=True), alone=True, patience_s=patience_s)
+            if not alone:
                 task = await self._fetches.send(task, alone=True, patience_s=patience_s)
-                if isinstance(task.payload, bytes):
-                    return await self._send_grouped(task)
-            task = replace(task, alone=True, background=place.lane is self.admission.large)
-            return await self._grouper.send(task, alone=True, patience_s=patience_s)
+            if not task.options.draws:
+                fetched = isinstance(task.payload, bytes)
+                return await self._send_grouped(
+                    task, not fetched, self._patience_s[self.admission.ordinary] if fetched else patience_s
+                )
+        self._admit_as_large(place, task.context)
+        return await self._send_once(task, place, alone=True, last=last)
 
-    async def _send_grouped(self, task: ImageTask[ImageInput], patience_s: float = 0.0) -> Answer:
+    async def _send_grouped(self, task: ImageTask[ImageInput], alone: bool, patience_s: float) -> Answer:
         caller = task.context.caller
-        return await self._grouper.send(task, _size_bytes(task), caller=caller, alone=task.alone, patience_s=patience_s)
+        return await self._grouper.send(task, _size_bytes(task), caller=caller, alone=alone, patience_s=patience_s)
+
+    def _admit_as_large(self, place: Place, context: RequestContext) -> None:
+        """Move an image to the lane of the large ones.
+
+        Raises:
+            Overloaded: there is no room, or not enough time before the deadline.
+        """
+        if place.lane is not self.admission.large:
+            self.admission.check(self.admission.large, 1, context)
+            place.move(self.admission.large)
 
     async def _fetch(self, tasks: Sequence[ImageTask[ImageInput]]) -> list[ImageTask[ImageInput] | ServiceError]:
         """Fetch URLs; returns each task with what it fetched, or its error; raises only CancelledError."""
@@ -233,10 +253,6 @@ class ScoringGraph:
             return StageLost("A replica was lost while it worked on this image.")
         logger.error("unexpected error in the scoring graph", exc_info=error)
         return StageFailed("The service failed on this image.")
-
-
-class StageLost(StageFailed):
-    """The replica that worked on an image died. A retry may work."""
 
 
 def _size_bytes(task: ImageTask[ImageInput]) -> int:

@@ -117,7 +117,8 @@ class IngressSettings(StrictModel):
     max_large_images: int = Field(
         16,
         ge=1,
-        description="Most images per ingress replica that are too large or slow to be decoded with others; they are scored one at a time.",
+        description="Most images per ingress replica that are too large or slow to be decoded with others, or whose answer is a picture; "
+        "they are scored one at a time.",
     )
     max_share_per_key: float = Field(
         0.5,

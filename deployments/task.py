@@ -85,26 +85,24 @@ class ImageTask(Generic[Payload]):
         options: of its request.
         context: of its request.
         timings_ms: times so far by stage, milliseconds.
-        photo: (H, W, 3) uint8 BGR pixels to draw on, only if the answer is a picture; may be scaled down.
-        alone: the image is sent in calls of its own, so it delays no others.
+        canvas: (H, W, 3) uint8 BGR pixels to draw on, only if the answer is a picture; may be scaled down.
         classes: label names of the model that the Detector ran; empty before it. During an update, later stages may have another model.
-        background: a large image: it takes turns of its own, so that it does not delay ordinary images of its caller.
+        large: it was admitted as a large image, and may be decoded at full size.
     """
 
     payload: Payload | ServiceError
     options: ScoreOptions
     context: RequestContext
     timings_ms: Mapping[str, float] = field(default_factory=dict)
-    photo: NDArray[np.uint8] | None = None
-    alone: bool = False
+    canvas: NDArray[np.uint8] | None = None
     classes: tuple[str, ...] = ()
-    background: bool = False
+    large: bool = False
 
     @property
-    def turn(self) -> str:
-        """In whose name the image takes turns within a stage."""
-        return f"{self.context.caller}/large" if self.background else self.context.caller
+    def queue_key(self) -> str:
+        """Key of the image in a stage's fair queues. A caller's large images have a key of their own, so they do not delay its others."""
+        return f"{self.context.caller}/large" if self.large else self.context.caller
 
     def after(self, payload: Result | ServiceError, timings_ms: Mapping[str, float]) -> ImageTask[Result]:
         """The task after a stage: with the stage's result or error, and the times so far."""
-        return ImageTask(payload, self.options, self.context, timings_ms, self.photo, self.alone, self.classes, self.background)
+        return ImageTask(payload, self.options, self.context, timings_ms, self.canvas, self.classes, self.large)

@@ -4,12 +4,14 @@ Ray Serve 2.60 itself makes each call a stream of two items: whether the replica
 blocks the event loop of the replica until the caller has acknowledged every item (`WaitAllObjectsReported` in Ray's `_raylet.pyx`). So one
 caller that does not answer, such as a stopped Ingress, stops every replica that works for it. The result of a unary call waits for nobody.
 
-Nothing is lost with the first item: the Ingress bounds its calls, and a replica that already has `max_ongoing_requests` lets further calls
-wait.
+A unary call does not tell the caller how many calls the replica has. Each caller counts its own: it sends a replica at most
+`max_ongoing_requests` at a time, and further calls wait in the caller, at most `max_queued_requests` of them. A replica that has
+`max_ongoing_requests` from several callers lets the next ones wait.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from ray.serve._private.common import ReplicaQueueLengthInfo, RunningReplicaInfo
@@ -17,41 +19,52 @@ from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter  # 
 from ray.serve.config import RequestRouterConfig
 from ray.serve.request_router import PendingRequest, ReplicaID, RunningReplica
 
-UNKNOWN = -1
-"""Queue length of a replica in the answer to a unary call."""
-
 
 class UnaryReplica(RunningReplica):
-    """A replica, as the router sees it. Its calls are unary, except those that ask for a stream (`stream=True`, HTTP by Ray's proxy)."""
+    """A replica, as the router sees it. Its calls are unary, except those that ask for a stream (`stream=True`, HTTP by Ray's proxy).
+
+    Args:
+        calls: number of calls of this process that have not completed, by replica.
+    """
+
+    def __init__(self, replica_info: RunningReplicaInfo, calls: Counter[ReplicaID]) -> None:
+        super().__init__(replica_info)
+        self._calls = calls
 
     async def get_queue_len(self, *, deadline_s: float) -> int:  # noqa: ARG002 - as Ray calls it
-        """Called by the router for a replica of which it has no count: 0. From there on the router counts the calls of this process."""
-        return 0
+        """Called by the router for a replica that is full by its cached count, or whose cached count is old (10 s) or missing."""
+        return self._calls[self.replica_id]
 
     def try_send_request(self, pr: PendingRequest, with_rejection: bool) -> Any:
-        """Send a call. The router waits for the answer whether it is accepted, if `with_rejection`; a unary call always is."""
+        """Send a call. If `with_rejection`, the router then waits for the answer whether it is accepted; a unary call always is."""
+        self._calls[self.replica_id] += 1
         if pr.metadata.is_streaming:
             return super().try_send_request(pr, with_rejection)
         result: Any = super().try_send_request(pr, with_rejection=False)
-        result.get_rejection_response = _accepted
+        result.get_rejection_response = self._accepted
         return result
+
+    async def _accepted(self) -> ReplicaQueueLengthInfo:
+        return ReplicaQueueLengthInfo(accepted=True, num_ongoing_requests=self._calls[self.replica_id])
 
 
 class UnaryRequestRouter(PowerOfTwoChoicesRequestRouter):
     """Ray Serve's default router: of two replicas, chosen at random, the one with fewer calls. It counts the calls of this process only."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self._calls: Counter[ReplicaID] = Counter()
+
     def create_replica_wrapper(self, replica_info: RunningReplicaInfo) -> RunningReplica:
         """Called by Ray Serve for each replica of the deployment."""
-        return UnaryReplica(replica_info)
+        return UnaryReplica(replica_info, self._calls)
 
-    def on_new_queue_len_info(self, replica_id: ReplicaID, num_ongoing_requests: int) -> None:
-        """Called with the answer to a call; that of a unary call says nothing about the replica's queue."""
-        if num_ongoing_requests != UNKNOWN:
-            super().on_new_queue_len_info(replica_id, num_ongoing_requests)
-
-
-async def _accepted() -> ReplicaQueueLengthInfo:
-    return ReplicaQueueLengthInfo(accepted=True, num_ongoing_requests=UNKNOWN)
+    def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
+        """Called by Ray Serve once for each `try_send_request`, when the call has a result or has failed."""
+        super().on_request_completed(replica_id, internal_request_id)
+        self._calls[replica_id] -= 1
+        if self._calls[replica_id] <= 0:
+            del self._calls[replica_id]
 
 
 UNARY_CALLS = RequestRouterConfig(request_router_class=UnaryRequestRouter)  # type: ignore[arg-type]

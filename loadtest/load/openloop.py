@@ -32,6 +32,8 @@ ABANDONED = "abandoned"
 NOT_CONNECTED = f"connection: {aiohttp.ClientConnectorError.__name__}"
 """Outcome of a query without a connection to the server."""
 
+MESSAGE_BYTES = 300
+
 STALE_BOUNDS = 4.0
 """A trial has failed when a query has waited for this multiple of the bound."""
 
@@ -45,6 +47,7 @@ class Query:
         outcome: `ok`, or the name of what went wrong (loadtest.load.traffic.outcome_of, `timeout`, `unanswered`, `abandoned`,
             `connection`).
         stages_ms: times from the server-timing header.
+        message: beginning of the body, if the status is not 200.
     """
 
     scheduled_s: float
@@ -52,6 +55,7 @@ class Query:
     done_s: float
     outcome: str
     stages_ms: dict[str, float] = field(default_factory=dict)
+    message: str = ""
 
     @property
     def latency_ms(self) -> float:
@@ -201,7 +205,7 @@ class Client(AbstractAsyncContextManager["Client"]):
         """
         if self._session is None:
             raise RuntimeError("use the client within `async with`")
-        sent_s, stages = time.perf_counter() - began, {}
+        sent_s, stages, message = time.perf_counter() - began, {}, ""
         timeout = aiohttp.ClientTimeout(total=max(self.timeout_s, patience_s))
         body = self._bodies[number % len(self._bodies)]
         try:
@@ -210,11 +214,13 @@ class Client(AbstractAsyncContextManager["Client"]):
                 done_s = time.perf_counter() - began  # before the answer is judged: that is our time, not the server's
                 outcome = outcome_of(answer.status, answer.headers, self._answer(content), self.images)
                 stages = stages_of(answer.headers.get("server-timing"))
+                if answer.status != 200:
+                    message = content[:MESSAGE_BYTES].decode(errors="replace")
         except TimeoutError:
             outcome, done_s = "timeout", time.perf_counter() - began
         except aiohttp.ClientError as error:
             outcome, done_s = f"connection: {type(error).__name__}", time.perf_counter() - began
-        return Query(scheduled_s, sent_s, done_s, outcome, stages)
+        return Query(scheduled_s, sent_s, done_s, outcome, stages, message)
 
 
 class _Watch:

@@ -133,7 +133,7 @@ class Outcome:
         unexplained: failures of queries that were not in a killed or stopped Ingress, proxy or node.
         p50_ms, p99_ms: latency of correct answers.
         faults: all of them.
-        failures: (sent, answered or given up, outcome) of every query that failed, seconds from the beginning.
+        failures: (sent, answered or given up, outcome, message) of every query that failed, seconds from the beginning.
         rows: by fault: how often, queries that ended after it and before the next one, failures by outcome, slowest answer, seconds.
     """
 
@@ -145,7 +145,7 @@ class Outcome:
     p50_ms: float | None
     p99_ms: float | None
     faults: list[Fault]
-    failures: list[tuple[float, float, str]]
+    failures: list[tuple[float, float, str, str]]
     rows: list[dict[str, Any]]
 
 
@@ -177,7 +177,7 @@ def summarise(queries: Sequence[Query], faults: Sequence[Fault], rate_per_s: flo
         percentile(good, 50),
         percentile(good, 99),
         list(faults),
-        [(query.sent_s, query.done_s, query.outcome) for query in failed],
+        [(query.sent_s, query.done_s, query.outcome, query.message) for query in failed],
         rows,
     )
 

@@ -12,7 +12,7 @@ async def start_together(lane, count, work_s):
     began, started = time.monotonic(), []
 
     async def one():
-        async with lane.turn():
+        async with lane.slot():
             started.append(time.monotonic() - began)
             await asyncio.sleep(work_s)
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from deployments import grouping, pace
-from deployments.grouping import SILENT_S, CallHangs, Grouper
+from deployments.grouping import SILENT_S, CallHangs, Grouper, StageLost
 from deployments.settings import GroupSettings, ImageLoaderSettings
 from pipeline.errors import DeadlineExceeded, Overloaded
 from tests.support.event_loop import settle
@@ -263,6 +263,24 @@ async def test_idle_time_beside_a_hung_group_does_not_count(monkeypatch):
     assert grouper.expected_s(0) < 2 * 0.04  # two items ahead, 2 ms of work each; the pauses between them take 50 ms
     hang.set()
     await asyncio.gather(hung, last)
+
+
+async def test_waiting_for_a_lost_replica_does_not_count_for_the_pace():
+    """Twenty items take 2 ms each; then one waits 0.3 s for a replica that is lost."""
+
+    async def dispatch(items):
+        await asyncio.sleep(0.3 if items[0] == "lost" else 0.002)
+        return [StageLost("The replica died.") if item == "lost" else item for item in items]
+
+    grouper = Grouper(dispatch, GroupSettings(max_images=1, max_in_flight=1))
+    for number in range(20):
+        await grouper.send(number)
+    with pytest.raises(StageLost):
+        await grouper.send("lost")
+    senders = [asyncio.create_task(grouper.send(number)) for number in range(20)]
+    await settle()
+    assert 0 < grouper.expected_s(0) < 0.2
+    await asyncio.gather(*senders)
 
 
 async def test_the_pace_of_a_slow_service(monkeypatch):

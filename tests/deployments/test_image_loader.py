@@ -44,9 +44,9 @@ def loader(monkeypatch):
     loader.close()
 
 
-async def load(loader, *images, alone=False):
+async def load(loader, *images, large=False):
     options, context = ScoreOptions(DetectOptions(), OutlineOptions()), RequestContext("test", time.time() + 10)
-    tasks = await loader.load([ImageTask(image, options, context, alone=alone) for image in images])
+    tasks = await loader.load([ImageTask(image, options, context, large=large) for image in images])
     for task in tasks:
         if isinstance(task.payload, LoadedImage):
             assert set(task.timings_ms) == {"fetch", "decode"}
@@ -101,10 +101,10 @@ async def test_a_picture_has_the_photo_to_draw_on(loader, size_hw, drawn_hw):
             options = ScoreOptions(DetectOptions(), OutlineOptions(), answer_as=form)
             (task,) = await loader.load([ImageTask(image, options, RequestContext("test", time.time() + 10))])
             if form == "json":
-                assert task.photo is None
+                assert task.canvas is None
             else:
-                assert task.photo.shape == (*drawn_hw, 3)
-                assert tuple(task.photo[5, 5]) == (10, 90, 200)
+                assert task.canvas.shape == (*drawn_hw, 3)
+                assert tuple(task.canvas[5, 5]) == (10, 90, 200)
 
 
 async def test_a_slow_image_does_not_delay_others_in_its_call(loader):
@@ -132,7 +132,7 @@ async def test_large_images_are_returned_before_decoding(loader, monkeypatch):
     assert isinstance(good, LoadedImage)
     assert isinstance(broken, ImageError)
     assert isinstance((await load(loader, file.getvalue()))[0], RetryAlone)
-    assert isinstance((await load(loader, file.getvalue(), alone=True))[0], LoadedImage)
+    assert isinstance((await load(loader, file.getvalue(), large=True))[0], LoadedImage)
 
 
 def test_slow_images_of_one_call_share_their_time(monkeypatch):
@@ -188,7 +188,7 @@ async def test_large_images_are_decoded_one_at_a_time(loader, monkeypatch, tmp_p
             monkeypatch.setattr(one._decoders, "load", decode)
             monkeypatch.setattr(one._large_decoders, "load", decode)
             one._large_slots = NodeSlots("test", tmp_path, 1)
-        large = [asyncio.create_task(load(one, b"large", alone=True)) for one in (loader, second) for _ in range(3)]
+        large = [asyncio.create_task(load(one, b"large", large=True)) for one in (loader, second) for _ in range(3)]
         await asyncio.sleep(0.01)
         await load(loader, b"ordinary")
         await asyncio.gather(*large)

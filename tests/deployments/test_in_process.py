@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from deployments import grouping
 from deployments.in_process import LocalHandle
 from deployments.scoring import ScoringGraph
 from deployments.settings import IngressSettings
@@ -55,6 +56,20 @@ async def test_a_stage_that_raises_is_a_500():
     with pytest.raises(StageFailed) as caught:
         await score(graph(Stage("l"), Stage("d", error=ValueError("/secret")), Stage("p")), ["1"])
     assert "/secret" not in caught.value.message
+
+
+async def test_an_image_that_was_fetched_waits_until_its_deadline(monkeypatch):
+    """As any other: with all stages in this process, no other replica could take its call."""
+    monkeypatch.setattr(grouping, "SILENT_S", 0.02)
+
+    class Fetching(Stage):
+        async def fetch(self, tasks):
+            return [task.after(b"body", {}) for task in tasks]
+
+    detector = Stage(b"d")
+    scoring = graph(Fetching(b"l"), detector, Stage(b"p"))
+    for detector.seconds in (0.0, 0.2):
+        assert await score(scoring, ["https://example.com/1.jpg"]) == [b"bodyldp"]
 
 
 async def test_a_deadline_cancels_the_stage_that_works():

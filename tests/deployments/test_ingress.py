@@ -76,7 +76,7 @@ async def test_refused_images_free_their_room(ingress):
         await score(ingress, ["image"])
     assert caught.value.status == 429
     assert caught.value.retry_after_s in (2, 3)
-    assert admission.ordinary.here == 0
+    assert admission.ordinary.admitted == 0
 
 
 async def test_errors_are_counted_once_by_their_code(ingress, counted):

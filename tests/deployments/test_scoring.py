@@ -442,7 +442,7 @@ async def test_a_long_body_has_calls_of_its_own():
     url = "https://example.com/long.jpg"
     assert await graph(stages).score([url], options(), context()) == [url]
     assert stages.groups == [[url]]
-    assert stages.tasks[0].alone
+    assert not stages.tasks[0].large
 
 
 async def test_the_probe_does_not_queue():
@@ -490,7 +490,7 @@ async def test_many_urls_do_not_block_other_images():
         assert await busy.score(["a"] * 64, options(), context(5)) == ["a"] * 64
     held.release.set()
     await asyncio.gather(*flood, return_exceptions=True)
-    assert [lane.here for lane in busy.admission.lanes] == [0, 0, 0]
+    assert [lane.admitted for lane in busy.admission.lanes] == [0, 0, 0]
 
 
 async def test_urls_that_would_be_late_are_refused_early():
@@ -523,7 +523,7 @@ async def test_many_large_images_do_not_block_other_images():
     flood = [asyncio.create_task(busy.score([f"large {n}"], options(), context())) for n in range(20)]
     await asyncio.sleep(0.05)
     assert sum(task.done() and task.exception().status == 429 for task in flood) == 12
-    assert (busy.admission.ordinary.here, busy.admission.large.here) == (0, 8)
+    assert (busy.admission.ordinary.admitted, busy.admission.large.admitted) == (0, 8)
     assert await busy.score(["a"] * 64, options(), context(5)) == ["a"] * 64
     held.release.set()
     answers = await asyncio.gather(*flood, return_exceptions=True)
@@ -534,7 +534,37 @@ async def test_a_large_image_takes_turns_of_its_own_in_the_stages():
     """So it does not delay ordinary images of the same caller."""
     stages = FakeStages(lambda image, attempt: RetryAlone("large") if attempt == 1 else image)
     assert await graph(stages).score(["a"], options(), RequestContext("test", time.time() + 10, "key")) == ["a"]
-    assert [(task.turn, task.background) for task in stages.tasks] == [("key", False), ("key/large", True)]
+    assert [(task.queue_key, task.large) for task in stages.tasks] == [("key", False), ("key/large", True)]
+
+
+@pytest.mark.parametrize("image", [b"photo", "https://example.com/1.jpg", "https://example.com/long.jpg"])
+async def test_a_picture_is_admitted_as_a_large_image(image):
+    """A URL after its body was fetched, so that a slow host delays no other large image."""
+    release = asyncio.Event()
+
+    async def held(image):
+        await release.wait()
+        return image
+
+    stages = FakeStages(lambda image, _: image if image == "a" else held(image))
+    stages.fetch.bodies = {"https://example.com/1.jpg": b"body"}
+    drawn = graph(stages, max_large_images=1)
+    first = asyncio.create_task(drawn.score([image], options(answer_as="png"), context()))
+    await settle()
+    assert [lane.admitted for lane in drawn.admission.lanes] == [0, 0, 1]
+    assert [task.large for task in stages.tasks] == [True]
+    with pytest.raises(Overloaded):
+        await drawn.score([b"photo"], options(answer_as="png"), context())
+    assert await drawn.score(["a"], options(), context(5)) == ["a"]
+    release.set()
+    await first
+
+
+async def test_an_image_of_a_lost_replica_is_still_asked_whether_it_is_large():
+    """Retried, or fetched by its own call, it is not large before it has a place in that lane."""
+    stages = FakeStages(lambda image, attempt: (ray_exceptions.ActorDiedError(), RetryAlone("large"), image)[attempt - 1])
+    assert await graph(stages).score(["a"], options(), context()) == ["a"]
+    assert [task.large for task in stages.tasks] == [False, False, True]
 
 
 async def test_a_key_holds_at_most_its_share():

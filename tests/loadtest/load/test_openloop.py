@@ -73,7 +73,8 @@ async def test_wire():
     async with fake_service(answer=nested) as url, Client(url, [b'{"data": ["photo"]}'], wire=wire) as client:
         assert (await client.ask(0, 0.0, 0.0)).outcome == OK
     async with fake_service() as url, Client(url, BODIES, wire=Wire("/elsewhere")) as client:
-        assert (await client.ask(0, 0.0, 0.0)).outcome == "status 404"
+        missing = await client.ask(0, 0.0, 0.0)
+    assert (missing.outcome, missing.message) == ("status 404", "404: Not Found")
 
 
 async def test_latency_counts_from_schedule():
