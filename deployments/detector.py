@@ -1,4 +1,5 @@
-"""Detector: runs the network. Takes pixels, returns instances. One engine and one greedy batcher per replica; a GPU if there is one.
+"""Detector: runs the network. Takes pixels, returns instances. One engine and one greedy batcher per replica, on the GPU that Ray grants it
+(`num_gpus`), else on the CPU.
 
 LoadedImage ─▶ GreedyBatcher ─▶ Engine.detect, on a thread of its own ─▶ Instances
 """
@@ -48,7 +49,8 @@ class Detector(Reconfigured):
     """
 
     def __init__(self, model: ModelSettings, settings: DetectorSettings) -> None:
-        check_ongoing("Detector", serve.get_replica_context()._deployment_config.max_ongoing_requests, settings.max_batch)
+        replica = serve.get_replica_context()
+        check_ongoing(replica.deployment, replica._deployment_config.max_ongoing_requests, settings.max_batch)
         self._stage = Stage("detector")
         self._lost: EngineLost | None = None
         self._ran_s: deque[float] = deque(maxlen=MEASURED_BATCHES)

@@ -3,8 +3,8 @@
     send(item) ──▶ waiting ──▶ group ──▶ dispatch(items), one call for all of them ──▶ each sender's own outcome
     send(item, alone=True) ──▶ a group of its own, at once
 
-At most `max_in_flight` groups are in flight; items that arrive meanwhile wait and form the next groups. So an idle service sends each
-image at once, and a busy one sends full groups.
+At most `max_in_flight` groups are in flight, and up to twice as many of each kind while other callers wait (`_fill`). Items that arrive
+meanwhile wait and form the next groups. So an idle service sends each image at once, and a busy one sends full groups.
 
 Callers take turns. A group has either several items of one caller, or single items of several callers, so nobody waits for more images of
 another than its own. A caller with nothing in flight does not wait for the groups of others (`_fill`).
@@ -106,7 +106,7 @@ class Grouper(Generic[Item, Result]):
             size_bytes: counted against `max_mb`.
             caller: owner of the item; waiting items take turns by caller.
             alone: send it at once, in a group of its own.
-            patience_s: its call does not count as hung before this time, seconds; only with `alone`.
+            patience_s: its call does not count as hung before this time, seconds; 0 leaves it to the measured times, inf means never.
         Returns:
             The outcome that `dispatch` returned for the item.
         Raises:

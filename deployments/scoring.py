@@ -93,7 +93,8 @@ class ScoringGraph:
         """Score the images of a request concurrently.
 
         Returns:
-            One answer for each image, in order; with `options.isolate`, an ImageFault in place of one that failed.
+            One answer for each image, in order; with `options.isolate`, an ImageFault in place of one that failed. A passed deadline, or
+            no room for one image, fails the whole request.
         Raises:
             Overloaded: no room, or the deadline could not be met; refused before any work.
             ServiceError: without `isolate`, the first failure; its `faults` name the images. The other images are cancelled.

@@ -70,7 +70,8 @@ class GroupSettings(StrictModel):
     max_in_flight: int = Field(
         1,
         ge=1,
-        description="Most calls in flight per ingress replica; images that arrive meanwhile form the next call. URLs are not counted.",
+        description="Most calls of grouped images in flight per ingress replica; images that arrive meanwhile form the next call. With "
+        "several keys, callers with none in flight get further ones. Calls of URLs and of single retried images are not counted.",
     )
 
 

@@ -33,6 +33,7 @@ NOT_CONNECTED = f"connection: {aiohttp.ClientConnectorError.__name__}"
 """Outcome of a query without a connection to the server."""
 
 MESSAGE_BYTES = 300
+"""Most bytes of a body that are kept as the message of a failed query."""
 
 STALE_BOUNDS = 4.0
 """A trial has failed when a query has waited for this multiple of the bound."""
