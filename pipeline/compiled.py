@@ -2,19 +2,29 @@
 
 The machine code is cached on disk: beside the source, in `NUMBA_CACHE_DIR`, or in `~/.cache/numba`. If none of them is writable, each
 process compiles at its start.
+
+The compiler leaves 250 MB in the process that runs it. `compile_apart` lets a child process do it.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable
-from typing import TypeVar, cast
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import numba
+from filelock import FileLock
 
 _log = logging.getLogger(__name__)
 _Function = TypeVar("_Function", bound=Callable[..., object])
+
+_functions: list[Any] = []
+"""Numba's dispatchers of all functions that are cached."""
 
 
 def compiled(function: _Function) -> _Function:
@@ -27,10 +37,36 @@ def compiled_fused(function: _Function) -> _Function:
     return _compiled(function, fastmath={"contract"})
 
 
+def compile_apart(package: str, call: str) -> None:
+    """Compile the functions of a package in a child process, if the cache lacks one. Processes that start together compile once.
+
+    Without a cache, or if the child fails, nothing happens: functions are compiled when they are first called.
+
+    Args:
+        package: such as `pipeline.masks`; its modules are imported.
+        call: Python code that calls all its functions.
+    """
+    functions = [function for function in _functions if function.__module__.startswith(f"{package}.")]
+    if all(map(_is_cached, functions)):
+        return
+    with FileLock(Path(functions[0].stats.cache_path, "compiling.lock")):
+        if not all(map(_is_cached, functions)):
+            subprocess.run([sys.executable, "-c", call], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, check=False)
+
+
+def _is_cached(function: Any) -> bool:
+    code = function.__code__
+    source = Path(code.co_filename)
+    machine_codes = Path(function.stats.cache_path).glob(f"{source.stem}.{function.__name__}-{code.co_firstlineno}.*.nbi")
+    return any(file.stat().st_mtime >= source.stat().st_mtime for file in machine_codes)
+
+
 def _compiled(function: _Function, **options: object) -> _Function:
     compile_it = functools.partial(numba.njit, nogil=True, error_model="numpy", **options)
     try:
-        return cast(_Function, compile_it(cache=True)(function))
+        dispatcher = compile_it(cache=True)(function)
+        _functions.append(dispatcher)
+        return cast(_Function, dispatcher)
     except RuntimeError as error:  # no writable folder for the cache
         _log.warning("%s; it is compiled at each start (20 to 30 s of a core). Set NUMBA_CACHE_DIR to a writable folder.", error)
         return cast(_Function, compile_it()(function))

@@ -20,7 +20,7 @@ import orjson
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from pipeline.compiled import compiled
+from pipeline.compiled import compile_apart, compiled
 from pipeline.masks.polygons import Rings, masks_to_polygons, outline_masks
 from pipeline.masks.rle import mask_logits_to_rle
 from pipeline.types import Instances, Letterbox, OutlineOptions, SegmentedObject
@@ -70,7 +70,13 @@ def rows_to_json(rows: Sequence[bytes]) -> bytes:
 
 
 def warm_up() -> None:
-    """Compile all functions, or load them from Numba's cache, so that no image waits for it."""
+    """Load all compiled functions from Numba's cache, so that no image waits for it. If the cache lacks one, a child process compiles."""
+    compile_apart("pipeline.masks", "from pipeline.masks.encode import call_all; call_all()")
+    call_all()
+
+
+def call_all() -> None:
+    """Call all compiled functions of this package once."""
     letterbox = Letterbox((64, 64), (64, 64), 64)
     logits = np.full((1, *letterbox.mask_grid_hw), -1, np.float16)
     logits[:, 2:6, 2:6] = 1

@@ -1,0 +1,72 @@
+"""Compiling in a child process: once, only what the cache lacks."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from pipeline import compiled
+
+MODULE = """
+from pipeline.compiled import compiled
+
+@compiled
+def double(number):
+    return 2 * number
+"""
+START = """
+    import json, subprocess, sys
+    from pipeline import compiled
+    started, run = [], subprocess.run
+    def counted(*args, **options):
+        started.append(args)
+        return run(*args, **options)
+    subprocess.run = counted
+    import loops.doubles
+    compiled.compile_apart("loops", "import loops.doubles; loops.doubles.double(1)")
+    loops.doubles.double(2)
+    hits = sum(loops.doubles.double.stats.cache_hits.values())
+    print(json.dumps([len(started), hits]))
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts a process that needs the functions of a package; returns how to wait for (children started, functions loaded)."""
+    (tmp_path / "loops").mkdir()
+    (tmp_path / "loops/__init__.py").touch()
+    (tmp_path / "loops/doubles.py").write_text(MODULE)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+
+    def start():
+        process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(START)], env=env, stdout=subprocess.PIPE, text=True)
+        return lambda: process.communicate(timeout=120)[0].strip()
+
+    return start
+
+
+def test_a_child_compiles_once_for_all(start):
+    """Of two processes that start together one lets a child compile; both load its machine code, as does a third one later."""
+    first, second = start(), start()
+    assert sorted([first(), second()]) == ["[0, 1]", "[1, 1]"]
+    assert start()() == "[0, 1]"
+
+
+def test_a_changed_source_is_compiled_again(start, tmp_path):
+    start()()
+    (tmp_path / "loops/doubles.py").write_text(MODULE.replace("2 *", "3 *"))
+    assert start()() == "[1, 1]"
+    assert start()() == "[0, 1]"
+
+
+def test_all_functions_of_the_masks_are_known():
+    from pipeline.masks import encode
+
+    encode.warm_up()
+    known = {function.__module__ for function in compiled._functions}
+    assert {"pipeline.masks.encode", "pipeline.masks.rle", "pipeline.masks.simplify", "pipeline.masks.trace"} <= known
+    assert all(
+        compiled._is_cached(function) for function in compiled._functions if function.__module__.startswith("pipeline.masks.")
+    )
