@@ -85,7 +85,8 @@ class IngressSettings(StrictModel):
     max_bodies_mb: float = Field(
         512.0,
         gt=0,
-        description="Most MB (1e6 bytes) of all request bodies in an ingress replica; beyond it, requests are refused at once.",
+        description="Most MB (1e6 bytes) of all request bodies in an ingress replica; beyond it, requests are refused at once. Bodies of "
+        "image files and forms count twice: the photos are copied out of them.",
     )
     max_answer_mb: float = Field(
         32.0, gt=0, description="Largest answer to a request, MB (1e6 bytes); beyond it, the request fails with 413."
@@ -159,8 +160,9 @@ class ImageLoaderSettings(StrictModel):
     decode_timeout_s: float = Field(
         5.0,
         gt=0,
-        description="Longest time to decode one image, seconds; then its decoder is killed. The default is below the 6 s after which the "
-        "Ingress retries a call that does not return, so that an image that hangs its decoder is refused and not retried.",
+        description="Longest time to decode one image, seconds; then its decoder is killed. For large images, decoded while the cores are "
+        "idle, it limits the CPU time, and three times as much the time by the clock. The default is below the 6 s after which the Ingress "
+        "retries a call that does not return, so that an image that hangs its decoder is refused and not retried.",
     )
     threads: int = Field(2, ge=1, description="Images that a replica decodes at a time, each in its own process.")
     fetch: FetchSettings = FetchSettings()
@@ -254,10 +256,10 @@ class Settings(StrictModel):
                 f"ingress.max_urls ({self.ingress.max_urls}) must be at least ingress.max_images_per_request "
                 f"({self.ingress.max_images_per_request}): the largest request of URLs could never be served"
             )
-        if self.ingress.max_bodies_mb < self.ingress.max_body_mb:
+        if self.ingress.max_bodies_mb < 2 * self.ingress.max_body_mb:
             raise ValueError(
-                f"ingress.max_bodies_mb ({self.ingress.max_bodies_mb:g}) must be at least ingress.max_body_mb "
-                f"({self.ingress.max_body_mb:g}): the largest request could never be served"
+                f"ingress.max_bodies_mb ({self.ingress.max_bodies_mb:g}) must be at least twice ingress.max_body_mb "
+                f"({self.ingress.max_body_mb:g}): the largest request of image files, which counts twice, could never be served"
             )
         return self
 

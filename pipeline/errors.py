@@ -1,4 +1,4 @@
-"""All exceptions of the service, with the HTTP status and the code that a client gets.
+"""The exceptions that cross module boundaries; some modules derive their own from these. HTTP status and code of each:
 
     ServiceError
     ├── RequestError                    the caller's fault, 4xx
@@ -88,7 +88,7 @@ class RequestError(ServiceError):
 
 
 class InvalidRequest(RequestError):
-    """The body does not follow the contract; the message names the place."""
+    """The request does not follow the contract; the message names the place."""
 
 
 class Unauthorized(RequestError):
@@ -118,13 +118,13 @@ class LimitExceeded(RequestError):
 
 
 class LargeImage(LimitExceeded):
-    """Signal: decoding this image needs much memory; decode it in a call of its own."""
+    """Signal: this image is large to decode, or its body to fetch; work on it in a call of its own."""
 
     code = "too_many_pixels"
 
 
 class UnsupportedMediaType(RequestError):
-    """The content type is not JSON, or the body is compressed."""
+    """The content type is none that POST /score reads, or the body is compressed."""
 
     status = 415
     code = "unsupported_media_type"
@@ -145,14 +145,14 @@ class FetchError(ImageError):
 
 
 class HeaderTooLarge(RequestError):
-    """A request header is longer than allowed."""
+    """A request header, or the URL and all headers together, are longer than allowed."""
 
     status = 431
     code = "header_too_large"
 
 
 class Overloaded(ServiceError):
-    """A queue is full: refused at once, no work was done.
+    """The service cannot take this work now; retry after `retry_after_s`.
 
     Args:
         retry_after_s: seconds after which a retry is sensible; becomes the Retry-After header.

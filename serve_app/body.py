@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from starlette.requests import Request
@@ -87,11 +87,8 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float, hold: Ho
         raise UnsupportedMediaType(
             f"Content-Encoding {encoding[:80]!r} is not supported: send the body uncompressed, without this header."
         )
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal():
-        length = int(declared[:20])  # int() raises for thousands of digits
-        if length > max_bytes:
-            raise _too_large(max_bytes)
+    if declared_length(request.headers) > max_bytes:
+        raise _too_large(max_bytes)
     try:
         async with asyncio.timeout(timeout_s):
             return await _read(request, max_bytes, hold)
@@ -113,6 +110,12 @@ async def _read(request: Request, max_bytes: int, hold: Hold) -> bytearray:
     except TimeoutError as error:
         raise DeadlineExceeded(f"No byte of the request's body arrived for {MAX_SILENCE_S:g} s.") from error
     return body
+
+
+def declared_length(headers: Mapping[str, str]) -> int:
+    """The Content-Length; 0 without one."""
+    text = headers.get("content-length", "")
+    return int(text[:20]) if text.isdecimal() else 0  # int() raises for thousands of digits
 
 
 def requested_timeout_s(request: Request) -> float | None:

@@ -75,6 +75,10 @@ def parse_score_request(body: bytes | bytearray) -> ScoreRequest:
     try:
         document = orjson.loads(memoryview(text)[len(BOM) :] if body.startswith(BOM) else text)
     except orjson.JSONDecodeError as error:
+        if "UTF-8" in error.msg or "\0" in error.doc[:2]:  # the second: ASCII characters as UTF-16
+            raise InvalidRequest(
+                "The request body is not UTF-8; JSON must be, whatever charset its Content-Type names."
+            ) from error
         place = _place(error, strings)
         raise InvalidRequest(f"The request body is not valid JSON: {error.msg}: {place}.") from error
     if not isinstance(document, dict):

@@ -16,6 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.errors import HeaderTooLarge, InvalidRequest, ServiceError, StageFailed
+from serve_app.body import declared_length
 from serve_app.keys import KeyRing
 from serve_app.pages import OPEN_PREFIXES
 from serve_app.responses import error_response
@@ -92,8 +93,7 @@ class RequestGuard:
                 await error_response(StageFailed("The service failed on this request."))(scope, body.receive, response.send)
 
     def _is_long(self, headers: Headers) -> bool:
-        length = headers.get("content-length", "")
-        return "transfer-encoding" in headers or (length.isdecimal() and int(length[:20]) > self._max_rest_bytes)
+        return "transfer-encoding" in headers or declared_length(headers) > self._max_rest_bytes
 
     def _admit(self, path: str, headers: Headers) -> str:
         """Check a request's headers; returns the id of its caller."""

@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -29,9 +30,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.ingress import Ingress
-from deployments.settings import IngressSettings, Settings
+from deployments.settings import Settings
 from pipeline.errors import InvalidRequest, RequestError, ServiceError, StageFailed, UnsupportedMediaType
-from serve_app.body import MAX_BODIES_ARRIVING, TIMEOUT_HEADER, BodyBudget, Hold, read_body, requested_timeout_s
+from pipeline.images.fetch import MAX_URL_CHARS
+from serve_app.body import MAX_BODIES_ARRIVING, TIMEOUT_HEADER, BodyBudget, Hold, declared_length, read_body, requested_timeout_s
 from serve_app.contract import ScoreRequest, parse_score_request
 from serve_app.guard import ID_HEADERS, MODEL_ERROR_HEADER, RequestGuard
 from serve_app.keys import KeyRing
@@ -49,10 +51,11 @@ DESCRIPTION = """Send photos, get objects with boxes, labels, scores and polygon
 
 `curl -F image=@photo.jpg http://…/score` scores a photo file; `application/json` is AzureML's contract. Errors are JSON with a `code`
 and a `message`. Every response has an `x-request-id` header; `server-timing` shows the time of each stage."""
-CORS_REQUEST_HEADERS = ["authorization", "content-type", TIMEOUT_HEADER, *ID_HEADERS]
+CORS_REQUEST_HEADERS = ["authorization", "content-type", "traceparent", "tracestate", TIMEOUT_HEADER, *ID_HEADERS]
 CORS_RESPONSE_HEADERS = ["retry-after", "server-timing", "x-ms-run-fn-exec-ms", MODEL_ERROR_HEADER, *ID_HEADERS]
 LARGE_BODY_BYTES = 1_000_000
 """Larger bodies are parsed on a thread: they would block the other requests of this replica for milliseconds."""
+JSON = "application/json"
 SCORE = ("POST", "/score")
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a closed connection; only the access log shows it."""
@@ -142,9 +145,8 @@ def _add_score(app: FastAPI, ingress: Ingress, settings: Settings) -> Route:
         with ExitStack() as held:
             with ingress.errors_counted(request.state.caller):
                 hold = held.enter_context(budget.share())
-                ingress.check_room(request.state.caller)
                 context = ingress.context(requested_timeout_s(request), request.state.request_id, request.state.caller)
-                scoring = await _read_request(request, ingress.settings.ingress, context.remaining_s, hold)
+                scoring = await _read_request(request, ingress, context.remaining_s, hold)
                 form = answer_form(request, len(scoring.images))
             began = time.perf_counter()
             answers = await ingress.score_images(scoring.images, scoring.params, context, answer_as=form)
@@ -156,16 +158,21 @@ def _add_score(app: FastAPI, ingress: Ingress, settings: Settings) -> Route:
     return score
 
 
-async def _read_request(request: Request, limits: IngressSettings, timeout_s: float, hold: Hold) -> ScoreRequest:
+async def _read_request(request: Request, ingress: Ingress, timeout_s: float, hold: Hold) -> ScoreRequest:
     """Read and parse a request. The result holds the images; no reference to the body is kept."""
-    kind = media_type(request.headers)
-    if kind not in ("application/json", MULTIPART, *PHOTO_TYPES):
+    kind, limits = media_type(request.headers), ingress.settings.ingress
+    if kind not in (JSON, MULTIPART, *PHOTO_TYPES):
         raise UnsupportedMediaType(f"Content-Type must be {TYPES}, got {kind[:80] or 'none'!r}.")
+    if kind != JSON or declared_length(request.headers) > limits.max_images_per_request * MAX_URL_CHARS:
+        ingress.check_room(request.state.caller)  # of ordinary images; a body that may hold URLs only must be read first
     body = await read_body(request, int(limits.max_body_mb * 1e6), timeout_s, hold)
-    if kind == "application/json":
-        return await asyncio.to_thread(parse_score_request, body) if len(body) > LARGE_BODY_BYTES else parse_score_request(body)
-    hold(2 * len(body))  # the photos are copied out of it
-    return await parse_photos(body, request.headers, request.query_params.multi_items(), limits.max_images_per_request)
+    if kind == JSON:
+        parse = partial(parse_score_request, body)
+    else:
+        hold(2 * len(body))  # the photos are copied out of it
+        query = request.query_params.multi_items()
+        parse = partial(parse_photos, body, request.headers, query, limits.max_images_per_request)
+    return await asyncio.to_thread(parse) if len(body) > LARGE_BODY_BYTES else parse()
 
 
 def _add_probes(app: FastAPI, ingress: Ingress, page: Asset) -> None:
@@ -245,4 +252,4 @@ async def _client_gone(request: Request, _: Exception) -> Response:
 
 
 def _json(document: Any, status: int = 200) -> Response:
-    return Response(orjson.dumps(document), status_code=status, media_type="application/json")
+    return Response(orjson.dumps(document), status_code=status, media_type=JSON)

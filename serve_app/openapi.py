@@ -75,7 +75,7 @@ _ERRORS = {
     424: "With ingress.azureml_status_codes: instead of 400, 415 and 422.",
     422: "An image cannot be decoded, or its URL is refused or could not be fetched.",
     429: "The service is at its limit (or 503, as configured); see Retry-After.",
-    431: "A header is too long.",
+    431: "The URL and headers, or a request id, are too long.",
     500: "The service failed.",
     503: "The service is at its limit; see Retry-After.",
 }

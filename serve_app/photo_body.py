@@ -1,7 +1,7 @@
 """Parses bodies of `POST /score` that are image files instead of JSON; `params` come from the query.
 
     image/jpeg, image/png, …, application/octet-stream ─▶ one photo
-    multipart/form-data ─▶ all parts that are files, in order; other fields are params
+    multipart/form-data ─▶ all parts that are files, in order; other fields are params (serve_app.form)
 
     curl -F image=@photo.jpg 'http://127.0.0.1:8000/score?score_threshold=0.5'
 
@@ -11,17 +11,16 @@ The answer is the same JSON list, or a picture (`answer_form`). A file's format 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from starlette.datastructures import Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from deployments.params import ScoreParams, check_image_count, parse_params
+from deployments.params import ScoreParams, parse_params
 from deployments.task import PICTURE_FORMS, AnswerForm
 from pipeline.errors import InvalidRequest
 from serve_app.contract import ScoreRequest
+from serve_app.form import parse_form
 
 MULTIPART = "multipart/form-data"
 PHOTO_TYPES = frozenset(
@@ -30,12 +29,11 @@ PHOTO_TYPES = frozenset(
 TYPES = f"application/json, {MULTIPART} or an image type such as image/jpeg"
 """For messages."""
 PICTURES = frozenset(f"image/{form}" for form in PICTURE_FORMS)
-MAX_FIELDS = 32
 QUERY_NOT_PARAMS = frozenset({"draw"})
 """Query parameters that are not `params`."""
 
 
-async def parse_photos(body: bytearray, headers: Headers, query: Iterable[tuple[str, str]], max_images: int) -> ScoreRequest:
+def parse_photos(body: bytearray, headers: Mapping[str, str], query: Iterable[tuple[str, str]], max_images: int) -> ScoreRequest:
     """Read the photos and params of a body that is not JSON.
 
     Args:
@@ -50,7 +48,11 @@ async def parse_photos(body: bytearray, headers: Headers, query: Iterable[tuple[
     given = [(name, value) for name, value in query if name not in QUERY_NOT_PARAMS]
     if media_type(headers) != MULTIPART:
         return ScoreRequest([_photo(bytes(body), "The request body")], _params(given))
-    photos, fields = await _read_form(body, headers, max_images)
+    files, fields = parse_form(body, headers["content-type"], max_images)
+    if not files:
+        example = "send photos as in: curl -F image=@photo.jpg …/score"
+        raise InvalidRequest(f"The multipart form holds no file (a part with a filename); {example}")
+    photos = [_photo(data, f"The file of field {name[:40]!r}") for name, data in files]
     return ScoreRequest(photos, _params([*given, *fields]))
 
 
@@ -83,49 +85,6 @@ def _accepted(header: str) -> Iterator[str]:
 def media_type(headers: Mapping[str, str]) -> str:
     """The content type without its parameters, in lower case."""
     return headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-class _FormParser(MultiPartParser):
-    """Knows whether the form was complete: Starlette's parser drops a last part that was cut off."""
-
-    is_complete = False
-
-    def on_end(self) -> None:
-        """Called at the closing boundary."""
-        self.is_complete = True
-
-
-async def _read_form(body: bytearray, headers: Headers, max_images: int) -> tuple[list[bytes], list[tuple[str, str]]]:
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield bytes(body)
-        if not parser.is_complete:  # raised in here, so that `parse` closes the files it has opened
-            raise MultiPartException("it has no closing boundary, so a part of it is missing")
-
-    parser = _FormParser(headers, stream(), max_files=max_images + 1, max_fields=MAX_FIELDS)
-    parser.spool_max_size = len(body) + 1  # in memory, never on disk
-    try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        if "Too many files" in str(error):
-            check_image_count(max_images + 1, max_images)
-        raise InvalidRequest(f"The multipart form cannot be parsed: {error.message.rstrip('.')}.") from error
-    except ValueError as error:  # some of Python's codecs, such as punycode, raise more than UnicodeDecodeError
-        raise InvalidRequest("The multipart form cannot be parsed: a name or value is not in the form's charset.") from error
-    photos: list[bytes] = []
-    fields: list[tuple[str, str]] = []
-    try:
-        for name, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                photos.append(_photo(await value.read(), f"The file of field {name[:40]!r}"))
-            else:
-                fields.append((name, value))
-    finally:
-        await form.close()
-    if not photos:
-        example = "send photos as in: curl -F image=@photo.jpg …/score"
-        raise InvalidRequest(f"The multipart form holds no file (a part with a filename); {example}")
-    check_image_count(len(photos), max_images)
-    return photos, fields
 
 
 def _photo(data: bytes, what: str) -> bytes:

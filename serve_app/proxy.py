@@ -1,16 +1,18 @@
-"""Middleware for Ray Serve's HTTP server: Ray's own errors become the contract's JSON; bounds unsent responses.
+"""Middleware for Ray Serve's HTTP server: makes Ray's own errors JSON; bounds headers and unsent responses.
 
 It runs in each Ingress replica with HAProxy, in Ray's proxy without.
 
 Ray Serve answers some requests itself, in plain text: a timeout (408), a full queue (503), an application that is not deployed (404,
 503), a replica that died (500, or no response). To turn these into JSON, set
-`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.proxy:middlewares` where Ray starts (ray.env does). Without it everything works, but
-these responses stay plain text.
+`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.proxy:middlewares` where Ray starts (ray.env does). Without it the service works, but
+these responses stay plain text, the URL and headers may be as large as Ray's server or HAProxy takes them, the headers in NOT_FOR_RAY
+have an effect, unsent responses are not bounded, and clients that do not read theirs are not disconnected.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Iterator
 
@@ -18,7 +20,7 @@ from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipeline.errors import DeadlineExceeded, InvalidRequest, Overloaded, RequestError, ServiceError, StageFailed
+from pipeline.errors import DeadlineExceeded, HeaderTooLarge, InvalidRequest, Overloaded, RequestError, ServiceError, StageFailed
 from serve_app.responses import error_response
 
 logger = logging.getLogger("ray.serve")
@@ -28,13 +30,16 @@ FIRST_ERROR_STATUS = 400
 KEPT = frozenset({"x-request-id", "retry-after"})
 """Headers that a replaced response keeps."""
 
-READ_BY_RAY = frozenset(
-    (
-        "x-request-id x-request-timeout-seconds x-request-disconnect-disabled x-session-id serve-multiplexed-model-id "
-        "traceparent tracestate"
-    ).split()
-)
-"""Headers that Ray Serve decodes as UTF-8 (some also with _ for -); it fails with a plain 500 if they are not."""
+READ_BY_RAY = frozenset({"x-request-id", "x-request-timeout-seconds", "traceparent", "tracestate"})
+"""Headers that Ray Serve decodes as UTF-8; it fails with a plain 500 if they are not."""
+
+NOT_FOR_RAY = frozenset({"x-request-disconnect-disabled", "x-session-id", "serve-multiplexed-model-id"})
+"""Headers by which a client would turn off that its work ends when it hangs up, or influence which replica gets it. They are removed, also
+with _ for -, as Ray Serve reads them."""
+
+MAX_HEAD_BYTES = 32_768
+"""Most bytes of the URL and all headers. HAProxy takes 256 KiB of them (ray.env); reading lists as long as that blocks an Ingress for a
+quarter of a second."""
 
 PIECE_BYTES = 2**18
 MAX_WRITE_S = 10.0
@@ -53,13 +58,19 @@ class JsonErrors:
         self._unsent = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            refused = RequestError("There are no WebSocket routes; /docs lists the routes.", code="not_found", status=404)
+            await error_response(refused)(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        for name, value in Headers(scope=scope).items():
-            if not value.isascii() and name.replace("_", "-") in READ_BY_RAY:
-                await error_response(InvalidRequest(f"Header {name} must be ASCII."))(scope, receive, send)
-                return
+        if (fault := _fault_of_head(scope)) is not None:
+            refusal = error_response(fault)
+            refusal.headers["connection"] = "close"  # else the server would read the body, however long
+            await refusal(scope, receive, send)
+            return
+        scope["headers"] = [header for header in scope["headers"] if _hyphened(header[0]) not in NOT_FOR_RAY]
         begun = replaced = False
         unsent = _Unsent(self)
 
@@ -119,6 +130,22 @@ class _Unsent:
     def forget(self) -> None:
         """Stop counting: the response is sent or given up."""
         self._layer._unsent -= self._bytes
+
+
+def _fault_of_head(scope: Scope) -> ServiceError | None:
+    """The error to answer with, if the URL and headers are too large, or Ray would fail on them."""
+    url = scope.get("raw_path", b""), scope.get("query_string", b"")
+    size = sum(map(len, itertools.chain(url, *scope["headers"])))
+    if size > MAX_HEAD_BYTES:
+        return HeaderTooLarge(f"The URL and headers have {size} bytes; the limit is {MAX_HEAD_BYTES}.")
+    for name, value in scope["headers"]:
+        if not value.isascii() and name.decode("latin-1") in READ_BY_RAY:
+            return InvalidRequest(f"Header {name.decode('latin-1')} must be ASCII.")
+    return None
+
+
+def _hyphened(name: bytes) -> str:
+    return name.decode("latin-1").replace("_", "-")
 
 
 def _pieces(message: Message) -> Iterator[Message]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -84,7 +85,7 @@ def error_response(error: ServiceError) -> Response:
         headers["retry-after"] = str(error.retry_after_s)
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
-    return Response(orjson.dumps(document), status_code=error.status, media_type="application/json", headers=headers)
+    return Response(_as_json(document), status_code=error.status, media_type="application/json", headers=headers)
 
 
 def _image_json(answer: Answer | ImageFault) -> bytes:
@@ -92,4 +93,12 @@ def _image_json(answer: Answer | ImageFault) -> bytes:
         return answer.json
     if not isinstance(answer, ImageFault):
         raise TypeError(f"an encoded answer was asked for, got {type(answer).__name__}")
-    return orjson.dumps({"boxes": [], "error": {"code": answer.code, "message": answer.message}})
+    return _as_json({"boxes": [], "error": {"code": answer.code, "message": answer.message}})
+
+
+def _as_json(document: Mapping[str, object]) -> bytes:
+    """JSON of any text: messages quote names from callers and other servers; what UTF-8 cannot express (lone surrogates) becomes `?`."""
+    try:
+        return orjson.dumps(document)
+    except orjson.JSONEncodeError:
+        return json.dumps(document, ensure_ascii=False).encode(errors="replace")

@@ -182,9 +182,9 @@ def _url_trick(path: str) -> Callable[[str, str], tuple[int, str, float]]:
     return lambda url, server: _timed_post(url, as_body([f"{server}/{path}"]))
 
 
-def _timed_post(url: str, body: bytes) -> tuple[int, str, float]:
+def _timed_post(url: str, body: bytes, kind: str = JSON["content-type"]) -> tuple[int, str, float]:
     began = time.monotonic()
-    response = requests.post(f"{url}/score", data=body, headers=JSON, timeout=PATIENCE_S)
+    response = requests.post(f"{url}/score", data=body, headers={"content-type": kind}, timeout=PATIENCE_S)
     return response.status_code, response.json()["code"], time.monotonic() - began
 
 
@@ -200,6 +200,16 @@ def _many_values(url: str, _: str) -> tuple[int, str, float]:
 
 def _deep_json(url: str, _: str) -> tuple[int, str, float]:
     return _timed_post(url, b'{"input_data":' * 90_000)
+
+
+def _form_in_punycode(url: str, _: str) -> tuple[int, str, float]:
+    field = b'--b\r\nContent-Disposition: form-data; name="a-"\r\n\r\n' + b"a" * 1_000_000
+    return _timed_post(url, field + b"\r\n--b--", "multipart/form-data; boundary=b; charset=punycode")
+
+
+def _form_of_boundaries(url: str, _: str) -> tuple[int, str, float]:
+    file = b'--b\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n' + b"\r\n--bx" * 5_000_000
+    return _timed_post(url, file + b"\r\n--b--", "multipart/form-data; boundary=b")
 
 
 def _declared_10_gb(url: str, _: str) -> tuple[int, str, float]:
@@ -255,6 +265,8 @@ SPECIALS: dict[str, Callable[[str, str], tuple[int, str, float]]] = {
     "PNG of 20,000 x 20,000": _huge_png,
     "JSON of 10 million lists, 30 MB": _many_values,
     "JSON 90,000 deep": _deep_json,
+    "form in punycode, 1 MB": _form_in_punycode,
+    "form of lines like its boundary, 30 MB": _form_of_boundaries,
     "body of 10 GB by its header": _declared_10_gb,
     "body without end, chunked": _endless_chunks,
     "body that drips": _dripping_body,

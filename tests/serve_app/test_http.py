@@ -28,6 +28,7 @@ from pipeline.types import DrawnImage, EncodedImage
 from serve_app import body, http
 from serve_app.contract import parse_score_request
 from serve_app.http import http_app
+from serve_app.photo_body import parse_photos
 from serve_app.responses import score_response
 
 GOOD = {"input_data": {"columns": ["image"], "data": ["aGk=", "aGk="]}}
@@ -174,6 +175,8 @@ async def test_browsers_of_other_origins(ingress, monkeypatch):
         assert refused.headers["access-control-allow-origin"] == "https://app.example.com"
         assert "x-ms-request-id" in refused.headers["access-control-expose-headers"]
         assert (await client.options("/score", headers=asked | {"origin": "https://evil.example"})).status_code == 400
+        every = "authorization,content-type,traceparent,tracestate,x-request-id,x-request-timeout-seconds"
+        assert (await client.options("/score", headers=asked | {"access-control-request-headers": every})).status_code == 200
     async with client_for(ingress) as client:
         assert (await client.options("/score", headers=asked)).status_code == 405
         assert not [name for name in (await client.post("/score", json=GOOD, headers=origin)).headers if "access-control" in name]
@@ -260,6 +263,17 @@ async def test_scoring_errors(client, ingress, error, status, code):
         "errors": [{"index": 1, "code": code, "message": "why"}],
     }
     assert response.headers.get("retry-after") == ("7" if status in (429, 503) else None)
+
+
+async def test_errors_of_any_text_are_json(client, ingress):
+    """Also of text that UTF-8 cannot express, which a caller by handle or another server may send."""
+    ingress.error = failure(LimitExceeded("big \ud800", code="\udfff"), ImageFault(0, "c", "é \ud800"))
+    response = await client.post("/score", json=GOOD)
+    assert response.status_code == 413
+    assert response.json() == {"message": "big ?", "code": "?", "errors": [{"index": 0, "code": "c", "message": "é ?"}]}
+    ingress.error, ingress.answers = None, [ANSWER, ImageFault(1, "c", "no \ud800")]
+    response = await client.post("/score", json=GOOD)
+    assert response.json() == [{"boxes": []}, {"boxes": [], "error": {"code": "c", "message": "no ?"}}]
 
 
 async def test_a_bug_is_a_500_that_tells_nothing(client, ingress):
@@ -384,11 +398,28 @@ async def test_dripping_body_is_cut_at_the_deadline(client):
     assert time.monotonic() - began < 2
 
 
-async def test_full_service_refuses_before_reading(client, ingress):
-    """With no room the body is not even looked at."""
+@pytest.mark.parametrize("kind", ["image/jpeg", "multipart/form-data; boundary=b", "application/json"])
+async def test_full_service_refuses_before_reading(client, ingress, kind):
+    """With no room for ordinary images a body that holds some is not even looked at."""
     ingress.room_error = Overloaded("full")
-    response = await client.post("/score", content=b"not json", headers={"content-type": "application/json"})
-    assert response.status_code == 503
+
+    async def never():
+        raise AssertionError
+        yield
+
+    response = await client.post("/score", content=never(), headers={"content-type": kind, "content-length": "1000000"})
+    assert (response.status_code, ingress.counted) == (503, ["overloaded"])
+
+
+async def test_requests_of_urls_have_room_of_their_own(client, ingress):
+    """JSON is read if its images may all be URLs: if it is short, or its length is not said. Admission then refuses or takes them."""
+    ingress.room_error = Overloaded("full")
+    assert (await client.post("/score", json=GOOD)).status_code == 200
+
+    async def chunks():
+        yield json.dumps(GOOD).encode()
+
+    assert (await client.post("/score", content=chunks(), headers={"content-type": "application/json"})).status_code == 200
 
 
 async def test_bodies_share_a_budget(ingress):
@@ -399,11 +430,11 @@ async def test_bodies_share_a_budget(ingress):
         yield b" " * size
         await stall.wait()
 
-    async with client_for(ingress, Settings(ingress={"max_body_mb": 0.001, "max_bodies_mb": 0.0016})) as client:
-        declared = {"content-type": "application/json", "content-length": "900"}
+    async with client_for(ingress, Settings(ingress={"max_body_mb": 0.0008, "max_bodies_mb": 0.0016})) as client:
+        declared = {"content-type": "application/json", "content-length": "780"}
         uploads = [
-            asyncio.create_task(client.post("/score", content=stalled(900), headers=declared)),
-            asyncio.create_task(client.post("/score", content=stalled(650), headers={"content-type": "application/json"})),
+            asyncio.create_task(client.post("/score", content=stalled(780), headers=declared)),
+            asyncio.create_task(client.post("/score", content=stalled(770), headers={"content-type": "application/json"})),
         ]
         await asyncio.sleep(0.05)
         refused = await client.post("/score", content=b"{}" * 50, headers=small)
@@ -481,15 +512,24 @@ async def test_routes_that_wait_take_no_body(client, path):
 
 
 def test_a_budget_below_one_body_is_refused():
-    """The largest request could never be served."""
-    with pytest.raises(ValidationError, match=r"ingress.max_bodies_mb \(31\).*ingress.max_body_mb \(32\)"):
-        Settings(ingress={"max_bodies_mb": 31})
+    """The largest request of image files, which counts twice, could never be served."""
+    with pytest.raises(ValidationError, match=r"ingress.max_bodies_mb \(63\) must be at least twice ingress.max_body_mb \(32\)"):
+        Settings(ingress={"max_bodies_mb": 63})
+
+
+@pytest.mark.parametrize("kind", ["image/jpeg", "multipart/form-data; boundary=b"])
+async def test_the_largest_body_of_photos_fits_the_smallest_budget(ingress, kind):
+    """It is answered, not refused with 503 for ever."""
+    head, end = b'--b\r\nContent-Disposition: form-data; name="i"; filename="a"\r\n\r\n', b"\r\n--b--"
+    async with client_for(ingress, Settings(ingress={"max_body_mb": 0.001, "max_bodies_mb": 0.002})) as client:
+        content = head + b"x" * (1000 - len(head + end)) + end
+        assert (await client.post("/score", content=content, headers={"content-type": kind})).status_code == 200
 
 
 async def test_a_client_that_hangs_up_is_no_bug(ingress, caplog):
     """One quiet line, no traceback, and its share of the budget is free again."""
     messages = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
-    app = http_app(ingress, Settings(ingress={"max_body_mb": 0.001, "max_bodies_mb": 0.001}))
+    app = http_app(ingress, Settings(ingress={"max_body_mb": 0.001, "max_bodies_mb": 0.002}))
 
     async def receive():
         return next(messages)
@@ -618,7 +658,8 @@ async def test_a_refused_request_is_counted_for_its_caller(ingress, monkeypatch)
         assert (await client.post("/score", json=GOOD, headers={"authorization": "Bearer wrong"})).status_code == 401
         assert (await client.post("/score", json={}, headers={"authorization": "Bearer sesame"})).status_code == 400
         ingress.room_error = Overloaded("full", retry_after_s=2)
-        assert (await client.post("/score", json=GOOD, headers={"authorization": "Bearer open"})).status_code == 503
+        photo = {"content-type": "image/jpeg", "authorization": "Bearer open"}
+        assert (await client.post("/score", content=b"x", headers=photo)).status_code == 503
     assert ingress.counted == ["unauthorized", "invalid_request", "overloaded"]
     nobody, first, second = ingress.callers
     assert nobody is None
@@ -641,19 +682,22 @@ async def test_an_answer_has_a_limit(ingress):
         assert "image/jpeg" in response.json()["message"]
 
 
-@pytest.mark.parametrize(("image_bytes", "on_the_loop"), [(400, True), (2_000_000, False)], ids=["small", "large"])
-async def test_large_bodies_are_parsed_off_the_loop(ingress, monkeypatch, image_bytes, on_the_loop):
+@pytest.mark.parametrize(("size", "on_the_loop"), [(400, True), (2_000_000, False)], ids=["small", "large"])
+@pytest.mark.parametrize("kind", ["application/json", "image/jpeg"])
+async def test_large_bodies_are_parsed_off_the_loop(ingress, monkeypatch, kind, size, on_the_loop):
     """The other requests of the replica go on meanwhile."""
     seen = []
+    for parse in (parse_score_request, parse_photos):
 
-    def parse(body):
-        seen.append(threading.current_thread() is threading.main_thread())
-        return parse_score_request(body)
+        def spy(*args, parse=parse):
+            seen.append(threading.current_thread() is threading.main_thread())
+            return parse(*args)
 
-    monkeypatch.setattr(http, "parse_score_request", parse)
-    image = "QUJD" * (image_bytes // 4)
+        monkeypatch.setattr(http, parse.__name__, spy)
+    image = "QUJD" * (size // 4)
+    body = json.dumps({"input_data": {"columns": ["image"], "data": [image]}}) if kind == "application/json" else image
     async with client_for(ingress) as client:
-        response = await client.post("/score", json={"input_data": {"columns": ["image"], "data": [image]}})
+        response = await client.post("/score", content=body, headers={"content-type": kind})
     assert response.status_code == 200
     assert seen == [on_the_loop]
-    assert ingress.seen[0][0] == [image]
+    assert ingress.seen[0][0] == [image if kind == "application/json" else image.encode()]

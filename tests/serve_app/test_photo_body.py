@@ -62,20 +62,6 @@ def image(content=JPEG, kind="image/jpeg"):
 
 
 PART = b'--b\r\nContent-Disposition: form-data; name="i"; filename="a"\r\n\r\n' + JPEG + b"\r\n"
-OF_NO_CHARSET = PART.replace(b'name="i"', b'name="a-\\"') + b"--b--\r\n"
-CUT = PART + PART[:-2]
-"""A second photo whose end, and so the closing boundary, is missing."""
-
-
-def form(content, more=""):
-    return image(content, f"multipart/form-data; boundary=b{more}")
-
-
-@pytest.mark.parametrize("end", [b"--b--\r\n", b"--b--", b"--b--\r\nepilogue"], ids=["line break", "none", "text"])
-async def test_whatever_follows_the_closing_boundary(client, ingress, end):
-    """Clients differ in it."""
-    assert (await client.post("/score", **form(PART + end))).status_code == 200
-    assert ingress.seen[0][0] == [JPEG]
 
 
 @pytest.mark.parametrize(
@@ -90,11 +76,8 @@ async def test_whatever_follows_the_closing_boundary(client, ingress, end):
         pytest.param("", image(b"x" * 11_000), 413, "body_too_large", "0.01 MB (ingress.max_body_mb)", id="large"),
         pytest.param("", image(JPEG, "multipart/form-data"), 400, "invalid_request", "boundary", id="no boundary"),
         pytest.param("", image(JPEG, "multipart/form-data; boundary=b"), 400, "invalid_request", "multipart form", id="no form"),
-        pytest.param("", form(CUT), 400, "invalid_request", "cannot be parsed: it has no closing boundary, so", id="cut off"),
-        pytest.param("", form(b"--b\n"), 400, "invalid_request", "form cannot be parsed: Invalid multipart data.", id="no CR"),
+        pytest.param("", image(PART, "multipart/form-data; boundary=b"), 400, "invalid_request", "no closing boundary", id="cut off"),
         pytest.param("", {"files": [("i", (None, "1"))]}, 400, "invalid_request", "holds no file (a part with a filename)", id="no file"),
-        pytest.param("", form(OF_NO_CHARSET, "; charset=undefined"), 400, "invalid_request", "not in the form's charset", id="no charset"),
-        pytest.param("", form(OF_NO_CHARSET, "; charset=punycode"), 400, "invalid_request", "not in the form's charset", id="odd charset"),
         pytest.param("", {"files": [("i", ("a", b""))]}, 400, "invalid_request", "The file of field 'i' is empty", id="empty file"),
         pytest.param("", {"files": [("i", ("a", JPEG))] * 4}, 413, "too_many_images", "4 images; the limit is 3", id="one too many"),
         pytest.param("", {"files": [("i", ("a", JPEG))] * 9}, 413, "too_many_images", "the limit is 3", id="far too many"),

@@ -1,6 +1,7 @@
 """The layer in Ray Serve's proxy: plain-text refusals become JSON, everything else passes untouched."""
 
 import asyncio
+import json
 import logging
 
 import httpx
@@ -11,9 +12,9 @@ from serve_app import proxy
 from serve_app.proxy import JsonErrors
 
 
-async def ask(app, headers=None):
+async def ask(app, headers=None, query=""):
     async with httpx.AsyncClient(transport=httpx.ASGITransport(JsonErrors(app)), base_url="http://proxy") as client:
-        return await client.get("/", headers=headers)
+        return await client.get(f"/?{query}", headers=headers)
 
 
 @pytest.mark.parametrize(
@@ -68,27 +69,71 @@ async def test_an_exception_is_a_500_in_json(raised, caplog):
     assert [record.exc_info[1] for record in caplog.records] == [raised]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "x-request-id",
-        "x-request-timeout-seconds",
-        "x-request-disconnect-disabled",
-        "x-session-id",
-        "serve_multiplexed_model_id",
-        "traceparent",
-        "tracestate",
-    ],
-)
+@pytest.mark.parametrize("name", ["x-request-id", "x-request-timeout-seconds", "traceparent", "tracestate"])
 async def test_headers_that_ray_cannot_read(name):
     """A 400 that names the header, before Ray fails on it; also where a good one of the name stands first."""
-
-    async def never(*_):
-        raise AssertionError
-
     response = await ask(never, [(name, b"1"), (name, b"\xff\xfe")])
     assert (response.status_code, response.json()["code"]) == (400, "invalid_request")
     assert name in response.json()["message"]
+
+
+async def never(*_):
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["x-request-disconnect-disabled", "X_Request_Disconnect_Disabled", "x-session-id", "serve_multiplexed_model_id"],
+)
+@pytest.mark.parametrize("value", [b"?1", b"\xff\xfe"])
+async def test_headers_that_ray_does_not_get(name, value):
+    """By them a client would keep its work from ending with its connection, or influence which replica gets it."""
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.extend(header for header, _ in scope["headers"])
+        await PlainTextResponse("ok")(scope, receive, send)
+
+    assert (await ask(app, [(name, value), ("x-other", b"1"), (name, value)])).status_code == 200
+    assert b"x-other" in seen
+    assert name.lower().encode() not in seen
+
+
+async def test_there_are_no_websockets():
+    """Ray would open the connection, and answer in plain text."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "websocket", "path": "/score", "headers": [], "extensions": {"websocket.http.response": {}}}
+    await JsonErrors(never)(scope, receive, send)
+    assert [message["type"] for message in sent] == ["websocket.http.response.start", "websocket.http.response.body"]
+    assert (sent[0]["status"], json.loads(sent[1]["body"])["code"]) == (404, "not_found")
+
+
+def long_header(size):
+    return [("accept", ";," * (size // 2))]
+
+
+def many_headers(size):
+    return [("a", "b" * 99)] * (size // 100)
+
+
+@pytest.mark.parametrize(
+    ("query", "headers"),
+    [("", long_header(33_000)), ("", many_headers(33_000)), ("a&" * 16_500, []), ("a" * 17_000, long_header(17_000))],
+    ids=["header", "headers", "query", "both"],
+)
+async def test_large_headers_and_urls_are_refused(query, headers):
+    """Before anybody reads the lists in them. The connection ends, with whatever body was to come."""
+    response = await ask(never, headers, query)
+    assert (response.status_code, response.json()["code"]) == (431, "header_too_large")
+    assert "the limit is 32768" in response.json()["message"]
+    assert response.headers["connection"] == "close"
+    assert (
+        await ask(PlainTextResponse("ok"), [(name, value[:50]) for name, value in headers][:300], query[:9000])
+    ).status_code == 200
 
 
 def answering(size):
