@@ -155,10 +155,10 @@ def test_haproxy_has_the_options_of_ray_env(service):
     lines = [line.strip() for line in defaults.splitlines()]
     retry_on, *options = [line.strip() for line in ray_environment()["RAY_SERVE_HAPROXY_RETRY_ON"].splitlines()]
     balance, *errors = [line.strip() for line in ray_environment()["RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"].splitlines()]
-    assert (len(options), len(errors)) == (8, 4)
+    assert (len(options), len(errors)) == (8, 5)
     assert {f"retry-on {retry_on}", *options, f"balance {balance}", *errors} <= set(lines)
     assert lines.index("option splice-request") < lines.index("no option splice-request")
-    assert max(number for number, line in enumerate(lines) if line.startswith("errorfile ")) < lines.index(errors[0])
+    assert max(number for number, line in enumerate(lines) if line.startswith("errorfile ")) < lines.index(errors[1])
 
 
 def test_logs_know_requests_but_no_secrets(service, photo):
