@@ -31,6 +31,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.ingress import Ingress
 from deployments.settings import Settings
+from deployments.task import AnswerForm
 from pipeline.errors import InvalidRequest, RequestError, ServiceError, StageFailed, UnsupportedMediaType
 from pipeline.images.fetch import MAX_URL_CHARS
 from serve_app.body import MAX_BODIES_ARRIVING, TIMEOUT_HEADER, BodyBudget, Hold, declared_length, read_body, requested_timeout_s
@@ -39,7 +40,7 @@ from serve_app.guard import ID_HEADERS, MODEL_ERROR_HEADER, RequestGuard
 from serve_app.keys import KeyRing
 from serve_app.openapi import SCORE_ROUTE_DOCS
 from serve_app.pages import Asset, add_pages, wants_page
-from serve_app.photo_body import MULTIPART, PHOTO_TYPES, TYPES, answer_form, media_type, parse_photos
+from serve_app.photo_body import MULTIPART, PHOTO_TYPES, TYPES, answer_form, check_drawable, media_type, parse_photos
 from serve_app.responses import check_answer_size, error_response, picture_response, score_response
 from serve_app.swagger import swagger_document
 
@@ -146,8 +147,9 @@ def _add_score(app: FastAPI, ingress: Ingress, settings: Settings) -> Route:
             with ingress.errors_counted(request.state.caller):
                 hold = held.enter_context(budget.share())
                 context = ingress.context(requested_timeout_s(request), request.state.request_id, request.state.caller)
-                scoring = await _read_request(request, ingress, context.remaining_s, hold)
-                form = answer_form(request, len(scoring.images))
+                form = answer_form(request)
+                scoring = await _read_request(request, form, ingress, context.remaining_s, hold)
+                check_drawable(form, len(scoring.images))
             began = time.perf_counter()
             answers = await ingress.score_images(scoring.images, scoring.params, context, answer_as=form)
             with ingress.errors_counted(request.state.caller):
@@ -158,13 +160,14 @@ def _add_score(app: FastAPI, ingress: Ingress, settings: Settings) -> Route:
     return score
 
 
-async def _read_request(request: Request, ingress: Ingress, timeout_s: float, hold: Hold) -> ScoreRequest:
+async def _read_request(request: Request, form: AnswerForm, ingress: Ingress, timeout_s: float, hold: Hold) -> ScoreRequest:
     """Read and parse a request. The result holds the images; no reference to the body is kept."""
     kind, limits = media_type(request.headers), ingress.settings.ingress
     if kind not in (JSON, MULTIPART, *PHOTO_TYPES):
         raise UnsupportedMediaType(f"Content-Type must be {TYPES}, got {kind[:80] or 'none'!r}.")
-    if kind != JSON or declared_length(request.headers) > limits.max_images_per_request * MAX_URL_CHARS:
-        ingress.check_room(request.state.caller)  # of ordinary images; a body that may hold URLs only must be read first
+    may_be_urls = kind == JSON and declared_length(request.headers) <= limits.max_images_per_request * MAX_URL_CHARS
+    if form == "json" and not may_be_urls:  # URLs, and photos to draw on, have room of their own, checked when they are admitted
+        ingress.check_room(request.state.caller)
     body = await read_body(request, int(limits.max_body_mb * 1e6), timeout_s, hold)
     if kind == JSON:
         parse = partial(parse_score_request, body)

@@ -56,22 +56,26 @@ def parse_photos(body: bytearray, headers: Mapping[str, str], query: Iterable[tu
     return ScoreRequest(photos, _params([*given, *fields]))
 
 
-def answer_form(request: Request, images: int) -> AnswerForm:
+def answer_form(request: Request) -> AnswerForm:
     """The form of the answer: JSON, unless `draw=1` in the query or an Accept header with image/png or image/jpeg asks for a picture.
 
     Raises:
-        InvalidRequest: another value of `draw`, or a picture is asked for and the request has not exactly one photo.
+        InvalidRequest: another value of `draw`.
     """
     accepted = set(_accepted(",".join(request.headers.getlist("accept"))))
     draw = request.query_params.get("draw")
     if draw not in (None, "0", "1", "false", "true"):
         raise InvalidRequest("'draw' must be 1 or 0.")
     wanted = draw in ("1", "true") or (draw is None and bool(accepted & PICTURES) and "application/json" not in accepted)
-    if wanted and images != 1:
-        raise InvalidRequest(f"A picture shows one photo; the request has {images}.")
     if not wanted:
         return "json"
     return "jpeg" if "image/jpeg" in accepted and "image/png" not in accepted else "png"
+
+
+def check_drawable(form: AnswerForm, images: int) -> None:
+    """Raise InvalidRequest if a picture is asked for and the request has not exactly one photo."""
+    if form in PICTURE_FORMS and images != 1:
+        raise InvalidRequest(f"A picture shows one photo; the request has {images}.")
 
 
 def _accepted(header: str) -> Iterator[str]:

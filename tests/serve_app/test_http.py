@@ -411,10 +411,14 @@ async def test_full_service_refuses_before_reading(client, ingress, kind):
     assert (response.status_code, ingress.counted) == (503, ["overloaded"])
 
 
-async def test_requests_of_urls_have_room_of_their_own(client, ingress):
-    """JSON is read if its images may all be URLs: if it is short, or its length is not said. Admission then refuses or takes them."""
+async def test_urls_and_pictures_have_room_of_their_own(client, ingress):
+    """JSON is read if its images may all be URLs: if it is short, or its length is not said. Admission then refuses or takes them. So it
+    does with a photo to draw on."""
     ingress.room_error = Overloaded("full")
     assert (await client.post("/score", json=GOOD)).status_code == 200
+    ingress.answers = [DrawnImage(b"picture", "image/png", {})]
+    assert (await client.post("/score?draw=1", content=b"x", headers={"content-type": "image/jpeg"})).status_code == 200
+    ingress.answers = None
 
     async def chunks():
         yield json.dumps(GOOD).encode()
