@@ -20,7 +20,7 @@ from PIL import Image
 
 from jobs.command_line import CommandFault, cli_errors
 from jobs.photos import read_photo
-from jobs.scoring.service_client import base_url, key_from, what_it_said
+from jobs.scoring.service_client import base_url, bearer, key_from, what_it_said
 from pipeline.masks.draw import draw_overlay
 from pipeline.masks.encode import objects_from_dict
 
@@ -51,9 +51,8 @@ def score_photo(url: str, photo: Path, key: str | None = None) -> tuple[dict[str
         CommandFault: an error; the message is the server's own.
     """
     body = {"input_data": {"columns": ["image"], "data": [base64.b64encode(photo.read_bytes()).decode()]}}
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
     began = time.perf_counter()
-    response = requests.post(f"{url}/score", json=body, headers=headers, timeout=60)
+    response = requests.post(f"{url}/score", json=body, auth=bearer(key) if key else None, timeout=60)
     if not response.ok:
         raise CommandFault(f"{url}/score answered {response.status_code}: {_message_of(response)}")
     return response.json()[0], (time.perf_counter() - began) * 1e3

@@ -1,8 +1,8 @@
 """HTTP client of the service, with retries.
 
 photo ─▶ POST /score ─▶ 200: Result
-            ├─ 429, 503: wait as Retry-After says, longer each time, up to `patience_s`
-            ├─ no connection, 408, 5xx, 404 of the proxy: up to TRIES tries
+            ├─ 429, 503: wait as Retry-After says, longer each time, for `patience_s`
+            ├─ no connection, 408, 5xx, 404 of the proxy, internal_error: up to TRIES of these, within `patience_s`
             └─ anything else: ScoringError at once
 """
 
@@ -11,10 +11,13 @@ from __future__ import annotations
 import io
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
+from math import inf
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import requests
@@ -22,10 +25,10 @@ from PIL import Image
 from requests.adapters import HTTPAdapter
 
 from rtmdet_ins_client.result import Result
-from rtmdet_ins_client.upright import upright, upright_size
+from rtmdet_ins_client.upright import as_seen, has_orientation, size_as_seen
 
 Photo = str | Path | bytes | Image.Image
-"""A path, the bytes of an image file, or an image."""
+"""A path, a URL (http, https) that the service fetches, the bytes of an image file, or an image."""
 
 TRIES = 5
 """With their pauses at least 5.6 s: a proxy that died is back after 5."""
@@ -33,6 +36,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 PNG_MODES = frozenset({"1", "L", "LA", "I;16", "P", "RGB", "RGBA"})
 NOT_IN_FILES = {"HSV": "RGB", "La": "LA", "PA": "RGBA", "RGBa": "RGBA", "RGBX": "RGB"}
 """Modes of Pillow that neither PNG nor TIFF holds, and what they are sent as."""
+OF_THE_HOST = frozenset({"fetch_timeout", "fetch_unavailable"})
+"""Error codes of a URL whose host did not answer: tried once more."""
 NO_CODE = "error"
 """Code of a response that is not the service's own."""
 MOST_CONNECTIONS = 100
@@ -45,39 +50,66 @@ class ScoringError(Exception):
     """A photo could not be scored.
 
     Attributes:
-        code: of the service, such as `image_not_decodable`; `no_connection` without a response.
+        code: of the service, such as `image_not_decodable`; without a response `no_connection`, or `not_sent` for a wrong URL or header.
         status: HTTP status; 0 without a response.
     """
 
     def __init__(self, code: str, message: str, status: int = 0) -> None:
-        super().__init__(f"{message} ({code})")
+        super().__init__(code, message, status)
         self.code, self.message, self.status = code, message, status
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.code})"
 
 
 class Client:
-    """Client of one service; thread-safe.
+    """Client of one service; thread-safe. `with Client(…) as client:` closes it at the end.
+
+    Proxies and certificate authorities are those of the environment (HTTPS_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE).
 
     Args:
         url: base URL, such as http://127.0.0.1:8000; AzureML's, with /score at its end, is accepted too.
-        key: bearer key; None sends none.
+        key: bearer key, as read from a file, too; None or an empty one sends none.
         deadline_s: time limit of one request, seconds; the service's own limit may be shorter.
-        patience_s: how long a photo is retried while the service is overloaded, seconds.
+        patience_s: how long a photo is tried again, seconds; the last request may begin at the end of it.
     Raises:
-        ValueError: `url` does not begin with http:// or https://.
+        ValueError: `url` does not begin with http:// or https://; or `key` has more than one line.
     """
 
     def __init__(self, url: str, key: str | None = None, *, deadline_s: float = 30.0, patience_s: float = 300.0) -> None:
-        if not url.lower().startswith(("http://", "https://")):
+        if not _is_url(url):
             raise ValueError(f"{url!r} is no base URL; expected one such as http://127.0.0.1:8000")
         self.url = url.rstrip("/").removesuffix("/score")
         self._deadline_s, self._patience_s = deadline_s, patience_s
+        self._turns_photos: bool | None = None
+        self._stop = Event()
+        self._stops = {self._stop}
         self._session = requests.Session()
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_maxsize=MOST_CONNECTIONS))
-        self._session.trust_env = False  # ~/.netrc would replace the key
         self._session.headers["x-request-timeout-seconds"] = f"{deadline_s:g}"
-        if key:
-            self._session.headers["Authorization"] = f"Bearer {key}"
+        if key := (key or "").strip():
+            self._session.auth = _bearer(key)  # as a header alone, ~/.netrc would replace it
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections; photos in flight are not tried again."""
+        for stop in tuple(self._stops):
+            stop.set()
+        self._session.close()
+
+    def info(self) -> dict[str, Any]:
+        """The service's model, classes, `limits`, …: GET /info.
+
+        Raises:
+            ScoringError: it does not answer.
+        """
+        return self._ask(self._stop, dict, "GET", "/info")
 
     def score(self, photo: Photo, **params: Any) -> Result:
         """Score one photo.
@@ -85,90 +117,123 @@ class Client:
         Args:
             params: as in docs/API.md: score_threshold, max_detections, labels, polygon_tolerance_px, holes, …
         Raises:
-            ScoringError: it could not be scored.
+            ScoringError: it could not be scored, whatever `on_error` is.
             OSError: there is no such file.
         """
-        data = _file_bytes(photo)
-        answer = self._ask(data, params)
-        return Result.from_answer(answer, _size_of(data))
+        return self._score(self._stop, photo, params)
 
     def score_many(self, photos: Iterable[Photo], *, in_flight: int = 4, **params: Any) -> Iterator[tuple[Photo, Result]]:
         """Score many photos, a few at a time; yields each with its result, in their order.
 
         A photo that cannot be scored gets a Result with `error` set; the others are not affected.
         """
-        left = iter(photos)
+        left, stop = iter(photos), Event()
+        self._stops.add(stop)
         with ThreadPoolExecutor(in_flight, thread_name_prefix="score") as threads:
             waiting: list[tuple[Photo, Future[Result]]] = []
             try:
                 while True:
                     for photo in islice(left, 2 * in_flight - len(waiting)):
-                        waiting.append((photo, threads.submit(self._score_or_error, photo, params)))
+                        waiting.append((photo, threads.submit(self._score_or_error, stop, photo, params)))
                     if not waiting:
                         return
                     photo, future = waiting.pop(0)
                     yield photo, future.result()
-            finally:
-                threads.shutdown(wait=False, cancel_futures=True)  # a caller that stops early waits for those in flight only
+            finally:  # a caller that stops early waits for the requests in flight only
+                stop.set()
+                self._stops.discard(stop)
+                threads.shutdown(wait=False, cancel_futures=True)
 
-    def _score_or_error(self, photo: Photo, params: dict[str, Any]) -> Result:
+    def _score_or_error(self, stop: Event, photo: Photo, params: dict[str, Any]) -> Result:
         try:
-            return self.score(photo, **params)
+            return self._score(stop, photo, params)
         except Exception as error:  # whatever was given as a photo
             return Result([], (0, 0), error=error)
 
-    def _ask(self, data: bytes, params: dict[str, Any]) -> dict[str, Any]:
-        began, tries, pause_s = time.monotonic(), 0, FIRST_PAUSE_S
-        while True:
-            tries += 1
-            wait_s = pause_s * random.uniform(0.75, 1.25)  # clients refused together must not retry together
-            error = self._once(data, params)
-            if isinstance(error, dict):
-                return error
-            if error.status in (429, 503):
-                wait_s = max(wait_s, error.retry_after_s)
-                if time.monotonic() - began + wait_s > self._patience_s:
-                    raise error
-            elif tries >= TRIES or not error.is_transient:
-                raise error
-            time.sleep(wait_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-
-    def _once(self, data: bytes, params: dict[str, Any]) -> dict[str, Any] | _Refused:
-        """Send one request; returns the answer, or a refusal that may be retried."""
+    def _score(self, stop: Event, photo: Photo, params: dict[str, Any]) -> Result:
+        if isinstance(photo, str) and _is_url(photo):
+            table = {"columns": ["image"], "data": [photo]}
+            answer = self._ask(stop, _only_image, "POST", "/score", json={"input_data": table, "params": params})
+            return Result.from_answer(answer, (0, 0))
+        size, turned = (0, 0), True
+        if isinstance(photo, Image.Image):
+            turned = self._turns(stop, photo)
+            image = as_seen(photo, turned)
+            data, size = _file_of(image), image.size
+        else:
+            data = photo if isinstance(photo, bytes) else Path(photo).read_bytes()
+            with suppress(OSError, ValueError, Image.DecompressionBombError), Image.open(io.BytesIO(data)) as image:
+                turned = self._turns(stop, image)
+                size = size_as_seen(image, turned)
         query = {name: str(value).lower() if isinstance(value, bool) else value for name, value in params.items()}
         headers = {"Content-Type": "application/octet-stream"}
-        try:
-            response = self._session.post(
-                f"{self.url}/score",
-                params=query,
-                data=data,
-                headers=headers,
-                timeout=self._deadline_s + GRACE_S,
-                allow_redirects=False,  # a POST would become a GET
-            )
+        answer = self._ask(stop, _only_image, "POST", "/score", params=query, data=data, headers=headers)
+        return Result.from_answer(answer, size, turned)
+
+    def _turns(self, stop: Event, image: Image.Image) -> bool:
+        """Whether the service turns this image by its EXIF orientation. Asked once, of the first image that has one."""
+        if not has_orientation(image):
+            return True
+        if self._turns_photos is None:
+            try:
+                self._turns_photos = bool(self._ask(stop, dict, "GET", "/info").get("exif_orientation", True))
+            except ScoringError as error:
+                if error.status not in (403, 404, 405):  # a gateway that lets only /score through
+                    raise
+                self._turns_photos = True
+        return self._turns_photos
+
+    def _ask(self, stop: Event, read: Callable[[Any], dict[str, Any]], method: str, route: str, **request: Any) -> dict[str, Any]:
+        """Send a request until it has an answer, which `read` takes from the JSON; `stop` ends its retries."""
+        ends, faults, pause_s = time.monotonic() + self._patience_s, 0, FIRST_PAUSE_S
+        while True:
+            try:
+                return self._once(read, method, route, **request)
+            except _Refused as error:
+                faults += error.tries < inf
+                # With jitter: clients refused together must not retry together.
+                wait_s = max(pause_s * random.uniform(0.75, 1.25), error.retry_after_s)
+                if faults >= error.tries or time.monotonic() + wait_s > ends or stop.wait(wait_s):
+                    raise
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _once(self, read: Callable[[Any], dict[str, Any]], method: str, route: str, **request: Any) -> dict[str, Any]:
+        timeout_s = self._deadline_s + GRACE_S
+        try:  # a redirected POST would become a GET
+            response = self._session.request(method, self.url + route, timeout=timeout_s, allow_redirects=False, **request)
+        except (ValueError, requests.exceptions.InvalidJSONError) as error:  # a wrong URL, proxy, header or param
+            raise ScoringError("not_sent", f"The request cannot be sent: {error}") from error
         except requests.RequestException as error:
-            return _Refused("no_connection", f"{self.url} does not answer: {error}")
+            raise _Refused("no_connection", f"{self.url} does not answer: {error}") from error
         if response.is_redirect:
             raise ScoringError("redirected", f"{self.url} redirects to {response.headers['location']}.", response.status_code)
         if not response.ok:
-            return _refusal(response)
+            raise _refusal(response)
         try:
-            (answer,) = response.json()
-            return dict(answer, boxes=answer["boxes"])
-        except (ValueError, TypeError, KeyError):
+            return read(response.json())
+        except (ValueError, TypeError, KeyError, AttributeError):
             raise ScoringError(
                 "not_this_service", f"{self.url} did not answer as this service does.", response.status_code
             ) from None
 
 
 class _Refused(ScoringError):
+    """No answer; the request may be tried again."""
+
     retry_after_s: float = 0.0
 
     @property
-    def is_transient(self) -> bool:
-        """Also a 404 that is not the service's own, which has a code: HAProxy knows no application for a moment after its start."""
-        return self.status in (0, 408) or self.status >= 500 or (self.status == 404 and self.code == NO_CODE)
+    def tries(self) -> float:
+        """With how many faults a request ends in this one; infinite for a refusal, which is no fault.
+
+        A 404 that is not the service's own, which has a code, is a fault: HAProxy knows no application for a moment after its start.
+        """
+        if self.status in (429, 503):
+            return inf
+        if self.code in OF_THE_HOST:
+            return 2
+        of_the_proxy = self.status == 404 and self.code == NO_CODE
+        return TRIES if self.status in (0, 408) or self.status >= 500 or of_the_proxy or self.code == "internal_error" else 1
 
 
 def _refusal(response: requests.Response) -> _Refused:
@@ -182,27 +247,34 @@ def _refusal(response: requests.Response) -> _Refused:
     return refused
 
 
-def _file_bytes(photo: Photo) -> bytes:
-    if isinstance(photo, bytes):
-        return photo
-    if isinstance(photo, Image.Image):
-        return _image_bytes(photo)
-    return Path(photo).read_bytes()
+def _only_image(answers: Any) -> dict[str, Any]:
+    """The answer for a request's only image; with `on_error="isolate"` its error is in it."""
+    (answer,) = answers
+    if error := answer.get("error"):
+        raise _Refused(str(error["code"]), str(error["message"]), 200)
+    return dict(answer, boxes=answer["boxes"])
 
 
-def _image_bytes(image: Image.Image) -> bytes:
-    """As PNG, or as TIFF where PNG does not know the mode. Without metadata, so it is turned first."""
-    file, image = io.BytesIO(), upright(image)
+def _bearer(key: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
+    if not key.isprintable():
+        raise ValueError("the key has more than one line, or control characters")
+    value = f"Bearer {key}".encode().decode("latin-1")  # as which headers are sent
+
+    def sign(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = value
+        return request
+
+    return sign
+
+
+def _is_url(text: str) -> bool:
+    return text.lower().startswith(("http://", "https://"))
+
+
+def _file_of(image: Image.Image) -> bytes:
+    """As PNG, or as TIFF where PNG does not know the mode."""
+    file = io.BytesIO()
     if image.mode in NOT_IN_FILES:
         image = image.convert(NOT_IN_FILES[image.mode])
     image.save(file, "PNG" if image.mode in PNG_MODES else "TIFF")
     return file.getvalue()
-
-
-def _size_of(data: bytes) -> tuple[int, int]:
-    """Width and height of the upright photo, pixels; (0, 0) if Pillow cannot read it."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return upright_size(image)
-    except (OSError, ValueError):
-        return (0, 0)

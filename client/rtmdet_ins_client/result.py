@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw
 
-from rtmdet_ins_client.upright import upright
+from rtmdet_ins_client.upright import as_seen
 
 if TYPE_CHECKING:
     import supervision
@@ -47,18 +47,20 @@ class Result:
 
     Args:
         objects: highest score first.
-        size: width and height of the upright photo, pixels.
+        size: width and height of the photo as the service sees it, pixels; (0, 0) if it is not known, as of a URL.
         error: the error, if the photo could not be scored (`Client.score_many`); then `objects` is empty.
+        turned: whether the service turned the photo by its EXIF orientation; with `image_loader.exif_orientation: false` it does not.
     """
 
     objects: list[Found]
     size: tuple[int, int]
     error: Exception | None = None
+    turned: bool = True
 
     @classmethod
-    def from_answer(cls, answer: Mapping[str, Any], size: tuple[int, int]) -> Result:
+    def from_answer(cls, answer: Mapping[str, Any], size: tuple[int, int], turned: bool = True) -> Result:
         """Parse the service's object for one image, `{"boxes": […]}`."""
-        return cls([_found(item) for item in answer["boxes"]], size)
+        return cls([_found(item) for item in answer["boxes"]], size, turned=turned)
 
     def to_coco(self, image_id: int, category_ids: Mapping[str, int]) -> list[dict[str, Any]]:
         """As COCO results: bbox x y width height and polygons in pixels (or RLE), score, category. COCO's polygons have no holes.
@@ -109,7 +111,7 @@ class Result:
     def draw(self, photo: str | Path | bytes | Image.Image) -> Image.Image:
         """A copy of the photo with outlines, labels and scores. (The service draws, too: `Accept: image/png`.)"""
         file = io.BytesIO(photo) if isinstance(photo, bytes) else photo
-        picture = upright(file if isinstance(file, Image.Image) else Image.open(file)).convert("RGB")
+        picture = as_seen(file if isinstance(file, Image.Image) else Image.open(file), self.turned).convert("RGB")
         sized = Result(self.objects, picture.size)
         for place, item in reversed(list(enumerate(self.objects))):
             colour = COLOURS[place % len(COLOURS)]
@@ -121,7 +123,9 @@ class Result:
     def _pixels(self, fractions: list[float] | tuple[float, ...]) -> list[float]:
         width, height = self.size
         if not width:
-            raise ValueError("The size of the photo is not known: Pillow cannot read its format here.")
+            raise ValueError(
+                "The size of the photo is not known (a URL, or a format that Pillow cannot read here): set Result.size."
+            )
         return [value * (height if place % 2 else width) for place, value in enumerate(fractions)]
 
     def _mask(self, item: Found) -> Image.Image:

@@ -19,21 +19,30 @@ _TURNS = {
 _SIDEWAYS = range(5, 9)
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """A copy of an image, turned by its EXIF orientation and without metadata."""
+def as_seen(image: Image.Image, turned: bool) -> Image.Image:
+    """A copy of an image without metadata, turned by its EXIF orientation if `turned`."""
     image.load()  # turns a TIFF, which then says no more how
-    turn = _TURNS.get(_orientation(image))
-    turned = image.copy() if turn is None else image.transpose(turn)
-    turned.info = {name: value for name, value in image.info.items() if name == "transparency"}
-    return turned
+    turn = _TURNS.get(_orientation(image)) if turned else None
+    copy = image.copy() if turn is None else image.transpose(turn)
+    copy.info = {name: value for name, value in image.info.items() if name == "transparency"}
+    return copy
 
 
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of an opened image after it is turned; reads only its header."""
+def size_as_seen(image: Image.Image, turned: bool) -> tuple[int, int]:
+    """Width and height of an opened image, after it is turned if `turned`; reads only its header if it can."""
+    if not turned:
+        if image.format == "TIFF":
+            image.load()  # turns it in any case
+        return image.size
     opened: Any = image
     if image.format == "TIFF" and opened.tag_v2.get(ORIENTATION) in _SIDEWAYS:
         return image.size  # Pillow has swapped it
     return image.size[::-1] if _orientation(image) in _SIDEWAYS else image.size
+
+
+def has_orientation(image: Image.Image) -> bool:
+    """Whether an image says that it is to be turned."""
+    return _orientation(image) in _TURNS
 
 
 def _orientation(image: Image.Image) -> int:

@@ -2,10 +2,11 @@
 
     images ─▶ POST /score ─▶ 200: answers; images with an error of the service are retried
                  ├─ 429, 503: wait as Retry-After says, longer each time, for PATIENCE_S
-                 ├─ no connection, 408, 5xx, 404 of the proxy: up to TRIES tries
+                 ├─ no connection, 408, 5xx, 404 of the proxy: up to TRIES of these, within PATIENCE_S
                  └─ anything else: ServiceFault at once; Unavailable if all other requests would fail too
 
-Every request has a deadline, so that the service does not score for clients that have stopped waiting.
+Every request has a deadline, so that the service does not score for clients that have stopped waiting. The client package tries again by
+the same rules (tests/test_retries.py); it is a distribution of its own, which this one does not need.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
+from math import inf
+from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,7 +31,7 @@ Answer = dict[str, Any]
 TRIES = 5
 """With their pauses at least 5.6 s: a proxy that died is back after 5 (docs/RESULTS.md)."""
 PATIENCE_S = 600.0
-"""How long one request is retried while the service is overloaded, seconds."""
+"""How long one request is retried, seconds."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 GRACE_S = 5.0
 """Extra time after the request's deadline, seconds: until then the service has answered with 408 itself."""
@@ -59,17 +62,17 @@ class ServiceClient:
     """
 
     def __init__(self, url: str, key: str | None = None, deadline_s: float = 30.0, connections: int = 8) -> None:
-        self.url, self._deadline_s, self._stopped = url.rstrip("/"), deadline_s, False
+        self.url, self._deadline_s, self._stopped = url.rstrip("/"), deadline_s, Event()
         self._session = requests.Session()
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_connections=1, pool_maxsize=connections))
         self._session.headers.update({"content-type": "application/json", "x-request-timeout-seconds": f"{deadline_s:g}"})
         if key:
-            self._session.auth = _bearer(key)  # as a header alone, ~/.netrc would replace it
+            self._session.auth = bearer(key)  # as a header alone, ~/.netrc would replace it
 
     def stop(self) -> None:
-        """Try no request again: those that fail from now on raise Unavailable."""
-        self._stopped = True
+        """Try no request again: those that fail from now on, or wait to be retried, raise Unavailable."""
+        self._stopped.set()
 
     def info(self) -> dict[str, Any]:
         """GET /info: model, classes and `limits`; empty if the response is no JSON object."""
@@ -92,7 +95,7 @@ class ServiceClient:
             codes = TRANSIENT_CODES
             if not again:
                 break
-            time.sleep(pause_s)
+            self._pause(pause_s)
             for place, answer in zip(again, self._score([images[place] for place in again], params), strict=True):
                 answers[place] = answer
         return answers
@@ -105,32 +108,49 @@ class ServiceClient:
         return answers
 
     def _request(self, method: str, route: str, body: bytes | None = None) -> Any:
-        began, tries, between = time.monotonic(), 0, pauses()
+        ends, faults, between = time.monotonic() + PATIENCE_S, 0, pauses()
         while True:
-            tries, pause_s = tries + 1, next(between)
-            try:
-                answer = self._session.request(method, self.url + route, data=body, timeout=self._deadline_s + GRACE_S)
-                if answer.ok:
-                    return answer.json()
-            except requests.JSONDecodeError as error:
-                raise ServiceFault(f"{self.url}{route} did not answer with JSON: is it this service?") from error
+            tries, pause_s = float(TRIES), next(between)
+            try:  # a redirected POST would become a GET
+                answer = self._session.request(
+                    method, self.url + route, data=body, timeout=self._deadline_s + GRACE_S, allow_redirects=False
+                )
+            except ValueError as error:  # requests' errors for a wrong URL, proxy or header are ValueErrors
+                raise Unavailable(f"the request cannot be sent: {error}") from error
             except requests.RequestException as error:
-                if tries >= TRIES:
-                    raise Unavailable(f"{self.url} does not answer: {error}") from error
+                fault: ServiceFault = Unavailable(f"{self.url} does not answer: {error}")
             else:
-                fault = f"the service answered {answer.status_code}: {what_it_said(answer)}"
-                if answer.status_code in (429, 503):
-                    pause_s = max(pause_s, _retry_after_s(answer))
-                    if time.monotonic() - began + pause_s > PATIENCE_S:
-                        raise Unavailable(f"refused for {PATIENCE_S:g} s: {fault}")
-                elif answer.status_code == 401:
-                    key = "the one that --key-env names is wrong" if self._session.auth else "name its variable with --key-env"
-                    raise Unavailable(f"{fault}; it wants a key: {key}")
-                elif tries >= TRIES or not (answer.status_code >= 500 or answer.status_code == 408 or _of_the_proxy(answer)):
-                    raise (Unavailable if answer.status_code in OF_ALL_REQUESTS else ServiceFault)(fault)
-            if self._stopped:
-                raise Unavailable(f"{self.url}: not tried again, as the job is being stopped")
-            time.sleep(pause_s)
+                if answer.ok and not answer.is_redirect:
+                    return self._document(answer, route)
+                fault, tries = self._refusal(answer)
+                pause_s = max(pause_s, _retry_after_s(answer))
+            faults += tries < inf
+            if faults >= tries or time.monotonic() + pause_s > ends:
+                raise fault
+            self._pause(pause_s)
+
+    def _document(self, answer: requests.Response, route: str) -> Any:
+        try:
+            return answer.json()
+        except requests.JSONDecodeError as error:
+            raise ServiceFault(f"{self.url}{route} did not answer with JSON: is it this service?") from error
+
+    def _refusal(self, answer: requests.Response) -> tuple[ServiceFault, float]:
+        """The error to raise, and with how many faults; infinite for a refusal, which is no fault."""
+        if answer.is_redirect:
+            return Unavailable(f"{self.url} redirects to {answer.headers['location']}"), 1
+        fault = f"the service answered {answer.status_code}: {what_it_said(answer)}"
+        if answer.status_code in (429, 503):
+            return Unavailable(f"refused for {PATIENCE_S:g} s: {fault}"), inf
+        if answer.status_code == 401:
+            key = "the one that --key-env names is wrong" if self._session.auth else "name its variable with --key-env"
+            return Unavailable(f"{fault}; it wants a key: {key}"), 1
+        kind = Unavailable if answer.status_code in OF_ALL_REQUESTS else ServiceFault
+        return kind(fault), TRIES if answer.status_code >= 500 or answer.status_code == 408 or _of_the_proxy(answer) else 1
+
+    def _pause(self, seconds: float) -> None:
+        if self._stopped.wait(seconds):
+            raise Unavailable(f"{self.url}: not tried again, as the job is being stopped")
 
 
 def is_transient(answer: Answer) -> bool:
@@ -168,9 +188,12 @@ def key_from(name: str) -> str:
     return key
 
 
-def _bearer(key: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
+def bearer(key: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
+    """`auth` of requests that sends a bearer key."""
+    value = f"Bearer {key}".encode().decode("latin-1")  # as which headers are sent
+
     def sign(request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {key}"
+        request.headers["Authorization"] = value
         return request
 
     return sign

@@ -1,10 +1,12 @@
 """The client against the service's own HTTP front, with a stub behind it."""
 
+import dataclasses
 import io
+import pickle
+import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,10 +17,13 @@ from rtmdet_ins_client import Client, Found, Result, ScoringError
 from rtmdet_ins_client import client as module
 from rtmdet_ins_client import result as result_module
 
+from deployments.settings import Settings
 from pipeline.errors import ImageError, Overloaded, StageFailed
 from pipeline.images.decode import DecodeLimits, decode_image
 from tests.support.odd_images import HEIGHT, WIDTH, odd_images, picture, stored_with
-from tests.support.page_service import page_service
+from tests.support.page_service import PageIngress, page_service
+from tests.support.scripted_service import OK, answer, error, scripted_service
+from tests.test_readme import PAGES, REPOSITORY, blocks
 
 ORIENTED = {name: odd for name, odd in odd_images().items() if any(way in name for way in ("EXIF", "XMP", "BYTE"))}
 
@@ -177,19 +182,13 @@ def test_a_picture_is_tinted_inside_and_not_in_holes(client):
     assert tuple(drawn[2, 2]) == (90, 90, 90)
 
 
-def test_a_refusal_for_load_is_retried_after_what_it_says(client, running):
-    """Here a second."""
-    running[1].error = Overloaded("full", retry_after_s=1)
-    began = time.monotonic()
-    assert len(client.score(photo()).objects) == 2
-    assert time.monotonic() - began >= 1
-    assert len(running[1].seen) == 2
-
-
 def test_a_fault_of_the_service_is_retried_and_a_bad_photo_is_not(client, running):
-    running[1].error = StageFailed("lost")
-    assert client.score(photo()).objects
-    assert len(running[1].seen) == 2
+    """As the service's own front says it; every case is in tests/test_retries.py."""
+    for fault in (StageFailed("lost"), Overloaded("full", retry_after_s=0)):
+        running[1].seen.clear()
+        running[1].error = fault
+        assert client.score(photo()).objects
+        assert len(running[1].seen) == 2
     running[1].error = ImageError("The image is damaged.")
     with pytest.raises(ScoringError) as caught:
         client.score(photo())
@@ -197,93 +196,174 @@ def test_a_fault_of_the_service_is_retried_and_a_bad_photo_is_not(client, runnin
     assert len(running[1].seen) == 3
 
 
-class NewProxy(BaseHTTPRequestHandler):
-    """Knows no application in its first two answers, in HAProxy's words."""
-
-    answers = (404, b"Path '/score' not found."), (404, b"Path '/score' not found."), (200, b'[{"boxes": []}]')
-
-    def do_POST(self):
-        self.rfile.read(int(self.headers["content-length"]))
-        status, body = self.server.left.pop(0)
-        self.send_response(status)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        """Say nothing."""
-
-
-def test_only_a_404_of_the_proxy_is_retried(running, monkeypatch):
-    """The service's own 404 says that the address is wrong."""
-    monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.01)
-    with HTTPServer(("127.0.0.1", 0), NewProxy) as proxy:
-        proxy.left = list(NewProxy.answers)
-        threading.Thread(target=proxy.serve_forever).start()
-        assert Client(f"http://127.0.0.1:{proxy.server_port}").score(photo()).objects == []
-        proxy.shutdown()
-        assert proxy.left == []
-    with pytest.raises(ScoringError) as caught:
-        Client(f"{running[0]}/elsewhere").score(photo())
-    assert (caught.value.code, caught.value.status) == ("not_found", 404)
-
-
-def test_a_redirect_is_told(running):
-    """Followed, the POST would be a GET."""
-
-    class Redirect(NewProxy):
-        def do_POST(self):
-            self.rfile.read(int(self.headers["content-length"]))
-            self.send_response(301)
-            self.send_header("location", f"{running[0]}/score")
-            self.send_header("content-length", "0")
-            self.end_headers()
-
-    with HTTPServer(("127.0.0.1", 0), Redirect) as proxy:
-        threading.Thread(target=proxy.serve_forever, daemon=True).start()
-        with pytest.raises(ScoringError, match=rf"redirects to {running[0]}/score\. \(redirected\)"):
-            Client(f"http://127.0.0.1:{proxy.server_port}").score(photo())
-        proxy.shutdown()
-
-
-def test_a_caller_that_stops_early_does_not_wait_for_the_rest(running, monkeypatch):
-    """Only for the photos in flight."""
+def test_a_caller_that_stops_early_waits_for_those_in_flight(running, monkeypatch):
+    """Not for the rest."""
     asked = []
     client = Client(running[0])
 
-    def slow(data, _params):
-        asked.append(data)
+    def slow(*_):
+        asked.append(1)
         time.sleep(0.2)
-        return {"boxes": []}
+        return Result([], (0, 0))
 
-    monkeypatch.setattr(client, "_ask", slow)
+    monkeypatch.setattr(client, "_score", slow)
     for _ in client.score_many([photo()] * 20, in_flight=2):
         break
-    assert len(asked) <= 4
+    assert 1 <= len(asked) <= 4
 
 
-def test_retries_end_after_the_patience(running, monkeypatch):
-    monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.01)
-    running[1].error = Overloaded("full", retry_after_s=9)
-    with pytest.raises(ScoringError) as caught:
-        Client(running[0], patience_s=1).score(photo())
-    assert (caught.value.code, caught.value.status) == ("overloaded", 503)
+@pytest.mark.parametrize("how", [GeneratorExit, ValueError, KeyboardInterrupt])
+def test_a_caller_that_stops_early_ends_the_retries(how):
+    """However it leaves; what it asks later is tried again."""
+    with scripted_service(OK, error(503, "overloaded", retry_after=60)) as service:
+        client = Client(service.url)
+        results = client.score_many([photo()] * 20, in_flight=1)
+        next(results)
+        while len(service.asked) < 2:
+            time.sleep(0.01)
+        began = time.monotonic()
+        with pytest.raises(how):
+            results.throw(how)
+        assert time.monotonic() - began < 5
+        service.play(error(503, "overloaded", retry_after=1), OK)
+        assert client.score(photo()).objects == []
 
 
-def test_no_connection_is_an_error(monkeypatch):
-    monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.01)
-    with pytest.raises(ScoringError, match="does not answer") as caught:
-        Client("http://127.0.0.1:9").score(photo())
-    assert caught.value.code == "no_connection"
+def test_the_end_of_a_with_block_ends_all_retries():
+    """Of results that nobody takes any more, too, whose threads Python would wait for when it ends."""
+    code = """if True:
+        from rtmdet_ins_client import Client
+        with Client({url!r}) as client:
+            results = client.score_many([b"photo"] * 20, in_flight=1)
+            next(results)
+            raise SystemExit(3)
+    """
+    with scripted_service(OK, error(503, "overloaded", retry_after=60)) as service:
+        done = subprocess.run([sys.executable, "-c", code.format(url=service.url)], cwd="client", timeout=30, check=False)
+    assert done.returncode == 3
 
 
 def test_the_key_is_sent(monkeypatch):
     monkeypatch.setenv("SCORING_KEY", "right")
     with page_service(auth={"keys_env": ["SCORING_KEY"]}) as (url, _):
         assert Client(url, "right").score(photo()).objects
+        assert Client(url, "right\r\n").score(photo()).objects, "as read from a file"
         with pytest.raises(ScoringError) as caught:
             Client(url, "wrong").score(photo())
         assert caught.value.status == 401
+        with pytest.raises(ValueError, match="more than one line") as caught:
+            Client(url, "right\nleft")
+        assert "right" not in str(caught.value)
+
+
+def test_a_wrong_url_is_told_at_once():
+    """By the code that says that nothing was sent."""
+    with pytest.raises(ScoringError, match="cannot be sent") as caught:
+        Client("http://").score(photo())
+    assert caught.value.code == "not_sent"
+
+
+def test_errors_survive_pickling():
+    """As multiprocessing needs."""
+    with scripted_service(error(422, "url_refused")) as service, pytest.raises(ScoringError) as caught:
+        Client(service.url).score(photo())
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), again.code, again.status, str(again)) == (type(caught.value), "url_refused", 422, "no (url_refused)")
+
+
+def test_an_isolated_error_is_an_error():
+    """`on_error="isolate"` changes nothing for one photo: no empty result that looks like a photo of nothing."""
+    bad = answer(200, [{"boxes": [], "error": {"code": "image_not_decodable", "message": "The image is damaged."}}])
+    with scripted_service(bad) as service:
+        with pytest.raises(ScoringError, match="damaged") as caught:
+            Client(service.url).score(photo(), on_error="isolate")
+        assert (caught.value.code, caught.value.status) == ("image_not_decodable", 200)
+        ((_, result),) = Client(service.url).score_many([photo()], on_error="isolate")
+        assert str(result.error) == str(caught.value)
+
+
+def test_a_url_is_fetched_by_the_service(client, running):
+    """With the same params; its size is not known, but can be given."""
+    result = client.score("HTTPS://example.com/photo.jpg", score_threshold=0.8, closed=False, labels=["person", "dog"])
+    images, params, *_ = running[1].seen[-1]
+    assert images == ["HTTPS://example.com/photo.jpg"]
+    assert (params.score_threshold, params.closed, params.labels) == (0.8, False, ["person", "dog"])
+    assert [item.label for item in result.objects] == ["person"]
+    with pytest.raises(ValueError, match="size of the photo is not known"):
+        result.to_coco(1, {"person": 1})
+    (item,) = dataclasses.replace(result, size=(200, 100)).to_coco(1, {"person": 1})
+    assert item["bbox"] == pytest.approx([20, 20, 60, 70])
+
+
+def test_info(client):
+    """What the service says of itself, with its limits."""
+    assert client.info()["classes"] == ["person"]
+    assert client.info()["limits"]["max_body_mb"] == Settings().ingress.max_body_mb
+
+
+@pytest.fixture(scope="module")
+def not_turning():
+    """A service with `image_loader.exif_orientation: false`; counts how often it was asked for /info."""
+    ingress, asked = PageIngress(), []
+    ingress.settings = Settings.model_validate({"image_loader": {"exif_orientation": False}})
+
+    async def model_info():
+        asked.append(1)
+        return SimpleNamespace(as_dict=lambda: {})
+
+    ingress.model_info = model_info
+    with page_service(ingress) as (url, _):
+        yield url, asked, ingress
+
+
+@pytest.mark.parametrize("name", ORIENTED)
+def test_photos_of_a_service_that_does_not_turn_them(not_turning, name):
+    """Size and picture are those of the stored pixels, as the service decodes them; of an image that Pillow opened, too."""
+    url, asked, ingress = not_turning
+    client, data, limits = Client(url), ORIENTED[name].data, DecodeLimits(exif_orientation=False)
+    pixels, (height, width) = decode_image(data, limits)
+    asked.clear()
+    for given in (data, Image.open(io.BytesIO(data))):
+        result = client.score(given)
+        assert result.size == (width, height)
+        sent, _ = decode_image(ingress.seen[-1][0][0], limits)
+        assert np.abs(sent.astype(int) - pixels).mean() < 2
+        drawn = np.asarray(dataclasses.replace(result, objects=[]).draw(given))
+        assert drawn.shape == pixels.shape
+        assert np.abs(drawn[..., ::-1].astype(int) - pixels).mean() < 2
+    assert len(asked) <= 1
+
+
+def test_a_photo_without_orientation_asks_nothing(not_turning):
+    url, asked, _ = not_turning
+    asked.clear()
+    client = Client(url)
+    assert [client.score(given).size for given in (photo(), Image.new("RGB", (200, 100)))] == [(200, 100)] * 2
+    assert not asked
+
+
+def test_a_gateway_without_info():
+    """Photos count as turned, which is the default."""
+    with scripted_service(error(403, "forbidden"), OK) as service:
+        client = Client(service.url)
+        for _ in range(2):
+            assert client.score(ORIENTED["JPEG EXIF 6"].data).size == (WIDTH, HEIGHT)
+    assert [path for _, path, *_ in service.asked] == ["/info", "/score", "/score"]
+
+
+def test_the_readme_runs(running, tmp_path):
+    """Its code as it stands; only the address is changed."""
+    (code,) = blocks("python", PAGES[REPOSITORY / "client/README.md"])
+    for name in ("photo.jpg", "a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(photo())
+    command = [sys.executable, "-c", code.replace("http://127.0.0.1:8000", running[0])]
+    environment = {"PYTHONPATH": str(REPOSITORY / "client")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr == ""
+    person, _, first, second, classes = done.stdout.splitlines()
+    assert person.startswith("person 0.92 (0.1, 0.2, ")
+    assert (first, second, classes) == ("a.jpg 2", "b.jpg 2", "['person']")
+    assert (tmp_path / "outlines.png").stat().st_size
 
 
 def test_what_is_no_photo_stops_nobody(client):
@@ -310,8 +390,6 @@ def test_many_in_flight_keep_their_connections(client, caplog):
 
 
 def test_neither_torch_nor_ray_is_imported():
-    import subprocess
-
     code = "import sys, rtmdet_ins_client; print([name for name in ('torch', 'ray', 'numpy') if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd="client", env={"PATH": ""}, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""The README's commands and code run as they stand, against a running server; so does the client's README."""
+"""The README's commands and code run as they stand, against a running server; so does the client."""
 
 import json
 import subprocess

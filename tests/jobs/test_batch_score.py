@@ -25,7 +25,13 @@ from tests.support.stub_service import FOUND, UNREADABLE, stub_service
 def pauses(monkeypatch):
     """Seconds that the client would have slept."""
     slept = []
-    monkeypatch.setattr(service_client.time, "sleep", slept.append)
+
+    class Awake(threading.Event):
+        def wait(self, timeout=None):
+            slept.append(timeout)
+            return self.is_set()
+
+    monkeypatch.setattr(service_client, "Event", Awake)
     return slept
 
 

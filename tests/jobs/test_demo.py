@@ -36,6 +36,14 @@ def test_an_error_of_another_server_is_told_as_it_is(run, stub, capsys):
     assert capsys.readouterr().err == f'jobs.demo: {stub.url}/score answered 422: {{"message": "not now"}}\n'
 
 
+def test_netrc_does_not_replace_the_key(run, stub, tmp_path, monkeypatch):
+    """As requests would."""
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    stub.answer = {"boxes": []}
+    assert run(stub.url, "--key", "right") == 0
+
+
 def test_the_key_may_come_from_the_environment(run, stub, monkeypatch):
     """So that the list of processes does not show it."""
     monkeypatch.setenv("SCORING_KEY", "right")
