@@ -9,6 +9,7 @@ with ML_BLOCK_LOCAL_IP=false). Run with Label Studio 1.23.2, 2026-11-29. The pro
 """
 
 import os
+from functools import cache
 from typing import Any
 
 from rtmdet_ins_client import Client, Result
@@ -36,6 +37,12 @@ def regions(result: Result, from_name: str, to_name: str) -> list[dict[str, Any]
     ]
 
 
+@cache
+def client() -> Client:
+    """One for all calls, which keeps its connections. A photo takes at most 45 s: Label Studio waits for 100 s (ML_TIMEOUT_PREDICT)."""
+    return Client(os.environ["SCORING_URL"], os.environ.get("SCORING_KEY"), deadline_s=20, patience_s=20)
+
+
 try:
     from label_studio_ml.model import LabelStudioMLBase
 except ImportError:  # only the backend needs it
@@ -47,12 +54,11 @@ class ScoringBackend(LabelStudioMLBase):  # type: ignore[misc, unused-ignore]
 
     def predict(self, tasks: list[dict[str, Any]], context: dict[str, Any] | None = None, **_: Any) -> list[dict[str, Any]]:  # noqa: ARG002
         """One prediction for each task of Label Studio."""
-        client = Client(os.environ["SCORING_URL"], os.environ.get("SCORING_KEY"))
         from_name, to_name, value = self.get_first_tag_occurence("PolygonLabels", "Image")
         predictions = []
         for task in tasks:
             path = self.get_local_path(task["data"][value], task_id=task["id"])
-            found = regions(client.score(path, closed=False), from_name, to_name)
+            found = regions(client().score(path, closed=False), from_name, to_name)
             predictions.append({"result": found, "score": max((region["score"] for region in found), default=0.0)})
         return predictions
 

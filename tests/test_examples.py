@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import yaml
 from rtmdet_ins_client import Found, Result
+from rtmdet_ins_client.client import GRACE_S
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -27,6 +28,41 @@ def test_label_studio_gets_a_region_for_each_ring():
     assert first["value"]["points"] == [[10, 20], [50, 20], [50, 60]]
     assert second["value"]["polygonlabels"] == ["person"]
     assert (first["original_width"], first["original_height"], first["score"]) == (200, 100, 0.9)
+
+
+def test_label_studio_has_one_client(monkeypatch):
+    """Which a later call uses again, with its connections: Label Studio makes a new backend for each."""
+    label_studio, made = load("label_studio.py"), []
+    monkeypatch.setenv("SCORING_URL", "http://127.0.0.1:9")
+
+    def client(*args, **options):
+        made.append((args, options))
+        return SimpleNamespace(score=lambda _path, **_: Result([], (200, 100)))
+
+    monkeypatch.setattr(label_studio, "Client", client)
+    for _ in range(2):
+        backend = label_studio.ScoringBackend()
+        backend.get_first_tag_occurence = lambda *_: ("label", "image", "image")
+        backend.get_local_path = lambda url, task_id: f"{task_id}{url}"
+        tasks = [{"id": number, "data": {"image": "/a.jpg"}} for number in range(2)]
+        assert backend.predict(tasks) == [{"result": [], "score": 0.0}] * 2
+    ((_, options),) = made
+    assert longest_s(options) < 100, "ML_TIMEOUT_PREDICT of Label Studio"
+
+
+def longest_s(options):
+    """How long a photo may take with a client of these options."""
+    return options["patience_s"] + options["deadline_s"] + GRACE_S
+
+
+def test_the_cvat_function_ends_before_nuclio_ends_it(monkeypatch):
+    """With an error that the user sees, also while the service is full or silent."""
+    cvat, made = load("cvat/main.py"), []
+    monkeypatch.setenv("SCORING_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(cvat, "Client", lambda *_, **options: made.append(options))
+    cvat.init_context(SimpleNamespace(user_data=SimpleNamespace()))
+    function = yaml.safe_load((EXAMPLES / "cvat/function.yaml").read_text())
+    assert longest_s(made[0]) < float(function["spec"]["eventTimeout"].removesuffix("s"))
 
 
 def test_cvat_gets_a_polygon_for_each_ring():
