@@ -1,6 +1,6 @@
 """Runs the steps of deploy/Dockerfile without a container engine, and scores a photo with the result.
 
-    sudo python3 deploy/try_in_chroot.py /var/tmp/rtmdet-image [--build-arg NAME=VALUE ...]
+    sudo python3 .ci/try_in_chroot.py /var/tmp/rtmdet-image [--build-arg NAME=VALUE ...]
 
 Makes a chroot of Debian bookworm with mmdebstrap (its Python 3.11 takes the place of the FROM image's), carries out the other
 instructions in it as Docker would, starts the service in it from an empty home as the image's user, and runs `python -m jobs.demo`.
