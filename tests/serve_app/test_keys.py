@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigurationError, Unauthorized
-from serve_app.keys import KeyRing
+from serve_app.keys import KeyRing, main
 
 
 def test_open_without_sources():
@@ -114,3 +114,29 @@ def test_callers_are_told_apart_but_not_by_their_keys(monkeypatch):
     assert len({first, second}) == 2
     assert "secret" not in first + second
     assert len(first) == 8
+
+
+def test_ids_of_a_file_lead_back_to_its_lines(tmp_path, capsys):
+    """The command prints the id that metrics show, the line and the comment above; no key, not even one that was commented out."""
+    old, first, second = ("0123456789abcdef" * 2, "one-long-secret", "another-secret")
+    file = tmp_path / "keys"
+    file.write_text(f"# team blue\n{first}\n\n# replaced {old}\n{second}\n", encoding="utf-8-sig")
+    ring = KeyRing(keys_file=file)
+    blue, other = (ring.check(f"Bearer {key}") for key in (first, second))
+    assert main([str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines() == [f"{blue}  line 2  team blue", f"{other}  line 5  replaced …"]
+    assert not any(key in printed for key in (old, first, second))
+
+
+@pytest.mark.parametrize("content", [None, b"# nothing\n", b"\xff\xfe"], ids=["absent", "no key", "not text"])
+def test_a_file_without_keys_is_one_line(tmp_path, capsys, content):
+    """One line on stderr that names the file, and exit status 1."""
+    file = tmp_path / "keys"
+    if content is not None:
+        file.write_bytes(content)
+    assert main([str(file)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith(f"{file}: ")
