@@ -1,6 +1,7 @@
 """deploy/ agrees with the files it repeats. Neither Docker nor Kubernetes is needed, so what they make of it is not tested here."""
 
 import copy
+import ipaddress
 import re
 import shlex
 import subprocess
@@ -15,6 +16,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import (
 )  # what reads it on Kubernetes
 
 from jobs import batch_ray
+from pipeline.images.fetch import FetchPolicy
 from serve_app.config_file import check_config
 from serve_app.ray_env import read_ray_env
 
@@ -23,9 +25,14 @@ GPU_CONFIG = yaml.safe_load((REPOSITORY / "serve_config.gpu.yaml").read_text())
 PYPROJECT = (REPOSITORY / "pyproject.toml").read_text()
 DOCKERFILE = (REPOSITORY / "deploy/Dockerfile").read_text()
 MANIFEST_TEXT = (REPOSITORY / "deploy/rayservice.yaml").read_text()
-MANIFEST, *BUDGETS = yaml.safe_load_all(MANIFEST_TEXT)
+MANIFEST, *OTHERS = yaml.safe_load_all(MANIFEST_TEXT)
+BUDGETS = [document for document in OTHERS if document["kind"] == "PodDisruptionBudget"]
+POLICIES = {policy["metadata"]["name"]: policy["spec"] for policy in OTHERS if policy["kind"] == "NetworkPolicy"}
+LOGS_TEXT = (REPOSITORY / "monitoring/fluent-bit.yaml").read_text()
 CRDS = REPOSITORY.parent / "shared/kuberay"
 BATCH = yaml.safe_load((REPOSITORY / "deploy/rayjob.yaml").read_text())
+BATCH_CLUSTER = BATCH["spec"]["rayClusterSpec"]
+BATCH_PODS = [group["template"]["spec"] for group in (BATCH_CLUSTER["headGroupSpec"], *BATCH_CLUSTER["workerGroupSpecs"])]
 CLUSTER = MANIFEST["spec"]["rayClusterConfig"]
 GROUPS = [CLUSTER["headGroupSpec"], *CLUSTER["workerGroupSpecs"]]
 PODS = [group["template"]["spec"] for group in GROUPS]
@@ -147,13 +154,79 @@ def deadline_s():
     return settings.ingress.timeout_s
 
 
+def labels_of(group):
+    """The labels of a group's pods, by which other objects may select: the template's, and those that KubeRay adds."""
+    kind = "head" if group is GROUPS[0] else "worker"
+    return group["template"]["metadata"]["labels"] | {
+        "ray.io/node-type": kind,
+        "ray.io/group": group.get("groupName", "headgroup"),
+    }
+
+
+def selected(selector):
+    """The groups whose pods have the labels."""
+    return [group.get("groupName", "head") for group in GROUPS if selector["matchLabels"].items() <= labels_of(group).items()]
+
+
 def test_disruptions_take_one_pod_at_a_time():
-    """Each group of workers has its budget, by the labels that KubeRay gives to pods."""
-    labels = [budget["spec"]["selector"]["matchLabels"] for budget in BUDGETS]
-    groups = {group["groupName"] for group in CLUSTER["workerGroupSpecs"]}
-    assert {label["ray.io/group"] for label in labels} == groups
-    assert {label["ray.io/originated-from-cr-name"] for label in labels} == {MANIFEST["metadata"]["name"]}
+    """Each group of workers has its budget, which selects its pods and no others."""
+    groups = [group["groupName"] for group in CLUSTER["workerGroupSpecs"]]
+    assert sorted(selected(budget["spec"]["selector"]) for budget in BUDGETS) == sorted([name] for name in groups)
     assert all(budget["spec"]["maxUnavailable"] == 1 for budget in BUDGETS)
+
+
+def test_only_the_service_is_open_to_everybody():
+    """Other ports than that of the service are open to the pods themselves, and one each to KubeRay's operator and Prometheus."""
+    policy = POLICIES["rtmdet-ins"]
+    own, *rules = policy["ingress"]
+    assert selected(policy["podSelector"]) == ["head", "gpu", "cpu"]
+    assert own == {"from": [{"podSelector": policy["podSelector"]}]}
+    assert policy["policyTypes"] == ["Ingress"]
+    opened = {}
+    for rule in rules:
+        (port,) = (entry["port"] for entry in rule["ports"])
+        (peer,) = rule.get("from", [None])
+        opened[port] = peer and peer["podSelector"]["matchLabels"]["app.kubernetes.io/name"]
+    assert opened == {GPU_CONFIG["http_options"]["port"]: None, 8265: "kuberay-operator", 8080: "prometheus"}
+
+
+@pytest.mark.parametrize(
+    ("address", "reached"),
+    [("8.8.8.8", True), ("2606:4700::1111", True)]
+    + [
+        (address, False)
+        for address in ("10.1.2.3", "100.64.0.1", "169.254.169.254", "172.31.0.1", "192.168.0.1", "fd00::1", "fe80::1")
+    ],
+)
+def test_workers_fetch_from_the_outside_only(address, reached):
+    """Beside each other and DNS, workers reach public addresses, at the ports that fetching allows by default."""
+    policy = POLICIES["rtmdet-ins-workers"]
+    own, dns, outside = policy["egress"]
+    assert selected(policy["podSelector"]) == ["gpu", "cpu"]
+    assert own == {"to": [{"podSelector": POLICIES["rtmdet-ins"]["podSelector"]}]}
+    assert policy["policyTypes"] == ["Egress"]
+    assert {entry["port"] for entry in dns["ports"]} == {53}
+    assert tuple(entry["port"] for entry in outside["ports"]) == FetchPolicy().allowed_ports
+    blocks = [peer["ipBlock"] for peer in outside["to"]]
+    assert reached == any(
+        ipaddress.ip_address(address) in ipaddress.ip_network(block["cidr"])
+        and not any(ipaddress.ip_address(address) in ipaddress.ip_network(net) for net in block["except"])
+        for block in blocks
+    )
+
+
+def test_pods_are_restricted():
+    """What the Pod Security Standard `restricted` asks for, of every container. KubeRay's own take the settings of the autoscaler's options
+    or of Ray's container."""
+    containers = [CLUSTER["autoscalerOptions"], *(container for pod in PODS for container in pod["containers"])]
+    for security in (container["securityContext"] for container in containers):
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["capabilities"] == {"drop": ["ALL"]}
+    for pod in (*PODS, *BATCH_PODS):
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+        assert all({"secret", "emptyDir", "configMap"} & volume.keys() for volume in pod.get("volumes", []))
 
 
 def strict(schema):
@@ -187,6 +260,53 @@ def test_kuberay_accepts_the_manifests(kind, manifest, cluster):
     wrong = copy.deepcopy(manifest)
     wrong["spec"][cluster]["workerGroupSpecs"][0]["maxReplica"] = 4
     assert not validator.is_valid(wrong)
+
+
+def test_prometheus_operator_finds_every_pod():
+    """The PodMonitor selects all pods and scrapes KubeRay's port, at the interval of monitoring/prometheus.yml."""
+    monitor = yaml.safe_load((REPOSITORY / "monitoring/podmonitor.yaml").read_text())["spec"]
+    prometheus = yaml.safe_load((REPOSITORY / "monitoring/prometheus.yml").read_text())
+    assert selected(monitor["selector"]) == ["head", "gpu", "cpu"]
+    assert monitor["podMetricsEndpoints"] == [{"port": "metrics", "interval": prometheus["global"]["scrape_interval"]}]
+
+
+def test_logs_leave_the_pods():
+    """The sidecar of monitoring/fluent-bit.yaml mounts what it reads, in pods that KubeRay accepts."""
+    comment = LOGS_TEXT[LOGS_TEXT.index("#   volumeMounts:") : LOGS_TEXT.index("apiVersion:")]
+    parts = yaml.safe_load(re.sub(r"^# ", "", comment, flags=re.MULTILINE))
+    config_map = yaml.safe_load(LOGS_TEXT)
+    config = yaml.safe_load(config_map["data"]["fluent-bit.yaml"])
+    (sidecar,), (source,), (parser,) = parts["initContainers"], config["pipeline"]["inputs"], config["parsers"]
+    mounts = {mount["name"]: PurePosixPath(mount["mountPath"]) for mount in sidecar["volumeMounts"]}
+    assert mounts.keys() == {volume["name"] for volume in parts["volumes"]}
+    assert parts["volumeMounts"] == [{"name": "ray-logs", "mountPath": "/tmp/ray"}]
+    assert mounts["ray-logs"] in PurePosixPath(source["path"]).parents
+    assert mounts["ray-logs"] in PurePosixPath(source["db"]).parents
+    assert sidecar["command"][1] == f"--config={mounts['fluent-bit'] / 'fluent-bit.yaml'}"
+    assert parts["volumes"][1]["configMap"]["name"] == config_map["metadata"]["name"]
+    assert sidecar["securityContext"] == CLUSTER["autoscalerOptions"]["securityContext"]
+    assert source["parser"] == parser["name"]
+    if CRDS.is_dir():
+        manifest = copy.deepcopy(MANIFEST)
+        cluster = manifest["spec"]["rayClusterConfig"]
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            pod = group["template"]["spec"]
+            pod["initContainers"] = [sidecar]
+            pod["volumes"] = [*pod["volumes"], *parts["volumes"]]
+            (container,) = pod["containers"]
+            container["volumeMounts"] = [*container["volumeMounts"], *parts["volumeMounts"]]
+        assert [error.message for error in validator_of("rayservices").iter_errors(manifest)] == []
+
+
+@pytest.mark.skipif(not CRDS.is_dir(), reason="KubeRay's schemas are not part of the repository: ../shared/kuberay")
+@pytest.mark.parametrize("direction", ["ingress", "egress"])
+def test_kubernetes_knows_the_rules_of_the_policies(direction):
+    """No unknown field in a rule: KubeRay's schema has those of NetworkPolicy for policies of its own."""
+    versions = yaml.safe_load((CRDS / "ray.io_rayclusters.yaml").read_text())["spec"]["versions"]
+    (schema,) = [version["schema"]["openAPIV3Schema"] for version in versions if version["name"] == "v1"]
+    rules = schema["properties"]["spec"]["properties"]["networkPolicy"]["properties"]["head"]["properties"][f"{direction}Rules"]
+    (found,) = [policy[direction] for policy in POLICIES.values() if direction in policy]
+    assert [f"{error.json_path}: {error.message}" for error in jsonschema.Draft7Validator(strict(rules)).iter_errors(found)] == []
 
 
 def test_the_batch_fits_into_its_pods():
