@@ -1,5 +1,7 @@
-"""The dashboard in monitoring/ asks a running service only for what it exports, and shows all that deployments/metrics.py declares."""
+"""Dashboard and alerts in monitoring/ ask a running service only for what it exports; the dashboard shows all that deployments/metrics.py
+declares."""
 
+import inspect
 import json
 import re
 import time
@@ -14,6 +16,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
+from ray.serve._private import deployment_state
 
 from loadtest.service.scrape import discovery_file, metrics_text
 from pipeline.errors import StageFailed
@@ -21,16 +24,24 @@ from tests.e2e.conftest import as_body
 
 REPOSITORY = Path(__file__).parents[2]
 DASHBOARD = json.loads((REPOSITORY / "monitoring/grafana-dashboard.json").read_text(encoding="utf-8"))
+RULES = [
+    rule
+    for group in yaml.safe_load((REPOSITORY / "monitoring/alerts.yml").read_text(encoding="utf-8"))["groups"]
+    for rule in group["rules"]
+]
 APPLICATION = "rtmdet-ins"
 
 ONLY_WITH_GPU = {"ray_node_gpus_utilization", "ray_node_gram_used"}
 """Not scraped on a machine without a GPU; their names and labels are checked against Ray's table instead."""
 
+ONLY_AFTER_FAILURES = {"ray_serve_health_check_failures_total"}
+"""Not exported before the first failure; its name and labels are checked against Ray's source instead."""
+
 _SELECTOR = re.compile(r"\b(ray_\w+)(?:\{([^}]*)\})?")  # the exporter gives every metric this prefix
 _MATCHER = re.compile(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"')
 _GROUPING = re.compile(r"\bby \(([^)]*)\)")
 _RELABEL = re.compile(r'label_replace\(.*, "(\w+)", "[^"]*", "(\w+)", "[^"]*"\)')  # the label it makes, the one it reads
-_LEGEND = re.compile(r"\{\{(\w+)\}\}")
+_LEGEND = re.compile(r"\{\{\s*(?:\$labels\.)?(\w+)\s*\}\}")
 _SUFFIX = re.compile(r"_(total|bucket|count)$")
 
 _HOLDS: dict[str, Callable[[str, str], bool]] = {
@@ -43,11 +54,17 @@ _HOLDS: dict[str, Callable[[str, str], bool]] = {
 
 @dataclass(frozen=True)
 class Query:
-    """One PromQL expression of a panel: what it selects, and the labels it groups by."""
+    """One PromQL expression of a panel or alert: what it selects, and the labels it groups by.
+
+    Args:
+        legend: text with the labels that are shown.
+        faults: whether it selects failed requests, which a healthy service does not have: of `status_code` only the label is needed.
+    """
 
     panel: str
     expression: str
     legend: str
+    faults: bool = False
 
     @property
     def groups(self) -> set[str]:
@@ -60,7 +77,10 @@ class Query:
     def selectors(self) -> list[tuple[str, list[tuple[str, str, str]]]]:
         """Metric names with their matchers: label, operator, value."""
         expression = self.expression.replace("$application", APPLICATION)
-        return [(name, _MATCHER.findall(matchers)) for name, matchers in _SELECTOR.findall(expression)]
+        found = [(name, _MATCHER.findall(matchers)) for name, matchers in _SELECTOR.findall(expression)]
+        if not self.faults:
+            return found
+        return [(name, [(label, *rest) for label, *rest in matchers if label != "status_code"]) for name, matchers in found]
 
     def metrics(self) -> set[str]:
         return {name for name, _ in self.selectors()}
@@ -77,11 +97,13 @@ def _fits(sample: Sample, matchers: list[tuple[str, str, str]], needed: set[str]
     return has_labels and all(_HOLDS[operator](sample.labels[label], value) for label, operator, value in matchers)
 
 
-QUERIES = [
+PANELS = [
     Query(panel["title"], target["expr"], target["legendFormat"])
     for panel in DASHBOARD["panels"]
     for target in panel.get("targets", [])
 ]
+QUERIES = [*PANELS, *(Query(rule["alert"], rule["expr"], rule["annotations"]["summary"], faults=True) for rule in RULES)]
+NOT_SCRAPED = ONLY_WITH_GPU | ONLY_AFTER_FAILURES
 
 
 def scrape(service) -> dict[str, list[Sample]]:
@@ -117,9 +139,7 @@ def samples(service, photos):
     assert score(service, ["bm90IGFuIGltYWdl"]).status_code == 422
     seen: dict[str, list[Sample]] = {}
     deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and any(
-        query.unanswered(seen) for query in QUERIES if not query.metrics() <= ONLY_WITH_GPU
-    ):
+    while time.monotonic() < deadline and any(set(query.unanswered(seen)) - NOT_SCRAPED for query in QUERIES):
         time.sleep(1)
         for name, found in scrape(service).items():
             seen.setdefault(name, []).extend(found)
@@ -129,7 +149,7 @@ def samples(service, photos):
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: f"{query.panel}: {query.legend}")
 def test_every_query_finds_samples(samples, query):
     """Every metric of the expression is scraped, with the labels that the expression and its legend use."""
-    assert set(query.unanswered(samples)) <= ONLY_WITH_GPU
+    assert set(query.unanswered(samples)) <= NOT_SCRAPED
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: f"{query.panel}: {query.legend}")
@@ -149,11 +169,24 @@ def test_gpu_queries_ask_for_what_ray_has():
             assert query.shown <= set(METRICS_GAUGES[name.removeprefix("ray_")].view.columns)
 
 
+def test_failed_health_checks_are_counted_by_ray():
+    """The counter that a healthy service does not export is in Ray's source, under that name and with the labels that alerts group by."""
+    source = inspect.getsource(deployment_state)
+    for name in ONLY_AFTER_FAILURES:
+        assert f'"{name.removeprefix("ray_")}"' in source
+    assert all(query.groups <= {"application", "deployment"} for query in QUERIES if query.metrics() & ONLY_AFTER_FAILURES)
+
+
+def ours(queries) -> set[str]:
+    """Our metrics that these expressions ask for, as deployments/metrics.py names them."""
+    names = {name.removeprefix("ray_") for query in queries for name in query.metrics()}
+    return {_SUFFIX.sub("", name) for name in names if name.startswith("rtmdet_")}
+
+
 def test_dashboard_shows_every_metric_of_ours():
-    """Every declared metric is used by a panel or an alert, and every metric used there is declared."""
+    """Every declared metric is used by a panel, and every metric that a panel or an alert uses is declared."""
     declared = set(re.findall(r'"(rtmdet_\w+)"', (REPOSITORY / "deployments/metrics.py").read_text(encoding="utf-8")))
-    asked = {name.removeprefix("ray_") for query in QUERIES for name in query.metrics() if name.startswith("ray_rtmdet_")}
-    assert {_SUFFIX.sub("", name) for name in asked} == declared
+    assert ours(PANELS) == ours(QUERIES) == declared
 
 
 def test_dashboard_imports_anywhere():
