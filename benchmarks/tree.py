@@ -22,7 +22,7 @@ ROOMS = {
     "client": "a separate package, without torch or ray",
 }
 OTHERS = {
-    "monitoring": "Prometheus, Grafana dashboard, OpenTelemetry collector",
+    "monitoring": "Prometheus and its alerts, Grafana dashboard, OpenTelemetry collector, Fluent Bit",
     "deploy": "Dockerfile, KubeRay's rayservice.yaml",
     "examples": "Ray jobs, backends for labelling tools",
     "loadtest": "load tests (LOADTEST.md): load/ is sent to a service/ in measurements/; planning/ computes replicas from costs",
