@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).parents[1]
 DESIGN = REPOSITORY / "docs/DESIGN.md"
 HEADING = "## The tree"
 ROOMS = {
-    "serve_app": "HTTP: routes, limits, keys, pages; builds the application",
+    "serve_app": "HTTP, the checks of a configuration, the commands; builds the application",
     "deployments": "Ray Serve deployments, without image processing",
     "pipeline": "image processing and the network, without Ray",
     "jobs": "commands: many photos, training, evaluation",

@@ -1,7 +1,9 @@
 """The Ray Serve deployments: Ingress ─▶ ImageLoader ─▶ Detector ─▶ Polygonizer. Without HTTP, without image processing.
 
-Ingress     ingress (params) ─▶ admission (pace) ─▶ scoring ─▶ grouping ─▶ unary_calls ─▶ the stages
-stages      image_loader (retry_alone, scaling), detector, polygonizer; stage is what they share, task what they pass on
-settings    settings, fetch_settings
-operating   metrics, tracing, access_log, probe; in_process: the stages without replicas of their own (`layout: together`)
+deployments   ingress (params, probe), image_loader, detector, polygonizer; task is what they pass on
+settings      settings, fetch_settings
+scoring/      how the Ingress sends images through the stages
+stages/       what the stages share
+ray_serve/    what we change in Ray Serve
+telemetry/    metrics, spans, log lines
 """

@@ -15,11 +15,11 @@ from functools import partial
 import ray
 from ray import serve
 
-from deployments.metrics import BatchMetrics
-from deployments.settings import DetectorSettings, ModelSettings, Reconfigured
-from deployments.stage import Clock, Stage
+from deployments.ray_serve.unary_calls import UNARY_CALLS
+from deployments.settings import DetectorSettings, ModelSettings, TakesUserConfig
+from deployments.stages.stage import StageRunner, Timings
 from deployments.task import ImageTask, ScoreOptions
-from deployments.unary_calls import UNARY_CALLS
+from deployments.telemetry.metrics import BatchMetrics
 from pipeline.errors import ConfigurationError, EngineLost
 from pipeline.images.letterbox import for_size
 from pipeline.inference.batcher import GreedyBatcher
@@ -40,7 +40,7 @@ MEASURED_BATCHES = 32
 
 
 @serve.deployment(max_ongoing_requests=64, max_queued_requests=512, request_router_config=UNARY_CALLS)
-class Detector(Reconfigured):
+class Detector(TakesUserConfig):
     """Runs the network on batches that it forms across requests.
 
     Args:
@@ -51,7 +51,7 @@ class Detector(Reconfigured):
     def __init__(self, model: ModelSettings, settings: DetectorSettings) -> None:
         replica = serve.get_replica_context()
         check_ongoing(replica.deployment, replica._deployment_config.max_ongoing_requests, settings.max_batch)
-        self._stage = Stage("detector")
+        self._stage = StageRunner("detector")
         self._lost: EngineLost | None = None
         self._ran_s: deque[float] = deque(maxlen=MEASURED_BATCHES)
         options = on_granted_device(engine_options(model, settings), _granted_gpus())
@@ -102,12 +102,12 @@ class Detector(Reconfigured):
         """
         return [replace(task, classes=self._engine.info.classes) for task in await self._stage.each(self._detect, tasks)]
 
-    async def _detect(self, image: LoadedImage, task: ImageTask[LoadedImage], clock: Clock) -> Instances:
+    async def _detect(self, image: LoadedImage, task: ImageTask[LoadedImage], timings: Timings) -> Instances:
         image = for_size(image, self._engine.info.input_size)
         item = (image, detect_options(task.options, self._engine.info.classes))
         ran = await self._batcher.submit(item, deadline=task.context.deadline, caller=task.queue_key, background=task.large)
-        clock.add("queue", ran.wait_s)
-        clock.add("detect", ran.run_s)
+        timings.add("queue", ran.wait_s)
+        timings.add("detect", ran.run_s)
         return ran.result
 
     async def info(self) -> ModelInfo:

@@ -29,14 +29,15 @@ import numpy as np
 from numpy.typing import NDArray
 from ray import serve
 
-from deployments.metrics import DecoderMetrics
-from deployments.retry_alone import SHARED_DECODE_S, RetryAlone, SharedDecoding
-from deployments.scaling import DECODING
-from deployments.settings import ImageLoaderSettings, Reconfigured
-from deployments.stage import Clock, Stage
+from deployments.ray_serve.scaling import DECODING
+from deployments.ray_serve.unary_calls import UNARY_CALLS
+from deployments.settings import ImageLoaderSettings, TakesUserConfig
+from deployments.stages.retry_alone import SHARED_DECODE_S, RetryAlone, SharedDecoding
+from deployments.stages.stage import StageRunner, Timings
 from deployments.task import ImageInput, ImageTask
-from deployments.unary_calls import UNARY_CALLS
+from deployments.telemetry.metrics import DecoderMetrics
 from pipeline.errors import DecodersUnavailable, LargeImage
+from pipeline.fair_queue import FairThreads
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.decoder_options import DecoderOptions
 from pipeline.images.decoder_pool import DecoderLost, DecoderPool
@@ -44,7 +45,6 @@ from pipeline.images.fetch import Fetcher, FetchPolicy
 from pipeline.images.load import load_image
 from pipeline.images.node_slots import NodeSlots
 from pipeline.images.source import Url, parse_source
-from pipeline.inference.turns import FairThreads
 from pipeline.types import LoadedImage
 
 logger = logging.getLogger("ray.serve")
@@ -64,7 +64,7 @@ DRAWN_PX = 2048
 
 
 @serve.deployment(max_ongoing_requests=64, max_queued_requests=512, request_router_config=UNARY_CALLS)
-class ImageLoader(Reconfigured):
+class ImageLoader(TakesUserConfig):
     """Fetches, decodes and scales images.
 
     Args:
@@ -83,7 +83,7 @@ class ImageLoader(Reconfigured):
         )
         self._input_size, self._count = input_size, settings.threads
         self._sharing_is_useless = settings.decode_timeout_s <= SHARED_DECODE_S
-        self._stage, self._fetching, self._metrics = Stage("image_loader"), Stage("fetch"), DecoderMetrics()
+        self._stage, self._fetching, self._metrics = StageRunner("image_loader"), StageRunner("fetch"), DecoderMetrics()
         self._fetcher = Fetcher(FetchPolicy(**settings.fetch.model_dump(), max_bytes=max_bytes))
         options = DecoderOptions(self._limits, input_size, settings.decode_timeout_s)
         self._decoders = DecoderPool(options, settings.threads)
@@ -104,7 +104,7 @@ class ImageLoader(Reconfigured):
             raise DecodersUnavailable("decoder processes do not start; see their standard error")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Called by Ray: the metric for `deployments.scaling`."""
+        """Called by Ray: the metric for `deployments.ray_serve.scaling`."""
         return {DECODING: self._decoding}
 
     async def fetch(self, tasks: Sequence[ImageTask[str]]) -> list[ImageTask[str | bytes]]:
@@ -115,8 +115,8 @@ class ImageLoader(Reconfigured):
             PASSED_BYTES.
         """
 
-        async def fetch_one(url: str, task: ImageTask[str], clock: Clock) -> str | bytes:
-            with clock.measure("fetch"):
+        async def fetch_one(url: str, task: ImageTask[str], timings: Timings) -> str | bytes:
+            with timings.measure("fetch"):
                 try:
                     return await self._read_source(url, task.context.deadline, PASSED_BYTES)
                 except LargeImage:
@@ -134,23 +134,23 @@ class ImageLoader(Reconfigured):
         canvases: dict[int, NDArray[np.uint8]] = {}
         shared = None if len(tasks) == 1 or self._sharing_is_useless else SharedDecoding(self._count)
 
-        async def load_one(image: ImageInput, task: ImageTask[ImageInput], clock: Clock) -> LoadedImage:
-            with clock.measure("fetch"):
+        async def load_one(image: ImageInput, task: ImageTask[ImageInput], timings: Timings) -> LoadedImage:
+            with timings.measure("fetch"):
                 data = await self._read_source(image, task.context.deadline) if isinstance(image, str) else image
             with self._counted(1 / len(tasks)):
-                return await decode(data, task, clock)
+                return await decode(data, task, timings)
 
-        async def decode(data: Any, task: ImageTask[ImageInput], clock: Clock) -> LoadedImage:
+        async def decode(data: Any, task: ImageTask[ImageInput], timings: Timings) -> LoadedImage:
             key, request_id = task.queue_key, task.context.request_id
             try:
-                loaded = await self._threads.run(key, self._decode, data, shared, request_id, clock)
+                loaded = await self._threads.run(key, self._decode, data, shared, request_id, timings)
                 self._ordinary_at = time.monotonic()
             except LargeImage as error:
                 if not task.large:
                     raise RetryAlone(f"{error.message} It is decoded in a call of its own.") from error
-                loaded = await self._large_thread.run(key, self._decode_large, data, request_id, clock)
+                loaded = await self._large_thread.run(key, self._decode_large, data, request_id, timings)
             if task.options.draws:  # one at a time: it is decoded at full size
-                canvases[id(task)] = await self._large_thread.run(key, self._canvas, data, loaded, clock)
+                canvases[id(task)] = await self._large_thread.run(key, self._canvas, data, loaded, timings)
             return loaded
 
         done = await self._stage.each(load_one, tasks)
@@ -165,10 +165,10 @@ class ImageLoader(Reconfigured):
         finally:
             self._decoding -= share
 
-    def _canvas(self, data: bytes | NDArray[np.uint8], loaded: LoadedImage, clock: Clock) -> NDArray[np.uint8]:
+    def _canvas(self, data: bytes | NDArray[np.uint8], loaded: LoadedImage, timings: Timings) -> NDArray[np.uint8]:
         """The image to draw on: (H, W, 3) uint8 BGR, scaled down to DRAWN_PX if larger. The time counts as decoding."""
         size = min(max(loaded.letterbox.original_hw), DRAWN_PX)
-        with clock.measure("decode"):
+        with timings.measure("decode"):
             canvas = self._decode_canvas(data, size) if isinstance(data, bytes) else load_image(data, self._limits, size)
         return canvas.pixels
 
@@ -183,7 +183,7 @@ class ImageLoader(Reconfigured):
         return await self._fetcher.fetch(source.url, deadline, at_most) if isinstance(source, Url) else source.data
 
     def _decode(
-        self, data: bytes | NDArray[np.uint8], shared: SharedDecoding | None, request_id: str, clock: Clock
+        self, data: bytes | NDArray[np.uint8], shared: SharedDecoding | None, request_id: str, timings: Timings
     ) -> LoadedImage:
         """Decode one image; runs on a thread. There is one thread per decoder, so waiting for a decoder is not counted as decoding.
 
@@ -191,15 +191,15 @@ class ImageLoader(Reconfigured):
             LargeImage: the image must be decoded in a call of its own.
             RetryAlone: from `shared`.
         """
-        with clock.measure("decode"), self._logging_lost(request_id):
+        with timings.measure("decode"), self._logging_lost(request_id):
             if isinstance(data, np.ndarray):
                 return load_image(data, self._limits, self._input_size)
             if shared is None:
                 return self._decoders.load(data, None, ORDINARY_MAX_PIXELS)
             return shared.load(lambda limit_s: self._decoders.load(data, limit_s, ORDINARY_MAX_PIXELS))
 
-    def _decode_large(self, data: Any, request_id: str, clock: Clock) -> LoadedImage:
-        with clock.measure("decode"), self._logging_lost(request_id):
+    def _decode_large(self, data: Any, request_id: str, timings: Timings) -> LoadedImage:
+        with timings.measure("decode"), self._logging_lost(request_id):
             return self._decode_in_background(data)
 
     def _decode_in_background(self, data: bytes, size: int | None = None) -> LoadedImage:

@@ -1,6 +1,6 @@
 """Ingress: the deployment that callers use, over HTTP or by handle. It never touches pixels.
 
-HTTP ─▶ ASGI app (serve_app.http) ──┐
+HTTP ─▶ ASGI app (serve_app.http.routes) ──┐
                                     ├─▶ admission ─▶ ScoringGraph ─▶ gather
 handle.score.remote(images, params) ┘
 """
@@ -17,15 +17,15 @@ from typing import Any
 
 from ray import serve
 
-from deployments.access_log import keep_off_stderr
-from deployments.in_process import LocalHandle, StageHandle, StageInProcess, started
-from deployments.metrics import IngressMetrics
 from deployments.params import ScoreParams, check_image_count, check_images, parse_params
 from deployments.probe import PROBE_IMAGE
-from deployments.scoring import ScoringGraph
-from deployments.settings import Reconfigured, Settings, with_live_settings
+from deployments.scoring.graph import ScoringGraph
+from deployments.settings import Settings, TakesUserConfig, with_live_settings
+from deployments.stages.in_process import LocalHandle, StageHandle, StageInProcess, started
 from deployments.task import PICTURE_FORMS, AnswerForm, ImageInput, RequestContext, ScoreOptions
-from deployments.tracing import record_stages
+from deployments.telemetry.access_log import keep_off_stderr
+from deployments.telemetry.metrics import IngressMetrics
+from deployments.telemetry.tracing import record_stages
 from pipeline.errors import ImageFault, InvalidRequest, Overloaded, ServiceError, quoted
 from pipeline.images.decoder_options import BACKGROUND_TIMES
 from pipeline.inference.engine import ModelInfo
@@ -37,14 +37,14 @@ MODEL_INFO_S = 10.0
 
 @serve.deployment(max_ongoing_requests=1000)
 @serve.ingress()
-class Ingress(Reconfigured):
+class Ingress(TakesUserConfig):
     """Admits requests, scores their images through the stages, gathers the answers.
 
     Args:
         image_loader, detector, polygonizer: handles of the stages, or the stages to start in this process.
         settings: limits and defaults of the request parameters.
         classes: class names, in the order of the network's labels.
-        front: makes the ASGI application that serves HTTP for this ingress.
+        make_http_app: makes the ASGI application that serves HTTP for this ingress.
     Attributes:
         settings: the settings in effect; see `apply`.
     """
@@ -56,11 +56,11 @@ class Ingress(Reconfigured):
         polygonizer: StageHandle | StageInProcess,
         settings: Settings,
         classes: tuple[str, ...],
-        front: Callable[[Ingress], Any],
+        make_http_app: Callable[[Ingress], Any],
     ) -> None:
         self._at_start = self.settings = settings
         self._classes = classes
-        self._front = front
+        self._make_http_app = make_http_app
         self._image_loader, self._detector = started(image_loader), started(detector)
         fetch_s, decode_s = settings.image_loader.fetch.total_timeout_s, settings.image_loader.decode_timeout_s
         self._graph = ScoringGraph(
@@ -89,7 +89,7 @@ class Ingress(Reconfigured):
         self._graph.admission.reconfigure(self.settings.ingress)
 
     def __serve_build_asgi_app__(self) -> Any:
-        return self._front(self)
+        return self._make_http_app(self)
 
     async def score(
         self,
@@ -162,7 +162,7 @@ class Ingress(Reconfigured):
         return self._graph.admission.refusal()
 
     async def check_health(self) -> None:
-        """Called by Ray every `health_check_period_s`. Also sets the gauges, which must be repeated (see deployments.metrics).
+        """Called by Ray every `health_check_period_s`. Also sets the gauges, which must be repeated (see deployments.telemetry.metrics).
 
         Raises:
             ServiceError: a stage in this process cannot work any more. Stages with replicas of their own have their own health checks.

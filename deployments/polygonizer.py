@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from ray import serve
 
-from deployments.metrics import ObjectMetrics
-from deployments.settings import PolygonizerSettings, Reconfigured
-from deployments.stage import Clock, Stage
+from deployments.ray_serve.unary_calls import UNARY_CALLS
+from deployments.settings import PolygonizerSettings, TakesUserConfig
+from deployments.stages.stage import StageRunner, Timings
 from deployments.task import ImageTask
-from deployments.unary_calls import UNARY_CALLS
+from deployments.telemetry.metrics import ObjectMetrics
 from pipeline.errors import ServiceError
-from pipeline.inference.turns import FairThreads
+from pipeline.fair_queue import FairThreads
 from pipeline.masks.draw import draw_overlay, picture_to_file
 from pipeline.masks.encode import instances_to_objects, instances_to_rows, rows_to_json, split_instances, warm_up
 from pipeline.types import Answer, DrawnImage, EncodedImage, Instances, OutlineOptions, ScoredImage, SegmentedObject
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 @serve.deployment(max_ongoing_requests=32, max_queued_requests=512, request_router_config=UNARY_CALLS)
-class Polygonizer(Reconfigured):
+class Polygonizer(TakesUserConfig):
     """Traces masks and encodes the results.
 
     Args:
@@ -40,7 +40,7 @@ class Polygonizer(Reconfigured):
     def __init__(self, classes: tuple[str, ...], settings: PolygonizerSettings) -> None:
         warm_up()
         self._classes = classes
-        self._stage = Stage("polygonizer")
+        self._stage = StageRunner("polygonizer")
         self._metrics = ObjectMetrics()
         self._thread_count = settings.threads
         self._threads = FairThreads(settings.threads, "polygonize")
@@ -53,8 +53,8 @@ class Polygonizer(Reconfigured):
         """
         return [_answer(task) for task in await self._stage.each(self._outline, tasks)]
 
-    async def _outline(self, instances: Instances, task: ImageTask[Instances], clock: Clock) -> Answer:
-        with clock.measure("polygonize"):
+    async def _outline(self, instances: Instances, task: ImageTask[Instances], timings: Timings) -> Answer:
+        with timings.measure("polygonize"):
             drawn = task.options.draws and task.canvas is not None
             if not drawn and task.options.answer_as != "objects":
                 rows = await self._in_parts(instances_to_rows, instances, task)

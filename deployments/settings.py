@@ -61,7 +61,7 @@ class AuthSettings(StrictModel):
 
 
 class GroupSettings(StrictModel):
-    """How images share the calls between the stages under load (deployments/grouping.py)."""
+    """How images share the calls between the stages under load (deployments/scoring/grouping.py)."""
 
     max_images: int = Field(8, ge=1, description="Most images in one call.")
     max_mb: float = Field(
@@ -324,7 +324,7 @@ def first_fault(error: ValidationError, document: Any, place: str) -> str:
     return f"{place.removeprefix('.') or 'top level'}: {text}"
 
 
-class Reconfigured:
+class TakesUserConfig:
     """Base of the deployments: takes `user_config` from Ray.
 
     Ray checks nothing in it, stops a replica whose `reconfigure` raises, and starts another, which fails in the same way. So only a

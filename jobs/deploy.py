@@ -27,7 +27,7 @@ from jobs.demo import portrait
 from jobs.scoring.service_client import ServiceClient, ServiceFault, base_url, key_from
 from pipeline.errors import ConfigurationError
 from pipeline.model.checkpoints import load_checkpoint
-from serve_app.ray_env import set_ray_env
+from serve_app.config.ray_env import set_ray_env
 
 
 @cli_errors("jobs.deploy", ServiceFault, RuntimeError)

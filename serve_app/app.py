@@ -10,11 +10,11 @@ from typing import Any
 
 from ray.serve import Application
 
-from deployments.in_process import StageInProcess
 from deployments.ingress import Ingress
 from deployments.settings import Settings
+from deployments.stages.in_process import StageInProcess
 from pipeline.model.zoo import read_header
-from serve_app.exposure import http_app_unless_exposed
+from serve_app.http.exposure import http_app_unless_exposed
 
 
 def build_app(settings: Settings) -> Application:

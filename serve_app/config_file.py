@@ -3,7 +3,7 @@
     python -m serve_app.config_file serve_config.yaml [--ports]
     python -m serve_app.config_file deploy/rayservice.yaml       # checks its serveConfigV2
 
-Also prints the rate that each part of the configuration allows, and the bottleneck (serve_app/capacity.py).
+Also prints the rate that each part of the configuration allows, and the bottleneck (serve_app/config/capacity.py).
 `--ports` checks that the ports which the service needs are free on this machine; `make serve` does that too.
 Ray's variables are taken from the environment, then from a ray.env beside the file, as `make serve` does.
 
@@ -26,13 +26,13 @@ from deployments.settings import DEPLOYMENTS, Settings
 from pipeline.errors import ConfigurationError
 from pipeline.images.fetch import make_ssl_context
 from pipeline.model.zoo import CHECKPOINT_SUFFIXES, locate, official_urls
-from serve_app.capacity import StageCosts, as_lines, step_of
-from serve_app.config_keys import check_keys, validated
-from serve_app.config_relations import check_relations
-from serve_app.exposure import check_certificates, check_exposure
+from serve_app.config.capacity import StageCosts, as_lines, step_of
+from serve_app.config.ray_env import set_ray_env
+from serve_app.config.relations import check_relations
+from serve_app.config.rollout import check_user_configs, room_for_update
+from serve_app.config.schema import check_keys, validated
+from serve_app.http.exposure import check_certificates, check_exposure
 from serve_app.keys import KeyRing
-from serve_app.ray_env import set_ray_env
-from serve_app.rollout import check_user_configs, room_for_update
 
 BUILDER = "serve_app.app:build_app"
 HAPROXY_PORTS = {

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import ConfigurationError
-from serve_app.ray_env import set_ray_env
+from serve_app.config.ray_env import set_ray_env
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,8 +17,8 @@ from ray.autoscaler._private.kuberay.autoscaling_config import (
 
 from jobs import batch_ray
 from pipeline.images.fetch import FetchPolicy
+from serve_app.config.ray_env import read_ray_env
 from serve_app.config_file import check_config
-from serve_app.ray_env import read_ray_env
 
 REPOSITORY = Path(__file__).parents[1]
 GPU_CONFIG = yaml.safe_load((REPOSITORY / "serve_config.gpu.yaml").read_text())

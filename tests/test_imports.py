@@ -2,8 +2,7 @@
 
 serve_app ─▶ deployments ─▶ pipeline        jobs and loadtest stand beside them and import all three
 in pipeline: images, model, inference and masks, in the directions of ROOMS, through their doors (`__all__`)
-in loadtest: measurements and planning ─▶ load and service, in the directions of LOADTEST_ROOMS
-in jobs.training: output ─▶ loop ─▶ network; data; in the directions of TRAINING_ROOMS
+in a package with folders: in the directions of FOLDERS
 benchmarks and tests may import everything, and no shipped module imports them
 """
 
@@ -24,7 +23,7 @@ ALLOWED = {
     "loadtest": OURS - {"tests", "benchmarks"},
     "benchmarks": OURS,
 }
-SHARED = {"types", "errors", "compiled"}
+SHARED = {"types", "errors", "compiled", "fair_queue"}
 """Modules of pipeline that belong to no room."""
 ROOMS = {
     "images": set(),
@@ -33,19 +32,18 @@ ROOMS = {
     "masks": set(),
 }
 """Each room of pipeline and the rooms that it may import."""
-LOADTEST_ROOMS = {
-    "load": set(),
-    "service": set(),
-    "measurements": {"load", "service"},
-    "planning": {"load", "service"},
+FOLDERS = {
+    "serve_app": {"http": set(), "config": {"http"}},
+    "deployments": {"telemetry": set(), "ray_serve": set(), "stages": {"telemetry"}, "scoring": {"stages"}},
+    "loadtest": {"load": set(), "service": set(), "measurements": {"load", "service"}, "planning": {"load", "service"}},
+    "jobs.training": {"data": set(), "network": set(), "loop": {"network"}, "output": {"loop"}},
 }
-"""Each folder of loadtest and the folders that it may import."""
-TRAINING_ROOMS = {"data": set(), "network": set(), "loop": {"network"}, "output": {"loop"}}
-"""Each folder of jobs.training and the folders that it may import."""
+"""The folders of a package, and for each the others that it may import."""
+BELOW = {"serve_app": {"keys"}, "deployments": {"settings", "fetch_settings", "task", "params"}, "jobs.training": {"settings"}}
+"""Modules at the top of a package that its folders may import; the other ones put the folders together."""
 LARGE = [
-    *("serve_app", "deployments", "loadtest", "jobs.scoring", "jobs.sweeping", "jobs.training"),
-    *(f"loadtest.{room}" for room in LOADTEST_ROOMS),
-    *(f"jobs.training.{room}" for room in TRAINING_ROOMS),
+    *(*FOLDERS, "jobs.scoring", "jobs.sweeping"),
+    *(f"{package}.{folder}" for package, folders in FOLDERS.items() for folder in folders),
 ]
 SHIPPED = ("pipeline", "deployments", "serve_app", "jobs", "loadtest")
 
@@ -71,21 +69,12 @@ def test_rooms_import_one_way(room):
         assert not beyond, f"{path.relative_to(REPOSITORY)} imports {', '.join(beyond)}"
 
 
-@pytest.mark.parametrize("room", LOADTEST_ROOMS)
-def test_folders_of_loadtest_import_one_way(room):
-    for path in files_of(f"loadtest/{room}"):
-        rooms = {name.split(".")[1] for name in imported(path) if name.startswith("loadtest.")}
-        beyond = rooms - LOADTEST_ROOMS[room] - {room}
-        assert not beyond, f"{path.relative_to(REPOSITORY)} imports {', '.join(beyond)}"
-
-
-@pytest.mark.parametrize("room", TRAINING_ROOMS)
-def test_folders_of_training_import_one_way(room):
-    """What is at the top of jobs.training puts the folders together: of that, they may import the settings."""
-    for path in files_of(f"jobs/training/{room}"):
-        used = {name.split(".")[2] for name in imported(path) if name.startswith("jobs.training.")}
-        beyond = used - TRAINING_ROOMS[room] - {room, "settings"}
-        assert not beyond, f"{path.relative_to(REPOSITORY)} imports {', '.join(beyond)} of jobs.training"
+@pytest.mark.parametrize(("package", "folder"), [(package, folder) for package in FOLDERS for folder in FOLDERS[package]])
+def test_folders_import_one_way(package, folder):
+    for path in files_of(f"{package.replace('.', '/')}/{folder}"):
+        used = {name.removeprefix(f"{package}.").split(".")[0] for name in imported(path) if name.startswith(f"{package}.")}
+        beyond = used - FOLDERS[package][folder] - {folder} - BELOW.get(package, set())
+        assert not beyond, f"{path.relative_to(REPOSITORY)} imports {', '.join(beyond)} of {package}"
 
 
 @pytest.mark.parametrize("room", ROOMS)

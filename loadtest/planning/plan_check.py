@@ -13,7 +13,7 @@ from loadtest.load.scenarios import Setup, run_offline
 from loadtest.load.traffic import request_bodies
 from loadtest.service.local_service import local_service
 from loadtest.service.parts import DETECTOR
-from serve_app.capacity import Step
+from serve_app.config.capacity import Step
 
 CHECK_STEP = Step(150.0, 30.0)
 """Step of the simulated detector: 21 images/s at batch 8, so that two of them do not saturate two CPUs."""

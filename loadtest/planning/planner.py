@@ -7,7 +7,7 @@
 
 `--step-ms BASE,PER_IMAGE` is the time of a pass of the network on your accelerator: BASE + PER_IMAGE x batch milliseconds (measure it
 with `make bench`); without it, the engine of costs.json is used, on CPUs. `--config` prints the rate that each part of
-a file allows at these costs (serve_app/capacity.py). `--check` runs the service with simulated detectors
+a file allows at these costs (serve_app/config/capacity.py). `--check` runs the service with simulated detectors
 and compares its images/s with the prediction.
 
 The model is simple:
@@ -33,7 +33,7 @@ from loadtest.planning.costs import Costs, read_costs
 from loadtest.planning.plan_check import check
 from loadtest.service.parts import DECODERS, DETECTOR
 from pipeline.errors import ServiceError
-from serve_app.capacity import StageCosts, Step, as_lines
+from serve_app.config.capacity import StageCosts, Step, as_lines
 from serve_app.config_file import check_document, read_document
 
 P99_OF_EXPONENTIAL = math.log(100)
@@ -206,7 +206,7 @@ def as_table(plan_: Plan, step: Step, assumed: bool) -> str:
 
 
 def stage_costs(costs: Costs, fetch_ms: float) -> StageCosts:
-    """Measured costs as `serve_app.capacity` takes them."""
+    """Measured costs as `serve_app.config.capacity` takes them."""
     loader_ms, decode_ms = (costs.net_cpu_ms.get(part, 0.0) for part in ("ImageLoader", DECODERS))
     return StageCosts(cpu_ms(costs, "Ingress"), loader_ms, decode_ms, cpu_ms(costs, "Polygonizer"), fetch_ms)
 

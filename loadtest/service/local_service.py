@@ -27,8 +27,8 @@ from loadtest.service.load_balancer import load_balancer
 from loadtest.service.local_cluster import START_TRIES, LocalCluster, Node, NotReady, local_cluster, unwound_by_sigterm
 from loadtest.service.machine import free_port
 from loadtest.service.node_network import HOSTS
+from serve_app.config.ray_env import read_ray_env
 from serve_app.config_file import HAPROXY_PORTS
-from serve_app.ray_env import read_ray_env
 
 REPOSITORY = Path(__file__).parents[2]
 SHIPPED_CONFIG = REPOSITORY / "serve_config.yaml"

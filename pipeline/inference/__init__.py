@@ -17,5 +17,4 @@ __all__ = [
     "openvino",
     "postprocess",
     "selection",
-    "turns",
 ]

@@ -29,8 +29,8 @@ from contextlib import suppress
 from typing import Generic, ParamSpec, TypeVar
 
 from pipeline.errors import ConfigurationError, DeadlineExceeded, EngineLost, EngineOutOfMemory, Overloaded, StageFailed
+from pipeline.fair_queue import FairQueue, RecentCallers
 from pipeline.inference.batch_queue import BatchLimit, BatchObserver, BatchResult, DropReason, Entry, SilentObserver
-from pipeline.inference.turns import RecentCallers, Turns
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -87,7 +87,7 @@ class GreedyBatcher(Generic[Item, Result]):
         self._limit, self._fair_batch = BatchLimit(max_batch, oom_recover_s), fair_batch or max_batch
         self._max_wait_s = max_wait_s
         self._observer = observer or SilentObserver()
-        self._queue: Turns[Entry[Item, Result]] = Turns()
+        self._queue: FairQueue[Entry[Item, Result]] = FairQueue()
         self._callers = RecentCallers()
         self._threads = ThreadPoolExecutor(MAX_IN_FLIGHT, thread_name_prefix="model")
         self._work: asyncio.Task[None] | None = None
@@ -192,7 +192,7 @@ class GreedyBatcher(Generic[Item, Result]):
         startable = Counter({caller: self._queue.count(caller) for caller in self._queue.callers})
         running = Counter(entry.caller for batch in self._in_flight.values() for entry in batch)
         for caller in startable if self._most_of_a_caller else ():
-            if self._callers.limit(caller, self._queue.had):
+            if self._callers.limit(caller, self._queue.recent_turns):
                 startable[caller] = max(0, min(startable[caller], self._most_of_a_caller - running[caller]))
         return startable
 

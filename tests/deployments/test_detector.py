@@ -19,7 +19,7 @@ from deployments.detector import (
     most_of_a_caller,
     on_granted_device,
 )
-from deployments.stage import Stage
+from deployments.stages.stage import StageRunner
 from deployments.task import ImageTask, RequestContext, ScoreOptions
 from pipeline.errors import EngineLost
 from pipeline.inference.engine import EngineOptions, ModelInfo
@@ -119,7 +119,7 @@ async def test_wanted_labels_are_indices_of_this_detectors_model(labels, indices
 
     detector = object.__new__(Detector.func_or_class)
     detector._engine = SimpleNamespace(info=SimpleNamespace(classes=("cat", "dog", "bird"), input_size=64))
-    detector._batcher, detector._stage = SimpleNamespace(submit=submit), Stage("detector")
+    detector._batcher, detector._stage = SimpleNamespace(submit=submit), StageRunner("detector")
     wanted = None if labels is None else frozenset(labels)
     image = LoadedImage(np.zeros((48, 64, 3), np.uint8), Letterbox((48, 64), (48, 64), 64))
     task = ImageTask(image, ScoreOptions(DetectOptions(0.2), OutlineOptions(), wanted), RequestContext("r", time.time() + 9))

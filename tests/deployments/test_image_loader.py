@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deployments import image_loader, retry_alone
+from deployments import image_loader
 from deployments.image_loader import ImageLoader
-from deployments.retry_alone import RetryAlone, SharedDecoding
 from deployments.settings import ImageLoaderSettings
+from deployments.stages import retry_alone
+from deployments.stages.retry_alone import RetryAlone, SharedDecoding
 from deployments.task import ImageTask, RequestContext, ScoreOptions
 from pipeline.errors import DecodersUnavailable, FetchError, ImageError, LargeImage, LimitExceeded
 from pipeline.images.decoder_pool import DecoderPool, DecoderTimeout

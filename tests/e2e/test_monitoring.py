@@ -1,5 +1,5 @@
-"""Dashboard and alerts in monitoring/ ask a running service only for what it exports; the dashboard shows all that deployments/metrics.py
-declares."""
+"""Dashboard and alerts in monitoring/ ask a running service only for what it exports; the dashboard shows all that
+deployments/telemetry/metrics.py declares."""
 
 import inspect
 import json
@@ -178,14 +178,14 @@ def test_failed_health_checks_are_counted_by_ray():
 
 
 def ours(queries) -> set[str]:
-    """Our metrics that these expressions ask for, as deployments/metrics.py names them."""
+    """Our metrics that these expressions ask for, as deployments/telemetry/metrics.py names them."""
     names = {name.removeprefix("ray_") for query in queries for name in query.metrics()}
     return {_SUFFIX.sub("", name) for name in names if name.startswith("rtmdet_")}
 
 
 def test_dashboard_shows_every_metric_of_ours():
     """Every declared metric is used by a panel, and every metric that a panel or an alert uses is declared."""
-    declared = set(re.findall(r'"(rtmdet_\w+)"', (REPOSITORY / "deployments/metrics.py").read_text(encoding="utf-8")))
+    declared = set(re.findall(r'"(rtmdet_\w+)"', (REPOSITORY / "deployments/telemetry/metrics.py").read_text(encoding="utf-8")))
     assert ours(PANELS) == ours(QUERIES) == declared
 
 

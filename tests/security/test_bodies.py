@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from deployments.settings import Settings
-from serve_app.http import http_app
-from tests.serve_app.test_http import GOOD, FakeIngress
+from serve_app.http.routes import http_app
+from tests.serve_app.http.test_routes import GOOD, FakeIngress
 
 FORM = "multipart/form-data; boundary=b"
 JSON = "application/json"

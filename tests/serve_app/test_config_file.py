@@ -88,7 +88,7 @@ DETECTOR = [*APP, "deployments", 2]
         pytest.param(
             DETECTOR,
             "autoscaling_config",
-            {"policy": {"policy_function": "deployments.scaling:by_nothing"}},
+            {"policy": {"policy_function": "deployments.ray_serve.scaling:by_nothing"}},
             "a function that it names cannot be imported: .*by_nothing",
             id="no such autoscaling policy",
         ),

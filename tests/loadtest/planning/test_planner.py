@@ -28,7 +28,7 @@ from loadtest.planning.planner import (
     wait_ms,
 )
 from loadtest.service.local_service import SHIPPED_CONFIG
-from serve_app.capacity import Step
+from serve_app.config.capacity import Step
 from tests.support.stub_service import stub_service
 
 NET = {"Ingress": 4.0, "ImageLoader": 2.0, "decoders": 3.0, "Detector": 33.0, "Polygonizer": 3.0, "raylet": 1.0}

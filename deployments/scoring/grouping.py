@@ -1,0 +1,259 @@
+"""Groups images under load, so that they share the cost of the calls between the stages.
+
+    send(item) ──▶ waiting ──▶ group ──▶ dispatch(items), one call for all of them ──▶ each sender's own outcome
+    send(item, alone=True) ──▶ a group of its own, at once
+
+At most `max_in_flight` groups are in flight, and up to twice as many of each kind while other callers wait (`_fill`). Items that arrive
+meanwhile wait and form the next groups. So an idle service sends each image at once, and a busy one sends full groups.
+
+Callers take turns. A group has either several items of one caller, or single items of several callers, so nobody waits for more images of
+another than its own. A caller with nothing in flight does not wait for the groups of others (`_fill`).
+
+Items that may take long (a URL, or an item whose replica died) are sent alone and do not delay others. A group that takes longer than
+`COUNTED_FOR_S`, for example because its replica does not answer, no longer counts as in flight. If it does not return, it is cancelled
+and its senders get `CallHangs`. They need not wait for Ray, which takes 6 s to detect a silent node and 9 s for a silent replica.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from deployments.scoring.pace import MEMORY_S, Pace
+from deployments.settings import GroupSettings
+from pipeline.errors import DeadlineExceeded, Overloaded, StageFailed
+from pipeline.fair_queue import FairQueue
+
+COUNTED_FOR_S = 1.0
+"""A group that takes longer than this no longer counts against `max_in_flight`, seconds."""
+HANGS_S, SILENT_S = 3.0, 6.0
+"""A call counts as hung after HANGS_S if a call sent later is done, else after SILENT_S, seconds."""
+HANGS_TIMES, MEASURED_GROUPS = 3.0, 32
+"""But not before HANGS_TIMES the slowest of the last MEASURED_GROUPS groups: a model may need seconds for its batches."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class CallHangs(StageFailed):
+    """A call does not return, or ended without a result. A retry may work, because another replica may take it."""
+
+
+class StageLost(StageFailed):
+    """The replica that worked on an image died. A retry may work."""
+
+
+@dataclass(slots=True, eq=False)
+class _Entry(Generic[Item, Result]):
+    """One sent item. `counted` is False if it is sent alone. The future holds the result, or the error to raise as its result."""
+
+    item: Item
+    size_bytes: int
+    caller: str
+    counted: bool = True
+    min_hang_s: float = 0.0
+    future: asyncio.Future[Result | Exception] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    group: asyncio.Task[None] | None = None
+    began: float = 0.0
+
+    @property
+    def was_worked_on(self) -> bool:
+        """Whether it has a result, or an error caused by the image itself. Only then its time counts for the pace."""
+        done = self.future.done() and not self.future.cancelled()
+        return done and not isinstance(self.future.result(), DeadlineExceeded | Overloaded | StageFailed)
+
+    @property
+    def was_lost(self) -> bool:
+        """Whether its call did not return, or failed with the replica."""
+        return self.future.done() and not self.future.cancelled() and isinstance(self.future.result(), CallHangs | StageLost)
+
+
+class Grouper(Generic[Item, Result]):
+    """Groups single items for a call that takes several. For one event loop.
+
+    Args:
+        dispatch: takes items and returns one outcome for each, in order. An exception returned in an item's place is raised to its
+            sender; an exception raised by `dispatch` is raised to all senders. Cancelled when all senders of the group are cancelled.
+        limits: the section `ingress.groups`: most images and MB in a group (a larger item goes alone), and most groups in flight.
+    """
+
+    def __init__(
+        self, dispatch: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]], limits: GroupSettings
+    ) -> None:
+        self._dispatch = dispatch
+        self._limits = limits
+        self._waiting: FairQueue[_Entry[Item, Result]] = FairQueue()
+        self._in_flight: dict[asyncio.Task[None], asyncio.TimerHandle] = {}
+        self._filling = False
+        self._pace = Pace()
+        self._groups: dict[asyncio.Task[None], list[_Entry[Item, Result]]] = {}
+        self._took_s: deque[float] = deque(maxlen=MEASURED_GROUPS)
+        self._latest_done = 0.0
+
+    async def send(
+        self, item: Item, size_bytes: int = 0, *, caller: str = "", alone: bool = False, min_hang_s: float = 0.0
+    ) -> Result:
+        """Send one item, in a group with others if there is load. May be cancelled.
+
+        Args:
+            item: passed to `dispatch` unchanged.
+            size_bytes: counted against `max_mb`.
+            caller: owner of the item; waiting items take turns by caller.
+            alone: send it at once, in a group of its own.
+            min_hang_s: its call does not count as hung before this time, seconds; 0 leaves it to the measured times, inf means never.
+        Returns:
+            The outcome that `dispatch` returned for the item.
+        Raises:
+            CallHangs: the call does not return and was cancelled.
+            Exception: the exception that `dispatch` returned for the item.
+        """
+        entry: _Entry[Item, Result] = _Entry(item, size_bytes, caller, not alone, min_hang_s)
+        if alone:
+            self._start([entry])
+        else:
+            self._waiting.append(entry, caller)
+            self._fill_soon()
+        try:
+            outcome = await entry.future
+        except asyncio.CancelledError:
+            self._leave(entry)
+            raise
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def expected_s(self, items: int, caller: str = "") -> float:
+        """Seconds until so many more items of this caller would be done, at the current pace; 0 if nothing is ahead of them.
+
+        Items sent alone are not counted: how long they take says nothing about the others.
+        """
+        ahead = self._waiting.ahead_of(caller, items) + sum(len(group) for group in self._groups.values() if group[0].counted)
+        return (ahead + items) * self._pace.seconds_an_item if ahead else 0.0
+
+    def _fill_soon(self) -> None:
+        """Fill groups in the next iteration of the event loop: by then all images of a request are waiting and make full groups."""
+        if not self._filling:
+            self._filling = True
+            asyncio.get_running_loop().call_soon(self._fill)
+
+    def _fill(self) -> None:
+        """Start groups while fewer than `max_in_flight` are in flight.
+
+        A caller with nothing in flight also starts one beside them, until there are twice as many groups of its kind: groups of several
+        items of a caller, and groups of single items. So single images do not wait for the floods of several callers.
+        """
+        self._filling = False
+        most = self._limits.max_in_flight
+        while self._waiting and len(self._in_flight) < most:
+            self._start(self._next_group(self._waiting.callers[0]))
+        in_flight = {entry.caller for task in self._in_flight for entry in self._groups[task]}
+        for caller in self._waiting.callers:
+            single = self._waiting.count(caller) == 1
+            same_kind = sum(_is_of_single_items(self._groups[task]) == single for task in self._in_flight)
+            if self._waiting.count(caller) and caller not in in_flight and same_kind < 2 * most:
+                self._start(self._next_group(caller))
+
+    def _next_group(self, caller: str) -> list[_Entry[Item, Result]]:
+        """Waiting items of this caller; if it has only one, those of others that have only one, too."""
+        waiting = self._waiting
+        alone = waiting.count(caller) > 1
+        group = [waiting.pop(caller)]
+        room = self._limits.max_mb * 1e6 - group[0].size_bytes
+        while len(group) < self._limits.max_images:
+            following = next((one for one in waiting.callers if (one == caller if alone else waiting.count(one) == 1)), None)
+            if following is None or waiting.first(following).size_bytes > room:
+                break
+            group.append(waiting.pop(following))
+            room -= group[-1].size_bytes
+        return group
+
+    def _start(self, entries: list[_Entry[Item, Result]]) -> None:
+        """Send a group, in a new contextvars context: in a request's context, Ray would cancel the call when that request ends."""
+        loop, counted = asyncio.get_running_loop(), entries[0].counted
+        now = time.monotonic()
+        # Groups that hang for longer than MEMORY_S are ignored here: else idle time would count as work.
+        if counted and not any(group[0].counted and now - group[0].began < MEMORY_S for group in self._groups.values()):
+            self._pace.begin()
+        task = loop.create_task(self._run(entries), context=contextvars.Context())
+        self._groups[task] = entries
+        if counted:
+            self._in_flight[task] = loop.call_later(COUNTED_FOR_S, self._make_room, task)
+        task.add_done_callback(self._ended)
+        for entry in entries:
+            entry.group, entry.began = task, now
+        if entries[0].min_hang_s < math.inf:
+            self._watch(task)
+
+    async def _run(self, entries: list[_Entry[Item, Result]]) -> None:
+        outcomes: Sequence[Result | Exception]
+        try:
+            outcomes = await self._dispatch([entry.item for entry in entries])
+        except Exception as error:
+            outcomes = [error] * len(entries)
+        for entry, outcome in zip(entries, outcomes, strict=True):
+            if not entry.future.done():
+                entry.future.set_result(outcome)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A group is done or was cancelled, possibly before it began."""
+        entries = self._groups.pop(task)
+        for entry in entries:
+            if not entry.future.done():  # the call was cancelled, but not by us: Ray does so when it ends a replica
+                entry.future.set_result(CallHangs("The call ended without a result."))
+        if entries[0].counted and any(entry.was_lost for entry in entries):
+            self._pace.begin()  # the wait for a lost replica says nothing about the pace of the others
+        elif entries[0].counted:
+            self._pace.done(sum(entry.was_worked_on for entry in entries))
+        if not entries[0].min_hang_s and any(entry.was_worked_on for entry in entries):
+            self._took_s.append(time.monotonic() - entries[0].began)
+            self._latest_done = max(self._latest_done, entries[0].began)
+            for other, overtaken in list(self._groups.items()):
+                self._give_up_hanging(other, overtaken)
+        self._make_room(task)
+
+    def _watch(self, task: asyncio.Task[None]) -> None:
+        """Cancel a group that hangs; check again later otherwise."""
+        entries = self._groups.get(task)
+        if entries and not self._give_up_hanging(task, entries):
+            left_s = entries[0].began + self._hangs_after_s(entries[0], SILENT_S) - time.monotonic()
+            asyncio.get_running_loop().call_later(min(max(left_s, 0.001), SILENT_S), self._watch, task)
+
+    def _give_up_hanging(self, task: asyncio.Task[None], entries: list[_Entry[Item, Result]]) -> bool:
+        overtaken = entries[0].began < self._latest_done
+        limit_s = self._hangs_after_s(entries[0], HANGS_S if overtaken else SILENT_S)
+        if time.monotonic() - entries[0].began < limit_s:
+            return False
+        for entry in entries:
+            if not entry.future.done():
+                entry.future.set_result(CallHangs(f"The call did not return within {limit_s:.1f} s."))
+        task.cancel()
+        return True
+
+    def _hangs_after_s(self, entry: _Entry[Item, Result], least_s: float) -> float:
+        """Infinite until a group is done: the network may be compiled for the first batch."""
+        return max(entry.min_hang_s, least_s, HANGS_TIMES * max(self._took_s, default=math.inf))
+
+    def _make_room(self, task: asyncio.Task[None]) -> None:
+        """A group ended, or took longer than COUNTED_FOR_S: the next one may start."""
+        overdue = self._in_flight.pop(task, None)
+        if overdue:
+            overdue.cancel()
+        self._fill_soon()
+
+    def _leave(self, entry: _Entry[Item, Result]) -> None:
+        """The sender was cancelled: remove the item if it waits, and cancel its group if no other sender waits for it."""
+        if entry.group is None:
+            self._waiting.remove(entry, entry.caller)
+        elif all(other.future.cancelled() for other in self._groups.get(entry.group, ())):
+            entry.group.cancel()
+
+
+def _is_of_single_items(group: Sequence[_Entry[Item, Result]]) -> bool:
+    """Whether no caller has more than one item in the group."""
+    return len({entry.caller for entry in group}) == len(group)

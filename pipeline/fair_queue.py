@@ -1,0 +1,150 @@
+"""Fairness between callers: a queue and threads for which they take turns, and the callers of the last seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+RECENT_S, HALF_LIFE_S = 2.0, 2.0
+
+
+class FairQueue(Generic[Item]):
+    """One queue per caller; callers take turns, one item at a time. So many items of one caller delay only that caller.
+
+    The next turn is of the caller that had the fewest in the last seconds: one that asks for little goes before those that always wait.
+    """
+
+    def __init__(self) -> None:
+        self._queues: dict[str, deque[Item]] = {}  # none is empty
+        self._had: dict[str, tuple[float, float]] = {}
+        """By caller: its turns, of which half are forgotten every HALF_LIFE_S, and the time of the last one."""
+
+    def __len__(self) -> int:
+        return sum(map(len, self._queues.values()))
+
+    def append(self, item: Item, caller: str) -> None:
+        """Put an item at the end of its caller's queue."""
+        self._queues.setdefault(caller, deque()).append(item)
+
+    @property
+    def callers(self) -> tuple[str, ...]:
+        """Callers with waiting items, in the order of their turns."""
+        return tuple(sorted(self._queues, key=self.recent_turns))
+
+    def recent_turns(self, caller: str) -> float:
+        """How many turns a caller had lately; older ones count less."""
+        turns, at = self._had.get(caller, (0.0, 0.0))
+        return turns * math.exp2((at - time.monotonic()) / HALF_LIFE_S)
+
+    def count(self, caller: str) -> int:
+        """Number of a caller's waiting items."""
+        return len(self._queues.get(caller, ()))
+
+    def first(self, caller: str) -> Item:
+        """A caller's next item; there must be one."""
+        return self._queues[caller][0]
+
+    def pop(self, caller: str | None = None) -> Item:
+        """Remove and return the next item, or a caller's next one."""
+        caller = self.callers[0] if caller is None else caller
+        self._had[caller] = self.recent_turns(caller) + 1, time.monotonic()
+        queue = self._queues[caller]
+        item = queue.popleft()
+        if not queue:
+            del self._queues[caller]
+        return item
+
+    def remove(self, item: Item, caller: str) -> None:
+        """Remove an item from its caller's queue."""
+        queue = self._queues[caller]
+        queue.remove(item)
+        if not queue:
+            del self._queues[caller]
+
+    def ahead_of(self, caller: str, items: int) -> int:
+        """If this caller added `items` items now: how many items, of all callers, would be ahead of the last one."""
+        own = len(self._queues.get(caller, ()))
+        return own + sum(min(len(queue), own + items) for other, queue in self._queues.items() if other != caller)
+
+
+class FairThreads:
+    """Threads for blocking work; callers take turns for them.
+
+    Args:
+        count: of threads.
+        name: prefix of their names.
+    """
+
+    def __init__(self, count: int, name: str) -> None:
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix=name)
+        self._waiting: FairQueue[tuple[Future[Any], Callable[[], Any]]] = FairQueue()
+        self._lock = threading.Lock()
+
+    async def run(self, caller: str, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Call `work(*arguments)` on a thread, when one is free and it is the caller's turn. If cancelled before, it is not called."""
+        future: Future[Result] = Future()
+        with self._lock:
+            self._waiting.append((future, partial(work, *arguments)), caller)
+        self._threads.submit(self._run_next)
+        return await asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        """End the threads when their work is done."""
+        self._threads.shutdown()
+
+    def _run_next(self) -> None:
+        with self._lock:
+            future, work = self._waiting.pop()
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            result = work()
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+
+class RecentCallers:
+    """Callers of the last `RECENT_S` seconds."""
+
+    def __init__(self) -> None:
+        self._latest: dict[str, float] = {}  # in the order of their latest item
+
+    def note(self, caller: str) -> None:
+        """A caller sends an item now."""
+        self._latest.pop(caller, None)
+        self._latest[caller] = time.monotonic()
+
+    def others_than(self, caller: str) -> list[str]:
+        """The recent callers without this one."""
+        forgotten = time.monotonic() - RECENT_S
+        while self._latest and next(iter(self._latest.values())) < forgotten:
+            del self._latest[next(iter(self._latest))]
+        return [other for other in self._latest if other != caller]
+
+    def any_others(self, callers: Iterable[str]) -> bool:
+        """Whether some recent caller is another than one of these."""
+        return any(self.others_than(caller) for caller in callers)
+
+    def limit(self, caller: str, recent_turns: Callable[[str], float]) -> bool:
+        """Whether a caller must leave room for others. It must not if there are no others, or if it had the fewest turns.
+
+        Args:
+            caller: if it is not one of the recent callers, it must leave room for them.
+            recent_turns: returns how many turns a caller had lately.
+        """
+        others = self.others_than(caller)
+        return bool(others) and (
+            caller not in self._latest or any(recent_turns(other) < recent_turns(caller) for other in others)
+        )

@@ -1,0 +1,41 @@
+"""Lanes without a graph: how the images of a class that works on several at a time start."""
+
+import asyncio
+import time
+
+from deployments.scoring import admission
+from deployments.scoring.admission import Lane
+
+
+async def start_together(lane, count, work_s):
+    """Seconds after which each of `count` images that come together started."""
+    began, started = time.monotonic(), []
+
+    async def one():
+        async with lane.slot():
+            started.append(time.monotonic() - began)
+            await asyncio.sleep(work_s)
+
+    await asyncio.gather(*(one() for _ in range(count)))
+    return started
+
+
+async def test_a_burst_is_spread(monkeypatch):
+    """The first ones start at once, the others at intervals; so what ends together is not replaced together."""
+    monkeypatch.setattr(admission, "MAX_SPACING_S", 0.02)
+    started = await start_together(Lane("url", 256, at_a_time=32), 20, 1.0)
+    assert sum(at_s < 0.015 for at_s in started) <= admission.STARTS_AT_ONCE
+    assert started[-1] >= 0.02 * (19 - admission.STARTS_AT_ONCE)
+
+
+async def test_fast_images_start_fast(monkeypatch):
+    """Once their pace is known, they start at up to twice that."""
+    monkeypatch.setattr(admission, "MAX_SPACING_S", 0.2)
+    lane = Lane("url", 256, at_a_time=32)
+    await start_together(lane, 10, 0.001)
+    assert (await start_together(lane, 20, 0.001))[-1] < 0.2
+
+
+async def test_one_at_a_time_is_not_spread():
+    """Large images wait for each other anyway."""
+    assert (await start_together(Lane("large", 16), 12, 0.001))[-1] < 1.0
