@@ -154,7 +154,7 @@ class Ingress(TakesUserConfig):
             raise
 
     def check_room(self, caller: str = "") -> None:
-        """Raise Overloaded if there is no room for one more ordinary image. Called before the body is read, so its content is not known."""
+        """Raise Overloaded if there is no room for one more ordinary image. Called before a body is read that cannot hold only URLs."""
         self._graph.admission.check_room(self._graph.admission.ordinary, 1, caller)
 
     def refusal(self) -> Overloaded:
