@@ -74,7 +74,7 @@ class ObjectReader:
         found = {key: value for key, value in entry.items() if key not in ("_place", "ignore")}
         found |= {"id": self._objects, "image_id": photo["id"], "category_id": category, "iscrowd": int(crowd)}
         found |= {"bbox": self._box(entry, outline, size_hw, where), "area": self._area(entry, outline, size_hw, where)}
-        return found | {"segmentation": outline_to_rings(outline, size_hw) if self._rings and not crowd else outline}
+        return found | {"segmentation": outline_to_rings(outline, size_hw) if self._rings else outline}
 
     def refuse_other_kinds(self) -> None:
         """Raise AnnotationsError if more than a few outlines or boxes are not in COCO's form."""

@@ -77,11 +77,17 @@ def rings_to_mask(rings: list[NDArray[np.float64]], size_hw: tuple[int, int]) ->
 
 @TRANSFORMS.register_module()
 class LoadOutlines(LoadAnnotations):
-    """mmdet's LoadAnnotations with boxes and OutlineMasks."""
+    """mmdet's LoadAnnotations with boxes and OutlineMasks. Refuses run lengths, which mmdet would drop without a message.
+
+    Raises:
+        TypeError: an object or a crowd has run lengths instead of rings (`read_annotations(training=True)` makes rings).
+    """
 
     def __init__(self) -> None:
         super().__init__(with_bbox=True, with_mask=True, poly2mask=False)
 
     def _load_masks(self, results: dict[str, Any]) -> None:
+        if not all(isinstance(found["mask"], list) for found in results["instances"]):
+            raise TypeError(f"{results['img_path']}: an annotation has run lengths where training needs rings.")
         super()._load_masks(results)
         results["gt_masks"] = _even_odd(results["gt_masks"])

@@ -1,14 +1,19 @@
-"""Samples follow from the seed and their number alone."""
+"""Samples follow from the seed and their number alone, and have the objects and crowds of the annotations."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 import torch
 from mmengine.registry import init_default_scope
+from pycocotools import mask as coco_mask
 
+from jobs import tiles
+from jobs.annotations.datasets import read_annotations
 from jobs.training.data.augment import train_transforms
 from jobs.training.data.samples import NumberedSampler, TrainingPhotos, repeat_factors
+from tests.support.mask_examples import decode_rle
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +106,71 @@ def test_repeats_are_drawn(photos):
     sampler._repeats = torch.tensor([1.0, 1.5, 1.0, 1.0, 1.0, 3.0])
     drawn = np.bincount([photo for photo, _ in first(sampler, 8500)], minlength=6)
     np.testing.assert_allclose(drawn / drawn[0], [1, 1.5, 1, 1, 1, 3], rtol=0.05)
+
+
+def photos_of(annotations, mosaic=0.0, jitter=(1.0, 1.0)):
+    """The training samples of annotations as `read_annotations` writes them, 128 px."""
+    init_default_scope("mmdet")
+    return TrainingPhotos(
+        seed=5,
+        mosaic=mosaic,
+        mosaic_samples=1000,
+        transforms=train_transforms(128, jitter),
+        ann_file=str(annotations.coco_json),
+        data_prefix={"img": f"{annotations.images}/"},
+        metainfo={"classes": annotations.classes},
+        filter_cfg={"filter_empty_gt": False},
+    )
+
+
+def as_crowds(folder, scratch):
+    """The tiny set without its last picture, whose ellipse has no annotation; ellipses after the first are crowds as COCO writes them."""
+    document = json.loads((folder / "coco.json").read_text())
+    document["images"].pop()
+    for found in document["annotations"][1:]:
+        (rle,) = coco_mask.frPyObjects(found["segmentation"], 96, 128)
+        mask = decode_rle(rle).ravel(order="F")
+        ends = np.flatnonzero(np.diff(mask)) + 1
+        found |= {"segmentation": {"size": [96, 128], "counts": np.diff([0, *ends, mask.size]).tolist()}, "iscrowd": 1}
+    (scratch / "crowds.json").write_text(json.dumps(document))
+    return read_annotations(scratch / "crowds.json", folder / "photos", scratch, training=True)
+
+
+def in_tiles(folder, scratch):
+    """The same pictures in tiles; what shows less than three quarters of an ellipse is a crowd."""
+    document = json.loads((folder / "coco.json").read_text())
+    document["images"].pop()
+    (scratch / "whole.json").write_text(json.dumps(document))
+    arguments = [str(scratch / "whole.json"), "--images", str(folder / "photos"), "--output", str(scratch / "tiled")]
+    assert tiles.main([*arguments, "--min-visible", "0.75"]) == 0
+    return read_annotations(scratch / "tiled/annotations.json", scratch / "tiled/images", scratch, training=True)
+
+
+@pytest.mark.parametrize("made", [as_crowds, in_tiles])
+@pytest.mark.parametrize("mosaic", [0.0, 1.0], ids=["single", "mosaics"])
+def test_crowds_as_run_lengths_are_in_the_samples(tiny_coco, tmp_path, made, mosaic):
+    """mmdet would drop them: it reads no run lengths. What is bright is in the box of an object or of a crowd."""
+    annotations = made(tiny_coco, tmp_path)
+    photos = photos_of(annotations, mosaic, jitter=(0.8, 1.6))
+    crowds = all_bright = elsewhere = 0
+    for number in range(40):
+        sample = photos[number % len(photos), number]
+        found = sample["data_samples"]
+        bright = sample["inputs"].numpy().max(0) > 170
+        all_bright += bright.sum()
+        boxes = torch.cat([found.gt_instances.bboxes.tensor, found.ignored_instances.bboxes.tensor])
+        for left, top, right, bottom in boxes.int().tolist():
+            bright[top : bottom + 1, left : right + 1] = False
+        elsewhere += bright.sum()
+        crowds += len(found.ignored_instances)
+    assert annotations.report.crowds > 3
+    assert crowds > 10
+    assert elsewhere < 0.02 * all_bright
+
+
+def test_run_lengths_that_reach_the_samples_are_an_error(tiny_coco, tmp_path):
+    """Annotations that were not read for training."""
+    as_crowds(tiny_coco, tmp_path)
+    photos = photos_of(read_annotations(tmp_path / "crowds.json", tiny_coco / "photos", tmp_path))
+    with pytest.raises(TypeError, match="run lengths where training needs rings"):
+        photos[1, 0]
