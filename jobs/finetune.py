@@ -131,7 +131,7 @@ def read_sets(settings: FinetuneSettings) -> tuple[Annotations, Annotations | No
     if settings.val_share:
         whole = read_annotations(train_file, photos, work / "whole", strict=strict)
         print(whole.summary, flush=True)
-        train_file, val_file = write_split(whole.coco_json, work / "split", settings.val_share, settings.val_group, settings.seed)
+        train_file, val_file = write_split(whole.coco_json, work / "split", settings.val_share, settings.val_group)
         val_photos = photos
     train = read_annotations(train_file, photos, work / "train", training=True, strict=strict)
     print(train.summary, flush=True)

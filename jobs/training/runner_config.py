@@ -21,7 +21,7 @@ from jobs.training.network import divergence, layers  # noqa: F401  (as above)
 from jobs.training.network.precision import optim_wrapper_type
 from jobs.training.output import console  # noqa: F401  (as above)
 from jobs.training.output.logs import log_backends
-from jobs.training.settings import EPOCHS, MIN_EMA, MIN_STEPS, MOST_VALIDATIONS, FinetuneSettings
+from jobs.training.settings import EPOCHS, MAX_EMA, MIN_EMA, MIN_STEPS, MOST_VALIDATIONS, FinetuneSettings
 from pipeline.model.spec import ModelSpec
 
 FINAL_LR_SHARE = 0.02
@@ -111,7 +111,7 @@ def longest_side_px(settings: FinetuneSettings) -> float:
 
 def ema_momentum(settings: FinetuneSettings, steps: int) -> float:
     """EMA momentum for a run of so many steps: averages over about its last tenth, not over its initial weights."""
-    return min(max(MIN_EMA, 10 / steps), 0.5) if settings.ema is None else settings.ema
+    return min(max(MIN_EMA, 10 / steps), MAX_EMA) if settings.ema is None else settings.ema
 
 
 def lasting_settings(settings: FinetuneSettings, spec: ModelSpec, train: Annotations, val: Annotations | None) -> dict[str, Any]:
@@ -244,7 +244,8 @@ def _schedule(settings: FinetuneSettings, steps: int) -> list[dict[str, Any]]:
     elif settings.scheduler == "linear":
         schedule.append(rest | {"type": "LinearLR", "start_factor": 1.0, "end_factor": FINAL_LR_SHARE})
     elif settings.scheduler == "step":
-        schedule.append(rest | {"type": "MultiStepLR", "milestones": [int(steps * share) for share in STEPS_DOWN], "gamma": 0.1})
+        milestones = [int(steps * share) - warmup for share in STEPS_DOWN]  # mmengine counts them from `begin`
+        schedule.append(rest | {"type": "MultiStepLR", "milestones": milestones, "gamma": 0.1})
     return schedule
 
 

@@ -30,8 +30,8 @@ EPOCHS, MIN_STEPS = 10, 600
 """Default length of a run. Ten epochs of few photos are too few steps for new classes (docs/TRAINING.md)."""
 MOST_VALIDATIONS = 25
 """In a run of the default --val-every: where an epoch has few steps, validations would take longer than the training."""
-MIN_EMA = 0.002
-"""Smallest default momentum of the averaged weights: averages over some 500 steps."""
+MIN_EMA, MAX_EMA = 0.002, 0.5
+"""Momentum of the averaged weights: the smallest default, which averages over some 500 steps; and the largest that is allowed."""
 ANNOTATIONS = "COCO JSON, or AzureML annotations JSONL (*.jsonl)"
 
 
@@ -116,10 +116,10 @@ class FinetuneSettings:
     clip_grad: float = option(10.0, "largest gradient norm; 0 turns clipping off", least=0)
     ema: float | None = option(
         None,
-        "momentum of the averaged weights that are saved; 0 turns averaging off (default: 10 over the run's steps, and at least "
-        f"{MIN_EMA:g}, so that the average is of the run's last tenth)",
+        "share of each step's weights in the averaged weights, which are saved, such as 0.002 (not a decay, such as 0.998); 0 turns "
+        f"averaging off (default: 10 over the run's steps, and at least {MIN_EMA:g}, so that the average is of the run's last tenth)",
         least=0,
-        most=1,
+        most=MAX_EMA,
     )
     seed: int = option(0, "random seed", least=0, most=2**32 - 1)
 

@@ -22,12 +22,14 @@ from mmdet.models.dense_heads import RTMDetInsHead
 from mmdet.models.layers import ExpMomentumEMA
 from mmengine.fileio.backends import LocalBackend
 from mmengine.model import BaseModel
+from mmengine.registry import PARAM_SCHEDULERS
 
 from jobs.annotations.datasets import Annotations
 from jobs.annotations.report import Report
 from jobs.third_party import known_warnings_ignored
 from jobs.training.data.samples import TrainingPhotos
 from jobs.training.data.seen_objects import SeenObjectsHook
+from jobs.training.data.split import photo_files
 from jobs.training.loop import validation
 from jobs.training.network import precision
 from jobs.training.network.layers import RatesByLayer, check_layers, freeze
@@ -228,6 +230,15 @@ def test_a_share_of_the_photos_is_measured_on(tiny_coco, tmp_path, capsys):
     assert (tmp_path / "curve.png").stat().st_size > 1000
 
 
+def test_runs_of_other_seeds_are_measured_on_the_same_photos(tiny_coco, tmp_path):
+    parts = []
+    for seed in ("0", "7"):
+        arguments_of_seed = arguments(tiny_coco, tmp_path / seed, "--val-share", "0.34", "--seed", seed)
+        train, val = finetune.read_sets(settings_from_args(arguments_of_seed))
+        parts.append([[path.name for path in photo_files(part)] for part in (train, val)])
+    assert parts[0] == parts[1]
+
+
 def test_photos_in_both_sets_are_reported(tiny_coco, tmp_path, capsys):
     assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "1", *validated(tiny_coco))) == 0
     assert "Warning: 6 validation photos are also training photos" in capsys.readouterr().out
@@ -270,6 +281,27 @@ def test_schedules_end_where_they_should(tiny_coco, tmp_path, monkeypatch, sched
     last = {"cosine": (1e-5, 1.2e-4), "linear": (1e-5, 1.6e-4), "step": (0.9e-5, 1.1e-5), "constant": (1e-3, 1e-3)}[scheduler]
     assert last[0] <= rates[-1] * 1.0001
     assert rates[-1] <= last[1] * 1.0001
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "lower_from"), [(600, 100, (400, 533)), (600, 0, (400, 533)), (60, 1000, (40, 53)), (10, 1, (6, 8))]
+)
+def test_the_step_schedule_counts_from_the_first_step(tmp_path, steps, warmup, lower_from):
+    """A tenth at two thirds of the run, whatever the warm-up, and again at eight ninths."""
+    settings = FinetuneSettings(
+        train=tmp_path, train_images=tmp_path, work_dir=tmp_path, steps=steps, warmup=warmup, scheduler="step"
+    )
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=settings.lr)
+    schedule = runner_config(settings, nano_spec(), annotated(tmp_path, photos=8), None).param_scheduler
+    schedulers = [PARAM_SCHEDULERS.build(one | {"optimizer": optimizer}) for one in schedule]
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        for one in schedulers:
+            one.step()
+    assert tuple(step for step in range(1, steps) if rates[step] < rates[step - 1] / 2) == lower_from
+    assert rates[-1] == pytest.approx(settings.lr / 100)
 
 
 @pytest.mark.parametrize(
@@ -628,7 +660,7 @@ def test_training_on_a_card(tiny_coco, tmp_path, precision):
         (["--lr", "nan"], "--lr must be above 0"),
         (["--weight-decay", "nan"], "--weight-decay is 0 or more, got nan"),
         (["--steps", "0"], "--steps is 1 or more, got 0"),
-        (["--ema", "2"], "--ema is 0 to 1, got 2"),
+        (["--ema", "0.9998"], "--ema is 0 to 0.5, got 0.9998"),
         (["--scale-jitter", "2", "0.5"], "the smaller one first"),
         (["--sync-bn"], "--sync-bn joins the batch norms of several processes on GPUs"),
         (["--sync-bn", "--processes", "2"], "needs --processes above 1 and GPUs"),

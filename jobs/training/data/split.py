@@ -15,16 +15,17 @@ from jobs.annotations.datasets import Annotations
 from jobs.annotations.report import AnnotationsError
 from jobs.atomic_write import write_atomically
 
+SPLIT_SEED = 0
 
-def split(coco: dict[str, Any], share: float, group: str | None, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split annotations into training and validation.
+
+def split(coco: dict[str, Any], share: float, group: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split annotations into training and validation, the same photos each time: runs of different seeds are measured on the same ones.
 
     Args:
         coco: COCO annotations.
         share: of the photos for validation, 0..1; approximate, because groups are not split.
         group: regular expression; what its first group (or all of it) matches in a file name says which photos belong together. None:
             each photo is its own group, and so is one that does not match.
-        seed: of the random choice.
     Raises:
         AnnotationsError: the pattern is no regular expression or matches no file name, or one of the two parts would be empty.
     """
@@ -36,7 +37,7 @@ def split(coco: dict[str, Any], share: float, group: str | None, seed: int) -> t
     for photo, name in zip(coco["images"], matched, strict=True):
         groups[name or photo["file_name"]].append(photo["id"])
     names = sorted(groups)
-    random.Random(seed).shuffle(names)
+    random.Random(SPLIT_SEED).shuffle(names)
     wanted, chosen = share * len(coco["images"]), set[Any]()
     for name in names:
         if len(chosen) + len(groups[name]) / 2 <= wanted or not chosen:
@@ -66,9 +67,9 @@ def _part(coco: dict[str, Any], wanted: Any) -> dict[str, Any]:
     return coco | {"images": images, "annotations": annotations}
 
 
-def write_split(source: Path, folder: Path, share: float, group: str | None, seed: int) -> tuple[Path, Path]:
+def write_split(source: Path, folder: Path, share: float, group: str | None) -> tuple[Path, Path]:
     """Split a COCO file and write train.json and val.json into a folder."""
-    parts = split(json.loads(source.read_text(encoding="utf-8")), share, group, seed)
+    parts = split(json.loads(source.read_text(encoding="utf-8")), share, group)
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "train.json", folder / "val.json"
     for path, part in zip(paths, parts, strict=True):
@@ -83,11 +84,12 @@ def photo_files(annotations: Annotations) -> list[Path]:
 
 def shared_photos(train: Iterable[Path], val: Iterable[Path]) -> list[Path]:
     """Validation photos that are also training photos: the same bytes, regardless of their names."""
-    by_size: dict[int, list[Path]] = defaultdict(list)
-    for path in train:
-        by_size[path.stat().st_size].append(path)
-    return [path for path in val if any(_digest(path) == _digest(other) for other in by_size[path.stat().st_size])]
+    train_sizes, val_sizes = ({path: path.stat().st_size for path in paths} for paths in (train, val))
+    both = set(train_sizes.values()) & set(val_sizes.values())  # only these are read
+    known = {_digest(path) for path, size in train_sizes.items() if size in both}
+    return [path for path, size in val_sizes.items() if size in both and _digest(path) in known]
 
 
 def _digest(path: Path) -> bytes:
-    return hashlib.sha256(path.read_bytes()).digest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
