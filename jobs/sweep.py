@@ -4,7 +4,8 @@
     python -m jobs.sweep --trials 20 --search bayes --asha --vary lr=5e-4..8e-3 --vary image-size=480,640 --vary freeze=none,backbone …
 
 --vary NAME=LOW..HIGH is a range (on a logarithmic scale where HIGH is ten times LOW or more), NAME=A,B,C is a choice; NAME is any option of
-jobs.finetune, `none` leaves it out, `on` gives a switch. All other arguments are those of jobs.finetune, the same in each trial.
+jobs.finetune but those of the data, the metric and the folder; `none` leaves it out, `on` gives a switch. All other arguments are those of
+jobs.finetune, the same in each trial.
 The first trial has the settings as given, without --vary, if these are among the values: the best trial is never worse than they are.
 
     work-dir/trials.csv    a row for each trial: settings, AP, steps, seconds, peak memory, checkpoint; sorted by AP
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 
 from jobs.command_line import CommandFault, cli_errors, count
 from jobs.sweeping.report import TABLE
-from jobs.sweeping.search_space import as_options, read_variation
+from jobs.sweeping.search_space import as_options, checked_values, read_variation
 from jobs.training.settings import settings_from_args
 
 SPACE = ("lr=1e-3..1e-2", "mosaic=0..1", "scale-jitter=0.5+2,0.8+1.25")
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if settings.processes > 1 or settings.resume:
         parser.error("--processes and --resume do not go with a sweep: a trial is one process, and begins anew")
     for name, values in space.items():
-        for value in values:
+        for value in checked_values(values):
             settings_from_args([*of_finetune, *as_options({name: value})])  # says what is wrong, and exits
     from jobs.sweeping.trials import run_trials
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:  # Ray Tune takes seconds to import, which a mistake in the ar
     from ray.tune.result_grid import ResultGrid
 
 TABLE, PLOT = "trials.csv", "trials.png"
-WHOLE = "whole"
-"""How a trial ended that made all its steps."""
+COMPLETED = "completed"
+"""`ended` of a trial that made all its steps."""
 
 
 def rows_of(results: ResultGrid, metric: str, of_finetune: Sequence[str], work_dir: Path) -> list[dict[str, Any]]:
@@ -33,7 +33,7 @@ def rows_of(results: ResultGrid, metric: str, of_finetune: Sequence[str], work_d
                 "trial": last.get("trial_id", ""),
                 metric: max(measured, default=0.0),
                 **config,
-                "ended": error or ("stopped early" if last.get("step", 0) < planned else WHOLE),
+                "ended": error or ("stopped early" if last.get("step", 0) < planned else COMPLETED),
                 "steps": last.get("step", 0),
                 "seconds": round(last.get("time_total_s", 0)),
                 "peak_gb": round(last.get("peak_gb", 0), 2),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, get_type_hints
 
+from jobs.training.options import flag_of, type_of
 from jobs.training.settings import FinetuneSettings, settings_from_args
 
 LOG_SCALE_FROM = 10
@@ -13,33 +15,63 @@ LOG_SCALE_FROM = 10
 VALS_A_RUN = 4
 """Measurements in a trial where --val-every does not say."""
 LEFT_OUT, SWITCHED_ON = "none", "on"
+FIXED = frozenset(
+    "train train-images val val-images val-share val-group val-every best-metric strict work-dir processes resume".split()
+)
+"""Options that are the same in all trials: they are compared by one metric, on the same photos, and each has a folder of its own."""
 
 
-def read_variation(text: str) -> tuple[str, Any]:
-    """`lr=1e-3..1e-2` to ("lr", (0.001, 0.01)); `freeze=none,backbone` to ("freeze", ["none", "backbone"]).
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Numbers from `low` to `high`, both included: whole ones, multiples of `step`, where `low` is an int."""
+
+    low: int | float
+    high: int | float
+    step: int = 1
+
+    @property
+    def is_log(self) -> bool:
+        """Whether values are drawn on a logarithmic scale; never where only multiples of a step are."""
+        return self.step == 1 and self.low > 0 and self.high / self.low >= LOG_SCALE_FROM
+
+
+Values = list[str] | Range
+
+
+def read_variation(text: str) -> tuple[str, Values]:
+    """`lr=1e-3..1e-2` to ("lr", Range(0.001, 0.01)); `freeze=none,backbone` to ("freeze", ["none", "backbone"]).
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is neither, or jobs.finetune has no such option, or it is the same in all trials, or no number to give a range of.
     """
     name, equals, values = text.partition("=")
     if not (name and equals and values):
         raise ValueError(f"--vary {text}: expected NAME=LOW..HIGH or NAME=A,B,C, such as lr=5e-4..8e-3")
+    options = {flag_of(entry.name): entry for entry in fields(FinetuneSettings)}
+    entry = options.get(f"--{name}")
+    if entry is None:
+        raise ValueError(f"--vary {text}: jobs.finetune has no option --{name}")
+    if name in FIXED:
+        raise ValueError(f"--vary {text}: --{name} is the same in all trials, which are compared by what they measure")
     low, dots, high = values.partition("..")
     if not dots:
         return name, values.split(",")
-    numbers = _number(low), _number(high)
-    if None in numbers or not numbers[0] < numbers[1]:  # type: ignore[operator]
-        raise ValueError(f"--vary {text}: LOW..HIGH are two numbers, the smaller one first")
-    return name, numbers
+    kind = type_of(get_type_hints(FinetuneSettings)[entry.name])
+    if kind not in (int, float):
+        raise ValueError(f"--vary {text}: --{name} is no number; give its values as A,B,C")
+    try:
+        ends = Range(kind(low), kind(high), entry.metadata["option"].step)
+    except ValueError:
+        ends = None
+    if ends is None or not ends.low < ends.high < math.inf:
+        numbers = "whole numbers" if kind is int else "numbers"
+        raise ValueError(f"--vary {text}: LOW..HIGH are two {numbers}, the smaller one first")
+    return name, ends
 
 
-def _number(text: str) -> int | float | None:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return None
+def checked_values(values: Values) -> list[Any]:
+    """Values of which all are good where these are: both ends of a range, or all choices."""
+    return [values.low, values.high] if isinstance(values, Range) else values
 
 
 def as_options(chosen: dict[str, Any]) -> list[str]:
@@ -61,7 +93,7 @@ def trial_settings(of_finetune: Sequence[str], chosen: dict[str, Any]) -> Finetu
     return settings
 
 
-def point_as_given(of_finetune: Sequence[str], space: dict[str, Any]) -> dict[str, Any] | None:
+def point_as_given(of_finetune: Sequence[str], space: Mapping[str, Values]) -> dict[str, Any] | None:
     """The trial whose settings are those given (or the defaults), without --vary; None if --vary excludes one of their values."""
     settings = settings_from_args(of_finetune)
     point: dict[str, Any] = {}
@@ -71,5 +103,5 @@ def point_as_given(of_finetune: Sequence[str], space: dict[str, Any]) -> dict[st
             point[name] = next(same, None)
         else:
             value = getattr(settings, name.replace("-", "_"))
-            point[name] = value if isinstance(value, int | float) and values[0] <= value <= values[1] else None
+            point[name] = value if isinstance(value, int | float) and values.low <= value <= values.high else None
     return None if None in point.values() else point

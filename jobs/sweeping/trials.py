@@ -8,7 +8,7 @@ import argparse
 import os
 import resource
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +23,8 @@ from ray import tune
 from jobs.atomic_write import atomic_file
 from jobs.command_line import Terminated
 from jobs.ray_session import connect
-from jobs.sweeping.report import PLOT, TABLE, WHOLE, plot, rows_of, write_table
-from jobs.sweeping.search_space import LOG_SCALE_FROM, point_as_given, trial_settings
+from jobs.sweeping.report import COMPLETED, PLOT, TABLE, plot, rows_of, write_table
+from jobs.sweeping.search_space import Range, Values, checked_values, point_as_given, trial_settings
 from jobs.training.output.results import export
 from jobs.training.settings import FinetuneSettings
 
@@ -51,7 +51,7 @@ class ReportToTune(Hook):
 
 
 def run_trials(
-    args: argparse.Namespace, of_finetune: Sequence[str], space: dict[str, Any], settings: FinetuneSettings
+    args: argparse.Namespace, of_finetune: Sequence[str], space: Mapping[str, Values], settings: FinetuneSettings
 ) -> str | None:
     """Run them all, write the table and the plot; returns what to say of the best, None where none has found anything.
 
@@ -91,7 +91,7 @@ def run_trials(
     with atomic_file(work_dir / PLOT) as draft:
         plot(results, rows, list(space), metric, draft)
     print(
-        f"{work_dir / TABLE}, {work_dir / PLOT}: {len(rows)} trials, {sum(row['ended'] != WHOLE for row in rows)} of them not whole"
+        f"{work_dir / TABLE}, {work_dir / PLOT}: {len(rows)} trials, {sum(row['ended'] != COMPLETED for row in rows)} of them not completed"
     )
     best = _best(rows, metric, list(space), as_given)
     if signals:
@@ -140,20 +140,21 @@ def _train(config: dict[str, Any], of_finetune: list[str], work_dir: Path, cwd: 
         finetune(replace(settings, work_dir=work_dir / trial), [ReportToTune(settings.best_metric)])
 
 
-def _domain(values: Any) -> Any:
-    if isinstance(values, list):
+def _domain(values: Values) -> Any:
+    if not isinstance(values, Range):
         return tune.choice(values)
-    low, high = values
-    is_log = low > 0 and high / low >= LOG_SCALE_FROM
-    if isinstance(low, int) and isinstance(high, int) and high > 1:
-        return tune.lograndint(low, high + 1) if is_log else tune.randint(low, high + 1)
-    return tune.loguniform(low, high) if is_log else tune.uniform(low, high)
+    low, high = values.low, values.high
+    if isinstance(low, float) or isinstance(high, float):
+        return tune.loguniform(low, high) if values.is_log else tune.uniform(low, high)
+    if values.step > 1:
+        return tune.qrandint(low, high, values.step)
+    return tune.lograndint(low, high + 1) if values.is_log else tune.randint(low, high + 1)
 
 
 def _tune_config(
     args: argparse.Namespace,
     of_finetune: Sequence[str],
-    space: dict[str, Any],
+    space: Mapping[str, Values],
     as_given: dict[str, Any] | None,
     settings: FinetuneSettings,
 ) -> tune.TuneConfig:
@@ -170,7 +171,7 @@ def _tune_config(
     scheduler = None
     if args.asha:
         first = trial_settings(of_finetune, {})
-        most = max([first.steps or 0, *map(int, space.get("steps", ()))])
+        most = max([first.steps or 0, *map(int, checked_values(space.get("steps", [])))])
         scheduler = tune.schedulers.ASHAScheduler(
             "step", max_t=most, grace_period=first.val_every or 1, reduction_factor=ASHA_KEEPS
         )

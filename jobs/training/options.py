@@ -28,6 +28,7 @@ class Option:
     Attributes:
         help: a phrase; the default is appended if there is one.
         least, most: range of a number, inclusive.
+        step: the number is a multiple of it.
         choices: allowed values.
         parse: text to value, where the field's type does not do; raises ArgumentTypeError or ValueError.
         metavar: name of the value in the help.
@@ -38,6 +39,7 @@ class Option:
     help: str
     least: float = -math.inf
     most: float = math.inf
+    step: int = 1
     choices: tuple[str, ...] | None = None
     parse: Callable[[str], Any] | None = None
     metavar: str | tuple[str, ...] | None = None
@@ -80,13 +82,15 @@ def parse(settings: type[Settings], parser: argparse.ArgumentParser, argv: Seque
 
 
 def out_of_range(settings: type[Any], values: dict[str, Any]) -> str | None:
-    """A message about the first number outside of its option's range; None if all are inside."""
+    """A message about the first number outside of its option's range, or between its steps; None if there is none."""
     for entry in dataclasses.fields(settings):
         told, value = entry.metadata["option"], values[entry.name]
         bounded = (told.least, told.most) != (-math.inf, math.inf)
         if bounded and isinstance(value, int | float) and not told.least <= value <= told.most:
             wanted = f"{told.least:g} or more" if told.most == math.inf else f"{told.least:g} to {told.most:g}"
             return f"{flag_of(entry.name)} is {wanted}, got {value:g}."
+        if told.step > 1 and value % told.step:
+            return f"{flag_of(entry.name)} is a multiple of {told.step}, got {value}."
     return None
 
 
@@ -95,10 +99,16 @@ def flag_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _how_to_take(kind: Any, told: Option, default: Any) -> dict[str, Any]:
+def type_of(hint: Any) -> Any:
+    """The type of a field's values: `int` of `int | None`."""
+    if isinstance(hint, types.UnionType):
+        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
+    return hint
+
+
+def _how_to_take(hint: Any, told: Option, default: Any) -> dict[str, Any]:
     """Arguments of argparse's `add_argument` for a field of this type."""
-    if isinstance(kind, types.UnionType):
-        (kind,) = (part for part in typing.get_args(kind) if part is not type(None))
+    kind = type_of(hint)
     if kind is bool:
         return {"action": "store_true"}
     how: dict[str, Any] = {"required": True} if default is MISSING else {"default": default}

@@ -85,7 +85,7 @@ class FinetuneSettings:
         "initial weights: a name from `python -m pipeline.model.zoo list`, or a .pth or .safetensors file; fitting layers are loaded, "
         f"class channels by name; {RANDOM_WEIGHTS}: random weights (default: the embedded model, or OpenMMLab's of this size)",
     )
-    image_size: int = option(640, "side of the square network input, px")
+    image_size: int = option(640, "side of the square network input, px, a multiple of 32", least=32, step=32)
     freeze: tuple[str, ...] = option((), "name prefixes of layers to freeze", metavar="LAYER")
     fix_batch_norm: tuple[str, ...] = option((), "layers that keep their batch-norm statistics", metavar="LAYER")
 
@@ -189,8 +189,6 @@ def settings_from_args(argv: Sequence[str] | None = None) -> FinetuneSettings:
 
 
 def _contradiction(settings: FinetuneSettings) -> str | None:
-    if settings.image_size <= 0 or settings.image_size % 32:
-        return f"--image-size must be a positive multiple of 32 px, got {settings.image_size}."
     if (settings.val is None) != (settings.val_images is None):
         return "--val and --val-images go together."
     if settings.val and settings.val_share:

@@ -17,8 +17,10 @@ from jobs.sweep import main
     ("more", "said"),
     [
         (["--vary", "lr=2..1"], "--vary lr=2..1: LOW..HIGH"),
-        (["--vary", "image-size=320,500"], "--image-size must be a positive multiple of 32"),
-        (["--vary", "colour=1,2"], "unrecognized arguments: --colour"),
+        (["--vary", "image-size=320,500"], "--image-size is a multiple of 32, got 500"),
+        (["--vary", "image-size=330..640"], "--image-size is a multiple of 32, got 330"),
+        (["--vary", "colour=1,2"], "jobs.finetune has no option --colour"),
+        (["--vary", "val-share=0.1,0.2"], "--val-share is the same in all trials"),
         (["--asha"], "--asha compares trials at the same step"),
         (["--val-share", "0"], "give --val"),
         (["--resume"], "--processes and --resume do not go with a sweep"),
@@ -59,7 +61,7 @@ def test_a_sweep_that_is_ended_has_the_trials_so_far(tiny_coco, tmp_path):
     assert sweep.returncode == 143, said
     assert "jobs.sweep: interrupted." in said
     rows = list(csv.DictReader((tmp_path / "w/trials.csv").read_text().splitlines()))
-    assert sorted(row["ended"] for row in rows) == ["stopped early", "whole"]
+    assert sorted(row["ended"] for row in rows) == ["completed", "stopped early"]
     assert (tmp_path / "w/trials.png").is_file()
 
 
@@ -104,7 +106,7 @@ def test_two_tiny_trials(tiny_coco, tmp_path, capsys, monkeypatch):
     rows = list(csv.DictReader((tmp_path / "w/trials.csv").read_text().splitlines()))
     assert len(rows) == 2
     assert all(0.001 <= float(row["lr"]) <= 0.004 and row["freeze"] in ("none", "neck") for row in rows)
-    assert all(float(row["peak_gb"]) > 0.1 and row["ended"] in ("whole", "stopped early") for row in rows), rows
+    assert all(float(row["peak_gb"]) > 0.1 and row["ended"] in ("completed", "stopped early") for row in rows), rows
     for row in rows:
         logs = [
             json.loads(line)

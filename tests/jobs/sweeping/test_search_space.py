@@ -3,14 +3,17 @@
 import pytest
 
 from jobs.sweep import SPACE
-from jobs.sweeping.search_space import as_options, point_as_given, read_variation, trial_settings
+from jobs.sweeping.search_space import Range, as_options, point_as_given, read_variation, trial_settings
 
 
 @pytest.mark.parametrize(
     ("text", "read"),
     [
-        ("lr=5e-4..8e-3", ("lr", (0.0005, 0.008))),
-        ("batch-size=2..8", ("batch-size", (2, 8))),
+        ("lr=5e-4..8e-3", ("lr", Range(0.0005, 0.008))),
+        ("batch-size=2..8", ("batch-size", Range(2, 8))),
+        ("clip-grad=1..20", ("clip-grad", Range(1.0, 20.0))),
+        ("epochs=5..20", ("epochs", Range(5, 20))),
+        ("image-size=320..640", ("image-size", Range(320, 640, step=32))),
         ("freeze=none,backbone.stem", ("freeze", ["none", "backbone.stem"])),
         ("no-flip=on,none", ("no-flip", ["on", "none"])),
     ],
@@ -19,9 +22,26 @@ def test_variations(text, read):
     assert read_variation(text) == read
 
 
-@pytest.mark.parametrize("text", ["lr", "lr=", "=1..2", "lr=2..1", "lr=a..b", "lr=1.."])
-def test_what_is_no_variation(text):
-    with pytest.raises(ValueError, match="--vary"):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        *((text, "expected NAME=LOW..HIGH or NAME=A,B,C") for text in ("lr", "lr=", "=1..2")),
+        *(
+            (text, "LOW..HIGH are two numbers, the smaller one first")
+            for text in ("lr=2..1", "lr=a..b", "lr=1..", "lr=1..inf", "lr=nan..1")
+        ),
+        ("workers=0.5..2", "LOW..HIGH are two whole numbers"),
+        ("freeze=1..2", "--freeze is no number; give its values as A,B,C"),
+        ("colour=1,2", "jobs.finetune has no option --colour"),
+        ("best=mask_ap,box_ap", "jobs.finetune has no option --best"),
+        *(
+            (f"{name}=1,2", "is the same in all trials")
+            for name in ("val-share", "val-every", "best-metric", "train", "work-dir")
+        ),
+    ],
+)
+def test_what_cannot_be_varied(text, said):
+    with pytest.raises(ValueError, match=f"--vary {text}: .*{said}"):
         read_variation(text)
 
 

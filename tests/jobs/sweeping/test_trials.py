@@ -1,4 +1,4 @@
-"""How trials end."""
+"""What trials draw, and how they end."""
 
 import os
 import signal
@@ -7,7 +7,28 @@ import pytest
 
 pytest.importorskip("pyarrow")
 
-from jobs.sweeping.trials import ending_on_signals
+from jobs.sweeping.search_space import read_variation
+from jobs.sweeping.trials import _domain, ending_on_signals
+
+
+@pytest.mark.parametrize(
+    ("variation", "drawn"),
+    [
+        ("image-size=320..480", {320, 352, 384, 416, 448, 480}),
+        ("image-size=32..320", set(range(32, 321, 32))),
+        ("workers=0..1", {0, 1}),
+        ("seed=1..10", set(range(1, 11))),
+    ],
+)
+def test_whole_numbers_are_drawn_for_options_that_take_them(variation, drawn):
+    """Both ends are among them."""
+    assert set(_domain(read_variation(variation)[1]).sample(size=500)) == drawn
+
+
+def test_fractions_are_drawn_for_options_that_take_them():
+    """Of a range whose ends are whole, too."""
+    drawn = _domain(read_variation("clip-grad=2..20")[1]).sample(size=50)
+    assert len({round(value, 3) for value in drawn}) > 40
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
