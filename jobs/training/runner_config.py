@@ -264,7 +264,7 @@ def _custom_hooks(settings: FinetuneSettings, spec: ModelSpec, steps: int, lasti
     hooks: list[dict[str, Any]] = [
         {"type": "FreezeHook", "frozen": settings.freeze, "fixed_statistics": settings.fix_batch_norm},
         {"type": "RefuseDivergedWeights"},
-        {"type": "TellMeasurements", "best_metric": settings.best_metric, "every": settings.val_every or 0},
+        {"type": "TellMeasurements", "best_metric": settings.best_metric},
         {"type": "DescribeModelHook", "model_spec": json.dumps(model_spec), "lasting": json.dumps(lasting)},
     ]
     if momentum := ema_momentum(settings, steps):

@@ -34,6 +34,7 @@ from jobs.training.loop import validation
 from jobs.training.network import precision
 from jobs.training.network.layers import RatesByLayer, check_layers, freeze
 from jobs.training.network.precision import choose_precision, optim_wrapper_type
+from jobs.training.output import console
 from jobs.training.output.console import ConciseRunner
 from jobs.training.runner_config import lasting_settings, runner_config, training_steps, validation_interval
 from jobs.training.settings import FinetuneSettings, default_workers, settings_from_args
@@ -609,6 +610,18 @@ def test_a_signal_ends_a_run_with_a_result_and_resume_goes_on(tiny_coco, tmp_pat
     assert signal.getsignal(number) is before
     assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "3", "--resume")) == 0
     assert "after 3 steps" in capsys.readouterr().out
+
+
+def test_the_curve_has_ap_at_its_steps_after_another_val_every(tiny_coco, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(console, "draw_curve", lambda scalars, *_: drawn.append(console.ap_by_step(scalars)))
+    measured_as(monkeypatch, [0.1, 0.2, 0.3])
+    more = ["--steps", "4", *validated(tiny_coco)]
+    with monkeypatch.context() as patch:
+        patch.setattr(BaseModel, "train_step", signalling(BaseModel.train_step, signal.SIGTERM))
+        assert finetune.main(arguments(tiny_coco, tmp_path, *more, "--val-every", "1")) == 128 + signal.SIGTERM
+    assert finetune.main(arguments(tiny_coco, tmp_path, *more, "--val-every", "3", "--resume")) == 0
+    assert drawn[-1]["mask"] == ([1, 3, 4], [0.1, 0.2, 0.3])
 
 
 def test_rates_by_layer_change_nothing_else():

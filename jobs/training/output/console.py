@@ -34,6 +34,8 @@ FOR_THE_FILE = re.compile(
 )
 """Messages that only the log file gets: hundreds of lines before the first step, and duplicates of our own lines."""
 CURVE_NAME = "curve.png"
+MEASURED_AT = "measured_at"
+"""mmengine's scalar with the step of each validation, which its own scalars lack."""
 MIN_MOVE = 0.03
 """Learning rate times steps, AdamW. A guess between a run that found nothing on the facade photos (0.012) and one that did (0.06)."""
 
@@ -76,7 +78,7 @@ def initialise_silently(network: Any) -> None:
 
 @HOOKS.register_module()
 class KeepMeasured(Hook):
-    """Writes the newest validation result, also by label, into the checkpoints saved after it.
+    """Writes the newest validation result, also by label, and the steps of all validations into the checkpoints saved after it.
 
     Args:
         objects: JSON, number of objects to train on by label. As text, because mmengine writes its configuration as Python code.
@@ -88,6 +90,7 @@ class KeepMeasured(Hook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
         """Before mmengine's CheckpointHook, whose priority is lower."""
         runner.message_hub.update_info("measured", (metrics or {}) | self._objects)
+        runner.message_hub.update_scalar(MEASURED_AT, runner.iter)
 
 
 @HOOKS.register_module()
@@ -96,13 +99,12 @@ class TellMeasurements(Hook):
 
     Args:
         best_metric: metric that selects the best checkpoint.
-        every: steps between validations; 0 for none.
     """
 
     priority = "LOWEST"
 
-    def __init__(self, best_metric: str, every: int) -> None:
-        self._best_metric, self._every = best_metric, every
+    def __init__(self, best_metric: str) -> None:
+        self._best_metric = best_metric
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
         """Print box and mask AP in per cent, and the best so far."""
@@ -110,19 +112,18 @@ class TellMeasurements(Hook):
         score, step = told.get("best_score", 0), step_of(told.get("best_ckpt", ""))
         best = f"best {self._best_metric} {per_cent(score)} at step {step}" if score > 0 else "nothing found yet"
         runner.logger.info(f"val: box {per_cent(measured.get('box_ap'))} mask {per_cent(measured.get('mask_ap'))}, {best}")
-        draw_curve(runner.message_hub.log_scalars, self._every, runner.iter, Path(runner.work_dir) / CURVE_NAME)
+        draw_curve(runner.message_hub.log_scalars, runner.iter, Path(runner.work_dir) / CURVE_NAME)
 
     def after_train(self, runner: Runner) -> None:
         """Draw the curve with the last steps."""
-        draw_curve(runner.message_hub.log_scalars, self._every, runner.iter, Path(runner.work_dir) / CURVE_NAME)
+        draw_curve(runner.message_hub.log_scalars, runner.iter, Path(runner.work_dir) / CURVE_NAME)
 
 
-def draw_curve(scalars: Any, every: int, steps: int, path: Path) -> None:
+def draw_curve(scalars: Any, steps: int, path: Path) -> None:
     """Plot loss by step, and AP by step if there are validations.
 
     Args:
         scalars: of mmengine's message hub, by name.
-        every: steps between measurements.
         steps: made so far.
     """
     if "train/loss" not in scalars or not is_main_process():
@@ -133,15 +134,22 @@ def draw_curve(scalars: Any, every: int, steps: int, path: Path) -> None:
     losses = scalars["train/loss"].data[0]
     axes.plot(range(steps - len(losses) + 1, steps + 1), losses, color="tab:grey", linewidth=0.8, label="loss")
     axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
-    aps = {name: scalars[f"val/{name}_ap"].data[0] for name in ("box", "mask") if f"val/{name}_ap" in scalars}
-    if aps:
+    if aps := ap_by_step(scalars):
         right = axes.twinx()
-        for name, values in aps.items():
-            places = [min((number + 1) * every, steps) for number in range(len(values))]
+        for name, (places, values) in aps.items():
             right.plot(places, [100 * value for value in values], marker=".", label=f"{name} AP")
         right.set(ylabel="AP, per cent", ylim=(0, None))
     figure.legend(loc="outside upper center", ncols=3)  # within, it hides the last AP or the first loss
     figure.savefig(path, dpi=100)
+
+
+def ap_by_step(scalars: Any) -> dict[str, tuple[list[int], list[float]]]:
+    """Steps and values of "box" and "mask" AP, as far as the steps are known: version 0.1 did not write them into checkpoints."""
+    if MEASURED_AT not in scalars:
+        return {}
+    places = [int(step) for step in scalars[MEASURED_AT].data[0]]
+    found = {name: scalars[f"val/{name}_ap"].data[0] for name in ("box", "mask") if f"val/{name}_ap" in scalars}
+    return {name: (places[-len(values) :], list(values[-len(places) :])) for name, values in found.items()}
 
 
 def by_label_table(measured: dict[str, Any]) -> str:

@@ -7,7 +7,15 @@ import pytest
 
 from jobs.annotations.datasets import Annotations
 from jobs.annotations.report import Report
-from jobs.training.output.console import FOR_THE_FILE, by_label_table, draw_curve, too_little_movement, what_next
+from jobs.training.output.console import (
+    FOR_THE_FILE,
+    MEASURED_AT,
+    ap_by_step,
+    by_label_table,
+    draw_curve,
+    too_little_movement,
+    what_next,
+)
 
 
 class Scalar:
@@ -54,13 +62,18 @@ def test_the_last_lines_are_commands_that_parse(tmp_path, validated):
 
 @pytest.mark.parametrize("scalars", [{}, {"train/loss": Scalar(3.0, 2.0)}], ids=["nothing", "loss alone"])
 def test_a_curve_needs_a_loss(tmp_path, scalars):
-    draw_curve(scalars, 0, 2, tmp_path / "curve.png")
+    draw_curve(scalars, 2, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").exists() == bool(scalars)
 
 
 def test_a_curve_of_loss_and_ap(tmp_path):
-    scalars = {"train/loss": Scalar(*range(5)), "val/box_ap": Scalar(0.1, 0.2, 0.3), "val/mask_ap": Scalar(0.0, 0.1, 0.2)}
-    draw_curve(scalars, 2, 5, tmp_path / "curve.png")
+    """AP at the steps where it was measured; those before a checkpoint without steps are left out."""
+    aps = {"val/box_ap": Scalar(0.1, 0.2, 0.3), "val/mask_ap": Scalar(0.0, 0.1, 0.2)}
+    scalars = {"train/loss": Scalar(*range(5)), **aps, MEASURED_AT: Scalar(1.0, 4.0, 5.0)}
+    assert ap_by_step(scalars) == {"box": ([1, 4, 5], [0.1, 0.2, 0.3]), "mask": ([1, 4, 5], [0.0, 0.1, 0.2])}
+    assert ap_by_step(aps | {MEASURED_AT: Scalar(5.0)})["box"] == ([5], [0.3])
+    assert ap_by_step(aps) == {}
+    draw_curve(scalars, 5, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
