@@ -97,12 +97,13 @@ def train_transforms(
         flip: mirror samples with probability 0.5.
         memory_mb: cache of decoded photos in each loader process.
         white_level: as in DecodeLimits.
-    Source: mmdet rtmdet-ins_tiny_8xb32-300e_coco.py (scales, crop, colours); jitter of mosaics narrowed as in a short run.
+    Source: mmdet rtmdet-ins_tiny_8xb32-300e_coco.py (scales, crop, colours); jitter of mosaics narrowed as in a short run. As there, crops
+    without objects are trained on as background; here, a sample whose objects are all smaller than a pixel is, too.
     """
     square = (size_px, size_px)
     finish: list[Any] = [
         {"type": "RandomCrop", "crop_size": square, "recompute_bbox": True, "allow_negative_crop": True},
-        {"type": "FilterAnnotations", "min_gt_bbox_wh": (1, 1), "keep_empty": False},
+        {"type": "FilterAnnotations", "min_gt_bbox_wh": (1, 1), "keep_empty": False},  # False: keeps a sample without objects
         {"type": "YOLOXHSVRandomAug"},
         {"type": "RandomFlip", "prob": 0.5},
         {"type": "Pad", "size": square, "pad_val": {"img": (GREY, GREY, GREY)}},

@@ -96,7 +96,7 @@ class TrainingPhotos(CocoDataset):
         self._transforms = {name: Compose(steps) for name, steps in transforms.items()}
 
     def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
-        """One sample; if no object is left in it, that of another photo."""
+        """One sample of this photo, also if no object is left in it."""
         index, self._number = place
         np.random.seed(np.random.SeedSequence((self._seed, self._number)).generate_state(4))
         random.seed(int(np.random.randint(2**31)))
@@ -110,7 +110,7 @@ class TrainingPhotos(CocoDataset):
         return entries
 
     def prepare_data(self, index: int) -> Any:
-        """One sample; None if no object is left."""
+        """One sample."""
         sample = self._load(index)
         if self._number >= self._mosaic_samples or np.random.random() >= self._mosaic:
             return self._transforms["finish"](self._transforms["single"](sample))

@@ -123,6 +123,22 @@ def photos_of(annotations, mosaic=0.0, jitter=(1.0, 1.0)):
     )
 
 
+def test_photos_without_objects_are_background(tiny_coco, tmp_path):
+    """They are not replaced by others, and neither is one whose object is smaller than a pixel in the sample."""
+    document = json.loads((tiny_coco / "coco.json").read_text())
+    document["images"] = document["images"][4:]
+    document["annotations"] = [found for found in document["annotations"] if found["image_id"] == 5]
+    document["annotations"][0] |= {"segmentation": [[60, 40, 62, 40, 62, 42, 60, 42]], "bbox": None, "area": None}
+    (tmp_path / "few.json").write_text(json.dumps(document))
+    annotations = read_annotations(tmp_path / "few.json", tiny_coco / "photos", tmp_path, training=True)
+    photos = photos_of(annotations, jitter=(0.25, 0.25))
+    assert len(photos) == 2
+    for number in range(10):
+        sample = photos[number % 2, number]["data_samples"]
+        assert sample.img_path.endswith(f"{5 + number % 2}.png")
+        assert len(sample.gt_instances) == 0
+
+
 def as_crowds(folder, scratch):
     """The tiny set without its last picture, whose ellipse has no annotation; ellipses after the first are crowds as COCO writes them."""
     document = json.loads((folder / "coco.json").read_text())
