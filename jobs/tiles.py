@@ -26,17 +26,15 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from jobs.annotations.datasets import AnnotationsError, read_annotations
-from jobs.annotations.outlines import outline_to_rle
+from jobs.annotations.outlines import BoxMask, box_mask_to_rle, outline_to_rle, rle_to_box_mask
 from jobs.annotations.report import STRICT_HELP
 from jobs.atomic_write import write_atomically
 from jobs.command_line import cli_errors, count, fraction, progress
 from jobs.photos import WHITE_LEVEL_HELP, PhotoError, read_photo
 from jobs.scoring.tiles import MAX_OVERLAP, Grid
-from pipeline.masks.rle import rle_to_mask
 
 JPEG_QUALITY = 95
 LONGEST_NAME = 200
@@ -100,9 +98,9 @@ def cut_all(truth: Entry, photos: Path, output: Path, args: argparse.Namespace) 
                 {"id": len(images) + 1, "file_name": name, "width": width, "height": height, "place": (x, y, width, height)}
             )
         for found in of_photo[image["id"]]:
-            mask = rle_to_mask(outline_to_rle(found["segmentation"], size_hw))
+            box = rle_to_box_mask(outline_to_rle(found["segmentation"], size_hw))
             for number, part in parts_of(
-                mask, [tile["place"] for tile in images[first:]], args.min_visible, crowd=bool(found["iscrowd"])
+                box, [tile["place"] for tile in images[first:]], args.min_visible, crowd=bool(found["iscrowd"])
             ):
                 tile = images[first + number]
                 annotations.append(
@@ -130,28 +128,28 @@ def places_of(size_hw: tuple[int, int], tiles: int, overlap: float, *, whole: bo
     return list(dict.fromkeys([(0, 0, width, height), *places] if whole else places))  # of a few pixels, tiles are alike
 
 
-def parts_of(
-    mask: NDArray[np.uint8], places: Sequence[Place], min_visible: float, *, crowd: bool
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def parts_of(whole: BoxMask, places: Sequence[Place], min_visible: float, *, crowd: bool) -> Iterator[tuple[int, dict[str, Any]]]:
     """What each tile shows of an object: the tile's number, and the object as COCO writes it.
 
     Args:
-        mask: (H, W) uint8, 1 is inside.
+        whole: mask of the object in its photo.
         places: of the tiles.
         min_visible: share of the object, 0..1, below which its part is written as a crowd.
         crowd: it is one in the whole photo.
     """
-    total = int(mask.sum())
+    total = int(whole.mask.sum())
     for number, (x, y, width, height) in enumerate(places):
-        part = mask[y : y + height, x : x + width]
+        left, top = max(whole.left - x, 0), max(whole.top - y, 0)  # of the part in the tile
+        first_row, first_column = max(y - whole.top, 0), max(x - whole.left, 0)
+        part = whole.mask[first_row : max(y + height - whole.top, 0), first_column : max(x + width - whole.left, 0)]
         area = int(part.sum())
         if not area:
             continue
-        rle = coco_mask.encode(np.asfortranarray(part))
+        rle = box_mask_to_rle(BoxMask(left, top, part), (height, width))
         yield (
             number,
             {
-                "segmentation": {"size": [height, width], "counts": rle["counts"].decode()},
+                "segmentation": rle,
                 "bbox": coco_mask.toBbox(rle).tolist(),
                 "area": area,
                 "iscrowd": int(crowd or area < min_visible * total),

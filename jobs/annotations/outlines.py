@@ -10,6 +10,7 @@ because mmdet clips and moves each ring separately.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -17,8 +18,6 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
-
-from pipeline.masks.rle import rle_to_mask
 
 MIN_NUMBERS = 6
 """Fewest numbers of a ring: three points."""
@@ -160,8 +159,53 @@ def combine_by_xor(rings: list[Ring], size_hw: tuple[int, int]) -> Outline:
     drawn = coco_mask.frPyObjects(rings, *size_hw)
     if coco_mask.area(coco_mask.merge(drawn)) == coco_mask.area(drawn).sum():
         return rings
-    mask = np.bitwise_xor.reduce([rle_to_mask(rle) for rle in drawn])
-    rle = coco_mask.encode(np.asfortranarray(mask))
+    changes, times = np.unique(np.concatenate([_changes(rle) for rle in drawn]), return_counts=True)
+    return _rle_of(changes[times % 2 == 1], size_hw)
+
+
+@dataclass(frozen=True, slots=True)
+class BoxMask:
+    """The part of a mask inside its box; outside of it, the mask is empty.
+
+    Attributes:
+        left, top: of the box in the photo, pixels.
+        mask: (height, width) of the box, uint8, 1 is inside.
+    """
+
+    left: int
+    top: int
+    mask: NDArray[np.uint8]
+
+
+def rle_to_box_mask(rle: dict[str, Any]) -> BoxMask:
+    """Decode compressed RLE inside its box only: large photos may have thousands of small objects."""
+    left, top, width, height = (int(value) for value in coco_mask.toBbox(rle))
+    photo_height = rle["size"][0]
+    changes = np.clip(_changes(rle) - left * photo_height, 0, width * photo_height)
+    lengths = np.diff(changes, prepend=0, append=width * photo_height)
+    columns = np.repeat(np.arange(len(lengths)) % 2, lengths).astype(np.uint8).reshape(width, photo_height)
+    return BoxMask(left, top, np.ascontiguousarray(columns[:, top : top + height].T))
+
+
+def box_mask_to_rle(box: BoxMask, size_hw: tuple[int, int]) -> dict[str, Any]:
+    """Encode a mask of this size, (height, width) pixels, as compressed RLE."""
+    columns = np.zeros((box.mask.shape[1], size_hw[0]), np.uint8)
+    columns[:, box.top : box.top + box.mask.shape[0]] = box.mask.T
+    return _rle_of(np.flatnonzero(np.diff(columns.ravel(), prepend=0, append=0)) + box.left * size_hw[0], size_hw)
+
+
+def _changes(rle: dict[str, Any]) -> NDArray[np.int64]:
+    """Where a mask, read column by column, changes between outside and inside; outside at first. Two at one place are none."""
+    counts = rle["counts"]
+    ends: NDArray[np.int64] = np.cumsum(_runs(counts if isinstance(counts, str) else counts.decode("ascii")))
+    return ends[:-1]
+
+
+def _rle_of(changes: NDArray[np.int64], size_hw: tuple[int, int]) -> dict[str, Any]:
+    """Compressed RLE of a mask with these changes."""
+    pixels = size_hw[0] * size_hw[1]
+    runs = np.diff(changes[changes < pixels], prepend=0, append=pixels)
+    rle = coco_mask.frPyObjects({"size": list(size_hw), "counts": runs.tolist()}, *size_hw)
     return {"size": list(size_hw), "counts": rle["counts"].decode("ascii")}
 
 
@@ -205,11 +249,10 @@ def _rings_of(shape: shapely.Geometry) -> list[Ring]:
 
 def _traced(rle: dict[str, Any]) -> list[Ring]:
     """Contours of an RLE mask and of its holes, a quarter pixel inside its pixels."""
-    left, top, width, height = (int(value) for value in coco_mask.toBbox(rle))
-    mask = rle_to_mask(rle)[top : top + height, left : left + width]
-    if not mask.size:
+    box = rle_to_box_mask(rle)
+    if not box.mask.size:
         return []
-    enlarged = cv2.resize(mask, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+    enlarged = cv2.resize(box.mask, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(enlarged, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    rings = [((contour.reshape(-1, 2) + 0.5) / 2 + (left, top)).ravel().tolist() for contour in contours]
+    rings = [((contour.reshape(-1, 2) + 0.5) / 2 + (box.left, box.top)).ravel().tolist() for contour in contours]
     return [ring for ring in rings if len(ring) >= MIN_NUMBERS]

@@ -7,8 +7,13 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from pycocotools import mask as coco_mask
 
 from jobs.annotations.datasets import read_annotations
+from jobs.annotations.outlines import BoxMask, rle_to_box_mask
 from jobs.tiles import main, parts_of, places_of
 from tests.support.mask_examples import decode_rle
 
@@ -32,11 +37,23 @@ def test_parts_of_an_object():
     """Little of it is a crowd, nothing of it is nothing."""
     mask = np.zeros((10, 30), np.uint8)
     mask[2:4, 8:18] = 1
-    (first, few), (second, most) = parts_of(mask, [(0, 0, 10, 10), (10, 0, 10, 10), (20, 0, 10, 10)], 0.3, crowd=False)
+    whole = BoxMask(8, 2, mask[2:4, 8:18])
+    (first, few), (second, most) = parts_of(whole, [(0, 0, 10, 10), (10, 0, 10, 10), (20, 0, 10, 10)], 0.3, crowd=False)
     assert (first, few["area"], few["iscrowd"], few["bbox"]) == (0, 4, 1, [8, 2, 2, 2])
     assert (second, most["area"], most["iscrowd"], most["bbox"]) == (1, 16, 0, [0, 2, 8, 2])
     assert (decode_rle(most["segmentation"]) == mask[:, 10:20]).all()
-    assert next(parts_of(mask, [(0, 0, 30, 10)], 0.3, crowd=True))[1]["iscrowd"] == 1
+    assert next(parts_of(whole, [(0, 0, 30, 10)], 0.3, crowd=True))[1]["iscrowd"] == 1
+
+
+@given(arrays(np.uint8, st.tuples(st.integers(2, 12), st.integers(2, 12)), elements=st.integers(0, 1)), st.integers(2, 4))
+def test_parts_are_the_pixels_of_their_tiles(mask, tiles):
+    places = places_of(mask.shape, tiles, 0.2, whole=True)
+    parts = dict(parts_of(rle_to_box_mask(coco_mask.encode(np.asfortranarray(mask))), places, 0.3, crowd=False))
+    for number, (x, y, width, height) in enumerate(places):
+        crop = mask[y : y + height, x : x + width]
+        assert (number in parts) == bool(crop.any())
+        if number in parts:
+            assert (decode_rle(parts[number]["segmentation"]) == crop).all()
 
 
 def test_a_set_is_cut(tiny_coco, tmp_path, capsys):
