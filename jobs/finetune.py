@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dist import get_rank
 
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.command_line import print_any_name, reason_of, status_of
-from jobs.training.cluster import finetune_on_cluster, rank
+from jobs.training.cluster import finetune_on_cluster
 from jobs.training.data.split import photo_files, shared_photos, write_split
 from jobs.training.loop.allocator import keep_freed_memory
 from jobs.training.loop.batch_size import choose_batch_size
@@ -93,7 +94,7 @@ def _finetune(settings: FinetuneSettings, more_hooks: Sequence[Any]) -> signal.S
             raise ValueError(diverged(settings, runner.iter, error)) from error
         finally:
             end_loaders(runner)
-        if runner.iter and rank() == 0:
+        if runner.iter and get_rank() == 0:
             model = export(settings.work_dir)
             if not settings.val_every or runner.message_hub.runtime_info.get("best_score", 0) > 0:
                 print(what_next(model, val), flush=True)
@@ -125,7 +126,7 @@ def initial_weights(settings: FinetuneSettings) -> Path | None:
 
 def read_sets(settings: FinetuneSettings) -> tuple[Annotations, Annotations | None]:
     """Read and check the annotations for training and validation; prints a report."""
-    work = settings.work_dir / f"process{rank()}" if rank() else settings.work_dir
+    work = settings.work_dir / f"process{rank}" if (rank := get_rank()) else settings.work_dir
     strict, photos = settings.strict, settings.train_images
     train_file, val_file, val_photos = settings.train, settings.val, settings.val_images
     if settings.val_share:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from jobs.annotations.fields import flag, known_id, number
-from jobs.annotations.outlines import Outline, OutlineError, mask_area, outline_box, outline_to_rings, read_outline
+from jobs.annotations.outlines import Outline, OutlineError, mask_area, outline_box_xywh, outline_to_rings, read_outline
 from jobs.annotations.report import AnnotationsError, Report
 
 Entry = dict[str, Any]
@@ -105,7 +106,7 @@ class ObjectReader:
             if _is_outside(outline, size_hw):
                 self._suspect("its outline lies outside its photo", where)
                 return "outside their photo"
-        *_, width, height = outline_box(outline, size_hw)
+        *_, width, height = outline_box_xywh(outline, size_hw)
         if width < 1 or height < 1 or not (_is_stout(outline) or mask_area(outline, size_hw) >= 1):
             return "smaller than a pixel"
         return None
@@ -115,18 +116,21 @@ class ObjectReader:
 
     def _box(self, entry: Entry, outline: Outline, size_hw: tuple[int, int], where: str) -> list[float]:
         """x, y, width, height: the entry's box if it fits the outline, else the outline's."""
-        around, given = outline_box(outline, size_hw), entry.get("bbox")
+        around, given = outline_box_xywh(outline, size_hw), entry.get("bbox")
         numbers = [number(value) for value in given] if isinstance(given, list) else []
         box = [value for value in numbers if value is not None]
         if not any(box):
             return around
         if len(box) == len(numbers) == 4:
-            overlap, as_corners = box_iou(box, around), box_iou([*box[:2], box[2] - box[0], box[3] - box[1]], around)
+            overlap, as_corners = (
+                enlarged_box_iou(box, around),
+                enlarged_box_iou([*box[:2], box[2] - box[0], box[3] - box[1]], around),
+            )
             if as_corners > max(overlap, CORNERS_IOU):
                 self._suspect("its bbox is two corners, where COCO has x, y, width, height", where)
             elif overlap >= MIN_BOX_IOU and min(box[2:]) >= 1:
                 return box
-            elif box_iou([box[1], box[0], box[3], box[2]], around) > CORNERS_IOU:
+            elif enlarged_box_iou([box[1], box[0], box[3], box[2]], around) > CORNERS_IOU:
                 self._suspect("its outline fits its bbox with x and y exchanged; COCO has x before y", where)
             elif overlap < ELSEWHERE_IOU:
                 self._suspect("its bbox lies elsewhere than its outline; COCO's is x, y, width, height", where)
@@ -144,7 +148,7 @@ class ObjectReader:
 
 def _may_be_area(given: float, outline: Outline, size_hw: tuple[int, int]) -> bool:
     """Whether an area may be that of the outline or, as some tools write, of its box."""
-    _, _, width, height = outline_box(outline, size_hw)
+    _, _, width, height = outline_box_xywh(outline, size_hw)
     of_box = (width + 1) * (height + 1)
     if of_box / AREA_FACTOR <= given <= of_box * AREA_FACTOR:
         return True
@@ -152,12 +156,10 @@ def _may_be_area(given: float, outline: Outline, size_hw: tuple[int, int]) -> bo
     return of_mask / AREA_FACTOR <= given <= of_mask * AREA_FACTOR
 
 
-def box_iou(box: Sequence[float], other: Sequence[float]) -> float:
-    """IoU of two boxes, x y width height; each is enlarged by a pixel, because some outlines are lines."""
-    first, second = (np.array([*each[:2], each[0] + each[2] + 1, each[1] + each[3] + 1]) for each in (box, other))
-    shared = np.prod(np.maximum(np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2]), 0))
-    both = sum(float(np.prod(np.maximum(each[2:] - each[:2], 0))) for each in (first, second)) - shared
-    return float(shared / both) if both > 0 else 0.0
+def enlarged_box_iou(box: Sequence[float], other: Sequence[float]) -> float:
+    """IoU of two boxes x, y, width, height, each a pixel wider and higher, because some outlines are lines."""
+    first, second = (np.add(each, (0.0, 0.0, 1.0, 1.0))[None] for each in (box, other))
+    return float(coco_mask.iou(first, second, [False])[0, 0])
 
 
 def _is_crowd(entry: Entry) -> bool:

@@ -209,8 +209,8 @@ def _rle_of(changes: NDArray[np.int64], size_hw: tuple[int, int]) -> dict[str, A
     return {"size": list(size_hw), "counts": rle["counts"].decode("ascii")}
 
 
-def outline_box(outline: Outline, size_hw: tuple[int, int]) -> list[float]:
-    """Box x, y, width, height of the outline's part inside the photo, pixels; 0 if it is empty."""
+def outline_box_xywh(outline: Outline, size_hw: tuple[int, int]) -> list[float]:
+    """Box of the outline's part inside the photo: x, y, width, height in pixels; 0 if it is empty."""
     if isinstance(outline, dict):
         return [float(value) for value in coco_mask.toBbox(outline)]
     points = np.concatenate([np.reshape(ring, (-1, 2)) for ring in outline])

@@ -12,6 +12,7 @@ from jobs.third_party import known_warnings_ignored  # isort: skip  (before mmde
 import json
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from pycocotools import mask as rle_masks
 from jobs.annotations.datasets import Annotations, AnnotationsError
 from jobs.annotations.photo_files import missing_photos
 from jobs.evaluation.coco_results import CocoResults
-from jobs.training.data import augment
+from jobs.training.data import augment  # noqa: F401  (registers LoadImageOnce)
 from pipeline.inference.devices import choose_torch_device
 from pipeline.model.checkpoints import Checkpoint
+from pipeline.model.spec import ModelSpec, mmdet_config
 from pipeline.types import SegmentedObject
 
 MAX_NAMED = 10
@@ -73,7 +75,9 @@ class MmdetPredictor:
     def __init__(self, checkpoint: Checkpoint, input_size_px: int | None = None, white_level: int | None = None) -> None:
         self._classes = checkpoint.spec.classes
         self._network = checkpoint.network().to(choose_torch_device("auto"))
-        self._load = Compose(augment.image_transforms(input_size_px or checkpoint.spec.input_size, white_level))
+        self._load = Compose(
+            image_transforms(replace(checkpoint.spec, input_size=input_size_px or checkpoint.spec.input_size), white_level)
+        )
 
     def instances(self, photo: Path) -> tuple[Any, tuple[int, int]]:
         """mmdet's `pred_instances` as NumPy arrays: bboxes (N, 4) pixels, scores, labels, masks (N, h, w), the highest score first; and the
@@ -106,6 +110,11 @@ class MmdetPredictor:
             x1, y1, x2, y2 = (box / (width, height, width, height)).clip(0, 1).tolist()
             objects.append(SegmentedObject((x1, y1, x2, y2), self._classes[int(label)], float(score), [], rle=rle))
         return objects
+
+
+def image_transforms(spec: ModelSpec, white_level: int | None = None) -> list[Any]:
+    """mmdet's test pipeline with the service's decoder. Needs no annotations."""
+    return [{"type": "LoadImageOnce", "memory_mb": 0, "white_level": white_level}, *mmdet_config(spec).test_pipeline[1:]]
 
 
 def check_photos(annotations: Annotations, truth: dict[str, Any]) -> None:

@@ -9,6 +9,8 @@ with batches of B train like one process with batches of N x B, except for batch
 
 from __future__ import annotations
 
+import jobs.third_party  # isort: skip  # noqa: F401  (before mmengine)
+
 import contextlib
 import io
 from collections.abc import Iterator, Mapping
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dist import get_rank
 from torch import distributed
 
 from jobs.training.output.results import check_work_dir, claimed, newest_checkpoint
@@ -27,15 +30,10 @@ MAX_LOSSES = 3
 """How often a run continues after losing a process."""
 
 
-def rank() -> int:
-    """Rank of this training process; 0 if there is only one."""
-    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
-
-
 @contextmanager
 def quiet_unless_first() -> Iterator[None]:
     """Within: only the first process prints; the others would print the same."""
-    with contextlib.redirect_stdout(io.StringIO()) if rank() else contextlib.nullcontext():
+    with contextlib.redirect_stdout(io.StringIO()) if get_rank() else contextlib.nullcontext():
         yield
 
 

@@ -12,12 +12,14 @@ from mmdet.registry import TRANSFORMS
 
 from deployments.settings import ImageLoaderSettings
 from jobs import batch_ray, compare, evaluate, photos, pictures, tiles
+from jobs.evaluation import predictions
 from jobs.photos import PhotoError
 from jobs.training.data import augment
 from jobs.training.options import parser_for
 from jobs.training.settings import FinetuneSettings
 from pipeline.images.decode import DecodeLimits, decode_image
 from pipeline.images.load import load_image
+from pipeline.model.spec import nano_spec
 from tests.support.odd_images import HEIGHT, WIDTH, odd_images
 
 ODD = odd_images()
@@ -64,7 +66,7 @@ def test_white_level_is_the_services(white_level, brightest, tmp_path):
     for pixels in (
         load_image(path.read_bytes(), DecodeLimits(white_level=white_level), WIDTH).pixels,
         augment.LoadImageOnce(white_level=white_level)({"img_path": str(path)})["img"],
-        TRANSFORMS.build(augment.image_transforms(64, white_level)[0])({"img_path": str(path)})["img"],
+        TRANSFORMS.build(predictions.image_transforms(nano_spec(input_size=64), white_level)[0])({"img_path": str(path)})["img"],
         np.asarray(photos.read_photo_within(path, WIDTH, white_level)),
     ):
         assert pixels.max() == brightest

@@ -23,8 +23,8 @@ from mmdet.registry import TRANSFORMS
 from jobs.annotations.report import AnnotationsError
 from jobs.photos import PhotoError, read_photo
 from jobs.training.data import outline_masks  # noqa: F401  (registers LoadOutlines)
+from pipeline.images.letterbox import PAD_VALUE
 
-GREY = 114  # letterbox grey of RTMDet
 JITTER = (0.5, 2.0)
 LARGEST_MOSAIC = 1.3
 """Largest long side of a photo in a mosaic, as a multiple of the sample's side."""
@@ -106,7 +106,7 @@ def train_transforms(
         {"type": "FilterAnnotations", "min_gt_bbox_wh": (1, 1), "keep_empty": False},  # False: keeps a sample without objects
         {"type": "YOLOXHSVRandomAug"},
         {"type": "RandomFlip", "prob": 0.5},
-        {"type": "Pad", "size": square, "pad_val": {"img": (GREY, GREY, GREY)}},
+        {"type": "Pad", "size": square, "pad_val": {"img": (PAD_VALUE,) * 3}},
         {"type": "PackDetInputs"},
     ]
     return {
@@ -115,23 +115,12 @@ def train_transforms(
             {"type": "LoadOutlines"},
         ],
         "mosaic": [
-            {"type": "MosaicOfGiven", "img_scale": square, "pad_val": float(GREY)},
+            {"type": "MosaicOfGiven", "img_scale": square, "pad_val": float(PAD_VALUE)},
             _resize((2 * size_px, 2 * size_px), (0.4, LARGEST_MOSAIC)),
         ],
         "single": [_resize(square, jitter)],
         "finish": [step for step in finish if flip or step["type"] != "RandomFlip"],
     }
-
-
-def image_transforms(size_px: int, white_level: int | None = None) -> list[Any]:
-    """mmdet's test pipeline: keep-ratio resize, then pad right and bottom to the square. Needs no annotations."""
-    square = (size_px, size_px)
-    return [
-        {"type": "LoadImageOnce", "memory_mb": 0, "white_level": white_level},
-        {"type": "Resize", "scale": square, "keep_ratio": True},
-        {"type": "Pad", "size": square, "pad_val": {"img": (GREY, GREY, GREY)}},
-        {"type": "PackDetInputs", "meta_keys": ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")},
-    ]
 
 
 def _resize(scale: tuple[int, int], ratio_range: tuple[float, float]) -> dict[str, Any]:

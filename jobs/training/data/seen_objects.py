@@ -39,7 +39,7 @@ class SeenObjectsHook(Hook):
                 f"the training set holds {len(shown):,} objects of the {self._objects:,} in the annotations: mmdet leaves the others out. "
                 "Please report this, with a few of the annotations."
             )
-        small = [(photo, box) for photo, box in shown if self._largest_side(photo, box) < MIN_SIDE_PX]
+        small = [(photo, box) for photo, box in shown if self._shorter_side_at_most(photo, box) < MIN_SIDE_PX]
         if len(small) == len(shown):
             raise AnnotationsError(
                 f"all {len(shown):,} objects are smaller than a pixel in the training samples: train with a larger --image-size, or on "
@@ -61,7 +61,7 @@ class SeenObjectsHook(Hook):
         if not self._seen and self._steps == PATIENCE_STEPS:
             raise AnnotationsError(f"the samples of the first {self._steps} training steps contain no object.")
 
-    def _largest_side(self, photo: dict[str, Any], box: list[float]) -> float:
+    def _shorter_side_at_most(self, photo: dict[str, Any], box: list[float]) -> float:
         """Length of the shorter side of an object's box in its largest sample, pixels."""
         scale = self._longest_side_px / max(photo["width"], photo["height"])
         return float(scale * min(box[2] - box[0], box[3] - box[1]))

@@ -13,17 +13,17 @@ from torch import Tensor
 
 
 def leave_crowds_out(network: Any) -> None:
-    """Set the class loss to 0 at points inside an `iscrowd` region's box, unless they are assigned to an annotated object."""
+    """Set the class loss to 0 at priors (grid positions) inside an `iscrowd` region's box, unless they are assigned to an object."""
     head = network.bbox_head
     targets_single = head._get_targets_single
 
     def targets_but_crowds(
-        scores: Tensor, boxes: Tensor, points: Tensor, valid: Tensor, objects: Any, photo: Any, crowds: Any = None, **kwargs: Any
+        scores: Tensor, boxes: Tensor, priors: Tensor, valid: Tensor, objects: Any, photo: Any, crowds: Any = None, **kwargs: Any
     ) -> Any:
-        targets = targets_single(scores, boxes, points, valid, objects, photo, crowds, **kwargs)
+        targets = targets_single(scores, boxes, priors, valid, objects, photo, crowds, **kwargs)
         if crowds is not None and len(crowds) and targets[0] is not None:
             _anchors, labels, weights, *_ = targets
-            weights[within(points, crowds.bboxes) & (labels == head.num_classes)] = 0
+            weights[within(priors, crowds.bboxes) & (labels == head.num_classes)] = 0
         return targets
 
     head._get_targets_single = targets_but_crowds

@@ -1,10 +1,11 @@
-"""mmdet's mask loss with less memory and time. In photos of at most 64 positive points, its numbers are the same.
+"""mmdet's mask loss with less memory and time. In photos of at most 64 positives, its numbers are the same.
 
-A positive point is a place of the network's grid that is assigned to an object; an object has up to 13, and each predicts the whole mask.
+A prior (mmdet's word) is a position of the network's grid. A positive is a prior that is assigned to an object; an object has up to 13, and
+each predicts the whole mask.
 
-- At most 64 of a photo's points are in the mask loss, as in mmdet's BoxInst. A photo of 50 objects has 300: without this limit
+- At most 64 of a photo's positives are in the mask loss, as in mmdet's BoxInst. A photo of 50 objects has 300: without this limit
   their masks took three quarters of a training step at 640 px on a CPU.
-- Target masks are thinned to the loss's resolution before they are repeated for each point, not after: 16 times less memory.
+- Target masks are thinned to the loss's resolution before they are repeated for each positive, not after: 16 times less memory.
 - Centres of mass, for the assignment, are computed without a product of masks and 64-bit coordinates on a CPU.
 """
 
@@ -22,8 +23,8 @@ from mmdet.utils import reduce_mean
 from torch import Tensor
 from torch.nn import functional
 
-MASKS_A_PHOTO = 64
-"""Points of a photo in the mask loss, at most. Source: `topk_masks_per_img` in mmdet's configuration of BoxInst, which
+POSITIVES_A_PHOTO = 64
+"""Positives of a photo in the mask loss, at most. Source: `topk_masks_per_img` in mmdet's configuration of BoxInst, which
 takes the best scores; here they are spread over the objects."""
 mmdet_center_of_mass = dynamic_soft_label_assigner.center_of_mass
 
@@ -40,14 +41,14 @@ def mask_loss(head: Any, features: Tensor, kernels: Tensor, assigned: list[Any],
     Args:
         head: mmdet's RTMDetInsHead.
         features: (B, 8, H, W) prototypes.
-        kernels: (B, points, 169) dynamic parameters of every point.
+        kernels: (B, priors, 169) dynamic parameters of every prior.
         assigned: mmdet's SamplingResult of each photo.
         objects: annotations of each photo; `masks` are (N, H * stride, W * stride) bool.
     """
     logits, targets = [], []
     start, step = head.mask_loss_stride // 2, head.mask_loss_stride
     for feature, kernel, found, photo in zip(features, kernels, assigned, objects, strict=True):
-        few = spread(found.pos_assigned_gt_inds, MASKS_A_PHOTO)
+        few = spread(found.pos_assigned_gt_inds, POSITIVES_A_PHOTO)
         logits.append(head._mask_predict_by_feat_single(feature, kernel[found.pos_inds[few]], found.pos_priors[few]))
         targets.append(photo.masks[:, start::step, start::step][found.pos_assigned_gt_inds[few]])
     masks = torch.cat(logits)
@@ -61,10 +62,10 @@ def mask_loss(head: Any, features: Tensor, kernels: Tensor, assigned: list[Any],
 
 
 def spread(owners: Tensor, most: int) -> Tensor:
-    """Indices of at most `most` points, spread evenly over the objects; all of them, in order, where they are no more.
+    """Indices of at most `most` positives, spread evenly over the objects; all of them, in order, where they are no more.
 
     Args:
-        owners: (P,) index of each point's object.
+        owners: (P,) index of each positive's object.
     Returns:
         (min(P, most),) indices.
     """

@@ -144,7 +144,7 @@ def draw_curve(scalars: Any, steps: int, path: Path) -> None:
 
 
 def ap_by_step(scalars: Any) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of "box" and "mask" AP, as far as the steps are known: version 0.1 did not write them into checkpoints."""
+    """Steps and values of "box" and "mask" AP, as far as the steps are known: checkpoints of 0.1.0 lack them."""
     if MEASURED_AT not in scalars:
         return {}
     places = [int(step) for step in scalars[MEASURED_AT].data[0]]

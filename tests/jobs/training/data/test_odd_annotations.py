@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mmdet.datasets import CocoDataset
 from pycocotools import mask as coco_mask
 
-from jobs.annotations.coco_objects import box_iou
+from jobs.annotations.coco_objects import enlarged_box_iou
 from jobs.annotations.datasets import AnnotationsError, read_annotations
 from jobs.training.data.augment import LoadImageOnce
 from jobs.training.data.outline_masks import LoadOutlines
@@ -174,4 +174,4 @@ def test_an_error_with_its_place_or_masks_on_the_objects(plain, odd, everywhere)
         for mask, box in zip(masks, boxes, strict=True):
             assert np.count_nonzero(mask & truth) / np.count_nonzero(mask | truth) > 0.9
             around = coco_mask.toBbox(coco_mask.encode(np.asfortranarray(truth))).tolist()
-            assert box_iou([*box[:2], *(box[2:] - box[:2])], around) > 0.45
+            assert enlarged_box_iou([*box[:2], *(box[2:] - box[:2])], around) > 0.45

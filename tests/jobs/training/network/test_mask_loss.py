@@ -1,6 +1,6 @@
-"""The mask loss is mmdet's, of at most 64 points of a photo."""
+"""The mask loss is mmdet's, of at most 64 positives of a photo."""
 
-from jobs.training.network.mask_loss import MASKS_A_PHOTO, center_of_mass, mmdet_center_of_mass, save_mask_memory, spread  # isort: skip  (before mmdet)
+from jobs.training.network.mask_loss import POSITIVES_A_PHOTO, center_of_mass, mmdet_center_of_mass, save_mask_memory, spread  # isort: skip  (before mmdet)
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ SIDE = 128
 
 
 def losses_of(*photos, changed):
-    """All losses, gradients, and the number of points that masks were predicted for, by photo."""
+    """All losses, gradients, and the number of positives that masks were predicted for, by photo."""
     torch.manual_seed(0)
     network = build_network(nano_spec(("person",), SIDE)).eval()
     head, predicted = network.bbox_head, []
@@ -50,10 +50,10 @@ def test_losses_and_gradients_equal_mmdets(photos):
 
 def test_a_photo_of_many_objects_has_64_masks_in_the_loss():
     """The other losses are unchanged, and the mask loss, still a mean, differs little."""
-    theirs, _, all_points = losses_of(MANY, FEW, changed=False)
-    ours, _, points = losses_of(MANY, FEW, changed=True)
-    assert all_points[0] > MASKS_A_PHOTO
-    assert points == [MASKS_A_PHOTO, all_points[1]]
+    theirs, _, all_positives = losses_of(MANY, FEW, changed=False)
+    ours, _, positives = losses_of(MANY, FEW, changed=True)
+    assert all_positives[0] > POSITIVES_A_PHOTO
+    assert positives == [POSITIVES_A_PHOTO, all_positives[1]]
     torch.testing.assert_close(ours["loss_mask"], theirs["loss_mask"], rtol=0.05, atol=0)
     for name in ("loss_cls", "loss_bbox"):
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0)
