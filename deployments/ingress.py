@@ -168,7 +168,7 @@ class Ingress(TakesUserConfig):
             ServiceError: a stage in this process cannot work any more. Stages with replicas of their own have their own health checks.
         """
         for lane in self._graph.admission.lanes:
-            self._metrics.in_flight(lane.name, lane.admitted)
+            self._metrics.in_flight(lane.name, lane.admitted, lane.most)
         for stage in (self._image_loader, self._detector):
             if isinstance(stage, LocalHandle):
                 await stage.check_health.remote()

@@ -95,7 +95,11 @@ class LocalRun:
     def _start(self) -> None:
         _interrupt_on_signals()
         level = logging.INFO if self._verbose else logging.ERROR
-        ray.init(namespace="serve", log_to_driver=self._verbose, logging_level=level)
+        try:
+            ray.init(namespace="serve", log_to_driver=self._verbose, logging_level=level)
+        except Exception as error:  # Ray raises several kinds, also a plain Exception
+            reason = str(error).strip().partition("\n")[0]
+            raise ConfigurationError(f"Ray does not start: {reason} On a busy machine it may start at the next try.") from error
         _interrupt_on_signals()  # Ray's handler of SIGTERM prints a C++ stack trace
         if not self._verbose:
             logging.getLogger("ray.serve").setLevel(logging.WARNING)

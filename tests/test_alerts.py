@@ -35,14 +35,6 @@ def test_every_alert_says_what_to_do(rule):
     assert re.search(rf"^\| `{rule['alert']}` \|.*\(#{anchor}\)", text, re.MULTILINE)
 
 
-def test_the_limit_is_that_of_the_shipped_file():
-    """The number of images in flight that counts as nearly full is 90 % of the limit in serve_config.yaml."""
-    config = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text(encoding="utf-8"))
-    limit = config["applications"][0]["args"]["ingress"]["max_images_in_flight"]
-    (rule,) = [rule for rule in RULES if rule["alert"] == "RtmdetNearlyFull"]
-    assert rule["expr"].endswith(f"> 0.9 * {limit}")
-
-
 @pytest.mark.parametrize("expression", EXPRESSIONS.values(), ids=EXPRESSIONS)
 def test_expressions_are_promql(expression):
     """Every expression of the alerts and of the dashboard parses."""

@@ -100,15 +100,17 @@ class IngressMetrics(StageMetrics):
         self._in_flight = metrics.Gauge(
             "rtmdet_images_in_flight", "Images admitted and not answered yet, by lane.", tag_keys=("lane",)
         )
+        self._limit = metrics.Gauge("rtmdet_images_in_flight_limit", "Most images in flight, by lane.", tag_keys=("lane",))
         self._by_caller = metrics.Counter(
             "rtmdet_caller_images",
             "Images by the caller's key id and outcome: done, or the error code.",
             tag_keys=("caller", "code"),  # type: ignore[arg-type]
         )
 
-    def in_flight(self, lane: str, images: int) -> None:
-        """Set the number of images in flight in a lane; call it repeatedly, even if it did not change."""
+    def in_flight(self, lane: str, images: int, limit: int) -> None:
+        """Set the number of images in flight in a lane and its limit; call it repeatedly, even if they did not change."""
         self._in_flight.set(images, tags={"lane": lane})
+        self._limit.set(limit, tags={"lane": lane})
 
     def request_done(self, images: int, faults: Sequence[str], latency_ms: float, caller: str) -> None:
         """Count an answered request: its images, and the codes of the isolated faults among them."""

@@ -137,6 +137,18 @@ def test_ctrl_c_after_a_failed_start(monkeypatch, tmp_path):
         run._run(None)
 
 
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch, tmp_path):
+    def fail(**_):
+        raise Exception("The current node timed out during startup.\nThis could happen because\n")
+
+    monkeypatch.setattr(local_run.ray, "init", fail)
+    monkeypatch.setattr(local_run, "_interrupt_on_signals", lambda: None)
+    with pytest.raises(
+        ConfigurationError, match=r"^Ray does not start: The current node timed out during startup\. On a busy .*\.$"
+    ):
+        LocalRun(tmp_path / "serve_config.yaml", verbose=False)._run(None)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [(b'A=1\nB="x\nC=1\n', r"ray\.env, line 2: No closing quotation"), (b"A=\xff", r"ray\.env cannot be read as UTF-8")],
