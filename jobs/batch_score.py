@@ -9,8 +9,8 @@ A row has `row_number_per_file`, `preds` and `file_name` (formats: jobs.scoring.
 contract, `{"boxes": [...]}`, with `"error": {"code", "message"}` if the photo is bad. For a folder, `file_name` is the photo's path and
 the number is 0; for a table, they are its name and the row, from 0. Rows are written in the order in which photos are finished. When
 started again, it skips photos that are in the output. Delete a line to score its photo again. Memory does not grow with the batch.
-Exit status 1: it was stopped, a request failed after all retries (its photos have no row, so the same command tries them again),
-or no photo could be scored.
+Exit status 1: it was stopped, a request failed after all retries or the storage failed while a photo was read (such photos have no row,
+so the same command tries them again), or no photo could be scored.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from jobs.scoring.scorer import Done, Scorer, score_all
 from jobs.scoring.service_client import ServiceClient, ServiceFault, Unavailable, base_url, key_from
 from jobs.scoring.tables import InputsError
 
-MAX_FAILED_REQUESTS = 20
-"""The job stops after so many requests failed after all retries."""
+MAX_FAULTS = 20
+"""The job stops after so many requests that failed after all retries and photos that the storage did not give."""
 
 
 @cli_errors("jobs.batch_score", InputsError)
@@ -96,8 +96,8 @@ def _run(
                 bar.update(tally.done - bar.n)
                 for fault in done.faults:
                     bar.write(f"jobs.batch_score: {fault}", file=sys.stderr)
-                if tally.failed >= MAX_FAILED_REQUESTS:
-                    raise Unavailable(f"{tally.failed} requests failed after all retries")
+                if tally.failed >= MAX_FAULTS:
+                    raise Unavailable(f"{tally.failed} requests or reads of photos failed; the same command tries them again")
         except Unavailable as error:
             tally.failed += 1
             bar.write(f"jobs.batch_score: stopped: {error}", file=sys.stderr)
@@ -167,8 +167,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m jobs.batch_score",
         description=(__doc__ or "").splitlines()[0],
         epilog="Exit status: 0 if every photo has a row (the row of a bad photo holds an error instead of objects); "
-        "1 if it was stopped, a request failed after all retries (the same command tries these photos again) or no photo could be "
-        "scored; "
+        "1 if it was stopped, a request failed after all retries or the storage failed while a photo was read (the same command tries "
+        "these photos again) or no photo could be scored; "
         "2 for wrong arguments or input.",
     )
     add = parser.add_argument

@@ -51,16 +51,21 @@ class Photo:
     def __str__(self) -> str:
         return self.file_name if isinstance(self.image, Path) and self.row == 0 else f"{self.file_name}, row {self.row}"
 
-    def text(self) -> str:
+    def text(self, most_chars: int | None = None) -> str:
         """Base64 of the file, or the text as it is.
 
+        Args:
+            most_chars: of base64; of a larger file, only a little more is read. None: any number.
         Raises:
             OSError: the file cannot be read.
             Unreadable: the cell names no image, or no file; the message gives the reason.
         """
         if isinstance(self.image, Unreadable):
             raise self.image
-        return self.image if isinstance(self.image, str) else pybase64.b64encode(read_file(self.image)).decode()
+        if isinstance(self.image, str):
+            return self.image
+        most_bytes = -1 if most_chars is None else most_chars // 4 * 3 + 1
+        return pybase64.b64encode(read_file(self.image, most_bytes)).decode()
 
 
 class Source:

@@ -14,10 +14,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from jobs.command_line import reason_of
 from jobs.scoring.batch_inputs import Photo
 from jobs.scoring.batch_output import Row
 from jobs.scoring.service_client import Answer, ServiceClient, ServiceFault, Unavailable, is_transient
-from jobs.scoring.tables import Unreadable
+from jobs.scoring.tables import Unreadable, is_of_the_photo
 
 REST_OF_BODY_BYTES = 10_000
 """Size of a request body without its images, at most."""
@@ -48,9 +49,12 @@ class Scorer:
         done, asked = Done(), []
         for photo in photos:
             try:
-                asked.append((photo, photo.text()))
+                asked.append((photo, photo.text(self._room)))
             except OSError as error:
-                done.rows.append(_row(photo, _bad("image_not_readable", f"The file cannot be read: {error.strerror}.")))
+                if is_of_the_photo(error):
+                    done.rows.append(_row(photo, _bad("image_not_readable", f"The file cannot be read: {error.strerror}.")))
+                else:
+                    done.faults.append(f"{photo}: {reason_of(error)}")
             except Unreadable as error:
                 done.rows.append(_row(photo, _bad("image_not_readable", str(error))))
         for part in self._parts(asked):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import binascii
 import codecs
 import csv
+import errno
 import glob
 import json
 import re
@@ -111,6 +112,14 @@ def read_file(path: Path, most_bytes: int = -1) -> bytes:
         raise Unreadable("It is a pipe or a device, no file.")
     with path.open("rb") as file:
         return file.read(most_bytes)
+
+
+def is_of_the_photo(error: BaseException | None) -> bool:
+    """Whether a file could not be read because it is not there or may not be read. Any other error is of the storage: it may pass."""
+    if isinstance(error, OSError):
+        kinds = FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError
+        return isinstance(error, kinds) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
+    return isinstance(error, ValueError)  # no path at all
 
 
 def _is_utf8(text: str) -> bool:

@@ -1,6 +1,7 @@
 """The batch job against a stub service on a real socket."""
 
 import base64
+import errno
 import json
 import os
 import shutil
@@ -13,10 +14,11 @@ import pandas as pd
 import pytest
 
 from jobs import batch_score
-from jobs.scoring import scorer, service_client
+from jobs.scoring import batch_inputs, scorer, service_client
 from jobs.scoring.batch_inputs import Source
 from jobs.scoring.batch_output import BatchOutput, Row, read_rows
 from jobs.scoring.scorer import Done, score_all
+from jobs.scoring.tables import read_file
 from loadtest.service.machine import free_port
 from tests.support.stub_service import FOUND, UNREADABLE, stub_service
 
@@ -246,6 +248,58 @@ def test_large_photos_are_sent_apart(folder, tmp_path):
         assert run(folder, stub.url, tmp_path / "preds.jsonl") == 0
     assert all(sum(map(len, images)) < 40_000 and len(images) <= 2 for _, images, _ in stub.asked)
     assert lines_of(tmp_path / "preds.jsonl")["huge.jpg"]["preds"]["error"]["code"] == "image_too_large"
+
+
+def test_a_file_that_is_far_too_large(folder, tmp_path):
+    """Of 3 GB no more is read than fits into a request: in base64 it would take 7 GB of memory."""
+    with (folder / "huge.tif").open("wb") as file:
+        file.truncate(3 * 10**9)
+    tracemalloc.start()
+    with stub_service() as stub:
+        assert run(folder, stub.url, tmp_path / "preds.jsonl") == 0
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert lines_of(tmp_path / "preds.jsonl")["huge.tif"]["preds"]["error"]["code"] == "image_too_large"
+    assert peak < 150e6
+
+
+def test_a_fault_of_the_storage_is_no_row(folder, tmp_path, monkeypatch, capsys):
+    """As of a share that fails for a minute: status 1, and the same command scores these photos. What is missing or locked has a row."""
+    kinds = [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOENT, errno.EACCES, errno.ENAMETOOLONG, errno.EISDIR]
+    failing = {folder / f"{2 * number}.JPG": kind for number, kind in enumerate(kinds)}
+    for path in failing:
+        path.write_bytes(b"photo")
+
+    def read(path, *most_bytes):
+        if path in failing:
+            raise OSError(failing[path], os.strerror(failing[path]), str(path))
+        return read_file(path, *most_bytes)
+
+    monkeypatch.setattr(batch_inputs, "read_file", read)
+    output = tmp_path / "preds.jsonl"
+    with stub_service() as stub:
+        assert run(folder, stub.url, output) == 1
+        assert "0.JPG: Input/output error" in capsys.readouterr().err
+        bad = {name for name, line in lines_of(output).items() if "error" in line["preds"]}
+        assert bad == {"6.JPG", "8.JPG", "10.JPG", "12.JPG"}
+        assert not {"0.JPG", "2.JPG", "4.JPG"} & set(lines_of(output))
+        failing.clear()
+        assert run(folder, stub.url, output) == 0
+    assert lines_of(output)["0.JPG"]["preds"] == FOUND
+
+
+def test_a_storage_that_is_gone_ends_the_run(folder, tmp_path, monkeypatch, capsys):
+    for number in range(100):
+        (folder / f"more{number}.jpg").write_bytes(b"photo")
+
+    def read(path, *_):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(batch_inputs, "read_file", read)
+    with stub_service() as stub:
+        assert run(folder, stub.url, tmp_path / "preds.jsonl", "--concurrency", "1") == 1
+    assert "requests or reads of photos failed; the same command tries them again" in capsys.readouterr().err
+    assert not (tmp_path / "preds.jsonl").exists() or not lines_of(tmp_path / "preds.jsonl")
 
 
 def test_the_key_comes_from_the_environment(folder, tmp_path, monkeypatch, capsys):
