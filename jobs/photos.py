@@ -1,4 +1,4 @@
-"""Finds and reads photos as the service does: same formats, colours, orientation and limits."""
+"""Finds and reads photos as the service does: same formats, colours and orientation; larger ones too."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pipeline.errors import RequestError
 from pipeline.images import decode
 from pipeline.images.decode import FORMAT_MAGIC, WHITE_LEVEL, DecodeLimits, decode_image
 
-LIMITS = DecodeLimits()
-"""The service's defaults."""
+LIMITS = DecodeLimits(max_pixels=178_000_000, max_pixels_unscaled=178_000_000, max_bytes=1_000_000_000)
+"""Larger than the service's defaults, as the photos are the user's own. Pillow refuses 179 megapixels and more."""
 OF_MACOS = "._"
 """Beginning of the names of the files that macOS writes beside others in archives and on foreign disks, with any suffix."""
 WHITE_LEVEL_HELP = f"{WHITE_LEVEL.replace('null', 'Not given')} Give what image_loader.white_level is where the model is served."
@@ -77,4 +77,6 @@ def read_photo_within(photo: Path, longest_side_px: int, white_level: int | None
 
 
 def _reason(error: Exception) -> str:
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).partition(" (image_loader.")[0]  # a setting of the service, not of jobs

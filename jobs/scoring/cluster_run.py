@@ -24,7 +24,7 @@ from jobs.scoring.batch_output import in_use
 from jobs.scoring.cluster_coco import CocoWriter
 from jobs.scoring.cluster_inputs import ID, Listed, count_rows, filesystem_of, listed
 from jobs.scoring.cluster_output import MANIFEST, claimed
-from jobs.scoring.cluster_stages import Detect, Load, Outline, Tally
+from jobs.scoring.cluster_stages import Counts, Detect, Load, Outline, Tally
 from jobs.scoring.cluster_through import Through
 from jobs.scoring.tables import InputsError
 from jobs.scoring.tiles import Grid
@@ -71,11 +71,11 @@ class Progress(threading.Thread):
 
     def line(self) -> str:
         """The current line of progress."""
-        done, errors, _ = ray.get(self._tally.counts.remote())
-        rate = self._rate(done)
-        left = self._total - self._before - done
+        counts: Counts = ray.get(self._tally.counts.remote())
+        rate = self._rate(counts.done)
+        left = self._total - self._before - counts.done
         eta = f"{left / rate / 60:.1f} min left" if rate and left > 0 else "done" if left <= 0 else "starting"
-        return f"{self._before + done:,} of {self._total:,} photos, {errors:,} errors; {rate:.1f} photos/s, {eta}"
+        return f"{self._before + counts.done:,} of {self._total:,} photos, {counts.errors:,} errors; {rate:.1f} photos/s, {eta}"
 
     def _rate(self, done: int) -> float:
         """Photos/s since the first were done: workers take a while to start."""
@@ -124,13 +124,15 @@ def _run(args: argparse.Namespace, output: str, photos: Listed, coco: CocoWriter
     finally:
         progress.stop()
     print(progress.line())
+    counts: Counts = ray.get(tally.counts.remote())
     if (rows := count_rows(f"{output}/checkpoint")) < photos.total:
-        raise CommandFault(f"{photos.total - rows:,} of {photos.total:,} photos have no row; the same command tries them again")
+        missing = f"{photos.total - rows:,} of {photos.total:,} photos have no row; the same command tries them again"
+        raise CommandFault(f"{missing}. {counts.first_fault}" if counts.first_fault else missing)
     if coco:
         print(coco.write(output, args.format))
-    done, errors, first = ray.get(tally.counts.remote())
-    if done and done == errors and not before:
-        print(f"jobs.batch_ray: not one of {done:,} photos could be scored; the first: {first}", file=sys.stderr)
+    if counts.done and counts.done == counts.errors and not before:
+        told = f"not one of {counts.done:,} photos could be scored; the first: {counts.first_error}"
+        print(f"jobs.batch_ray: {told}", file=sys.stderr)
         return 1
     return 0
 

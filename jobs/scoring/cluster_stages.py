@@ -4,19 +4,21 @@
     jobs.scoring.cluster_through instead of all three (an application's handle): image ─▶ preds
 
 Between them travel pickles of `LoadedImage` and `Instances`: scaled pixels and mask logits, never a full-size mask. What is wrong with a
-photo travels in its place as a ServiceError.
+photo travels in its place as a ServiceError and becomes its row; a NoRow leaves it without one, so that the same command tries it again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import pickle
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -25,11 +27,12 @@ import ray
 from numpy.typing import NDArray
 
 from jobs.command_line import reason_of
+from jobs.photos import LIMITS
 from jobs.scoring.cluster_inputs import FILE, FILE_NAME, ID, IMAGE, ROW, UNREADABLE, filesystem_of
-from jobs.scoring.tables import COLUMNS, InputsError, looks_like_base64, read_file
+from jobs.scoring.service_client import pauses
+from jobs.scoring.tables import COLUMNS, InputsError, is_of_the_photo, looks_like_base64, read_file
 from jobs.scoring.tiles import Grid, Tiled, cut, join
-from pipeline.errors import FetchError, ImageError, ServiceError
-from pipeline.images.decode import DecodeLimits
+from pipeline.errors import DecodersUnavailable, FetchError, ImageError, ServiceError, StageFailed
 from pipeline.images.decoder_options import DecoderOptions
 from pipeline.images.decoder_pool import DecoderPool
 from pipeline.images.fetch import Fetcher, FetchPolicy
@@ -41,32 +44,61 @@ from pipeline.types import DetectOptions, Instances, OutlineOptions
 
 Batch = dict[str, NDArray[Any]]
 WORK, PREDS = "work", "preds"
+STORAGE_RETRIES = 7
+"""Retries of a photo that its storage does not give; with their pauses about a minute."""
+FETCH_RETRIES = 6
+"""Retries of a URL whose host is not there; with their pauses 6 s."""
+MAX_FAULTS = 20
+"""The job stops after so many photos without a row."""
+log = logging.getLogger(__name__)
+
+
+class NoRow(ServiceError):
+    """A photo that the storage, the service or this machine failed on; it gets no row."""
+
+
+class Counts(NamedTuple):
+    """Photos with a row, those of them with an error, photos without a row, and the first message of each kind."""
+
+    done: int = 0
+    errors: int = 0
+    faults: int = 0
+    first_error: str = ""
+    first_fault: str = ""
 
 
 @ray.remote(num_cpus=0)
 class Tally:
-    """Counts the photos of the whole job, and detects when too many have failed.
+    """Counts the photos of the whole job.
 
     Args:
-        error_threshold: most photos that may fail; -1: any number.
+        error_threshold: most photos that may have an error; -1: any number.
     """
 
     def __init__(self, error_threshold: int) -> None:
-        self._most, self._done, self._errors, self._first = error_threshold, 0, 0, ""
+        self._most, self._counts = error_threshold, Counts()
 
-    def add(self, done: int, errors: int, first: str) -> bool:
-        """Count a batch; returns whether the job may continue."""
-        self._done, self._errors = self._done + done, self._errors + errors
-        self._first = self._first or first
-        return self._most < 0 or self._errors <= self._most
+    def add(self, done: int, errors: list[str], faults: list[str]) -> str:
+        """Count a batch: the photos with a row, and messages; returns why the job must stop, empty if it need not."""
+        before = self._counts
+        first_error, first_fault = (before.first_error or "".join(errors[:1])), (before.first_fault or "".join(faults[:1]))
+        totals = before.done + done, before.errors + len(errors), before.faults + len(faults)
+        self._counts = Counts(*totals, first_error, first_fault)
+        if 0 <= self._most < self._counts.errors:
+            return f"more photos failed than --error-threshold allows; one of them: {first_error}"
+        if self._counts.faults > MAX_FAULTS:
+            return (
+                f"{self._counts.faults} photos could not be read or scored now; the same command tries them again. {first_fault}"
+            )
+        return ""
 
-    def counts(self) -> tuple[int, int, str]:
-        """Photos done, those of them that failed, and why the first did."""
-        return self._done, self._errors, self._first
+    def counts(self) -> Counts:
+        """Of all batches so far."""
+        return self._counts
 
 
 class TooManyErrors(RuntimeError):
-    """More photos failed than `error_threshold` allows."""
+    """More photos failed than allowed."""
 
 
 class Images:
@@ -79,8 +111,17 @@ class Images:
         """The encoded image.
 
         Raises:
+            NoRow: its storage does not give it, after `STORAGE_RETRIES` either.
             ServiceError: it cannot be read or fetched, or there is none.
         """
+        for pause_s in pauses(STORAGE_RETRIES):
+            try:
+                return await self._read(fetcher, image)
+            except NoRow:
+                await asyncio.sleep(pause_s)
+        return await self._read(fetcher, image)
+
+    async def _read(self, fetcher: Fetcher, image: Any) -> bytes:
         if isinstance(image, bytes):
             return image
         text = "" if image is None or image != image else str(image)  # in a column without any value they are NaN
@@ -105,8 +146,11 @@ class Images:
             filesystem, root = self._filesystems[store]
             with filesystem.open_input_stream(f"{root}/{path}") as stream:
                 data: bytes = stream.read(most)
-        except (OSError, ValueError, InputsError) as error:
-            raise FetchError(f"The file cannot be read: {reason_of(error)}", code="image_not_readable") from error
+        except Exception as error:  # of any type: some stores have their own
+            reason = f"The file cannot be read: {reason_of(error)}"
+            if is_of_the_photo(error.__cause__ if isinstance(error, InputsError) else error):
+                raise FetchError(reason, code="image_not_readable") from error
+            raise NoRow(f"{place}: {reason}") from error
         return data
 
 
@@ -130,7 +174,8 @@ class Load:
     """
 
     def __init__(self, input_size: int, grid: Grid | None = None, threads: int = 1, white_level: int | None = None) -> None:
-        policy, limits = FetchPolicy(), DecodeLimits(white_level=white_level)
+        limits = replace(LIMITS, white_level=white_level)
+        policy = FetchPolicy(max_bytes=limits.max_bytes, retries=FETCH_RETRIES)
         self._images, self._policy, self._grid = Images(policy), policy, grid
         self._decoders = DecoderPool(DecoderOptions(limits, grid.side_px if grid else input_size, 10.0), threads)
 
@@ -146,8 +191,12 @@ class Load:
                 data = await self._images.read(fetcher, image)
                 loaded = await asyncio.to_thread(self._decoders.load, data)
                 return pickle.dumps(cut(loaded, self._grid) if self._grid else loaded, protocol=5)
+            except (DecodersUnavailable, MemoryError, OSError) as error:  # of this machine
+                return pickle.dumps(NoRow(f"a photo cannot be decoded on this node: {reason_of(error)}"))
             except ServiceError as error:
                 return pickle.dumps(error)
+            except Exception as error:
+                return pickle.dumps(_unexpected(error))
 
         try:
             return list(await asyncio.gather(*map(one, images)))
@@ -191,27 +240,49 @@ class Outline:
         self._classes, self._outline, self._tally = classes, outline, tally
 
     def __call__(self, batch: Batch) -> Batch:
-        work = [pickle.loads(item) for item in batch[WORK].tolist()]
-        count(self._tally, [item for item in work if isinstance(item, ServiceError)], len(work))
-        return replaced(batch, WORK, PREDS, [self._json(item).decode() for item in work])
+        return with_preds(batch, WORK, [self._json(pickle.loads(item)) for item in batch[WORK].tolist()], self._tally)
 
-    def _json(self, item: Instances | Tiled | ServiceError) -> bytes:
-        if isinstance(item, ServiceError):
-            return error_json(item.code, item.message)
-        if isinstance(item, Tiled):
-            return objects_to_json(join(item, self._classes, self._outline))
-        return rows_to_json(instances_to_rows(item, self._classes, self._outline))
+    def _json(self, item: Instances | Tiled | ServiceError) -> bytes | ServiceError:
+        try:
+            if isinstance(item, ServiceError):
+                return item
+            if isinstance(item, Tiled):
+                return objects_to_json(join(item, self._classes, self._outline))
+            return rows_to_json(instances_to_rows(item, self._classes, self._outline))
+        except Exception as error:
+            return _unexpected(error)
 
 
-def count(tally: Any, errors: list[ServiceError], done: int) -> None:
-    """Count a batch.
+def _unexpected(error: Exception) -> ServiceError:
+    """The error of a photo on which a stage fails: as an exception, it would stop the whole job at this photo, each time."""
+    log.error("a stage failed on a photo", exc_info=error)
+    return StageFailed(f"A stage of the job failed on this photo: {type(error).__name__}: {error}")
+
+
+def with_preds(batch: Batch, old: str, answers: Sequence[bytes | ServiceError], tally: Any) -> Batch:
+    """The batch with the column `old` replaced by `preds`, and without the photos that get no row; counts them.
+
+    Args:
+        answers: for each photo its JSON, or its error.
+    Raises:
+        TooManyErrors: more photos failed than allowed.
+    """
+    kept = [place for place, answer in enumerate(answers) if not isinstance(answer, NoRow)]
+    errors = [answer.message for answer in answers if isinstance(answer, ServiceError) and not isinstance(answer, NoRow)]
+    faults = [answer.message for answer in answers if isinstance(answer, NoRow)]
+    count(tally, len(kept), errors, faults)
+    rows = {name: cells[kept] for name, cells in batch.items()}
+    return replaced(rows, old, PREDS, [_preds(answers[place]) for place in kept])
+
+
+def count(tally: Any, done: int, errors: list[str], faults: list[str]) -> None:
+    """Count a batch, see `Tally.add`.
 
     Raises:
         TooManyErrors: more photos failed than allowed.
     """
-    first = errors[0].message if errors else ""
-    if not ray.get(tally.add.remote(done, len(errors), first)):
-        raise TooManyErrors(f"more photos failed than --error-threshold allows; one of them: {first}")
+    if reason := ray.get(tally.add.remote(done, errors, faults)):
+        raise TooManyErrors(reason)
 
 
 def is_web_url(text: str) -> bool:
@@ -219,9 +290,10 @@ def is_web_url(text: str) -> bool:
     return text[:8].lower().startswith(("http://", "https://"))
 
 
-def error_json(code: str, message: str) -> bytes:
-    """`preds` of a photo that could not be scored."""
-    return orjson.dumps({"boxes": [], "error": {"code": code, "message": message}})
+def _preds(answer: bytes | ServiceError) -> str:
+    if isinstance(answer, ServiceError):
+        answer = orjson.dumps({"boxes": [], "error": {"code": answer.code, "message": answer.message}})
+    return answer.decode()
 
 
 def as_listed(batch: Batch) -> Batch:

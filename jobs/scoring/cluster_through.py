@@ -1,7 +1,7 @@
 """Map function that scores with a running application by its handle; its clients use the same replicas.
 
 image ─▶ bytes, or a URL as it is ─▶ handle.score (`on_error: isolate`) ─▶ preds
-                                        └─ overloaded, failed, too late: asked again, PATIENCE_S long; then a row with that error
+                                        └─ overloaded, failed, too late: asked again, PATIENCE_S long; then it gets no row
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from deployments.params import parse_params
+from jobs.photos import LIMITS
 from jobs.score_by_handle import score
 from jobs.scoring.cluster_inputs import IMAGE
-from jobs.scoring.cluster_stages import PREDS, Batch, Images, as_listed, count, error_json, is_web_url, replaced
+from jobs.scoring.cluster_stages import Batch, Images, NoRow, as_listed, is_web_url, with_preds
 from jobs.scoring.service_client import PATIENCE_S, TRANSIENT_CODES, pauses
 from pipeline.errors import ServiceError
 from pipeline.images.fetch import Fetcher, FetchPolicy
@@ -46,9 +47,8 @@ class Through:
         answers = asyncio.run(_read(batch[IMAGE].tolist()))
         images = {place: image for place, image in enumerate(answers) if not isinstance(image, ServiceError)}
         for place, answer in self._scored(images).items():
-            answers[place] = answer
-        count(self._tally, [answer for answer in answers if isinstance(answer, ServiceError)], len(answers))
-        return replaced(batch, IMAGE, PREDS, [_json(answer).decode() for answer in answers])
+            answers[place] = _json(answer)
+        return with_preds(batch, IMAGE, answers, self._tally)
 
     def _scored(self, images: dict[int, Any]) -> dict[int, ScoredImage | ServiceError]:
         """An answer for each image, by its number; images with transient errors of the service are retried."""
@@ -78,7 +78,8 @@ class Through:
 
 async def _read(images: list[Any]) -> list[Any]:
     """The bytes of each image, a URL unchanged (the service fetches it by its own policy), or an error."""
-    reader, fetcher = Images(FetchPolicy()), Fetcher(FetchPolicy())
+    policy = FetchPolicy(max_bytes=LIMITS.max_bytes)
+    reader, fetcher = Images(policy), Fetcher(policy)
 
     async def one(image: Any) -> Any:
         try:
@@ -96,7 +97,7 @@ def _is_transient(answer: ScoredImage | ServiceError) -> bool:
     return isinstance(answer, ServiceError) and answer.code in TRANSIENT_CODES
 
 
-def _json(answer: ScoredImage | ServiceError) -> bytes:
-    if isinstance(answer, ServiceError):
-        return error_json(answer.code, answer.message)
-    return objects_to_json(answer.objects)
+def _json(answer: ScoredImage | ServiceError) -> bytes | ServiceError:
+    if isinstance(answer, ScoredImage):
+        return objects_to_json(answer.objects)
+    return NoRow(answer.message, code=answer.code) if _is_transient(answer) else answer

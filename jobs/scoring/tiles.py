@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from jobs.annotations.outlines import outline_to_rle
-from pipeline.images.letterbox import scale_to_fit
+from pipeline.images.letterbox import fit, scale_to_fit
 from pipeline.masks.encode import instances_to_objects
+from pipeline.model.compiled_ops import greedy_nms
 from pipeline.types import Instances, Letterbox, LoadedImage, OutlineOptions, SegmentedObject
 
 NMS_IOU = 0.5
@@ -75,9 +77,9 @@ def cut(image: LoadedImage, grid: Grid) -> Tiled:
     height, width = image.letterbox.scaled_hw
     corners = tuple((x, y) for y in grid.starts(height) for x in grid.starts(width))
     tiles = [image.pixels[y : y + grid.size, x : x + grid.size] for x, y in corners]
-    shrink = min(1.0, grid.size / max(height, width))
-    small = cv2.resize(image.pixels, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
-    whole = scale_to_fit(np.asarray(small, np.uint8), (height, width), grid.size)
+    letterbox = fit((height, width), grid.size)
+    small = cv2.resize(image.pixels, letterbox.scaled_hw[::-1], interpolation=cv2.INTER_AREA)
+    whole = LoadedImage(np.asarray(small, np.uint8), letterbox)
     return Tiled(image.letterbox, corners, (whole, *(_as_loaded(pixels, grid.size) for pixels in tiles)))
 
 
@@ -138,20 +140,12 @@ def _moved(
 
 def without_doubles(objects: Sequence[SegmentedObject]) -> list[SegmentedObject]:
     """Non-maximum suppression by box within each label; highest score first."""
-    ordered = sorted(objects, key=lambda item: -item.score)
     kept: list[SegmentedObject] = []
-    for item in ordered:
-        if all(other.label != item.label or _iou(item.box, other.box) <= NMS_IOU for other in kept):
-            kept.append(item)
-    return kept
-
-
-def _iou(first: Sequence[float], second: Sequence[float]) -> float:
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    shared = max(width, 0.0) * max(height, 0.0)
-    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second))
-    return shared / (areas - shared) if areas > shared else 0.0
+    for label in dict.fromkeys(item.label for item in objects):
+        own = [item for item in objects if item.label == label]
+        boxes, scores = torch.tensor([item.box for item in own]), torch.tensor([item.score for item in own])
+        kept += [own[place] for place in greedy_nms(boxes, scores, NMS_IOU).tolist()]
+    return sorted(kept, key=lambda item: -item.score)
 
 
 def _rounded(item: SegmentedObject, decimals: int) -> SegmentedObject:

@@ -1,6 +1,7 @@
 """The stages of a batch on a cluster, in this process: rows in, rows out, whatever is wrong with one of them."""
 
 import base64
+import errno
 import io
 import json
 import os
@@ -13,8 +14,10 @@ from PIL import Image
 pytest.importorskip("pyarrow")
 
 from jobs.scoring import cluster_stages
-from jobs.scoring.cluster_stages import Detect, Load, Outline, as_listed
+from jobs.scoring.cluster_stages import Detect, Load, Outline, Tally, as_listed
+from jobs.scoring.tables import InputsError, read_file
 from jobs.scoring.tiles import Grid
+from pipeline.errors import DecodersUnavailable
 from pipeline.inference.engine import EngineOptions
 from pipeline.model.zoo import read_header
 from pipeline.types import DetectOptions, OutlineOptions
@@ -26,7 +29,7 @@ MODEL = "rtmdet-ins_nano_person"
 def counted(monkeypatch):
     """Stand-in for the Tally actor."""
     calls = []
-    monkeypatch.setattr(cluster_stages, "count", lambda _, errors, done: calls.append((len(errors), done)))
+    monkeypatch.setattr(cluster_stages, "count", lambda _, done, errors, faults: calls.append((done, len(errors), len(faults))))
     return calls
 
 
@@ -82,7 +85,7 @@ def test_images_of_every_kind(load, counted, tmp_path):
     assert codes == ["unsupported_image_format", *["image_not_readable"] * 5, "url_refused"]
     assert preds[6]["error"]["message"] == "The cell is empty."
     assert preds[8]["error"]["message"] == preds[9]["error"]["message"] == "There is no image in this row."
-    assert counted == [(7, 11)]
+    assert counted == [(11, 7, 0)]
 
 
 def test_a_batch_of_bad_photos_alone(load, counted):
@@ -90,6 +93,110 @@ def test_a_batch_of_bad_photos_alone(load, counted):
     rows = Detect(MODEL, EngineOptions("simulated"), DetectOptions())(load(batch_of(b"x", b"y")))
     assert len(rows["work"]) == 2
     assert not counted
+
+
+@pytest.fixture
+def no_pauses(monkeypatch):
+    """Retries at once."""
+    monkeypatch.setattr(cluster_stages, "pauses", lambda count: iter([0.0] * count))
+
+
+def scored(loaded):
+    """The preds of a batch by id."""
+    detected = Detect(MODEL, EngineOptions("simulated"), DetectOptions())(loaded)
+    rows = Outline(("person",), OutlineOptions(), None)(detected)
+    return dict(zip(rows["id"].tolist(), map(json.loads, rows["preds"]), strict=True))
+
+
+class Throttled(Exception):
+    """As stores behind fsspec raise their own types."""
+
+
+FAULTS = {
+    "I/O error": OSError(errno.EIO, "Input/output error"),
+    "too many open files": OSError(errno.EMFILE, "Too many open files"),
+    "S3 without an answer": OSError("When reading information for key 'a.jpg': AWS Error NETWORK_CONNECTION"),
+    "a store's own": Throttled("slow down"),
+}
+
+
+@pytest.mark.usefixtures("no_pauses")
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize("passes", [True, False], ids=["passes", "stays"])
+def test_a_fault_of_the_storage(load, counted, monkeypatch, tmp_path, fault, passes):
+    """It is tried again; if it stays, the photo has no row, so the same command tries it again. The others have theirs."""
+    (tmp_path / "a.jpg").write_bytes(photo())
+    left = [fault] if passes else [fault] * 99
+
+    def read(path, most_bytes):
+        if left:
+            raise left.pop()
+        return read_file(path, most_bytes)
+
+    monkeypatch.setattr(cluster_stages, "read_file", read)
+    preds = scored(load(batch_of(photo(), str(tmp_path / "a.jpg"))))
+    assert preds["0"]["boxes"]
+    assert ("1" in preds) == passes
+    assert counted == [(2, 0, 0) if passes else (1, 0, 1)]
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_store_that_cannot_be_reached(load, counted, monkeypatch):
+    """As S3's region is asked for; a scheme that nobody knows is the row's own."""
+    told = {"s3": OSError("curlCode: 6, Couldn't resolve host name"), "odd": ValueError("Protocol not known: odd")}
+
+    def filesystem_of(store):
+        raise InputsError(f"{store}: no") from told[store.partition(":")[0]]
+
+    monkeypatch.setattr(cluster_stages, "filesystem_of", filesystem_of)
+    preds = scored(load(batch_of("s3://bucket/a.jpg", "odd://bucket/a.jpg")))
+    assert list(preds) == ["1"]
+    assert preds["1"]["error"]["code"] == "image_not_readable"
+    assert counted == [(1, 1, 1)]
+
+
+def test_a_node_without_decoders(load, counted, monkeypatch):
+    """Its fault, not that of the photos."""
+    monkeypatch.setattr(load._decoders, "load", lambda _: raised(DecodersUnavailable("no decoder starts")))
+    assert scored(load(batch_of(photo()))) == {}
+    assert counted == [(0, 0, 1)]
+
+
+def raised(error):
+    raise error
+
+
+@pytest.mark.parametrize("stage", ["cut", "join"])
+def test_a_stage_that_fails_on_a_photo(counted, monkeypatch, tmp_path, stage):
+    """A row with the error: an exception would stop the whole job at this photo, each time it is started."""
+    size = read_header(MODEL, tmp_path).input_size
+    load = Load(size, Grid(2, 0.2, size))
+    monkeypatch.setattr(cluster_stages, stage, lambda *_: raised(ZeroDivisionError("of a bug")))
+    preds = scored(load(batch_of(photo(), photo())))
+    load._decoders.close()
+    message = "A stage of the job failed on this photo: ZeroDivisionError: of a bug"
+    assert [found["error"] for found in preds.values()] == [{"code": "internal_error", "message": message}] * 2
+    assert counted == [(2, 2, 0)]
+
+
+def test_photos_larger_than_the_services_limits(load, counted):
+    """They are the user's own."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (7000, 6000), (90, 120, 60)).save(buffer, "BMP")
+    assert len(buffer.getvalue()) > 100e6
+    assert scored(load(batch_of(buffer.getvalue())))["0"]["boxes"]
+    assert counted == [(1, 0, 0)]
+
+
+def test_what_ends_the_job():
+    """More errors than allowed, or more photos without a row than a storage that works leaves."""
+    tally = Tally.__ray_metadata__.modified_class(2)
+    assert tally.add(8, ["first", "second"], []) == ""
+    assert tally.add(8, ["third"], []) == "more photos failed than --error-threshold allows; one of them: first"
+    tally = Tally.__ray_metadata__.modified_class(-1)
+    assert tally.add(8, ["bad"] * 100, ["gone"] * 20) == ""
+    assert "21 photos could not be read or scored now; the same command tries them again. gone" in tally.add(0, [], ["more"])
+    assert tally.counts() == (8, 100, 21, "bad", "gone")
 
 
 def test_tiles(counted, tmp_path):
@@ -107,7 +214,20 @@ def test_tiles(counted, tmp_path):
     assert preds[1]["error"]["code"] == "unsupported_image_format"
     assert preds[0]["boxes"]
     assert all(0 <= value <= 1 for found in preds[0]["boxes"] for value in found["box"].values())
-    assert counted == [(1, 2)]
+    assert counted == [(2, 1, 0)]
+
+
+@pytest.mark.parametrize("size_wh", [(2000, 1), (1, 2000)])
+def test_tiles_of_a_thin_photo(counted, tmp_path, size_wh):
+    """Scaled down it would have no height left."""
+    size = read_header(MODEL, tmp_path).input_size
+    stage = Load(size, Grid(3, 0.2, size))
+    buffer = io.BytesIO()
+    Image.new("RGB", size_wh).save(buffer, "PNG")
+    preds = scored(stage(batch_of(buffer.getvalue())))
+    stage._decoders.close()
+    assert "error" not in preds["0"]
+    assert counted == [(1, 0, 0)]
 
 
 @pytest.mark.parametrize(("white_level", "brightness"), [(65535, 8), (4095, 128)])

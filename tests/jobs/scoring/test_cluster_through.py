@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("pyarrow")
 
-from jobs.scoring import cluster_through
+from jobs.scoring import cluster_stages, cluster_through
 from jobs.scoring.cluster_through import CallRefused, Through
 from pipeline.errors import LimitExceeded, Overloaded
 from pipeline.types import ImageFault, ScoredImage, SegmentedObject
@@ -34,7 +34,9 @@ def through(monkeypatch):
 
         monkeypatch.setattr(cluster_through, "score", score)
         monkeypatch.setattr(cluster_through, "pauses", lambda: iter([0.0] * 9))
-        monkeypatch.setattr(cluster_through, "count", lambda _, errors, done: counted.append((len(errors), done)))
+        monkeypatch.setattr(
+            cluster_stages, "count", lambda _, done, errors, faults: counted.append((done, len(errors), len(faults)))
+        )
         rows = Through("app", {}, None)({"id": np.arange(len(images)), "image": column})
         return [json.loads(preds) for preds in rows["preds"]], calls, counted
 
@@ -47,15 +49,18 @@ def test_transient_failures_are_retried(through):
     assert calls == [[b"1", b"2", b"3"], [b"1", b"2", b"3"], [b"2"]]
     assert [len(found["boxes"]) for found in preds] == [1, 1, 0]
     assert preds[2]["error"] == {"code": "image_not_decodable", "message": "why"}
-    assert counted == [(1, 3)]
+    assert counted == [(3, 1, 0)]
 
 
 def test_retries_end_after_the_patience(through, monkeypatch):
-    """Then the photo gets the error."""
+    """Then the photo gets no row, so the same command tries it again; a bad one has its row."""
     monkeypatch.setattr(cluster_through, "PATIENCE_S", -1.0)
     preds, _, counted = through([b"1"], Overloaded("full"))
-    assert preds == [{"boxes": [], "error": {"code": "overloaded", "message": "full"}}]
-    assert counted == [(1, 1)]
+    assert preds == []
+    assert counted == [(0, 0, 1)]
+    preds, _, counted = through([b"1", b"2"], [LATE, BAD])
+    assert preds == [{"boxes": [], "error": {"code": "image_not_decodable", "message": "why"}}]
+    assert counted == [(1, 1, 1)]
 
 
 def test_a_call_that_is_refused_ends_the_job(through):
@@ -70,6 +75,10 @@ def test_only_what_can_be_read_is_sent(through, tmp_path):
     preds, calls, _ = through(images, [FOUND, FOUND])
     assert calls == [["https://example.com/x.jpg", b"jpeg"]]
     assert preds[2]["error"]["code"] == "image_not_readable"
+    large = tmp_path / "large.bmp"
+    large.write_bytes(bytes(25_000_000))
+    _, calls, _ = through([str(large)], [FOUND])
+    assert calls == [[bytes(25_000_000)]], "whole: the service has limits of its own"
     (only,), calls, _ = through([str(tmp_path / "gone.jpg")])
     assert "error" in only
     assert not calls
