@@ -3,7 +3,7 @@
     python -m jobs.deploy runs/mine/final.safetensors --config serve_config.yaml
 
 checkpoint: loads, labels, size ─▶ model.name in the file ─▶ PUT to Ray Serve (`serve deploy`) ─▶ RUNNING ─▶ a photo is scored by it
-                                                                    └─ it does not: the file as before, PUT again; status 1
+                                                                    └─ it does not: the file as before, then PUT; status 1
 
 New replicas start beside the old ones, which serve until those are ready (`max_surge_percent` in the file). The file is applied as a
 whole, so it must be the one that the service runs. Every node must find the checkpoint under the path given.
@@ -17,7 +17,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -28,6 +28,9 @@ from jobs.scoring.service_client import ServiceClient, ServiceFault, base_url, k
 from pipeline.errors import ConfigurationError
 from pipeline.model.checkpoints import load_checkpoint
 from serve_app.config.ray_env import set_ray_env
+
+if TYPE_CHECKING:
+    from jobs.serve_api import ServeApi
 
 
 @cli_errors("jobs.deploy", ServiceFault, RuntimeError)
@@ -59,15 +62,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_atomically(args.config, after)
         api.wait_until_running(args.application, args.timeout_s)
         found = score_one(service, args.photo, spec.name)
-    except (CommandFault, ServiceFault, OSError, KeyboardInterrupt) as error:
-        api.apply(before)
-        if args.config.read_text(encoding="utf-8") != before:  # else a full disk kept it
-            write_atomically(args.config, before)
-        raise CommandFault(
-            f"{reason_of(error) or 'interrupted'}. Taken back: {args.config} is as before and applied again"
-        ) from error
+    except (Exception, KeyboardInterrupt) as error:
+        raise CommandFault(f"{reason_of(error) or 'interrupted'}. {take_back(args.config, before, api)}") from error
     print(f"{service.url} runs {spec.name}; it found {found} object(s) in the photo. {args.config} names it now.")
     return 0
+
+
+def take_back(config: Path, before: str, api: ServeApi) -> str:
+    """Put the file back, then the cluster; returns what came of both."""
+
+    def restore() -> None:
+        if config.read_text(encoding="utf-8") != before:  # else a full disk kept it
+            write_atomically(config, before)
+
+    told = []
+    for step, done, failed, remedy in (
+        (restore, f"{config} is as before", f"{config} still names the new model", "put the old one back"),
+        (
+            lambda: api.apply(before),
+            "the old model is applied again",
+            "the new model may run",
+            f"give `serve deploy {config}` later",
+        ),
+    ):
+        try:
+            step()
+            told.append(done)
+        except Exception as error:
+            told.append(f"{failed} ({reason_of(error)}): {remedy}")
+    return "; ".join(told)
 
 
 def with_model(text: str, application: str, model: str) -> str:

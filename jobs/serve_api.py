@@ -28,17 +28,20 @@ class ServeApi:
             self._client = ServeSubmissionClient(address)
         except (ValueError, ConnectionError) as error:
             raise CommandFault(f"--address {address}: {str(error).splitlines()[0]}") from error
+        self._address = address
 
     def apply(self, config: str) -> None:
         """Make the cluster run this serve_config.yaml.
 
         Raises:
-            CommandFault: it is refused.
+            CommandFault: it is refused, or Ray's dashboard does not answer.
         """
         try:
             self._client.deploy_applications(yaml.safe_load(config))
         except RuntimeError as error:
             raise CommandFault(f"Ray Serve refuses the configuration: {str(error).strip().splitlines()[-1]}") from error
+        except OSError as error:
+            raise CommandFault(f"Ray's dashboard at {self._address} does not answer ({type(error).__name__})") from error
 
     def wait_until_running(self, application: str, timeout_s: float) -> None:
         """Return once all replicas are of the newest configuration.
@@ -48,7 +51,7 @@ class ServeApi:
         """
         ends = time.monotonic() + timeout_s
         while True:
-            told: dict[str, Any] = self._client.get_serve_details()["applications"].get(application) or {}
+            told = self._told_of(application)
             if told.get("status") == "RUNNING":
                 return
             if told.get("status") == "DEPLOY_FAILED":  # UNHEALTHY, of a replica that died meanwhile, passes
@@ -59,6 +62,13 @@ class ServeApi:
                     f"beside the old one (python -m serve_app.config_file says how much): {_reason(told)}"
                 )
             time.sleep(POLL_S)
+
+    def _told_of(self, application: str) -> dict[str, Any]:
+        """What the dashboard says of an application. Without an answer of it, that: it may be back before the time is over."""
+        try:
+            return dict(self._client.get_serve_details()["applications"].get(application) or {})
+        except (OSError, RuntimeError) as error:
+            return {"status": "unknown", "message": f"Ray's dashboard at {self._address} does not answer ({type(error).__name__})"}
 
 
 def _reason(told: dict[str, Any]) -> str:

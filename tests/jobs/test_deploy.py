@@ -1,11 +1,16 @@
 """A model into a running service: what is changed in the file, what is checked before, what is taken back."""
 
+import errno
+import re
 import sys
 from types import SimpleNamespace
 
 import pytest
+import requests
 import yaml
 
+import jobs.deploy
+import jobs.serve_api
 from jobs.command_line import CommandFault
 from jobs.deploy import address_of, changed_labels, main, with_model
 from loadtest.service.local_service import SHIPPED_CONFIG
@@ -52,7 +57,7 @@ def test_addresses_and_labels():
 def deploy(tmp_path, monkeypatch):
     """Runs the command against a stub; gives its status, the model names applied in order, and the one in the file at the end."""
 
-    def run(answer=None, model=MODEL, fails="", more=()):
+    def run(answer=None, model=MODEL, fails="", dashboard_gone=False, more=()):
         applied, config = [], tmp_path / "serve_config.yaml"
         config.write_text(CONFIG)
 
@@ -61,7 +66,12 @@ def deploy(tmp_path, monkeypatch):
             if fails:
                 raise fails if isinstance(fails, BaseException) else CommandFault(fails)
 
-        api = SimpleNamespace(apply=lambda text: applied.append(name_in(text)), wait_until_running=wait_until_running)
+        def apply(text):
+            if applied and dashboard_gone:
+                raise CommandFault("the dashboard does not answer")
+            applied.append(name_in(text))
+
+        api = SimpleNamespace(apply=apply, wait_until_running=wait_until_running)
         monkeypatch.setitem(sys.modules, "jobs.serve_api", SimpleNamespace(ServeApi=lambda _address: api))
         with stub_service(model=model, answer=answer) as stub:
             status = main([str(embedded_models()[MODEL]), "--config", str(config), "--url", stub.url, *more])
@@ -85,17 +95,91 @@ def test_a_model_is_put_in(deploy, capsys):
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ({"fails": "the new replicas do not start: out of memory"}, "out of memory. Taken back"),
-        ({"fails": KeyboardInterrupt()}, "interrupted. Taken back"),
-        ({"model": "another"}, f"runs another instead of {MODEL}. Taken back"),
-        ({"answer": UNREADABLE}, "grace_hopper.jpg: no. Taken back"),
+        ({"fails": "the new replicas do not start: out of memory"}, "out of memory. "),
+        ({"fails": KeyboardInterrupt()}, "interrupted. "),
+        ({"fails": RuntimeError("of the dashboard")}, "of the dashboard. "),
+        ({"model": "another"}, f"runs another instead of {MODEL}. "),
+        ({"answer": UNREADABLE}, "grace_hopper.jpg: no. "),
     ],
-    ids=["does not start", "Ctrl-C", "the old one answers", "does not score"],
+    ids=["does not start", "Ctrl-C", "the dashboard fails", "the old one answers", "does not score"],
 )
 def test_what_fails_is_taken_back(deploy, capsys, how, said):
     """The file is as before, and applied again."""
     assert deploy(**how) == (1, [str(embedded_models()[MODEL].resolve()), MODEL], MODEL)
-    assert said in capsys.readouterr().err
+    assert re.search(
+        f"{re.escape(said)}.*serve_config.yaml is as before; the old model is applied again\n", capsys.readouterr().err
+    )
+
+
+def test_a_dashboard_that_goes_away(deploy, capsys):
+    """The file is put back all the same, and both outcomes are told."""
+    status, applied, in_file = deploy(fails="no answer", dashboard_gone=True)
+    assert (status, applied, in_file) == (1, [str(embedded_models()[MODEL].resolve())], MODEL)
+    said = capsys.readouterr().err
+    assert re.search(
+        r"no answer\. .*serve_config\.yaml is as before; the new model may run \(the dashboard does not answer\): give", said
+    )
+
+
+def test_a_file_that_cannot_be_put_back(deploy, capsys, monkeypatch):
+    """As on a full disk: the cluster gets the old model."""
+    real, writes = jobs.deploy.write_atomically, []
+
+    def write(path, text):
+        writes.append(text)
+        if len(writes) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path, text)
+
+    monkeypatch.setattr(jobs.deploy, "write_atomically", write)
+    path = str(embedded_models()[MODEL].resolve())
+    assert deploy(fails="no room") == (1, [path, MODEL], path)
+    assert "still names the new model (" in (said := capsys.readouterr().err)
+    assert "put the old one back; the old model is applied again" in said
+
+
+@pytest.fixture
+def serve_api(monkeypatch):
+    """ServeApi with a stand-in for Ray's client, whose `get_serve_details` gives these answers in turn, then the last."""
+
+    def make(*answers):
+        left = list(answers)
+
+        def get_serve_details():
+            answer = left.pop(0) if len(left) > 1 else left[0]
+            if isinstance(answer, Exception):
+                raise answer
+            return {"applications": {"app": answer}}
+
+        client = SimpleNamespace(get_serve_details=get_serve_details, deploy_applications=lambda _: raised(answers[0]))
+        monkeypatch.setattr(jobs.serve_api, "ServeSubmissionClient", lambda _: client)
+        monkeypatch.setattr(jobs.serve_api, "POLL_S", 0.0)
+        return jobs.serve_api.ServeApi("http://head:8265")
+
+    return make
+
+
+def raised(error):
+    raise error
+
+
+GONE = requests.ConnectionError("Connection refused")
+
+
+def test_a_dashboard_that_is_started_again(serve_api):
+    """It is asked again until the time is over; then that is what is told."""
+    serve_api(GONE, RuntimeError("status code 500"), {"status": "RUNNING"}).wait_until_running("app", 60)
+    with pytest.raises(
+        CommandFault, match=r"did not run within 0\.1 s .*dashboard at http://head:8265 does not answer \(ConnectionError"
+    ):
+        serve_api(GONE).wait_until_running("app", 0.1)
+
+
+def test_a_configuration_that_does_not_arrive(serve_api):
+    with pytest.raises(CommandFault, match=r"^Ray's dashboard at http://head:8265 does not answer \(ConnectionError\)$"):
+        serve_api(GONE).apply("applications: []")
+    with pytest.raises(CommandFault, match=r"^Ray Serve refuses the configuration: bad$"):
+        serve_api(RuntimeError("Traceback\n\nbad")).apply("applications: []")
 
 
 def test_a_file_that_is_no_model(tmp_path, capsys):
