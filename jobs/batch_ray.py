@@ -7,11 +7,13 @@
     source ─▶ list ─▶ Load (CPUs) ─▶ Detect (GPUs or CPUs) ─▶ Outline (CPUs) ─▶ OUTPUT/rows/*.parquet
                       or all three by the handle of a running application (--through)
 
-A row has AzureML's columns `row_number_per_file`, `preds` (JSON) and `file_name`, and `id`. For a bad photo, `preds` holds an error.
+A row has AzureML's columns `row_number_per_file`, `preds` (JSON) and `file_name`, and `id`. For a bad photo, `preds` holds an error. A
+photo that cannot be read because the storage fails has no row: the exit status is 1, and the same command tries it again.
 --coco writes OUTPUT/coco_results.json as well. --mini-batch-size, --error-threshold and --max-retries are AzureML's batch settings.
 After an interruption, the same command continues without losing or repeating photos: Ray Data records which ids are in which file
 (OUTPUT/checkpoint). Memory does not grow with the batch. `jobs.batch_score` needs no cluster and sends the photos to a service
-over HTTP. Exit status: 1 if more photos failed than --error-threshold allows, or none was scored; 2 for wrong arguments or input.
+over HTTP. Exit status: 1 if more photos failed than --error-threshold allows, none was scored, or some have no row; 2 for wrong
+arguments or input.
 """
 
 from __future__ import annotations

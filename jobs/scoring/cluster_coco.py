@@ -11,9 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.json
 import pyarrow.parquet as pq
 
 from jobs.annotations.fields import parse_json, read_text
@@ -84,6 +82,8 @@ def _rows(filesystem: pafs.FileSystem, folder: str, row_format: str) -> Iterator
     """File name and preds of every row, a file at a time."""
     for file in filesystem.get_file_info(pafs.FileSelector(folder)):
         with filesystem.open_input_file(file.path) as stream:
-            read = pq.read_table if row_format == "parquet" else pa.json.read_json
-            table = read(stream).select([FILE_NAME, PREDS])
-        yield from ((row[FILE_NAME], json.loads(row[PREDS])) for row in table.to_pylist())
+            if row_format == "parquet":
+                rows = pq.read_table(stream, columns=[FILE_NAME, PREDS]).to_pylist()
+            else:
+                rows = [json.loads(line) for line in stream.read().splitlines()]
+        yield from ((row[FILE_NAME], json.loads(row[PREDS])) for row in rows)

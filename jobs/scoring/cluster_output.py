@@ -23,19 +23,23 @@ from jobs.scoring.tables import InputsError
 
 RUN_FILE, MANIFEST = "run.json", "photos.parquet"
 SETTINGS = ("through", "format", "score_threshold", "mask_format", "tiles", "overlap", "white_level")
+"""Arguments that determine the rows."""
 
 
 @contextmanager
-def claimed(output: str, args: argparse.Namespace) -> Iterator[None]:
+def claimed(output: str, settings: dict[str, Any]) -> Iterator[None]:
     """Within: the folder is this run's. Rows of an earlier run in it were made with the same settings.
 
     In an object store there are no locks; there, runs in one cluster are told apart by the name of their Tally.
 
+    Args:
+        output: the folder.
+        settings: of `settings_of`.
     Raises:
-        InputsError: the rows in it were made with other settings, or another run is writing it.
+        InputsError: the rows in it were made with other settings, another run is writing it, or it holds files of something else.
     """
     with contextlib.nullcontext() if "://" in output else _locked(output):
-        _check_settings(output, _settings(args))
+        _check_settings(output, settings)
         yield
 
 
@@ -47,9 +51,19 @@ def _locked(output: str) -> Iterator[None]:
         yield
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
+def settings_of(args: argparse.Namespace, output: str, made_by: dict[str, Any]) -> dict[str, Any]:
+    """What determines the rows: the source, the arguments, and `made_by`, the model and how it runs.
+
+    Raises:
+        InputsError: the output is the source, or the list of the photos would replace it.
+    """
     source = args.source.rstrip("/") if "://" in args.source else str(Path(args.source).resolve())
-    return {"source": source, "model": None if args.through else args.model} | {name: getattr(args, name) for name in SETTINGS}
+    (read, path), (written, folder) = filesystem_of(source), filesystem_of(output)
+    if read.type_name == written.type_name and path.rstrip("/") in (folder, f"{folder}/{MANIFEST}"):
+        raise InputsError(
+            f"--output {args.output}: the source is there, and the job writes {MANIFEST} into it: name another folder"
+        )
+    return {"source": source, **made_by} | {name: getattr(args, name) for name in SETTINGS}
 
 
 def _check_settings(output: str, settings: dict[str, Any]) -> None:
@@ -65,6 +79,10 @@ def _check_settings(output: str, settings: dict[str, Any]) -> None:
         raise InputsError(f"{output} holds rows that were made otherwise: {apart}. Take another --output")
     filesystem.create_dir(folder, recursive=True)
     if filesystem.get_file_info(manifest).type == pafs.FileType.File:
+        if not earlier:
+            raise InputsError(
+                f"{output}/{MANIFEST} is of something else, and this job writes a file of that name: take another --output"
+            )
         filesystem.delete_file(manifest)  # of another source
     try:
         with naming(place), filesystem.open_output_stream(place) as stream:

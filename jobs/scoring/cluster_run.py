@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,14 @@ from jobs.ray_session import connect
 from jobs.scoring.batch_output import in_use
 from jobs.scoring.cluster_coco import CocoWriter
 from jobs.scoring.cluster_inputs import ID, Listed, count_rows, filesystem_of, listed
-from jobs.scoring.cluster_output import MANIFEST, claimed
+from jobs.scoring.cluster_output import MANIFEST, claimed, settings_of
 from jobs.scoring.cluster_stages import Counts, Detect, Load, Outline, Tally
 from jobs.scoring.cluster_through import Through
 from jobs.scoring.tables import InputsError
 from jobs.scoring.tiles import Grid
-from pipeline.inference.engine import EngineOptions
-from pipeline.model.zoo import DEFAULT_CACHE, read_header
+from pipeline.images.decoder_options import MAX_SIDE
+from pipeline.inference.engine import EngineOptions, ModelInfo
+from pipeline.model.zoo import DEFAULT_CACHE, ModelHeader, hash_of_file, read_header
 from pipeline.types import DetectOptions, OutlineOptions
 
 TASK_CPUS = 0.1
@@ -41,6 +44,10 @@ IDLE_WORKER_MS = 60_000
 on few cores their new processes then take longer than the photos."""
 EVERY_S = 5.0
 """Seconds between two lines of progress."""
+MODEL_INFO_TIMEOUT_S = 30.0
+"""How long an application may take to say which model it runs, seconds."""
+Stages = Callable[[Any, Any], Any]
+"""A dataset of photos and the job's Tally to a dataset of rows."""
 NAMED_ERRORS = ("TooManyErrors", "CallRefused")
 """Errors of our stages that are printed without a traceback."""
 
@@ -96,17 +103,20 @@ def run(args: argparse.Namespace) -> int:
     """
     output = args.output.rstrip("/") if "://" in args.output else str(Path(args.output).resolve())
     coco = CocoWriter(args.coco) if args.coco else None
-    with claimed(output, args):
+    stages, made_by = _through(args) if args.through else _staged(args)
+    with claimed(output, settings_of(args, output, made_by)):
         photos = listed(args.source, f"{output}/{MANIFEST}")
-        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(IDLE_WORKER_MS))
-        connect(log_to_driver=False, namespace="serve")
-        if args.through:
-            _check_application(args.through)
+        _connect()
         _check_room(args)
-        return _run(args, output, photos, coco)
+        return _run(args, output, photos, stages, coco)
 
 
-def _run(args: argparse.Namespace, output: str, photos: Listed, coco: CocoWriter | None) -> int:
+def _connect() -> None:
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(IDLE_WORKER_MS))
+    connect(log_to_driver=False, namespace="serve")
+
+
+def _run(args: argparse.Namespace, output: str, photos: Listed, stages: Stages, coco: CocoWriter | None) -> int:
     _set_up(output)
     before = count_rows(f"{output}/checkpoint")
     try:
@@ -116,7 +126,7 @@ def _run(args: argparse.Namespace, output: str, photos: Listed, coco: CocoWriter
     progress = Progress(tally, photos.total, before)
     progress.start()
     try:
-        _write(_dataset(photos), args, output, tally)
+        _write(_dataset(photos), stages, args.format, output, tally)
     except KeyboardInterrupt as interrupt:
         raise type(interrupt)("interrupted; the same command continues from here") from interrupt
     except ray.exceptions.RayError as error:
@@ -153,13 +163,13 @@ def _set_up(output: str) -> None:
     )
 
 
-def _write(photos: Any, args: argparse.Namespace, output: str, tally: Any) -> None:
+def _write(photos: Any, stages: Stages, row_format: str, output: str, tally: Any) -> None:
     """Score the photos and write their rows."""
     filesystem, folder = filesystem_of(output)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # Ray 2.60 has no other way to give max_restarts
-        rows = _through(photos, args, tally) if args.through else _staged(photos, args, tally)
-    write = rows.write_parquet if args.format == "parquet" else rows.write_json
+        rows = stages(photos, tally)
+    write = rows.write_parquet if row_format == "parquet" else rows.write_json
     write(f"{folder}/rows", filesystem=filesystem, ray_remote_args={"num_cpus": TASK_CPUS})
 
 
@@ -177,8 +187,27 @@ def _dataset(photos: Listed) -> Any:
     return ray.data.read_parquet(list(photos.files), filesystem=photos.filesystem, columns=columns, num_cpus=TASK_CPUS)
 
 
-def _staged(photos: Any, args: argparse.Namespace, tally: Any) -> Any:
+def _staged(args: argparse.Namespace) -> tuple[Stages, dict[str, Any]]:
+    """Stages of this job's own workers, and what determines their rows."""
     header = read_header(args.model)
+    grid = _grid(args.tiles, args.overlap, header.input_size) if args.tiles > 1 else None
+    made_by = {"model": args.model, "weights": hash_of_file(args.model), "engine": args.engine, "precision": args.precision}
+    return functools.partial(_with_workers, args, header, grid), made_by
+
+
+def _grid(tiles: int, overlap: float, input_size: int) -> Grid:
+    """How photos are cut. Raises InputsError if they would have to be larger than a decoder makes them."""
+    grid = Grid(tiles, overlap, input_size)
+    if grid.side_px > MAX_SIDE:
+        most = max(fewer for fewer in range(1, tiles) if Grid(fewer, overlap, input_size).side_px <= MAX_SIDE)
+        raise InputsError(
+            f"--tiles {tiles} scales photos to {grid.side_px} px, and {MAX_SIDE} is the most: with this model and --overlap {overlap:g}, "
+            f"--tiles {most} is the most"
+        )
+    return grid
+
+
+def _with_workers(args: argparse.Namespace, header: ModelHeader, grid: Grid | None, photos: Any, tally: Any) -> Any:
     gpus = {"num_gpus": args.detector_gpus} if args.detector_gpus else {}
     engine = EngineOptions(
         args.engine,
@@ -191,7 +220,7 @@ def _staged(photos: Any, args: argparse.Namespace, tally: Any) -> Any:
     worker = {"num_cpus": args.worker_cpus} | restarts
     loaded = photos.map_batches(
         Load,
-        fn_constructor_args=(header.input_size, Grid(args.tiles, args.overlap, header.input_size) if args.tiles > 1 else None),
+        fn_constructor_args=(header.input_size, grid),
         fn_constructor_kwargs={"white_level": args.white_level},
         batch_size=args.mini_batch_size,
         compute=ActorPoolStrategy(size=args.loaders),
@@ -215,7 +244,26 @@ def _staged(photos: Any, args: argparse.Namespace, tally: Any) -> Any:
     )
 
 
-def _through(photos: Any, args: argparse.Namespace, tally: Any) -> Any:
+def _through(args: argparse.Namespace) -> tuple[Stages, dict[str, Any]]:
+    """The stage that asks a running application, and what determines its rows.
+
+    Raises:
+        InputsError: no such application runs.
+    """
+    _connect()
+    applications = serve.status().applications
+    if args.through not in applications or applications[args.through].status != "RUNNING":
+        there = ", ".join(f"{other} ({told.status.value})" for other, told in applications.items()) or "none"
+        raise InputsError(f"--through {args.through}: no such application runs in this cluster (RAY_ADDRESS); there is: {there}")
+    try:
+        runs: ModelInfo = serve.get_app_handle(args.through).model_info.remote().result(timeout_s=MODEL_INFO_TIMEOUT_S)
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        raise InputsError(f"--through {args.through}: it does not say which model it runs ({type(error).__name__})") from error
+    made_by = {"model": runs.model, "weights": None, "engine": runs.engine, "precision": runs.precision}
+    return functools.partial(_by_application, args), made_by
+
+
+def _by_application(args: argparse.Namespace, photos: Any, tally: Any) -> Any:
     params = {"score_threshold": args.score_threshold, "mask_format": args.mask_format}
     return photos.map_batches(
         Through,
@@ -225,14 +273,6 @@ def _through(photos: Any, args: argparse.Namespace, tally: Any) -> Any:
         num_cpus=args.worker_cpus,
         **_restarts(args),
     )
-
-
-def _check_application(name: str) -> None:
-    """Raise InputsError unless this application runs in the cluster."""
-    applications = serve.status().applications
-    if name not in applications or applications[name].status != "RUNNING":
-        there = ", ".join(f"{other} ({told.status.value})" for other, told in applications.items()) or "none"
-        raise InputsError(f"--through {name}: no such application runs in this cluster (RAY_ADDRESS); there is: {there}")
 
 
 def _restarts(args: argparse.Namespace) -> dict[str, int]:

@@ -8,7 +8,7 @@ import orjson
 
 from pipeline.errors import ConfigurationError
 from pipeline.images.decode import DecodeLimits
-from pipeline.images.shared_pixels import MAX_SIDE
+from pipeline.images.shared_pixels import MAX_SIDE as MAX_SIDE  # for users of these options, too
 
 BACKGROUND_TIMES = 3
 """An image in the background may take this many times its CPU time."""

@@ -117,6 +117,23 @@ def test_too_many_errors(tmp_path):
     assert len(rows_of(tmp_path / "other")) == 20
 
 
+def test_a_photo_that_its_storage_does_not_give(photo, tmp_path):
+    """After a minute of retries it has no row, unlike the others; the same command scores it."""
+    (tmp_path / "later.jpg").symlink_to("/proc/self/mem")  # reading its beginning is an I/O error
+    table = {"id": ["now", "later", "gone"], "image": [str(tmp_path / f"{name}.jpg") for name in ("now", "later", "gone")]}
+    (tmp_path / "now.jpg").write_bytes(photo)
+    pq.write_table(pa.table(table), tmp_path / "photos.parquet")
+    said = finished(tmp_path / "photos.parquet", "--output", tmp_path / "out", status=1)
+    assert "1 of 3 photos have no row; the same command tries them again. " in said
+    assert "Input/output error" in said
+    assert sorted(rows_of(tmp_path / "out")["id"]) == ["gone", "now"]
+    (tmp_path / "later.jpg").unlink()
+    (tmp_path / "later.jpg").write_bytes(photo)
+    finished(tmp_path / "photos.parquet", "--output", tmp_path / "out")
+    preds = {row["id"]: json.loads(row["preds"]) for row in rows_of(tmp_path / "out").to_dict("records")}
+    assert [bool(preds[name]["boxes"]) for name in ("now", "later", "gone")] == [True, True, False]
+
+
 def test_through_a_running_application(photo, tmp_path, monkeypatch):
     """The application's own network scores; another name is told what runs."""
     folder = tmp_path / "photos"

@@ -46,6 +46,14 @@ def test_results_have_the_ids_of_the_annotations(tmp_path, annotations, row_form
     assert read_results(tmp_path / "coco_results.json", TRUTH)
 
 
+def test_rows_larger_than_a_mebibyte(tmp_path, annotations):
+    """Photos with many objects: Arrow reads JSON in blocks of that size."""
+    (tmp_path / "rows").mkdir()
+    row = {"file_name": "a.jpg", "preds": json.dumps({"boxes": [found("cat")] * 20_000})}
+    (tmp_path / "rows/1.json").write_text(f"{json.dumps(row)}\n" * 3)
+    assert "60,000 results" in CocoWriter(annotations).write(str(tmp_path), "jsonl")
+
+
 def test_photos_of_other_names_are_told(tmp_path, annotations):
     """No file of results without one: the annotations were made for a folder above or below."""
     (tmp_path / "rows").mkdir()

@@ -7,13 +7,14 @@ import pytest
 pytest.importorskip("pyarrow")
 
 from jobs.scoring.cluster_inputs import filesystem_of
-from jobs.scoring.cluster_output import SETTINGS, claimed, whole_object
+from jobs.scoring.cluster_output import SETTINGS, claimed, settings_of, whole_object
 from jobs.scoring.tables import InputsError
 from tests.support.full_disk import files_no_larger_than
 
 
-def told(**changes):
-    return Namespace(**{"source": "photos", "model": "m", **dict.fromkeys(SETTINGS)} | changes)
+def told(output="/nowhere", model="m", engine="openvino", **changes):
+    args = Namespace(**{"source": "photos", "output": str(output), **dict.fromkeys(SETTINGS)} | changes)
+    return settings_of(args, str(output), {"model": model, "engine": engine})
 
 
 def test_one_run_at_a_time(tmp_path):
@@ -33,11 +34,28 @@ def test_rows_of_other_settings(tmp_path):
         assert not (tmp_path / "photos.parquet").exists()
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows/1.parquet").write_bytes(b"rows")
-    said = "model was 'm', is now 'n'; tiles was None, is now 2"
-    with pytest.raises(InputsError, match=said), claimed(str(tmp_path), told(model="n", tiles=2)):
+    said = "model was 'm', is now 'n'; engine was 'openvino', is now 'simulated'; tiles was None, is now 2"
+    with pytest.raises(InputsError, match=said), claimed(str(tmp_path), told(model="n", engine="simulated", tiles=2)):
         pass
     with claimed(str(tmp_path), told()):
         pass
+
+
+def test_an_output_where_the_source_is(tmp_path):
+    """The list of the photos would be taken for a Parquet source by the next run, or be written over one."""
+    for source in (tmp_path, f"{tmp_path}/", tmp_path / "photos.parquet", f"file://{tmp_path}"):
+        with pytest.raises(InputsError, match=r"--output .*: the source is there, .* name another folder"):
+            told(tmp_path, source=str(source))
+    told(tmp_path, source=str(tmp_path / "deeper"))
+    told(tmp_path / "deeper", source=str(tmp_path))
+
+
+def test_a_list_of_something_else(tmp_path):
+    """A file of that name that no earlier run wrote is left as it is."""
+    (tmp_path / "photos.parquet").write_bytes(b"of the user")
+    with pytest.raises(InputsError, match=r"photos\.parquet is of something else"), claimed(str(tmp_path), told()):
+        pass
+    assert (tmp_path / "photos.parquet").read_bytes() == b"of the user"
 
 
 def test_a_file_of_something_else(tmp_path):
