@@ -47,7 +47,9 @@ def read_photo(photo: Path, target_size: int | None = None, white_level: int | N
         PhotoError: it cannot be read.
     """
     try:
-        return decode_image(photo.read_bytes(), replace(LIMITS, white_level=white_level), target_size)[0]
+        with photo.open("rb") as file:
+            data = file.read(LIMITS.max_bytes + 1)
+        return decode_image(data, replace(LIMITS, white_level=white_level), target_size)[0]
     except (RequestError, OSError) as error:
         raise PhotoError(f"{photo}: not a readable photo ({_reason(error)})") from error
 

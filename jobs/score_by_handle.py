@@ -23,9 +23,10 @@ from ray.serve.exceptions import RayServeException
 from deployments.params import ScoreParams, parse_params
 from deployments.task import ImageInput
 from jobs.command_line import CommandFault, cli_errors, reason_of
+from jobs.photos import LIMITS
 from jobs.ray_session import connect
 from pipeline.errors import DeadlineExceeded, ServiceError, StageFailed
-from pipeline.images.decode import DecodeLimits, decode_image
+from pipeline.images.decode import decode_image
 from pipeline.types import ScoredImage
 
 APPLICATION = "rtmdet-ins"
@@ -68,7 +69,7 @@ def read_image(argument: str, as_pixels: bool) -> ImageInput:
     if argument.lower().startswith(("http://", "https://")):
         return argument
     if as_pixels:
-        return np.ascontiguousarray(decode_image(Path(argument).read_bytes(), DecodeLimits())[0][..., ::-1])  # BGR to RGB
+        return np.ascontiguousarray(decode_image(Path(argument).read_bytes(), LIMITS)[0][..., ::-1])  # BGR to RGB
     return Path(argument).read_bytes()
 
 

@@ -68,7 +68,10 @@ class ServeApi:
         try:
             return dict(self._client.get_serve_details()["applications"].get(application) or {})
         except (OSError, RuntimeError) as error:
-            return {"status": "unknown", "message": f"Ray's dashboard at {self._address} does not answer ({type(error).__name__})"}
+            return {
+                "status": "unknown",
+                "message": f"Ray's dashboard at {self._address} does not answer ({type(error).__name__})",
+            }
 
 
 def _reason(told: dict[str, Any]) -> str:

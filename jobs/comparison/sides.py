@@ -12,10 +12,10 @@ import pybase64
 
 from jobs.annotations.report import AnnotationsError
 from jobs.command_line import CommandFault
+from jobs.photos import LIMITS
 from jobs.scoring.batch_output import read_rows
 from jobs.scoring.service_client import ServiceClient, ServiceFault, base_url
 from pipeline.errors import RequestError
-from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
 from pipeline.inference.create import load_engine
 from pipeline.inference.engine import EngineOptions, Precision
@@ -123,7 +123,7 @@ def _of_model(model: str, options: SideOptions) -> Side:
         EngineOptions(options.engine, options.precision),  # type: ignore[arg-type]  # argparse has checked
     )
     detect, outline = DetectOptions(options.score_threshold), OutlineOptions(decimals=None, mask_format=options.mask_format)
-    limits = DecodeLimits(white_level=options.white_level)
+    limits = replace(LIMITS, white_level=options.white_level)
 
     def score(_: str, photo: Path) -> Answer:
         data = photo.read_bytes()

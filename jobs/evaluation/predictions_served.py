@@ -9,15 +9,16 @@ import base64
 import json
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jobs.annotations.datasets import Annotations, AnnotationsError
 from jobs.evaluation.coco_results import CocoResults, results_of_image
 from jobs.evaluation.predictions import category_ids_of
+from jobs.photos import LIMITS
 from jobs.scoring.service_client import ServiceClient, ServiceFault
 from pipeline.errors import RequestError
-from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
 from pipeline.inference.create import load_engine
 from pipeline.inference.engine import EngineOptions
@@ -45,7 +46,7 @@ def predict_with_engine(
     """
     truth = json.loads(annotations.coco_json.read_text())
     engine = load_engine(model, options)
-    limits = DecodeLimits(white_level=white_level)
+    limits = replace(LIMITS, white_level=white_level)
     detect, outline = DetectOptions(score_threshold=MMDET_SCORE_THRESHOLD), OutlineOptions(mask_format="rle")
 
     def score(name: str) -> dict[str, Any]:

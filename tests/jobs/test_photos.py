@@ -14,6 +14,7 @@ from deployments.settings import ImageLoaderSettings
 from jobs import batch_ray, compare, evaluate, photos, pictures, tiles
 from jobs.evaluation import predictions
 from jobs.photos import PhotoError
+from jobs.score_by_handle import read_image
 from jobs.training.data import augment
 from jobs.training.options import parser_for
 from jobs.training.settings import FinetuneSettings
@@ -56,6 +57,20 @@ def test_what_is_no_photo_is_named(content, tmp_path):
             read(path)
         with pytest.raises(PhotoError, match=r"b\.jpg: not a readable photo \(No such file"):
             read(tmp_path / "b.jpg")
+
+
+def test_photos_larger_than_the_services_limits(tmp_path):
+    """They are the user's own: a 42-megapixel scan of 126 MB. What is too large is told without a setting of the service."""
+    path = tmp_path / "scan.tif"
+    Image.new("RGB", (7000, 6000), (10, 200, 30)).save(path)
+    assert photos.read_photo(path).shape == (6000, 7000, 3)
+    assert photos.upright_size(path) == (7000, 6000)
+    assert read_image(str(path), as_pixels=True).shape == (6000, 7000, 3)
+    with path.open("wb") as file:
+        file.truncate(2 * 10**9)
+    for read in (photos.read_photo, photos.upright_size):
+        with pytest.raises(PhotoError, match=r"scan\.tif: not a readable photo \(The image is larger than 1000 MB\)$"):
+            read(path)
 
 
 @pytest.mark.parametrize(("white_level", "brightest"), [(None, 249), (4095, 249), (65535, 16)])

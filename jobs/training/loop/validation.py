@@ -14,6 +14,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,9 @@ from torch import nn
 from jobs.annotations.datasets import Annotations
 from jobs.annotations.report import AnnotationsError
 from jobs.evaluation.metrics_coco import STATISTICS, coco_metrics
+from jobs.photos import LIMITS
 from jobs.training.network.layers import unwrapped
 from pipeline.errors import RequestError
-from pipeline.images.decode import DecodeLimits
 from pipeline.images.letterbox import pad_batch
 from pipeline.images.load import load_image
 from pipeline.inference.postprocess import PostProcessor
@@ -126,7 +127,7 @@ def predict(
     """
     device = next(detector.parameters()).device
     network = RawNetwork(copy.deepcopy(detector).eval(), input_size)
-    limits = DecodeLimits(white_level=white_level)
+    limits = replace(LIMITS, white_level=white_level)
     find = PostProcessor((input_size, input_size), network.kernel_branch, device)
 
     def load(photo: dict[str, Any]) -> LoadedImage:
