@@ -95,15 +95,27 @@ def load_checkpoint(path: Path | str, classes: tuple[str, ...] | None = None, in
     """Read an mmengine `.pth` or one of our `.safetensors` files.
 
     Args:
-        classes, input_size: labels, and side of the square input in pixels; they override those in an mmdet `.pth`.
+        classes, input_size: labels, as many as the network has class channels, and side of the square input in pixels; they override
+            those in the file.
     Raises:
         CheckpointError: the file is missing, damaged, malicious or no RTMDet-Ins model, its labels or input size are unknown, or it has
             numbers that are not finite.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        return _load_safetensors(path)
+        return _overridden(_load_safetensors(path), path, classes, input_size)
     return _from_mmengine(_unpickle_tensors(path), path, classes, input_size)
+
+
+def _overridden(checkpoint: Checkpoint, path: Path, classes: tuple[str, ...] | None, input_size: int | None) -> Checkpoint:
+    spec = checkpoint.spec
+    _check_label_count(classes or spec.classes, spec, path)
+    return replace(checkpoint, spec=replace(spec, classes=classes or spec.classes, input_size=input_size or spec.input_size))
+
+
+def _check_label_count(classes: tuple[str, ...], spec: ModelSpec, path: Path) -> None:
+    if len(classes) != len(spec.classes):
+        raise CheckpointError(f"{path.name}: {len(classes)} labels for {len(spec.classes)} class channels.")
 
 
 def load_weights(path: Path | str) -> Weights:
@@ -228,7 +240,7 @@ def _from_mmengine(content: dict[str, Any], path: Path, classes: tuple[str, ...]
     tensors = _network_tensors(content, path)
     meta = _meta(content)
     if "model_spec" in meta:
-        return Checkpoint(_spec_from_description(meta["model_spec"], path), tensors)
+        return _overridden(Checkpoint(_spec_from_description(meta["model_spec"], path), tensors), path, classes, input_size)
     facts, spec = read_facts(meta), _recognise(tensors, path)
     # The labels and input size of OpenMMLab's own releases are known, even if the file does not contain them.
     if any(path.name.startswith(f"{name}_") for name in OFFICIAL_NAMES):
@@ -242,8 +254,7 @@ def _spec_of_mmdet(
     """The recognised network with labels, input size and normalisation from the arguments or the file."""
     if classes is None:
         raise CheckpointError(f"{path.name}: the file does not contain the labels of its class channels. {_how_to_import(path)}")
-    if len(classes) != len(spec.classes):
-        raise CheckpointError(f"{path.name}: {len(classes)} labels for {len(spec.classes)} class channels.")
+    _check_label_count(classes, spec, path)
     width, height = facts.test_size_wh or (0, 0)
     if input_size is None and (not width or width != height):
         said = f"its test size {width} x {height} is not square" if width else "the file does not contain its test size"

@@ -181,26 +181,35 @@ def _verify(names: list[str], cache_dir: Path) -> bool:
     return right
 
 
-def _import(source: Path, labels: str | None, image_size: int | None, output: Path) -> None:
-    """Convert mmdet's weights, or a bare state dict, to a file that contains labels and input size.
+def _import(source: Path, labels: tuple[str, ...] | None, image_size: int | None, output: Path) -> None:
+    """Convert mmdet's weights, a bare state dict or a checkpoint of jobs.finetune to a file that contains labels and input size.
 
     Raises:
-        CheckpointError: the file is no RTMDet-Ins, or labels or size are neither in the file nor given.
+        CheckpointError: the file is no RTMDet-Ins, labels or size are neither in the file nor given, or they do not fit the network.
     """
     from pipeline.model.checkpoints import load_checkpoint, save_safetensors
 
     if output.suffix != ".safetensors":
         raise ConfigurationError(f"--output: {output} must end in .safetensors.")
-    checkpoint = load_checkpoint(source, _labels(labels) if labels else None, image_size)
+    checkpoint = load_checkpoint(source, labels, image_size)
     save_safetensors(checkpoint, output)
     spec = checkpoint.spec
     print(f"{output}: {spec.name}, {spec.input_size} px, {len(spec.classes)} labels: {', '.join(spec.classes)}")
 
 
 def _labels(told: str) -> tuple[str, ...]:
-    """Label names: separated by commas, or the lines of a file."""
-    names = Path(told).read_text(encoding="utf-8").splitlines() if Path(told).is_file() else told.split(",")
-    return tuple(name.strip() for name in names if name.strip())
+    """argparse type: label names, separated by commas, or the lines of a file."""
+    lines = Path(told).read_text(encoding="utf-8").splitlines() if Path(told).is_file() else told.split(",")
+    if not (names := tuple(line.strip() for line in lines if line.strip())):
+        raise argparse.ArgumentTypeError(f"{told!r} names no label")
+    return names
+
+
+def _side(told: str) -> int:
+    """argparse type: a whole number from 1."""
+    if not (told.isdecimal() and int(told) > 0):
+        raise argparse.ArgumentTypeError(f"{told!r} is not a number of pixels")
+    return int(told)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -210,9 +219,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="official config names; for import: the file")
     parser.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE)
     parser.add_argument(
-        "--labels", help="import: names of the class channels in order, separated by commas, or a file with one a line"
+        "--labels",
+        type=_labels,
+        help="import: names of the class channels in order, separated by commas, or a file with one a line (default: as the file says)",
     )
-    parser.add_argument("--image-size", type=int, help="import: side of the square network input, px (default: as the file says)")
+    parser.add_argument(
+        "--image-size", type=_side, help="import: side of the square network input, px (default: as the file says)"
+    )
     parser.add_argument("--output", type=Path, help="import: the .safetensors file to write")
     args = parser.parse_args(arguments)
     if args.action == "list":

@@ -9,7 +9,7 @@ from mmengine.logging.history_buffer import HistoryBuffer
 
 from pipeline.errors import CheckpointError, ConfigurationError, DownloadError
 from pipeline.model import zoo
-from pipeline.model.checkpoints import load_checkpoint
+from pipeline.model.checkpoints import Checkpoint, load_checkpoint, save_safetensors
 from pipeline.model.spec import build_network, nano_spec, official_spec
 from tests.support.file_server import file_server
 
@@ -138,6 +138,37 @@ def test_import_gives_a_bare_state_dict_labels_and_a_size(tmp_path, capsys):
     assert zoo.main([*command, "--labels", str(tmp_path / "labels.txt"), "--image-size", "320"]) == 0
     assert "320 px, 1 labels: cat" in capsys.readouterr().out
     assert zoo.read_header(str(output)) == zoo.ModelHeader(("cat",), 320)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_import_of_a_described_checkpoint(tmp_path, capsys, suffix):
+    """As jobs.finetune writes them: labels and size that are given replace the file's; too many labels are refused."""
+    spec = nano_spec(input_size=320)
+    checkpoint = Checkpoint(spec, build_network(spec).state_dict())
+    source, output = tmp_path / f"own{suffix}", tmp_path / "mine.safetensors"
+    if suffix == ".pth":
+        description = {"name": spec.name, "classes": list(spec.classes), "input_size": 320, "config": spec.config}
+        torch.save({"state_dict": checkpoint.state_dict, "meta": {"model_spec": description}}, source)
+    else:
+        save_safetensors(checkpoint, source)
+    command = ["import", str(source), "--output", str(output)]
+    assert zoo.main(command) == 0
+    assert zoo.read_header(str(output)) == zoo.ModelHeader(("person",), 320)
+    assert zoo.main([*command, "--labels", "cat", "--image-size", "640"]) == 0
+    assert zoo.read_header(str(output)) == zoo.ModelHeader(("cat",), 640)
+    capsys.readouterr()
+    for more, said in (
+        (("--labels", "cat,dog"), "2 labels for 1 class channels"),
+        (("--image-size", "321"), "multiple of 32, got 321"),
+    ):
+        assert zoo.main([*command, *more]) == 1
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [("--labels", " , "), ("--labels", ""), ("--image-size", "0")])
+def test_import_with_nothing_given(tmp_path, more):
+    with pytest.raises(SystemExit):
+        zoo.main(["import", "own.pth", "--output", str(tmp_path / "mine.safetensors"), *more])
 
 
 def test_import_with_too_many_labels_is_refused(tmp_path, capsys):
