@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 import warnings
@@ -19,8 +20,8 @@ from typing import TYPE_CHECKING
 
 import openvino as ov
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
 from pipeline import model
 from pipeline.errors import ConfigurationError, EngineUnavailable
@@ -42,6 +43,10 @@ between. With two, the thread can be left with one that is gone, and the next si
 _MODEL_SOURCES = [Path(model.__file__).with_name(f"{name}.py") for name in ("rtmdet", "kernel_branch", "fusion", "rtmdet_nano")]
 _SOURCES = (*_MODEL_SOURCES, Path(__file__).with_name("packed.py"), Path(__file__))
 """Source files that determine the converted network; the cache key contains their hash."""
+
+
+_UNREADABLE = (OSError, RuntimeError, SafetensorError, ValueError, LookupError, TypeError)
+"""What reading a cached network raises if a file is damaged, missing or another user's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +124,7 @@ def convert(checkpoint: Checkpoint, precision: str) -> ConvertedNetwork:
 
 
 def convert_cached(path: Path, precision: str, cache_dir: Path) -> ConvertedNetwork:
-    """The converted network of a model file, from the cache if it contains it.
+    """The converted network of a model file, from the cache if it contains it. An entry that cannot be read is replaced.
 
     Args:
         path: `.pth` or `.safetensors`.
@@ -131,17 +136,35 @@ def convert_cached(path: Path, precision: str, cache_dir: Path) -> ConvertedNetw
     """
     precision = choose_precision(precision)
     folder = cache_dir / "openvino" / _key(path, precision)
-    if not folder.is_dir():
-        from pipeline.model.checkpoints import load_checkpoint
-
-        draft = _make_draft(folder)
+    if is_damaged := folder.exists():
         try:
-            _write(convert(load_checkpoint(path), precision), draft)
-            with suppress(OSError):  # another process was first
-                draft.rename(folder)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-    return _read(folder)
+            return _read(folder)
+        except _UNREADABLE as error:
+            log.warning("%s cannot be read, so the network is converted anew: %s", folder, _in_a_line(error))
+    from pipeline.model.checkpoints import load_checkpoint
+
+    draft = _make_draft(folder)
+    old = Path(f"{draft}.old")
+    try:
+        converted = convert(load_checkpoint(path), precision)
+        _write(converted, draft)
+        with suppress(OSError):  # another process was first, or the entry is another user's
+            if is_damaged:
+                folder.rename(old)
+            draft.rename(folder)
+            _sync(folder.parent)
+    finally:
+        for leftover in (draft, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        return _read(folder)
+    except _UNREADABLE as error:
+        log.warning("%s cannot be replaced, so each start converts the network. Delete it: %s", folder, _in_a_line(error))
+        return converted
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _key(path: Path, precision: str) -> str:
@@ -170,6 +193,7 @@ def _make_draft(folder: Path) -> Path:
 
 
 def _write(converted: ConvertedNetwork, folder: Path) -> None:
+    """Write the files, so that they outlast a loss of power, for everybody who may read the folder above."""
     ov.save_model(converted.model, str(folder / "network.xml"), compress_to_fp16=False)
     description = {
         "name": converted.name,
@@ -178,7 +202,21 @@ def _write(converted: ConvertedNetwork, folder: Path) -> None:
         "strides": converted.kernel_branch.strides,
         "precision": converted.precision,
     }
-    save_file(converted.kernel_branch.state_dict(), str(folder / "head.safetensors"), metadata={"model": json.dumps(description)})
+    head = save(converted.kernel_branch.state_dict(), metadata={"model": json.dumps(description)})
+    (folder / "head.safetensors").write_bytes(head)  # not save_file: only the owner could read it
+    folder.chmod(folder.parent.stat().st_mode & 0o777)  # of a temporary folder, too
+    for path in (*folder.iterdir(), folder):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems cannot do this for folders
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _read(folder: Path) -> ConvertedNetwork:

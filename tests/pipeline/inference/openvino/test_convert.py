@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import numpy as np
 import openvino as ov
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from pipeline.errors import ConfigurationError
 from pipeline.inference.openvino import convert as openvino_model
 from pipeline.inference.openvino.convert import CORE, convert_cached
+from pipeline.model.checkpoints import load_checkpoint
 from pipeline.model.zoo import embedded_models
 from tests.support.seeded import photo
 
@@ -51,6 +55,65 @@ def test_a_cache_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match=r"model\.cache_dir: .* cannot be written to .*choose a folder"):
         convert_cached(path, "fp32", tmp_path / "file")
+
+
+@pytest.fixture(scope="module")
+def converted():
+    (path,) = embedded_models().values()
+    return openvino_model.convert(load_checkpoint(path), "fp32")
+
+
+@pytest.fixture
+def entry(tmp_path, converted, monkeypatch):
+    """The only entry of a cache folder, of the embedded model in fp32; conversions take no time."""
+    monkeypatch.setattr(openvino_model, "convert", lambda *_: converted)
+    (path,) = embedded_models().values()
+    convert_cached(path, "fp32", tmp_path)
+    (folder,) = (tmp_path / "openvino").iterdir()
+    return folder
+
+
+def cached(entry):
+    (path,) = embedded_models().values()
+    return convert_cached(path, "fp32", entry.parent.parent)
+
+
+def test_everybody_may_read_the_cache(entry):
+    """Services of several users may share it."""
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (entry, *entry.iterdir())}
+    umask = os.umask(0)
+    os.umask(umask)
+    assert set(modes.values()) == {0o777 & ~umask, 0o666 & ~umask}
+
+
+@pytest.mark.parametrize("name", ["head.safetensors", "network.xml", "network.bin"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "half", "zeros"])
+def test_a_damaged_entry_is_replaced(entry, name, damage, caplog):
+    """As after a loss of power: the service starts, and the next start finds a whole entry."""
+    good = (entry / name).read_bytes()
+    if damage == "missing":
+        (entry / name).unlink()
+    else:
+        (entry / name).write_bytes({"empty": b"", "half": good[: len(good) // 2], "zeros": bytes(len(good))}[damage])
+    assert cached(entry).classes == ("person",)
+    assert "cannot be read, so the network is converted anew" in caplog.text
+    caplog.clear()
+    assert cached(entry).classes == ("person",)
+    assert not caplog.text
+    assert list(entry.parent.iterdir()) == [entry]
+
+
+def test_an_entry_that_cannot_be_replaced(entry, converted, caplog, monkeypatch):
+    """As another user's: the network is converted at each start, and in memory."""
+    (entry / "head.safetensors").write_bytes(b"")
+    monkeypatch.setattr(openvino_model.Path, "rename", lambda *_: refused())
+    assert cached(entry) is converted
+    assert "cannot be replaced, so each start converts the network. Delete it" in caplog.text
+    assert list(entry.parent.iterdir()) == [entry]
+
+
+def refused():
+    raise PermissionError(errno.EPERM, "Operation not permitted")
 
 
 def test_a_failed_conversion_leaves_nothing(monkeypatch, tmp_path):
