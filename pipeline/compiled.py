@@ -1,24 +1,25 @@
 """Compiles functions with Numba: loops as fast as in C, which run without the GIL.
 
 The machine code is cached on disk: beside the source, in `NUMBA_CACHE_DIR`, or in `~/.cache/numba`. If none of them is writable, each
-process compiles at its start.
+process compiles at its start. It does so once where a file of the cache is damaged, as after a loss of power.
 
 The compiler leaves 250 MB in the process that runs it. `compile_apart` lets a child process do it.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
 from filelock import FileLock
+from numba.core.caching import FunctionCache
 
 _log = logging.getLogger(__name__)
 _Function = TypeVar("_Function", bound=Callable[..., object])
@@ -61,12 +62,35 @@ def _is_cached(function: Any) -> bool:
     return any(file.stat().st_mtime >= source.stat().st_mtime for file in machine_codes)
 
 
-def _compiled(function: _Function, **options: object) -> _Function:
-    compile_it = functools.partial(numba.njit, nogil=True, error_model="numpy", **options)
+def _compiled(function: _Function, fastmath: bool | set[str]) -> _Function:
+    dispatcher: Any = numba.njit(nogil=True, error_model="numpy", fastmath=fastmath)(function)
     try:
-        dispatcher = compile_it(cache=True)(function)
+        dispatcher._cache = _Cache(function)  # as `cache=True`, with Numba's own class
         _functions.append(dispatcher)
-        return cast(_Function, dispatcher)
     except RuntimeError as error:  # no writable folder for the cache
         _log.warning("%s; it is compiled at each start (20 to 30 s of a core). Set NUMBA_CACHE_DIR to a writable folder.", error)
-        return cast(_Function, compile_it()(function))
+    return cast(_Function, dispatcher)
+
+
+_NumbaCache: Any = FunctionCache  # it has no types
+
+
+class _Cache(_NumbaCache):
+    """Numba's cache of one function. Files that cannot be read or written cost time; Numba's own would end the process."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The compiled function for these types; None if it is not cached."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception as error:  # of almost any type, from a damaged pickle
+            _log.warning("the cache of %s is damaged (%r), so it is compiled anew", self._name, error)
+            with suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Write the compiled function for these types."""
+        try:
+            super().save_overload(sig, data)
+        except Exception as error:
+            _log.warning("the cache of %s is not written (%s), so each process compiles it", self._name, error)

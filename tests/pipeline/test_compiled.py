@@ -1,5 +1,6 @@
-"""Compiling in a child process: once, only what the cache lacks."""
+"""The cache of compiled functions: damaged files are replaced. Compiling in a child process: once, only what the cache lacks."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import textwrap
 import pytest
 
 from pipeline import compiled
+from tests.support.full_disk import files_no_larger_than
 
 MODULE = """
 from pipeline.compiled import compiled
@@ -70,3 +72,43 @@ def test_all_functions_of_the_masks_are_known():
     assert all(
         compiled._is_cached(function) for function in compiled._functions if function.__module__.startswith("pipeline.masks.")
     )
+
+
+@pytest.fixture
+def double(tmp_path, monkeypatch):
+    """Gives a compiled function as a new process would; its cache is beside its source."""
+    path = tmp_path / "doubles.py"
+    path.write_text(MODULE)
+    monkeypatch.setattr(compiled, "_functions", [])
+
+    def load():
+        spec = importlib.util.spec_from_file_location("doubles", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.double
+
+    return load
+
+
+@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
+@pytest.mark.parametrize("damage", ["empty", "half", "zeros"])
+def test_a_damaged_cache(double, tmp_path, caplog, suffix, damage):
+    """As after a loss of power: compiled anew, and the next process finds it."""
+    assert double()(2) == 4
+    (path,) = tmp_path.rglob(f"*{suffix}")
+    good = path.read_bytes()
+    path.write_bytes({"empty": b"", "half": good[: len(good) // 2], "zeros": bytes(len(good))}[damage])
+    assert double()(2) == 4
+    assert "is damaged" in caplog.text
+    caplog.clear()
+    again = double()
+    assert again(2) == 4
+    assert sum(again.stats.cache_hits.values()) == 1
+    assert not caplog.text
+
+
+def test_a_full_disk(double, caplog):
+    """Compiled in memory."""
+    with files_no_larger_than(10):
+        assert double()(2) == 4
+    assert "is not written" in caplog.text
