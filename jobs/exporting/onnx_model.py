@@ -17,10 +17,10 @@ from onnxscript import opset18 as op
 from torch import Tensor, nn
 
 from pipeline.inference.mask_head import masks_of_batch
-from pipeline.inference.nms import greedy_nms
 from pipeline.inference.postprocess import boxes_around, has_area, position_tables
 from pipeline.inference.selection import CANDIDATES_PER_LEVEL, NMS_IOU
 from pipeline.model.checkpoints import Checkpoint
+from pipeline.model.compiled_ops import greedy_nms
 from pipeline.model.rtmdet import RawNetwork
 
 OPSET = 18
@@ -36,12 +36,10 @@ def nms_scores(boxes: Tensor, scores: Tensor) -> Tensor:
     """Scores (B, C, P) of boxes (B, P, 4), 0 where a better box of the same class suppresses them."""
     kept = torch.zeros_like(scores)
     for own, given, out in zip(boxes, scores, kept, strict=True):
-        label, position = given.nonzero(as_tuple=True)
-        order = given[label, position].argsort(descending=True, stable=True)
-        label, position = label[order], position[order]
-        all_ = torch.ones(1, len(label), dtype=torch.bool)
-        best = greedy_nms(own[position][None], label[None], all_, all_, NMS_IOU, torch.tensor([len(label)]))[0]
-        out[label[best], position[best]] = given[label[best], position[best]]
+        for label, of_label in enumerate(given):
+            position = of_label.nonzero()[:, 0]
+            best = position[greedy_nms(own[position], of_label[position], NMS_IOU)]
+            out[label, best] = of_label[best]
     return kept
 
 

@@ -13,7 +13,6 @@ __all__ = [
     "engine",
     "instance_masks",
     "mask_head",
-    "nms",
     "openvino",
     "postprocess",
     "selection",

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.inference.mask_head import packed_mask_logits
-from pipeline.inference.nms import not_suppressed, overlaps
 from pipeline.inference.postprocess import boxes_around, has_area, position_tables, thresholds_of
 from pipeline.inference.selection import NMS_IOU
 from pipeline.model.head_outputs import RawOutputs
@@ -84,10 +83,10 @@ def encode_options(
 
 
 def suppress_in_passes(boxes: Tensor, labels: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
-    """Class-wise greedy NMS of K boxes of each of B images.
+    """Class-wise greedy NMS of K boxes of each of B images, without a loop over boxes.
 
-    As `pipeline.inference.nms`, it repeats "kept = not overlapped by a better kept box", here `NMS_PASSES` times; the fixed point is the
-    greedy result.
+    "kept = not overlapped by a better kept box" is applied to all boxes `NMS_PASSES` times. Each pass decides at least the best undecided
+    box, so the fixed point is the greedy result.
 
     Args:
         boxes: (B, K, 4) float32, the best first.
@@ -96,11 +95,22 @@ def suppress_in_passes(boxes: Tensor, labels: Tensor, alive: Tensor) -> tuple[Te
     Returns:
         (B, K) bool, which are kept; and (B,) bool, whether the fixed point was reached, so that they are exact.
     """
-    suppress = overlaps(boxes, labels, boxes, labels, NMS_IOU).triu_(1)
+    suppress = _overlaps(boxes, labels).triu_(1)
     kept = before = alive
     for _ in range(NMS_PASSES):
-        before, kept = kept, not_suppressed(alive, suppress, kept)
+        before, kept = kept, alive & ~(suppress & kept[..., None]).any(1)
     return kept, (before == kept).all(1)
+
+
+def _overlaps(boxes: Tensor, labels: Tensor) -> Tensor:
+    """(B, K, K) bool: same label and IoU above `NMS_IOU`, of boxes (B, K, 4) and labels (B, K)."""
+    left, top, right, bottom = boxes[..., None].unbind(2)
+    width = torch.minimum(right, right.mT).sub_(torch.maximum(left, left.mT)).clamp_(min=0)
+    height = torch.minimum(bottom, bottom.mT).sub_(torch.maximum(top, top.mT)).clamp_(min=0)
+    shared = width.mul_(height)
+    areas = (right - left) * (bottom - top)
+    union = (areas + areas.mT).sub_(shared)
+    return (shared.div_(union) > NMS_IOU) & (labels[:, :, None] == labels[:, None, :])
 
 
 class FixedPostProcessor:
