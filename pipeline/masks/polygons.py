@@ -56,12 +56,6 @@ class _Wanted(NamedTuple):
     closed: bool
 
 
-def mask_to_polygons(mask_logits: NDArray[np.float16], letterbox: Letterbox, options: OutlineOptions) -> Polygons:
-    """Outline one mask (h, w), as `masks_to_polygons` does."""
-    (polygons,) = masks_to_polygons(mask_logits[None], letterbox, options)
-    return polygons
-
-
 def masks_to_polygons(mask_logits: NDArray[np.float16], letterbox: Letterbox, options: OutlineOptions) -> list[Polygons]:
     """`outline_masks` as lists, for each mask its valid polygons; none if no ring has an area."""
     (points, ends, counts), repaired = outline_masks(mask_logits, letterbox, options)

@@ -26,25 +26,17 @@ _SECOND_TRY = 0.25
 """Factor for the tolerance if a ring would keep fewer than three points."""
 
 
-def simplify_outline(outline: Outline, tolerance_px: float, max_points: int | None = None) -> Outline:
-    """Simplify an outline.
-
-    Args:
-        outline: a valid outline.
-        tolerance_px: largest distance of a dropped point from the new outline, original pixels, less for small objects; 0 keeps every
-            point.
-        max_points: most points of all rings together, at least 3; None is no limit. If there are more, the tolerance is raised step by
-            step; if there are too many rings, the smallest are dropped.
-    Returns:
-        A valid outline.
-    Source: Douglas & Peucker 1973.
-    """
-    return simplify(outline, float(tolerance_px), NO_BUDGET if max_points is None else min(max_points, NO_BUDGET), True)
-
-
 @compiled
 def simplify(outline: Outline, tolerance: float, max_points: int, untangled: bool) -> Outline:
-    """`simplify_outline`; without `untangled` it is faster, but the result may have crossings."""
+    """Simplify a valid outline.
+
+    Args:
+        tolerance: largest distance of a dropped point from the new outline, original pixels, less for small objects; 0 keeps every point.
+        max_points: most points of all rings together, at least 3; `NO_BUDGET` is no limit. If there are more, the tolerance is raised step
+            by step; if there are too many rings, the smallest are dropped.
+        untangled: the result is valid; without, it is faster, but may have crossings.
+    Source: Douglas & Peucker 1973.
+    """
     if len(outline.points) == 0:
         return outline
     side, max_points = np.sqrt(mask_area(outline)), max(max_points, MIN_POINTS)

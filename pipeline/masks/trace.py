@@ -15,33 +15,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compiled import compiled
-from pipeline.masks.field import FINE_CELLS, find_window, place_samples, read_logits, sample_field
+from pipeline.masks.field import FINE_CELLS, find_window, place_samples, sample_field
 from pipeline.masks.outline import Outline, find_holes, keep_rings, ring_areas
-from pipeline.types import MASK_STRIDE_PX, Letterbox
+from pipeline.types import MASK_STRIDE_PX
 
 SMALLEST_PART_PX2 = 1.0
 """Smaller parts are dropped: a pixel mask would not contain them either."""
 
 
-def trace_outline(mask_logits: NDArray[np.float16], letterbox: Letterbox, *, fill_holes: bool = False) -> Outline:
+@compiled
+def trace(logits: NDArray[np.float32], scaled_hw: tuple[int, int], original_hw: tuple[int, int], fill_holes: bool) -> Outline:
     """Trace the zero level set of one instance's mask.
 
     Args:
-        mask_logits: (h, w) float16, (h, w) = letterbox.mask_grid_hw, inside is > 0.
-        letterbox: how the grid lies in the original image.
+        logits: (h, w) of the letterbox' mask grid, finite, inside is > 0; of `read_logits`.
+        scaled_hw, original_hw: of the image, pixels.
         fill_holes: ignore holes, and parts inside them.
     Returns:
         Valid rings, x y in original pixels within 0..W, 0..H; none if no part has an area of one pixel.
-    Raises:
-        ShapeError: mask_logits does not fit the letterbox.
     Not `cv2.findContours`, which traces pixel centres (a 10 x 10 mask gets area 81).
     """
-    return trace(read_logits(mask_logits[None], letterbox)[0], letterbox.scaled_hw, letterbox.original_hw, fill_holes)
-
-
-@compiled
-def trace(logits: NDArray[np.float32], scaled_hw: tuple[int, int], original_hw: tuple[int, int], fill_holes: bool) -> Outline:
-    """`trace_outline` for (h, w) float32 logits that are finite; `_hw` of the scaled and the original image in pixels."""
     top, bottom, left, right = find_window(logits)
     step = 1 if (bottom - top) * (right - left) <= FINE_CELLS else MASK_STRIDE_PX
     x, y = place_samples(left, right, step, scaled_hw[1]), place_samples(top, bottom, step, scaled_hw[0])

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from pipeline.masks.outline import to_shapely
+from pipeline.masks.field import read_logits
+from pipeline.masks.outline import Outline, to_shapely
+from pipeline.masks.polygons import Polygons, masks_to_polygons
 from pipeline.masks.rle import mask_logits_to_runs
-from pipeline.masks.simplify import simplify_outline
-from pipeline.masks.trace import trace_outline
-from pipeline.types import MASK_STRIDE_PX, Letterbox
+from pipeline.masks.simplify import NO_BUDGET, simplify
+from pipeline.masks.trace import trace
+from pipeline.types import MASK_STRIDE_PX, Letterbox, OutlineOptions
 
 
 def letterbox_of(height: int, width: int, size: int = 640) -> Letterbox:
@@ -50,6 +52,22 @@ def ellipse_logits(letterbox: Letterbox, *ellipses: tuple[float, float, float, f
         bump = np.clip(distance * min(abs(radius_x), radius_y) * steep, -8, 8)
         logits = np.maximum(logits, bump) if radius_x > 0 else np.minimum(logits, -bump)
     return logits.astype(np.float16)
+
+
+def trace_outline(mask_logits: NDArray[np.float16], letterbox: Letterbox, *, fill_holes: bool = False) -> Outline:
+    """`trace` of one mask (h, w)."""
+    return trace(read_logits(mask_logits[None], letterbox)[0], letterbox.scaled_hw, letterbox.original_hw, fill_holes)
+
+
+def simplify_outline(outline: Outline, tolerance_px: float, max_points: int | None = None) -> Outline:
+    """`simplify` to a valid outline; without `max_points` there is no limit."""
+    return simplify(outline, float(tolerance_px), NO_BUDGET if max_points is None else max_points, True)
+
+
+def mask_to_polygons(mask_logits: NDArray[np.float16], letterbox: Letterbox, options: OutlineOptions) -> Polygons:
+    """`masks_to_polygons` of one mask (h, w)."""
+    (polygons,) = masks_to_polygons(mask_logits[None], letterbox, options)
+    return polygons
 
 
 class Ring(NamedTuple):

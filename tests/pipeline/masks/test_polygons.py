@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.masks.encode import instances_to_objects, warm_up
-from pipeline.masks.polygons import Polygons, mask_to_polygons
+from pipeline.masks.polygons import Polygons
 from pipeline.types import Instances, Letterbox, OutlineOptions
-from tests.support.mask_examples import ellipse_logits, letterbox_of, rough_masks
+from tests.support.mask_examples import ellipse_logits, letterbox_of, mask_to_polygons, rough_masks
 
 VGA = letterbox_of(480, 640)
 

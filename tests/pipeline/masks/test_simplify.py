@@ -9,9 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.masks.outline import mask_area, to_shapely
-from pipeline.masks.simplify import simplify_outline
-from pipeline.masks.trace import trace_outline
-from tests.support.mask_examples import ellipse_logits, letterbox_of, rough_masks
+from tests.support.mask_examples import ellipse_logits, letterbox_of, rough_masks, simplify_outline, trace_outline
 
 VGA = letterbox_of(480, 640)
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from benchmarks.raster import rings_to_mask
 from pipeline.errors import ShapeError
 from pipeline.masks.outline import find_holes, mask_area, to_shapely
-from pipeline.masks.trace import trace_outline
 from tests.support.mask_examples import (
     all_rings,
     ellipse_logits,
@@ -20,6 +19,7 @@ from tests.support.mask_examples import (
     letterbox_of,
     mask_logits_to_rings,
     rough_masks,
+    trace_outline,
 )
 
 VGA = letterbox_of(480, 640)
