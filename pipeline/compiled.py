@@ -83,7 +83,7 @@ class _Cache(_NumbaCache):
         try:
             return super().load_overload(sig, target_context)
         except Exception as error:  # of almost any type, from a damaged pickle
-            _log.warning("the cache of %s is damaged (%r), so it is compiled anew", self._name, error)
+            _log.warning("the cache of %s is damaged (%r), so it is compiled anew", self._py_func.__qualname__, error)
             with suppress(OSError):
                 self.flush()
             return None
@@ -93,4 +93,4 @@ class _Cache(_NumbaCache):
         try:
             super().save_overload(sig, data)
         except Exception as error:
-            _log.warning("the cache of %s is not written (%s), so each process compiles it", self._name, error)
+            _log.warning("the cache of %s is not written (%s), so each process compiles it", self._py_func.__qualname__, error)

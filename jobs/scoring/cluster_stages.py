@@ -13,7 +13,6 @@ import asyncio
 import logging
 import os
 import pickle
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -128,7 +127,7 @@ class Images:
         if not text or text.startswith(UNREADABLE):
             raise ImageError(text.removeprefix(UNREADABLE) or "There is no image in this row.", code="image_not_readable")
         if is_web_url(text):
-            return await fetcher.fetch(text, time.time() + self._policy.total_timeout_s)
+            return await fetcher.fetch(text)
         if looks_like_base64(text) or text[:5].lower() == "data:":  # before paths: a JPEG in base64 begins with a slash
             return cast(EncodedBytes, parse_source(text, self._policy.max_bytes)).data
         return await asyncio.to_thread(self._read_file, text)
@@ -292,7 +291,8 @@ def is_web_url(text: str) -> bool:
 
 def _preds(answer: bytes | ServiceError) -> str:
     if isinstance(answer, ServiceError):
-        answer = orjson.dumps({"boxes": [], "error": {"code": answer.code, "message": answer.message}})
+        message = answer.message.encode(errors="backslashreplace").decode()  # it may hold a file's name that is not UTF-8
+        answer = orjson.dumps({"boxes": [], "error": {"code": answer.code, "message": message}})
     return answer.decode()
 
 

@@ -1,5 +1,6 @@
 """The stages of a batch on a cluster, in this process: rows in, rows out, whatever is wrong with one of them."""
 
+import asyncio
 import base64
 import errno
 import io
@@ -14,10 +15,11 @@ from PIL import Image
 pytest.importorskip("pyarrow")
 
 from jobs.scoring import cluster_stages
-from jobs.scoring.cluster_stages import Detect, Load, Outline, Tally, as_listed
+from jobs.scoring.cluster_stages import Detect, Images, Load, Outline, Tally, as_listed
 from jobs.scoring.tables import InputsError, read_file
 from jobs.scoring.tiles import Grid
-from pipeline.errors import DecodersUnavailable
+from pipeline.errors import DecodersUnavailable, FetchError
+from pipeline.images.fetch import Fetcher, FetchPolicy
 from pipeline.inference.engine import EngineOptions
 from pipeline.model.zoo import read_header
 from pipeline.types import DetectOptions, OutlineOptions
@@ -118,6 +120,28 @@ FAULTS = {
     "S3 without an answer": OSError("When reading information for key 'a.jpg': AWS Error NETWORK_CONNECTION"),
     "a store's own": Throttled("slow down"),
 }
+
+
+def test_a_missing_file_whose_name_is_not_utf8(load, counted, tmp_path):
+    """Its name is in the error, which is JSON."""
+    preds = scored(load(batch_of(f"file://{tmp_path}/caf%E9.jpg")))
+    assert preds["0"]["error"]["code"] == "image_not_readable"
+    assert r"caf\udce9.jpg" in preds["0"]["error"]["message"]
+    assert counted == [(1, 1, 0)]
+
+
+async def test_a_host_that_is_silent():
+    """Told as such: a batch has no deadline."""
+
+    async def never(*_):
+        await asyncio.sleep(60)
+
+    policy = FetchPolicy(total_timeout_s=0.1)
+    fetcher = Fetcher(policy, never)
+    with pytest.raises(FetchError) as raised:
+        await Images(policy).read(fetcher, "http://example.com/x.jpg")
+    await fetcher.aclose()
+    assert raised.value.code == "fetch_timeout"
 
 
 @pytest.mark.usefixtures("no_pauses")
