@@ -43,6 +43,9 @@ LOSES_REQUESTS = ("Ingress", HAPROXY, RAYLET)
 STOPPED_S = 6.0
 """Seconds until a stopped process continues. A raylet does not continue: Ray declares its node dead meanwhile (ray.env), and it is
 replaced."""
+NODE_KILLED_AFTER_S, NODE_ENDS_S = 2 * STOPPED_S, 1.0
+"""Seconds after a fault of a raylet until all processes of its node are killed, with the requests in its proxy, and until they have
+ended."""
 DEADLINE_S = 30.0
 HUNG_S = DEADLINE_S + 6.0
 """A query without an answer after this time counts as hung, seconds: beyond the deadline and HAProxy's timeout (ray.env)."""
@@ -105,7 +108,7 @@ class Storm:
         with suppress(psutil.NoSuchProcess):
             victim.send_signal(signal.SIGKILL if action == KILL else signal.SIGSTOP)
         if node is not None:
-            self.ended.wait(2 * STOPPED_S)  # long enough to be given up
+            self.ended.wait(NODE_KILLED_AFTER_S)
             node.kill()
             self._replace(node)
         elif action == STOP:
@@ -184,7 +187,7 @@ def summarise(queries: Sequence[Query], faults: Sequence[Fault], rate_per_s: flo
 
 def _explained(query: Query, faults: Sequence[Fault]) -> bool:
     """Whether a target in LOSES_REQUESTS was killed or stopped while the query was in flight, or shortly before."""
-    earliest_s, latest_s = query.sent_s - 2 * STOPPED_S, query.done_s + CLOCKS_DIFFER_S
+    earliest_s, latest_s = query.sent_s - NODE_KILLED_AFTER_S - NODE_ENDS_S, query.done_s + CLOCKS_DIFFER_S
     return any(fault.target in LOSES_REQUESTS and earliest_s <= fault.at_s <= latest_s for fault in faults)
 
 

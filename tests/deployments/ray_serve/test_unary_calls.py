@@ -1,7 +1,6 @@
 """Calls of the deployments' handles: unary, and counted by the router."""
 
 import asyncio
-from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +10,7 @@ from ray.serve.request_router import RunningReplica
 from deployments.detector import Detector
 from deployments.image_loader import ImageLoader
 from deployments.polygonizer import Polygonizer
+from deployments.ray_serve import unary_calls
 from deployments.ray_serve.unary_calls import UnaryReplica, UnaryRequestRouter
 
 DETECTOR = DeploymentID(name="Detector")
@@ -21,7 +21,7 @@ MOST = 3
 class Replica(UnaryReplica):
     """Without an actor."""
 
-    def __init__(self, name, calls):
+    def __init__(self, name, pending):
         self._replica_info = SimpleNamespace(
             replica_id=ReplicaID(name, DETECTOR),
             max_ongoing_requests=MOST,
@@ -30,7 +30,7 @@ class Replica(UnaryReplica):
             availability_zone=None,
         )
         self._multiplexed_model_ids = set()
-        self._calls = calls
+        self._pending = pending
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def call(*, is_streaming):
 
 
 def test_a_call_is_unary_and_accepted_at_once(sent):
-    replica = Replica("a", Counter())
+    replica = Replica("a", {})
     asked = call(is_streaming=False)
     answer = asyncio.run(replica.try_send_request(asked, with_rejection=True).get_rejection_response())
     assert sent == [(asked, False)]
@@ -61,7 +61,7 @@ def test_a_call_is_unary_and_accepted_at_once(sent):
 
 def test_a_call_for_a_stream_is_rays(sent):
     asked = call(is_streaming=True)
-    assert Replica("a", Counter()).try_send_request(asked, with_rejection=True).get_rejection_response is None
+    assert Replica("a", {}).try_send_request(asked, with_rejection=True).get_rejection_response is None
     assert sent == [(asked, True)]
 
 
@@ -73,7 +73,7 @@ def router_of(*names, clock=None):
         use_replica_queue_len_cache=True,
         get_curr_time_s=clock,
     )
-    router.update_replicas([Replica(name, router._calls) for name in names])
+    router.update_replicas([Replica(name, router._pending) for name in names])
     return router
 
 
@@ -127,13 +127,45 @@ def test_calls_that_take_longer_than_the_cache_of_counts_are_still_counted():
 
 
 @pytest.mark.usefixtures("sent")
+def test_a_silent_replica_gets_no_calls_while_another_one_answers(monkeypatch):
+    """Silent: it has a call, and has completed none for a second, also not an older one. If all are silent, all are used."""
+    now = 0.0
+    monkeypatch.setattr(unary_calls.time, "monotonic", lambda: now)
+
+    async def candidates():
+        nonlocal now
+        router = router_of("a", "b")
+        a, b = router.curr_replicas.values()
+        names, seen = {a.replica_id: "a", b.replica_id: "b"}, []
+
+        def note():
+            seen.append("".join(sorted(names[one] for one in router.apply_locality_routing())))
+
+        for replica in (a, a, b):
+            await send(router, replica)
+        now = 0.9
+        note()
+        complete(router, a)
+        now = 1.5
+        note()
+        await send(router, a)
+        now = 2.0
+        note()
+        complete(router, b)
+        note()
+        return seen
+
+    assert asyncio.run(candidates()) == ["ab", "a", "ab", "b"]
+
+
+@pytest.mark.usefixtures("sent")
 def test_no_count_is_kept_of_a_replica_without_calls():
     async def counts():
         router = router_of("a")
         (replica,) = router.curr_replicas.values()
         await send(router, replica)
         complete(router, replica)
-        return dict(router._calls), router.replica_queue_len_cache.get(replica.replica_id)
+        return router._pending, router.replica_queue_len_cache.get(replica.replica_id)
 
     assert asyncio.run(counts()) == ({}, 0)
 
