@@ -1,6 +1,6 @@
 """Ingress: the deployment that callers use, over HTTP or by handle. It never touches pixels.
 
-HTTP ─▶ ASGI app (serve_app.http.routes) ──┐
+HTTP ─▶ ASGI app (serve_app.http) ──┐
                                     ├─▶ admission ─▶ ScoringGraph ─▶ gather
 handle.score.remote(images, params) ┘
 """

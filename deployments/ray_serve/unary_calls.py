@@ -20,7 +20,7 @@ from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter  # 
 from ray.serve.config import RequestRouterConfig
 from ray.serve.request_router import PendingRequest, ReplicaID, RunningReplica
 
-SILENT_S = 1.0
+LEFT_OUT_AFTER_S = 1.0
 """A replica that has calls and has completed none for this time gets no further calls while another one completes some, seconds."""
 
 
@@ -77,8 +77,8 @@ class UnaryReplica(RunningReplica):
 class UnaryRequestRouter(PowerOfTwoChoicesRequestRouter):
     """Ray Serve's default router: of two replicas, chosen at random, the one with fewer calls. It counts the calls of this process only.
 
-    A replica that has fallen silent, because it or its node is lost, is left out (SILENT_S): Ray takes 3 to 9 s to remove it. An image that
-    is retried would otherwise be sent to it again.
+    A replica that has fallen silent, because it or its node is lost, is left out (LEFT_OUT_AFTER_S): Ray takes 3 to 9 s to remove it. An
+    image that is retried would otherwise be sent to it again.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -92,7 +92,7 @@ class UnaryRequestRouter(PowerOfTwoChoicesRequestRouter):
     def apply_locality_routing(self, pending_request: PendingRequest | None = None) -> set[ReplicaID]:
         """Called by Ray Serve for the replicas among which it chooses: those that are not silent, or all of them."""
         replicas = super().apply_locality_routing(pending_request)
-        silent_since = time.monotonic() - SILENT_S
+        silent_since = time.monotonic() - LEFT_OUT_AFTER_S
         silent = {one for one, pending in self._pending.items() if pending.heard_at < silent_since}
         return replicas - silent or replicas
 

@@ -190,10 +190,9 @@ class ScoringGraph:
             if not alone:
                 task = await self._fetches.send(task, alone=True, min_hang_s=min_hang_s)
             if not task.options.draws:
-                fetched = isinstance(task.payload, bytes)
-                return await self._send_grouped(
-                    task, not fetched, self._min_hang_s[self.admission.ordinary] if fetched else min_hang_s
-                )
+                if isinstance(task.payload, bytes):  # as any other image from here on
+                    return await self._send_grouped(task, False, self._min_hang_s[self.admission.ordinary])
+                return await self._send_grouped(task, True, min_hang_s)
         self._admit_as_large(place, task.context)
         return await self._send_once(task, place, alone=True, last=last)
 

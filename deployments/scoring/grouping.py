@@ -65,13 +65,16 @@ class _Entry(Generic[Item, Result]):
     @property
     def was_worked_on(self) -> bool:
         """Whether it has a result, or an error caused by the image itself. Only then its time counts for the pace."""
-        done = self.future.done() and not self.future.cancelled()
-        return done and not isinstance(self.future.result(), DeadlineExceeded | Overloaded | StageFailed)
+        return self._has_outcome and not isinstance(self.future.result(), DeadlineExceeded | Overloaded | StageFailed)
 
     @property
     def was_lost(self) -> bool:
         """Whether its call did not return, or failed with the replica."""
-        return self.future.done() and not self.future.cancelled() and isinstance(self.future.result(), CallHangs | StageLost)
+        return self._has_outcome and isinstance(self.future.result(), CallHangs | StageLost)
+
+    @property
+    def _has_outcome(self) -> bool:
+        return self.future.done() and not self.future.cancelled()
 
 
 class Grouper(Generic[Item, Result]):

@@ -48,7 +48,7 @@ class Timings:
 
 
 Work = Callable[[Payload, ImageTask[Payload], Timings], Awaitable[Result]]
-"""A stage's work on one image; records its times on the Timings."""
+"""A stage's work on one image; adds its times to the Timings."""
 
 
 class StageRunner:
