@@ -1,13 +1,16 @@
 """Compiles functions with Numba: loops as fast as in C, which run without the GIL.
 
 The machine code is cached on disk: beside the source, in `NUMBA_CACHE_DIR`, or in `~/.cache/numba`. If none of them is writable, each
-process compiles at its start. It does so once where a file of the cache is damaged, as after a loss of power.
+process compiles at its start. It does so once where a file of the cache is damaged, as after a loss of power. Machine code contains that
+of the functions it calls, and imported constants; so it is compiled anew when one of these has changed, in whatever module.
 
 The compiler leaves 250 MB in the process that runs it. `compile_apart` lets a child process do it.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import logging
 import os
 import subprocess
@@ -18,8 +21,10 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
+import numpy as np
 from filelock import FileLock
 from numba.core.caching import FunctionCache
+from numba.core.dispatcher import Dispatcher
 
 _log = logging.getLogger(__name__)
 _Function = TypeVar("_Function", bound=Callable[..., object])
@@ -48,18 +53,11 @@ def compile_apart(package: str, call: str) -> None:
         call: Python code that calls all its functions.
     """
     functions = [function for function in _functions if function.__module__.startswith(f"{package}.")]
-    if all(map(_is_cached, functions)):
+    if all(function._cache.has_code for function in functions):
         return
     with FileLock(Path(functions[0].stats.cache_path, "compiling.lock")):
-        if not all(map(_is_cached, functions)):
+        if not all(function._cache.has_code for function in functions):
             subprocess.run([sys.executable, "-c", call], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, check=False)
-
-
-def _is_cached(function: Any) -> bool:
-    code = function.__code__
-    source = Path(code.co_filename)
-    machine_codes = Path(function.stats.cache_path).glob(f"{source.stem}.{function.__name__}-{code.co_firstlineno}.*.nbi")
-    return any(file.stat().st_mtime >= source.stat().st_mtime for file in machine_codes)
 
 
 def _compiled(function: _Function, fastmath: bool | set[str]) -> _Function:
@@ -72,11 +70,38 @@ def _compiled(function: _Function, fastmath: bool | set[str]) -> _Function:
     return cast(_Function, dispatcher)
 
 
+@functools.cache
+def _source_stamp(function: Any) -> str:
+    """Hash of all that the machine code is made of: the function's source file, the compiled functions that this imports, and numbers."""
+    parts = [Path(function.__code__.co_filename).read_text(encoding="utf-8")]
+    for name, value in sorted(function.__globals__.items()):
+        if isinstance(value, Dispatcher) and value.__module__ != function.__module__:
+            parts.append(_source_stamp(value.py_func))
+        elif isinstance(value, (int, float, np.number)):
+            parts.append(f"{name} = {value!r}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
 _NumbaCache: Any = FunctionCache  # it has no types
 
 
 class _Cache(_NumbaCache):
-    """Numba's cache of one function. Files that cannot be read or written cost time; Numba's own would end the process."""
+    """Numba's cache of one function. Files that cannot be read or written cost time; Numba's own would end the process.
+
+    Numba's own also looks only at the function's own source file.
+    """
+
+    def __init__(self, function: Any) -> None:
+        super().__init__(function)
+        self._cache_file._source_stamp = _source_stamp(function)
+
+    @property
+    def has_code(self) -> bool:
+        """Whether a file has machine code of this version of the function."""
+        try:
+            return bool(self._cache_file._load_index())
+        except Exception:  # of almost any type, from a damaged pickle
+            return False
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The compiled function for these types; None if it is not cached."""

@@ -18,6 +18,15 @@ from pipeline.compiled import compiled
 def double(number):
     return 2 * number
 """
+CALLER = """
+from loops.constants import FACTOR
+from loops.doubles import double
+from pipeline.compiled import compiled
+
+@compiled
+def multiply(number):
+    return FACTOR * double(number)
+"""
 START = """
     import json, subprocess, sys
     from pipeline import compiled
@@ -36,14 +45,14 @@ START = """
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts a process that needs the functions of a package; returns how to wait for (children started, functions loaded)."""
+    """Starts a process that runs code, by default START; returns how to wait for what it prints: (children, functions loaded)."""
     (tmp_path / "loops").mkdir()
     (tmp_path / "loops/__init__.py").touch()
     (tmp_path / "loops/doubles.py").write_text(MODULE)
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
 
-    def start():
-        process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(START)], env=env, stdout=subprocess.PIPE, text=True)
+    def start(code=START):
+        process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], env=env, stdout=subprocess.PIPE, text=True)
         return lambda: process.communicate(timeout=120)[0].strip()
 
     return start
@@ -63,15 +72,25 @@ def test_a_changed_source_is_compiled_again(start, tmp_path):
     assert start()() == "[0, 1]"
 
 
+@pytest.mark.parametrize("changed", ["doubles", "constants"])
+def test_a_changed_import_is_compiled_again(start, tmp_path, changed):
+    """Machine code contains that of the functions it calls, and constants, of other modules too."""
+    (tmp_path / "loops/constants.py").write_text("FACTOR = 2\n")
+    (tmp_path / "loops/multiply.py").write_text(CALLER)
+    call = "from loops.multiply import multiply; print(multiply(10))"
+    assert start(call)() == "40"
+    path = tmp_path / f"loops/{changed}.py"
+    path.write_text(path.read_text().replace("2", "3"))
+    assert start(call)() == "60"
+
+
 def test_all_functions_of_the_masks_are_known():
     from pipeline.masks import encode
 
     encode.warm_up()
     known = {function.__module__ for function in compiled._functions}
     assert {"pipeline.masks.encode", "pipeline.masks.rle", "pipeline.masks.simplify", "pipeline.masks.trace"} <= known
-    assert all(
-        compiled._is_cached(function) for function in compiled._functions if function.__module__.startswith("pipeline.masks.")
-    )
+    assert all(function._cache.has_code for function in compiled._functions if function.__module__.startswith("pipeline.masks."))
 
 
 @pytest.fixture
