@@ -120,7 +120,8 @@ def _follow(
             points[end] = point_x, point_y
             end += 1
         ahead_left, ahead_right = samples[row + down, column + right], samples[other_row + down, other_column + right]
-        if ahead_left > 0 and (ahead_right > 0 or outside + inside + ahead_left + ahead_right > 0):
+        # Added up by diagonals: so both ways through the four round alike, and a ring comes back to its start.
+        if ahead_left > 0 and (ahead_right > 0 or (inside + ahead_left) + (outside + ahead_right) > 0):
             down, right = -right, down
         elif ahead_right > 0:
             row, column = row + down, column + right

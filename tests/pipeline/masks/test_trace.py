@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import shapely
@@ -39,6 +41,18 @@ def test_any_logits_give_valid_rings_inside_the_image(example, tolerance_px):
         assert points.dtype == np.float64
         assert (points >= 0).all()
         assert (points <= letterbox.original_hw[::-1]).all()
+
+
+@pytest.mark.parametrize("corners", list(itertools.permutations([-64, 64, 1.2e-6, -1e-6])))
+def test_parts_that_touch_at_a_corner(corners):
+    """The sum of these four logits depends on their order; a ring once never came back to its start, and the process ended."""
+    letterbox = letterbox_of(170, 170, 176)
+    logits = np.full(letterbox.mask_grid_hw, -1, np.float16)
+    logits[2:11, 11:20] = logits[11:20, 2:11] = 1
+    logits[10:12, 10:12] = np.reshape(corners, (2, 2))
+    outline = to_shapely(trace_outline(logits, letterbox))
+    assert outline.is_valid
+    assert outline.area == pytest.approx(2 * 72 * 72, rel=0.15)
 
 
 @settings(max_examples=25, deadline=None)
