@@ -23,6 +23,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pipeline.errors import ConfigurationError, ImageError, LargeImage, LimitExceeded
 from pipeline.images.colours import image_to_bgr
+from pipeline.images.jpeg_scans import MAX_JPEG_SCANS, has_too_many_scans
 from pipeline.images.letterbox import fit
 from pipeline.images.orientation import FIRST_SIDEWAYS, png_has_metadata, read_orientation, turn_upright, turned_hw
 from pipeline.images.sixteen_bit import correct_planar_tiff, is_sixteen_bit, lower_bytes
@@ -47,10 +48,6 @@ UNSCALED_BYTES_A_PIXEL = 12
 
 ANIMATED_WEBP_BYTES_A_PIXEL, PROGRESSIVE_JPEG_BYTES_A_PIXEL = 17, 6
 """The same of others. Pillow decodes an animation on two canvases; a progressive JPEG stores its coefficients."""
-
-MAX_JPEG_SCANS = 100
-"""Most scans of one JPEG. Encoders write about 10. Each scan costs a pass over the whole image, even if it has few bytes, so a small file
-could keep a decoder busy for minutes (libjpeg-turbo, "Two Issues with the JPEG Standard")."""
 
 TIFF_COMPRESSIONS = frozenset({"raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "jpeg", "tiff_jpeg"})
 """Compressions that photos in TIFF files use. Others are refused as a risk: libtiff's fax decoder, for example, writes a line to stderr for
@@ -245,26 +242,17 @@ def _refuse_unidentified(beginning: bytes, limits: DecodeLimits, error: Exceptio
 
 def _check_structure(image: Image.Image, data: bytes, limits: DecodeLimits) -> None:
     """Refuse files that would cost a decoder much more time or memory than their number of pixels suggests."""
-    if image.format in ("JPEG", "MPO") and _scans(data) > MAX_JPEG_SCANS:
+    if image.format in ("JPEG", "MPO") and has_too_many_scans(data):
         raise ImageError(f"The JPEG has more than {MAX_JPEG_SCANS} scans.")
     if image.format == "TIFF":
-        _check_tiff_structure(image, data, limits)
+        _check_tiff_structure(image, limits)
 
 
-def _scans(jpeg: bytes) -> int:
-    r"""The number of start-of-scan markers, including a thumbnail's. As `jpeg.count(b"\xff\xda")`, but ten times as fast if 0xff is
-    frequent."""
-    values = np.frombuffer(jpeg, np.uint8)
-    return int(np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == 0xDA)))
-
-
-def _check_tiff_structure(image: Image.Image, data: bytes, limits: DecodeLimits) -> None:
+def _check_tiff_structure(image: Image.Image, limits: DecodeLimits) -> None:
     compression = image.info.get("compression", "raw")
     if compression not in TIFF_COMPRESSIONS:
         message = f"The TIFF's compression is not accepted. Accepted: {', '.join(sorted(TIFF_COMPRESSIONS))}."
         raise ImageError(message, code="unsupported_image_format")
-    if "jpeg" in compression and b"\xff\xc2" in data:
-        raise ImageError("The TIFF holds a progressive JPEG, which is not accepted.")
     tags = image.tag_v2  # type: ignore[attr-defined]
     check_pixel_count((tags.get(_TIFF_TILE_WIDTH, 1), tags.get(_TIFF_TILE_LENGTH, 1)), limits.max_pixels)
 

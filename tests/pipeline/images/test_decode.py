@@ -349,14 +349,56 @@ def test_text_bomb_in_png() -> None:
     tracemalloc.stop()
 
 
-def test_many_scans_in_jpeg() -> None:
-    """A progressive JPEG with thousands of scans would keep the decoder busy for minutes."""
-    data = encode(photo(), "JPEG", progressive=True)
+def repeated_scan(times: int, between: bytes = b"", **options) -> bytes:
+    """A progressive JPEG whose last scan is there so often, with some bytes before each."""
+    data = encode(photo(), "JPEG", progressive=True, **options)
     scan = data.rindex(b"\xff\xda")
+    return data[:scan] + (between + data[scan:-2]) * times + data[-2:]
+
+
+HIDDEN_BY = {
+    "nothing": b"",
+    "a marker without length": b"\xff\x02\xff\xff",
+    "fill bytes": b"\xff" * 3,
+    "an empty segment": b"\xff\xfe\0\0",
+}
+
+
+@pytest.mark.parametrize("between", HIDDEN_BY.values(), ids=HIDDEN_BY)
+def test_many_scans_in_jpeg(between: bytes) -> None:
+    """A progressive JPEG with thousands of scans would keep the decoder busy for minutes."""
+    data = repeated_scan(5000, between, restart_marker_blocks=1)
     started = time.thread_time()
-    with pytest.raises(ImageError, match="scans"):
-        decode_image(data[:scan] + data[scan:-2] * 5000 + data[-2:], LIMITS)
+    with pytest.raises(ImageError, match="more than 100 scans"):
+        decode_image(data, LIMITS)
     assert time.thread_time() - started < 0.2
+
+
+def test_scans_beside_the_picture_do_not_count() -> None:
+    """Bytes that look like scans in metadata, in a second picture, and in the film behind a motion photo."""
+    looks_like = b"\xff\xda" * 5000
+    segment = b"\xff\xee" + struct.pack(">H", 2 + len(looks_like)) + looks_like
+    data = encode(photo(), "JPEG", quality=95)
+    for file in (data + looks_like, data[:2] + segment + data[2:], data + repeated_scan(150)):
+        assert distance(decode_rgb(file), RGB) < 3
+    assert distance(decode_rgb(repeated_scan(80)), RGB) < 10
+
+
+def jpeg_in_tiff(jpeg: bytes) -> bytes:
+    """A TIFF whose only strip is a JPEG of `photo()`, grey."""
+    tags = [(256, 96), (257, 64), (258, 8), (259, 7), (262, 1), (273, 8), (277, 1), (278, 64), (279, len(jpeg))]
+    body = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags) + b"\0" * 4
+    return b"II*\0" + struct.pack("<I", 8 + len(jpeg)) + jpeg + body
+
+
+def test_progressive_jpeg_in_tiff(capfd) -> None:
+    """Libtiff refuses those with too many scans; the bytes of a progressive JPEG's marker may be in any TIFF."""
+    progressive = encode(grey(), "JPEG", progressive=True, quality=95)
+    assert distance(decode_rgb(jpeg_in_tiff(progressive)), GREY_RGB) < 3
+    scan = progressive.rindex(b"\xff\xda")
+    with pytest.raises(ImageError):
+        decode_image(jpeg_in_tiff(progressive[:scan] + progressive[scan:-2] * 5000 + progressive[-2:]), LIMITS)
+    assert "exceeds maximum scans" in capfd.readouterr().err
 
 
 def test_byte_cap() -> None:
