@@ -3,7 +3,7 @@
     Landlock    no path can be opened, created or removed; no TCP port bound or connected to; no signals or abstract sockets to other
                 processes
     seccomp     an allow-list of system calls: memory, threads, time, reading and writing open files. All others fail with EPERM, and so do
-                shared memory, which the memory limit of a process does not count, and signals to other processes
+                memory that the limit of a process does not count (shared, or growing as a stack does) and signals to other processes
 
 Both can only remove rights, need no privileges, and apply to all threads and children. Codecs are C code that reads untrusted bytes: an
 attacker who takes over a decoder can only answer on its socket. Needs x86-64 or arm64, and Linux 5.13 for Landlock; elsewhere the process
@@ -29,7 +29,7 @@ _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC = 1, 1
 _RET_KILL_PROCESS, _RET_ERRNO, _RET_ALLOW = 0x8000_0000, 0x0005_0000, 0x7FFF_0000
 _LOAD_WORD, _JUMP_EQUAL, _JUMP_SET, _RETURN = 0x20, 0x15, 0x45, 0x06
 _CALL_OFFSET, _ARCHITECTURE_OFFSET, _FIRST_ARGUMENT_OFFSET = 0, 4, 16
-_CLONE_THREAD = 0x0001_0000
+_CLONE_THREAD, _MAP_GROWSDOWN = 0x0001_0000, 0x100
 
 _MACHINES = {"x86_64": (0, 0xC000_003E), "aarch64": (1, 0xC000_00B7)}
 """Column of CALLS, and the kernel's AUDIT_ARCH."""
@@ -120,7 +120,7 @@ def _filter(column: int, architecture: int) -> bytes:
     # glibc creates threads with clone3, whose flags a filter cannot check; after ENOSYS it uses clone.
     program += [_instruction(_JUMP_EQUAL, _CLONE3[column], otherwise=1), _instruction(_RETURN, _RET_ERRNO | errno.ENOSYS)]
     program += check(_CLONE[column], 0, _instruction(_JUMP_SET, _CLONE_THREAD, otherwise=1))
-    program += check(_MMAP[column], 3, _instruction(_JUMP_SET, mmap.MAP_SHARED, then=1))
+    program += check(_MMAP[column], 3, _instruction(_JUMP_SET, mmap.MAP_SHARED | _MAP_GROWSDOWN, then=1))
     program += check(_TGKILL[column], 0, _instruction(_JUMP_EQUAL, os.getpid(), otherwise=1))  # abort() signals itself
     return b"".join([*program, deny])
 

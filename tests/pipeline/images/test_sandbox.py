@@ -67,6 +67,7 @@ CALL_DEEDS = {
     "signal another process": "os.kill(os.getppid(), signal.SIGCONT)",
     "make a file in memory": "os.memfd_create('x')",
     "share memory, which has no limit": "mmap.mmap(-1, 2**30)",
+    "grow a stack, which has no limit": "mmap.mmap(-1, 2**30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x100)",
     "signal a thread of another process": "libc.tgkill(os.getppid(), os.getppid(), signal.SIGCONT) and fail()",
 }
 
