@@ -134,6 +134,7 @@ class DecoderProcess:
         self._shared_file = make_shared_pixels()
         self._shared = map_shared_pixels(self._shared_file.fileno())
         self.failed_starts = 0
+        self._ready = False
         self._start()
 
     @property
@@ -189,7 +190,6 @@ class DecoderProcess:
             self._process = subprocess.Popen(
                 command, pass_fds=descriptors, env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
             )
-        self._ready = False
 
     def _make_ready(self) -> None:
         """Wait for a new process to finish its imports, and replace one that died while it was idle."""
@@ -246,11 +246,15 @@ class DecoderProcess:
         return received
 
     def _replace(self) -> str:
-        """Kill the process and start a new one; returns how the old one ended."""
+        """Kill the process and start a new one, if possible now, else for the next image; returns how the old one ended."""
         self._socket.close()
         self._process.kill()
         status = self._process.wait()
-        self._start()
+        self._ready = False
+        try:
+            self._start()
+        except OSError as error:  # such as no memory, or too many processes
+            logger.error("a decoder process cannot be started: %s", error)
         return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
 

@@ -11,13 +11,15 @@ import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import psutil
 import pytest
 from PIL import Image
 
-from pipeline.errors import ConfigurationError, ImageError, LimitExceeded, StageFailed
+from pipeline.errors import ConfigurationError, DecodersUnavailable, ImageError, LimitExceeded, StageFailed
+from pipeline.images import decoder_pool
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.decoder_options import DecoderOptions
 from pipeline.images.decoder_pool import DecoderLost, DecoderPool, DecoderProcess, DecoderTimeout
@@ -152,6 +154,21 @@ def test_a_program_that_does_not_start_is_our_fault(caplog):
         process.load(png())
     assert "does not start" in caplog.text
     process.close()
+
+
+def test_no_process_can_be_started(bad_decoder, monkeypatch, caplog):
+    """As without memory or process ids: the image that crashed the decoder has its own error, further ones that of the decoders."""
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder_pool.subprocess, "Popen", Mock(side_effect=BlockingIOError("no process ids")))
+        with pytest.raises(DecoderLost):
+            bad_decoder.load(b"EXIT!!")
+        for times in (1, 2):
+            with pytest.raises(DecodersUnavailable):
+                bad_decoder.load(png())
+            assert bad_decoder.failed_starts == times
+    assert "no process ids" in caplog.text
+    assert bad_decoder.load(png()).letterbox.original_hw == (48, 64)
+    assert bad_decoder.failed_starts == 0
 
 
 @pytest.mark.parametrize(
