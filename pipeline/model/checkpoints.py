@@ -143,7 +143,7 @@ def save_safetensors(checkpoint: Checkpoint, path: Path | str) -> None:
     """
     spec = checkpoint.spec
     tensors = {}
-    _check_finite(checkpoint.state_dict, spec.name)
+    _check_values(checkpoint.state_dict, spec.name)
     for name, value in checkpoint.state_dict.items():
         if name.endswith("num_batches_tracked"):
             continue
@@ -183,7 +183,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path.name}: not a readable safetensors file ({_other_kind(path) or error}).") from error
-    _check_finite(tensors, path.name)
+    _check_values(tensors, path.name)
     return tensors, metadata
 
 
@@ -267,7 +267,10 @@ def _spec_of_mmdet(
     if unserved := facts.unserved_settings():
         log.warning("%s: these test settings of the file are not used: %s", path.name, ", ".join(unserved))
     config = spec.config | {"data_preprocessor": spec.config["data_preprocessor"] | preprocessor}
-    config["test_cfg"] = spec.config["test_cfg"] | (facts.test_settings or {})
+    settings = facts.test_settings or {}
+    if settings.get("nms", {}).get("type", "nms") != "nms":
+        settings = {key: value for key, value in settings.items() if key != "nms"}
+    config["test_cfg"] = spec.config["test_cfg"] | settings
     return replace(spec, classes=classes, input_size=input_size or width, config=config)
 
 
@@ -300,7 +303,7 @@ def _network_tensors(content: dict[str, Any], path: Path) -> dict[str, torch.Ten
     }
     if not tensors:
         raise CheckpointError(f"{path.name}: holds no tensors.")
-    _check_finite(tensors, path.name)
+    _check_values(tensors, path.name)
     return tensors
 
 
@@ -308,7 +311,7 @@ def _recognise(tensors: dict[str, torch.Tensor], path: Path) -> ModelSpec:
     """Find the RTMDet-Ins size whose tensors have these names and shapes, except for the class channels."""
     shapes = _shapes(tensors)
     class_weight = tensors.get("bbox_head.rtm_cls.0.weight")
-    if class_weight is not None:
+    if class_weight is not None and class_weight.ndim:
         classes = tuple(f"class {number}" for number in range(class_weight.shape[0]))
         for spec in [*map(official_spec, OFFICIAL_NAMES), nano_spec()]:
             if _shapes(build_network(spec).state_dict()) == shapes:
@@ -332,7 +335,7 @@ def _spec_from_description(description: Any, path: Path) -> ModelSpec:
     try:
         classes = tuple(str(name) for name in description["classes"])
         return ModelSpec(str(description["name"]), classes, int(description["input_size"]), dict(description["config"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path.name}: its model description is not usable ({error!r}).") from error
 
 
@@ -350,8 +353,10 @@ def _described_classes(description: Any) -> tuple[str, ...] | None:
     return tuple(map(str, classes)) if classes and isinstance(classes, (list, tuple)) else None
 
 
-def _check_finite(tensors: Mapping[str, torch.Tensor], name: str) -> None:
+def _check_values(tensors: Mapping[str, torch.Tensor], name: str) -> None:
     for tensor, value in tensors.items():
+        if value.is_quantized or value.is_meta or value.layout != torch.strided:
+            raise CheckpointError(f"{name}: {tensor} is quantized, sparse or has no values; export the weights as plain numbers.")
         if not torch.isfinite(value).all():
             raise CheckpointError(f"{name}: {tensor} has values that are not finite: the training that made them diverged.")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 MAX_SOURCE_CHARS = 1_000_000
 """mmdet's longest configurations have some 20,000."""
-SERVED_TEST_SETTINGS = {"nms_pre": 1000, "min_bbox_size": 0, "mask_thr_binary": 0.5, "nms.iou_threshold": 0.6}
+SERVED_TEST_SETTINGS = {"nms_pre": 1000, "min_bbox_size": 0, "mask_thr_binary": 0.5, "nms.type": "nms", "nms.iou_threshold": 0.6}
 """RTMDet-Ins' test settings, which `pipeline.inference.postprocess` uses. Requests choose score_thr and max_per_img."""
 
 
@@ -24,7 +24,7 @@ class MmdetFacts:
         classes: label names, in the order of the class channels.
         test_size_wh: width and height that the test pipeline scales and pads to, pixels.
         preprocessor: mean, std and bgr_to_rgb of mmdet's `data_preprocessor`, as far as given.
-        test_settings: mmdet's `model.test_cfg`, such as {"nms_pre": 1000, "nms": {"iou_threshold": 0.6}}.
+        test_settings: numbers and text in mmdet's `model.test_cfg`, such as {"nms_pre": 1000, "nms": {"iou_threshold": 0.6}}.
     """
 
     classes: tuple[str, ...] | None = None
@@ -35,22 +35,21 @@ class MmdetFacts:
     def unserved_settings(self) -> list[str]:
         """Test settings of the file that differ from those used here, such as "nms_pre 3000 (here 1000)"."""
         settings = self.test_settings or {}
-        nms = settings.get("nms")
-        given = settings | ({"nms.iou_threshold": nms.get("iou_threshold")} if isinstance(nms, dict) else {})
+        given = settings | {f"nms.{name}": value for name, value in settings.get("nms", {}).items()}
         known = ((name, given.get(name), ours) for name, ours in SERVED_TEST_SETTINGS.items())
         return [f"{name} {value} (here {ours})" for name, value, ours in known if value is not None and value != ours]
 
 
 def read_facts(meta: dict[str, Any]) -> MmdetFacts:
     """Read a checkpoint's `meta`, of mmdet 3 (`dataset_meta`, `cfg`) or mmdet 2 (`CLASSES`, `config`)."""
-    data = meta.get("dataset_meta") or {}
     source = meta.get("cfg") or meta.get("config")
     config = read_literals(source) if isinstance(source, str) else {}
+    given = _at(meta, "dataset_meta", "classes"), _at(meta, "dataset_meta", "CLASSES"), meta.get("CLASSES")
     return MmdetFacts(
-        _names(data.get("classes") or data.get("CLASSES") or meta.get("CLASSES")),
+        next(filter(None, map(_names, given)), None),
         _test_size(config),
-        _section(config, "data_preprocessor", ("mean", "std", "bgr_to_rgb")),
-        _section(config, "test_cfg", None),
+        _preprocessor(_at(config, "model", "data_preprocessor")),
+        _test_settings(_at(config, "model", "test_cfg")),
     )
 
 
@@ -91,18 +90,24 @@ def _literal(node: ast.expr) -> Any:
 
 
 def _names(classes: Any) -> tuple[str, ...] | None:
-    """Label names; a single string is one class, because `classes=('cat')` is a string in Python."""
+    """Label names; None for what is no list. A single string is one class, because `classes=('cat')` is a string in Python."""
     if isinstance(classes, str):
         return (classes,)
-    return tuple(str(name) for name in classes) if classes else None
+    return tuple(map(str, classes)) if isinstance(classes, (list, tuple)) else None
 
 
-def _section(config: dict[str, Any], name: str, keys: tuple[str, ...] | None) -> dict[str, Any] | None:
-    """A section of `model` in the configuration; `keys` selects keys, None takes all."""
-    section = _at(config, "model", name)
+def _preprocessor(section: Any) -> dict[str, Any] | None:
     if not isinstance(section, dict):
         return None
-    return {key: value for key, value in section.items() if value is not None and (keys is None or key in keys)}
+    return {key: section[key] for key in ("mean", "std", "bgr_to_rgb") if section.get(key) is not None}
+
+
+def _test_settings(section: Any) -> dict[str, Any] | None:
+    if not isinstance(section, dict):
+        return None
+    nms = _test_settings(section.get("nms"))
+    plain = {key: value for key, value in section.items() if isinstance(key, str) and isinstance(value, (int, float, str))}
+    return plain | ({"nms": nms} if nms else {})
 
 
 def _test_size(config: dict[str, Any]) -> tuple[int, int] | None:

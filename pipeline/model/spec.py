@@ -137,7 +137,7 @@ def check_types(config: Any, name: str) -> None:
     """Raise CheckpointError for a configuration with a `type` that is not part of RTMDet-Ins."""
     if isinstance(config, dict):
         kind = config.get("type")
-        if kind is not None and kind not in ALLOWED_TYPES:
+        if kind is not None and not (isinstance(kind, str) and kind in ALLOWED_TYPES):
             raise CheckpointError(
                 f"{name}: refused, its configuration contains the type {kind!r}, which is not part of RTMDet-Ins."
             )

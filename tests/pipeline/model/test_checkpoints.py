@@ -192,6 +192,48 @@ def test_test_settings_come_along_and_differences_are_told(nano, tmp_path, caplo
 
 
 @pytest.mark.parametrize(
+    "setting", ["nms=dict(type='soft_nms', iou_threshold=0.5)", "nms={'type': ['nms'], 1: 2}", "nms_pre=b'x'"]
+)
+def test_settings_that_cannot_be_used_are_left_out(nano, tmp_path, setting, caplog):
+    """Another kind of NMS is told; what is neither number nor text does not get into the configuration."""
+    source = f"model = dict(test_cfg=dict({setting}))\n{test_pipeline(320, 320)}"
+    checkpoint = load_checkpoint(mmdet_file(nano, tmp_path / "a.pth", source, classes=("cat",)))
+    assert checkpoint.spec.config["test_cfg"] == nano.spec.config["test_cfg"]
+    assert ("nms.type soft_nms (here nms)" in caplog.text) == ("soft_nms" in setting)
+
+
+@pytest.mark.parametrize(
+    "dataset_meta",
+    [["cat"], "cat", {"classes": 3}, {"classes": np.array([1, 2])}, {"classes": torch.ones(3)}],
+    ids=["list", "text", "number", "array", "tensor"],
+)
+def test_labels_that_are_no_list_are_asked_for(nano, tmp_path, dataset_meta):
+    meta = {"cfg": test_pipeline(320, 320), "dataset_meta": dataset_meta}
+    path = saved({"state_dict": nano.state_dict, "meta": meta}, tmp_path / "a.pth")
+    assert load_weights(path).classes is None
+    with pytest.raises(CheckpointError, match="does not contain the labels"):
+        load_checkpoint(path)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize(
+    "strange",
+    [
+        lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8),
+        torch.Tensor.to_sparse,
+        lambda weight: weight.to("meta"),
+        lambda weight: weight.new_tensor(1.0),
+    ],
+    ids=["quantized", "sparse", "without values", "a number"],
+)
+def test_strange_tensors_are_refused(nano, tmp_path, strange):
+    name = "bbox_head.rtm_cls.0.weight"
+    state = nano.state_dict | {name: strange(nano.state_dict[name])}
+    with pytest.raises(CheckpointError, match=r"rtm_cls\.0\.weight is quantized, sparse|not an RTMDet-Ins model"):
+        load_checkpoint(saved(state, tmp_path / "a.pth"), ("cat",), 320)
+
+
+@pytest.mark.parametrize(
     ("source", "classes", "said"),
     [
         ("", ("cat",), "does not contain its test size, so the input size is unknown"),
@@ -412,6 +454,7 @@ def test_labels_of_a_strange_description_in_a_pickle(nano, tmp_path, described):
         {"bbox_head": {"num_classes": 1}},
         {"type": None},
         {"backbone": {"type": "CSPNeXt", "x": 1}},
+        {"type": ["RTMDet"]},
     ],
     ids=repr,
 )
