@@ -11,11 +11,12 @@ from __future__ import annotations
 import io
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
 from math import inf
+from os import PathLike
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -28,7 +29,10 @@ from rtmdet_ins_client.result import Result
 from rtmdet_ins_client.upright import as_seen, has_orientation, size_as_seen
 
 Photo = str | Path | bytes | Image.Image
-"""A path, a URL (http, https) that the service fetches, the bytes of an image file, or an image."""
+"""A path, a URL that the service reads (http, https, data), the bytes of an image file, or an image."""
+
+LONGEST_PATH_CHARS = 4096
+"""No path is longer (Linux's PATH_MAX), but the base64 of a photo is."""
 
 TRIES = 5
 """With their pauses at least 5.6 s: a proxy that died is back after 5."""
@@ -73,12 +77,14 @@ class Client:
         deadline_s: time limit of one request, seconds; the service's own limit may be shorter.
         patience_s: how long a photo is tried again, seconds; the last request may begin at the end of it.
     Raises:
-        ValueError: `url` does not begin with http:// or https://; or `key` has more than one line.
+        ValueError: `url` does not begin with http:// or https://; `key` has more than one line; or `deadline_s` is no time limit.
     """
 
     def __init__(self, url: str, key: str | None = None, *, deadline_s: float = 30.0, patience_s: float = 300.0) -> None:
         if not _is_url(url):
             raise ValueError(f"{url!r} is no base URL; expected one such as http://127.0.0.1:8000")
+        if not 0 < deadline_s < inf:
+            raise ValueError(f"deadline_s must be a positive number of seconds, got {deadline_s!r}")
         self.url = url.rstrip("/").removesuffix("/score")
         self._deadline_s, self._patience_s = deadline_s, patience_s
         self._turns_photos: bool | None = None
@@ -119,14 +125,23 @@ class Client:
         Raises:
             ScoringError: it could not be scored, whatever `on_error` is.
             OSError: there is no such file.
+            TypeError, ValueError: it is no photo; or `labels` is empty.
         """
-        return self._score(self._stop, photo, params)
+        return self._score(self._stop, photo, _plain(params))
 
     def score_many(self, photos: Iterable[Photo], *, in_flight: int = 4, **params: Any) -> Iterator[tuple[Photo, Result]]:
         """Score many photos, a few at a time; yields each with its result, in their order.
 
         A photo that cannot be scored gets a Result with `error` set; the others are not affected.
+
+        Raises:
+            TypeError, ValueError: `photos` is a single one; or `labels` is empty.
         """
+        if isinstance(photos, str | bytes | bytearray | memoryview | Path | Image.Image):
+            raise TypeError(f"photos must be a list or another iterable of photos, not a single {type(photos).__name__}")
+        return self._score_many(photos, in_flight, _plain(params))
+
+    def _score_many(self, photos: Iterable[Photo], in_flight: int, params: dict[str, Any]) -> Iterator[tuple[Photo, Result]]:
         left, stop = iter(photos), Event()
         self._stops.add(stop)
         with ThreadPoolExecutor(in_flight, thread_name_prefix="score") as threads:
@@ -151,7 +166,7 @@ class Client:
             return Result([], (0, 0), error=error)
 
     def _score(self, stop: Event, photo: Photo, params: dict[str, Any]) -> Result:
-        if isinstance(photo, str) and _is_url(photo):
+        if isinstance(photo, str) and (_is_url(photo) or photo[:5].lower() == "data:"):
             table = {"columns": ["image"], "data": [photo]}
             answer = self._ask(stop, _only_image, "POST", "/score", json={"input_data": table, "params": params})
             return Result.from_answer(answer, (0, 0))
@@ -161,7 +176,7 @@ class Client:
             image = as_seen(photo, turned)
             data, size = _file_of(image), image.size
         else:
-            data = photo if isinstance(photo, bytes) else Path(photo).read_bytes()
+            data = _bytes_of(photo)
             with suppress(OSError, ValueError, Image.DecompressionBombError), Image.open(io.BytesIO(data)) as image:
                 turned = self._turns(stop, image)
                 size = size_as_seen(image, turned)
@@ -194,7 +209,7 @@ class Client:
                 # With jitter: clients refused together must not retry together.
                 wait_s = max(pause_s * random.uniform(0.75, 1.25), error.retry_after_s)
                 if faults >= error.tries or time.monotonic() + wait_s > ends or stop.wait(wait_s):
-                    raise
+                    raise ScoringError(error.code, error.message, error.status) from error.__cause__
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _once(self, read: Callable[[Any], dict[str, Any]], method: str, route: str, **request: Any) -> dict[str, Any]:
@@ -206,15 +221,16 @@ class Client:
         except requests.RequestException as error:
             raise _Refused("no_connection", f"{self.url} does not answer: {error}") from error
         if response.is_redirect:
-            raise ScoringError("redirected", f"{self.url} redirects to {response.headers['location']}.", response.status_code)
+            message = f"{self.url} redirects to {response.headers['location']}; give the Client that base URL."
+            raise ScoringError("redirected", message, response.status_code)
         if not response.ok:
             raise _refusal(response)
         try:
             return read(response.json())
         except (ValueError, TypeError, KeyError, AttributeError):
-            raise ScoringError(
-                "not_this_service", f"{self.url} did not answer as this service does.", response.status_code
-            ) from None
+            kind = response.headers.get("content-type", "no content type")
+            message = f"{self.url} did not answer as this service does: {kind} instead of JSON with objects."
+            raise ScoringError("not_this_service", message, response.status_code) from None
 
 
 class _Refused(ScoringError):
@@ -265,6 +281,30 @@ def _bearer(key: str) -> Callable[[requests.PreparedRequest], requests.PreparedR
         return request
 
     return sign
+
+
+def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Params as JSON takes them: numbers of NumPy as Python's, labels as a list."""
+    plain = {name: value.item() if hasattr(value, "item") else value for name, value in params.items()}
+    if (labels := plain.get("labels")) is not None:
+        plain["labels"] = [labels] if isinstance(labels, str) else list(labels)
+        if not plain["labels"]:  # a query has no empty list, so it would mean all labels
+            raise ValueError("labels is empty: name at least one, or leave it out for all")
+    return plain
+
+
+def _bytes_of(photo: str | Path | bytes | bytearray | memoryview) -> bytes:
+    """The bytes of a photo that is no URL and no image."""
+    if isinstance(photo, bytes | bytearray | memoryview):
+        return bytes(photo)
+    if not isinstance(photo, str | PathLike):
+        raise TypeError(
+            "a photo is a path, a URL, the bytes of an image file or a PIL image (of an array: PIL.Image.fromarray), "
+            f"not {type(photo).__name__}"
+        )
+    if len(str(photo)) > LONGEST_PATH_CHARS:
+        raise ValueError(f"a text of {len(str(photo))} characters is no path; of base64 give the bytes: base64.b64decode(text)")
+    return Path(photo).read_bytes()
 
 
 def _is_url(text: str) -> bool:

@@ -1,11 +1,13 @@
 """The client against the service's own HTTP front, with a stub behind it."""
 
+import base64
 import dataclasses
 import io
 import pickle
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -370,6 +372,57 @@ def test_what_is_no_photo_stops_nobody(client):
     """Whatever a caller put into the list."""
     results = [result for _, result in client.score_many([photo(), None, photo()])]
     assert [type(result.error) for result in results] == [type(None), TypeError, type(None)]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (np.zeros((9, 9, 3), np.uint8), "Image.fromarray.*not ndarray"),
+        (io.BytesIO(), "not BytesIO"),
+        (None, "not NoneType"),
+        (base64.b64encode(bytes(9000)).decode(), "base64.b64decode"),
+    ],
+)
+def test_what_is_no_photo_is_told_with_a_remedy(client, running, given, says):
+    """By name of its type, and nothing is sent."""
+    with pytest.raises((TypeError, ValueError), match=says) as caught:
+        client.score(given)
+    assert len(str(caught.value)) < 200
+    assert not running[1].seen
+
+
+@pytest.mark.parametrize("one", ["photo.jpg", photo(), Path("photo.jpg"), Image.new("RGB", (2, 2))])
+def test_many_of_one_photo_are_refused(client, one):
+    """A path is not a list of its characters."""
+    with pytest.raises(TypeError, match="not a single"):
+        client.score_many(one)
+
+
+def test_files_and_urls_take_the_same_params(client, running):
+    """Numbers of NumPy, one label as text, any collection of labels; an empty one, which a query cannot express, is refused."""
+    for given in (photo(), bytearray(photo()), "https://example.com/photo.jpg", "data:image/png;base64,AAAA"):
+        client.score(given, score_threshold=np.float32(0.5), max_detections=np.int64(7), labels="dog")
+        client.score(given, labels={"dog"})
+        (_, first, *_), (_, second, *_) = running[1].seen[-2:]
+        assert (first.score_threshold, first.max_detections, first.labels, second.labels) == (0.5, 7, ["dog"], ["dog"])
+        with pytest.raises(ValueError, match="labels is empty"):
+            client.score(given, labels=[])
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan")])
+def test_a_deadline_is_a_time(seconds):
+    """Told when the client is made, not at its first request."""
+    with pytest.raises(ValueError, match="deadline_s must be"):
+        Client("http://127.0.0.1:8000", deadline_s=seconds)
+
+
+def test_errors_have_the_documented_type():
+    """No private class in a traceback; what another server sent is named."""
+    for step in (error(422, "url_refused"), answer(200, "<html>", **{"content-type": "text/html"})):
+        with scripted_service(step) as service, pytest.raises(ScoringError) as caught:
+            Client(service.url).score(photo())
+        assert type(caught.value) is ScoringError
+    assert "text/html instead of JSON" in str(caught.value)
 
 
 def test_many_photos_keep_their_order_and_a_missing_one_stops_nobody(client, tmp_path):
