@@ -35,6 +35,8 @@ from loadtest.load.traffic import (
 
 MULTI_IMAGES = 8
 HEADERS = JSON_HEADERS | key_headers(os.environ.get("LOADTEST_KEY"))
+URL_REFUSED = (422, 424)
+"""Statuses of a refused URL: the second with `ingress.azureml_status_codes`."""
 SHAPE_S = 60.0
 """Default length of a shape, seconds."""
 
@@ -103,7 +105,7 @@ def url_refusal(host: str, body: bytes) -> str | None:
         answer = requests.post(f"{host.rstrip('/')}/score", data=body, headers=HEADERS, timeout=30)
     except requests.RequestException:
         return None  # no connection: the users' failures will show it
-    return str(answer.json().get("message")) if answer.status_code == 422 else None
+    return str(answer.json().get("message")) if answer.status_code in URL_REFUSED else None
 
 
 def refuse(host: str, options: Any, users: Iterable[type[ScoringUser]]) -> None:

@@ -172,7 +172,7 @@ async def _read_request(request: Request, form: AnswerForm, ingress: Ingress, ti
     """Read and parse a request. The result holds the images; no reference to the body is kept."""
     kind, limits = media_type(request.headers), ingress.settings.ingress
     if kind not in (JSON, MULTIPART, *PHOTO_TYPES):
-        raise UnsupportedMediaType(f"Content-Type must be {TYPES}, got {kind[:80] or 'none'!r}.")
+        raise UnsupportedMediaType(f"Content-Type must be {TYPES}, got {repr(kind[:80]) if kind else 'none'}.")
     may_be_urls = kind == JSON and declared_length(request.headers) <= limits.max_images_per_request * MAX_URL_CHARS
     if form == "json" and not may_be_urls:  # URLs, and photos to draw on, have room of their own, checked when they are admitted
         ingress.check_room(request.state.caller)
@@ -240,14 +240,15 @@ def _add_error_responses(app: FastAPI) -> None:
     async def handle_error(_: Request, error: Exception) -> Response:
         return error_response(error if isinstance(error, ServiceError) else StageFailed("The service failed on this request."))
 
-    async def handle_routing_error(_: Request, error: Exception) -> Response:
+    async def handle_routing_error(request: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 500)
         if status == 404:
             return error_response(RequestError("There is no such route; /docs lists them.", code="not_found", status=404))
         if status == 405:
-            refused = RequestError("This route does not support this method; see /docs.", code="method_not_allowed", status=405)
-            response = error_response(refused)
-            response.headers.update(getattr(error, "headers", None) or {})  # Allow
+            allowed = ", ".join(sorted((getattr(error, "headers", None) or {}).get("Allow", "").split(", ")))
+            message = f"This route takes {allowed}, not {request.method[:40]}; /docs lists the routes."
+            response = error_response(RequestError(message, code="method_not_allowed", status=405))
+            response.headers["allow"] = allowed
             return response
         return error_response(InvalidRequest("The request could not be read.", status=status))
 

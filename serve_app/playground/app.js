@@ -30,6 +30,7 @@ async function take(photo) {
   Object.assign(state, { photo, objects: [], timing: null, hidden: new Set(), hovered: null, picked: null });
   for (const button of $("examples").querySelectorAll("button")) button.ariaPressed = String(button.dataset.file === photo.name);
   $("result").hidden = $("code").hidden = true;
+  delete $("labels").dataset.shown; // all labels are checked again
   await newest(async (signal) => {
     const bitmap = state.isRotated ? await createImageBitmap(photo).catch(() => null) : null; // null: the service has to decode it
     if (signal.aborted) return;
@@ -177,8 +178,9 @@ function renderCode(list) {
 }
 
 function stress() {
-  const active = state.hovered ?? state.picked;
-  view.setObjects(shown(), active);
+  const list = shown();
+  const active = [state.hovered, state.picked].find((index) => list.some((one) => one.index === index)) ?? null; // not a filtered one
+  view.setObjects(list, active);
   for (const button of $("objects").querySelectorAll("button")) {
     const index = Number(button.dataset.index);
     button.classList.toggle("active", index === active);

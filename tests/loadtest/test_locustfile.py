@@ -98,16 +98,16 @@ async def test_own_image_urls():
 
 @needs_locust
 @pytest.mark.parametrize(
-    ("users", "status", "left_out"),
+    ("users", "refused", "status", "left_out"),
     [
-        (["MixedUser"], 0, ""),
-        (["UrlUser", "Base64User"], 0, "; UrlUser is left out"),
-        (["UrlUser"], 1, "; UrlUser is left out"),
+        (["MixedUser"], 422, 0, ""),
+        (["UrlUser", "Base64User"], 422, 0, "; UrlUser is left out"),
+        (["UrlUser"], 424, 1, "; UrlUser is left out"),
     ],
 )
-async def test_a_service_that_refuses_the_image_server(users, status, left_out):
-    """This is detected before the run, with the settings to change; the run then sends no URLs."""
-    async with fake_service(urls=False) as url:
+async def test_a_service_that_refuses_the_image_server(users, refused, status, left_out):
+    """This is detected before the run, with the settings to change; the run then sends no URLs. Also with AzureML's status codes."""
+    async with fake_service(urls=False, refused=refused) as url:
         ended, printed = await locust(url, *users)
     assert ended == status, printed
     assert f"This run sends no URLs{left_out}." in printed

@@ -10,14 +10,14 @@ ANSWER = {"boxes": [{"box": {}, "label": "person", "score": 0.9, "polygon": []}]
 
 
 @asynccontextmanager
-async def fake_service(step_s=0.005, servers=1, max_waiting=10_000, stall=None, answer=None, key=None, urls=True):
+async def fake_service(step_s=0.005, servers=1, max_waiting=10_000, stall=None, answer=None, key=None, urls=True, refused=422):
     """Base URL of a service that takes `step_s` a request on `servers` servers and refuses beyond `max_waiting`.
 
     Args:
         stall: (number, seconds): from that request on, every request waits once for this long.
         answer: body of every 200 instead of the right one.
         key: the bearer key without which everything is a 401.
-        urls: whether it fetches; else a URL is a 422.
+        urls: whether it fetches; else a URL is refused with the status `refused`.
     """
     seats, state = asyncio.Semaphore(servers), {"count": 0, "waiting": 0}
 
@@ -27,7 +27,7 @@ async def fake_service(step_s=0.005, servers=1, max_waiting=10_000, stall=None, 
         if key and request.headers.get("authorization") != f"Bearer {key}":
             return web.json_response({"message": "no key", "code": "unauthorized"}, status=401)
         if not urls and any(text.startswith("http") for text in data):
-            return web.json_response({"message": "The URL is refused.", "code": "url_refused"}, status=422)
+            return web.json_response({"message": "The URL is refused.", "code": "url_refused"}, status=refused)
         if state["waiting"] >= max_waiting:
             return web.json_response({"message": "full", "code": "overloaded"}, status=503, headers={"Retry-After": "1"})
         state["waiting"] += 1

@@ -324,13 +324,25 @@ async def test_missing_input_data_says_azures_sentence(client):
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/score", 405), ("POST", "/ready", 405)]
+    ("method", "path", "status", "code", "says"),
+    [
+        ("GET", "/nowhere", 404, "not_found", "/docs lists them"),
+        ("GET", "/score", 405, "method_not_allowed", "takes POST, not GET"),
+        ("OPTIONS", "/score", 405, "method_not_allowed", "takes POST, not OPTIONS"),
+        ("POST", "/ready", 405, "method_not_allowed", "takes GET, HEAD, not POST"),
+    ],
 )
-async def test_unknown_route_and_method(client, method, path, status):
-    """JSON also where the router answers."""
+async def test_unknown_route_and_method(client, method, path, status, code, says):
+    """JSON also where the router answers, with the method to use."""
     response = await client.request(method, path)
-    assert response.status_code == status
-    assert response.json()["code"] in ("not_found", "method_not_allowed")
+    assert (response.status_code, response.json()["code"]) == (status, code)
+    assert says in response.json()["message"]
+
+
+async def test_a_body_without_a_type_is_told(client):
+    """By what it lacks, not by a type named 'none'."""
+    response = await client.post("/score", content=b"{}")
+    assert response.json()["message"].endswith("such as image/jpeg, got none.")
 
 
 async def test_body_over_the_limit_by_header(ingress):
