@@ -199,7 +199,8 @@ def _import(source: Path, labels: tuple[str, ...] | None, image_size: int | None
 
 def _labels(told: str) -> tuple[str, ...]:
     """argparse type: label names, separated by commas, or the lines of a file."""
-    lines = Path(told).read_text(encoding="utf-8").splitlines() if Path(told).is_file() else told.split(",")
+    is_file = os.path.isfile(told)  # not Path's: it raises for a list that is too long for a file name
+    lines = Path(told).read_text(encoding="utf-8-sig").splitlines() if is_file else told.split(",")
     if not (names := tuple(line.strip() for line in lines if line.strip())):
         raise argparse.ArgumentTypeError(f"{told!r} names no label")
     return names

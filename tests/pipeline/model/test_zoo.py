@@ -134,7 +134,7 @@ def test_import_gives_a_bare_state_dict_labels_and_a_size(tmp_path, capsys):
     command = ["import", str(bare), "--output", str(output)]
     assert zoo.main(command) == 1
     assert "does not contain the labels" in capsys.readouterr().err
-    (tmp_path / "labels.txt").write_text("cat\n")
+    (tmp_path / "labels.txt").write_text("cat\n", encoding="utf-8-sig")
     assert zoo.main([*command, "--labels", str(tmp_path / "labels.txt"), "--image-size", "320"]) == 0
     assert "320 px, 1 labels: cat" in capsys.readouterr().out
     assert zoo.read_header(str(output)) == zoo.ModelHeader(("cat",), 320)
@@ -171,8 +171,10 @@ def test_import_with_nothing_given(tmp_path, more):
         zoo.main(["import", "own.pth", "--output", str(tmp_path / "mine.safetensors"), *more])
 
 
-def test_import_with_too_many_labels_is_refused(tmp_path, capsys):
+@pytest.mark.parametrize("count", [2, 80], ids=["two", "more than a file name has room for"])
+def test_import_with_too_many_labels_is_refused(tmp_path, capsys, count):
     torch.save(build_network(nano_spec()).state_dict(), tmp_path / "bare.pth")
     command = ["import", str(tmp_path / "bare.pth"), "--output", str(tmp_path / "mine.safetensors")]
-    assert zoo.main([*command, "--labels", "cat,dog", "--image-size", "320"]) == 1
-    assert "2 labels for 1 class channels" in capsys.readouterr().err
+    labels = ",".join(f"label {number}" for number in range(count))
+    assert zoo.main([*command, "--labels", labels, "--image-size", "320"]) == 1
+    assert f"{count} labels for 1 class channels" in capsys.readouterr().err
