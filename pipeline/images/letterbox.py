@@ -32,7 +32,7 @@ def fit(original_hw: tuple[int, int], size: int) -> Letterbox:
     Source: mmcv 2.1.0 `mmcv/image/geometric.py`, `rescale_size`.
     """
     height, width = original_hw
-    scale = min(size / max(height, width), size / min(height, width))
+    scale = size / max(height, width)
     scaled_hw = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
     return Letterbox(original_hw=(height, width), scaled_hw=scaled_hw, size=size)
 

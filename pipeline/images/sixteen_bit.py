@@ -4,7 +4,8 @@ Decoding the file again with the other byte order returns the lower bytes. That 
 only 12 bits, or a white level is set.
 
 A TIFF may also store its channels one after the other. Then Pillow takes one letter of the raw mode for each: R of `RGB;16L`, which are
-8 bits, and I of `I;16`, which are 32. `correct_planar_tiff` puts that right.
+8 bits, and I of `I;16`, which are 32. `correct_planar_tiff` puts that right. If such a file is compressed, Pillow returns the upper bytes
+whatever the raw mode, so the lower ones cannot be read.
 
 Source: the raw modes of Pillow 13, `src/libImaging/Unpack.c`.
 """
@@ -17,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from pipeline.errors import ImageError
 
 FULL_SCALES = (255.0, 4095.0, 65535.0)
 """White in 8, 12 and 16 bits."""
@@ -39,7 +42,7 @@ def white_of(highest: float, white_level: int | None) -> float:
 def correct_planar_tiff(image: Image.Image) -> None:
     """Correct how Pillow reads an uncompressed TIFF, not loaded yet, whose channels are stored one after the other."""
     tiff: Any = image
-    if image.format != "TIFF" or tiff.use_load_libtiff or tiff.tag_v2.get(_TIFF_PLANAR) != _ONE_AFTER_THE_OTHER:
+    if not _is_planar_tiff(image) or tiff.use_load_libtiff:
         return
     if tiff.tag_v2.get(_TIFF_SAMPLES, 1) == 1:
         tiff.tag_v2[_TIFF_PLANAR] = 1  # one channel has no order
@@ -49,14 +52,25 @@ def correct_planar_tiff(image: Image.Image) -> None:
         tiff.tile = [tile._replace(args=(f"{tile.args[0]};16{order}", *tile.args[1:])) for tile in tiff.tile]
 
 
+def _is_planar_tiff(image: Any) -> bool:
+    return image.format == "TIFF" and bool(image.tag_v2.get(_TIFF_PLANAR) == _ONE_AFTER_THE_OTHER)
+
+
 def is_sixteen_bit(image: Image.Image) -> bool:
     """Whether an image, not loaded yet, has colours with 16 bits per channel."""
     return _rawmode(image) in (*_OTHER_BYTE, _GREY_AND_ALPHA)
 
 
 def lower_bytes(data: bytes, formats: tuple[str, ...]) -> NDArray[np.uint8]:
-    """The lower byte of each value of an image with 16 bits per channel: (H, W, 3) uint8 RGB."""
+    """The lower byte of each value of an image with 16 bits per channel: (H, W, 3) uint8 RGB.
+
+    Raises:
+        ImageError: `unsupported_image_format`, a compressed TIFF with one channel after the other.
+    """
     with Image.open(io.BytesIO(data), formats=formats) as image:
+        if _is_planar_tiff(image) and image.use_load_libtiff:  # type: ignore[attr-defined]
+            message = "A compressed TIFF of 16-bit channels, one after the other, is only read if its white is 65535."
+            raise ImageError(message, code="unsupported_image_format")
         correct_planar_tiff(image)
         rawmode = _rawmode(image)
         _read_other_byte(image)

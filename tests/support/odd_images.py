@@ -141,18 +141,19 @@ def _packed(values: np.ndarray, bits: int) -> np.ndarray:
     return (each << np.arange(8 - bits, -1, -bits)).sum(axis=-1).astype(np.uint8)
 
 
-def _tiff(strips: list[np.ndarray], photometric: int = 1, planar: int = 1) -> bytes:
-    """An uncompressed TIFF of this machine's byte order, little-endian; each strip is the whole image or one channel."""
+def tiff(strips: list[np.ndarray], photometric: int = 1, planar: int = 1, *, deflated: bool = False) -> bytes:
+    """A TIFF of this machine's byte order, little-endian; each strip is the whole image or one channel."""
     samples, bits = 3 if photometric == 2 else 1, strips[0].dtype.itemsize * 8
-    size, data = strips[0].nbytes, b"".join(strip.tobytes() for strip in strips)
+    parts = [zlib.compress(strip.tobytes()) if deflated else strip.tobytes() for strip in strips]
+    data, lengths = b"".join(parts), list(map(len, parts))
     longs = 8 + len(data)  # the offsets, the lengths and the bits of each channel stand before the directory
-    more = struct.pack(f"<{2 * len(strips)}I", *(8 + size * i for i in range(len(strips))), *[size] * len(strips))
+    more = struct.pack(f"<{2 * len(parts)}I", *(8 + sum(lengths[:i]) for i in range(len(parts))), *lengths)
     more += struct.pack("<3H2x", *[bits] * 3)
-    one = len(strips) == 1
+    one = len(parts) == 1
     entries = [
-        (256, 3, 1, WIDTH), (257, 3, 1, HEIGHT), (258, 3, samples, bits if samples == 1 else longs + 8 * len(strips)), (259, 3, 1, 1),
-        (262, 3, 1, photometric), (273, 4, len(strips), 8 if one else longs), (277, 3, 1, samples), (278, 3, 1, HEIGHT),
-        (279, 4, len(strips), size if one else longs + 4 * len(strips)), (284, 3, 1, planar),
+        (256, 3, 1, WIDTH), (257, 3, 1, HEIGHT), (258, 3, samples, bits if samples == 1 else longs + 8 * len(parts)),
+        (259, 3, 1, 8 if deflated else 1), (262, 3, 1, photometric), (273, 4, len(parts), 8 if one else longs), (277, 3, 1, samples),
+        (278, 3, 1, HEIGHT), (279, 4, len(parts), lengths[0] if one else longs + 4 * len(parts)), (284, 3, 1, planar),
     ]  # fmt: skip
     directory = (
         struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + struct.pack("<I", 0)
@@ -195,12 +196,15 @@ def _colours() -> dict[str, OddImage]:
         "palette with a transparent index": OddImage(".png", encode(cut_out, "PNG", transparency=5), seen),
         "CMYK JPEG": OddImage(".jpg", encode(picture().convert("CMYK"), "JPEG", quality=95), rgb, 3),
         "LAB TIFF": OddImage(".tif", encode(_lab(), "TIFF"), rgb, 6),
-        "16-bit RGB TIFF, channel by channel": OddImage(".tif", _tiff([each * 257 for each in channels], 2, 2), rgb),
-        "12 bits in a 16-bit RGB TIFF, channel by channel": OddImage(".tif", _tiff([each * 16 for each in channels], 2, 2), rgb),
-        "16-bit grey TIFF, channel by channel": OddImage(".tif", _tiff([grey.astype("<u2") * 257], planar=2), grey_rgb),
-        "16-bit grey TIFF, 0 is white": OddImage(".tif", _tiff([65535 - grey.astype("<u2") * 257], 0), grey_rgb),
-        "8-bit grey TIFF, 0 is white, channel by channel": OddImage(".tif", _tiff([255 - grey], 0, 2), grey_rgb),
-        "32-bit grey TIFF": OddImage(".tif", _tiff([to_32_bits]), np.where(grey_rgb == grey.max(), 255, grey_rgb)),
+        "16-bit RGB TIFF, channel by channel": OddImage(".tif", tiff([each * 257 for each in channels], 2, 2), rgb),
+        "16-bit RGB TIFF, channel by channel, deflated": OddImage(
+            ".tif", tiff([each * 257 for each in channels], 2, 2, deflated=True), rgb
+        ),
+        "12 bits in a 16-bit RGB TIFF, channel by channel": OddImage(".tif", tiff([each * 16 for each in channels], 2, 2), rgb),
+        "16-bit grey TIFF, channel by channel": OddImage(".tif", tiff([grey.astype("<u2") * 257], planar=2), grey_rgb),
+        "16-bit grey TIFF, 0 is white": OddImage(".tif", tiff([65535 - grey.astype("<u2") * 257], 0), grey_rgb),
+        "8-bit grey TIFF, 0 is white, channel by channel": OddImage(".tif", tiff([255 - grey], 0, 2), grey_rgb),
+        "32-bit grey TIFF": OddImage(".tif", tiff([to_32_bits]), np.where(grey_rgb == grey.max(), 255, grey_rgb)),
         "BMP with an unused fourth channel": OddImage(".bmp", _bmp_without_alpha(), rgb),
         "float TIFF": OddImage(".tif", encode(Image.fromarray(grey.astype(np.float32) / 255), "TIFF"), grey_rgb),
     }

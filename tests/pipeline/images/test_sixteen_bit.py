@@ -6,7 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
+from pipeline.errors import ImageError
 from pipeline.images.decode import DecodeLimits, decode_image
+from tests.support.odd_images import HEIGHT, WIDTH, tiff
 
 
 def encode(values, suffix=".png"):
@@ -52,6 +54,16 @@ def test_grey_and_colours_are_scaled_alike(white_level, suffix):
             for channels in (1, 3)
         )
         assert np.abs(grey - coloured).max() <= 1
+
+
+def test_lower_bits_that_cannot_be_read_are_told():
+    """Pillow returns the upper bytes alone: of 12 bits, 16 grey levels would be left."""
+    data = tiff([np.full((HEIGHT, WIDTH), 4000, "<u2")] * 3, photometric=2, planar=2, deflated=True)
+    for white_level in (None, 4095):
+        with pytest.raises(ImageError, match="one after the other") as caught:
+            decode_image(data, DecodeLimits(white_level=white_level))
+        assert caught.value.code == "unsupported_image_format"
+    assert decode_image(data, DecodeLimits(white_level=65535))[0].max() == 4000 // 256
 
 
 def test_images_of_8_bits_have_one_white():
