@@ -77,7 +77,8 @@ def parse_score_request(body: bytes | bytearray) -> ScoreRequest:
     except orjson.JSONDecodeError as error:
         if "UTF-8" in error.msg or "\0" in error.doc[:2]:  # the second: ASCII characters as UTF-16
             raise InvalidRequest(
-                "The request body is not UTF-8; JSON must be, whatever charset its Content-Type names."
+                "The request body is not UTF-8, as JSON must be, whatever charset its Content-Type names. (A photo as it is needs "
+                "a Content-Type such as image/jpeg.)"
             ) from error
         place = _place(error, strings)
         raise InvalidRequest(f"The request body is not valid JSON: {error.msg}: {place}.") from error

@@ -1,6 +1,8 @@
 // The photo with its outlines. Coordinates of objects are fractions of width and height.
 
 const GOLDEN = 0.618034;
+const MOST_SIDE = 16_384; // pixels of a canvas that every browser draws: a side, and all of them (iOS)
+const MOST_PIXELS = 16_777_216;
 
 // As pipeline/masks/draw.py: the n-th object has the same colour on the page and in drawn pictures.
 export function colour(index, alpha = 1) {
@@ -47,8 +49,9 @@ export class PhotoView {
     if (!this.photo) return;
     const { canvas, photo } = this;
     const ratio = photo.height / photo.width;
-    const width = Math.round((canvas.parentElement.clientWidth || 640) * Math.min(devicePixelRatio, 2));
-    const height = Math.round(width * ratio);
+    const wanted = (canvas.parentElement.clientWidth || 640) * Math.min(devicePixelRatio, 2);
+    const fitting = Math.min(wanted, MOST_SIDE / ratio, Math.sqrt(MOST_PIXELS / ratio));
+    const [width, height] = [fitting, fitting * ratio].map((side) => Math.max(Math.floor(side), 1));
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
     canvas.style.aspectRatio = `${photo.width} / ${photo.height}`;
     const context = canvas.getContext("2d");

@@ -105,3 +105,4 @@ async def test_a_charset_of_json_is_ignored(client: httpx.AsyncClient) -> None:
     response = await client.post("/score", content='{"input_data": {}}'.encode("utf-16"), headers=headers)
     assert (response.status_code, response.json()["code"]) == (400, "invalid_request")
     assert "is not UTF-8" in response.json()["message"]
+    assert "such as image/jpeg" in response.json()["message"]  # what the body of a photo needs

@@ -345,6 +345,51 @@ def test_the_code_finds_what_the_page_shows(page, tmp_path):
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
+def test_a_new_photo_has_all_its_labels_checked(page):
+    """As it is shown with all of them, though the photo before had the same labels and one was unchecked."""
+    scored(page)
+    page.get_by_role("checkbox", name="dog").uncheck()
+    choose(page, name="next.png")
+    page.wait_for_function("() => canvas.ariaLabel.startsWith('next.png:')")
+    assert "dog" in text(page, "#count")
+    assert page.get_by_role("checkbox", name="dog").is_checked()
+
+
+def test_an_object_that_is_filtered_out_dims_no_other(page):
+    """It was picked before the filter hid it."""
+    scored(page)
+    inside = (
+        "() => [...document.getElementById('canvas').getContext('2d')"
+        ".getImageData(0.15 * canvas.width, 0.45 * canvas.height, 1, 1).data]"
+    )
+    page.mouse.move(2, 2)
+    bright = page.evaluate(inside)
+    page.locator("#objects button").last.click()
+    page.mouse.move(2, 2)
+    assert page.evaluate(inside) != bright
+    slide(page, "#threshold", 0.8)
+    assert page.evaluate(inside) == bright
+
+
+@pytest.mark.parametrize("size", [(30, 9000), (9000, 30), (5000, 5000)])
+def test_the_canvas_fits_into_browsers(page, size):
+    """Firefox draws nothing above 32,767 pixels a side, iOS above 16.7 million pixels; a long screenshot is drawn coarser."""
+    choose(page, photo(size=size))
+    page.wait_for_selector("#result:not([hidden])")
+    width, height = page.evaluate("() => [canvas.width, canvas.height]")
+    assert max(width, height) <= 16_384
+    assert width * height <= 16_777_216
+    assert width >= 1
+    assert height >= 1
+    inside = "() => canvas.getContext('2d').getImageData(canvas.width * 0.15, canvas.height * 0.45, 1, 1).data[3]"
+    assert page.evaluate(inside) == 255
+
+
+def test_tabs_hold_nothing_but_tabs(page):
+    """A screen reader counts them: "1 of 4"."""
+    assert page.locator("[role=tablist] > :not([role=tab])").count() == 0
+
+
 def test_docs_work_without_the_internet(browser, service):
     """The document is shown; every file comes from the service."""
     url, _ = service
