@@ -8,6 +8,8 @@ import sys
 import pytest
 import requests
 
+from tests.test_readme import PAGES, REPOSITORY, blocks
+
 PROGRAM = """
 import sys, ray, numpy as np, io
 from PIL import Image
@@ -103,6 +105,51 @@ def test_the_example_job(service, photo_file):
     done = run(service, "-m", "jobs.score_by_handle", photo_file, "--pixels")
     assert done.returncode == 0, done.stderr
     assert "person" in done.stdout
+
+
+def test_the_documented_command_where_the_user_has_a_token(service, photo_file, tmp_path):
+    """In a new shell: Ray would use the token, and a cluster without tokens then sends no results."""
+    (command,) = (
+        block for block in blocks("bash", PAGES[REPOSITORY / "docs/API.md"]) if "jobs.score_by_handle photo.jpg" in block
+    )
+    command = command.replace(".venv/bin/python", sys.executable).replace(
+        "RAY_ADDRESS=auto", f"RAY_ADDRESS={service.ray_address}"
+    )
+    command = command.replace("photo.jpg https://example.com/other.jpg", photo_file)
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("a" * 64)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"HOME": str(tmp_path), "RAY_TMPDIR": str(service.folder)}
+    done = subprocess.run(["bash", "-ec", command], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "person" in done.stdout
+
+
+ASYNC = """
+import asyncio, sys, ray
+from ray import serve
+from jobs.score_by_handle import score
+from pipeline.errors import ServiceError
+ray.init(address="auto", log_to_driver=False)
+photo = open(sys.argv[1], "rb").read()
+async def main():
+    (found,) = await asyncio.to_thread(score, [photo])
+    (same,) = await serve.get_app_handle("rtmdet-ins").score.remote([photo])
+    assert found.objects[0].label == same.objects[0].label == "person"
+    try:
+        await serve.get_app_handle("rtmdet-ins").score.remote([b"no image"])
+    except ray.exceptions.RayTaskError as error:
+        assert isinstance(error.cause, ServiceError) and error.cause.code == "unsupported_image_format", error
+asyncio.run(main())
+print("all as documented")
+"""
+
+
+def test_from_asyncio(service, photo_file):
+    """The two ways that docs/API.md names."""
+    done = run(service, "-c", ASYNC, photo_file)
+    assert done.returncode == 0, done.stderr
+    assert "all as documented" in done.stdout
 
 
 def test_same_codes_as_over_http(service):
