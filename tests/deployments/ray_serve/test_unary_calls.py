@@ -1,6 +1,7 @@
 """Calls of the deployments' handles: unary, and counted by the router."""
 
 import asyncio
+import uuid
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,8 @@ from ray.serve.request_router import RunningReplica
 from deployments.detector import Detector
 from deployments.image_loader import ImageLoader
 from deployments.polygonizer import Polygonizer
-from deployments.ray_serve import unary_calls
+from deployments.ray_serve import pending_calls, unary_calls
+from deployments.ray_serve.pending_calls import PendingCalls
 from deployments.ray_serve.unary_calls import UnaryReplica, UnaryRequestRouter
 
 DETECTOR = DeploymentID(name="Detector")
@@ -21,16 +23,32 @@ MOST = 3
 class Replica(UnaryReplica):
     """Without an actor."""
 
-    def __init__(self, name, pending):
+    def __init__(self, name):
+        self.name = name
         self._replica_info = SimpleNamespace(
             replica_id=ReplicaID(name, DETECTOR),
             max_ongoing_requests=MOST,
             multiplexed_model_ids=[],
-            node_id=None,
+            node_id="node 2" if name == "c" else "node 1",
             availability_zone=None,
         )
         self._multiplexed_model_ids = set()
-        self._pending = pending
+
+
+class Clock:
+    """`time.monotonic()`, set by a test."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(pending_calls.time, "monotonic", clock)
+    return clock
 
 
 @pytest.fixture
@@ -40,18 +58,20 @@ def sent(monkeypatch):
 
     def try_send_request(_replica, call, with_rejection):
         sent.append((call, with_rejection))
-        return SimpleNamespace(get_rejection_response=None)
+        return SimpleNamespace(get_rejection_response=None, to_object_ref=lambda: None)
 
+    monkeypatch.setattr(unary_calls, "PENDING_CALLS", PendingCalls())
     monkeypatch.setattr(RunningReplica, "try_send_request", try_send_request)
     return sent
 
 
 def call(*, is_streaming):
-    return SimpleNamespace(metadata=SimpleNamespace(is_streaming=is_streaming))
+    metadata = SimpleNamespace(is_streaming=is_streaming, internal_request_id=uuid.uuid4().hex)
+    return SimpleNamespace(metadata=metadata, args=[])
 
 
 def test_a_call_is_unary_and_accepted_at_once(sent):
-    replica = Replica("a", {})
+    replica = Replica("a")
     asked = call(is_streaming=False)
     answer = asyncio.run(replica.try_send_request(asked, with_rejection=True).get_rejection_response())
     assert sent == [(asked, False)]
@@ -61,7 +81,7 @@ def test_a_call_is_unary_and_accepted_at_once(sent):
 
 def test_a_call_for_a_stream_is_rays(sent):
     asked = call(is_streaming=True)
-    assert Replica("a", {}).try_send_request(asked, with_rejection=True).get_rejection_response is None
+    assert Replica("a").try_send_request(asked, with_rejection=True).get_rejection_response is None
     assert sent == [(asked, True)]
 
 
@@ -73,20 +93,22 @@ def router_of(*names, clock=None):
         use_replica_queue_len_cache=True,
         get_curr_time_s=clock,
     )
-    router.update_replicas([Replica(name, router._pending) for name in names])
+    router.update_replicas([Replica(name) for name in names])
     return router
 
 
 async def send(router, replica):
-    """A call, as Ray Serve's router makes it."""
-    result = replica.try_send_request(call(is_streaming=False), with_rejection=True)
+    """A call, as Ray Serve's router makes it; returns its id."""
+    sent = call(is_streaming=False)
+    result = replica.try_send_request(sent, with_rejection=True)
     router.on_send_request(replica.replica_id)
     router.on_new_queue_len_info(replica.replica_id, (await result.get_rejection_response()).num_ongoing_requests)
+    return sent.metadata.internal_request_id
 
 
-def complete(router, replica):
+def complete(router, replica, call_id):
     """The end of a call, as Ray Serve tells its router."""
-    router.on_request_completed(replica.replica_id, "an id")
+    router.on_request_completed(replica.replica_id, call_id)
     router.decrement_queue_len_cache(replica.replica_id)
 
 
@@ -95,10 +117,9 @@ def test_a_replica_with_max_ongoing_requests_is_not_chosen_until_one_completed()
     async def choices():
         router = router_of("a")
         (replica,) = router.curr_replicas.values()
-        for _ in range(MOST):
-            await send(router, replica)
+        calls = [await send(router, replica) for _ in range(MOST)]
         full = await router._select_from_candidate_replicas([replica], 0)
-        complete(router, replica)
+        complete(router, replica, calls[0])
         return replica, full, await router._select_from_candidate_replicas([replica], 0)
 
     replica, full, later = asyncio.run(choices())
@@ -127,47 +148,41 @@ def test_calls_that_take_longer_than_the_cache_of_counts_are_still_counted():
 
 
 @pytest.mark.usefixtures("sent")
-def test_a_silent_replica_gets_no_calls_while_another_one_answers(monkeypatch):
-    """Silent: it has a call, and has completed none for a second, also not an older one. If all are silent, all are used."""
-    now = 0.0
-    monkeypatch.setattr(unary_calls.time, "monotonic", lambda: now)
+def test_silent_replicas_and_nodes_get_no_calls_while_others_answer(clock):
+    """If all are silent, all are used."""
 
     async def candidates():
-        nonlocal now
-        router = router_of("a", "b")
-        a, b = router.curr_replicas.values()
-        names, seen = {a.replica_id: "a", b.replica_id: "b"}, []
+        router = router_of("a", "b", "c")
+        a, b, c = router.curr_replicas.values()
+        names, seen = {one.replica_id: one.name for one in (a, b, c)}, []
 
         def note():
             seen.append("".join(sorted(names[one] for one in router.apply_locality_routing())))
 
-        for replica in (a, a, b):
-            await send(router, replica)
-        now = 0.9
-        note()
-        complete(router, a)
-        now = 1.5
-        note()
-        await send(router, a)
-        now = 2.0
-        note()
-        complete(router, b)
+        first, *_ = [await send(router, one) for one in (a, a, b)]
+        clock.now = 0.3
+        complete(router, a, first)
+        for clock.now in (0.9, 1.2, 1.5):
+            note()
+        await send(router, c)
+        clock.now = 3.0
         note()
         return seen
 
-    assert asyncio.run(candidates()) == ["ab", "a", "ab", "b"]
+    # a and b are on one node, c on another
+    assert asyncio.run(candidates()) == ["abc", "ac", "c", "abc"]
 
 
 @pytest.mark.usefixtures("sent")
-def test_no_count_is_kept_of_a_replica_without_calls():
-    async def counts():
+def test_a_call_that_could_not_be_sent_is_not_counted():
+    async def count():
         router = router_of("a")
         (replica,) = router.curr_replicas.values()
+        router.on_request_completed(replica.replica_id, "never sent")
         await send(router, replica)
-        complete(router, replica)
-        return router._pending, router.replica_queue_len_cache.get(replica.replica_id)
+        return unary_calls.PENDING_CALLS.count(replica.replica_id)
 
-    assert asyncio.run(counts()) == ({}, 0)
+    assert asyncio.run(count()) == 1
 
 
 @pytest.mark.parametrize("deployment", [ImageLoader, Detector, Polygonizer])
