@@ -192,13 +192,14 @@ def _explained(query: Query, faults: Sequence[Fault]) -> bool:
 
 
 def spread_out(document: dict[str, Any]) -> None:
-    """Change a configuration: simulated detectors, and two replicas of every stage; no node has both Ingresses (deploy/rayservice.yaml)."""
+    """Change a configuration: simulated detectors, and two replicas of every deployment on different nodes.
+
+    With deploy/rayservice.yaml a GPU pod has one Detector, and a CPU pod no room for all replicas of a stage.
+    """
     (application,) = document["applications"]
     application["args"]["detector"] |= {"engine": "simulated", "simulated": STEP_MS}
     for deployment in application["deployments"]:
-        deployment["num_replicas"] = 2
-        if deployment["name"] == "Ingress":
-            deployment["max_replicas_per_node"] = 1
+        deployment |= {"num_replicas": 2, "max_replicas_per_node": 1}
 
 
 async def load(service: LocalService, minutes: float, every_s: float, rate_per_s: float | None, seed: int) -> Outcome:
