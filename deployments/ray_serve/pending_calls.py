@@ -1,4 +1,4 @@
-"""The calls of this process that have no result yet, by replica: how many, and which replicas and nodes have fallen silent."""
+"""Counts the calls of this process that have no result yet; tells silent replicas and nodes."""
 
 from __future__ import annotations
 
