@@ -1,4 +1,4 @@
-"""One headless user against the fake service, and the shapes."""
+"""Headless users against a fake service."""
 
 import asyncio
 import importlib.util
@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from loadtest import __main__ as main
-from loadtest.load.shapes import users_at
 from tests.support.fake_service import fake_service
 
 needs_locust = pytest.mark.skipif(
@@ -126,12 +125,3 @@ def test_a_host_in_the_environment_is_respected(monkeypatch):
     monkeypatch.setenv("LOCUST_HOST", "http://127.0.0.1:9")
     assert main.run_locust(["Base64User"]) == 0
     assert "--host" not in ran[0]
-
-
-@pytest.mark.parametrize(
-    ("shape", "users"), [("steady", [10, 10, 10]), ("soak", [10, 10, 10]), ("ramp", [1, 6, 10]), ("spike", [1, 10, 1])]
-)
-def test_shapes(shape, users):
-    """Users at the start, in the middle and near the end of a minute; then it is over."""
-    assert [users_at(shape, at, 10, 60) for at in (0, 31, 59.9)] == users
-    assert users_at(shape, 60, 10, 60) is None

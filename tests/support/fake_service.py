@@ -2,11 +2,16 @@
 
 import asyncio
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import orjson
+import psutil
 from aiohttp import web
 
+from loadtest.load.traffic import request_bodies
+
 ANSWER = {"boxes": [{"box": {}, "label": "person", "score": 0.9, "polygon": []}]}
+BODIES = request_bodies([b"photo"], 1)
 
 
 @asynccontextmanager
@@ -50,3 +55,8 @@ async def fake_service(step_s=0.005, servers=1, max_waiting=10_000, stall=None, 
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
+
+
+def service_at(url):
+    """What measurements use of a LocalService, with this process as its only one."""
+    return SimpleNamespace(url=url, processes=lambda: [psutil.Process()], replica_pids=lambda _: [])

@@ -1,15 +1,11 @@
-"""Percentiles, the scheduled send time, refusals and the rate search, against servers whose latency is known."""
+"""Percentiles, the scheduled send time, refusals and trials that are cut short, against servers whose latency is known."""
 
 import orjson
 import pytest
 
 from loadtest.load.openloop import Client, Query, percentile, poisson_schedule, run_open_loop, run_single_stream, summarise
-from loadtest.load.rate_search import PRECISION, STEP_DOWN, NoMoreTrials, highest_rate
-from loadtest.load.scenarios import Setup, find_server_rate, run_offline, run_steady
-from loadtest.load.traffic import OK, RemoteHostError, Wire, outcome_of, refuse_remote, request_bodies, stages_of
-from tests.support.fake_service import ANSWER, fake_service
-
-BODIES = request_bodies([b"photo"], 1)
+from loadtest.load.traffic import OK, Wire
+from tests.support.fake_service import ANSWER, BODIES, fake_service
 
 
 def queries(latencies_ms, outcome=OK):
@@ -130,155 +126,8 @@ async def test_holding_trial_is_not_cut_short():
     assert not summary.cut_short
 
 
-async def test_patience_outlasts_client():
-    """Offline waits for answers that its client's own timeout would give up on."""
-    async with fake_service(step_s=0.3) as url, Client(url, BODIES, timeout_s=0.05) as client:
-        result = await run_offline(client, Setup(offline_images=2))
-    assert result["summary"]["ok"] == 2
-
-
 async def test_nobody_listens():
     """A refused connection is an outcome, not an exception."""
     async with Client("http://127.0.0.1:9", BODIES) as client:
         asked = await client.ask(0, 0.0, 0.0)
     assert asked.outcome.startswith("connection")
-
-
-async def test_search_finds_known_limit():
-    """A noiseless limit of 37/s is found from both sides, to the search's precision."""
-
-    async def holds(rate):
-        return rate <= 37
-
-    for start in (1, 37, 1000):
-        assert 37 / PRECISION <= await highest_rate(holds, start) <= 37
-
-
-async def test_search_confirms_by_repeats():
-    """A rate that held once by luck is stepped down until it holds every time."""
-    lucky = iter([True, False])
-
-    async def holds(rate):
-        return next(lucky, rate <= 80)
-
-    assert await highest_rate(holds, 100) == pytest.approx(100 * STEP_DOWN**3)
-
-
-async def test_search_finds_nothing():
-    """Where no rate holds, the result is None and not 0."""
-
-    async def never(_rate):
-        return False
-
-    assert await highest_rate(never, 10) is None
-
-
-async def test_search_ends_early():
-    """Out of trials, the highest rate that never failed is the result; None where none held."""
-
-    async def refuses(_rate):
-        raise NoMoreTrials
-
-    allowed = iter([True, True, False, True])  # 10, 20, 40, then between: 28.3
-
-    async def four_trials(_rate):
-        try:
-            return next(allowed)
-        except StopIteration:
-            raise NoMoreTrials from None
-
-    assert await highest_rate(refuses, 10) is None
-    assert await highest_rate(four_trials, 10) == pytest.approx(800**0.5)
-
-
-async def test_slow_server_is_not_searched():
-    """Where one caller alone waits longer than the bound, no rate is tried."""
-    async with fake_service(step_s=0.1) as url, Client(url, BODIES) as client:
-        result = await find_server_rate(client, Setup(p99_ms=50))
-    assert (result["rate_per_s"], result["trials"], result["confirmed"]) == (None, [], None)
-    assert result["alone_p50_ms"] > 100
-
-
-async def test_server_scenario_out_of_trials():
-    """A limit on trials gives what was found, and says so."""
-    setup = Setup(p99_ms=100, seconds=0.1, pause_s=0.01, start_per_s=200, max_trials=1)
-    async with fake_service(servers=100) as url, Client(url, BODIES) as client:
-        result = await find_server_rate(client, setup)
-    assert (result["rate_per_s"], result["finished"], len(result["trials"])) == (200, False, 1)
-
-
-async def test_server_scenario_out_of_time():
-    """A trial that would outlast the search is not begun: 100 queries at 1/s take 100 s."""
-    setup = Setup(p99_ms=100, start_per_s=1, max_search_s=50)
-    async with fake_service() as url, Client(url, BODIES) as client:
-        result = await find_server_rate(client, setup)
-    assert (result["rate_per_s"], result["finished"], result["trials"]) == (None, False, [])
-
-
-async def test_server_scenario():
-    """One server of 4 ms carries about 250/s in a trial of 100 queries, and not much less than half of it on a busy machine."""
-    async with fake_service(step_s=0.004) as url, Client(url, BODIES) as client:
-        setup = Setup(p99_ms=150, seconds=0.3, repeats=1, pause_s=0.05, start_per_s=100)
-        result = await find_server_rate(client, setup)
-    assert 75 < result["rate_per_s"] < 320
-    assert result["confirmed"]["missed"] <= 0.01
-
-
-async def test_steady_scenario():
-    """One rate, held or not: 100 queries at 200/s against a server that carries 100/s are all answered, late."""
-    async with fake_service(step_s=0.01) as url, Client(url, BODIES) as client:
-        result = await run_steady(client, Setup(p99_ms=20, seconds=0.1, rate_per_s=200))
-    assert result["summary"]["ok"] == 100
-    assert result["summary"]["missed"] > 0.5
-
-
-async def test_offline_scenario():
-    """All at once: 40 images in requests of 2 on four servers of 50 ms take about 250 ms, on one server a second."""
-    bodies = request_bodies([b"a", b"b"], 2)
-    async with fake_service(step_s=0.05, servers=4) as url, Client(url, bodies, images=2) as client:
-        result = await run_offline(client, Setup(offline_images=40))
-    assert result["summary"]["ok"] == 20
-    assert 50 < result["summary"]["images_per_s"] < 161
-
-
-@pytest.mark.parametrize(
-    ("answer", "fault"),
-    [
-        (b"<html>", "wrong answer: not JSON"),
-        (b"{}", "wrong answer: not a list"),
-        (b"[]", "wrong answer: 0 results for 1 images"),
-        (b'[{"boxes": null}]', "wrong answer: a result without boxes"),
-        (b'[{"boxes": [], "error": {}}]', "wrong answer: an image was not scored"),
-        (b'[{"boxes": []}]', OK),
-    ],
-)
-def test_wrong_answers(answer, fault):
-    """A 200 whose body is no answer is a failure that says what is wrong."""
-    assert outcome_of(200, {}, answer, 1) == fault
-
-
-def test_refusal_names():
-    """A refusal says when to come back; a 503 that does not is another thing."""
-    assert outcome_of(503, {"retry-after": "1"}, b"", 1) == "refused 503"
-    assert outcome_of(503, {}, b"", 1) == "503 without Retry-After"
-    assert outcome_of(422, {}, b"", 1) == "status 422"
-
-
-@pytest.mark.parametrize("url", ["http://10.0.0.1:8000", "http://example.com", "http://127.0.0.1.example.com", "8000", ""])
-def test_remote_is_refused(url):
-    """Only this machine may be loaded without --allow-remote."""
-    with pytest.raises(RemoteHostError):
-        refuse_remote(url, allow_remote=False)
-    refuse_remote(url, allow_remote=True)
-
-
-@pytest.mark.parametrize("url", ["http://127.0.0.1:8000", "http://localhost", "http://[::1]:8000"])
-def test_loopback_is_allowed(url):
-    """Loopback by number or name."""
-    refuse_remote(url, allow_remote=False)
-
-
-def test_stages():
-    """Server-Timing as the service writes it; other entries do not hurt."""
-    assert stages_of("decode;dur=1.5, detect;dur=20, cache;desc=x") == {"decode": 1.5, "detect": 20.0}
-    assert stages_of(None) == {}

@@ -1,21 +1,13 @@
 """Twice the limit against a server whose limit is known."""
 
-from types import SimpleNamespace
-
-import psutil
 import pytest
 
 from loadtest.load.scenarios import Setup
 from loadtest.measurements import overload as module
 from loadtest.measurements.overload import as_table, overload
-from tests.loadtest.load.test_openloop import BODIES
-from tests.support.fake_service import fake_service
+from tests.support.fake_service import BODIES, fake_service, service_at
 
 SETUP = Setup(p99_ms=200, seconds=2)
-
-
-def service_at(url):
-    return SimpleNamespace(url=url, processes=lambda: [psutil.Process()], replica_pids=lambda _: [])
 
 
 @pytest.mark.parametrize(("room", "keeps"), [(4, True), (10_000, False)])

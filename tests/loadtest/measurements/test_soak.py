@@ -3,9 +3,7 @@
 import pytest
 
 from loadtest.measurements.soak import growth_of, soak
-from tests.loadtest.load.test_openloop import BODIES
-from tests.loadtest.measurements.test_overload import service_at
-from tests.support.fake_service import fake_service
+from tests.support.fake_service import BODIES, fake_service, service_at
 
 USUAL = {"Polygonizer": 2}
 

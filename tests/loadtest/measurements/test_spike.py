@@ -9,7 +9,7 @@ from loadtest.load.openloop import Client, Query
 from loadtest.measurements.spike import as_png, as_table, recovery_s, run_clients, scale_by_itself, summarise_spike
 from loadtest.service.local_service import SHIPPED_CONFIG
 from loadtest.service.watch import Sample
-from tests.support.fake_service import fake_service
+from tests.support.fake_service import BODIES, fake_service
 
 
 def queries(latency_ms_of):
@@ -37,7 +37,7 @@ def test_a_window_without_answers_does_not_hold():
 
 def test_clients_ask_one_after_the_other_in_their_phases():
     async def run():
-        async with fake_service(step_s=0.01, servers=100) as url, Client(url, [b'{"input_data": {"data": ["x"]}}']) as client:
+        async with fake_service(step_s=0.01, servers=100) as url, Client(url, BODIES) as client:
             return await run_clients(client, [(1, 0.3), (5, 0.3), (1, 0.3)])
 
     asked = asyncio.run(run())

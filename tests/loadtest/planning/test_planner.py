@@ -1,21 +1,13 @@
-"""The planner's promises, for any rate and step; and the arithmetic of costs."""
+"""The planner's promises, for any rate and step."""
 
 import json
-from contextlib import contextmanager
 from dataclasses import asdict, replace
-from types import SimpleNamespace
-from urllib.parse import urlsplit
 
 import pytest
-import requests
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.__main__ import main
-from loadtest.load.photos import photos_from
-from loadtest.planning import costs
-from loadtest.planning.costs import Costs, as_table, measure_costs, spent
 from loadtest.planning.planner import (
     CPU_STAGES,
     BoundTooTight,
@@ -29,19 +21,8 @@ from loadtest.planning.planner import (
 )
 from loadtest.service.local_service import SHIPPED_CONFIG
 from serve_app.config.capacity import Step
-from tests.support.stub_service import stub_service
+from tests.support.costs import COSTS
 
-NET = {"Ingress": 4.0, "ImageLoader": 2.0, "decoders": 3.0, "Detector": 33.0, "Polygonizer": 3.0, "raylet": 1.0}
-COSTS = Costs(
-    cpu_ms=NET,
-    net_cpu_ms=NET,
-    idle_cores={"controller": 0.05, "other": 0.15},
-    engine_ms=[(1, 22.0), (8, 134.0)],
-    engine_cpu_ms=30.0,
-    hop_bytes={"client to Ingress": 80_000},
-    images_per_s=25.0,
-    images=320,
-)
 STEPS = st.builds(Step, st.floats(1, 60), st.floats(0.1, 20))
 
 
@@ -118,59 +99,11 @@ def test_costs_that_make_no_plan(measured, more, status, said, tmp_path, capsys)
     assert said in capsys.readouterr().err
 
 
-def test_costs_are_of_the_engine_that_is_served(tmp_path, monkeypatch):
-    """Its model and options come from the configuration; a card's engine is no CPU work."""
-    document = yaml.safe_load(SHIPPED_CONFIG.read_text())
-    document["applications"][0]["args"]["detector"] |= {"engine": "simulated", "max_batch": 4, "simulated": {"base_ms": 1}}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(document))
-    monkeypatch.setattr(costs, "IDLE_S", 0.1)
-    monkeypatch.setattr(costs, "local_service", fake_local_service)
-    measured = measure_costs(photos_from(None, count=2), 2, 1, 8, tmp_path / "config.yaml")
-    assert [batch for batch, _ in measured.engine_ms] == [1, 4]
-    assert (measured.on_cpu, measured.engine_cpu_ms, measured.images) == (False, 0.0, 8)
-
-
-def test_urls_that_the_service_may_fetch(tmp_path, monkeypatch):
-    """--urls asks for photos of an image server that is there while the service runs, and that its configuration allows."""
-    document = yaml.safe_load(SHIPPED_CONFIG.read_text())
-    document["applications"][0]["args"]["detector"] |= {"engine": "simulated", "simulated": {"base_ms": 1}}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(document))
-    photos, fetched = photos_from(None, count=2), set()
-
-    @contextmanager
-    def service_that_fetches(_config, change):
-        change(document)
-        with stub_service(is_bad=lambda url: fetched.add(requests.get(url, timeout=5).content)) as stub:
-            yield SimpleNamespace(url=stub.url, processes=list)
-            allowed = document["applications"][0]["args"]["image_loader"]["fetch"]
-            assert {urlsplit(url).port for _, (url,), _ in stub.asked} == set(allowed["allowed_ports"])
-
-    monkeypatch.setattr(costs, "IDLE_S", 0.1)
-    monkeypatch.setattr(costs, "local_service", service_that_fetches)
-    assert measure_costs(photos, 2, 1, 4, tmp_path / "config.yaml", urls=True).urls
-    assert fetched == set(photos)
-
-
-@contextmanager
-def fake_local_service(*_):
-    """A service without processes."""
-    with stub_service() as stub:
-        yield SimpleNamespace(url=stub.url, processes=list)
-
-
 def test_what_limits_one_machine():
     """Few detectors limit, many leave it to the CPUs: (2 - 0.2 idle) cores over 16 ms."""
     step = Step(150, 30)
     assert predicted_per_s(COSTS, 2, step, 1, 8) == (pytest.approx(20.5, rel=0.01), "detectors")
     assert predicted_per_s(COSTS, 2, step, 100, 8) == (pytest.approx(112.5), "CPUs")
-
-
-def test_spent():
-    """Between two looks, by part; a process that came in between counts whole, one that went not at all."""
-    before = {1: ("Ingress", 5.0), 2: ("decoders", 1.0), 3: ("decoders", 9.0)}
-    after = {1: ("Ingress", 6.0), 2: ("decoders", 1.5), 4: ("decoders", 0.25)}
-    assert spent(before, after) == {"Ingress": 1.0, "decoders": 0.75}
-    assert "outside it: 16.0 ms net" in as_table(COSTS)
 
 
 def test_the_chain_of_a_file_at_measured_costs(tmp_path, capsys):

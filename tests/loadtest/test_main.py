@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import outline_curve
 from loadtest import __main__ as main
 from loadtest.service.machine import free_port
 from tests.support.fake_service import fake_service
@@ -64,11 +63,6 @@ def test_what_cannot_be_read_is_one_line(arguments, said, tmp_path, monkeypatch,
     assert main.main(arguments.format(tmp_path).split()) == 1
     assert (told := capsys.readouterr().err).startswith(f"loadtest: {said.format(tmp_path)}")
     assert told.count("\n") == 1
-
-
-def test_the_outline_curve_without_annotations_is_one_line(tmp_path, capsys):
-    assert outline_curve.main(["--coco", str(tmp_path / "nope")]) == 1
-    assert capsys.readouterr().err == f"benchmarks.outline_curve: {tmp_path / 'nope'}: No such file or directory\n"
 
 
 def test_nobody_there_is_told_at_once(capsys):
