@@ -82,3 +82,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if not torch.cuda.is_available():
         asked = item.config.getoption("--cuda")
         pytest.skip("PyTorch sees no CUDA card here" if asked else "needs a CUDA card and `pytest --cuda`")
+
+
+@pytest.fixture(scope="session")
+def tiny_coco(tmp_path_factory):
+    """Folder of a tiny annotated data set, see tests/support/tiny_coco.py."""
+    from tests.support.tiny_coco import write_tiny_coco
+
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny_coco(folder)
+    return folder

@@ -4,14 +4,12 @@ import json
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.test_readme import headings
+from tests.support.pages import REPOSITORY, headings
 
-REPOSITORY = Path(__file__).parents[1]
 PROMTOOL = shutil.which("promtool")
 PROMETHEUS = yaml.safe_load((REPOSITORY / "monitoring/prometheus.yml").read_text(encoding="utf-8"))
 (RULES_FILE,) = (REPOSITORY / "monitoring" / name for name in PROMETHEUS["rule_files"])

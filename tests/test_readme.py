@@ -4,7 +4,6 @@ import importlib
 import importlib.util
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -12,30 +11,10 @@ import yaml
 from benchmarks.tree import tree
 from deployments.settings import Settings
 from serve_app.config_file import check_document
+from tests.support.pages import EVERYTHING, PAGES, REPOSITORY, blocks, headings
 
-REPOSITORY = Path(__file__).parents[1]
-PAGES = {
-    path: path.read_text(encoding="utf-8")
-    for path in (
-        *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "client/README.md")),
-        *sorted((REPOSITORY / "docs").glob("*.md")),
-    )
-}
-README = PAGES[REPOSITORY / "README.md"]
-EVERYTHING = "\n".join(PAGES.values())
 PASSES_OPTIONS_TO = {"jobs.sweep": ("jobs.finetune",)}
 MAKEFILE = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
-
-
-def blocks(language, text=README):
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
-
-
-def headings(text):
-    """The anchors that GitHub makes of a page's headings."""
-    return {
-        re.sub(r"[^\w\- ]", "", line.lower()).strip().replace(" ", "-") for line in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    }
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake (\w+)", "\n".join(blocks("bash", EVERYTHING))))))

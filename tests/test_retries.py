@@ -3,6 +3,7 @@
 They share no code: the client package needs neither this distribution nor its dependencies, and is not one of them.
 """
 
+import ssl
 import threading
 import time
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from rtmdet_ins_client import client as client_module
 
 from jobs.scoring import service_client
 from jobs.scoring.service_client import ServiceClient, ServiceFault
+from tests.support.certificates import make_certificate
 from tests.support.scripted_service import FULL, LOST, OK, answer, error, isolated, scripted_service
 
 NO_APPLICATION = answer(404, "Path '/score' not found.")
@@ -189,10 +191,6 @@ def test_no_key_goes_to_another_host(client_of, tmp_path, monkeypatch):
 
 def test_the_environment_is_used(client_of, tmp_path, monkeypatch):
     """REQUESTS_CA_BUNDLE for an authority of one's own, HTTP_PROXY for a proxy."""
-    import ssl
-
-    from tests.pipeline.images.test_fetch import make_certificate
-
     certificate, key = make_certificate(tmp_path, "localhost")
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(certificate, key)

@@ -24,8 +24,8 @@ from pipeline.errors import ImageError, Overloaded, StageFailed
 from pipeline.images.decode import DecodeLimits, decode_image
 from tests.support.odd_images import HEIGHT, WIDTH, odd_images, picture, stored_with
 from tests.support.page_service import PageIngress, page_service
+from tests.support.pages import PAGES, REPOSITORY, blocks
 from tests.support.scripted_service import OK, answer, error, scripted_service
-from tests.test_readme import PAGES, REPOSITORY, blocks
 
 ORIENTED = {name: odd for name, odd in odd_images().items() if any(way in name for way in ("EXIF", "XMP", "BYTE"))}
 

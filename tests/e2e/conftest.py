@@ -1,6 +1,5 @@
 """One real service for all end-to-end tests: `serve run` on the shipped YAML, a free port, loopback only."""
 
-import base64
 import functools
 import http.server
 import io
@@ -13,6 +12,7 @@ from PIL import Image
 
 from loadtest.service.local_service import local_service
 from tests.security.hostile_servers import hostile_server
+from tests.support.request_body import encode
 
 
 @pytest.fixture(scope="session")
@@ -31,19 +31,6 @@ def photos(photo) -> list[bytes]:
         crop = image.crop((step * 8, step * 6, width - step * 4, height - step * 10))
         variants.append(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if step % 2 else crop)
     return [encode(variant) for variant in variants]
-
-
-def encode(image: Image.Image, kind: str = "JPEG") -> bytes:
-    """An image as file bytes."""
-    buffer = io.BytesIO()
-    image.save(buffer, kind)
-    return buffer.getvalue()
-
-
-def as_body(images, **params) -> dict:
-    """A request body for encoded images (bytes), URLs or base64 (str)."""
-    data = [base64.b64encode(image).decode() if isinstance(image, bytes) else image for image in images]
-    return {"input_data": {"columns": ["image"], "index": list(range(len(data))), "data": data}, "params": params}
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import requests
 
 from tests.e2e.batches import settled_batches, wait_for_batches
-from tests.e2e.conftest import as_body
+from tests.support.request_body import as_body
 
 
 def post(service, images):

@@ -11,7 +11,7 @@ import requests
 
 from loadtest.chaos import Callers
 from loadtest.service.local_service import wait_until_ready
-from tests.e2e.conftest import as_body
+from tests.support.request_body import as_body
 
 ANSWER_AGAIN_S = 15.0
 """A loaded CI machine is slow; what a quiet one takes is measured by `python -m loadtest.chaos` and stands in the README."""

@@ -20,7 +20,7 @@ from deployments.settings import DEPLOYMENTS
 from loadtest.service.local_cluster import NotReady
 from loadtest.service.local_service import local_service, ray_environment, title_of
 from tests.e2e.batches import settled_batches
-from tests.security.attacks import SPECIALS, as_body, attack_with_bodies, attack_with_files
+from tests.security.attacks import SPECIALS, attack_with_bodies, attack_with_files, encoded_body
 from tests.security.mutants import mutants
 from tests.support.processes import is_alive
 
@@ -49,7 +49,7 @@ def all_decoders(service, photo):
     until = time.monotonic() + 60
     while len(running := decoders(service)) < 2 * len(service.replica_pids("ImageLoader")):  # two each, image_loader.threads
         assert time.monotonic() < until, "not every decoder came back"
-        assert post(service, as_body([photo] * 8)).status_code == 200
+        assert post(service, encoded_body([photo] * 8)).status_code == 200
     return running
 
 
@@ -97,7 +97,7 @@ def test_a_lost_decoder_costs_one_image(service, photo, deed, message):
         stopped = decoders(service)
         for process in stopped:
             process.suspend()
-        client = threading.Thread(target=lambda: answers.append(post(service, as_body([photo]))))
+        client = threading.Thread(target=lambda: answers.append(post(service, encoded_body([photo]))))
         client.start()
         time.sleep(1)
         if deed:
@@ -115,16 +115,16 @@ def test_a_lost_decoder_costs_one_image(service, photo, deed, message):
     assert answers[-1].status_code == 422
     assert answers[-1].json()["code"] == "image_not_decodable"
     assert message in answers[-1].json()["message"]
-    assert post(service, as_body([photo] * 4)).status_code == 200
+    assert post(service, encoded_body([photo] * 4)).status_code == 200
 
 
 def test_work_past_its_deadline_never_reaches_the_model(service, photo, hostile_url):
     """The answer is a 408, and the network ran no image of the request that waited for its URL."""
     before = settled_batches(service)
-    response = post(service, as_body([f"{hostile_url}/silence"] * 8), **{"x-request-timeout-seconds": "0.5"})
+    response = post(service, encoded_body([f"{hostile_url}/silence"] * 8), **{"x-request-timeout-seconds": "0.5"})
     assert (response.status_code, response.json()["code"]) == (408, "deadline_exceeded")
     assert settled_batches(service) == before
-    response = post(service, as_body([photo] * 64), **{"x-request-timeout-seconds": "0.3"})
+    response = post(service, encoded_body([photo] * 64), **{"x-request-timeout-seconds": "0.3"})
     assert response.status_code == 408
     assert (settled_batches(service) - before).images < 64
 
@@ -133,19 +133,19 @@ def test_work_of_a_client_that_left_is_dropped(service, photo):
     """A client closes its connection with 64 images in flight: the network does not run most of them, and other clients get their
     answers."""
     before = settled_batches(service)
-    where, body = urlsplit(service.url), as_body([photo] * 64)
+    where, body = urlsplit(service.url), encoded_body([photo] * 64)
     with socket.create_connection((where.hostname, where.port), timeout=20) as connection:
         head = f"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
         with ThreadPoolExecutor(8) as others:
-            answers = [others.submit(post, service, as_body([photo])) for _ in range(8)]
+            answers = [others.submit(post, service, encoded_body([photo])) for _ in range(8)]
             time.sleep(0.1)
             connection.shutdown(socket.SHUT_RDWR)
     statuses = {answer.result().status_code for answer in answers}
     assert 200 in statuses
     assert statuses <= {200, 503}  # where others use the machine, 64 images may be more than the deadline leaves time for
     assert (settled_batches(service) - before).images < 40
-    assert post(service, as_body([photo])).status_code == 200
+    assert post(service, encoded_body([photo])).status_code == 200
 
 
 def test_haproxy_has_the_options_of_ray_env(service):
@@ -166,7 +166,7 @@ def test_logs_know_requests_but_no_secrets(service, photo):
     secrets = ("QUERYSECRET", "URLSECRET", "PASSWORDSECRET", "KEYSECRET", "BODYSECRET", "IMAGESECRET", "/9j/4AAQ")
     urls = ["http://169.254.169.254/x?token=URLSECRET", "http://user:PASSWORDSECRET@example.com/", "http://[::1/?x=URLSECRET"]
     headers = {"authorization": "Bearer KEYSECRET", "x-request-id": "the-request-to-find"}
-    for body in (as_body([photo, b"IMAGESECRET" * 9, *urls], on_error="isolate"), as_body(urls[:1]), b"BODYSECRET"):
+    for body in (encoded_body([photo, b"IMAGESECRET" * 9, *urls], on_error="isolate"), encoded_body(urls[:1]), b"BODYSECRET"):
         requests.post(f"{service.url}/score?key=QUERYSECRET", data=body, headers=JSON | headers, timeout=60)
     time.sleep(1)
     logs = {
@@ -180,7 +180,7 @@ def test_logs_know_requests_but_no_secrets(service, photo):
 
 def test_a_refusal_is_one_line_of_log(service):
     """A bad image does not fill the log with tracebacks."""
-    post(service, as_body([b"no image"]), **{"x-request-id": "refused-image"})
+    post(service, encoded_body([b"no image"]), **{"x-request-id": "refused-image"})
     time.sleep(0.5)
     text = "".join(path.read_text() for path in (service.folder / "ray").rglob("replica_*ImageLoader*.log"))
     (line,) = [line for line in text.splitlines() if "refused-image" in line and "Refused" in line]

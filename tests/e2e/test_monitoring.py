@@ -20,7 +20,7 @@ from ray.serve._private import deployment_state
 
 from loadtest.service.scrape import discovery_file, metrics_text
 from pipeline.errors import StageFailed
-from tests.e2e.conftest import as_body
+from tests.support.request_body import as_body
 
 REPOSITORY = Path(__file__).parents[2]
 DASHBOARD = json.loads((REPOSITORY / "monitoring/grafana-dashboard.json").read_text(encoding="utf-8"))

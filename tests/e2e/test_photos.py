@@ -7,7 +7,7 @@ import pytest
 import requests
 from PIL import Image
 
-from tests.e2e.conftest import as_body, encode
+from tests.support.request_body import as_body, encode
 
 JPEG = {"content-type": "image/jpeg"}
 

@@ -13,8 +13,7 @@ import yaml
 from ray.job_submission import JobSubmissionClient
 
 from loadtest.service.local_service import local_service
-from tests.e2e.conftest import as_body
-from tests.jobs.conftest import tiny_coco  # noqa: F401  (a fixture)
+from tests.support.request_body import as_body
 from tests.support.s3_server import s3_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -54,7 +53,7 @@ class Client(threading.Thread):
                 self.failed.append((self.asked, answer.status_code, answer.text))
 
 
-def test_by_handle_and_from_training_to_serving(photo, tmp_path, tiny_coco, monkeypatch):  # noqa: F811
+def test_by_handle_and_from_training_to_serving(photo, tmp_path, tiny_coco, monkeypatch):
     """The model changes from persons to balls and eggs while a client asks all the time: not one request fails."""
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/good.jpg").write_bytes(photo)

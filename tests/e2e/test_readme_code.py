@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.test_readme import REPOSITORY, blocks
+from tests.support.pages import REPOSITORY, blocks
 
 ADDRESS = "http://127.0.0.1:8000"
 SNIPPETS = blocks("python")

@@ -10,7 +10,7 @@ import requests
 from pycocotools import mask as coco_mask
 from shapely.geometry import Polygon, box
 
-from tests.e2e.conftest import as_body
+from tests.support.request_body import as_body
 
 JSON = {"content-type": "application/json"}
 

@@ -6,7 +6,7 @@ import pytest
 import requests
 
 from loadtest.service.local_service import REPOSITORY, local_service
-from tests.e2e.conftest import as_body
+from tests.support.request_body import as_body
 
 PARAMS = [{}, {"mask_format": "rle", "score_threshold": 0.1}, {"on_error": "isolate"}]
 

@@ -22,19 +22,7 @@ from jobs.scoring.tables import read_file
 from loadtest.service.machine import free_port
 from tests.support.stub_service import FOUND, UNREADABLE, stub_service
 
-
-@pytest.fixture(autouse=True)
-def pauses(monkeypatch):
-    """Seconds that the client would have slept."""
-    slept = []
-
-    class Awake(threading.Event):
-        def wait(self, timeout=None):
-            slept.append(timeout)
-            return self.is_set()
-
-    monkeypatch.setattr(service_client, "Event", Awake)
-    return slept
+pytestmark = pytest.mark.usefixtures("pauses")
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from PIL import Image
 from jobs import pictures
 from jobs.annotations.datasets import read_annotations
 from jobs.pictures import sheets_of_comparison
-from tests.jobs.test_evaluate import SIZE, document, thing
 from tests.support.full_disk import files_no_larger_than
+from tests.support.rectangles import SIZE, document, thing
 
 FOUND = {
     "box": {"topX": 0.25, "topY": 0.25, "bottomX": 0.75, "bottomY": 0.75},

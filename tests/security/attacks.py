@@ -27,6 +27,8 @@ import orjson
 import requests
 from PIL import Image
 
+from tests.support.request_body import as_body
+
 LEAK = re.compile(r'Traceback|File "|/(home|root|tmp|work|usr|opt|var)/|site-packages|\.py\b|0x[0-9a-f]{8}|127\.0\.0\.1|\bray\.')
 """Patterns that no response may contain: paths, tracebacks, object and network addresses."""
 
@@ -66,16 +68,15 @@ class Outcome:
     grown_mb: float
 
 
-def as_body(images: Sequence[bytes | str], **params: object) -> bytes:
+def encoded_body(images: Sequence[bytes | str], **params: object) -> bytes:
     """A request for encoded images (bytes) and URLs (str)."""
-    data = [base64.b64encode(image).decode() if isinstance(image, bytes) else image for image in images]
-    return orjson.dumps({"input_data": {"columns": ["image"], "data": data}, "params": params})
+    return orjson.dumps(as_body(images, **params))
 
 
 def attack_with_files(url: str, files: Sequence[bytes]) -> Verdicts:
     """Score files, many a request, each image answering for itself."""
     batches = [files[start : start + FILES_A_REQUEST] for start in range(0, len(files), FILES_A_REQUEST)]
-    return _campaign(url, [as_body(batch, on_error="isolate") for batch in batches])
+    return _campaign(url, [encoded_body(batch, on_error="isolate") for batch in batches])
 
 
 def attack_with_bodies(url: str, count: int, seed: int) -> Verdicts:
@@ -96,7 +97,7 @@ def random_body(chance: random.Random) -> bytes:
             table[chance.choice(["columns", "data", "index", "x"])] = _random_json(chance, 3)
             return orjson.dumps({"input_data": table, "params": _random_params(chance)})
         case _:
-            good = bytearray(as_body([b"no image", "http://10.0.0.1/x.jpg"], on_error="isolate"))
+            good = bytearray(encoded_body([b"no image", "http://10.0.0.1/x.jpg"], on_error="isolate"))
             for _ in range(chance.choice((1, 3, 20))):
                 good[chance.randrange(len(good))] = chance.randrange(256)
             return bytes(good[: chance.randrange(1, len(good) + 1)])
@@ -179,7 +180,7 @@ def _outcomes(status: int, content: bytes) -> list[str]:
 
 
 def _url_trick(path: str) -> Callable[[str, str], tuple[int, str, float]]:
-    return lambda url, server: _timed_post(url, as_body([f"{server}/{path}"]))
+    return lambda url, server: _timed_post(url, encoded_body([f"{server}/{path}"]))
 
 
 def _timed_post(url: str, body: bytes, kind: str = JSON["content-type"]) -> tuple[int, str, float]:
@@ -191,7 +192,7 @@ def _timed_post(url: str, body: bytes, kind: str = JSON["content-type"]) -> tupl
 def _huge_png(url: str, _: str) -> tuple[int, str, float]:
     file = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(file, "PNG")
-    return _timed_post(url, as_body([file.getvalue()]))
+    return _timed_post(url, encoded_body([file.getvalue()]))
 
 
 def _many_values(url: str, _: str) -> tuple[int, str, float]:

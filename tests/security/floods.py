@@ -40,7 +40,7 @@ from loadtest.load.traffic import JSON_HEADERS, OK, key_headers, request_bodies
 from loadtest.service.local_service import LocalService, local_service
 from loadtest.service.machine import describe_machine, results_line
 from loadtest.service.watch import Sample, Watch
-from tests.security.attacks import as_body
+from tests.security.attacks import encoded_body
 from tests.security.hostile_servers import hostile_server
 
 HONEST_KEY, FLOOD_KEY = "honest", "flooding"
@@ -82,17 +82,17 @@ def _webp(side: int) -> bytes:
 
 
 def _photos(count: int, **params: object) -> bytes:
-    return as_body(photos_from(None, count), **params)
+    return encoded_body(photos_from(None, count), **params)
 
 
 HUGE_ANSWER = {"polygon_tolerance_px": 0, "decimals": 17, "score_threshold": 0.0, "holes": "rings"}
 NO_ANSWER = "name server that does not answer"
 FLOODS: dict[str, Flood] = {
-    "8 clients with 64 slow URLs each": Flood(lambda server: as_body([f"{server}/silence?{n}" for n in range(64)]), 8),
-    "4 clients with 8 WebPs of 25 Mpx each": Flood(lambda _: as_body([_webp(5000)] * 8), 4),
-    "6 clients with one WebP of 40 Mpx each": Flood(lambda _: as_body([_webp(6324)]), 6),
+    "8 clients with 64 slow URLs each": Flood(lambda server: encoded_body([f"{server}/silence?{n}" for n in range(64)]), 8),
+    "4 clients with 8 WebPs of 25 Mpx each": Flood(lambda _: encoded_body([_webp(5000)] * 8), 4),
+    "6 clients with one WebP of 40 Mpx each": Flood(lambda _: encoded_body([_webp(6324)]), 6),
     "8 clients that do not read huge answers": Flood(lambda _: _photos(16, **HUGE_ANSWER), 8, FLOOD_KEY, reads=False),
-    NO_ANSWER: Flood(lambda _: as_body([f"http://{n}.silent.test/a.jpg" for n in range(24)]), 1, of_urls=True),
+    NO_ANSWER: Flood(lambda _: encoded_body([f"http://{n}.silent.test/a.jpg" for n in range(24)]), 1, of_urls=True),
     "another key, 16 clients with 8 photos each": Flood(lambda _: _photos(8), 16, FLOOD_KEY),
 }
 

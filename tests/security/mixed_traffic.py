@@ -19,7 +19,7 @@ import numpy as np
 from loadtest.load.openloop import Client, Query, keep_asking, percentile, poisson_schedule, run_open_loop
 from loadtest.load.photos import photos_from
 from loadtest.load.traffic import OK
-from tests.security.attacks import PATIENCE_S, as_body, random_body
+from tests.security.attacks import PATIENCE_S, encoded_body, random_body
 from tests.security.mutants import mutants
 
 HONEST_CLIENTS = 6
@@ -70,11 +70,11 @@ def _attacks(server: str) -> Iterator[bytes]:
     """Bodies of all kinds, as an attacker would mix them."""
     chance, files = random.Random(5), iter(mutants(1000, seed=5))
     for path in itertools.cycle(("drip", "endless", "loop", "gzip-bomb", "nowhere")):
-        yield as_body([next(files)])
+        yield encoded_body([next(files)])
         yield random_body(chance)
-        yield as_body(["http://169.254.169.254/latest/"])
-        yield as_body([f"{server}/{path}"])
-        yield as_body([b"GIF89a" + chance.randbytes(200_000)])
+        yield encoded_body(["http://169.254.169.254/latest/"])
+        yield encoded_body([f"{server}/{path}"])
+        yield encoded_body([b"GIF89a" + chance.randbytes(200_000)])
 
 
 async def _closed_loop(honest: Client, hostile: Client | None, seconds: float, _: int) -> tuple[list[Query], int]:
@@ -112,7 +112,7 @@ LOADS = {f"{HONEST_CLIENTS} clients": _closed_loop, f"Poisson {HONEST_PER_S:g}/s
 
 async def _round(url: str, load: str, attacks: list[bytes], seconds: float, seed: int) -> tuple[list[Query], int]:
     """Honest queries and the number of hostile ones."""
-    bodies = [as_body([photo]) for photo in photos_from(None, 8)]
+    bodies = [encoded_body([photo]) for photo in photos_from(None, 8)]
     async with Client(url, bodies) as honest, Client(url, attacks or bodies) as hostile:
         return await LOADS[load](honest, hostile if attacks else None, seconds, seed)
 

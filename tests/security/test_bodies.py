@@ -8,9 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.settings import Settings
-from serve_app.http.routes import http_app
-from tests.serve_app.http.test_routes import GOOD, FakeIngress
+from tests.support.fake_ingress import GOOD, FakeIngress, client_for
 
 FORM = "multipart/form-data; boundary=b"
 JSON = "application/json"
@@ -37,11 +35,7 @@ BODIES = {
 
 @pytest.fixture
 async def client() -> AsyncIterator[httpx.AsyncClient]:
-    ingress: Any = FakeIngress()  # type: ignore[no-untyped-call]
-    ingress.settings = Settings()
-    async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(http_app(ingress, ingress.settings)), base_url="http://a"
-    ) as client:
+    async with client_for(FakeIngress()) as client:
         yield client
 
 

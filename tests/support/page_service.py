@@ -12,7 +12,7 @@ from deployments.params import ScoreParams
 from deployments.settings import Settings
 from pipeline.types import EncodedImage
 from serve_app.http.routes import http_app
-from tests.serve_app.http.test_routes import FakeIngress
+from tests.support.fake_ingress import FakeIngress
 
 TIMINGS = {"fetch": 0.1, "decode": 3.0, "queue": 1.5, "detect": 14.0, "polygonize": 2.0}
 

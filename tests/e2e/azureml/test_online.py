@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import requests
 
-from tests.e2e.conftest import as_body
+from tests.support.request_body import as_body
 
 
 def draw(image, threshold=0.3):

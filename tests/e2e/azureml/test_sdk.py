@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import as_body
+from tests.support.request_body import as_body
 
 HERE = Path(__file__).parent
 PYTHON = Path(os.environ.get("AZURE_SDK_PYTHON", HERE.parents[2] / ".venv-azure" / "bin" / "python"))

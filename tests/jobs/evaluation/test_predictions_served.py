@@ -1,7 +1,6 @@
 """Predictions by the serving code: the pipeline in this process against mmdet's own way on the same photo."""
 
 import json
-import threading
 from functools import partial
 
 import numpy as np
@@ -12,7 +11,6 @@ from PIL import Image
 from jobs.annotations.datasets import AnnotationsError, read_annotations
 from jobs.evaluation.predictions import predict_with_mmdet
 from jobs.evaluation.predictions_served import predict_with_engine, predict_with_service
-from jobs.scoring import service_client
 from pipeline.inference.engine import EngineOptions
 from pipeline.model.checkpoints import load_checkpoint
 from pipeline.model.zoo import locate
@@ -20,6 +18,8 @@ from tests.support.mask_examples import decode_rle
 from tests.support.stub_service import stub_service
 
 MODEL = "rtmdet-ins_nano_person"
+
+pytestmark = pytest.mark.usefixtures("pauses")
 
 
 @pytest.fixture
@@ -66,20 +66,6 @@ def test_engine_agrees_with_mmdet(annotations):
         np.testing.assert_allclose(mine["bbox"], clipped(other), atol=1.0)
         a, b = (decode_rle(one["segmentation"]) > 0 for one in (mine, other))
         assert (a & b).sum() / (a | b).sum() > 0.98
-
-
-@pytest.fixture(autouse=True)
-def pauses(monkeypatch):
-    """Seconds that the client would have slept."""
-    slept = []
-
-    class Awake(threading.Event):
-        def wait(self, timeout=None):
-            slept.append(timeout)
-            return self.is_set()
-
-    monkeypatch.setattr(service_client, "Event", Awake)
-    return slept
 
 
 RLE = {"size": [600, 512], "counts": "00"}

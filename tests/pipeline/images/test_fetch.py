@@ -6,7 +6,6 @@ servers, so the policy is never loosened for the tests.
 
 import asyncio
 import contextlib
-import datetime
 import ipaddress
 import ssl
 import sys
@@ -21,6 +20,7 @@ import pytest
 
 from pipeline.errors import ConfigurationError, DeadlineExceeded, FetchError, LargeImage, LimitExceeded
 from pipeline.images.fetch import Fetcher, FetchPolicy, check_url
+from tests.support.certificates import make_certificate
 from tests.support.hostile_urls import FORBIDDEN_NAMES, HOSTILE_URLS
 
 PUBLIC_ADDRESS = "93.184.216.34"
@@ -631,28 +631,6 @@ def test_bad_policy(fields: dict) -> None:
 
 
 # ---- TLS ------------------------------------------------------------------------------------------------------------
-
-
-def make_certificate(folder, host: str) -> tuple[str, str]:
-    """Write a self-signed certificate for `host`, give the paths of certificate and key."""
-    x509 = pytest.importorskip("cryptography.x509", reason="cryptography makes the test's certificate")
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
-    now = datetime.datetime.now(datetime.UTC)
-    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-    builder = builder.serial_number(1).not_valid_before(now - datetime.timedelta(days=1))
-    builder = builder.not_valid_after(now + datetime.timedelta(days=1))
-    names = [x509.DNSName(host), x509.IPAddress(ipaddress.ip_address("203.0.113.1"))]
-    builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-    certificate = builder.sign(key, hashes.SHA256())
-    (folder / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    plain = serialization.NoEncryption()
-    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
-    (folder / "key.pem").write_bytes(private)
-    return str(folder / "cert.pem"), str(folder / "key.pem")
 
 
 async def test_tls_verifies_the_name_not_the_address(world: World, tmp_path) -> None:

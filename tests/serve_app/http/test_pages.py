@@ -3,13 +3,11 @@
 import re
 from pathlib import Path
 
-import httpx
 import pytest
 
 from deployments.settings import Settings
 from serve_app.http import pages
-from serve_app.http.routes import http_app
-from tests.serve_app.http.test_routes import FakeIngress
+from tests.support.fake_ingress import FakeIngress, client_for
 
 BROWSER = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 PLAYGROUND = Path(pages.__file__).parents[1] / "playground"
@@ -20,9 +18,7 @@ DOCS = Path(pages.__file__).parents[1] / "docs"
 async def client(monkeypatch):
     monkeypatch.setenv("SCORING_KEY", "right")
     settings = Settings.model_validate({"ingress": {"auth": {"keys_env": ["SCORING_KEY"]}}})
-    async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(http_app(FakeIngress(), settings)), base_url="http://service"
-    ) as client:
+    async with client_for(FakeIngress(), settings) as client:
         yield client
 
 

@@ -1,12 +1,10 @@
 """Photos as they are, over the HTTP front: image bodies, forms, params in the query; what is refused, and how."""
 
-import httpx
 import pytest
 
 from deployments.settings import Settings
 from pipeline.types import DrawnImage
-from serve_app.http.routes import http_app
-from tests.serve_app.http.test_routes import FakeIngress
+from tests.support.fake_ingress import FakeIngress, client_for
 
 JPEG = b"\xff\xd8\xff\xe0 a photo, as far as the front knows"
 
@@ -18,8 +16,8 @@ def ingress():
 
 @pytest.fixture
 async def client(ingress):
-    settings = ingress.settings = Settings.model_validate({"ingress": {"max_images_per_request": 3, "max_body_mb": 0.01}})
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(http_app(ingress, settings)), base_url="http://service") as client:
+    settings = Settings.model_validate({"ingress": {"max_images_per_request": 3, "max_body_mb": 0.01}})
+    async with client_for(ingress, settings) as client:
         yield client
 
 

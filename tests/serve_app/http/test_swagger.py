@@ -1,18 +1,14 @@
 """`/swagger.json`: valid documents of both versions, under the names that AzureML's clients know."""
 
-import httpx
 import openapi_spec_validator
 import pytest
 
-from deployments.settings import Settings
-from serve_app.http.routes import http_app
-from tests.serve_app.http.test_routes import FakeIngress
+from tests.support.fake_ingress import FakeIngress, client_for
 
 
 @pytest.fixture
 async def client():
-    transport = httpx.ASGITransport(http_app(FakeIngress(), Settings()))
-    async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+    async with client_for(FakeIngress()) as client:
         yield client
 
 

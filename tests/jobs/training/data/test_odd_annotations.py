@@ -20,7 +20,7 @@ from jobs.annotations.coco_objects import enlarged_box_iou
 from jobs.annotations.datasets import AnnotationsError, read_annotations
 from jobs.training.data.augment import LoadImageOnce
 from jobs.training.data.outline_masks import LoadOutlines
-from tests.jobs.training.data.test_outline_masks import OUTLINES, PHOTO_HW, coco_file, drawn, to_rle
+from tests.support.drawn_outlines import OUTLINES, PHOTO_HW, coco_file, drawn, to_rle
 
 HEIGHT, WIDTH = PHOTO_HW
 RINGS = list(OUTLINES.values())

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import init_default_scope
-from pycocotools import mask as coco_mask
 
 from jobs import tiles
 from jobs.annotations.datasets import read_annotations
 from jobs.training.data.augment import train_transforms
 from jobs.training.data.samples import NumberedSampler, TrainingPhotos, repeat_factors
-from tests.support.mask_examples import decode_rle
+from tests.support.training_samples import as_crowds, photos_of
 
 
 @pytest.fixture(scope="module")
@@ -108,21 +107,6 @@ def test_repeats_are_drawn(photos):
     np.testing.assert_allclose(drawn / drawn[0], [1, 1.5, 1, 1, 1, 3], rtol=0.05)
 
 
-def photos_of(annotations, mosaic=0.0, jitter=(1.0, 1.0)):
-    """The training samples of annotations as `read_annotations` writes them, 128 px."""
-    init_default_scope("mmdet")
-    return TrainingPhotos(
-        seed=5,
-        mosaic=mosaic,
-        mosaic_samples=1000,
-        transforms=train_transforms(128, jitter),
-        ann_file=str(annotations.coco_json),
-        data_prefix={"img": f"{annotations.images}/"},
-        metainfo={"classes": annotations.classes},
-        filter_cfg={"filter_empty_gt": False},
-    )
-
-
 def test_photos_without_objects_are_background(tiny_coco, tmp_path):
     """They are not replaced by others, and neither is one whose object is smaller than a pixel in the sample."""
     document = json.loads((tiny_coco / "coco.json").read_text())
@@ -137,19 +121,6 @@ def test_photos_without_objects_are_background(tiny_coco, tmp_path):
         sample = photos[number % 2, number]["data_samples"]
         assert sample.img_path.endswith(f"{5 + number % 2}.png")
         assert len(sample.gt_instances) == 0
-
-
-def as_crowds(folder, scratch):
-    """The tiny set without its last picture, whose ellipse has no annotation; ellipses after the first are crowds as COCO writes them."""
-    document = json.loads((folder / "coco.json").read_text())
-    document["images"].pop()
-    for found in document["annotations"][1:]:
-        (rle,) = coco_mask.frPyObjects(found["segmentation"], 96, 128)
-        mask = decode_rle(rle).ravel(order="F")
-        ends = np.flatnonzero(np.diff(mask)) + 1
-        found |= {"segmentation": {"size": [96, 128], "counts": np.diff([0, *ends, mask.size]).tolist()}, "iscrowd": 1}
-    (scratch / "crowds.json").write_text(json.dumps(document))
-    return read_annotations(scratch / "crowds.json", folder / "photos", scratch, training=True)
 
 
 def in_tiles(folder, scratch):

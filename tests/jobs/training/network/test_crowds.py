@@ -8,8 +8,7 @@ from mmengine.structures import InstanceData
 
 from jobs.third_party import known_warnings_ignored
 from pipeline.model.spec import build_network, nano_spec
-from tests.jobs.training.data.test_samples import as_crowds, photos_of
-from tests.support.training_samples import sample_of
+from tests.support.training_samples import as_crowds, photos_of, sample_of
 
 SIDE = 64
 
