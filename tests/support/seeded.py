@@ -12,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from pipeline.images.letterbox import scale_to_fit
 from pipeline.model.checkpoints import Checkpoint
 from pipeline.model.spec import OFFICIAL_NAMES, ModelSpec, build_network, nano_spec, official_spec
+from pipeline.types import LoadedImage
 
 SIZE_PX = 256
 
@@ -58,6 +60,11 @@ def photo(hw: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
     fine = torch.from_numpy(rng.uniform(-60, 60, (1, 3, 60, 60)))
     blobs = sum(nn.functional.interpolate(part, hw, mode="bicubic") for part in (coarse, fine))
     return np.ascontiguousarray(blobs[0].permute(1, 2, 0).clamp(0, 255).byte().numpy())
+
+
+def loaded_photo(hw: tuple[int, int], seed: int = 0, size: int = SIZE_PX) -> LoadedImage:
+    """`photo`, scaled into the network's square of `size` pixels."""
+    return scale_to_fit(photo(hw, seed), hw, size)
 
 
 def _spec(size: str, input_size: int) -> ModelSpec:

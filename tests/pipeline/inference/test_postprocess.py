@@ -11,12 +11,12 @@ import torch
 from torch.nn.functional import interpolate
 
 from benchmarks.mmdet_reference import MmdetReference, Reference
-from pipeline.images.letterbox import pad_batch, scale_to_fit
+from pipeline.images.letterbox import pad_batch
 from pipeline.inference.postprocess import PostProcessor
 from pipeline.inference.selection import select
 from pipeline.model.rtmdet import RawNetwork
 from pipeline.types import DetectOptions, Instances, LoadedImage
-from tests.support.seeded import SIZE_PX, photo, seeded_checkpoint
+from tests.support.seeded import SIZE_PX, loaded_photo, photo, seeded_checkpoint
 
 ALL_OFFICIAL = [pytest.param(size, marks=pytest.mark.slow) for size in ("s", "m", "l", "x")]
 LOW = DetectOptions(score_threshold=0.05)
@@ -44,10 +44,6 @@ def pipeline(size: str) -> Pipeline:
 @cache
 def reference(size: str) -> MmdetReference:
     return MmdetReference(seeded_checkpoint(size), score_threshold=0.05, max_detections=200)
-
-
-def load(hw: tuple[int, int], seed: int = 0) -> LoadedImage:
-    return scale_to_fit(photo(hw, seed), hw, SIZE_PX)
 
 
 def touching_the_image(found: Reference, wh: tuple[int, int], most: int = 100) -> Reference:
@@ -82,7 +78,7 @@ def ious(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 def test_it_finds_what_mmdet_finds(size):
     """Same instances, in the same order but for ties: boxes within 0.5 px, scores within 0.01, masks IoU at least 0.99."""
     hw = (480, 640)
-    ours = pipeline(size).detect([load(hw)], [LOW])[0]
+    ours = pipeline(size).detect([loaded_photo(hw)], [LOW])[0]
     theirs = touching_the_image(reference(size).predict(photo(hw)), hw[::-1])
     assert len(ours) == len(theirs.scores) > 50
     theirs = in_the_order_of(ours, theirs)
@@ -104,7 +100,7 @@ def in_the_order_of(ours: Instances, theirs: Reference) -> Reference:
 @pytest.mark.parametrize("hw", [(60, 600), (600, 60), (38, 600)], ids=["10:1 wide", "10:1 tall", "15:1 wide"])
 def test_masks_lie_right_where_mmdets_own_drift(hw):
     """In network pixels mmdet's masks are ours. In original pixels they are not: mmdet swaps the factors of w and h."""
-    ours = pipeline("nano").detect([load(hw)], [LOW])[0]
+    ours = pipeline("nano").detect([loaded_photo(hw)], [LOW])[0]
     height, width = ours.letterbox.scaled_hw
     truth = touching_the_image(reference("nano").predict(photo(hw), rescale=False), (width, height))
     assert ious(masks_in_network_pixels(ours), truth.masks[:, :height, :width]).mean() >= 0.99
@@ -127,7 +123,7 @@ def overlap(ours: np.ndarray, theirs: np.ndarray) -> float:
 def test_eight_at_once_equal_eight_alone():
     """Images of many shapes, in one batch and one by one."""
     shapes = [(480, 640), (100, 1000), (1000, 100), (320, 320), (64, 64), (300, 310), (480, 640), (20, 30)]
-    images = [load(hw, seed) for seed, hw in enumerate(shapes)]
+    images = [loaded_photo(hw, seed) for seed, hw in enumerate(shapes)]
     together = pipeline("nano").detect(images, [LOW] * 8)
     alone = [pipeline("nano").detect([image], [LOW])[0] for image in images]
     assert min(map(len, alone)) > 0
@@ -137,7 +133,7 @@ def test_eight_at_once_equal_eight_alone():
 
 def test_options_hold_for_their_own_image():
     """Thresholds, limits and labels differ within one batch; each image comes out as if it were alone."""
-    image = load((480, 640))
+    image = loaded_photo((480, 640))
     labels = frozenset({3, 17, 40, 999})
     options = [
         LOW,
@@ -162,13 +158,13 @@ def test_options_hold_for_their_own_image():
 
 def test_no_instances_at_all():
     """Nothing above the threshold: empty arrays of the right shapes."""
-    found = pipeline("nano").detect([load((100, 1000))] * 2, [DetectOptions(0.9999)] * 2)
+    found = pipeline("nano").detect([loaded_photo((100, 1000))] * 2, [DetectOptions(0.9999)] * 2)
     assert [len(one) for one in found] == [0, 0]
 
 
 def test_boxes_end_at_the_image():
     """mmdet clamps to the padded square; here no box leaves the image, and none is empty."""
-    found = pipeline("nano").detect([load((100, 1000))], [LOW])[0]
+    found = pipeline("nano").detect([loaded_photo((100, 1000))], [LOW])[0]
     assert (found.boxes >= 0).all()
     assert (found.boxes <= np.float32([1000, 100, 1000, 100])).all()
     assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
@@ -176,7 +172,7 @@ def test_boxes_end_at_the_image():
 
 def test_the_selection_is_compiled_once():
     """No image waits for the compilation of another array layout."""
-    pipeline("nano").detect([load((64, 64)), load((48, 64))], [LOW] * 2)
+    pipeline("nano").detect([loaded_photo((64, 64)), loaded_photo((48, 64))], [LOW] * 2)
     assert len(select.signatures) == 1
 
 
@@ -185,7 +181,7 @@ def test_torchs_threads_are_given_back():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        pipeline("nano").detect([load((64, 64))], [LOW])
+        pipeline("nano").detect([loaded_photo((64, 64))], [LOW])
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

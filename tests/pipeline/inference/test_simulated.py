@@ -7,12 +7,11 @@ import pytest
 
 from deployments.settings import EMBEDDED_MODEL
 from pipeline.errors import ConfigurationError, ShapeError
-from pipeline.images.letterbox import scale_to_fit
 from pipeline.inference.create import create_engine, load_engine
 from pipeline.inference.devices import choose_kind
 from pipeline.inference.engine import EngineOptions, SimulatedStep
 from pipeline.types import DetectOptions
-from tests.support.seeded import photo, seeded_checkpoint
+from tests.support.seeded import loaded_photo, seeded_checkpoint
 
 STEP = SimulatedStep(base_ms=20, per_image_ms=10, instances=6)
 
@@ -24,13 +23,9 @@ def engine():
     made.close()
 
 
-def load(engine, hw=(480, 640)):
-    return scale_to_fit(photo(hw, 0), hw, engine.info.input_size)
-
-
 def test_a_pass_takes_the_stated_time_and_no_cpu(engine):
     """Four images: 20 + 4 x 10 ms on the clock, hardly any of it computed."""
-    images, options = [load(engine)] * 4, [DetectOptions()] * 4
+    images, options = [loaded_photo((480, 640), size=engine.info.input_size)] * 4, [DetectOptions()] * 4
     engine.detect(images, options)  # makes the ellipses
     began, cpu = time.perf_counter(), time.thread_time()
     engine.detect(images, options)
@@ -40,7 +35,7 @@ def test_a_pass_takes_the_stated_time_and_no_cpu(engine):
 
 def test_masks_fill_their_boxes(engine):
     """Every instance lies in the image, and its mask's extent is its box to a cell or so."""
-    found = engine.detect([load(engine, (300, 500))], [DetectOptions()])[0]
+    found = engine.detect([loaded_photo((300, 500), size=engine.info.input_size)], [DetectOptions()])[0]
     assert len(found) == STEP.instances
     assert found.boxes.min() >= 0
     assert (found.boxes.max(axis=0) <= [500, 300, 500, 300]).all()
@@ -53,7 +48,7 @@ def test_masks_fill_their_boxes(engine):
 
 def test_options_count(engine):
     """Threshold, number and labels keep what they keep of any engine."""
-    images = [load(engine)] * 3
+    images = [loaded_photo((480, 640), size=engine.info.input_size)] * 3
     high, few, none = engine.detect(
         images, [DetectOptions(0.9), DetectOptions(max_detections=2), DetectOptions(labels=frozenset())]
     )
@@ -65,7 +60,7 @@ def test_options_count(engine):
 
 def test_wrong_size_is_refused(engine):
     """An image that was made for another input size."""
-    image = scale_to_fit(photo((64, 64), 0), (64, 64), engine.info.input_size // 2)
+    image = loaded_photo((64, 64), size=engine.info.input_size // 2)
     with pytest.raises(ShapeError):
         engine.detect([image], [DetectOptions()])
 

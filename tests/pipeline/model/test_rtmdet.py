@@ -34,3 +34,11 @@ def test_other_kernel_branches_are_refused(change):
     change(detector.bbox_head)
     with pytest.raises(CheckpointError, match="kernel branch"):
         RawNetwork(detector, SIZE_PX)
+
+
+def test_other_heads_are_refused():
+    """RawNetwork knows RTMDet-Ins heads only."""
+    detector = seeded_checkpoint("nano").network()
+    detector.bbox_head = torch.nn.Identity()
+    with pytest.raises(CheckpointError, match="RTMDet-Ins head"):
+        RawNetwork(detector, SIZE_PX)

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.images.letterbox import scale_to_fit
 from pipeline.inference.create import create_engine
 from pipeline.inference.engine import Engine, EngineOptions
 from pipeline.types import DetectOptions, Instances, LoadedImage
-from tests.support.seeded import SIZE_PX, photo, seeded_checkpoint
+from tests.support.seeded import loaded_photo, seeded_checkpoint
 
 pytestmark = pytest.mark.cuda
 MAX_BATCH = 8
@@ -41,7 +40,7 @@ def no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def images() -> list[LoadedImage]:
     """One for each place in the largest batch, in three shapes."""
-    return [scale_to_fit(photo(hw, seed), hw, SIZE_PX) for seed, hw in enumerate((SHAPES_HW * 3)[:MAX_BATCH])]
+    return [loaded_photo(hw, seed) for seed, hw in enumerate((SHAPES_HW * 3)[:MAX_BATCH])]
 
 
 @pytest.fixture(scope="module")

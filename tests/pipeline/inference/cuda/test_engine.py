@@ -19,14 +19,13 @@ import pytest
 import torch
 
 from pipeline.errors import EngineLost, EngineOutOfMemory, EngineUnavailable
-from pipeline.images.letterbox import scale_to_fit
 from pipeline.inference.base import naming_failures
 from pipeline.inference.cuda.engine import CudaEngine
 from pipeline.inference.cuda.graphs import SLOTS
 from pipeline.inference.engine import EngineOptions
 from pipeline.inference.torch_engine import TorchEngine
 from pipeline.types import DetectOptions, Instances, LoadedImage
-from tests.support.seeded import SIZE_PX, photo, seeded_checkpoint
+from tests.support.seeded import loaded_photo, seeded_checkpoint
 
 MAX_BATCH = 4
 LOW = DetectOptions(0.05)
@@ -123,7 +122,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
 
 @pytest.fixture(scope="module")
 def images() -> list[LoadedImage]:
-    return [scale_to_fit(photo(hw, seed), hw, SIZE_PX) for seed, hw in enumerate(SHAPES_HW)]
+    return [loaded_photo(hw, seed) for seed, hw in enumerate(SHAPES_HW)]
 
 
 @pytest.fixture(scope="module")

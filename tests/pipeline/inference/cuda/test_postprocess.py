@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.images.letterbox import fit, pad_batch, scale_to_fit
+from pipeline.images.letterbox import fit, pad_batch
 from pipeline.inference.cuda.postprocess import (
     LIMITS,
     MAX_CANDIDATES,
@@ -23,7 +23,7 @@ from pipeline.model.head_outputs import RawOutputs
 from pipeline.model.kernel_branch import KernelBranch
 from pipeline.model.rtmdet import RawNetwork
 from pipeline.types import DetectOptions, Instances, Letterbox
-from tests.support.seeded import SIZE_PX, photo, seeded_checkpoint
+from tests.support.seeded import SIZE_PX, loaded_photo, seeded_checkpoint
 
 SHAPES_HW = [(480, 640), (100, 1000), (1000, 100), (300, 200), (64, 64), (20, 30)]
 CLASSES = 2
@@ -42,7 +42,7 @@ def one_thread() -> Iterator[None]:
 def network_outputs(size: str) -> tuple[RawOutputs, list[Letterbox], KernelBranch]:
     """Of six photos of as many shapes."""
     network = RawNetwork(seeded_checkpoint(size).network(), SIZE_PX)
-    images = [scale_to_fit(photo(hw, seed), hw, SIZE_PX) for seed, hw in enumerate(SHAPES_HW)]
+    images = [loaded_photo(hw, seed) for seed, hw in enumerate(SHAPES_HW)]
     with torch.inference_mode():
         outputs = network(torch.from_numpy(pad_batch(images, SIZE_PX)))
     return outputs, [image.letterbox for image in images], network.kernel_branch
