@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_cuda [--models tiny x] [--batches 1 8 32] [--rounds 3] [--seconds 4]
 
-`benchmarks.bench` runs it where there is a card; alone it needs neither Ray nor OpenVINO. Each row is printed as soon as it is measured.
+`benchmarks.bench` runs it where there is a GPU; alone it needs neither Ray nor OpenVINO. Each row is printed as soon as it is measured.
 
 Both take decoded, scaled images and give boxes, scores and masks. mmdet's masks are made at network size here (rescale off):
 at original size they would be most of its time. mmdet gets whole batches, which `inference_detector` would not give it. Our
@@ -42,7 +42,7 @@ SIDES = (4096, 8192, 16384)
 """Sides of the matrices; a GPU needs larger ones than two cores to reach its peak."""
 OURS, MMDET = "ours", "mmdet eager fp32"
 CALLERS = 2
-"""Threads that call our engine; the Detector keeps as many batches in flight on a card."""
+"""Threads that call our engine; the Detector keeps as many batches in flight on a GPU."""
 Run = Callable[[], Sequence[Any]]
 Contestant = TypeVar("Contestant", bound=Run)
 
@@ -56,8 +56,8 @@ class CudaRow:
         instances: kept, an image.
         images_per_s: by contestant, ours first; (median, lowest, highest) over the rounds.
         times_faster: ours over mmdet's, within a round.
-        of_peak: share of the card's matrix peak in our precision that ours reaches, post-processing and copies within the time.
-        memory_mb: most memory on the card that PyTorch held for each contestant, MB; 1e6 bytes.
+        of_peak: share of the GPU's matrix peak in our precision that ours reaches, post-processing and copies within the time.
+        memory_mb: most memory on the GPU that PyTorch held for each contestant, MB; 1e6 bytes.
     """
 
     model: str
@@ -71,8 +71,8 @@ class CudaRow:
 
 
 def why_no_cuda() -> str | None:
-    """The reason that there is no card to measure, or None."""
-    return None if torch.cuda.is_available() else "no GPU here: PyTorch sees no CUDA card"
+    """The reason that there is no GPU to measure, or None."""
+    return None if torch.cuda.is_available() else "PyTorch sees no GPU"
 
 
 def measure_cuda(
@@ -84,11 +84,11 @@ def measure_cuda(
     models: Sequence[str] = MODELS,
     batches: Sequence[int] = BATCHES,
 ) -> Iterator[CudaRow]:
-    """Models and batch sizes on the first card, one after the other.
+    """Models and batch sizes on the first GPU, one after the other.
 
     Args:
         photo: encoded.
-        ceiling: of the card; measured before each model.
+        ceiling: of the GPU; measured before each model.
         rounds, seconds: how often, and how long each.
         device: where both contestants run.
         models: sizes with seeded weights.
@@ -161,7 +161,7 @@ class _OurBatch:
 
 
 def peak_mb(prepare: Callable[[], Contestant], callers: int) -> tuple[Contestant, float]:
-    """Make a contestant, run it from an emptied card, and say how much of the card PyTorch held for it.
+    """Make a contestant, run it from an emptied GPU, and say how much of the GPU PyTorch held for it.
 
     Reserved memory, not allocated: what CUDA graphs keep for their replays counts only there. What was held before, and what
     cuDNN only tried in the first passes, is left out.
@@ -206,7 +206,7 @@ def mmdet_batch(reference: Any, bgr: np.ndarray, batch: int) -> Run:
 def measure_and_print(
     rounds: int, seconds: float, models: Sequence[str] = MODELS, batches: Sequence[int] = BATCHES, photo: bytes | None = None
 ) -> dict[str, object]:
-    """Print the ceiling, then each row as it comes; returns everything as JSON-ready facts, or the reason that there is no card."""
+    """Print the ceiling, then each row as it comes; returns everything as JSON-ready facts, or the reason that there is no GPU."""
     if reason := why_no_cuda():
         print(f"\n{reason}", flush=True)
         return {"skipped": reason}
@@ -216,12 +216,12 @@ def measure_and_print(
     for row in measure_cuda(photo or bench_photos(None, 1, SMALL_WH)[0], ceiling, rounds, seconds, "cuda", models, batches):
         rows.append(row)
         print(f"| {' | '.join(table_row(row))} |", flush=True)
-    return {"card": torch.cuda.get_device_name(), "ceiling": asdict(ceiling), "rows": [asdict(row) for row in rows]}
+    return {"gpu": torch.cuda.get_device_name(), "ceiling": asdict(ceiling), "rows": [asdict(row) for row in rows]}
 
 
 def table_head(mmdet: str) -> list[str]:
     """Columns, with mmdet's name."""
-    return ["on the card", "batch", "ours images/s", f"{mmdet} images/s", "times faster", "of matrix peak", "MB: mmdet / ours"]
+    return ["on the GPU", "batch", "ours images/s", f"{mmdet} images/s", "times faster", "of matrix peak", "MB: mmdet / ours"]
 
 
 def table_row(row: CudaRow) -> list[str]:
@@ -232,7 +232,7 @@ def table_row(row: CudaRow) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status: 1 where there is no card."""
+    """The command line; returns the exit status: 1 where there is no GPU."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_cuda", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=("nano", "tiny", "s", "m", "l", "x"), default=MODELS)
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)

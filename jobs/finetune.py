@@ -251,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except torch.OutOfMemoryError as error:
         reason = str(error).splitlines()[0]
         print(
-            f"jobs.finetune: the card's memory does not hold a step ({reason}): --batch-size auto finds what fits; a smaller --image-size, "
+            f"jobs.finetune: the GPU's memory does not hold a step ({reason}): --batch-size auto finds what fits; a smaller --image-size, "
             "--gradient-checkpointing and --accumulate need less.",
             file=sys.stderr,
         )

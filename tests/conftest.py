@@ -1,7 +1,7 @@
-"""Environment that every test shares, and the choice between a machine's CPU and its CUDA card.
+"""Environment that every test shares, and the choice between a machine's CPU and its GPU.
 
 pytest           all tests on the CPU; those marked `cuda` are skipped
-pytest --cuda    those marked `cuda`, and no others, on the card
+pytest --cuda    those marked `cuda`, and no others, on the GPU
 """
 
 import gc
@@ -32,15 +32,15 @@ import_yapf()  # some tests import mmengine before the code they test does
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--cuda", action="store_true", help="run the tests that need a CUDA card, and only those")
+    parser.addoption("--cuda", action="store_true", help="run the tests that need a GPU, and only those")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--cuda"):
         config.option.markexpr = "cuda"
     else:
-        # `auto` takes a card where there is one, and then everything written for the CPU would test something else. Set over
-        # whatever the machine says; child processes (Ray, servers) inherit it. PyTorch reads it when first asked for a card.
+        # `auto` takes a GPU where there is one, and then everything written for the CPU would test something else. Set over
+        # whatever the machine says; child processes (Ray, servers) inherit it. PyTorch reads it when first asked for a GPU.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
@@ -81,7 +81,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
     if not torch.cuda.is_available():
         asked = item.config.getoption("--cuda")
-        pytest.skip("PyTorch sees no CUDA card here" if asked else "needs a CUDA card and `pytest --cuda`")
+        pytest.skip("PyTorch sees no GPU here" if asked else "needs a GPU and `pytest --cuda`")
 
 
 @pytest.fixture(scope="session")

@@ -101,7 +101,7 @@ def test_ray_is_the_version_of_the_project():
 
 
 def test_replicas_fit_into_the_pods():
-    """As Ray's autoscaler reads the manifest: none on the head, a card for each Detector, CPUs for the most replicas of the others."""
+    """As Ray's autoscaler reads the manifest: none on the head, a GPU for each Detector, CPUs for the most replicas of the others."""
     head, gpu, cpu = _generate_available_node_types_from_ray_cr_spec(CLUSTER).values()
     stages = {entry["name"]: entry for entry in GPU_CONFIG["applications"][0]["deployments"]}
     most = {
@@ -310,7 +310,7 @@ def test_kubernetes_knows_the_rules_of_the_policies(direction):
 
 
 def test_the_batch_fits_into_its_pods():
-    """Its command line is one that the job takes, and its workers have the CPUs and cards that they ask for."""
+    """Its command line is one that the job takes, and its workers have the CPUs and GPUs that they ask for."""
     words = shlex.split(BATCH["spec"]["entrypoint"])
     assert words[:3] == ["python", "-m", "jobs.batch_ray"]
     args = batch_ray._parser().parse_args(words[3:])

@@ -64,7 +64,7 @@ def predict_with_mmdet(
 
 
 class MmdetPredictor:
-    """mmdet's own test path, a photo at a time, on the first card where there is one.
+    """mmdet's own test path, a photo at a time, on the first GPU where there is one.
 
     Args:
         checkpoint: the model.

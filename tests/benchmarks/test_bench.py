@@ -100,7 +100,7 @@ def test_mmdet_takes_whole_batches_for_the_card():
     assert passes_per_s(run, 0.01) > 0
 
 
-class FakeCard:
+class FakeGpu:
     """PyTorch's memory counters; `reserved` grows by hand."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,8 +124,8 @@ class FakeCard:
 
 @pytest.mark.slow
 def test_the_whole_part_on_a_card(ceiling, monkeypatch):
-    """On the CPU, with the counters of no card: both contestants' rows, and mmdet's column tells whose NMS it had."""
-    FakeCard(monkeypatch)
+    """On the CPU, with the counters of no GPU: both contestants' rows, and mmdet's column tells whose NMS it had."""
+    FakeGpu(monkeypatch)
     before = torch.backends.cudnn.benchmark
     photo = bench_photos(None, 1, (320, 240))[0]
     (row,) = bench_cuda.measure_cuda(photo, ceiling, 1, 0.01, device="cpu", models=("nano",), batches=(2,))
@@ -144,14 +144,14 @@ def test_without_a_card_it_says_so(capsys):
     assert "detector.device" not in str(why_no_cuda())  # a setting that was not set here
 
 
-def test_memory_on_the_card_is_each_contestants_own(monkeypatch):
+def test_memory_on_the_gpu_is_each_contestants_own(monkeypatch):
     """What was held before and what the first passes took for a while do not count; the last passes' peak does."""
-    card = FakeCard(monkeypatch)
-    card.reserved, passes = 1_000_000, []
+    gpu = FakeGpu(monkeypatch)
+    gpu.reserved, passes = 1_000_000, []
 
     def run() -> list[int]:
         passes.append(1)
-        card.peak = max(card.peak, 90_000_000 if len(passes) < 3 else 8_000_000)
+        gpu.peak = max(gpu.peak, 90_000_000 if len(passes) < 3 else 8_000_000)
         return []
 
     assert peak_mb(lambda: run, callers=1) == (run, 7.0)
@@ -165,7 +165,7 @@ def test_mmdets_name_shows_which_nms_it_used(monkeypatch):
     assert mmdet_label().endswith("stand-in NMS")
 
 
-def test_tables_of_the_card_and_of_memory():
+def test_tables_of_the_gpu_and_of_memory():
     """They name what was measured."""
     speeds, held = {OURS_ON_CARD: (9, 8, 10), "mmdet": (3, 2, 4)}, {OURS_ON_CARD: 2345, "mmdet": 5432}
     row = CudaRow("tiny", 8, "fp16", 100, speeds, (3.0, 3.0, 3.0), 0.25, held)

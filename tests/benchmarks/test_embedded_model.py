@@ -119,7 +119,7 @@ def test_restored_batch_norms_change_no_output():
 
 
 def test_batch_norms_are_restored_on_the_device_of_the_network():
-    """The meta device refuses what mixes devices, as a card does."""
+    """The meta device refuses what mixes devices, as a GPU does."""
     network = build_network(nano_spec()).to("meta")
     assert restore_batch_norms(network, [{"inputs": [torch.zeros(3, 64, 64, dtype=torch.uint8)]}]) > 100
     assert network.backbone.stem[0].bn.running_mean.device.type == "meta"

@@ -27,7 +27,7 @@ from pipeline.types import DetectOptions, Letterbox, LoadedImage, OutlineOptions
 
 
 @pytest.mark.parametrize(
-    ("kind", "device", "cards", "expected"),
+    ("kind", "device", "gpus", "expected"),
     [
         ("auto", "auto", 1, "cuda"),
         ("torch", "auto", 1, "cuda"),
@@ -39,9 +39,9 @@ from pipeline.types import DetectOptions, Letterbox, LoadedImage, OutlineOptions
         ("simulated", "auto", 1, "auto"),
     ],
 )
-def test_auto_is_the_card_that_ray_granted(kind, device, cards, expected):
+def test_auto_is_the_gpu_that_ray_granted(kind, device, gpus, expected):
     """Never a GPU that was not granted; a device given by name stays."""
-    assert on_granted_device(EngineOptions(kind, device=device), cards).device == expected
+    assert on_granted_device(EngineOptions(kind, device=device), gpus).device == expected
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ async def test_a_detector_that_lost_its_card_says_so():
     """Healthy until then; afterwards Ray replaces the replica."""
 
     def detect(*_):
-        raise EngineLost("the card failed")
+        raise EngineLost("the GPU failed")
 
     detector = object.__new__(Detector.func_or_class)
     detector._engine, detector._lost = SimpleNamespace(info=SimpleNamespace(max_batch=8)), None
@@ -97,10 +97,10 @@ async def test_a_detector_whose_card_hangs_says_so():
         ([0.05] * (MEASURED_BATCHES - 1) + [4.0], 80),
         ([30.0] * MEASURED_BATCHES, 120 + 4 * 32),
     ],
-    ids=["nothing measured", "too little measured", "a fast card", "one slow batch", "slow batches"],
+    ids=["nothing measured", "too little measured", "a fast GPU", "one slow batch", "slow batches"],
 )
 def test_when_a_batch_counts_as_hung(ran_s, expected_s):
-    """Twenty times the slowest of the last batches: a card that needs 50 ms is given up after 30 s, not after 248."""
+    """Twenty times the slowest of the last batches: a GPU that needs 50 ms is given up after 30 s, not after 248."""
     assert hung_after_s(32, ran_s) == expected_s
 
 

@@ -250,7 +250,7 @@ def test_masks_of_mmdet_have_the_size_of_their_photo(model_file, tmp_path, width
 
 @pytest.mark.cuda
 def test_mmdet_on_a_card_finds_what_it_finds_on_the_cpu(tiny_coco, model_file, tmp_path, monkeypatch):
-    """As many instances, up to rounding, and the card was used for them."""
+    """As many instances, up to rounding, and the GPU was used for them."""
     annotations, model = read_annotations(tiny_coco / "coco.json", tiny_coco / "photos", tmp_path), load_checkpoint(model_file)
     torch.cuda.reset_peak_memory_stats()
     before, on_card = torch.cuda.max_memory_allocated(), predict_with_mmdet(model, annotations)

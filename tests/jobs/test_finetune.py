@@ -306,13 +306,13 @@ def test_the_step_schedule_counts_from_the_first_step(tmp_path, steps, warmup, l
 
 
 @pytest.mark.parametrize(
-    ("card", "instructions", "chosen"),
+    ("gpu", "instructions", "chosen"),
     [(None, True, "bf16"), (None, False, "fp32"), ((9, 0), False, "bf16"), ((7, 5), True, "fp16"), ((6, 1), True, "fp32")],
     ids=["CPU with bf16", "CPU with AVX2 alone", "H100", "T4", "P100"],
 )
-def test_auto_precision_is_what_the_device_computes_in(monkeypatch, card, instructions, chosen):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: card is not None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: card)
+def test_auto_precision_is_what_the_device_computes_in(monkeypatch, gpu, instructions, chosen):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: gpu)
     monkeypatch.setattr(precision, "cpu_computes_bf16", lambda: instructions)
     assert choose_precision("auto")[0] == chosen
     assert choose_precision("fp32")[0] == "fp32"
@@ -726,7 +726,7 @@ def test_weights_of_another_size_are_named(tiny_coco, trained, tmp_path, capsys)
 
 
 def test_a_card_gets_more_loaders(monkeypatch):
-    """One loader where the CPU trains; beside a card one for every core but one."""
+    """One loader where the CPU trains; beside a GPU one for every core but one."""
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert default_workers() == 1
@@ -737,7 +737,7 @@ def test_a_card_gets_more_loaders(monkeypatch):
 
 
 def test_only_fp16_scales_gradients(monkeypatch):
-    """On a card too; and the scaler's announcement, mmengine's business, does not show."""
+    """On a GPU too; and the scaler's announcement, mmengine's business, does not show."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     kinds = {name: optim_wrapper_type(name)["type"] for name in ("fp32", "bf16", "fp16")}
     assert kinds == {"fp32": "Fp32OptimWrapper", "bf16": "Bf16OptimWrapper", "fp16": "Fp16OptimWrapper"}

@@ -1,4 +1,4 @@
-"""The kernels of `kernels.cu` without a card: compiled by the host's compiler, started as `CudaKernels` starts them on a card."""
+"""The kernels of `kernels.cu` without a GPU: compiled by the host's compiler, started as `CudaKernels` starts them on a GPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.inference.cuda.kernels import KERNELS, SOURCE, CudaKernels
 COMPILER = shutil.which("c++")
 OPTIONS = "-std=c++20 -O1 -shared -fPIC -pthread -w -ffp-contract=off".split()
 TRAPS = "-fsanitize=alignment,bounds -fsanitize-undefined-trap-on-error".split()
-"""An access that a card would refuse ends the process."""
+"""An access that a GPU would refuse ends the process."""
 TOGETHER = {"chained_pools", "greedy_nms", "instance_masks"}
 """Those whose threads wait for each other."""
 

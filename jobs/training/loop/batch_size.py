@@ -91,7 +91,7 @@ class _Step:
         self._before = 0 if torch.cuda.is_available() else resident_bytes("VmRSS")
 
     def peak_on_card(self, photos: int) -> int:
-        """Bytes that PyTorch holds of the card's memory after a step."""
+        """Bytes that PyTorch holds of the GPU's memory after a step."""
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         try:
@@ -119,9 +119,7 @@ def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgr
         ValueError: the system is not Linux.
     """
     if not (proc / "meminfo").is_file():
-        raise ValueError(
-            "--batch-size auto needs Linux or a CUDA card to know how much memory there is. Give a number of photos."
-        )
+        raise ValueError("--batch-size auto needs Linux or a GPU to know how much memory there is. Give a number of photos.")
     free = _kilobytes(proc / "meminfo", "MemAvailable") * 1024
     limit, used = cgroup / "memory.max", cgroup / "memory.current"
     if limit.is_file() and used.is_file() and (most := limit.read_text().strip()).isdecimal():

@@ -148,7 +148,7 @@ async def test_a_lost_replica_is_tried_again(error):
     assert stages.attempts["a"] == 3
 
 
-@pytest.mark.parametrize("error", [EngineLost("gone"), DecodersUnavailable("none starts")], ids=["card", "decoders"])
+@pytest.mark.parametrize("error", [EngineLost("gone"), DecodersUnavailable("none starts")], ids=["GPU", "decoders"])
 async def test_an_image_is_retried_if_another_replica_may_score_it(error):
     """The replica fails fast and therefore looks idle until Ray replaces it: another one may well score the image."""
     stages = FakeStages(lambda image, attempt: error if attempt < 3 else image)

@@ -41,7 +41,7 @@ async def test_timings_are_carried_and_added_to():
         (EngineOutOfMemory("a batch of 1 images (0xdead)"), EngineOutOfMemory, "ERROR"),
         (RuntimeError("0xdead"), StageFailed, "ERROR"),
     ],
-    ids=["caller's fault", "card lost", "no memory", "bug"],
+    ids=["caller's fault", "GPU lost", "no memory", "bug"],
 )
 async def test_errors_of_an_image(raised, kind, level, caplog):
     """Errors of the caller are returned to it; unexpected ones are logged with their cause, and the caller gets no details."""

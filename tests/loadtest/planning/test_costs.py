@@ -31,7 +31,7 @@ def fake_local_service(*_):
 
 
 def test_costs_are_of_the_engine_that_is_served(tmp_path, monkeypatch):
-    """Its model and options come from the configuration; a card's engine is no CPU work."""
+    """Its model and options come from the configuration; a GPU's engine is no CPU work."""
     document = yaml.safe_load(SHIPPED_CONFIG.read_text())
     document["applications"][0]["args"]["detector"] |= {"engine": "simulated", "max_batch": 4, "simulated": {"base_ms": 1}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(document))

@@ -433,10 +433,10 @@ class TestLeaving:
         """TimeoutError raised by the model reaches the caller as TimeoutError."""
 
         def slow(_: list[int]) -> list[int]:
-            raise TimeoutError("the card does not answer")
+            raise TimeoutError("the GPU does not answer")
 
         async with running(slow) as batcher:
-            with pytest.raises(TimeoutError, match="the card"):
+            with pytest.raises(TimeoutError, match="the GPU"):
                 await batcher.submit(1, deadline=time.time() + 60)
 
 
@@ -480,12 +480,12 @@ class TestFailing:
 
         def model(items: list[int]) -> list[int]:
             if broken:
-                raise RuntimeError("the card fell off the bus")
+                raise RuntimeError("the GPU fell off the bus")
             return items
 
         async with running(model) as batcher:
             results = await outcomes(submit_all(batcher, range(4)))
-            assert [str(one) for one in results] == ["the card fell off the bus"] * 4
+            assert [str(one) for one in results] == ["the GPU fell off the bus"] * 4
             broken = False
             assert (await batcher.submit(7)).result == 7
 
@@ -512,7 +512,7 @@ class TestFailing:
 
         def model(items: list[int]) -> list[int]:
             calls.append(len(items))
-            raise EngineLost("the card is gone")
+            raise EngineLost("the GPU is gone")
 
         async with running(model, max_batch=8, observer=notes) as batcher:
             assert [type(one) for one in await outcomes(submit_all(batcher, range(8)))] == [EngineLost] * 8

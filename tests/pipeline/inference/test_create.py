@@ -7,14 +7,14 @@ from pipeline.inference.create import create_engine
 from pipeline.inference.engine import EngineOptions
 from tests.support.seeded import seeded_checkpoint
 
-NO_CARD = "CPU build|PyTorch sees 0 cards"  # by the build of PyTorch; tests/conftest.py hides a card
+NO_GPU = "CPU build|PyTorch sees 0 GPUs"  # by the build of PyTorch; tests/conftest.py hides a GPU
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (EngineOptions("torch", device="cuda"), NO_CARD),
-        (EngineOptions("auto", device="cuda:1"), NO_CARD),
+        (EngineOptions("torch", device="cuda"), NO_GPU),
+        (EngineOptions("auto", device="cuda:1"), NO_GPU),
         (EngineOptions("openvino", device="cuda"), "runs on `cpu`"),
         (EngineOptions("torch", "fp16", "cpu"), "fp16 is for CUDA"),
     ],

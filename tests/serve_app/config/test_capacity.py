@@ -78,7 +78,7 @@ def test_step_of_what_is_served():
 
 @pytest.mark.parametrize("most", [False, True], ids=["fewest replicas", "most replicas"])
 def test_the_gpus_are_the_bottleneck_of_the_gpu_configuration(most):
-    """At the stated costs everything around the cards carries more than they do: with one card, and with all of them; URLs, too."""
+    """At the stated costs everything around the GPUs carries more than they do: with one GPU, and with all of them; URLs, too."""
     settings, deployments = read("serve_config.gpu.yaml")
     for chain in rates(settings, deployments, StageCosts(), step_of(settings, deployments)):
         assert bottleneck(chain, most=most).name == NETWORK, by_name(chain)

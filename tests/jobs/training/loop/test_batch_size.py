@@ -62,7 +62,7 @@ def test_a_container_has_less(tmp_path, limit, free):
 
 
 def test_another_system_is_told(tmp_path):
-    with pytest.raises(ValueError, match="needs Linux or a CUDA card"):
+    with pytest.raises(ValueError, match="needs Linux or a GPU"):
         available_bytes(tmp_path, tmp_path)
 
 

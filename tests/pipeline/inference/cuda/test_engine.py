@@ -1,6 +1,6 @@
-"""The CUDA engine without a card: its streams, events and graphs pretended, everything else real, against the torch engine.
+"""The CUDA engine without a GPU: its streams, events and graphs pretended, everything else real, against the torch engine.
 
-What a card computes is tested by `pytest --cuda` (test_cuda.py); here it is who waits for whom, what goes where, and the way out of bounds.
+What a GPU computes is tested by test_engine_on_gpu.py; here it is who waits for whom, what goes where, and the way out of bounds.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Graph:
         self.again()
 
 
-class Card:
+class FakeGpu:
     """Pretends in `torch.cuda` what the engine uses of it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,14 +78,14 @@ class Card:
             "current_stream": Quiet,
             "set_stream": lambda _: None,
             "synchronize": lambda _: None,
-            "get_device_name": lambda _: "a card that is none",
+            "get_device_name": lambda _: "a GPU that is none",
             "empty_cache": lambda: None,
         }.items():
             monkeypatch.setattr(torch.cuda, name, pretended)
         monkeypatch.setattr(torch, "empty", empty)
 
     def engine(self, options: EngineOptions = OPTIONS) -> CudaEngine:
-        """On the CPU, with this card's graphs."""
+        """On the CPU, with this GPU's graphs."""
         engine = CudaEngine(seeded_checkpoint("nano"), options, torch.device("cpu"))
         compute = engine._graphs._compute
 
@@ -116,8 +116,8 @@ class Card:
 
 
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> Card:
-    return Card(monkeypatch)
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    return FakeGpu(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +146,9 @@ def assert_same(one: Instances, other: Instances) -> None:
     assert np.mean((one.mask_logits > 0) == (other.mask_logits > 0)) > 0.999
 
 
-def test_batches_of_every_size_in_any_order(card, images, expected):
+def test_batches_of_every_size_in_any_order(gpu, images, expected):
     """Padded up to the next recorded size, each image's result is its own."""
-    engine = card.engine()
+    engine = gpu.engine()
     engine.warm_up()
     order, all_found = random.Random(0), []
     for count in order.sample(range(1, MAX_BATCH + 1), MAX_BATCH) * 2:
@@ -161,9 +161,9 @@ def test_batches_of_every_size_in_any_order(card, images, expected):
     engine.close()
 
 
-def test_what_is_out_of_bounds_goes_the_other_way(card, images, expected):
+def test_what_is_out_of_bounds_goes_the_other_way(gpu, images, expected):
     """More than 100 instances, or more candidates than a graph looks at; the image beside them does not, and all are right."""
-    engine = card.engine()
+    engine = gpu.engine()
     options = [LOW, DetectOptions(0.0, 100), DetectOptions(0.0, 300), DetectOptions(0.05, 3)]
     engine.warm_up()
     Graph.replays = 0
@@ -177,9 +177,9 @@ def test_what_is_out_of_bounds_goes_the_other_way(card, images, expected):
     assert Graph.replays == 1
 
 
-def test_two_callers_share_slots_and_graphs(card, images, expected):
+def test_two_callers_share_slots_and_graphs(gpu, images, expected):
     """Without a warm-up, too: graphs are recorded one at a time, while the other caller waits."""
-    engine = card.engine()
+    engine = gpu.engine()
     rooms: list[int] = []
     engine._on_capacity = rooms.append
 
@@ -197,9 +197,9 @@ def test_two_callers_share_slots_and_graphs(card, images, expected):
     assert rooms == [MAX_BATCH] * 6 * (SLOTS + 1)
 
 
-def test_a_failed_batch_leaves_everything_in_its_place(card, images, expected, monkeypatch):
+def test_a_failed_batch_leaves_everything_in_its_place(gpu, images, expected, monkeypatch):
     """After one out-of-memory error, slots and lock are free again, and the next batch is correct."""
-    engine = card.engine()
+    engine = gpu.engine()
     engine.warm_up()
     failures = iter([RuntimeError("CUDA error: CUDA_ERROR_OUT_OF_MEMORY: the API call failed")] * (SLOTS + 1))
     run = engine._graphs.run
@@ -216,9 +216,9 @@ def test_a_failed_batch_leaves_everything_in_its_place(card, images, expected, m
     assert_same(engine.detect(images[:1], [LOW])[0], expected(LOW)[0])
 
 
-def test_a_slot_that_does_not_fit_is_not_lost(card, images, expected, monkeypatch):
+def test_a_slot_that_does_not_fit_is_not_lost(gpu, images, expected, monkeypatch):
     """The warm-up creates all slots and fails; once there is memory, no call waits for the missing slot."""
-    engine = card.engine()
+    engine = gpu.engine()
     make, failures = engine._graphs.slot, iter([RuntimeError("CUDA out of memory")] * SLOTS)
 
     def fail_first() -> Any:
@@ -235,7 +235,7 @@ def test_a_slot_that_does_not_fit_is_not_lost(card, images, expected, monkeypatc
 
 
 @pytest.mark.parametrize("failing", [(0,), (1, 2), (0, 1, 2)], ids=["the largest", "the others", "all"])
-def test_sizes_whose_graph_cannot_be_recorded_run_without(failing, card, images, expected, monkeypatch, caplog):
+def test_sizes_whose_graph_cannot_be_recorded_run_without(failing, gpu, images, expected, monkeypatch, caplog):
     """If a capture fails, those sizes run without a graph, with a warning, and all results are correct."""
     real, number = torch.cuda.graph, itertools.count()
 
@@ -247,7 +247,7 @@ def test_sizes_whose_graph_cannot_be_recorded_run_without(failing, card, images,
             raise torch.AcceleratorError("CUDA error: operation failed due to a previous error during capture")
 
     monkeypatch.setattr(torch.cuda, "graph", graph)
-    engine = card.engine()
+    engine = gpu.engine()
     with caplog.at_level(logging.WARNING):
         engine.warm_up()
     assert caplog.text.count("no CUDA graph for batches of") == len(failing)
@@ -256,7 +256,7 @@ def test_sizes_whose_graph_cannot_be_recorded_run_without(failing, card, images,
             assert_same(one, expected(LOW)[place])
 
 
-def test_a_card_that_is_lost_while_recording_is_told(card, monkeypatch):
+def test_a_gpu_that_is_lost_while_recording_is_told(gpu, monkeypatch):
     """The engine cannot run on it at all."""
 
     def fail(*_: object, **_options: object) -> None:
@@ -265,7 +265,7 @@ def test_a_card_that_is_lost_while_recording_is_told(card, monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph", fail)
     monkeypatch.setattr(torch.cuda, "synchronize", fail)
     with pytest.raises(EngineLost):
-        card.engine().warm_up()
+        gpu.engine().warm_up()
 
 
 def test_a_card_without_bf16_is_told(monkeypatch):
@@ -285,10 +285,10 @@ def test_cudnn_without_memory_finds_no_algorithm(free, kind, monkeypatch):
         raise RuntimeError("GET was unable to find an engine to execute this computation")
 
 
-def test_cudnns_switches_are_put_back(card):
+def test_cudnns_switches_are_put_back(gpu):
     """They belong to the process, and another engine in it may want others."""
     before = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
-    engine = card.engine()
+    engine = gpu.engine()
     engine.warm_up()
     assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32) == before
     engine.close()

@@ -1,4 +1,4 @@
-"""Each kernel against PyTorch's operators: compiled for the host, and by `pytest --cuda` on a real card."""
+"""Each kernel against PyTorch's operators: compiled for the host, and by `pytest --cuda` on a real GPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.inference.cuda.reference import TOLERANCES, ReferenceKernels, self
 from tests.support.cuda_on_host import COMPILER, HostKernels
 
 HOST = pytest.param("cpu", marks=pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler"))
-CARD = pytest.param("cuda", marks=pytest.mark.cuda)
+GPU = pytest.param("cuda", marks=pytest.mark.cuda)
 
 
 @pytest.fixture(scope="module", params=list(TOLERANCES), ids=["fp16", "bf16"])
@@ -24,7 +24,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
 
-@pytest.fixture(scope="module", params=[HOST, CARD])
+@pytest.fixture(scope="module", params=[HOST, GPU])
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
@@ -36,7 +36,7 @@ def kernels(dtype: torch.dtype, device: torch.device, tmp_path_factory: pytest.T
 
 @pytest.fixture
 def reference(dtype: torch.dtype) -> Iterator[ReferenceKernels]:
-    """In float32 on a card, too."""
+    """In float32 on a GPU, too."""
     with without_tf32():
         yield ReferenceKernels(dtype)
 
@@ -171,7 +171,7 @@ def test_one_that_is_wrong_is_not(dtype, name):
 
 @pytest.mark.cuda
 def test_the_faster_of_two(dtype):
-    """On a card alone: it times what the card does."""
+    """On a GPU alone: it times what the GPU does."""
     large, small = torch.randn(4096, 4096, device="cuda"), torch.randn(16, 16, device="cuda")
     kernels = CudaKernels(dtype, torch.device("cuda"))
     assert kernels.fastest([lambda: large @ large, lambda: small @ small]) == 1

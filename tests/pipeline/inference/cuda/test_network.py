@@ -1,4 +1,4 @@
-"""The rewriting for a card, with kernels that do on the CPU what those of `kernels.cu` do on the card."""
+"""The rewriting for a GPU, with kernels that do on the CPU what those of `kernels.cu` do on the GPU."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_the_kernels_themselves_fit_in(tmp_path):
     torch.testing.assert_close(found.mask_features, expected.mask_features, rtol=0.05, atol=0.05)
 
 
-CARD, CPU = torch.device("cuda", 0), torch.device("cpu")
+GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -166,11 +166,11 @@ def test_without_kernels_the_log_says_so(fault, word, plain, monkeypatch, caplog
     monkeypatch.setattr(cuda_network, "CudaKernels", fail)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: None)
     with caplog.at_level(logging.WARNING):
-        assert tried(plain, CARD) == (plain, None)
+        assert tried(plain, GPU) == (plain, None)
     assert word in caplog.text
 
 
-def test_a_kernel_that_breaks_the_card_is_told(plain, monkeypatch):
+def test_a_kernel_that_breaks_the_gpu_is_told(plain, monkeypatch):
     """PyTorch's operators fail there too, so it is an error that says what to do."""
 
     def fail(*_args: object) -> None:
@@ -179,7 +179,7 @@ def test_a_kernel_that_breaks_the_card_is_told(plain, monkeypatch):
     monkeypatch.setattr(cuda_network, "CudaKernels", fail)
     monkeypatch.setattr(torch.cuda, "synchronize", fail)
     with pytest.raises(EngineUnavailable, match=r"illegal memory access .*detector\.cuda_kernels: false"):
-        tried(plain, CARD)
+        tried(plain, GPU)
 
 
 def test_a_full_card_is_no_fault_of_the_kernels(plain, monkeypatch):
@@ -188,7 +188,7 @@ def test_a_full_card_is_no_fault_of_the_kernels(plain, monkeypatch):
 
     monkeypatch.setattr(cuda_network, "CudaKernels", fail)
     with pytest.raises(torch.OutOfMemoryError):
-        tried(plain, CARD)
+        tried(plain, GPU)
 
 
 def test_kernels_that_are_wrong_are_not_used(plain, monkeypatch, caplog):
@@ -231,4 +231,4 @@ def test_the_proof_takes_bf16s_roundings():
 
 def test_float32_wants_none(plain):
     """Its engine is for accuracy; nothing is compiled, and nothing logged."""
-    assert tried(plain, CARD, torch.float32) == (plain, None)
+    assert tried(plain, GPU, torch.float32) == (plain, None)

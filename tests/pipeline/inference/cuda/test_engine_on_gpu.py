@@ -1,4 +1,4 @@
-"""The torch engine on a real card: right, and the same for every batch and thread. Skipped without a card.
+"""The CUDA engine on a GPU: right, and the same for every batch and thread. Skipped without a GPU.
 
 pytest --cuda    (these and all other tests marked `cuda`; see tests/conftest.py)
 """
@@ -24,8 +24,8 @@ SHAPES_HW = [(480, 640), (100, 1000), (300, 200)]
 
 
 @pytest.fixture(scope="module")
-def card() -> Iterator[Engine]:
-    """Float32 on the card; the engine turns TF32 off."""
+def gpu() -> Iterator[Engine]:
+    """Float32 on the GPU; the engine turns TF32 off."""
     engine = make("fp32", "cuda")
     yield engine
     engine.close()
@@ -44,9 +44,9 @@ def images() -> list[LoadedImage]:
 
 
 @pytest.fixture(scope="module")
-def alone(card: Engine, images: list[LoadedImage]) -> list[Instances]:
+def alone(gpu: Engine, images: list[LoadedImage]) -> list[Instances]:
     """The result of each image alone."""
-    return [detect(card, [image])[0] for image in images]
+    return [detect(gpu, [image])[0] for image in images]
 
 
 def make(precision: str, device: str) -> Engine:
@@ -62,7 +62,7 @@ def detect(engine: Engine, images: Sequence[LoadedImage]) -> list[Instances]:
 def assert_same(one: Instances, other: Instances) -> None:
     """The same instances: labels, scores within 0.001, boxes within half a pixel, masks.
 
-    cuDNN takes another algorithm for another batch size or card, and its rounding may swap two instances of nearly equal score
+    cuDNN takes another algorithm for another batch size or GPU, and its rounding may swap two instances of nearly equal score
     or move one over a threshold. So each is compared with its nearest, and three in a hundred may have none.
     """
     apart_px = np.abs(one.boxes[:, None] - other.boxes[None]).max(-1)
@@ -75,9 +75,9 @@ def assert_same(one: Instances, other: Instances) -> None:
     assert np.mean((one.mask_logits[found] > 0) == (other.mask_logits[nearest[found]] > 0)) > 0.999
 
 
-def test_fp32_agrees_with_the_cpu(card, images):
+def test_fp32_agrees_with_the_cpu(gpu, images):
     """In one batch of three shapes."""
-    for one, other in zip(detect(card, images), detect(make("fp32", "cpu"), images), strict=True):
+    for one, other in zip(detect(gpu, images), detect(make("fp32", "cpu"), images), strict=True):
         assert_same(one, other)
 
 
@@ -103,14 +103,14 @@ def test_auto_is_fp16_on_the_first_card(images):
     engine.close()
 
 
-def test_batches_of_every_size_in_any_order(card, images, alone):
+def test_batches_of_every_size_in_any_order(gpu, images, alone):
     """Each image's result is its own, whatever graph replays it and whatever stood in its place before."""
     with pytest.raises(AssertionError):
         assert_same(alone[0], alone[3])  # two photos of one shape are told apart
     order = random.Random(0)
     for count in order.sample(range(1, MAX_BATCH + 1), MAX_BATCH) * 2:
         places = order.sample(range(MAX_BATCH), count)
-        for place, found in zip(places, detect(card, [images[place] for place in places]), strict=True):
+        for place, found in zip(places, detect(gpu, [images[place] for place in places]), strict=True):
             assert_same(found, alone[place])
 
 
@@ -125,14 +125,14 @@ def test_more_candidates_than_a_graph_looks_at(images):
     engines[0].close()
 
 
-def test_two_threads_keep_their_own_results(card, images, alone):
-    """Two callers, as in the service: one batch is copied to the card while the other is computed."""
+def test_two_threads_keep_their_own_results(gpu, images, alone):
+    """Two callers, as in the service: one batch is copied to the GPU while the other is computed."""
 
     def call(seed: int) -> list[tuple[int, Instances]]:
         order, found = random.Random(seed), []
         for _ in range(50):
             places = order.sample(range(MAX_BATCH), order.randint(1, MAX_BATCH))
-            found += zip(places, detect(card, [images[place] for place in places]), strict=True)
+            found += zip(places, detect(gpu, [images[place] for place in places]), strict=True)
         return found
 
     with ThreadPoolExecutor(2) as callers:
