@@ -18,15 +18,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from loadtest.service.local_service import local_service
+from loadtest.service.processes import private_memory_mb, process_tree
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
 from pipeline.inference.create import load_engine
@@ -90,7 +89,7 @@ def job(source: Path, count: int, output: Path, *options: str) -> dict[str, Any]
         process = subprocess.Popen(command, env=env, stdout=stream, stderr=stream)
         while process.poll() is None:
             time.sleep(2)
-            memory.append(_memory_mb(process.pid))
+            memory.append(private_memory_mb(process_tree(process.pid)))
             done = [int(found.replace(",", "")) for found in _PROGRESS.findall(log.read_text())]
             if done and (not seen or done[-1] > seen[-1][1]):
                 seen.append((time.monotonic(), done[-1]))
@@ -101,15 +100,6 @@ def job(source: Path, count: int, output: Path, *options: str) -> dict[str, Any]
     steady = (running[-1][1] - running[0][1]) / (running[-1][0] - running[0][0]) if len(running) > 1 else None
     quarters = [round(max(memory[len(memory) * part // 4 : len(memory) * (part + 1) // 4], default=0)) for part in range(4)]
     return {"photos": count, "wall": count / wall, "running": steady, "memory_mb_by_quarter": quarters}
-
-
-def _memory_mb(pid: int) -> float:
-    total = 0.0
-    with suppress(psutil.Error):
-        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
-            with suppress(psutil.Error):
-                total += process.memory_full_info().uss / 1e6
-    return total
 
 
 def over_http(folder: Path, count: int, output: Path) -> dict[str, Any]:

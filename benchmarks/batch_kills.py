@@ -25,6 +25,8 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 
+from loadtest.service.processes import kill_all, process_tree, title_of
+
 TARGETS = ("driver", "worker", "raylet")
 LONGEST_RUN_S = 240.0
 
@@ -45,18 +47,12 @@ class Batch:
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
 
-    def family(self) -> list[psutil.Process]:
-        """Every process of it."""
-        with suppress(psutil.NoSuchProcess):
-            return [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
-        return []
-
     def kill(self, target: str, chance: random.Random) -> bool:
         """SIGKILL the target; False where there is none at this moment."""
         signs = {"worker": "ray::MapWorker", "raylet": "raylet/raylet"}
         if target == "driver":
             return self.end()
-        found = [process for process in self.family() if signs[target] in _title(process)]
+        found = [process for process in process_tree(self.process.pid) if signs[target] in title_of(process)]
         if not found:
             return False
         with suppress(psutil.NoSuchProcess):
@@ -66,20 +62,11 @@ class Batch:
 
     def end(self) -> bool:
         """Kill all of it; False where it had ended."""
-        family, alive = self.family(), self.process.poll() is None
+        family, alive = process_tree(self.process.pid), self.process.poll() is None
         self.process.kill()
         self.process.wait()  # not by psutil, which would take the exit status
-        for process in family:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(family, timeout=10)
+        kill_all(family)
         return alive
-
-
-def _title(process: psutil.Process) -> str:
-    with suppress(psutil.Error):
-        return " ".join(process.cmdline())
-    return ""
 
 
 def rows_of(output: Path) -> list[dict[str, Any]]:

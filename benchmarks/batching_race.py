@@ -26,7 +26,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from benchmarks.measure import add_arguments, as_number, as_range, finish, spread, spread_if_any, table, turns
-from loadtest.load.openloop import Query, keep_asking, poisson_schedule, run_open_loop, summarise
+from loadtest.load.openloop import Query, poisson_schedule, run_closed_loop, run_open_loop, summarise
 from loadtest.load.traffic import OK
 from pipeline.inference.batcher import GreedyBatcher
 
@@ -192,7 +192,7 @@ async def closed_loop(client: HandleClient, load: Load) -> tuple[list[Query], fl
 
     async def caller(number: int) -> None:
         await asyncio.sleep(number / load.callers * ramp_s)
-        await keep_asking(client, queries, began, ramp_s + load.seconds)
+        await run_closed_loop(client, queries, began, ramp_s + load.seconds)
 
     await asyncio.gather(*map(caller, range(load.callers)))
     return queries, ramp_s

@@ -1,4 +1,4 @@
-"""Draws the packages, the rooms of pipeline and who imports whom, from the code, as Mermaid: the drawing in docs/DESIGN.md.
+"""Draws the packages, the subpackages of pipeline and who imports whom, from the code, as Mermaid: the drawing in docs/DESIGN.md.
 
     python -m benchmarks.imports
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
 SHIPPED = ("serve_app", "deployments", "jobs", "loadtest")
-ROOMS = ("images", "model", "inference", "masks")
+SUBPACKAGES = ("images", "model", "inference", "masks")
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -39,8 +39,8 @@ def place(module: str) -> str | None:
     package, _, rest = module.partition(".")
     if package in SHIPPED:
         return package
-    room = rest.partition(".")[0]
-    return f"pipeline.{room}" if package == "pipeline" and room in ROOMS else None
+    subpackage = rest.partition(".")[0]
+    return f"pipeline.{subpackage}" if package == "pipeline" and subpackage in SUBPACKAGES else None
 
 
 def edges() -> list[tuple[str, str]]:
@@ -56,7 +56,7 @@ def edges() -> list[tuple[str, str]]:
 def drawing() -> str:
     """Mermaid: an arrow for every pair of which one imports the other."""
     lines = ["flowchart TD", *(f"    {package}" for package in SHIPPED), "    subgraph pipeline"]
-    lines += [f"        pipeline.{room}[{room}]" for room in ROOMS]
+    lines += [f"        pipeline.{subpackage}[{subpackage}]" for subpackage in SUBPACKAGES]
     return "\n".join([*lines, "    end", *(f"    {here} --> {there}" for here, there in edges())])
 
 

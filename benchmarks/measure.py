@@ -34,17 +34,26 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median, lowest and highest of at least one value."""
+    """Median, lowest and highest of values, in their unit.
+
+    Raises:
+        StatisticsError: there is no value.
+    """
     return Spread(statistics.median(values), min(values), max(values))
 
 
 def spread_if_any(values: Sequence[float]) -> Spread | None:
-    """The same; None of nothing."""
+    """`spread`; None for no values."""
     return spread(values) if values else None
 
 
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
-    """Of two contestants, round by round."""
+    """Ratios of two contestants, round by round; both have one value per round.
+
+    Raises:
+        ValueError: another number of values.
+        ZeroDivisionError: a denominator is 0.
+    """
     return spread([above / below for above, below in zip(numerators, denominators, strict=True)])
 
 
@@ -58,14 +67,16 @@ def turns(names: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
 
 
 def passes_per_s(run: Callable[[], object], seconds: float, callers: int = 1) -> float:
-    """Passes a second of all callers together, warm; three each at least.
+    """Passes per second of all callers together, after a warm-up of two passes each; every caller makes MIN_PASSES at least.
 
-    Every thread warms up by itself: cuDNN keeps what it finds out about its algorithms by thread.
+    Every thread warms up by itself, because cuDNN caches its choice of algorithms per thread.
 
     Args:
         run: one pass; results are on the host when it returns.
-        seconds: of measuring, after the warm-up.
-        callers: threads that call at a time.
+        seconds: length of the measurement, without the warm-up.
+        callers: threads that call concurrently.
+    Raises:
+        Exception: what `run` raised, in any of the callers.
     """
     warm = threading.Barrier(callers)
 
@@ -118,7 +129,7 @@ def _foreign_cpu_s() -> float:
 
 
 def as_number(value: float | None) -> str:
-    """Three digits or more; `-` for None."""
+    """At least three significant digits; `-` for None."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
@@ -133,7 +144,7 @@ def as_range(values: Spread | None) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Markdown."""
+    """A table in Markdown; every row has as many cells as the head."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
@@ -147,5 +158,10 @@ def add_arguments(parser: argparse.ArgumentParser, seconds: float = 4.0, images:
 
 
 def finish(benchmark: str, facts: dict[str, Any], output: Path | None = None) -> None:
-    """Print one line of JSON, machine included, and write it to a file where one is wanted."""
+    """Print the results, with the benchmark and the machine, as one line of JSON; also write it to `output` if given.
+
+    Raises:
+        OSError: the file cannot be written.
+        TypeError: a fact has no JSON.
+    """
     print(results_line({"benchmark": benchmark, "machine": describe_machine()} | facts, output))

@@ -14,7 +14,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[1]
 DESIGN = REPOSITORY / "docs/DESIGN.md"
 HEADING = "## The tree"
-ROOMS = {
+PACKAGES = {
     "serve_app": "HTTP, the checks of a configuration, the commands; builds the application",
     "deployments": "Ray Serve deployments, without image processing",
     "pipeline": "image processing and the network, without Ray",
@@ -42,13 +42,13 @@ def tree() -> str:
 
 
 def _lines() -> Iterator[str]:
-    for room, note in ROOMS.items():
-        yield f"{room + '/':<17}{note}"
-        folder = REPOSITORY / room
+    for package, note in PACKAGES.items():
+        yield f"{package + '/':<17}{note}"
+        folder = REPOSITORY / package
         modules = (path for path in folder.rglob("*.py") if path.name != "__init__.py" and "build" not in path.parts)
         for path in sorted(modules, key=lambda path: (len(path.relative_to(folder).parts) > 1, str(path))):
             yield _line(path.relative_to(folder).as_posix(), _first_sentence(path))
-        if room == "serve_app":
+        if package == "serve_app":
             yield from (_line(name, text) for name, text in ASSETS.items())
     yield from (f"{name + '/':<17}{note}" for name, note in OTHERS.items())
 

@@ -28,7 +28,7 @@ import yaml
 
 from deployments.settings import DEPLOYMENTS, EMBEDDED_MODEL
 from jobs.command_line import tell
-from loadtest.load.openloop import Client, percentile, poisson_schedule, run_open_loop
+from loadtest.load.openloop import Client, percentile, poisson_schedule, run_open_loop, whole_ms
 from loadtest.load.photos import photos_from
 from loadtest.load.traffic import OK, request_bodies
 from loadtest.service.local_service import REPOSITORY, LocalService, local_service, ray_environment
@@ -142,7 +142,7 @@ def as_table(rows: list[Updated]) -> str:
     """The results as a table."""
     lines = [f"{'change':26}{'in effect after s':>18}{'asked':>7}{'failed':>8}{'late':>6}{'p50 ms':>8}{'slowest ms':>12}"]
     for row in rows:
-        numbers = [f"{number:.0f}" if number is not None else "-" for number in (row.p50_ms, row.slowest_ms)]
+        numbers = [whole_ms(ms) for ms in (row.p50_ms, row.slowest_ms)]
         took = f"{row.took_s:.1f}" if row.took_s is not None else "not yet"
         lines.append(f"{row.change:26}{took:>18}{row.asked:7}{row.failed:8}{row.late:6}{numbers[0]:>8}{numbers[1]:>12}")
     return "\n".join(lines)
@@ -153,7 +153,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtest.update", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rate", type=float, default=3.0, help="requests a second (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=45.0, help="length of the run for each change (default: %(default)s)")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON here")
     args = parser.parse_args()
     rows = []
     with local_service() as service:

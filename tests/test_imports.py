@@ -1,7 +1,7 @@
 """Who may import whom.
 
 serve_app ─▶ deployments ─▶ pipeline        jobs and loadtest stand beside them and import all three
-in pipeline: images, model, inference and masks, in the directions of ROOMS, through their doors (`__all__`)
+in pipeline: images, model, inference and masks, in the directions of SUBPACKAGES, through their public modules (`__all__`)
 in a package with folders: in the directions of FOLDERS
 benchmarks and tests may import everything, and no shipped module imports them
 """
@@ -24,14 +24,14 @@ ALLOWED = {
     "benchmarks": OURS,
 }
 SHARED = {"types", "errors", "compiled", "fair_queue"}
-"""Modules of pipeline that belong to no room."""
-ROOMS = {
+"""Modules of pipeline that belong to no subpackage."""
+SUBPACKAGES = {
     "images": set(),
     "model": set(),
     "inference": {"images", "model"},
     "masks": set(),
 }
-"""Each room of pipeline and the rooms that it may import."""
+"""Each subpackage of pipeline and those that it may import."""
 FOLDERS = {
     "serve_app": {"http": set(), "config": {"http"}},
     "deployments": {"telemetry": set(), "ray_serve": set(), "stages": {"telemetry"}, "scoring": {"stages"}},
@@ -61,11 +61,11 @@ def test_packages_import_one_way(package):
         assert not beyond, f"{path.relative_to(REPOSITORY)} imports {', '.join(beyond)}"
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_rooms_import_one_way(room):
-    for path in files_of(f"pipeline/{room}"):
-        rooms = {name.split(".")[1] for name in imported(path) if name.startswith("pipeline.")}
-        beyond = rooms - ROOMS[room] - {room} - SHARED
+@pytest.mark.parametrize("subpackage", SUBPACKAGES)
+def test_subpackages_import_one_way(subpackage):
+    for path in files_of(f"pipeline/{subpackage}"):
+        used = {name.split(".")[1] for name in imported(path) if name.startswith("pipeline.")}
+        beyond = used - SUBPACKAGES[subpackage] - {subpackage} - SHARED
         assert not beyond, f"{path.relative_to(REPOSITORY)} imports {', '.join(beyond)}"
 
 
@@ -77,16 +77,18 @@ def test_folders_import_one_way(package, folder):
         assert not beyond, f"{path.relative_to(REPOSITORY)} imports {', '.join(beyond)} of {package}"
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_rooms_are_entered_by_their_doors(room):
-    doors = importlib.import_module(f"pipeline.{room}").__all__
-    for door in doors:
-        assert is_module(REPOSITORY / "pipeline" / room / door), door
+@pytest.mark.parametrize("subpackage", SUBPACKAGES)
+def test_subpackages_are_imported_by_their_public_modules(subpackage):
+    public = importlib.import_module(f"pipeline.{subpackage}").__all__
+    for module in public:
+        assert is_module(REPOSITORY / "pipeline" / subpackage / module), module
     for path in (path for package in SHIPPED for path in files_of(package)):
-        if path.is_relative_to(REPOSITORY / "pipeline" / room):
+        if path.is_relative_to(REPOSITORY / "pipeline" / subpackage):
             continue
-        used = {name.split(".")[2] for name in imported(path) if name.startswith(f"pipeline.{room}.")}
-        assert used <= set(doors), f"{path.relative_to(REPOSITORY)} imports {', '.join(used - set(doors))} of pipeline.{room}"
+        used = {name.split(".")[2] for name in imported(path) if name.startswith(f"pipeline.{subpackage}.")}
+        assert used <= set(public), (
+            f"{path.relative_to(REPOSITORY)} imports {', '.join(used - set(public))} of pipeline.{subpackage}"
+        )
 
 
 def test_the_drawing_is_of_the_code():

@@ -19,6 +19,7 @@ from benchmarks.peers.triton_wire import TRITON
 from loadtest.load.traffic import JSON_HEADERS, SCORE, Wire
 from loadtest.service.local_cluster import unwound_by_sigterm
 from loadtest.service.machine import free_port
+from loadtest.service.processes import KILL_TIMEOUT_S, kill_all, process_tree
 
 REPOSITORY = Path(__file__).parents[2]
 START_TIMEOUT_S = 180.0
@@ -117,19 +118,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait(STOP_TIMEOUT_S)
     family |= _family(process.pid)
     _, alive = psutil.wait_procs(family, timeout=2)
-    for member in alive:
-        with suppress(psutil.NoSuchProcess):
-            member.kill()
-    psutil.wait_procs(alive, timeout=5)
-    process.wait(5)
+    kill_all(alive)
+    process.wait(KILL_TIMEOUT_S)
 
 
 def _family(pid: int) -> set[psutil.Process]:
     """The process, all below it, and all of its session, which orphans stay in."""
-    family: set[psutil.Process] = set()
-    with suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(pid)
-        family = {parent, *parent.children(recursive=True)}
+    family = set(process_tree(pid))
     for other in psutil.process_iter():
         with suppress(ProcessLookupError, PermissionError):
             if os.getsid(other.pid) == pid:

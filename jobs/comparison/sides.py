@@ -43,8 +43,10 @@ class Answer:
 
 
 Side = Callable[[str, Path], Answer]
-"""Answers for a photo, by its name below the folder and its file."""
+"""Scores one photo: (its name below the folder, its file) → Answer. A photo that cannot be scored is a fault of its Answer.
 
+Raises OSError if the file cannot be read.
+"""
 
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 MMDET = "mmdet:"

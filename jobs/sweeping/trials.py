@@ -109,14 +109,15 @@ def ending_on_signals() -> Iterator[list[signal.Signals]]:
     """
     came: list[signal.Signals] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def end_trials(number: int, frame: FrameType | None) -> None:
+        """Raises KeyboardInterrupt (Terminated on SIGTERM) at a second signal, or while Tune does not listen yet."""
         end_tune = signal.getsignal(signal.SIGUSR1)
         if came or not callable(end_tune):  # it is not listening yet
             raise _interrupt(signal.Signals(number))
         came.append(signal.Signals(number))
         end_tune(number, frame)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, end_trials) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield came
     finally:

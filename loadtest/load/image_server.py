@@ -9,10 +9,20 @@ from typing import Any
 
 
 def start_image_server(images: Sequence[bytes], port: int = 0) -> tuple[ThreadingHTTPServer, list[str]]:
-    """Serve each image at /0.jpg, /1.jpg, … from a daemon thread; returns the server and the URLs."""
+    """Serve images from a daemon thread, until `shutdown` and `server_close` of the returned server.
+
+    Args:
+        images: encoded JPEGs, served at /0.jpg, /1.jpg, …
+        port: TCP port on loopback; 0 takes a free one.
+    Returns:
+        The server, and the URL of each image.
+    Raises:
+        OSError: the port is in use.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            """The image of that number; 404 for any other path."""
             name = self.path.strip("/").removesuffix(".jpg")
             found = name.isdecimal() and int(name) < len(images)
             body = images[int(name)] if found else b""

@@ -110,6 +110,11 @@ def percentile(values: Sequence[float], q: float) -> float | None:
     return float(np.percentile(values, q, method="higher")) if values else None
 
 
+def whole_ms(ms: float | None) -> str:
+    """Milliseconds for tables, without decimals; `-` for None."""
+    return "-" if ms is None else f"{ms:.0f}"
+
+
 def poisson_schedule(rate_per_s: float, count: int, seed: int) -> list[float]:
     """Send times of `count` queries, seconds: a Poisson process with this rate, reproducible by seed."""
     chance, at, times = random.Random(seed), 0.0, []
@@ -153,7 +158,7 @@ def _mean_stages(queries: Sequence[Query]) -> dict[str, float]:
     return {name: float(np.mean([q.stages_ms[name] for q in queries if name in q.stages_ms])) for name in names}
 
 
-class Asker(Protocol):
+class QueryClient(Protocol):
     """Interface of a client: `Client` over HTTP, or any other that sends a query."""
 
     async def ask(self, number: int, began: float, scheduled_s: float, patience_s: float = 0.0) -> Query:
@@ -247,7 +252,7 @@ class _Watch:
 
 
 async def run_open_loop(
-    client: Asker, schedule: Sequence[float], patience_s: float, bound_ms: float | None = None
+    client: QueryClient, schedule: Sequence[float], patience_s: float, bound_ms: float | None = None
 ) -> list[Query]:
     """Send every query at its time; give up on unanswered ones `patience_s` after the last was sent.
 
@@ -278,7 +283,7 @@ async def run_open_loop(
     return answered + [Query(at, at, at, ABANDONED) for at in schedule[len(tasks) :]]
 
 
-async def keep_asking(client: Asker, queries: list[Query], began: float, until_s: float) -> None:
+async def run_closed_loop(client: QueryClient, queries: list[Query], began: float, until_s: float) -> None:
     """A closed-loop client: sends the next query when the last is done, until `until_s` seconds after `began`; appends to `queries`."""
     while (now_s := time.perf_counter() - began) < until_s:
         queries.append(await client.ask(len(queries), began, now_s))
@@ -287,7 +292,6 @@ async def keep_asking(client: Asker, queries: list[Query], began: float, until_s
 async def run_single_stream(client: Client, seconds: float) -> list[Query]:
     """A closed-loop client for `seconds`; sends at least one query."""
     began = time.perf_counter()
-    queries: list[Query] = []
-    while not queries or time.perf_counter() - began < seconds:
-        queries.append(await client.ask(len(queries), began, time.perf_counter() - began))
+    queries = [await client.ask(0, began, 0.0)]
+    await run_closed_loop(client, queries, began, seconds)
     return queries

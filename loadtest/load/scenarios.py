@@ -23,6 +23,7 @@ from loadtest.load.openloop import (
     run_open_loop,
     run_single_stream,
     summarise,
+    whole_ms,
 )
 from loadtest.load.rate_search import NoMoreTrials, highest_rate
 
@@ -100,6 +101,7 @@ async def find_server_rate(client: Client, setup: Setup) -> Result:
     began, finished = time.perf_counter(), True
 
     async def holds(rate_per_s: float) -> bool:
+        """Run a trial; whether it met the bound. Raises NoMoreTrials when a limit of the search is reached."""
         nonlocal finished
         ends_s = time.perf_counter() - began + max(setup.seconds, MIN_QUERIES / rate_per_s)
         if len(trials) >= setup.max_trials or ends_s > setup.max_search_s:
@@ -146,5 +148,5 @@ def _median_trial(trials: list[Summary]) -> Summary:
 
 
 def _line(name: str, summary: Summary) -> str:
-    p50, p99 = (f"{ms:.0f}" if ms is not None else "-" for ms in (summary.p50_ms, summary.p99_ms))
+    p50, p99 = map(whole_ms, (summary.p50_ms, summary.p99_ms))
     return f"{name}: p50 {p50} ms, p99 {p99} ms, {summary.outcomes}{' (cut short)' if summary.cut_short else ''}"

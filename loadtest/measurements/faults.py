@@ -27,12 +27,13 @@ import psutil
 
 from deployments.settings import DEPLOYMENTS
 from jobs.command_line import tell
-from loadtest.load.openloop import Client, Query, keep_asking, percentile, poisson_schedule, run_open_loop
+from loadtest.load.openloop import Client, Query, percentile, poisson_schedule, run_closed_loop, run_open_loop, whole_ms
 from loadtest.load.photos import photos_from
 from loadtest.load.traffic import OK, request_bodies
 from loadtest.service.local_cluster import Node, NotReady
-from loadtest.service.local_service import LocalService, local_service, title_of
+from loadtest.service.local_service import LocalService, local_service
 from loadtest.service.node_network import may_make_networks
+from loadtest.service.processes import title_of
 
 NODES = 3
 KILL, STOP = "kill -9", "SIGSTOP"
@@ -70,7 +71,7 @@ class Fault:
 
 
 @dataclass(slots=True)
-class Storm:
+class FaultInjector:
     """Causes faults in a running service until it is stopped.
 
     Args:
@@ -91,22 +92,22 @@ class Storm:
         while not self.ended.wait(self.every_s):
             action, target = chance.choice((KILL, STOP)), chance.choice(TARGETS)
             node = chance.choice(self.service.nodes)
-            victims = self._victims(target, node)
-            if not victims:  # its replacement is not there yet
+            processes = self._processes_of(target, node)
+            if not processes:  # its replacement is not there yet
                 continue
             self.faults.append(Fault(clock(), action, target))
             tell(f"{self.faults[-1].at_s:6.1f} s: {self.faults[-1].name}")
-            self._strike(chance.choice(victims), action, node if target == RAYLET else None)
+            self._inject(chance.choice(processes), action, node if target == RAYLET else None)
 
-    def _victims(self, target: str, node: Node) -> list[psutil.Process]:
+    def _processes_of(self, target: str, node: Node) -> list[psutil.Process]:
         processes = node.processes() if target == RAYLET else self.service.processes()
         signs = {HAPROXY: "haproxy -", CONTROLLER: "ray::ServeController", RAYLET: "raylet/raylet"}
         sign = signs.get(target, f":{target}")
         return [process for process in processes if sign in title_of(process)]
 
-    def _strike(self, victim: psutil.Process, action: str, node: Node | None) -> None:
+    def _inject(self, process: psutil.Process, action: str, node: Node | None) -> None:
         with suppress(psutil.NoSuchProcess):
-            victim.send_signal(signal.SIGKILL if action == KILL else signal.SIGSTOP)
+            process.send_signal(signal.SIGKILL if action == KILL else signal.SIGSTOP)
         if node is not None:
             self.ended.wait(NODE_KILLED_AFTER_S)
             node.kill()
@@ -114,7 +115,7 @@ class Storm:
         elif action == STOP:
             self.ended.wait(STOPPED_S)
             with suppress(psutil.NoSuchProcess):
-                victim.send_signal(signal.SIGCONT)
+                process.send_signal(signal.SIGCONT)
 
     def _replace(self, node: Node) -> None:
         """Start another node, with retries: a raylet gives its agent 15 s to start, which may not suffice on a busy machine."""
@@ -208,30 +209,30 @@ async def load(service: LocalService, minutes: float, every_s: float, rate_per_s
     bodies = request_bodies(photos_from(None, size_wh=(640, 480)), 1)
     async with Client(service.url, bodies, timeout_s=HUNG_S + 5) as client:
         rate_per_s = rate_per_s or await limit_per_s(client) / 2
-        storm = Storm(service, every_s, seed)
+        injector = FaultInjector(service, every_s, seed)
         began = loop.time()
-        striking = asyncio.create_task(asyncio.to_thread(storm.run, lambda: loop.time() - began))
+        injecting = asyncio.create_task(asyncio.to_thread(injector.run, lambda: loop.time() - began))
         try:
             schedule = poisson_schedule(rate_per_s, round(rate_per_s * minutes * 60), seed)
             queries = await run_open_loop(client, schedule, HUNG_S + 5)
         finally:
-            storm.ended.set()
-            await striking
-    return summarise(queries, storm.faults, rate_per_s)
+            injector.ended.set()
+            await injecting
+    return summarise(queries, injector.faults, rate_per_s)
 
 
 async def limit_per_s(client: Client) -> float:
     """Correct answers per second with a few closed-loop clients."""
     began = asyncio.get_running_loop().time()
     queries: list[Query] = []
-    await asyncio.gather(*(keep_asking(client, queries, began, WARM_UP_S) for _ in range(WARM_UP_CLIENTS)))
+    await asyncio.gather(*(run_closed_loop(client, queries, began, WARM_UP_S) for _ in range(WARM_UP_CLIENTS)))
     return sum(query.outcome == OK for query in queries) / WARM_UP_S
 
 
 def measure(minutes: float, every_s: float, rate_per_s: float | None, seed: int) -> dict[str, Any]:
     """Start three nodes, cause faults, and summarise; JSON-ready."""
     own_networks = may_make_networks()
-    with local_service(change=spread_out, nodes=NODES, cables=own_networks, balanced=own_networks) as service:
+    with local_service(change=spread_out, nodes=NODES, namespaces=own_networks, balanced=own_networks) as service:
         return asdict(asyncio.run(load(service, minutes, every_s, rate_per_s, seed)))
 
 
@@ -241,7 +242,7 @@ def as_table(outcome: dict[str, Any]) -> str:
     for row in outcome["rows"]:
         failed = ", ".join(f"{name} {count}" for name, count in row["failed"].items()) or "none"
         lines.append(f"{row['fault']:30}{row['times']:6}{row['queries']:9}{row['slowest_s']:11.1f}  {failed}")
-    p50, p99 = (f"{ms:.0f}" if ms is not None else "-" for ms in (outcome["p50_ms"], outcome["p99_ms"]))
+    p50, p99 = map(whole_ms, (outcome["p50_ms"], outcome["p99_ms"]))
     lines.append(
         f"{outcome['queries']} queries at {outcome['rate_per_s']:.1f}/s: {outcome['failed']} failed, {outcome['unexplained']} of them "
         f"held by nothing that was killed or stopped; {outcome['hung']} hung beyond {HUNG_S:g} s; p50 {p50} ms, p99 {p99} ms"

@@ -14,19 +14,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
-
 from jobs.command_line import tell
-from loadtest.load.openloop import Client, Summary, poisson_schedule, run_open_loop, run_single_stream, summarise
+from loadtest.load.openloop import Client, Summary, poisson_schedule, run_open_loop, run_single_stream, summarise, whole_ms
 from loadtest.load.photos import photos_from
 from loadtest.load.scenarios import Setup, find_server_rate
 from loadtest.load.traffic import OK, request_bodies
 from loadtest.service.local_service import LocalService, local_service
 from loadtest.service.machine import describe_machine, results_line
+from loadtest.service.processes import private_memory_mb
 
 RECOVERED_IN_A_ROW = 3
 GIVE_UP_S = 60.0
@@ -63,15 +61,15 @@ async def overload(service: LocalService, bodies: list[bytes], setup: Setup, rat
             raise SystemExit(f"no rate meets p99 {setup.p99_ms:g} ms, so there is no limit to double; give a --rate")
         headers = {"x-request-timeout-seconds": str(setup.p99_ms / 1e3)}
         async with Client(service.url, bodies, headers=headers) as client:
-            before = memory_mb(service)
+            before = private_memory_mb(service.processes())
             at_limit = await _offer(client, setup, limit, 1)
             await asyncio.sleep(BETWEEN_S)
             at_twice = await _offer(client, setup, 2 * limit, 2)
-            loaded = memory_mb(service)
+            loaded = private_memory_mb(service.processes())
             recovered_s = await _recovery(client, setup.p99_ms)
             await asyncio.sleep(AFTER_S)
     kept = (at_twice.goodput_per_s or 0.0) / (at_limit.goodput_per_s or 1.0)
-    return Overload(limit, at_limit, at_twice, kept, recovered_s, (before, loaded, memory_mb(service)))
+    return Overload(limit, at_limit, at_twice, kept, recovered_s, (before, loaded, private_memory_mb(service.processes())))
 
 
 async def _offer(client: Client, setup: Setup, rate_per_s: float, seed: int) -> Summary:
@@ -91,15 +89,6 @@ async def _recovery(client: Client, bound_ms: float) -> float | None:
     return None
 
 
-def memory_mb(service: LocalService) -> float:
-    """Private memory (USS) of all processes of a service, MB."""
-    total = 0
-    for process in service.processes():
-        with suppress(psutil.Error):
-            total += process.memory_full_info().uss
-    return total / 1e6
-
-
 def as_table(result: Overload) -> str:
     """The result as a table."""
     rows = [
@@ -108,8 +97,7 @@ def as_table(result: Overload) -> str:
     for summary in (result.at_limit, result.at_twice):
         refused = sum(count for name, count in summary.outcomes.items() if name.startswith("refused"))
         late = summary.outcomes.get("status 408", 0)
-        p99s = (f"{ms:.0f}" if ms is not None else "-" for ms in (summary.p99_ms, summary.refused_p99_ms))
-        answered, turned_away = p99s
+        answered, turned_away = map(whole_ms, (summary.p99_ms, summary.refused_p99_ms))
         rows.append(
             f"{summary.offered_per_s:9.1f} {summary.goodput_per_s or 0:18.1f} {refused:8} {late:8} {answered:>17} {turned_away:>18}"
         )
@@ -134,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m loadtest overload`."""
     parser.add_argument("--rate", type=float, help="the limit, queries/s (default: searched)")
-    parser.add_argument("--p99-ms", type=float, default=250.0)
+    parser.add_argument("--p99-ms", type=float, default=250.0, help="latency bound (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=20.0, help="seconds at each rate (default: %(default)s)")
     parser.add_argument("--images", type=Path, help="folder of photos (default: generated 640x480 ones)")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON here")

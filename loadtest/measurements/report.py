@@ -16,30 +16,19 @@ from loadtest.measurements import plots
 Results = dict[str, Any]
 Row = dict[str, Any]
 
-COLUMNS = (
-    "offered/s",
-    "queries",
-    "ok",
-    "p50 ms",
-    "p90 ms",
-    "p99 ms",
-    "missed",
-    "images/s",
-    "refused p99 ms",
-    "client lag p99 ms",
-)
-KEYS = (
-    "offered_per_s",
-    "queries",
-    "ok",
-    "p50_ms",
-    "p90_ms",
-    "p99_ms",
-    "missed",
-    "images_per_s",
-    "refused_p99_ms",
-    "send_lag_p99_ms",
-)
+COLUMNS = {
+    "offered/s": "offered_per_s",
+    "queries": "queries",
+    "ok": "ok",
+    "p50 ms": "p50_ms",
+    "p90 ms": "p90_ms",
+    "p99 ms": "p99_ms",
+    "missed": "missed",
+    "images/s": "images_per_s",
+    "refused p99 ms": "refused_p99_ms",
+    "client lag p99 ms": "send_lag_p99_ms",
+}
+"""Columns of the tables, and the fields of a Summary that they show."""
 
 
 def read_results(path: Path) -> Results:
@@ -90,14 +79,14 @@ def as_table(results: Results) -> str:
     """Headline and trials, for a terminal."""
     lines = [headline(results), "  ".join(COLUMNS) + "  outcomes"]
     for row in rows_of(results):
-        cells = (_number(row[key]).rjust(len(name)) for key, name in zip(KEYS, COLUMNS, strict=True))
+        cells = (_number(row[key]).rjust(len(name)) for name, key in COLUMNS.items())
         lines.append(f"{'  '.join(cells)}  {_outcomes(row)}")
     return "\n".join(lines)
 
 
 def as_html(results: Results, png: bytes) -> str:
     """The HTML page."""
-    rows = [[*(_number(row[key]) for key in KEYS), _outcomes(row)] for row in rows_of(results)]
+    rows = [[*(_number(row[key]) for key in COLUMNS.values()), _outcomes(row)] for row in rows_of(results)]
     facts = {name: results.get(name) for name in ("machine", "service", "images", "seed", "seconds_per_trial")}
     return html_page.page(
         headline(results),

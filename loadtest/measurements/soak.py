@@ -21,9 +21,9 @@ from jobs.command_line import tell
 from loadtest.load.openloop import Client, poisson_schedule, run_open_loop, run_single_stream, summarise
 from loadtest.load.photos import photos_from
 from loadtest.load.traffic import request_bodies
-from loadtest.measurements.overload import memory_mb
 from loadtest.service.local_service import LocalService, local_service
 from loadtest.service.machine import describe_machine, results_line
+from loadtest.service.processes import private_memory_mb
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ async def soak(service: LocalService, bodies: list[bytes], rate_per_s: float, mi
             outcomes.update(summary.outcomes)
             p50s.append(summary.p50_ms)
             p99s.append(summary.p99_ms)
-            memory.append(memory_mb(service))
+            memory.append(private_memory_mb(service.processes()))
             replicas.append({name: len(service.replica_pids(name)) for name in DEPLOYMENTS})
             line = f"minute {minute + 1}: p50 {summary.p50_ms or 0:.0f} ms, p99 {summary.p99_ms or 0:.0f} ms, {summary.outcomes}"
             tell(f"{line}, {memory[-1]:.0f} MB, {sum(replicas[-1].values())} replicas")
@@ -87,6 +87,6 @@ def run(args: argparse.Namespace) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m loadtest soak`."""
     parser.add_argument("--rate", type=float, default=8.0, help="queries a second (default: %(default)s)")
-    parser.add_argument("--minutes", type=int, default=15)
+    parser.add_argument("--minutes", type=int, default=15, help="length of the run (default: %(default)s)")
     parser.add_argument("--images", type=Path, help="folder of photos (default: generated 640x480 ones)")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON here")

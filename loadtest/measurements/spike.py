@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.command_line import tell
-from loadtest.load.openloop import Client, Query, keep_asking, percentile, run_single_stream
+from loadtest.load.openloop import Client, Query, percentile, run_closed_loop, run_single_stream, whole_ms
 from loadtest.load.photos import photos_from
 from loadtest.load.traffic import OK, request_bodies
 from loadtest.measurements import plots
@@ -107,7 +107,7 @@ async def run_clients(client: Client, phases: Sequence[tuple[int, float]]) -> li
     ends_s = 0.0
     for count, seconds in phases:
         ends_s += seconds
-        await asyncio.gather(*(keep_asking(client, queries, began, ends_s) for _ in range(count)))
+        await asyncio.gather(*(run_closed_loop(client, queries, began, ends_s) for _ in range(count)))
     return queries
 
 
@@ -156,7 +156,7 @@ def as_table(result: Spike) -> str:
     """The result as a table."""
     rows = [f"{'':8}{'clients':>8}{'answers/s':>11}{'p50 ms':>8}{'p99 ms':>8}{'failed':>8}  most replicas"]
     for phase in result.phases:
-        p50, p99 = (f"{ms:.0f}" if ms is not None else "-" for ms in (phase.p50_ms, phase.p99_ms))
+        p50, p99 = map(whole_ms, (phase.p50_ms, phase.p99_ms))
         replicas = ", ".join(f"{stage} {count}" for stage, count in phase.most_replicas.items())
         rows.append(f"{phase.name:8}{phase.clients:8}{phase.per_s:11.1f}{p50:>8}{p99:>8}{phase.failed:8}  {replicas}")
     recovered = "never within the spike" if result.recovered_s is None else f"{result.recovered_s:.0f} s after the spike began"
@@ -209,16 +209,16 @@ def run(args: argparse.Namespace) -> int:
         (args.output / "spike.json").write_text(line + "\n", encoding="utf-8")
         (args.output / "spike.png").write_bytes(as_png(result))
     print(as_table(result))
-    print(
-        json.dumps({"machine": machine, "phases": [asdict(phase) for phase in result.phases], "recovered_s": result.recovered_s})
-    )
+    phases = [asdict(phase) for phase in result.phases]
+    print(json.dumps({"machine": machine, "phases": phases, "recovered_s": result.recovered_s}))
     return 0 if result.recovered_s is not None else 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m loadtest spike`."""
-    parser.add_argument("--clients", type=int, nargs=2, default=(1, 10), metavar=("FEW", "MANY"))
-    parser.add_argument("--seconds", type=float, nargs=3, default=(20.0, 70.0, 40.0), metavar=PHASES)
+    few_many, lengths = (1, 10), (20.0, 70.0, 40.0)
+    parser.add_argument("--clients", type=int, nargs=2, default=few_many, metavar=("FEW", "MANY"), help="(default: 1 10)")
+    parser.add_argument("--seconds", type=float, nargs=3, default=lengths, metavar=PHASES, help="(default: 20 70 40)")
     parser.add_argument("--p99-ms", type=float, default=500.0, help="latency bound (default: %(default)s)")
     parser.add_argument("--images", type=Path, help="folder of photos (default: generated ones)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write spike.png and spike.json here")

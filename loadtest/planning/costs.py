@@ -260,8 +260,8 @@ def run(args: argparse.Namespace) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m loadtest costs`."""
-    parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--images-per-request", type=int, default=1)
+    parser.add_argument("--clients", type=int, default=16, help="closed-loop clients (default: %(default)s)")
+    parser.add_argument("--images-per-request", type=int, default=1, help="(default: %(default)s)")
     parser.add_argument("--urls", action="store_true", help="send URLs of an image server on this machine instead of base64")
     parser.add_argument("--count", type=int, default=320, help="images to answer (default: %(default)s)")
     parser.add_argument("--images", type=Path, help="folder of photos (default: generated 640x480 ones)")

@@ -267,7 +267,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m loadtest plan`."""
     parser.add_argument("--costs", type=Path, required=True, help="JSON of python -m loadtest costs --output")
     parser.add_argument("--rate", type=float, default=100.0, help="images/s (default: %(default)s)")
-    parser.add_argument("--p99-ms", type=float, default=250.0)
+    parser.add_argument("--p99-ms", type=float, default=250.0, help="latency bound (default: %(default)s)")
     parser.add_argument(
         "--step-ms", type=_step, metavar="BASE,PER_IMAGE", help="step of your accelerator (default: of the engine in costs.json)"
     )
@@ -277,7 +277,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fetch-ms", type=float, default=StageCosts().fetch_ms, help="time to fetch a URL (default: %(default)s)"
     )
-    parser.add_argument("--max-batch", type=int, default=32)
+    parser.add_argument("--max-batch", type=int, default=32, help="most images in a pass (default: %(default)s)")
     parser.add_argument("--utilisation", type=float, default=0.7, help="largest utilisation of a replica (default: %(default)s)")
     parser.add_argument(
         "--check", type=int, nargs="+", metavar="DETECTORS", help="compare with runs of so many simulated detectors"

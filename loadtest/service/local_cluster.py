@@ -2,7 +2,7 @@
 
     head (no CPUs: no replicas) ◀── node ◀── node ...
 
-With `cables` each node has a network namespace of its own (node_network.py) and can be cut off. Without namespaces, the HTTP
+With `namespaces` each node has a network namespace of its own (node_network.py) and can be cut off. Without namespaces, the HTTP
 proxy runs on the head only: those of several nodes would need the same port.
 """
 
@@ -23,7 +23,8 @@ import psutil
 
 from jobs.command_line import CommandFault
 from loadtest.service.machine import free_port
-from loadtest.service.node_network import Cable, bridge
+from loadtest.service.node_network import NodeLink, bridge
+from loadtest.service.processes import KILL_TIMEOUT_S, kill_all, process_tree
 
 CPUS_A_NODE = 4
 """Logical CPUs per node: one node of two can hold all replicas."""
@@ -66,39 +67,29 @@ class Node:
 
     Args:
         process: `ray start --block`.
-        cable: its connection, if it has a network namespace of its own.
+        link: its connection, if it has a network namespace of its own.
     """
 
     process: subprocess.Popen[bytes]
-    cable: Cable | None = None
+    link: NodeLink | None = None
 
     def processes(self) -> list[psutil.Process]:
         """Every process of this node."""
-        with suppress(psutil.NoSuchProcess):
-            parent = psutil.Process(self.process.pid)
-            return [parent, *parent.children(recursive=True)]
-        return []
+        return process_tree(self.process.pid)
 
     def kill(self) -> None:
         """Simulate the loss of the node: SIGKILL to all its processes at once."""
-        family = self.processes()
-        for process in family:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(family, timeout=5)
-        self.process.wait(5)
+        kill_all(self.processes())
+        self.process.wait(KILL_TIMEOUT_S)
 
     def stop(self) -> None:
         """Stop the node gracefully, then kill what is left of it."""
-        family = self.processes()
+        processes = self.processes()
         self.process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(_STOP_TIMEOUT_S)
-        for process in family:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(family, timeout=5)
-        self.process.wait(5)
+        kill_all(processes)
+        self.process.wait(KILL_TIMEOUT_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,20 +109,20 @@ class LocalCluster:
 
 
 @contextmanager
-def local_cluster(nodes: int, folder: Path, env: Mapping[str, str], *, cables: bool = False) -> Iterator[LocalCluster]:
+def local_cluster(nodes: int, folder: Path, env: Mapping[str, str], *, namespaces: bool = False) -> Iterator[LocalCluster]:
     """Start a head without CPUs and `nodes` nodes; stops all of them at the end.
 
     Args:
         folder: for logs.
         env: environment of every node, including `ray.env`.
-        cables: give each node a network namespace of its own; needs CAP_NET_ADMIN.
+        namespaces: give each node a network namespace of its own; needs CAP_NET_ADMIN.
     Raises:
         NotReady: a node did not start in time; the message holds the end of its log.
     """
     env = {name: value for name, value in env.items() if name != "RAY_ADDRESS"}
     port = free_port()
     with ExitStack() as stack:
-        joined = stack.enter_context(bridge()) if cables else None
+        joined = stack.enter_context(bridge()) if namespaces else None
         host = joined.address if joined else "127.0.0.1"
         address = f"{host}:{port}"
         head = stack.enter_context(
@@ -142,8 +133,8 @@ def local_cluster(nodes: int, folder: Path, env: Mapping[str, str], *, cables: b
         def start_node(tries: int = START_TRIES) -> Node:
             arguments = [f"--address={address}", f"--num-cpus={CPUS_A_NODE}"]
             try:
-                cable = joined.connect() if joined else None
-                started = stack.enter_context(_node(arguments, folder, f"node{next(count)}", env, host, cable))
+                link = joined.connect() if joined else None
+                started = stack.enter_context(_node(arguments, folder, f"node{next(count)}", env, host, link))
             except NotReady:
                 if tries == 1:
                     raise
@@ -159,7 +150,7 @@ def local_cluster(nodes: int, folder: Path, env: Mapping[str, str], *, cables: b
 
 @contextmanager
 def _node(
-    arguments: list[str], folder: Path, name: str, env: Mapping[str, str], host: str, cable: Cable | None = None
+    arguments: list[str], folder: Path, name: str, env: Mapping[str, str], host: str, link: NodeLink | None = None
 ) -> Iterator[Node]:
     command = [
         sys.executable,
@@ -167,7 +158,7 @@ def _node(
         "ray.scripts.scripts",
         "start",
         "--block",
-        f"--node-ip-address={cable.address if cable else host}",
+        f"--node-ip-address={link.address if link else host}",
         "--log-color=false",
     ]
     command += [f"--object-store-memory={_OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"]
@@ -176,13 +167,13 @@ def _node(
     log = folder / f"{name}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            cable.command(command) if cable else command,
+            link.command(command) if link else command,
             env=dict(env),
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    node = Node(process, cable)
+    node = Node(process, link)
     try:
         _wait_until_started(process, log)
         yield node

@@ -27,13 +27,14 @@ from loadtest.service.load_balancer import load_balancer
 from loadtest.service.local_cluster import START_TRIES, LocalCluster, Node, NotReady, local_cluster, unwound_by_sigterm
 from loadtest.service.machine import free_port
 from loadtest.service.node_network import HOSTS
+from loadtest.service.processes import KILL_TIMEOUT_S, kill_all, process_tree, title_of
 from serve_app.config.ray_env import read_ray_env
 from serve_app.config_file import HAPROXY_PORTS
 
 REPOSITORY = Path(__file__).parents[2]
 SHIPPED_CONFIG = REPOSITORY / "serve_config.yaml"
 START_TIMEOUT_S = 180.0
-STOP_TIMEOUT_S = 45.0
+STOP_TIMEOUT_S, STOP_CHILDREN_S = 45.0, 5.0
 
 _DEPLOY_FAILED = re.compile(r"Deploying app .* failed|Failed to update the deployments")
 _RAY_DID_NOT_START = re.compile(r"timed out during startup|Failed to get node info")
@@ -93,8 +94,8 @@ class LocalService:
 
     def processes(self) -> list[psutil.Process]:
         """Every process of this service, Ray's own included."""
-        of_nodes = (self.cluster.head, *self.cluster.nodes) if self.cluster else ()
-        return [process for node in (Node(self.process), *of_nodes) for process in node.processes()]
+        nodes = (self.cluster.head, *self.cluster.nodes) if self.cluster else ()
+        return [*process_tree(self.process.pid), *(process for node in nodes for process in node.processes())]
 
     def log_tail(self, lines: int = 40) -> str:
         """The last lines that `serve run` printed."""
@@ -108,7 +109,7 @@ def local_service(
     env: dict[str, str] | None = None,
     nodes: int = 0,
     *,
-    cables: bool = False,
+    namespaces: bool = False,
     balanced: bool = False,
 ) -> Iterator[LocalService]:
     """Run a configuration until the block ends or SIGTERM arrives.
@@ -118,8 +119,8 @@ def local_service(
         change: edits the parsed file in place.
         env: further environment variables.
         nodes: 0: Ray as `serve run` starts it; else a cluster of so many nodes, with the HTTP proxy on its head.
-        cables: see `local_cluster`.
-        balanced: an HTTP proxy on every node, and a load balancer before them, whose URL the service has; with `cables` only.
+        namespaces: see `local_cluster`.
+        balanced: an HTTP proxy on every node, and a load balancer before them, whose URL the service has; with `namespaces` only.
     Raises:
         NotReady: the service was not ready in time, or a node did not start.
     """
@@ -131,8 +132,8 @@ def local_service(
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         port = free_port()
         environment = service_environment(folder) | (env or {})
-        path = _write_config(config, change, port, folder, head_only=nodes > 0 and not balanced, cables=cables)
-        cluster = stack.enter_context(local_cluster(nodes, folder, environment, cables=cables)) if nodes else None
+        path = _write_config(config, change, port, folder, head_only=nodes > 0 and not balanced, namespaces=namespaces)
+        cluster = stack.enter_context(local_cluster(nodes, folder, environment, namespaces=namespaces)) if nodes else None
         url = stack.enter_context(load_balancer(HOSTS, port, folder)) if balanced else f"http://127.0.0.1:{port}"
         for tries_left in reversed(range(START_TRIES)):
             service = LocalService(url, _serve_run(path, folder, environment, cluster), folder, cluster)
@@ -182,12 +183,12 @@ def wait_until_ready(
     raise NotReady(f"the service was not ready after {time.monotonic() - began:.0f} s; its log ends:\n{service.log_tail()}")
 
 
-def _write_config(config: Path, change: Edit | None, port: int, folder: Path, *, head_only: bool, cables: bool) -> Path:
+def _write_config(config: Path, change: Edit | None, port: int, folder: Path, *, head_only: bool, namespaces: bool) -> Path:
     document = yaml.safe_load(config.read_text(encoding="utf-8"))
     document.setdefault("http_options", {}).update(host="127.0.0.1", port=port)
     if head_only:  # on one machine the proxies of several nodes would want the same port
         document["proxy_location"] = "HeadOnly"
-    if cables:  # HAProxy on the head reaches the Ingresses by their nodes' addresses
+    if namespaces:  # HAProxy on the head reaches the Ingresses by their nodes' addresses
         document["http_options"]["host"] = "0.0.0.0"  # in a network namespace of its own, see `bridge`
         document["applications"][0]["args"].setdefault("ingress", {})["auth"] = {"allow_anonymous": True}
     if change is not None:
@@ -225,22 +226,11 @@ def _interruptible() -> Iterator[None]:
 
 def _stop(service: LocalService) -> None:
     """Stop `serve run` as Ctrl-C does, then kill what is left of its processes."""
-    family = Node(service.process).processes()
+    processes = process_tree(service.process.pid)
     with suppress(ProcessLookupError):
         service.process.send_signal(signal.SIGINT)
     with suppress(subprocess.TimeoutExpired):
         service.process.wait(STOP_TIMEOUT_S)
-    _, alive = psutil.wait_procs(family, timeout=5)
-    for process in alive:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=5)
-    service.process.wait(5)
-
-
-def title_of(process: psutil.Process) -> str:
-    """The command line of a process, which Ray may have renamed; empty if the process has ended."""
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+    _, alive = psutil.wait_procs(processes, timeout=STOP_CHILDREN_S)
+    kill_all(alive)
+    service.process.wait(KILL_TIMEOUT_S)

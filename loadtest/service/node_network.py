@@ -2,7 +2,7 @@
 
     bridge 10.93.0.1 (head, load) ──veth── 10.93.0.2 (node) ──veth── 10.93.0.3 (node) ...
 
-A node whose cable is pulled looks as if it had lost power: nothing that is sent to it is acknowledged, no connection is reset. SIGSTOP
+A node that is cut off looks as if it had lost power: nothing that is sent to it is acknowledged, no connection is reset. SIGSTOP
 is no such test, because the kernel of a stopped process still acknowledges what arrives.
 """
 
@@ -23,26 +23,26 @@ HOSTS = [f"{_PREFIX}{host}" for host in range(1, 33)]
 
 
 @dataclass(frozen=True, slots=True)
-class Cable:
+class NodeLink:
     """The connection of one node.
 
     Args:
         namespace: name of the node's network namespace.
-        link: the bridge's end.
+        interface: the bridge's end of the veth pair.
         address: IPv4 address of the node.
     """
 
     namespace: str
-    link: str
+    interface: str
     address: str
 
     def command(self, command: list[str]) -> list[str]:
         """The command line that runs `command` in the namespace."""
         return ["ip", "netns", "exec", self.namespace, *command]
 
-    def pull(self) -> None:
+    def cut(self) -> None:
         """Cut the node off."""
-        _ip("link", "set", self.link, "down")
+        _ip("link", "set", self.interface, "down")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +51,22 @@ class Bridge:
 
     name: str
     address: str = f"{_PREFIX}1"
-    _cables: list[Cable] = field(default_factory=list)
+    _links: list[NodeLink] = field(default_factory=list)
     _hosts: Iterator[int] = field(default_factory=lambda: itertools.count(2))
 
-    def connect(self) -> Cable:
+    def connect(self) -> NodeLink:
         """Make a namespace with an interface on the bridge."""
         host = next(self._hosts)
-        cable = Cable(f"{self.name}n{host}", f"{self.name}v{host}", f"{_PREFIX}{host}")
-        _ip("netns", "add", cable.namespace)
-        self._cables.append(cable)
-        _ip("link", "add", cable.link, "type", "veth", "peer", "name", "eth0", "netns", cable.namespace)
-        _ip("link", "set", cable.link, "master", self.name, "up")
-        for interface in ("eth0", "lo"):
-            _ip("-n", cable.namespace, "link", "set", interface, "up")
-        _ip("-n", cable.namespace, "addr", "add", f"{cable.address}/24", "dev", "eth0")
-        _ip("-n", cable.namespace, "route", "add", "default", "via", self.address)
-        return cable
+        link = NodeLink(f"{self.name}n{host}", f"{self.name}v{host}", f"{_PREFIX}{host}")
+        _ip("netns", "add", link.namespace)
+        self._links.append(link)
+        _ip("link", "add", link.interface, "type", "veth", "peer", "name", "eth0", "netns", link.namespace)
+        _ip("link", "set", link.interface, "master", self.name, "up")
+        for end in ("eth0", "lo"):
+            _ip("-n", link.namespace, "link", "set", end, "up")
+        _ip("-n", link.namespace, "addr", "add", f"{link.address}/24", "dev", "eth0")
+        _ip("-n", link.namespace, "route", "add", "default", "via", self.address)
+        return link
 
 
 @contextmanager
@@ -80,8 +80,8 @@ def bridge() -> Iterator[Bridge]:
         _ip("route", "add", "default", "dev", made.name)  # Ray 2.60 does not start where there is none
         yield made
     finally:
-        for cable in made._cables:
-            _ip("netns", "delete", cable.namespace)
+        for link in made._links:
+            _ip("netns", "delete", link.namespace)
         _ip("link", "delete", made.name)
 
 

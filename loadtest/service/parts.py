@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 
 from deployments.settings import DEPLOYMENTS
-from loadtest.service.local_service import title_of
+from loadtest.service.processes import title_of
 
 DETECTOR = "Detector"
 DECODERS = "decoders"

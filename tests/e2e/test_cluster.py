@@ -6,8 +6,9 @@ import pytest
 
 from deployments.settings import DEPLOYMENTS
 from loadtest.chaos import CALLERS, Callers, lose_node, two_detectors
-from loadtest.service.local_service import local_service, title_of
+from loadtest.service.local_service import local_service
 from loadtest.service.node_network import may_make_networks
+from loadtest.service.processes import title_of
 
 
 def replicas_on(service, node):
@@ -36,7 +37,7 @@ def test_a_node_without_power():
     """Nothing that is sent to the node is acknowledged: HAProxy and Ray detect it, and the other node goes on answering."""
     if not may_make_networks():
         pytest.skip("the nodes get networks of their own: run this as root under `unshare --net`, after `ip link set lo up`")
-    with local_service(change=two_detectors, nodes=2, cables=True) as service:
+    with local_service(change=two_detectors, nodes=2, namespaces=True) as service:
         lost, left = service.nodes
         for node in service.nodes:
             wait_for_replicas(service, node, DEPLOYMENTS)
@@ -44,7 +45,7 @@ def test_a_node_without_power():
         with Callers(service.url, CALLERS) as callers:
             time.sleep(2)
             cut_at = time.monotonic()
-            lost.cable.pull()
+            lost.link.cut()
             time.sleep(2 * CUT_OFF_S)
         after = [(done - sent, status) for sent, done, status in callers.answers if done > cut_at]
         print(f"\n{len(after)} answers, slowest {max(after)[0]:.1f} s, failed {[status for _, status in after if status != 200]}")

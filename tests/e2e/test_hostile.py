@@ -18,7 +18,8 @@ import requests
 
 from deployments.settings import DEPLOYMENTS
 from loadtest.service.local_cluster import NotReady
-from loadtest.service.local_service import local_service, ray_environment, title_of
+from loadtest.service.local_service import local_service, ray_environment
+from loadtest.service.processes import title_of
 from tests.e2e.batches import settled_batches
 from tests.security.attacks import SPECIALS, attack_with_bodies, attack_with_files, encoded_body
 from tests.security.mutants import mutants

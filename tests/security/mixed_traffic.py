@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loadtest.load.openloop import Client, Query, keep_asking, percentile, poisson_schedule, run_open_loop
+from loadtest.load.openloop import Client, Query, percentile, poisson_schedule, run_closed_loop, run_open_loop
 from loadtest.load.photos import photos_from
 from loadtest.load.traffic import OK
 from tests.security.attacks import PATIENCE_S, encoded_body, random_body
@@ -93,7 +93,7 @@ async def _closed_loop(honest: Client, hostile: Client | None, seconds: float, _
             await client.ask(sent_hostile, began, 0.0)
 
     attackers = [attack(hostile) for _ in range(HOSTILE_CLIENTS)] if hostile else []
-    await asyncio.gather(*(keep_asking(honest, asked, began, seconds) for _ in range(HONEST_CLIENTS)), *attackers)
+    await asyncio.gather(*(run_closed_loop(honest, asked, began, seconds) for _ in range(HONEST_CLIENTS)), *attackers)
     return asked, sent_hostile
 
 

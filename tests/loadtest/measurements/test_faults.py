@@ -12,7 +12,7 @@ import pytest
 
 from loadtest.load.openloop import Query
 from loadtest.measurements import faults
-from loadtest.measurements.faults import HUNG_S, KILL, STOP, Fault, Storm, as_table, summarise
+from loadtest.measurements.faults import HUNG_S, KILL, STOP, Fault, FaultInjector, as_table, summarise
 
 
 def query(sent_s, done_s, outcome="ok"):
@@ -49,18 +49,18 @@ def test_a_process_is_stopped_for_a_while_or_killed(monkeypatch, action):
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "ServeReplica:app:Detector"]) as process:
         victim = psutil.Process(process.pid)
         service = SimpleNamespace(processes=lambda: [victim], nodes=[None])
-        storm = Storm(service, every_s=0.1, seed=0)
+        injector = FaultInjector(service, every_s=0.1, seed=0)
         monkeypatch.setattr(faults.random.Random, "choice", lambda _, options: action if action in options else options[0])
-        thread = threading.Thread(target=storm.run, args=(time.monotonic,))
+        thread = threading.Thread(target=injector.run, args=(time.monotonic,))
         thread.start()
         expected = {psutil.STATUS_STOPPED} if action == STOP else {psutil.STATUS_ZOMBIE}
         wait_until(lambda: victim.status() in expected)
-        storm.ended.set()
+        injector.ended.set()
         thread.join()
         if action == STOP:
             wait_until(lambda: victim.status() != psutil.STATUS_STOPPED)
         process.kill()
-    assert {fault.name for fault in storm.faults} == {f"{action} Detector"}
+    assert {fault.name for fault in injector.faults} == {f"{action} Detector"}
 
 
 def wait_until(met):
