@@ -11,7 +11,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: lock locked serve demo test test-slow coverage check format bench clean
+.PHONY: lock locked serve demo test test-slow coverage check format bench loadtest clean
 .DEFAULT_GOAL := serve
 
 $(VENV)/.installed: pyproject.toml
@@ -65,10 +65,9 @@ format: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.bench
 
-clean:
-	rm -rf $(VENV) demo_output
-
-.PHONY: loadtest
 loadtest: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[load]'
 	$(BIN)/python -m loadtest locust MixedUser --headless -u 4 --shape ramp --shape-seconds 30
+
+clean:
+	rm -rf $(VENV) demo_output
