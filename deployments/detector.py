@@ -16,10 +16,11 @@ import ray
 from ray import serve
 
 from deployments.ray_serve.unary_calls import UNARY_CALLS
-from deployments.settings import DetectorSettings, ModelSettings, TakesUserConfig
+from deployments.settings import DetectorSettings, ModelSettings
 from deployments.stages.stage import StageRunner, Timings
 from deployments.task import ImageTask, ScoreOptions
 from deployments.telemetry.metrics import BatchMetrics
+from deployments.user_config import TakesUserConfig
 from pipeline.errors import ConfigurationError, EngineLost
 from pipeline.images.letterbox import for_size
 from pipeline.inference.batcher import GreedyBatcher

@@ -31,11 +31,12 @@ from ray import serve
 
 from deployments.ray_serve.scaling import DECODING
 from deployments.ray_serve.unary_calls import UNARY_CALLS
-from deployments.settings import ImageLoaderSettings, TakesUserConfig
+from deployments.settings import ImageLoaderSettings
 from deployments.stages.retry_alone import SHARED_DECODE_S, RetryAlone, SharedDecoding
 from deployments.stages.stage import StageRunner, Timings
 from deployments.task import ImageInput, ImageTask
 from deployments.telemetry.metrics import DecoderMetrics
+from deployments.user_config import TakesUserConfig
 from pipeline.errors import DecodersUnavailable, LargeImage
 from pipeline.fair_queue import FairThreads
 from pipeline.images.decode import DecodeLimits

@@ -20,12 +20,13 @@ from ray import serve
 from deployments.params import ScoreParams, check_image_count, check_images, parse_params
 from deployments.probe import PROBE_IMAGE
 from deployments.scoring.graph import ScoringGraph
-from deployments.settings import Settings, TakesUserConfig, with_live_settings
+from deployments.settings import Settings
 from deployments.stages.in_process import LocalHandle, StageHandle, StageInProcess, started
 from deployments.task import PICTURE_FORMS, AnswerForm, ImageInput, RequestContext, ScoreOptions
 from deployments.telemetry.access_log import keep_off_stderr
 from deployments.telemetry.metrics import IngressMetrics
 from deployments.telemetry.tracing import record_stages
+from deployments.user_config import TakesUserConfig, with_live_settings
 from pipeline.errors import ImageFault, InvalidRequest, Overloaded, ServiceError, quoted
 from pipeline.images.decoder_options import BACKGROUND_TIMES
 from pipeline.inference.engine import ModelInfo

@@ -14,10 +14,11 @@ from PIL import Image
 from ray import serve
 
 from deployments.ray_serve.unary_calls import UNARY_CALLS
-from deployments.settings import PolygonizerSettings, TakesUserConfig
+from deployments.settings import PolygonizerSettings
 from deployments.stages.stage import StageRunner, Timings
 from deployments.task import ImageTask
 from deployments.telemetry.metrics import ObjectMetrics
+from deployments.user_config import TakesUserConfig
 from pipeline.errors import ServiceError
 from pipeline.fair_queue import FairThreads
 from pipeline.masks.draw import draw_overlay, picture_to_file

@@ -5,7 +5,7 @@
 
     photos ─▶ groups ─▶ CONCURRENCY threads: read, send (jobs.scoring.service_client waits and retries) ─▶ rows
 
-A row has `row_number_per_file`, `preds` and `file_name` (formats: jobs.scoring.batch_output); `preds` is the image's object of the
+A row has `row_number_per_file`, `preds` and `file_name` (formats: jobs.scoring.rows); `preds` is the image's object of the
 contract, `{"boxes": [...]}`, with `"error": {"code", "message"}` if the photo is bad. For a folder, `file_name` is the photo's path and
 the number is 0; for a table, they are its name and the row, from 0. Rows are written in the order in which photos are finished. When
 started again, it skips photos that are in the output. Delete a line to score its photo again. Memory does not grow with the batch.
@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 from jobs.command_line import LINE_EVERY_S, amount, cli_errors, count, fraction, reason_of
 from jobs.scoring.batch_inputs import Source
-from jobs.scoring.batch_output import FORMATS, PARQUET, BatchOutput, facts_before, format_of
+from jobs.scoring.batch_output import BatchOutput, facts_before
+from jobs.scoring.rows import FORMATS, PARQUET, format_of
 from jobs.scoring.scorer import Done, Scorer, score_all
 from jobs.scoring.service_client import ServiceClient, ServiceFault, Unavailable, base_url, key_from
 from jobs.scoring.tables import InputsError

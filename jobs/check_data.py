@@ -26,7 +26,7 @@ from jobs.annotations.statistics import ClassCount, Odd, counts_by_class, counts
 from jobs.atomic_write import write_atomically
 from jobs.command_line import check_outputs, cli_errors, count, progress
 from jobs.photos import OF_MACOS, PhotoError, photo_suffixes, read_photo
-from jobs.pictures import Sheet, sheets_of_annotations
+from jobs.sheets import Sheet, sheets_of_annotations
 
 PICTURE_SIDE_PX = 640
 

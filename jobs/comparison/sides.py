@@ -13,7 +13,7 @@ import pybase64
 from jobs.annotations.report import AnnotationsError
 from jobs.command_line import CommandFault
 from jobs.photos import LIMITS
-from jobs.scoring.batch_output import read_rows
+from jobs.scoring.rows import read_rows
 from jobs.scoring.service_client import ServiceClient, ServiceFault, base_url
 from pipeline.errors import RequestError
 from pipeline.images.load import load_image

@@ -1,11 +1,5 @@
 """The output file of a batch: one row per photo. Existing rows are skipped on the next run, and only one run can write a file at a time.
 
-    --format  example line, and its readers
-    jsonl     {"row_number_per_file": 0, "preds": {"boxes": […]}, "file_name": "1.jpg"}
-    csv       0,"{""boxes"": […]}",1.jpg                  no header: pd.read_csv(f, header=None, names=[…]) in AzureML's batch notebook
-    boxes     {"filename": "1.jpg", "boxes": […], …}      AzureML's older notebook
-    parquet   the columns of the first, `preds` as JSON text
-
     preds.jsonl           rows
     preds.jsonl.run       service, model, parameters and source of the rows; locked while a run writes
 
@@ -14,124 +8,20 @@ Parquet files cannot be appended to: rows are written to preds.parquet.jsonl, wh
 
 from __future__ import annotations
 
-import csv
 import fcntl
-import io
 import json
-import re
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from io import FileIO
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from jobs.atomic_write import append_atomically, atomic_file
 from jobs.scoring.batch_inputs import RUN_SUFFIX
+from jobs.scoring.rows import FORMATS, PARQUET, Row, decode_row, read_rows
 from jobs.scoring.tables import InputsError
 
 PARQUET_ROWS_AT_ONCE = 1000
-
-
-class Row(NamedTuple):
-    """One photo's row, under AzureML's names.
-
-    Args:
-        row_number_per_file: in its table; 0 for a photo in a folder.
-        preds: the image's object of the contract.
-        file_name: of the photo, or of its table.
-    """
-
-    row_number_per_file: int
-    preds: dict[str, Any]
-    file_name: str
-
-
-@dataclass(frozen=True, slots=True)
-class LineFormat:
-    """A format with one line of text per row.
-
-    Args:
-        start: what every line begins with; empty: a number, a comma, and JSON in quotes.
-        encode, decode: one row and its line, without the line break; `decode` raises ValueError, KeyError, IndexError or TypeError.
-    """
-
-    start: str
-    encode: Callable[[Row], str]
-    decode: Callable[[str], Row]
-
-    def is_cut(self, line: bytes) -> bool:
-        """Whether this is an incomplete line, cut off while writing."""
-        start = self.start.encode()
-        return line.startswith(start[: len(line)]) if start else _CUT_CSV.fullmatch(line) is not None
-
-
-_CUT_CSV = re.compile(rb'\d+(,("(\{.*)?)?)?', re.DOTALL)
-
-
-def _to_csv(row: Row) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(
-        (row.row_number_per_file, json.dumps(row.preds, ensure_ascii=False), row.file_name)
-    )
-    return line.getvalue()
-
-
-def _from_csv(line: str) -> Row:
-    number, preds, name = next(csv.reader([line]))
-    return Row(int(number), json.loads(preds), name)
-
-
-def _from_jsonl(line: str) -> Row:
-    row = json.loads(line)
-    return Row(row["row_number_per_file"], row["preds"], row["file_name"])
-
-
-def _to_boxes(row: Row) -> str:
-    return json.dumps(
-        {"filename": row.file_name, **row.preds, "row_number_per_file": row.row_number_per_file}, ensure_ascii=False
-    )
-
-
-def _from_boxes(line: str) -> Row:
-    preds = json.loads(line)
-    return Row(preds.pop("row_number_per_file"), file_name=preds.pop("filename"), preds=preds)
-
-
-FORMATS = {
-    "jsonl": LineFormat('{"row_number_per_file": ', lambda row: json.dumps(row._asdict(), ensure_ascii=False), _from_jsonl),
-    "csv": LineFormat("", _to_csv, _from_csv),
-    "boxes": LineFormat('{"filename": ', _to_boxes, _from_boxes),
-}
-PARQUET = "parquet"
-
-
-def format_of(output: Path, asked: str | None) -> str:
-    """The format asked for, else by the suffix, else JSON lines."""
-    suffix = output.suffix.lower().removeprefix(".")
-    return asked or (suffix if suffix in (*FORMATS, PARQUET) else "jsonl")
-
-
-def read_rows(path: Path) -> Iterator[Row]:
-    """Read the rows of an output file in any of the line formats; an incomplete last line is ignored, as the file may still be written.
-
-    A last line without a line break is complete if it is whole JSON; of CSV it may lack the end of a name.
-
-    Raises:
-        InputsError: a line is not a row.
-    """
-    forms = FORMATS["jsonl"], FORMATS["boxes"], FORMATS["csv"]
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            form, ended = next(form for form in forms if line.startswith(form.start.encode())), line.endswith(b"\n")
-            try:
-                row = _decoded(form, line, f"{path}, line {number}: not a line of jobs.batch_score")
-            except InputsError:
-                if ended:
-                    raise
-                return
-            if ended or form.start:
-                yield row
 
 
 def lock_output(run_file: IO[Any] | FileIO, output: Path | str) -> None:
@@ -240,7 +130,7 @@ class BatchOutput:
                         if not self._form.is_cut(line):
                             raise InputsError(fault)
                         break
-                    row = _decoded(self._form, line, fault)
+                    row = decode_row(self._form, line, fault)
                     done.execute("INSERT OR IGNORE INTO done VALUES (?, ?)", (row.file_name, row.row_number_per_file))
                     whole += len(line)
                 lines.truncate(whole)
@@ -268,16 +158,6 @@ class BatchOutput:
         if not self._run_path.stat().st_size:
             self._run_path.unlink()  # of a run that never began
         self._run_file.close()
-
-
-def _decoded(form: LineFormat, line: bytes, fault: str) -> Row:
-    try:
-        row = form.decode(line.decode().rstrip("\r\n"))
-        if not isinstance(row.row_number_per_file, int) or not isinstance(row.preds["boxes"], list):
-            raise ValueError("not a row")
-    except (ValueError, KeyError, IndexError, TypeError, StopIteration, AttributeError, csv.Error) as error:
-        raise InputsError(f"{fault} ({error!r})") from error
-    return row
 
 
 def _pyarrow() -> Any:

@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
-from typing import Any, NamedTuple, cast
-from urllib.parse import unquote_to_bytes
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -27,15 +24,14 @@ from numpy.typing import NDArray
 
 from jobs.command_line import reason_of
 from jobs.photos import LIMITS
-from jobs.scoring.cluster_inputs import FILE, FILE_NAME, ID, IMAGE, ROW, UNREADABLE, filesystem_of
-from jobs.scoring.service_client import pauses
-from jobs.scoring.tables import COLUMNS, InputsError, is_of_the_photo, looks_like_base64, read_file
+from jobs.scoring.cluster_images import Images, NoRow
+from jobs.scoring.cluster_inputs import FILE_NAME, ID, IMAGE, ROW
+from jobs.scoring.tables import COLUMNS
 from jobs.scoring.tiles import Grid, Tiled, cut, join
-from pipeline.errors import DecodersUnavailable, FetchError, ImageError, ServiceError, StageFailed
+from pipeline.errors import DecodersUnavailable, ServiceError, StageFailed
 from pipeline.images.decoder_options import DecoderOptions
 from pipeline.images.decoder_pool import DecoderPool
 from pipeline.images.fetch import Fetcher, FetchPolicy
-from pipeline.images.source import EncodedBytes, parse_source
 from pipeline.inference.create import load_engine
 from pipeline.inference.engine import EngineOptions
 from pipeline.masks.encode import instances_to_rows, objects_to_json, rows_to_json
@@ -43,17 +39,11 @@ from pipeline.types import DetectOptions, Instances, OutlineOptions
 
 Batch = dict[str, NDArray[Any]]
 WORK, PREDS = "work", "preds"
-STORAGE_RETRIES = 7
-"""Retries of a photo that its storage does not give; with their pauses about a minute."""
 FETCH_RETRIES = 6
 """Retries of a URL whose host is not there; with their pauses 6 s."""
 MAX_FAULTS = 20
 """The job stops after so many photos without a row."""
 log = logging.getLogger(__name__)
-
-
-class NoRow(ServiceError):
-    """A photo that the storage, the service or this machine failed on; it gets no row."""
 
 
 class Counts(NamedTuple):
@@ -98,68 +88,6 @@ class Tally:
 
 class TooManyErrors(RuntimeError):
     """More photos failed than allowed."""
-
-
-class Images:
-    """Reads the bytes of a row's image, whatever it is."""
-
-    def __init__(self, policy: FetchPolicy) -> None:
-        self._policy, self._filesystems = policy, dict[str, Any]()
-
-    async def read(self, fetcher: Fetcher, image: Any) -> bytes:
-        """The encoded image.
-
-        Raises:
-            NoRow: its storage does not give it, after `STORAGE_RETRIES` either.
-            ServiceError: it cannot be read or fetched, or there is none.
-        """
-        for pause_s in pauses(STORAGE_RETRIES):
-            try:
-                return await self._read(fetcher, image)
-            except NoRow:
-                await asyncio.sleep(pause_s)
-        return await self._read(fetcher, image)
-
-    async def _read(self, fetcher: Fetcher, image: Any) -> bytes:
-        if isinstance(image, bytes):
-            return image
-        text = "" if image is None or image != image else str(image)  # in a column without any value they are NaN
-        if not text or text.startswith(UNREADABLE):
-            raise ImageError(text.removeprefix(UNREADABLE) or "There is no image in this row.", code="image_not_readable")
-        if is_web_url(text):
-            return await fetcher.fetch(text)
-        if looks_like_base64(text) or text[:5].lower() == "data:":  # before paths: a JPEG in base64 begins with a slash
-            return cast(EncodedBytes, parse_source(text, self._policy.max_bytes)).data
-        return await asyncio.to_thread(self._read_file, text)
-
-    def _read_file(self, place: str) -> bytes:
-        try:
-            most = self._policy.max_bytes + 1
-            if place.startswith(FILE):
-                return read_file(Path(os.fsdecode(unquote_to_bytes(place.removeprefix(FILE)))), most)
-            store, path = _store_and_path(place)
-            if not store:
-                return read_file(Path(path), most)
-            if store not in self._filesystems:
-                self._filesystems[store] = filesystem_of(store)
-            filesystem, root = self._filesystems[store]
-            with filesystem.open_input_stream(f"{root}/{path}") as stream:
-                data: bytes = stream.read(most)
-        except Exception as error:  # of any type: some stores have their own
-            reason = f"The file cannot be read: {reason_of(error)}"
-            if is_of_the_photo(error.__cause__ if isinstance(error, InputsError) else error):
-                raise FetchError(reason, code="image_not_readable") from error
-            raise NoRow(f"{place}: {reason}") from error
-        return data
-
-
-def _store_and_path(place: str) -> tuple[str, str]:
-    """`s3://bucket/a/b.jpg` to (`s3://bucket`, `a/b.jpg`); a local path to ("", path)."""
-    scheme, separator, rest = place.partition("://")
-    if not separator:
-        return "", place
-    authority, _, path = rest.partition("/")
-    return f"{scheme}://{authority}", path
 
 
 class Load:
@@ -282,11 +210,6 @@ def count(tally: Any, done: int, errors: list[str], faults: list[str]) -> None:
     """
     if reason := ray.get(tally.add.remote(done, errors, faults)):
         raise TooManyErrors(reason)
-
-
-def is_web_url(text: str) -> bool:
-    """Whether a row's image is fetched over HTTP."""
-    return text[:8].lower().startswith(("http://", "https://"))
 
 
 def _preds(answer: bytes | ServiceError) -> str:

@@ -14,8 +14,9 @@ from typing import Any
 from deployments.params import parse_params
 from jobs.photos import LIMITS
 from jobs.score_by_handle import score
+from jobs.scoring.cluster_images import Images, NoRow, is_web_url
 from jobs.scoring.cluster_inputs import IMAGE
-from jobs.scoring.cluster_stages import Batch, Images, NoRow, as_listed, is_web_url, with_preds
+from jobs.scoring.cluster_stages import Batch, as_listed, with_preds
 from jobs.scoring.service_client import PATIENCE_S, TRANSIENT_CODES, pauses
 from pipeline.errors import ServiceError
 from pipeline.images.fetch import Fetcher, FetchPolicy

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from jobs.command_line import reason_of
 from jobs.scoring.batch_inputs import Photo
-from jobs.scoring.batch_output import Row
+from jobs.scoring.rows import Row
 from jobs.scoring.service_client import Answer, ServiceClient, ServiceFault, Unavailable, is_transient
 from jobs.scoring.tables import Unreadable, is_of_the_photo
 

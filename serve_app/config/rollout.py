@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from deployments.settings import Settings, with_live_settings
+from deployments.settings import Settings
+from deployments.user_config import with_live_settings
 from pipeline.errors import ConfigurationError
 
 

@@ -16,7 +16,8 @@ import pytest
 from jobs import batch_score
 from jobs.scoring import batch_inputs, scorer, service_client
 from jobs.scoring.batch_inputs import Source
-from jobs.scoring.batch_output import BatchOutput, Row, read_rows
+from jobs.scoring.batch_output import BatchOutput
+from jobs.scoring.rows import Row, read_rows
 from jobs.scoring.scorer import Done, score_all
 from jobs.scoring.tables import read_file
 from loadtest.service.machine import free_port

@@ -14,7 +14,7 @@ from PIL import Image
 from jobs import check_data
 from jobs.annotations.datasets import read_annotations
 from jobs.annotations.statistics import counts_by_class, odd_cases
-from jobs.pictures import sheets_of_annotations
+from jobs.sheets import sheets_of_annotations
 
 
 def check(tmp_path, annotations, photos, *more):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from jobs import pictures
 from jobs.annotations.datasets import read_annotations
-from jobs.pictures import sheets_of_comparison
+from jobs.sheets import sheets_of_comparison
 from tests.support.full_disk import files_no_larger_than
 from tests.support.rectangles import SIZE, document, thing
 

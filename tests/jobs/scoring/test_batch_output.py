@@ -1,14 +1,13 @@
-"""The output file of a batch: its formats, resuming, and locking between two runs."""
+"""The output file of a batch: resuming, and locking between two runs."""
 
 import json
 from contextlib import closing
 
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from jobs.scoring.batch_output import FORMATS, BatchOutput, Row, format_of, read_rows
+from jobs.scoring.batch_output import BatchOutput
+from jobs.scoring.rows import FORMATS, Row, read_rows
 from jobs.scoring.tables import InputsError
 from tests.support.full_disk import files_no_larger_than
 from tests.support.stub_service import FOUND, UNREADABLE
@@ -36,21 +35,6 @@ def test_every_format_round_trips(tmp_path, form):
     output.close()
 
 
-@given(
-    st.integers(0, 10**9),
-    st.text().filter(str.isprintable),
-    st.dictionaries(st.text(max_size=5), st.text(max_size=9), max_size=3),
-)
-def test_any_row_is_one_line(number, name, more):
-    """Whatever stands in it."""
-    row = Row(number, {"boxes": [more]}, name)
-    for form in FORMATS.values():
-        line = form.encode(row)
-        assert "\n" not in line
-        assert form.decode(line) == row
-        assert all(form.is_cut(line.encode()[:length]) for length in range(1, len(line.encode())))
-
-
 def test_the_notebooks_read_it(tmp_path):
     """`pd.read_csv` of the batch notebook, and rows of `filename` and `boxes` of the older one."""
     write(tmp_path / "predictions.csv", form="csv")
@@ -71,12 +55,6 @@ def test_parquet(tmp_path):
     assert table["row_number_per_file"].tolist() == [0, 7]
     assert json.loads(table["preds"][1]) == UNREADABLE
     assert sorted(path.name for path in tmp_path.iterdir()) == ["preds.parquet", "preds.parquet.jsonl", "preds.parquet.run"]
-
-
-def test_the_format_is_the_suffix(tmp_path):
-    names = ["a.csv", "a.jsonl", "a.parquet", "a.txt", "a"]
-    assert [format_of(tmp_path / name, None) for name in names] == ["csv", "jsonl", "parquet", "jsonl", "jsonl"]
-    assert format_of(tmp_path / "a.csv", "boxes") == "boxes"
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -10,9 +10,9 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.scoring.cluster_images import Images
 from jobs.scoring.cluster_inputs import FILE, UNREADABLE, count_rows, filesystem_of, list_photos, parquet_files
 from jobs.scoring.cluster_inputs import listed as listed_photos
-from jobs.scoring.cluster_stages import Images
 from jobs.scoring.tables import InputsError
 from pipeline.images.fetch import FetchPolicy
 from tests.support.s3_server import s3_server

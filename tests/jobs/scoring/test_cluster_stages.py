@@ -1,6 +1,5 @@
 """The stages of a batch on a cluster, in this process: rows in, rows out, whatever is wrong with one of them."""
 
-import asyncio
 import base64
 import errno
 import io
@@ -14,12 +13,11 @@ from PIL import Image
 
 pytest.importorskip("pyarrow")
 
-from jobs.scoring import cluster_stages
-from jobs.scoring.cluster_stages import Detect, Images, Load, Outline, Tally, as_listed
+from jobs.scoring import cluster_images, cluster_stages
+from jobs.scoring.cluster_stages import Detect, Load, Outline, Tally, as_listed
 from jobs.scoring.tables import InputsError, read_file
 from jobs.scoring.tiles import Grid
-from pipeline.errors import DecodersUnavailable, FetchError
-from pipeline.images.fetch import Fetcher, FetchPolicy
+from pipeline.errors import DecodersUnavailable
 from pipeline.inference.engine import EngineOptions
 from pipeline.model.zoo import read_header
 from pipeline.types import DetectOptions, OutlineOptions
@@ -100,7 +98,7 @@ def test_a_batch_of_bad_photos_alone(load, counted):
 @pytest.fixture
 def no_pauses(monkeypatch):
     """Retries at once."""
-    monkeypatch.setattr(cluster_stages, "pauses", lambda count: iter([0.0] * count))
+    monkeypatch.setattr(cluster_images, "pauses", lambda count: iter([0.0] * count))
 
 
 def scored(loaded):
@@ -130,20 +128,6 @@ def test_a_missing_file_whose_name_is_not_utf8(load, counted, tmp_path):
     assert counted == [(1, 1, 0)]
 
 
-async def test_a_host_that_is_silent():
-    """Told as such: a batch has no deadline."""
-
-    async def never(*_):
-        await asyncio.sleep(60)
-
-    policy = FetchPolicy(total_timeout_s=0.1)
-    fetcher = Fetcher(policy, never)
-    with pytest.raises(FetchError) as raised:
-        await Images(policy).read(fetcher, "http://example.com/x.jpg")
-    await fetcher.aclose()
-    assert raised.value.code == "fetch_timeout"
-
-
 @pytest.mark.usefixtures("no_pauses")
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 @pytest.mark.parametrize("passes", [True, False], ids=["passes", "stays"])
@@ -157,7 +141,7 @@ def test_a_fault_of_the_storage(load, counted, monkeypatch, tmp_path, fault, pas
             raise left.pop()
         return read_file(path, most_bytes)
 
-    monkeypatch.setattr(cluster_stages, "read_file", read)
+    monkeypatch.setattr(cluster_images, "read_file", read)
     preds = scored(load(batch_of(photo(), str(tmp_path / "a.jpg"))))
     assert preds["0"]["boxes"]
     assert ("1" in preds) == passes
@@ -172,7 +156,7 @@ def test_a_store_that_cannot_be_reached(load, counted, monkeypatch):
     def filesystem_of(store):
         raise InputsError(f"{store}: no") from told[store.partition(":")[0]]
 
-    monkeypatch.setattr(cluster_stages, "filesystem_of", filesystem_of)
+    monkeypatch.setattr(cluster_images, "filesystem_of", filesystem_of)
     preds = scored(load(batch_of("s3://bucket/a.jpg", "odd://bucket/a.jpg")))
     assert list(preds) == ["1"]
     assert preds["1"]["error"]["code"] == "image_not_readable"
