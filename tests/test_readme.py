@@ -73,12 +73,6 @@ def test_tree_is_current():
     assert "…" not in tree()
 
 
-def test_yaml_parses():
-    """Every YAML snippet is YAML."""
-    for block in blocks("yaml", EVERYTHING):
-        assert yaml.safe_load(block) is not None
-
-
 SERVICE = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text(encoding="utf-8"))
 
 
@@ -122,8 +116,3 @@ def test_settings_exist():
             for part in reversed(name.split(".")):
                 document = {part: document}
             Settings.model_validate(document)
-
-
-def test_numbers_are_filled_in():
-    """No placeholder is left."""
-    assert "@@" not in EVERYTHING
