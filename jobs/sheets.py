@@ -1,4 +1,4 @@
-"""What pictures of results show: photos with the objects of rows, annotations or predictions, as drawn by jobs.pictures."""
+"""The sheets that `jobs.pictures` draws: photos with the objects of rows, annotations or predictions."""
 
 from __future__ import annotations
 

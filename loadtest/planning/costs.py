@@ -45,7 +45,8 @@ from pipeline.masks.encode import instances_to_rows, rows_to_json
 from pipeline.types import DetectOptions, OutlineOptions
 from serve_app.config_file import check_config
 
-IDLE_S = 8.0
+IDLE_S, ENGINE_S = 8.0, 3.0
+"""Seconds for which the idle service, and the engine alone at each batch size, are measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +193,7 @@ def _sent(photos: Sequence[bytes], urls: bool) -> Iterator[tuple[Sequence[bytes 
 def _engine_and_hops(engine: Engine, photos: Sequence[bytes]) -> tuple[list[tuple[int, float]], float, dict[str, int]]:
     largest = max(2, engine.info.max_batch)  # two sizes make a step; an engine takes a larger one in parts
     loaded = [load_image(photo, DecodeLimits(), engine.info.input_size) for photo in photos]
-    passes = [(batch, batch / measure_engine(engine, photos, batch, 3.0) * 1e3) for batch in (1, largest)]
+    passes = [(batch, batch / measure_engine(engine, photos, batch, ENGINE_S) * 1e3) for batch in (1, largest)]
     began, images = time.process_time(), 0
     while images < 8 * largest:
         found = engine.detect([loaded[(images + n) % len(loaded)] for n in range(largest)], [DetectOptions()] * largest)

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
+import pytest
 import requests
 import yaml
 
@@ -23,6 +24,12 @@ def test_spent():
     assert "outside it: 16.0 ms net" in as_table(COSTS)
 
 
+@pytest.fixture(autouse=True)
+def short_measurements(monkeypatch):
+    monkeypatch.setattr(costs, "IDLE_S", 0.1)
+    monkeypatch.setattr(costs, "ENGINE_S", 0.1)
+
+
 @contextmanager
 def fake_local_service(*_):
     """A service without processes."""
@@ -35,7 +42,6 @@ def test_costs_are_of_the_engine_that_is_served(tmp_path, monkeypatch):
     document = yaml.safe_load(SHIPPED_CONFIG.read_text())
     document["applications"][0]["args"]["detector"] |= {"engine": "simulated", "max_batch": 4, "simulated": {"base_ms": 1}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(document))
-    monkeypatch.setattr(costs, "IDLE_S", 0.1)
     monkeypatch.setattr(costs, "local_service", fake_local_service)
     measured = measure_costs(photos_from(None, count=2), 2, 1, 8, tmp_path / "config.yaml")
     assert [batch for batch, _ in measured.engine_ms] == [1, 4]
@@ -57,7 +63,6 @@ def test_urls_that_the_service_may_fetch(tmp_path, monkeypatch):
             allowed = document["applications"][0]["args"]["image_loader"]["fetch"]
             assert {urlsplit(url).port for _, (url,), _ in stub.asked} == set(allowed["allowed_ports"])
 
-    monkeypatch.setattr(costs, "IDLE_S", 0.1)
     monkeypatch.setattr(costs, "local_service", service_that_fetches)
     assert measure_costs(photos, 2, 1, 4, tmp_path / "config.yaml", urls=True).urls
     assert fetched == set(photos)
