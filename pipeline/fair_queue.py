@@ -137,8 +137,8 @@ class RecentCallers:
         """Whether some recent caller is another than one of these."""
         return any(self.others_than(caller) for caller in callers)
 
-    def limit(self, caller: str, recent_turns: Callable[[str], float]) -> bool:
-        """Whether a caller must leave room for others. It must not if there are no others, or if it had the fewest turns.
+    def must_leave_room(self, caller: str, recent_turns: Callable[[str], float]) -> bool:
+        """Whether a caller must leave room for others: only if there are any, and one of them had fewer turns.
 
         Args:
             caller: if it is not one of the recent callers, it must leave room for them.

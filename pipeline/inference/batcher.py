@@ -192,7 +192,7 @@ class GreedyBatcher(Generic[Item, Result]):
         startable = Counter({caller: self._queue.count(caller) for caller in self._queue.callers})
         running = Counter(entry.caller for batch in self._in_flight.values() for entry in batch)
         for caller in startable if self._most_of_a_caller else ():
-            if self._callers.limit(caller, self._queue.recent_turns):
+            if self._callers.must_leave_room(caller, self._queue.recent_turns):
                 startable[caller] = max(0, min(startable[caller], self._most_of_a_caller - running[caller]))
         return startable
 
