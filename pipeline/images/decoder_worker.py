@@ -40,7 +40,7 @@ from pipeline.types import LoadedImage
 REQUEST_HEAD, ANSWER_HEAD = struct.Struct("!QQQ"), struct.Struct("!I")
 BYTES_A_PIXEL = 24
 """Memory limit per pixel of an image decoded at full size; twice UNSCALED_BYTES_A_PIXEL, because reserved memory counts too."""
-SPARE_BYTES = 256 * 2**20
+SPARE_BYTES, STACK_BYTES = 256 * 2**20, 8 * 2**20
 METADATA_ENCODINGS = ("ascii", "latin-1", "utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252")
 """Encodings of text in metadata, loaded in advance: Python imports an encoding when it is first used."""
 
@@ -105,7 +105,7 @@ def confine(options: DecoderOptions) -> None:
         + 4 * options.limits.max_bytes
         + SPARE_BYTES
     )
-    for name, limit in ((resource.RLIMIT_DATA, most), (resource.RLIMIT_CORE, 0)):
+    for name, limit in ((resource.RLIMIT_DATA, most), (resource.RLIMIT_STACK, STACK_BYTES), (resource.RLIMIT_CORE, 0)):
         _, hard = resource.getrlimit(name)
         resource.setrlimit(name, (limit, hard) if hard == resource.RLIM_INFINITY else (min(limit, hard), hard))
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import resource
 import signal
 import struct
 import sys
@@ -23,6 +24,7 @@ from pipeline.images import decoder_pool
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.decoder_options import DecoderOptions
 from pipeline.images.decoder_pool import DecoderLost, DecoderPool, DecoderProcess, DecoderTimeout
+from pipeline.images.decoder_worker import STACK_BYTES
 from pipeline.images.load import load_image
 
 OPTIONS = DecoderOptions(DecodeLimits(max_pixels=1_000_000), size=320, timeout_s=1.0)
@@ -130,6 +132,19 @@ def test_memory_is_bounded(bad_decoder):
     with pytest.raises(StageFailed):
         bad_decoder.load(b"MEMORY")
     assert bad_decoder.load(png()).letterbox.original_hw == (48, 64)
+
+
+def test_the_stack_is_bounded():
+    """Also where the service has no limit for it: the limit of memory does not count it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    resource.setrlimit(resource.RLIMIT_STACK, (hard, hard))
+    try:
+        process = DecoderProcess(OPTIONS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
+    with closing(process):
+        process.load(png())
+        assert resource.prlimit(process.pid, resource.RLIMIT_STACK)[0] == STACK_BYTES
 
 
 def test_a_bug_is_a_500_and_its_text_stays_here(bad_decoder, caplog):
