@@ -23,7 +23,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pipeline.errors import ConfigurationError, ImageError, LargeImage, LimitExceeded
 from pipeline.images.colours import image_to_bgr
-from pipeline.images.jpeg_scans import MAX_JPEG_SCANS, has_too_many_scans
+from pipeline.images.jpeg_scans import MAX_JPEG_SCANS, channels_of_first_scan, has_too_many_scans
 from pipeline.images.letterbox import fit
 from pipeline.images.orientation import FIRST_SIDEWAYS, png_has_metadata, read_orientation, turn_upright, turned_hw
 from pipeline.images.sixteen_bit import correct_planar_tiff, is_sixteen_bit, lower_bytes
@@ -46,8 +46,9 @@ LONGEST_SIDE = 65_535
 UNSCALED_BYTES_A_PIXEL = 12
 """Peak memory of decoding at full size, bytes per pixel, measured at 16 megapixels: PNG and TIFF 8, WebP 7 to 11, AVIF 10 to 12."""
 
-ANIMATED_WEBP_BYTES_A_PIXEL, PROGRESSIVE_JPEG_BYTES_A_PIXEL = 17, 6
-"""The same of others. Pillow decodes an animation on two canvases; a progressive JPEG stores its coefficients."""
+ANIMATED_WEBP_BYTES_A_PIXEL, KEPT_JPEG_BYTES_A_PIXEL = 17, 6
+"""The same of others. Pillow decodes an animation on two canvases. Of a progressive JPEG, or one with a scan for each channel, the decoder
+keeps the coefficients of the whole image."""
 
 TIFF_COMPRESSIONS = frozenset({"raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "jpeg", "tiff_jpeg"})
 """Compressions that photos in TIFF files use. Others are refused as a risk: libtiff's fax decoder, for example, writes a line to stderr for
@@ -138,7 +139,7 @@ def decode_stored(data: bytes, limits: DecodeLimits, target_size: int | None = N
     check_byte_count(len(data), limits.max_bytes)
     _silence_pillow()
     with _open(io.BytesIO(data), limits) as image:
-        _check_pixels(image, limits)
+        _check_pixels(image, limits, data)
         try:
             _check_structure(image, data, limits)
             return _decode(image, data, limits, target_size)
@@ -170,9 +171,10 @@ def upright_size(photo: Path, limits: DecodeLimits) -> tuple[int, int]:
         return turned_hw((height, width), orientation)
 
 
-def _check_pixels(image: Image.Image, limits: DecodeLimits) -> None:
+def _check_pixels(image: Image.Image, limits: DecodeLimits, data: bytes = b"") -> None:
+    """Without `data`, a JPEG with a scan for each channel counts as one that needs little memory."""
     check_pixel_count(image.size, limits.max_pixels)
-    unscaled = _pixels_at_full_size(image)
+    unscaled = _pixels_at_full_size(image, data)
     if unscaled > limits.max_pixels_unscaled:
         raise LimitExceeded(
             f"The image of {image.width} x {image.height} is no JPEG and has more than {limits.max_pixels_unscaled / 1e6:g} megapixels "
@@ -183,11 +185,12 @@ def _check_pixels(image: Image.Image, limits: DecodeLimits) -> None:
         raise LargeImage(f"The image of {image.width} x {image.height} is large.")
 
 
-def _pixels_at_full_size(image: Image.Image) -> int:
-    """Pixels, weighted by the memory that decoding takes; 0 for a baseline JPEG, which needs little."""
+def _pixels_at_full_size(image: Image.Image, data: bytes) -> int:
+    """Pixels, weighted by the memory that decoding takes; 0 for a JPEG that needs little."""
     taken = UNSCALED_BYTES_A_PIXEL
     if image.format in ("JPEG", "MPO"):
-        taken = PROGRESSIVE_JPEG_BYTES_A_PIXEL if "progressive" in image.info else 0
+        has_partial_scan = bool(data) and channels_of_first_scan(data) < image.layers  # type: ignore[attr-defined]
+        taken = KEPT_JPEG_BYTES_A_PIXEL if "progressive" in image.info or has_partial_scan else 0
     elif image.format == "WEBP" and not is_still_webp(image):
         taken = ANIMATED_WEBP_BYTES_A_PIXEL
     return image.width * image.height * taken // UNSCALED_BYTES_A_PIXEL

@@ -1,4 +1,4 @@
-"""Counts the scans of a JPEG, as libjpeg reads them."""
+"""The scans of a JPEG, as libjpeg reads them: whether they are too many, and how many channels the first one has."""
 
 from __future__ import annotations
 
@@ -25,12 +25,17 @@ def has_too_many_scans(jpeg: bytes) -> bool:
     values = np.frombuffer(jpeg, np.uint8)
     if np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == _START_OF_SCAN)) <= MAX_JPEG_SCANS:
         return False
-    scans = (marker for marker in _markers(jpeg) if marker == _START_OF_SCAN)
+    scans = (at for marker, at in _segments(jpeg) if marker == _START_OF_SCAN)
     return len(list(islice(scans, MAX_JPEG_SCANS + 1))) > MAX_JPEG_SCANS
 
 
-def _markers(jpeg: bytes) -> Iterator[int]:
-    """The markers of the first picture's segments. Segments are skipped by their length; so are the data of scans, to the next marker."""
+def channels_of_first_scan(jpeg: bytes) -> int:
+    """Number of channels in the first scan; 0 if there is no scan. With fewer than all, a decoder stores the whole image's coefficients."""
+    return next((jpeg[at + 4] for marker, at in _segments(jpeg) if marker == _START_OF_SCAN and at + 4 < len(jpeg)), 0)
+
+
+def _segments(jpeg: bytes) -> Iterator[tuple[int, int]]:
+    """Marker and position of the first picture's segments. They are skipped by their length; the data of scans, to the next marker."""
     at = 2
     while (at := jpeg.find(b"\xff", at)) >= 0 and at + 1 < len(jpeg) and (marker := jpeg[at + 1]) != _END_OF_IMAGE:
         if marker == _FILL:
@@ -38,5 +43,5 @@ def _markers(jpeg: bytes) -> Iterator[int]:
         elif marker in _WITHOUT_LENGTH:
             at += 2
         else:
-            yield marker
+            yield marker, at
             at += 2 + max(int.from_bytes(jpeg[at + 2 : at + 4]), 2)
