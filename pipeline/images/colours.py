@@ -24,10 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from pipeline.images.sixteen_bit import FULL_SCALES, white_of
+from pipeline.images.sixteen_bit import FULL_SCALES, to_rgb_array, white_of
 
 STRIP_PIXELS = 2**19
 """Pixels converted at a time. Measured at 12 Mpx: 7 ms instead of 51 ms in one piece. A photo of 640x480 is one strip, not copied first."""
+
+WIDE_STRIP_PIXELS = STRIP_PIXELS // 8
+"""The same of 16 bits per channel, where a strip takes up to 60 bytes a pixel."""
 
 HIGHEST_DARK = 15
 """Upper byte of 4095, the largest value of 12 bits."""
@@ -41,14 +44,14 @@ StripConverter = Callable[[Image.Image], NDArray[np.uint8]]
 
 
 def image_to_bgr(
-    image: Image.Image, white_level: int | None = None, lower_bytes: Callable[[], NDArray[np.uint8]] | None = None
+    image: Image.Image, white_level: int | None = None, lower_bytes: Callable[[], Image.Image] | None = None
 ) -> NDArray[np.uint8]:
     """Convert a Pillow image of any mode; transparent parts become white.
 
     Args:
         image: a Pillow image, loaded or not.
         white_level: white of integers of more than 8 bits; None: by the rule in the module's docstring.
-        lower_bytes: for an image with 16 bits per channel: returns the lower byte of each value, (H, W, 3) uint8 RGB.
+        lower_bytes: for an image with 16 bits per channel: see `sixteen_bit.lower_bytes`.
     Returns:
         (H, W, 3) uint8 BGR.
     Raises:
@@ -84,13 +87,12 @@ def _scale_transparent_grey(image: Image.Image) -> None:
         image.info["transparency"] *= _STEPS_OF_FEW_BITS[tiles[0].args]
 
 
-def _whiten(bgr: NDArray[np.uint8], image: Image.Image, lower: NDArray[np.uint8], colour: tuple[int, int, int]) -> None:
+def _whiten(bgr: NDArray[np.uint8], image: Image.Image, lower: Image.Image, colour: tuple[int, int, int]) -> None:
     """Make the pixels white that have exactly this RGB colour of 16 bits."""
-    upper, wanted = np.asarray(image), np.array(colour)
-    for top in range(0, image.height, rows := max(1, STRIP_PIXELS // image.width)):
-        part = slice(top, top + rows)
-        is_transparent = (upper[part, :, :3] == wanted >> 8) & (lower[part] == wanted & 0xFF)
-        bgr[part][is_transparent.all(axis=-1)] = 255
+    wanted = np.array(colour)
+    for (top, strip), (_, low) in zip(_strips(image), _strips(lower), strict=True):
+        is_transparent = (np.asarray(strip)[..., :3] == wanted >> 8) & (to_rgb_array(low) == wanted & 0xFF)
+        bgr[top : top + strip.height][is_transparent.all(axis=-1)] = 255
 
 
 def bgra_on_white(bgra: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -102,8 +104,8 @@ def bgra_on_white(bgra: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return bgr
 
 
-def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    rows = max(1, STRIP_PIXELS // image.width)
+def _strips(image: Image.Image, pixels: int = STRIP_PIXELS) -> Iterator[tuple[int, Image.Image]]:
+    rows = max(1, pixels // image.width)
     if rows >= image.height:
         yield 0, image
         return
@@ -171,26 +173,29 @@ def _range_converter(image: Image.Image, white_level: int | None) -> StripConver
     return range_to_bgr
 
 
-def _wide_white(image: Image.Image, white_level: int | None, lower_bytes: Callable[[], NDArray[np.uint8]]) -> float | None:
+def _wide_white(image: Image.Image, white_level: int | None, lower_bytes: Callable[[], Image.Image]) -> float | None:
     """The white level of an image with 16 bits per channel; None if it is 65535, because then the upper bytes suffice."""
     highest = max(channel[1] for channel in image.getextrema()[:3])  # type: ignore[index]
     if highest > HIGHEST_DARK and white_level is None:
         return None
-    white = white_of(highest * 256.0 + 255.0 if highest else float(lower_bytes().max()), white_level)
+    white = white_of(highest * 256.0 + 255.0 if highest else _highest(lower_bytes()), white_level)
     return None if white == FULL_SCALES[-1] else white
 
 
-def _wide_to_bgr(image: Image.Image, white: float, lower: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    upper, has_alpha = np.asarray(image), image.mode == "RGBA"
+def _highest(lower: Image.Image) -> float:
+    return float(max(to_rgb_array(strip).max() for _, strip in _strips(lower)))
+
+
+def _wide_to_bgr(image: Image.Image, white: float, lower: Image.Image) -> NDArray[np.uint8]:
     bgr = np.empty((image.height, image.width, 3), np.uint8)
-    for top in range(0, image.height, rows := max(1, STRIP_PIXELS // image.width)):
-        part = slice(top, top + rows)
-        values = upper[part, :, 2::-1].astype(np.float32) * 256 + lower[part, :, ::-1]
-        grey = np.minimum(values * (255 / white), 255)
-        if has_alpha:
-            alpha = upper[part, :, 3:].astype(np.float32) / 255
-            grey = grey * alpha + 255 * (1 - alpha)
-        bgr[part] = np.rint(grey)
+    for (top, strip), (_, low) in zip(_strips(image, WIDE_STRIP_PIXELS), _strips(lower, WIDE_STRIP_PIXELS), strict=True):
+        upper = np.asarray(strip)
+        values = upper[..., 2::-1].astype(np.float32) * 256 + to_rgb_array(low)[..., ::-1]
+        colours = np.minimum(values * (255 / white), 255)
+        if image.mode == "RGBA":
+            alpha = upper[..., 3:].astype(np.float32) / 255
+            colours = colours * alpha + 255 * (1 - alpha)
+        bgr[top : top + strip.height] = np.rint(colours)
     return bgr
 
 

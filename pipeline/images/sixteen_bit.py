@@ -61,8 +61,8 @@ def is_sixteen_bit(image: Image.Image) -> bool:
     return _rawmode(image) in (*_OTHER_BYTE, _GREY_AND_ALPHA)
 
 
-def lower_bytes(data: bytes, formats: tuple[str, ...]) -> NDArray[np.uint8]:
-    """The lower byte of each value of an image with 16 bits per channel: (H, W, 3) uint8 RGB.
+def lower_bytes(data: bytes, formats: tuple[str, ...]) -> Image.Image:
+    """The lower byte of each value of an image with 16 bits per channel: RGB, RGBA, or L if it is grey with alpha.
 
     Raises:
         ImageError: `unsupported_image_format`, a compressed TIFF with one channel after the other.
@@ -75,8 +75,13 @@ def lower_bytes(data: bytes, formats: tuple[str, ...]) -> NDArray[np.uint8]:
         rawmode = _rawmode(image)
         _read_other_byte(image)
         image.load()
-        low = np.asarray(image)
-    return np.broadcast_to(low[..., 1:2], (*low.shape[:2], 3)) if rawmode == _GREY_AND_ALPHA else low[..., :3]
+        return image.getchannel(1) if rawmode == _GREY_AND_ALPHA else image
+
+
+def to_rgb_array(lower: Image.Image) -> NDArray[np.uint8]:
+    """The pixels of an image that `lower_bytes` returned: (H, W, 3) uint8, or (H, W, 1) if all channels are equal."""
+    pixels = np.asarray(lower)
+    return pixels[..., None] if pixels.ndim == 2 else pixels[..., :3]
 
 
 def _rawmode(image: Image.Image) -> str | None:
