@@ -12,7 +12,7 @@ from PIL import Image
 
 from loadtest.service.local_service import local_service
 from tests.security.hostile_servers import hostile_server
-from tests.support.request_body import encode
+from tests.support.odd_images import encode
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,8 @@ import pytest
 import requests
 from PIL import Image
 
-from tests.support.request_body import as_body, encode
+from tests.support.odd_images import encode
+from tests.support.request_body import as_body
 
 JPEG = {"content-type": "image/jpeg"}
 

@@ -38,7 +38,8 @@ def picture(width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
     return Image.fromarray(np.stack([x * 255 / width, y * 255 / height, blue], axis=-1).astype(np.uint8))
 
 
-def encode(image: Image.Image, image_format: str, **options: object) -> bytes:
+def encode(image: Image.Image, image_format: str = "JPEG", **options: object) -> bytes:
+    """An image as file bytes."""
     file = io.BytesIO()
     image.save(file, image_format, **options)
     return file.getvalue()
@@ -65,26 +66,27 @@ def exif_as_byte(orientation: int) -> bytes:
     return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + struct.pack("<I", 0)
 
 
-def _on_white(rgba: Image.Image) -> np.ndarray:
+def on_white(rgba: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a picture with alpha on a white background."""
     values = np.asarray(rgba.convert("RGBA")).astype(float)
     alpha = values[..., 3:] / 255
     return np.rint(values[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
 
 
-def _with_alpha(mode: str) -> Image.Image:
+def with_alpha(mode: str) -> Image.Image:
     image = picture().convert(mode)
     image.putalpha(Image.linear_gradient("L").resize(image.size))
     return image
 
 
-def _lab() -> Image.Image:
+def as_lab() -> Image.Image:
     srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
     return ImageCms.applyTransform(picture(), ImageCms.buildTransform(srgb, lab, "RGB", "LAB"))
 
 
 def _wide(factor: int, suffix: str, *options: int, alpha: bool = False) -> bytes:
     """The picture in 16 bits a channel, its 8 bits times this factor; alpha has all of its 16."""
-    values = np.asarray(_with_alpha("RGB") if alpha else picture()).astype(np.uint16) * factor
+    values = np.asarray(with_alpha("RGB") if alpha else picture()).astype(np.uint16) * factor
     if alpha:
         values[..., 3] = values[..., 3] // factor * 257
     bgr = values[..., [2, 1, 0, 3] if alpha else [2, 1, 0]]
@@ -108,7 +110,7 @@ def _png(bits: int, colour_type: int, rows: np.ndarray, transparent: bytes = b""
 
 
 def _wide_grey_and_alpha(factor: int) -> bytes:
-    return _png(16, 4, (np.asarray(_with_alpha("L")).astype(np.uint16) * np.array([factor, 257], np.uint16)).astype(">u2"))
+    return _png(16, 4, (np.asarray(with_alpha("L")).astype(np.uint16) * np.array([factor, 257], np.uint16)).astype(">u2"))
 
 
 def _with_transparent_colour() -> dict[str, OddImage]:
@@ -176,7 +178,7 @@ def _colours() -> dict[str, OddImage]:
     channels = [rgb[..., channel].astype("<u2") for channel in range(3)]
     to_32_bits = np.where(grey == grey.max(), 2**32 - 1, grey.astype(np.int64) * (2**32 // 256)).astype("<u4")
     cut_out = palette.copy()
-    seen = _on_white(cut_out)
+    seen = on_white(cut_out)
     seen[np.asarray(palette) == 5] = 255
     return {
         "16-bit grey PNG": OddImage(".png", encode(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"), grey_rgb),
@@ -185,17 +187,17 @@ def _colours() -> dict[str, OddImage]:
         "16-bit RGB PNG": OddImage(".png", _wide(257, ".png"), rgb),
         "12 bits in a 16-bit RGB PNG": OddImage(".png", _wide(16, ".png"), rgb),
         "8 bits in a 16-bit RGB PNG": OddImage(".png", _wide(1, ".png"), rgb),
-        "16-bit RGBA PNG": OddImage(".png", _wide(257, ".png", alpha=True), _on_white(_with_alpha("RGB"))),
-        "12 bits in a 16-bit RGBA PNG": OddImage(".png", _wide(16, ".png", alpha=True), _on_white(_with_alpha("RGB"))),
-        "12 bits in a 16-bit LA PNG": OddImage(".png", _wide_grey_and_alpha(16), _on_white(_with_alpha("L"))),
+        "16-bit RGBA PNG": OddImage(".png", _wide(257, ".png", alpha=True), on_white(with_alpha("RGB"))),
+        "12 bits in a 16-bit RGBA PNG": OddImage(".png", _wide(16, ".png", alpha=True), on_white(with_alpha("RGB"))),
+        "12 bits in a 16-bit LA PNG": OddImage(".png", _wide_grey_and_alpha(16), on_white(with_alpha("L"))),
         "12 bits in a 16-bit RGB TIFF": OddImage(".tif", _wide(16, ".tiff", cv2.IMWRITE_TIFF_COMPRESSION, 1), rgb),
         "12 bits in a 16-bit RGB TIFF, LZW": OddImage(".tif", _wide(16, ".tiff", cv2.IMWRITE_TIFF_COMPRESSION, 5), rgb),
         "16-bit RGB TIFF, LZW": OddImage(".tif", _wide(257, ".tiff", cv2.IMWRITE_TIFF_COMPRESSION, 5), rgb),
-        "RGBA PNG": OddImage(".png", encode(_with_alpha("RGB"), "PNG"), _on_white(_with_alpha("RGB"))),
-        "LA PNG": OddImage(".png", encode(_with_alpha("L"), "PNG"), _on_white(_with_alpha("L"))),
+        "RGBA PNG": OddImage(".png", encode(with_alpha("RGB"), "PNG"), on_white(with_alpha("RGB"))),
+        "LA PNG": OddImage(".png", encode(with_alpha("L"), "PNG"), on_white(with_alpha("L"))),
         "palette with a transparent index": OddImage(".png", encode(cut_out, "PNG", transparency=5), seen),
         "CMYK JPEG": OddImage(".jpg", encode(picture().convert("CMYK"), "JPEG", quality=95), rgb, 3),
-        "LAB TIFF": OddImage(".tif", encode(_lab(), "TIFF"), rgb, 6),
+        "LAB TIFF": OddImage(".tif", encode(as_lab(), "TIFF"), rgb, 6),
         "16-bit RGB TIFF, channel by channel": OddImage(".tif", tiff([each * 257 for each in channels], 2, 2), rgb),
         "16-bit RGB TIFF, channel by channel, deflated": OddImage(
             ".tif", tiff([each * 257 for each in channels], 2, 2, deflated=True), rgb

@@ -1,16 +1,6 @@
-"""Images as file bytes, and requests that hold them."""
+"""Requests as clients send them."""
 
 import base64
-import io
-
-from PIL import Image
-
-
-def encode(image: Image.Image, kind: str = "JPEG") -> bytes:
-    """An image as file bytes."""
-    buffer = io.BytesIO()
-    image.save(buffer, kind)
-    return buffer.getvalue()
 
 
 def as_body(images, **params) -> dict:

@@ -16,27 +16,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image
 
 from pipeline.errors import ConfigurationError, ImageError, LargeImage, LimitExceeded
 from pipeline.images.colours import image_to_bgr
 from pipeline.images.decode import DecodeLimits, check_pixel_count, decode_image
+from tests.support.odd_images import as_lab, encode, exif_of, on_white, stored_with, with_alpha
+from tests.support.odd_images import picture as photo
 
 LIMITS = DecodeLimits(max_pixels=2_000_000)
 IMAGES = Path(__file__).parents[4] / "shared" / "images"
-
-
-def photo(width: int = 96, height: int = 64) -> Image.Image:
-    """A smooth colourful picture: red grows to the right, green downwards, a blue spot."""
-    y, x = np.mgrid[0:height, 0:width]
-    blue = 255 * np.exp(-((x - width / 3) ** 2 + (y - height / 3) ** 2) / (2 * (height / 5) ** 2))
-    return Image.fromarray(np.stack([x * 255 / width, y * 255 / height, blue], axis=-1).astype(np.uint8))
-
-
-def encode(image: Image.Image, image_format: str, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, image_format, **options)
-    return file.getvalue()
 
 
 def decode_rgb(data: bytes, target_size: int | None = None) -> np.ndarray:
@@ -78,23 +67,6 @@ def test_jpeg_equals_cv2() -> None:
 
 def grey() -> Image.Image:
     return photo().convert("L")
-
-
-def on_white(rgba: Image.Image) -> np.ndarray:
-    values = np.asarray(rgba.convert("RGBA")).astype(float)
-    alpha = values[..., 3:] / 255
-    return np.rint(values[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
-
-
-def with_alpha(mode: str) -> Image.Image:
-    image = photo().convert(mode)
-    image.putalpha(Image.linear_gradient("L").resize(image.size))
-    return image
-
-
-def as_lab() -> Image.Image:
-    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
-    return ImageCms.applyTransform(photo(), ImageCms.buildTransform(srgb, lab, "RGB", "LAB"))
 
 
 def sixteen_bit() -> Image.Image:
@@ -192,24 +164,12 @@ def test_nan_and_negative_floats() -> None:
 
 # ---- orientation and scaled decoding --------------------------------------------------------------------------------
 
-STORED_AS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
-"""Pillow's transpose method that stores an upright picture with this EXIF orientation."""
-
-
-def stored_with(orientation: int, image_format: str, width: int = 96, height: int = 64) -> bytes:
-    image = photo(width, height)
-    if orientation in STORED_AS:
-        image = image.transpose(Image.Transpose(STORED_AS[orientation]))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return encode(image, image_format, exif=exif, **({"quality": 95} if image_format != "PNG" else {}))
-
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", range(0, 10))
 def test_exif_orientation(orientation: int, image_format: str) -> None:
     """All eight orientations come out upright with the upright size, senseless ones count as none."""
-    rgb = decode_rgb(stored_with(orientation, image_format))
+    rgb = decode_rgb(stored_with(orientation, image_format, exif=exif_of(orientation)))
     assert rgb.shape == RGB.shape
     assert distance(rgb, RGB) < 4
 
@@ -217,7 +177,7 @@ def test_exif_orientation(orientation: int, image_format: str) -> None:
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
 def test_exif_orientation_switched_off(image_format: str) -> None:
     """As the pixels are stored, in their own width and height."""
-    data = stored_with(6, image_format)
+    data = stored_with(6, image_format, exif=exif_of(6))
     bgr, hw = decode_image(data, DecodeLimits(exif_orientation=False))
     with Image.open(io.BytesIO(data)) as stored:
         assert hw == bgr.shape[:2] == (stored.height, stored.width)
@@ -227,7 +187,7 @@ def test_exif_orientation_switched_off(image_format: str) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_scaled_decoding_of_turned_photos(orientation: int) -> None:
     """Scaled decoding and orientation together: true size told, picture upright, not below the target."""
-    bgr, hw = decode_image(stored_with(orientation, "JPEG", 901, 601), LIMITS, 220)
+    bgr, hw = decode_image(stored_with(orientation, "JPEG", photo(901, 601), exif=exif_of(orientation)), LIMITS, 220)
     assert hw == (601, 901)
     assert bgr.shape[:2] == (151, 226)
     assert distance(bgr[:, :, ::-1], np.asarray(photo(901, 601).resize((226, 151), Image.Resampling.BOX))) < 3
@@ -246,7 +206,7 @@ def test_scaled_decoding_never_goes_below_the_target(target: int, expected_width
 
 def test_damaged_exif_is_ignored() -> None:
     """A picture with broken metadata is still a picture, and nothing is warned about."""
-    data = stored_with(6, "JPEG")
+    data = stored_with(6, "JPEG", exif=exif_of(6))
     start = data.index(b"Exif\0\0") + 6
     for cut in (0, 2, 4, 8, 10):
         broken = data[: start + cut] + b"\xff" * 8 + data[start + cut + 8 :]
