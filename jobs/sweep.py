@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 from jobs.command_line import CommandFault, cli_errors, count
 from jobs.sweeping.report import TABLE
-from jobs.sweeping.search_space import as_options, checked_values, read_variation
+from jobs.sweeping.search_space import as_options, checked_values, read_space
 from jobs.training.settings import settings_from_args
 
 SPACE = ("lr=1e-3..1e-2", "mosaic=0..1", "scale-jitter=0.5+2,0.8+1.25")
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if needed and importlib.util.find_spec(package) is None:
             parser.error(f"{package} is not installed: .venv/bin/pip install -e '.[sweep]'")
     try:
-        space = dict(read_variation(text) for text in args.vary or SPACE)
+        space = read_space(args.vary or SPACE)
     except ValueError as error:
         parser.error(str(error))
     settings = settings_from_args(of_finetune)

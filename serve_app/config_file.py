@@ -105,6 +105,8 @@ def check_document(document: Any) -> list[Application]:
     """Our applications in a file already parsed; errors as `check_config`."""
     check_keys(document, ServeDeploySchema, "")
     schema = validated(ServeDeploySchema, document, "")
+    if not 0 < schema.http_options.port < 2**16:
+        raise ConfigurationError(f"http_options.port: 1 to 65535, got {schema.http_options.port}")
     ours = [app for app in schema.model_dump(exclude_unset=True)["applications"] if _is_ours(app["import_path"])]
     if not ours:
         raise ConfigurationError(f"nothing to check: no application has import_path: {BUILDER}")

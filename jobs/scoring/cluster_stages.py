@@ -75,7 +75,7 @@ class Tally:
         self._counts = Counts(*totals, first_error, first_fault)
         if 0 <= self._most < self._counts.errors:
             return f"more photos failed than --error-threshold allows; one of them: {first_error}"
-        if self._counts.faults > MAX_FAULTS:
+        if self._counts.faults >= MAX_FAULTS:
             return (
                 f"{self._counts.faults} photos could not be read or scored now; the same command tries them again. {first_fault}"
             )

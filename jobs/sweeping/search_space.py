@@ -69,6 +69,21 @@ def read_variation(text: str) -> tuple[str, Values]:
     return name, ends
 
 
+def read_space(variations: Sequence[str]) -> dict[str, Values]:
+    """Values by name, from the texts of --vary.
+
+    Raises:
+        ValueError: one cannot be read (`read_variation`), or two have the same name.
+    """
+    space: dict[str, Values] = {}
+    for text in variations:
+        name, values = read_variation(text)
+        if name in space:
+            raise ValueError(f"--vary {text}: --{name} is given twice")
+        space[name] = values
+    return space
+
+
 def checked_values(values: Values) -> list[Any]:
     """Values of which all are good where these are: both ends of a range, or all choices."""
     return [values.low, values.high] if isinstance(values, Range) else values

@@ -209,6 +209,8 @@ def _contradiction(settings: FinetuneSettings) -> str | None:
         return "--sync-bn joins the batch norms of several processes on GPUs: it needs --processes above 1 and GPUs."
     if not settings.lr > 0 or min((factor for _, factor in settings.lr_mult), default=0) < 0:
         return "--lr must be above 0, and factors of --lr-mult at least 0."
+    if len(dict(settings.lr_mult)) < len(settings.lr_mult):
+        return "--lr-mult gives a layer two factors."
     if not 0 < settings.scale_jitter[0] <= settings.scale_jitter[1] < math.inf:
         return "--scale-jitter must be two numbers above 0, the smaller one first."
     return _missing_package(settings)

@@ -19,6 +19,7 @@ from jobs.sweep import main
         (["--vary", "lr=2..1"], "--vary lr=2..1: LOW..HIGH"),
         (["--vary", "image-size=320,500"], "--image-size is a multiple of 32, got 500"),
         (["--vary", "image-size=330..640"], "--image-size is a multiple of 32, got 330"),
+        (["--vary", "lr=1e-3..1e-2", "--vary", "lr=1e-3,2e-3"], "--vary lr=1e-3,2e-3: --lr is given twice"),
         (["--vary", "colour=1,2"], "jobs.finetune has no option --colour"),
         (["--vary", "val-share=0.1,0.2"], "--val-share is the same in all trials"),
         (["--asha"], "--asha compares trials at the same step"),

@@ -43,6 +43,7 @@ DETECTOR = [*APP, "deployments", 2]
         pytest.param(
             [], "proxy_locaton", "HeadOnly", r"^top level: unknown key\(s\) proxy_locaton; known: .*proxy_location", id="top"
         ),
+        pytest.param(["http_options"], "port", -1, r"^http_options\.port: 1 to 65535, got -1$", id="no port"),
         pytest.param(["http_options"], "prot", 80, r"^http_options: unknown key\(s\) prot; known: .*port", id="http option"),
         pytest.param(
             ["http_options"], "root_url", "/a", r"^http_options: unknown key\(s\) root_url", id="option only Python takes"
