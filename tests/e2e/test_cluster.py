@@ -28,7 +28,7 @@ def wait_for_replicas(service, node, deployments):
 SILENT_S = 36.0
 """Seconds: a little over HAProxy's timeout in ray.env, which ends what a stopped Ingress holds."""
 CUT_OFF_S = 12.0
-"""Seconds: connections to a node that says nothing are given up after 4 (ray.env), and its images are scored again; more on a busy machine."""
+"""Seconds: connections to a node that says nothing are given up after 4 (ray.env), then the images are scored again; more if busy."""
 
 
 @pytest.mark.slow
