@@ -1,4 +1,4 @@
-"""A Ray job that scores a folder of photos by the handle of the running service: no HTTP, no base64, typed results.
+"""A Ray job that scores the `*.jpg` of a folder by the handle of the running service: no HTTP, no base64, typed results.
 
     .venv/bin/ray job submit --address http://127.0.0.1:8265 -- $PWD/.venv/bin/python $PWD/examples/ray_jobs/score_by_handle.py /data/photos
 
