@@ -36,7 +36,6 @@ from pipeline.errors import InvalidRequest, RequestError, ServiceError, StageFai
 from pipeline.images.fetch import MAX_URL_CHARS
 from serve_app.http.body import (
     MAX_BODIES_ARRIVING,
-    TIMEOUT_HEADER,
     BodyBudget,
     Hold,
     declared_length,
@@ -60,7 +59,6 @@ DESCRIPTION = """Send photos, get objects with boxes, labels, scores and polygon
 
 `curl -F image=@photo.jpg http://…/score` scores a photo file; `application/json` is AzureML's contract. Errors are JSON with a `code`
 and a `message`. Every response has an `x-request-id` header; `server-timing` shows the time of each stage."""
-CORS_REQUEST_HEADERS = ["authorization", "content-type", "traceparent", "tracestate", TIMEOUT_HEADER, *ID_HEADERS]
 CORS_RESPONSE_HEADERS = ["retry-after", "server-timing", "x-ms-run-fn-exec-ms", MODEL_ERROR_HEADER, *ID_HEADERS]
 LARGE_BODY_BYTES = 1_000_000
 """Larger bodies are parsed on a thread: they would block the other requests of this replica for milliseconds."""
@@ -107,7 +105,7 @@ def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         app,
         allow_origins=origins,
         allow_methods=["GET", "POST"],
-        allow_headers=CORS_REQUEST_HEADERS,
+        allow_headers=["*"],  # as AzureML's: its clients send azureml-model-deployment and others, which are ignored here
         expose_headers=CORS_RESPONSE_HEADERS,
     )
 

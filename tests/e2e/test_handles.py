@@ -8,7 +8,7 @@ import sys
 import pytest
 import requests
 
-from tests.test_readme import PAGES, REPOSITORY, blocks
+from tests.support.pages import PAGES, REPOSITORY, blocks
 
 PROGRAM = """
 import sys, ray, numpy as np, io

@@ -119,7 +119,7 @@ async def test_browsers_of_other_origins(ingress, monkeypatch):
         assert refused.headers["access-control-allow-origin"] == "https://app.example.com"
         assert "x-ms-request-id" in refused.headers["access-control-expose-headers"]
         assert (await client.options("/score", headers=asked | {"origin": "https://evil.example"})).status_code == 400
-        every = "authorization,content-type,traceparent,tracestate,x-request-id,x-request-timeout-seconds"
+        every = "authorization,azureml-model-deployment,content-type,traceparent,x-request-id,x-request-timeout-seconds"
         assert (await client.options("/score", headers=asked | {"access-control-request-headers": every})).status_code == 200
     async with client_for(ingress) as client:
         assert (await client.options("/score", headers=asked)).status_code == 405
