@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DeadlineExceeded, ServiceError
+from pipeline.images.source import looks_like_url
 from pipeline.types import DetectOptions, OutlineOptions
 
 Payload = TypeVar("Payload")
@@ -102,6 +103,11 @@ class ImageTask(Generic[Payload]):
     def queue_key(self) -> str:
         """Key of the image in a stage's fair queues. A caller's large images have a key of their own, so they do not delay its others."""
         return f"{self.context.caller}/large" if self.large else self.context.caller
+
+    @property
+    def may_take_long(self) -> bool:
+        """Whether an ImageLoader may need many seconds for it: it is large, or a URL, whose host may be slow."""
+        return self.large or (isinstance(self.payload, str) and looks_like_url(self.payload))
 
     def after(self, payload: Result | ServiceError, timings_ms: Mapping[str, float]) -> ImageTask[Result]:
         """The task after a stage: with the stage's result or error, and the times so far."""

@@ -26,6 +26,7 @@ class _Call:
     Args:
         argument: the call whose result it takes; the replica cannot begin before.
         result: None for a stream.
+        sent_at: inf if the call may take long: then its time says nothing.
     """
 
     replica_id: ReplicaID
@@ -52,7 +53,14 @@ class PendingCalls:
         self._took_s: defaultdict[Any, deque[float]] = defaultdict(lambda: deque(maxlen=MEASURED_CALLS))
 
     def sent(
-        self, call_id: str, replica_id: ReplicaID, node_id: str, arguments: Sequence[Any], result: ObjectRef[Any] | None
+        self,
+        call_id: str,
+        replica_id: ReplicaID,
+        node_id: str,
+        arguments: Sequence[Any],
+        result: ObjectRef[Any] | None,
+        *,
+        may_take_long: bool = False,
     ) -> None:
         """A replica was sent a call.
 
@@ -60,10 +68,12 @@ class PendingCalls:
             call_id: Ray Serve's internal request id; unique.
             arguments: of the call; an ObjectRef among them may be the result of another call.
             result: of the call.
+            may_take_long: it does not make the replica silent, however long it takes.
         """
         refs = [argument for argument in arguments if isinstance(argument, ObjectRef)]
         argument = next((self._by_result[ref] for ref in refs if ref in self._by_result), None)
-        call = self._by_id[call_id] = _Call(replica_id, node_id, argument, result, time.monotonic())
+        sent_at = math.inf if may_take_long else time.monotonic()
+        call = self._by_id[call_id] = _Call(replica_id, node_id, argument, result, sent_at)
         self._by_replica[replica_id].append(call)
         if result is not None:
             self._by_result[result] = call

@@ -11,6 +11,7 @@ most `max_ongoing_requests` at a time, and further calls wait in the caller, at 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ray.serve._private.common import ReplicaQueueLengthInfo, RunningReplicaInfo
@@ -19,6 +20,7 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.request_router import PendingRequest, ReplicaID, RunningReplica
 
 from deployments.ray_serve.pending_calls import PENDING_CALLS
+from deployments.task import ImageTask
 
 
 class UnaryReplica(RunningReplica):
@@ -32,9 +34,9 @@ class UnaryReplica(RunningReplica):
         """Send a call. If `with_rejection`, the router then waits for the answer whether it is accepted; a unary call always is."""
         unary = not pr.metadata.is_streaming
         result: Any = super().try_send_request(pr, with_rejection=with_rejection and not unary)
-        PENDING_CALLS.sent(
-            pr.metadata.internal_request_id, self.replica_id, self.node_id, pr.args, result.to_object_ref() if unary else None
-        )
+        reference = result.to_object_ref() if unary else None
+        call_id, long = pr.metadata.internal_request_id, _may_take_long(pr.args)
+        PENDING_CALLS.sent(call_id, self.replica_id, self.node_id, pr.args, reference, may_take_long=long)
         if unary:
             result.get_rejection_response = self._accepted
         return result
@@ -66,6 +68,12 @@ class UnaryRequestRouter(PowerOfTwoChoicesRequestRouter):
         """Called by Ray Serve once for each `try_send_request`, when the call has a result or has failed."""
         super().on_request_completed(replica_id, internal_request_id)
         PENDING_CALLS.completed(internal_request_id)
+
+
+def _may_take_long(arguments: Sequence[Any]) -> bool:
+    """Whether an argument is a list with an image that may take long. A later stage gets its images by reference, so there it is False."""
+    lists = (argument for argument in arguments if isinstance(argument, list))
+    return any(isinstance(task, ImageTask) and task.may_take_long for tasks in lists for task in tasks)
 
 
 UNARY_CALLS = RequestRouterConfig(request_router_class=UnaryRequestRouter)  # type: ignore[arg-type]

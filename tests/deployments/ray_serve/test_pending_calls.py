@@ -21,11 +21,11 @@ class Calls(PendingCalls):
         self._results = {}
         monkeypatch.setattr(pending_calls.time, "monotonic", lambda: self.now)
 
-    def send(self, name, replica, node="node", argument=None):
+    def send(self, name, replica, node="node", argument=None, *, may_take_long=False):
         """Send a call that takes the result of the call `argument`, if given."""
         result = self._results[name] = ObjectRef(bytes([len(self._results) + 1] * 28))
         arguments = [["tasks"], self._results[argument]] if argument else [["tasks"]]
-        self.sent(name, replica, node, arguments, result)
+        self.sent(name, replica, node, arguments, result, may_take_long=may_take_long)
 
     def silent_at(self, now):
         self.now = now
@@ -95,6 +95,21 @@ def test_a_deployment_whose_calls_take_seconds_is_silent_later(calls):
     calls.send("load", LOADER, "another")
     assert calls.silent_at(15.9) == ({"l"}, {"another"})
     assert calls.silent_at(16.1)[0] == {"l", "d2"}
+
+
+def test_a_call_that_may_take_long_makes_nothing_silent(calls):
+    """Neither while it lasts nor as a measure of how long calls take; the stage after it is silent when it does not answer."""
+    calls.send("a slow URL", LOADER, may_take_long=True)
+    assert calls.silent_at(9.0) == (set(), set())
+    calls.completed("a slow URL")
+    calls.send("load", LOADER)
+    assert calls.silent_at(10.1)[0] == {"l"}
+    calls.completed("load")
+    calls.send("a large image", LOADER, may_take_long=True)
+    calls.send("detect", DETECTOR, argument="a large image")
+    assert calls.silent_at(20.0) == (set(), set())
+    calls.completed("a large image")
+    assert calls.silent_at(21.1)[0] == {"d"}
 
 
 def test_a_call_cancelled_while_it_waits_says_nothing_about_how_long_calls_take(calls):

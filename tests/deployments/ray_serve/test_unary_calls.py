@@ -14,6 +14,8 @@ from deployments.polygonizer import Polygonizer
 from deployments.ray_serve import pending_calls, unary_calls
 from deployments.ray_serve.pending_calls import PendingCalls
 from deployments.ray_serve.unary_calls import UnaryReplica, UnaryRequestRouter
+from deployments.task import ImageTask, RequestContext, ScoreOptions
+from pipeline.types import DetectOptions, OutlineOptions
 
 DETECTOR = DeploymentID(name="Detector")
 MOST = 3
@@ -183,6 +185,20 @@ def test_a_call_that_could_not_be_sent_is_not_counted():
         return unary_calls.PENDING_CALLS.count(replica.replica_id)
 
     assert asyncio.run(count()) == 1
+
+
+@pytest.mark.usefixtures("sent")
+@pytest.mark.parametrize(
+    ("payload", "large", "silent"), [("aGk=", False, True), ("https://example.com/a.jpg", False, False), (b"jpeg", True, False)]
+)
+def test_a_slow_url_or_a_large_image_makes_no_replica_silent(clock, payload, large, silent):
+    replica = Replica("a")
+    sent = call(is_streaming=False)
+    options = ScoreOptions(DetectOptions(), OutlineOptions())
+    sent.args = [[ImageTask(payload, options, RequestContext("id", 0.0), large=large)]]
+    replica.try_send_request(sent, with_rejection=True)
+    clock.now = 5.0
+    assert (replica.replica_id in unary_calls.PENDING_CALLS.silent()[0]) is silent
 
 
 @pytest.mark.parametrize("deployment", [ImageLoader, Detector, Polygonizer])
