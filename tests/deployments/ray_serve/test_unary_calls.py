@@ -13,11 +13,12 @@ from deployments.image_loader import ImageLoader
 from deployments.polygonizer import Polygonizer
 from deployments.ray_serve import pending_calls, unary_calls
 from deployments.ray_serve.pending_calls import PendingCalls
-from deployments.ray_serve.unary_calls import UnaryReplica, UnaryRequestRouter
+from deployments.ray_serve.unary_calls import UnaryReplica, UnaryRequestRouter, _call_when_done
 from deployments.task import ImageTask, RequestContext, ScoreOptions
 from pipeline.types import DetectOptions, OutlineOptions
 
 DETECTOR = DeploymentID(name="Detector")
+SHUTTING_DOWN = RuntimeError("Core worker is shutting down.")
 MOST = 3
 """max_ongoing_requests of the replicas."""
 
@@ -62,14 +63,14 @@ def sent(monkeypatch):
         sent.append((call, with_rejection))
         return SimpleNamespace(get_rejection_response=None, to_object_ref=lambda: None)
 
-    monkeypatch.setattr(unary_calls, "PENDING_CALLS", PendingCalls())
+    monkeypatch.setattr(pending_calls, "PENDING_CALLS", PendingCalls())
     monkeypatch.setattr(RunningReplica, "try_send_request", try_send_request)
     return sent
 
 
 def call(*, is_streaming):
-    metadata = SimpleNamespace(is_streaming=is_streaming, internal_request_id=uuid.uuid4().hex)
-    return SimpleNamespace(metadata=metadata, args=[])
+    metadata = SimpleNamespace(is_streaming=is_streaming, _by_reference=True, internal_request_id=uuid.uuid4().hex)
+    return SimpleNamespace(metadata=metadata, args=[["tasks"]])
 
 
 def test_a_call_is_unary_and_accepted_at_once(sent):
@@ -83,6 +84,13 @@ def test_a_call_is_unary_and_accepted_at_once(sent):
 
 def test_a_call_for_a_stream_is_rays(sent):
     asked = call(is_streaming=True)
+    assert Replica("a").try_send_request(asked, with_rejection=True).get_rejection_response is None
+    assert sent == [(asked, True)]
+
+
+def test_a_call_by_grpc_is_rays(sent):
+    asked = call(is_streaming=False)
+    asked.metadata._by_reference = False
     assert Replica("a").try_send_request(asked, with_rejection=True).get_rejection_response is None
     assert sent == [(asked, True)]
 
@@ -176,13 +184,26 @@ def test_silent_replicas_and_nodes_get_no_calls_while_others_answer(clock):
 
 
 @pytest.mark.usefixtures("sent")
+def test_on_one_node_a_silent_replica_gets_no_calls_although_its_node_is_silent(clock):
+    async def candidates():
+        router = router_of("a", "b")
+        a, b = router.curr_replicas.values()
+        await send(router, a)
+        clock.now = 5.0
+        return router.apply_locality_routing(), {b.replica_id}
+
+    chosen, other = asyncio.run(candidates())
+    assert chosen == other
+
+
+@pytest.mark.usefixtures("sent")
 def test_a_call_that_could_not_be_sent_is_not_counted():
     async def count():
         router = router_of("a")
         (replica,) = router.curr_replicas.values()
         router.on_request_completed(replica.replica_id, "never sent")
         await send(router, replica)
-        return unary_calls.PENDING_CALLS.count(replica.replica_id)
+        return pending_calls.PENDING_CALLS.count(replica.replica_id)
 
     assert asyncio.run(count()) == 1
 
@@ -198,10 +219,44 @@ def test_a_slow_url_or_a_large_image_makes_no_replica_silent(clock, payload, lar
     sent.args = [[ImageTask(payload, options, RequestContext("id", 0.0), large=large)]]
     replica.try_send_request(sent, with_rejection=True)
     clock.now = 5.0
-    assert (replica.replica_id in unary_calls.PENDING_CALLS.silent()[0]) is silent
+    assert (replica.replica_id in pending_calls.PENDING_CALLS.silent()[0]) is silent
+
+
+class Reference:
+    """An ObjectRef of a call that is done; `error` if the wait for it failed."""
+
+    def __init__(self, result, error=None):
+        self.result, self._error, self.fetched = result, error, False
+
+    def _on_ready(self, callback):
+        callback(self._error)
+
+    def _on_completed(self, callback):
+        self.fetched = True
+        callback(self.result)
+
+
+@pytest.mark.parametrize(
+    ("reference", "told", "fetched"),
+    [
+        (Reference("small"), "small", True),
+        (Reference("pixels"), None, False),
+        (Reference("small", SHUTTING_DOWN), SHUTTING_DOWN, False),
+    ],
+)
+def test_the_end_of_a_call_is_told_without_fetching_pixels(monkeypatch, reference, told, fetched):
+    """A result in Ray's object store stays there; a small one, or an error, is in this process anyway."""
+
+    monkeypatch.setattr(unary_calls, "_is_in_memory", lambda ref: ref.result == "small")
+    seen = []
+    _call_when_done(reference, seen.append)
+    assert seen == [told]
+    assert reference.fetched is fetched
 
 
 @pytest.mark.parametrize("deployment", [ImageLoader, Detector, Polygonizer])
 def test_every_stage_is_called_so(deployment):
-    config = deployment._deployment_config.request_router_config
-    assert config.get_request_router_class() is UnaryRequestRouter
+    """By a copy of the class, which Ray Serve pickles by value; all copies count in the same place."""
+    router = deployment._deployment_config.request_router_config.get_request_router_class()
+    assert (router.__module__, router.__name__) == (UnaryRequestRouter.__module__, UnaryRequestRouter.__name__)
+    assert router.on_request_completed.__globals__["pending_calls"] is pending_calls
