@@ -2,8 +2,12 @@
 
 import time
 
+import numpy as np
 import pytest
+import ray
+from ray.cluster_utils import Cluster
 
+from deployments.ray_serve.unary_calls import _call_when_done
 from deployments.settings import DEPLOYMENTS
 from loadtest.chaos import CALLERS, Callers, lose_node, two_detectors
 from loadtest.service.local_service import local_service
@@ -97,3 +101,35 @@ def test_a_lost_node():
         assert loss.failed <= 2 * CALLERS
         assert {status for sent, _, status in callers.answers[-3:]} == {200}
         wait_for_replicas(service, left, 2 * DEPLOYMENTS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_the_end_of_a_call_brings_no_pixels_to_the_caller():
+    """A large result is on the node of the replica only, and a small one reaches the callback."""
+
+    class Replica:
+        def pixels(self):
+            return np.zeros(5_000_000, np.uint8)
+
+        def count(self):
+            return 1
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1, resources={"other": 1})
+        ray.init(address=cluster.address)
+        replica = ray.remote(resources={"other": 1})(Replica).remote()
+        told = []
+        results = [replica.pixels.remote(), replica.count.remote()]
+        for result in results:
+            _call_when_done(result, told.append)
+        deadline = time.monotonic() + 30
+        while len(told) < len(results) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(1)  # a copy would be on its way
+        assert set(told) == {None, 1}
+        assert len(ray.experimental.get_object_locations(results)[results[0]]["node_ids"]) == 1
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
