@@ -32,10 +32,7 @@ from jobs.scoring.batch_output import BatchOutput, facts_before
 from jobs.scoring.rows import FORMATS, PARQUET, format_of
 from jobs.scoring.scorer import Done, Scorer, score_all
 from jobs.scoring.service_client import ServiceClient, ServiceFault, Unavailable, base_url, key_from
-from jobs.scoring.tables import InputsError
-
-MAX_FAULTS = 20
-"""The job stops after so many requests that failed after all retries and photos that the storage did not give."""
+from jobs.scoring.tables import MAX_FAULTS, InputsError
 
 
 @cli_errors("jobs.batch_score", InputsError)

@@ -26,7 +26,7 @@ from jobs.command_line import reason_of
 from jobs.photos import LIMITS
 from jobs.scoring.cluster_images import Images, NoRow
 from jobs.scoring.cluster_inputs import FILE_NAME, ID, IMAGE, ROW
-from jobs.scoring.tables import COLUMNS
+from jobs.scoring.tables import COLUMNS, MAX_FAULTS
 from jobs.scoring.tiles import Grid, Tiled, cut, join
 from pipeline.errors import DecodersUnavailable, ServiceError, StageFailed
 from pipeline.images.decoder_options import DecoderOptions
@@ -41,8 +41,6 @@ Batch = dict[str, NDArray[Any]]
 WORK, PREDS = "work", "preds"
 FETCH_RETRIES = 6
 """Retries of a URL whose host is not there; with their pauses 6 s."""
-MAX_FAULTS = 20
-"""The job stops after so many photos without a row."""
 log = logging.getLogger(__name__)
 
 

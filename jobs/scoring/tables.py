@@ -24,6 +24,8 @@ import yaml
 from pipeline.images.decode import FORMAT_MAGIC
 
 TABLE_SUFFIXES = frozenset({".csv", ".jsonl"})
+MAX_FAULTS = 20
+"""A job stops after so many faults: requests that failed after all retries, and photos that the storage did not give."""
 COLUMNS = ("image", "image_url")
 """Names of the column with images; AzureML's CSVs use the first, its JSON lines the second."""
 MLTABLE = "MLTable"
