@@ -22,10 +22,14 @@ Result = TypeVar("Result")
 
 ImageInput = str | bytes | NDArray[np.uint8]
 """An image from a caller: base64 text or URL, encoded bytes, or pixels: (H, W, 3) uint8 RGB or (H, W) uint8 grey."""
-
 AnswerForm = Literal["objects", "json", "png", "jpeg"]
 """Form of the answer for an image: ScoredImage, EncodedImage, or DrawnImage as PNG or JPEG."""
 PICTURE_FORMS = ("png", "jpeg")
+
+
+def is_url(image: object) -> bool:
+    """Whether an image is a URL, which an ImageLoader fetches, and not base64 text, bytes or pixels."""
+    return isinstance(image, str) and looks_like_url(image)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,7 @@ class ImageTask(Generic[Payload]):
     @property
     def may_take_long(self) -> bool:
         """Whether an ImageLoader may need many seconds for it: it is large, or a URL, whose host may be slow."""
-        return self.large or (isinstance(self.payload, str) and looks_like_url(self.payload))
+        return self.large or is_url(self.payload)
 
     def after(self, payload: Result | ServiceError, timings_ms: Mapping[str, float]) -> ImageTask[Result]:
         """The task after a stage: with the stage's result or error, and the times so far."""

@@ -19,9 +19,8 @@ from contextlib import asynccontextmanager, contextmanager
 
 from deployments.scoring.pace import Pace
 from deployments.settings import IngressSettings
-from deployments.task import ImageInput, RequestContext
+from deployments.task import ImageInput, RequestContext, is_url
 from pipeline.errors import Overloaded
-from pipeline.images.source import looks_like_url
 
 MAX_RETRY_AFTER_S = 60
 
@@ -149,7 +148,7 @@ class Admission:
             Overloaded: there is no room for all of them, or not enough time before the deadline.
         """
         others = self.large if pictures else self.ordinary
-        lanes = [self.urls if isinstance(image, str) and looks_like_url(image) else others for image in images]
+        lanes = [self.urls if is_url(image) else others for image in images]
         for lane, count in Counter(lanes).items():
             self.check(lane, count, context)
         places = [Place(lane, context.caller) for lane in lanes]
