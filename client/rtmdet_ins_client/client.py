@@ -16,7 +16,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
 from math import inf
-from os import PathLike
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -25,21 +24,13 @@ import requests
 from PIL import Image
 from requests.adapters import HTTPAdapter
 
+from rtmdet_ins_client.photo import Photo, bytes_of, file_of, is_url
 from rtmdet_ins_client.result import Result
 from rtmdet_ins_client.upright import as_seen, has_orientation, size_as_seen
-
-Photo = str | Path | bytes | Image.Image
-"""A path, a URL that the service reads (http, https, data), the bytes of an image file, or an image."""
-
-LONGEST_PATH_CHARS = 4096
-"""No path is longer (Linux's PATH_MAX), but the base64 of a photo is."""
 
 TRIES = 5
 """With their pauses at least 5.6 s: a proxy that died is back after 5."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-PNG_MODES = frozenset({"1", "L", "LA", "I;16", "P", "RGB", "RGBA"})
-NOT_IN_FILES = {"HSV": "RGB", "La": "LA", "PA": "RGBA", "RGBa": "RGBA", "RGBX": "RGB"}
-"""Modes of Pillow that neither PNG nor TIFF holds, and what they are sent as."""
 OF_THE_HOST = frozenset({"fetch_timeout", "fetch_unavailable"})
 """Error codes of a URL whose host did not answer: tried once more."""
 NO_CODE = "error"
@@ -81,7 +72,7 @@ class Client:
     """
 
     def __init__(self, url: str, key: str | None = None, *, deadline_s: float = 30.0, patience_s: float = 300.0) -> None:
-        if not _is_url(url):
+        if not is_url(url):
             raise ValueError(f"{url!r} is no base URL; expected one such as http://127.0.0.1:8000")
         if not 0 < deadline_s < inf:
             raise ValueError(f"deadline_s must be a positive number of seconds, got {deadline_s!r}")
@@ -166,7 +157,7 @@ class Client:
             return Result([], (0, 0), error=error)
 
     def _score(self, stop: Event, photo: Photo, params: dict[str, Any]) -> Result:
-        if isinstance(photo, str) and (_is_url(photo) or photo[:5].lower() == "data:"):
+        if isinstance(photo, str) and (is_url(photo) or photo[:5].lower() == "data:"):
             table = {"columns": ["image"], "data": [photo]}
             answer = self._ask(stop, _only_image, "POST", "/score", json={"input_data": table, "params": params})
             return Result.from_answer(answer, (0, 0))
@@ -174,9 +165,9 @@ class Client:
         if isinstance(photo, Image.Image):
             turned = self._turns(stop, photo)
             image = as_seen(photo, turned)
-            data, size = _file_of(image), image.size
+            data, size = file_of(image), image.size
         else:
-            data = _bytes_of(photo)
+            data = bytes_of(photo)
             with suppress(OSError, ValueError, Image.DecompressionBombError), Image.open(io.BytesIO(data)) as image:
                 turned = self._turns(stop, image)
                 size = size_as_seen(image, turned)
@@ -291,30 +282,3 @@ def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
         if not plain["labels"]:  # a query has no empty list, so it would mean all labels
             raise ValueError("labels is empty: name at least one, or leave it out for all")
     return plain
-
-
-def _bytes_of(photo: str | Path | bytes | bytearray | memoryview) -> bytes:
-    """The bytes of a photo that is no URL and no image."""
-    if isinstance(photo, bytes | bytearray | memoryview):
-        return bytes(photo)
-    if not isinstance(photo, str | PathLike):
-        raise TypeError(
-            "a photo is a path, a URL, the bytes of an image file or a PIL image (of an array: PIL.Image.fromarray), "
-            f"not {type(photo).__name__}"
-        )
-    if len(str(photo)) > LONGEST_PATH_CHARS:
-        raise ValueError(f"a text of {len(str(photo))} characters is no path; of base64 give the bytes: base64.b64decode(text)")
-    return Path(photo).read_bytes()
-
-
-def _is_url(text: str) -> bool:
-    return text.lower().startswith(("http://", "https://"))
-
-
-def _file_of(image: Image.Image) -> bytes:
-    """As PNG, or as TIFF where PNG does not know the mode."""
-    file = io.BytesIO()
-    if image.mode in NOT_IN_FILES:
-        image = image.convert(NOT_IN_FILES[image.mode])
-    image.save(file, "PNG" if image.mode in PNG_MODES else "TIFF")
-    return file.getvalue()

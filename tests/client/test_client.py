@@ -1,6 +1,5 @@
 """The client against the service's own HTTP front, with a stub behind it."""
 
-import base64
 import dataclasses
 import io
 import pickle
@@ -12,12 +11,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from matplotlib.path import Path as Path2D
 from PIL import Image
-from pycocotools import mask as coco_mask
-from rtmdet_ins_client import Client, Found, Result, ScoringError
+from rtmdet_ins_client import Client, Result, ScoringError
 from rtmdet_ins_client import client as module
-from rtmdet_ins_client import result as result_module
 
 from deployments.settings import Settings
 from pipeline.errors import ImageError, Overloaded, StageFailed
@@ -78,17 +74,6 @@ def test_the_size_is_that_of_the_upright_photo(client, name):
         assert result.draw(given).size == (WIDTH, HEIGHT)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "I", "F"])
-def test_images_of_every_mode_are_sent(client, running, mode):
-    """In a file that the service reads, with the colours that Pillow sees."""
-    image = picture().convert("RGBA").convert("RGBa") if mode == "RGBa" else picture().convert("P" if mode == "PA" else mode)
-    image = image.convert(mode)
-    client.score(image)
-    sent, _ = decode_image(running[1].seen[-1][0][0], DecodeLimits())
-    seen = image.convert("RGBA") if mode == "RGBa" else image
-    assert np.abs(sent[..., ::-1].astype(int) - np.asarray(seen.convert("RGB"))).mean() < 2
-
-
 def test_an_opened_image_is_sent_upright_once(client, running):
     """Its metadata is not sent with it."""
     client.score(Image.open(io.BytesIO(stored_with(6, "TIFF", image=picture().convert("CMYK"), tiffinfo={0x0112: 6}))))
@@ -119,62 +104,6 @@ def test_supervision_gets_masks(client):
     nothing = client.score(photo()).to_supervision({})
     assert nothing.is_empty()
     assert list(nothing.data["class_name"]) == []
-
-
-@pytest.mark.parametrize("height_width", [(100, 200), (7, 1), (1, 7)], ids=str)
-def test_run_lengths_are_masks(height_width):
-    """`mask_format="rle"`: of many short runs and of few long ones."""
-    for share in (0, 0.02, 0.5, 1):
-        mask = (np.random.default_rng(7).random(height_width) < share).astype(np.uint8)
-        rle = coco_mask.encode(np.asfortranarray(mask))
-        decoded = result_module._rle_to_mask({"size": rle["size"], "counts": rle["counts"].decode()})
-        np.testing.assert_array_equal(np.asarray(decoded) > 0, mask > 0)
-
-
-def test_run_lengths_are_drawn_and_masks_for_supervision():
-    """On a picture of another scale, too."""
-    mask = np.zeros((100, 200), np.uint8)
-    mask[60:, 100:] = 1
-    rle = coco_mask.encode(np.asfortranarray(mask))
-    found = Found("person", 0.9, (0.5, 0.6, 1, 1), [], [], {"size": [100, 200], "counts": rle["counts"].decode()})
-    drawn = np.asarray(Result([found], (200, 100)).draw(Image.new("RGB", (400, 200), (90, 90, 90))))
-    assert tuple(drawn[180, 380]) != (90, 90, 90)
-    assert tuple(drawn[180, 100]) == (90, 90, 90)
-    pytest.importorskip("supervision", reason="pip install './client[supervision]'")
-    np.testing.assert_array_equal(Result([found], (200, 100)).to_supervision().mask[0], mask > 0)
-
-
-@pytest.mark.parametrize("radius", [3, 8, 40])
-def test_polygons_fill_the_pixels_whose_centres_they_hold(radius):
-    """Neither more nor fewer, over the picture's edge too: matplotlib's test of each centre."""
-    random = np.random.default_rng(radius)
-    for middle in ((50, 40), (2, 78)):
-        angles, distances = np.sort(random.random(14)) * 2 * np.pi, radius * (0.5 + random.random(14))
-        ring = np.array(middle) + random.random(2) + np.column_stack([np.cos(angles), np.sin(angles)]) * distances[:, None]
-        hole = np.array(middle) + (ring - ring.mean(axis=0)) / 3
-        found = Found("a", 0.9, (0, 0, 1, 1), [(ring / (100, 80)).ravel().tolist()], [(hole / (100, 80)).ravel().tolist()])
-        y, x = np.mgrid[0:80, 0:100] + 0.5
-        inside, in_hole = (
-            Path2D(np.vstack([edge, edge[:1]])).contains_points(np.column_stack([x.ravel(), y.ravel()])) for edge in (ring, hole)
-        )
-        mask = np.asarray(Result([found], (100, 80))._mask(found)) > 0
-        np.testing.assert_array_equal(mask, (inside & ~in_hole).reshape(80, 100))
-
-
-def test_a_square_has_its_pixels():
-    """Between pixels 10 and 20 there are ten."""
-    found = Found("a", 0.9, (0, 0, 1, 1), [[0.1, 0.1, 0.2, 0.1, 0.2, 0.2, 0.1, 0.2, 0.1, 0.1]], [])
-    mask = np.asarray(Result([found], (100, 100))._mask(found)) > 0
-    assert mask.sum() == 100
-    assert mask[10:20, 10:20].all()
-
-
-def test_an_unknown_size_is_told():
-    """Not taken for zero pixels; an answer without objects needs none."""
-    found = Found("person", 0.9, (0, 0, 1, 1), [[0, 0, 1, 0, 1, 1]], [])
-    assert Result([], (0, 0)).to_coco(1, {"person": 1}) == []
-    with pytest.raises(ValueError, match="size of the photo is not known"):
-        Result([found], (0, 0)).to_coco(1, {"person": 1})
 
 
 def test_a_picture_is_tinted_inside_and_not_in_holes(client):
@@ -372,23 +301,6 @@ def test_what_is_no_photo_stops_nobody(client):
     """Whatever a caller put into the list."""
     results = [result for _, result in client.score_many([photo(), None, photo()])]
     assert [type(result.error) for result in results] == [type(None), TypeError, type(None)]
-
-
-@pytest.mark.parametrize(
-    ("given", "says"),
-    [
-        (np.zeros((9, 9, 3), np.uint8), "Image.fromarray.*not ndarray"),
-        (io.BytesIO(), "not BytesIO"),
-        (None, "not NoneType"),
-        (base64.b64encode(bytes(9000)).decode(), "base64.b64decode"),
-    ],
-)
-def test_what_is_no_photo_is_told_with_a_remedy(client, running, given, says):
-    """By name of its type, and nothing is sent."""
-    with pytest.raises((TypeError, ValueError), match=says) as caught:
-        client.score(given)
-    assert len(str(caught.value)) < 200
-    assert not running[1].seen
 
 
 @pytest.mark.parametrize("one", ["photo.jpg", photo(), Path("photo.jpg"), Image.new("RGB", (2, 2))])
