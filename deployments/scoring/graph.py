@@ -14,20 +14,16 @@ import asyncio
 import logging
 import math
 from collections.abc import Coroutine, Sequence
-from contextlib import suppress
-from copy import copy
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from ray import exceptions as ray_exceptions
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException, RequestCancelledError
-from ray.serve.handle import DeploymentResponse
 
 from deployments.scoring.admission import Admission, Place
+from deployments.scoring.calls import cancel, result, to_service_error
 from deployments.scoring.grouping import CallHangs, Grouper, StageLost
 from deployments.settings import IngressSettings
-from deployments.stages.in_process import LocalHandle, LocalResponse, StageHandle
+from deployments.stages.in_process import LocalHandle, StageHandle
 from deployments.stages.retry_alone import RetryAlone
 from deployments.task import ImageInput, ImageTask, RequestContext, ScoreOptions
 from pipeline.errors import DeadlineExceeded, DecodersUnavailable, EngineLost, ImageFault, Overloaded, ServiceError, StageFailed
@@ -35,18 +31,6 @@ from pipeline.inference.engine import ModelInfo
 from pipeline.types import Answer
 
 logger = logging.getLogger("ray.serve")
-
-LOST_REPLICA = (
-    ray_exceptions.RayActorError,
-    ray_exceptions.ActorUnschedulableError,
-    ray_exceptions.NodeDiedError,
-    ray_exceptions.OutOfMemoryError,  # Ray's memory monitor ended the replica
-    ray_exceptions.ObjectLostError,
-    ray_exceptions.WorkerCrashedError,
-    ray_exceptions.LocalRayletDiedError,
-    RayServeException,  # from the router: the replica of an earlier stage died while it produced this call's argument
-)
-"""Exceptions of a call whose replica died. The images are retried."""
 
 RETRY_DELAYS_S = (0.05, 0.5, 2.0)
 """Delays before an image is retried, within its deadline, seconds. Several, because Ray's router still sends to a dead replica for a
@@ -136,13 +120,13 @@ class ScoringGraph:
         response: Any = self._detector.info.remote()
         try:
             async with asyncio.timeout(timeout_s):
-                info: ModelInfo = await _result(response)
+                info: ModelInfo = await result(response)
                 return info
         except TimeoutError as error:
-            _cancel(response)
+            cancel(response)
             raise self.admission.refusal() from error
         except Exception as error:
-            raise self._to_service_error(error) from error
+            raise to_service_error(error, self.admission.refusal) from error
 
     async def _within_deadline(self, work: Coroutine[Any, Any, Answer], context: RequestContext) -> Answer:
         try:
@@ -150,7 +134,7 @@ class ScoringGraph:
             async with asyncio.timeout(context.remaining_s):
                 return await work
         except TimeoutError as error:
-            raise self._to_service_error(error) from error
+            raise to_service_error(error, self.admission.refusal) from error
         finally:
             work.close()  # if it never began
 
@@ -234,25 +218,12 @@ class ScoringGraph:
     async def _outcomes(self, tasks: Sequence[ImageTask[ImageInput]], last: Any, *earlier: Any) -> list[Any]:
         """The result of a chain's last call, or its error for each image; after an error, all its calls are cancelled."""
         try:
-            return list(await _result(last))
+            return list(await result(last))
         except BaseException as error:
-            _cancel(last, *earlier)
+            cancel(last, *earlier)
             if isinstance(error, asyncio.CancelledError):
                 raise
-            return [self._to_service_error(error) for _ in tasks]
-
-    def _to_service_error(self, error: BaseException) -> ServiceError:
-        """Map an exception to an error of this project; a new object for each image, because each is raised separately."""
-        if isinstance(error, ServiceError):
-            return copy(error)
-        if isinstance(error, TimeoutError | RequestCancelledError):
-            return DeadlineExceeded("The request's deadline passed before its images were scored.")
-        if isinstance(error, BackPressureError | DeploymentUnavailableError):
-            return self.admission.refusal()
-        if isinstance(error, LOST_REPLICA):
-            return StageLost("A replica was lost while it worked on this image.")
-        logger.error("unexpected error in the scoring graph", exc_info=error)
-        return StageFailed("The service failed on this image.")
+            return [to_service_error(error, self.admission.refusal) for _ in tasks]
 
 
 def _size_bytes(task: ImageTask[ImageInput]) -> int:
@@ -260,24 +231,6 @@ def _size_bytes(task: ImageTask[ImageInput]) -> int:
     if isinstance(image, ServiceError):
         return 0
     return image.nbytes if isinstance(image, np.ndarray) else len(image)
-
-
-async def _result(response: DeploymentResponse[Any] | LocalResponse) -> Any:
-    """The stage's result; if it failed, raises the original exception without Ray's wrappers, one per hop."""
-    try:
-        return await response
-    except ray_exceptions.RayTaskError as error:
-        cause: BaseException = error
-        while isinstance(cause, ray_exceptions.RayTaskError) and isinstance(cause.cause, Exception):
-            cause = cause.cause
-        raise cause from None
-
-
-def _cancel(*responses: DeploymentResponse[Any] | LocalResponse) -> None:
-    """Cancel calls. Errors are ignored: a call that failed before it was sent raises here."""
-    for response in responses:
-        with suppress(Exception):
-            response.cancel()
 
 
 def _collect(tasks: list[asyncio.Task[Answer]], isolate: bool) -> list[Answer | ImageFault]:

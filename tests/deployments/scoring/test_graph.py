@@ -5,7 +5,7 @@ import time
 
 import pytest
 from ray import exceptions as ray_exceptions
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.exceptions import BackPressureError
 
 from deployments.scoring import graph as scoring
 from deployments.scoring import grouping
@@ -130,19 +130,9 @@ async def test_answers_keep_the_order_of_the_images():
     assert await graph(FakeStages(lambda image, _: slow(image))).score(["a", "b"], options(), context()) == ["A", "B"]
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        ray_exceptions.ActorDiedError(),
-        ray_exceptions.ActorUnavailableError("x", b"a" * 16),
-        RayServeException("upstream died"),
-        ray_exceptions.OutOfMemoryError("killed"),
-        ray_exceptions.NodeDiedError("gone"),
-    ],
-    ids=["died", "unavailable", "upstream", "out of memory", "node"],
-)
-async def test_a_lost_replica_is_tried_again(error):
+async def test_a_lost_replica_is_tried_again():
     """The image is scored again, and the caller gets its answer."""
+    error = ray_exceptions.ActorDiedError()
     stages = FakeStages(lambda image, attempt: error if attempt < 3 else image)
     assert await graph(stages).score(["a"], options(), context()) == ["a"]
     assert stages.attempts["a"] == 3
@@ -236,8 +226,6 @@ async def test_a_replica_that_stays_lost_is_a_500_without_internals():
     ("raised", "expected", "status"),
     [
         pytest.param(BackPressureError(5, 5), Overloaded, 429, id="queue full"),
-        pytest.param(wrapped(BackPressureError(5, 5)), Overloaded, 429, id="queue full downstream"),
-        pytest.param(DeploymentUnavailableError("x"), Overloaded, 429, id="stage not deployed"),
         pytest.param(ImageError("bad"), ImageError, 422, id="our error, in the image's place"),
         pytest.param(wrapped(ImageError("bad")), ImageError, 422, id="our error through Ray"),
         pytest.param(ValueError("/secret"), StageFailed, 500, id="a bug"),
@@ -459,6 +447,8 @@ async def test_the_probe_does_not_queue():
     queue = asyncio.create_task(busy.score([f"queued{n}" for n in range(40)], options(), context()))
     await settle()
     await busy.probe("probe", options(), context(1))
+    assert stages.groups[-1] == ["probe"]
+    assert not queue.done()
     release.set()
     await queue
 
