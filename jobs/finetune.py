@@ -61,8 +61,8 @@ from jobs.training.runner_config import (
 from jobs.training.settings import AUTO_BATCH, RANDOM_WEIGHTS, FinetuneSettings, settings_from_args
 from pipeline.errors import ServiceError
 from pipeline.inference.devices import choose_torch_device
-from pipeline.model.checkpoints import harmless_types_only
 from pipeline.model.spec import NANO_NAME, OFFICIAL_NAMES, ModelSpec, build_network, nano_spec, official_spec
+from pipeline.model.unpickling import harmless_types_only
 from pipeline.model.zoo import embedded_models, locate
 
 

@@ -1,12 +1,11 @@
 """Reads and writes weights, without executing code from a file.
 
-    released or trained .pth ─▶ restricted unpickling (short allow-list) ─┐
-    our .safetensors         ─▶ raw tensors + JSON header ────────────────┴▶ Checkpoint(spec, state_dict)
+    released or trained .pth ─▶ pipeline.model.unpickling      ─┐
+    our .safetensors         ─▶ raw tensors + JSON header      ─┴▶ Checkpoint(spec, state_dict)
 
-A `.pth` is a pickle, and unpickling can execute any code. So it is read with torch's `weights_only` unpickler, which only builds tensors
-and the few harmless types that mmengine adds. The network is described by the file's `model_spec` (checkpoints of `jobs.finetune`), or
-recognised by the shapes of its tensors. In the second case labels and input size come from mmdet's configuration in the file
-(`pipeline.model.config_text`), or from the arguments of `python -m pipeline.model.zoo import`.
+The network is described by the file's `model_spec` (checkpoints of `jobs.finetune`), or recognised by the shapes of its tensors. In the
+second case labels and input size come from mmdet's configuration in the file (`pipeline.model.config_text`), or from the arguments of
+`python -m pipeline.model.zoo import`.
 """
 
 from __future__ import annotations
@@ -14,15 +13,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import pickle
-import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -39,8 +34,7 @@ from pipeline.model.spec import (
     nano_spec,
     official_spec,
 )
-
-from mmengine.logging.history_buffer import HistoryBuffer  # isort: skip  (after spec, which prepares mmengine's import)
+from pipeline.model.unpickling import other_kind, unpickle_tensors
 
 log = logging.getLogger(__name__)
 FORMAT = "rtmdet-ins-serve/1"
@@ -104,7 +98,7 @@ def load_checkpoint(path: Path | str, classes: tuple[str, ...] | None = None, in
     path = Path(path)
     if path.suffix == ".safetensors":
         return _overridden(_load_safetensors(path), path, classes, input_size)
-    return _from_mmengine(_unpickle_tensors(path), path, classes, input_size)
+    return _from_mmengine(unpickle_tensors(path), path, classes, input_size)
 
 
 def _overridden(checkpoint: Checkpoint, path: Path, classes: tuple[str, ...] | None, input_size: int | None) -> Checkpoint:
@@ -128,7 +122,7 @@ def load_weights(path: Path | str) -> Weights:
     if path.suffix == ".safetensors":
         tensors, metadata = _read_safetensors(path)
         return Weights(tensors, _described_classes(_json_object(metadata.get("model_spec"))))
-    content = _unpickle_tensors(path)
+    content = unpickle_tensors(path)
     meta = _meta(content)
     return Weights(_network_tensors(content, path), _described_classes(meta.get("model_spec")) or read_facts(meta).classes)
 
@@ -182,58 +176,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
             tensors = {name: _as_fp32(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path.name}: not a readable safetensors file ({_other_kind(path) or error}).") from error
+        raise CheckpointError(f"{path.name}: not a readable safetensors file ({other_kind(path) or error}).") from error
     _check_values(tensors, path.name)
     return tensors, metadata
-
-
-def _unpickle_tensors(path: Path) -> dict[str, Any]:
-    try:
-        with harmless_types_only(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if kind := _other_kind(path):
-            raise CheckpointError(f"{path.name}: not a readable PyTorch checkpoint ({kind}).") from error
-        refused = re.search(r"unsupported [^\n]*?(?= was not| whose|$)", str(error), re.IGNORECASE | re.MULTILINE)
-        reason = refused[0] if refused else "its pickle is damaged"
-        raise CheckpointError(f"{path.name}: refused, a checkpoint may only hold tensors and log history: {reason}") from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path.name}: not a readable PyTorch checkpoint ({_other_kind(path) or error}).") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path.name}: expected a dict of tensors, found {type(content).__name__}.")
-    return content
-
-
-def _other_kind(path: Path) -> str:
-    """What a file is that holds no weights but text, such as an error page, or nothing; empty for all else."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(100)
-    except OSError:
-        return ""
-    if head.startswith(b"version https://git-lfs"):
-        return "it is a pointer of Git LFS; `git lfs pull` gets the file itself"
-    if head.isascii() and (text := " ".join(head.decode().split())).isprintable():
-        return f"it is text: {text[:60]!r}" if text else "it is empty"
-    return ""
-
-
-def harmless_types_only() -> torch.serialization.safe_globals:
-    """Within: torch's restricted unpickler also accepts mmengine's log history, and numpy's arrays and scalars."""
-    dtypes = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u1", "?")]
-    scalar, reconstruct = np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]
-    old_names: list[Any] = [(scalar, "numpy.core.multiarray.scalar"), (reconstruct, "numpy.core.multiarray._reconstruct")]
-    methods: list[Any] = [(_history_method, "__builtin__.getattr"), (_history_method, "builtins.getattr")]
-    types: list[Any] = [HistoryBuffer, np.ndarray, np.dtype, *dtypes, scalar, reconstruct]
-    return torch.serialization.safe_globals([*types, *old_names, *methods])
-
-
-def _history_method(owner: Any, name: str) -> Any:
-    """Restricted replacement for the `getattr` in a pickled log history; `getattr` itself would allow any code."""
-    if owner is HistoryBuffer and name in ("min", "max", "current", "mean"):
-        return getattr(HistoryBuffer, name)
-    raise pickle.UnpicklingError(f"Unsupported attribute {name}")
 
 
 def _from_mmengine(content: dict[str, Any], path: Path, classes: tuple[str, ...] | None, input_size: int | None) -> Checkpoint:

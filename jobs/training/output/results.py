@@ -16,7 +16,8 @@ import torch
 
 from jobs.training.loop.stopping import step_of
 from jobs.training.output.console import by_label_table, per_cent
-from pipeline.model.checkpoints import harmless_types_only, load_checkpoint, save_safetensors
+from pipeline.model.checkpoints import load_checkpoint, save_safetensors
+from pipeline.model.unpickling import harmless_types_only
 
 FINAL_NAME = "final.safetensors"
 NEWEST_NAME = "last_checkpoint"

@@ -1,10 +1,7 @@
-"""Reading and writing weights, and refusing files that want to run code."""
+"""Reading and writing weights."""
 
 import json
-import os
-import pickle
 import re
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -36,14 +33,11 @@ def few_sizes(monkeypatch):
     monkeypatch.setattr(checkpoints, "OFFICIAL_NAMES", OFFICIAL_NAMES[:1])
 
 
-def test_pipeline(width, height):
+def pipeline_source(width, height):
     """Source as mmengine writes it into a checkpoint."""
     resize = f"dict(keep_ratio=True, scale=({width}, {height}), type='Resize')"
     pad = f"dict(pad_val=dict(img=(114, 114, 114)), size=({width}, {height}), type='Pad')"
     return f"test_pipeline = [dict(type='LoadImageFromFile'), {resize}, {pad}, dict(type='PackDetInputs')]"
-
-
-test_pipeline.__test__ = False
 
 
 def released(state_dict, **more):
@@ -51,7 +45,7 @@ def released(state_dict, **more):
     history = HistoryBuffer(np.array([1.0, 0.5]), np.array([1, 1]))
     return {
         "meta": {
-            "cfg": f"import os; os.abort()  # Python source: must never run\n{test_pipeline(640, 640)}",
+            "cfg": f"import os; os.abort()  # Python source: must never run\n{pipeline_source(640, 640)}",
             "dataset_meta": {"CLASSES": ("person",), "PALETTE": [(220, 20, 60)]},
             "mmdet_version": "3.0.0rc3",
             "epoch": 300,
@@ -148,7 +142,7 @@ def test_released_structure_is_read(nano, tmp_path):
 def test_official_size_is_recognised(tmp_path):
     """A file with COCO's classes and the tensors of the tiny model is the official tiny model."""
     spec = official_spec(OFFICIAL_NAMES[0])
-    meta = {"dataset_meta": {"classes": spec.classes}, "cfg": test_pipeline(640, 640)}
+    meta = {"dataset_meta": {"classes": spec.classes}, "cfg": pipeline_source(640, 640)}
     path = saved({"state_dict": build_network(spec).state_dict(), "meta": meta}, tmp_path / "anything.pth")
     assert load_checkpoint(path).spec == spec
 
@@ -160,8 +154,8 @@ def mmdet_file(nano, path, source, **dataset_meta):
 @pytest.mark.parametrize(
     "source",
     [
-        test_pipeline(320, 320),
-        f"test_dataloader = dict(dataset=dict({test_pipeline(320, 320).replace('test_pipeline', 'pipeline')}))",
+        pipeline_source(320, 320),
+        f"test_dataloader = dict(dataset=dict({pipeline_source(320, 320).replace('test_pipeline', 'pipeline')}))",
         "data = dict(test=dict(pipeline=[dict(type='MultiScaleFlipAug', img_scale=(320, 320), transforms=[dict(type='Resize')])]))",
     ],
     ids=["mmdet 3", "mmdet 3, data loader", "mmdet 2"],
@@ -174,7 +168,7 @@ def test_image_size_is_read_from_the_configuration(nano, tmp_path, source):
 
 def test_a_single_class_without_its_comma_is_one_class(nano, tmp_path):
     """`classes=('cat')` is a string in Python, not a tuple of c, a and t."""
-    path = mmdet_file(nano, tmp_path / "a.pth", test_pipeline(320, 320), classes="cat")
+    path = mmdet_file(nano, tmp_path / "a.pth", pipeline_source(320, 320), classes="cat")
     assert load_checkpoint(path).spec.classes == ("cat",)
 
 
@@ -183,7 +177,7 @@ def test_test_settings_come_along_and_differences_are_told(nano, tmp_path, caplo
     model = (
         "model = dict(data_preprocessor=dict(mean=[1.0, 2.0, 3.0]), test_cfg=dict(nms_pre=3000, nms=dict(iou_threshold=0.65)))"
     )
-    path = mmdet_file(nano, tmp_path / "a.pth", f"{model}\n{test_pipeline(320, 320)}", classes=("cat",))
+    path = mmdet_file(nano, tmp_path / "a.pth", f"{model}\n{pipeline_source(320, 320)}", classes=("cat",))
     config = load_checkpoint(path).spec.config
     assert config["data_preprocessor"]["mean"] == [1.0, 2.0, 3.0]
     assert config["data_preprocessor"]["std"] == nano.spec.config["data_preprocessor"]["std"]
@@ -196,7 +190,7 @@ def test_test_settings_come_along_and_differences_are_told(nano, tmp_path, caplo
 )
 def test_settings_that_cannot_be_used_are_left_out(nano, tmp_path, setting, caplog):
     """Another kind of NMS is told; what is neither number nor text does not get into the configuration."""
-    source = f"model = dict(test_cfg=dict({setting}))\n{test_pipeline(320, 320)}"
+    source = f"model = dict(test_cfg=dict({setting}))\n{pipeline_source(320, 320)}"
     checkpoint = load_checkpoint(mmdet_file(nano, tmp_path / "a.pth", source, classes=("cat",)))
     assert checkpoint.spec.config["test_cfg"] == nano.spec.config["test_cfg"]
     assert ("nms.type soft_nms (here nms)" in caplog.text) == ("soft_nms" in setting)
@@ -208,7 +202,7 @@ def test_settings_that_cannot_be_used_are_left_out(nano, tmp_path, setting, capl
     ids=["list", "text", "number", "array", "tensor"],
 )
 def test_labels_that_are_no_list_are_asked_for(nano, tmp_path, dataset_meta):
-    meta = {"cfg": test_pipeline(320, 320), "dataset_meta": dataset_meta}
+    meta = {"cfg": pipeline_source(320, 320), "dataset_meta": dataset_meta}
     path = saved({"state_dict": nano.state_dict, "meta": meta}, tmp_path / "a.pth")
     assert load_weights(path).classes is None
     with pytest.raises(CheckpointError, match="does not contain the labels"):
@@ -237,10 +231,10 @@ def test_strange_tensors_are_refused(nano, tmp_path, strange):
     ("source", "classes", "said"),
     [
         ("", ("cat",), "does not contain its test size, so the input size is unknown"),
-        (test_pipeline(1333, 800), ("cat",), "its test size 1333 x 800 is not square"),
-        (test_pipeline(320, 320), None, "does not contain the labels"),
+        (pipeline_source(1333, 800), ("cat",), "its test size 1333 x 800 is not square"),
+        (pipeline_source(320, 320), None, "does not contain the labels"),
         ("((((" * 10_000, ("cat",), "does not contain its test size"),
-        (f"model = dict(data_preprocessor=dict(bgr_to_rgb=True))\n{test_pipeline(320, 320)}", ("cat",), "trained on RGB"),
+        (f"model = dict(data_preprocessor=dict(bgr_to_rgb=True))\n{pipeline_source(320, 320)}", ("cat",), "trained on RGB"),
     ],
     ids=["no size", "no square", "no labels", "no Python", "RGB"],
 )
@@ -253,7 +247,7 @@ def test_what_the_file_does_not_say_is_asked_for(nano, tmp_path, source, classes
 
 def test_configuration_text_is_never_run(nano, tmp_path):
     marker = tmp_path / "run"
-    source = f"import os\nos.mkdir({str(marker)!r})\nx = [os.mkdir({str(marker)!r})]\n{test_pipeline(320, 320)}"
+    source = f"import os\nos.mkdir({str(marker)!r})\nx = [os.mkdir({str(marker)!r})]\n{pipeline_source(320, 320)}"
     load_checkpoint(mmdet_file(nano, tmp_path / "a.pth", source, classes=("cat",)))
     assert not marker.exists()
 
@@ -282,54 +276,6 @@ def test_own_description_is_used(nano, tmp_path):
     path = saved({"state_dict": nano.state_dict, "meta": {"model_spec": description}}, tmp_path / "iter_1.pth")
     assert load_checkpoint(path).spec.name == "mine"
     assert load_checkpoint(path).spec.input_size == 480
-
-
-class Bomb:
-    """Unpickling this creates a file."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.marker),)
-
-
-@pytest.mark.parametrize("place", ["meta", "state_dict", "message_hub"])
-@pytest.mark.parametrize("legacy", [False, True], ids=["zip format", "legacy format"])
-def test_hostile_pickle_is_refused(nano, tmp_path, place, legacy):
-    """A file that asks for os.mkdir anywhere is refused by name, and the call is not made."""
-    marker = tmp_path / "owned"
-    content = released(nano.state_dict)
-    content[place] = content[place] | {"x": Bomb(marker)}
-    path = tmp_path / "hostile.pth"
-    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(CheckpointError, match=r"refused.*mkdir"):
-        load_checkpoint(path)
-    assert not marker.exists()
-
-
-class Attribute:
-    """Unpickling this looks an attribute up, as a log history does, but of something else."""
-
-    def __reduce__(self):
-        return getattr, (HistoryBuffer, "__init__")
-
-
-def test_attribute_access_is_no_way_out(nano, tmp_path):
-    """`getattr` is in every log history; only the four methods of a history can be reached with it."""
-    content = released(nano.state_dict) | {"x": Attribute()}
-    with pytest.raises(CheckpointError, match=r"refused.*__init__"):
-        load_checkpoint(saved(content, tmp_path / "hostile.pth"))
-
-
-def test_plain_pickle_is_refused(tmp_path):
-    """A bare pickle under the name of a checkpoint is refused as well."""
-    marker = tmp_path / "owned"
-    path = tmp_path / "plain.pth"
-    path.write_bytes(pickle.dumps(Bomb(marker)))
-    with pytest.raises(CheckpointError):
-        load_checkpoint(path)
-    assert not marker.exists()
 
 
 def test_hostile_configuration_is_refused(nano, tmp_path):
@@ -371,13 +317,6 @@ def test_text_instead_of_weights_is_told(tmp_path, suffix, content, said):
         load_checkpoint(path)
 
 
-def test_truncated_file_is_clear(nano, tmp_path):
-    path = saved(released(nano.state_dict), tmp_path / "model.pth")
-    path.write_bytes(path.read_bytes()[:-5000])
-    with pytest.raises(CheckpointError, match=r"model\.pth"):
-        load_checkpoint(path)
-
-
 def test_missing_file_is_clear(tmp_path):
     for name in ("none.pth", "none.safetensors"):
         with pytest.raises(CheckpointError, match="none"):
@@ -394,14 +333,6 @@ def test_missing_weights_are_named(nano):
     del state["bbox_head.rtm_reg.0.weight"]
     with pytest.raises(CheckpointError, match=r"1 missing.*rtm_reg"):
         Checkpoint(nano.spec, state).network()
-
-
-def test_zip_without_pickle_is_clear(tmp_path):
-    path = tmp_path / "model.pth"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("readme", "nothing")
-    with pytest.raises(CheckpointError, match=r"model\.pth"):
-        load_checkpoint(path)
 
 
 def test_shipped_model_loads():
