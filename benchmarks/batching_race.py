@@ -76,6 +76,7 @@ class ServeBatch:
         return await self._score(item)
 
     def take_sizes(self) -> list[int]:
+        """Sizes of the batches since the last call."""
         return self._model.take_sizes()
 
 
@@ -91,6 +92,7 @@ class Greedy:
         return (await self._batcher.submit(item)).result
 
     def take_sizes(self) -> list[int]:
+        """Sizes of the batches since the last call."""
         return self._model.take_sizes()
 
 

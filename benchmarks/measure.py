@@ -81,6 +81,7 @@ def passes_per_s(run: Callable[[], object], seconds: float, callers: int = 1) ->
     warm = threading.Barrier(callers)
 
     def call() -> tuple[int, float, float]:
+        """Passes of one caller, and when the first began and the last ended."""
         try:
             for _ in range(2):
                 run()

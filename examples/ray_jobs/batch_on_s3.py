@@ -17,6 +17,7 @@ from jobs import batch_ray
 
 
 def main(source: str, output: str, *options: str) -> int:
+    """Score the photos; print how many objects of each label were found."""
     status = batch_ray.main([source, "--output", output, *options])
     if status == 0:
         rows = dataset.dataset(f"{output}/rows").to_table(["preds"]).to_pylist()

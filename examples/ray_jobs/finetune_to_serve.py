@@ -16,6 +16,7 @@ from jobs import deploy, finetune
 
 
 def main(annotations: str, photos: str, work_dir: str, config: str, *options: str) -> int:
+    """Train, then deploy the model if the training succeeded."""
     status = finetune.main(["--train", annotations, "--train-images", photos, "--work-dir", work_dir, *options])
     return status or deploy.main([f"{work_dir}/final.safetensors", "--config", config])
 

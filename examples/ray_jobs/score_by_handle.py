@@ -18,6 +18,7 @@ AT_ONCE = 16
 
 
 def main(folder: str) -> None:
+    """Score the photos and print what was found."""
     ray.init(address="auto", log_to_driver=False)
     photos = sorted(Path(folder).glob("*.jpg"))
     for first in range(0, len(photos), AT_ONCE):

@@ -30,6 +30,7 @@ def check(detectors: int, predict: Predict) -> dict[str, Any]:
     """
 
     def simulate(document: dict[str, Any]) -> None:
+        """Change the configuration: `detectors` replicas with the simulated engine."""
         (application,) = document["applications"]
         simulated = {"base_ms": CHECK_STEP.base_ms, "per_image_ms": CHECK_STEP.per_image_ms, "instances": 2}
         application["args"]["detector"] |= {"engine": "simulated", "simulated": simulated}

@@ -131,6 +131,7 @@ def local_cluster(nodes: int, folder: Path, env: Mapping[str, str], *, namespace
         count = itertools.count()
 
         def start_node(tries: int = START_TRIES) -> Node:
+            """Add a node; try again if it does not start in time."""
             arguments = [f"--address={address}", f"--num-cpus={CPUS_A_NODE}"]
             try:
                 link = joined.connect() if joined else None

@@ -29,9 +29,11 @@ def annotations(tmp_path):
     return path
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("row_format", ["parquet", "jsonl"])
-def test_results_have_the_ids_of_the_annotations(tmp_path, annotations, row_format):
+def test_results_have_the_ids_of_the_annotations(tmp_path, annotations, row_format, encoding):
     """Pixels and ids; a bad photo has none; a photo and a label that are not annotated are left out, and told."""
+    annotations.write_text(json.dumps(TRUTH), encoding)
     preds = {"a.jpg": [found("cat"), found("dog")], "b.jpg": [found("cat")], "bad.jpg": []}
     rows = [{"file_name": name, "preds": json.dumps({"boxes": boxes})} for name, boxes in preds.items()]
     (tmp_path / "rows").mkdir()
@@ -67,11 +69,6 @@ def test_photos_of_other_names_are_told(tmp_path, annotations):
     annotations.write_text(json.dumps(TRUTH | {"images": TRUTH["images"] + [TRUTH["images"][0] | {"id": 8}]}))
     with pytest.raises(InputsError, match=r"several images with the file_name a\.jpg"):
         CocoWriter(annotations)
-
-
-def test_annotations_with_a_bom(tmp_path):
-    (tmp_path / "bom.json").write_text(json.dumps(TRUTH), encoding="utf-8-sig")
-    CocoWriter(tmp_path / "bom.json")
 
 
 @pytest.mark.parametrize("text", ["[]", "no JSON", '{"images": [{}], "categories": []}'])

@@ -39,7 +39,7 @@ def test_remote_is_refused(url):
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8000", "http://localhost", "http://[::1]:8000"])
 def test_loopback_is_allowed(url):
-    """Loopback by number or name."""
+    """Loopback by number or name raises nothing."""
     refuse_remote(url, allow_remote=False)
 
 

@@ -659,7 +659,9 @@ class TestClosing:
 
     async def test_one_never_used_closes(self) -> None:
         """No work, no thread, nothing to wait for."""
+        before = set(threading.enumerate())
         await GreedyBatcher(lambda items: items, max_batch=1, max_wait_s=0.0).aclose()
+        assert set(threading.enumerate()) <= before
 
     async def test_an_idle_batcher_keeps_no_task(self) -> None:
         """Between two bursts nothing runs and nothing polls."""

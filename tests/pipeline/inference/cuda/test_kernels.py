@@ -157,14 +157,14 @@ class OneWrong:
         return spoilt if name == self._wrong else right
 
 
-def test_they_are_proved(kernels, dtype, device):
-    """As when the engine starts."""
+def test_they_pass_the_self_test(kernels, dtype, device):
+    """The self-test raises for a kernel that differs."""
     self_test(kernels, dtype, device)
 
 
 @pytest.mark.parametrize("name", [name for name in KERNELS if name != "instance_masks"] + ["packed_mask_logits"])
-def test_one_that_is_wrong_is_not(dtype, name):
-    """By its name."""
+def test_a_wrong_kernel_fails_the_self_test(dtype, name):
+    """The error names it."""
     with pytest.raises(ArithmeticError, match=name.replace("packed_mask_logits", "instance_masks")):
         self_test(OneWrong(dtype, name), dtype, torch.device("cpu"))
 
