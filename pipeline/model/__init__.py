@@ -3,4 +3,15 @@
 Never executes code from a weights file. Importing it is cheap; torch and mmdet are imported with the modules that need them.
 """
 
-__all__ = ["checkpoints", "compiled_ops", "fusion", "head_outputs", "kernel_branch", "rtmdet", "rtmdet_nano", "spec", "zoo"]
+__all__ = [
+    "checkpoints",
+    "compiled_ops",
+    "fusion",
+    "head_outputs",
+    "kernel_branch",
+    "rtmdet",
+    "rtmdet_nano",
+    "spec",
+    "unpickling",
+    "zoo",
+]
