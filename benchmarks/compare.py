@@ -23,7 +23,7 @@ from tests.support.seeded import seeded_checkpoint
 
 OURS, OURS_FP32, MMDET = "ours", "ours fp32", "mmdet"
 COLOURS = dict(zip(STAGES, ("#7fb8d9", "#1673b1", "#e59f3c", "#8c5a99"), strict=True))
-MMDET_BYTES_A_SQUARE_PIXEL, MMDET_BYTES_A_PIXEL = 4, 5
+MMDET_BYTES_PER_SQUARE_PIXEL, MMDET_BYTES_PER_PIXEL = 4, 5
 """Of every mask at once: float32 logits of the padded square at the photo's scale, then of the photo the sigmoid (float32) and
 the mask (bool). mmdet 3.3.0 `_bbox_mask_post_process`."""
 SPARE_BYTES = 1_000_000_000
@@ -93,7 +93,7 @@ def settings(photos: int, memory_bytes: float) -> list[Setting]:
 
 def instances_that_fit(size_wh: tuple[int, int], memory_bytes: float) -> int:
     """At most 100, and no more than mmdet's full-size masks leave room for."""
-    a_mask = MMDET_BYTES_A_SQUARE_PIXEL * max(size_wh) ** 2 + MMDET_BYTES_A_PIXEL * size_wh[0] * size_wh[1]
+    a_mask = MMDET_BYTES_PER_SQUARE_PIXEL * max(size_wh) ** 2 + MMDET_BYTES_PER_PIXEL * size_wh[0] * size_wh[1]
     return max(1, min(100, int((memory_bytes - SPARE_BYTES) / a_mask)))
 
 

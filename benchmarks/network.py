@@ -66,14 +66,14 @@ def measure_utilisation(model: str, photo: bytes, ceiling: Ceiling, rounds: int,
     engine = OpenVinoEngine(converted, options)
     detect = detection(engine, photo, batch, threshold=0.05)
     runs: dict[str, Callable[[], object]] = {"whole": detect, "network": partial(engine.run_network, batch)}
-    seconds_a_pass: dict[str, list[float]] = {name: [] for name in runs}
+    seconds_per_pass: dict[str, list[float]] = {name: [] for name in runs}
     for _, name in turns(list(runs), rounds):
         ceiling.measure()
-        seconds_a_pass[name].append(1 / passes_per_s(runs[name], seconds, callers=1 if batch == 1 else 2))
+        seconds_per_pass[name].append(1 / passes_per_s(runs[name], seconds, callers=1 if batch == 1 else 2))
     here, mmdet = count_flops(checkpoint.spec)
     peak = ceiling.peak(engine.info.precision)
-    times = {name: spread([s * 1e3 for s in passes]) for name, passes in seconds_a_pass.items()}
-    shares = {name: spread([here * batch / s / peak for s in passes]) for name, passes in seconds_a_pass.items()}
+    times = {name: spread([s * 1e3 for s in passes]) for name, passes in seconds_per_pass.items()}
+    shares = {name: spread([here * batch / s / peak for s in passes]) for name, passes in seconds_per_pass.items()}
     return Utilisation(
         model,
         engine.info.precision,

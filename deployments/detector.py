@@ -31,11 +31,11 @@ from pipeline.types import DetectOptions, Instances, LoadedImage
 Item = tuple[LoadedImage, DetectOptions]
 Detect = Callable[[Sequence[LoadedImage], Sequence[DetectOptions]], Sequence[Instances]]
 
-HUNG_S, HUNG_S_AN_IMAGE = 120.0, 4.0
-"""Until `MEASURED_BATCHES` batches were timed, a batch counts as hung after HUNG_S + HUNG_S_AN_IMAGE x max_batch. An image of RTMDet-Ins-x
+HUNG_S, HUNG_S_PER_IMAGE = 120.0, 4.0
+"""Until `MEASURED_BATCHES` batches were timed, a batch counts as hung after HUNG_S + HUNG_S_PER_IMAGE x max_batch. An image of RTMDet-Ins-x
 takes 0.6 s on two cores, twice that beside another batch; compiling in between takes less than HUNG_S."""
-HUNG_TIMES, MIN_HUNG_S = 20.0, 30.0
-"""Later, a batch counts as hung after HUNG_TIMES the slowest of the last `MEASURED_BATCHES`, but not before MIN_HUNG_S: the network may be
+HUNG_FACTOR, MIN_HUNG_S = 20.0, 30.0
+"""Later, a batch counts as hung after HUNG_FACTOR the slowest of the last `MEASURED_BATCHES`, but not before MIN_HUNG_S: the network may be
 compiled for a new image shape in between."""
 MEASURED_BATCHES = 32
 
@@ -59,17 +59,17 @@ class Detector(TakesUserConfig):
         self._engine = load_engine(model.name, options, self._note_capacity)
         self._batcher: GreedyBatcher[Item, Instances] = GreedyBatcher(
             partial(self._run, self._engine.detect),
-            run_apart=partial(self._run, self._engine.detect_apart),
+            run_leaving_room=partial(self._run, self._engine.detect_leaving_room),
             max_batch=settings.max_batch,
             max_wait_s=settings.max_wait_ms / 1e3,
             fair_batch=fair_batch(self._engine.info),
-            most_of_a_caller=most_of_a_caller(self._engine.info),
+            max_per_caller=max_per_caller(self._engine.info),
             observer=BatchMetrics(),
         )
         self._engine.warm_up()
 
-    def _note_capacity(self, fewest: int = 1) -> None:
-        self._batcher.notify_capacity(fewest)
+    def _note_capacity(self, min_images: int = 1) -> None:
+        self._batcher.notify_capacity(min_images)
 
     def _run(self, detect: Detect, items: list[Item]) -> Sequence[Instances]:
         images, options = zip(*items, strict=True)
@@ -130,10 +130,10 @@ def hung_after_s(max_batch: int, ran_s: Sequence[float]) -> float:
         max_batch: most images in a batch.
         ran_s: times of the last batches, seconds.
     """
-    at_first = HUNG_S + HUNG_S_AN_IMAGE * max_batch
+    at_first = HUNG_S + HUNG_S_PER_IMAGE * max_batch
     if len(ran_s) < MEASURED_BATCHES:
         return at_first
-    return min(at_first, max(MIN_HUNG_S, HUNG_TIMES * max(ran_s)))
+    return min(at_first, max(MIN_HUNG_S, HUNG_FACTOR * max(ran_s)))
 
 
 def fair_batch(info: ModelInfo) -> int:
@@ -145,7 +145,7 @@ def fair_batch(info: ModelInfo) -> int:
     return min(info.threads, info.max_batch) if info.engine == "openvino" else info.max_batch
 
 
-def most_of_a_caller(info: ModelInfo) -> int | None:
+def max_per_caller(info: ModelInfo) -> int | None:
     """Most images of a caller that run while there are other callers; None for no limit.
 
     OpenVINO keeps a thread for the next image of another caller: it need not wait for a network pass. On a GPU an idle part is lost.

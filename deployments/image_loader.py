@@ -53,9 +53,9 @@ logger = logging.getLogger("ray.serve")
 ORDINARY_MAX_PIXELS = 9_000_000
 """Larger images that must be decoded at full size are decoded one at a time. A 4K picture (8.3 megapixels) is not; as a PNG it takes 0.2 s.
 A WebP of 40 megapixels of one colour can have 40 bytes."""
-ORDINARY_S, REST_TIMES, MAX_REST_S = 2.0, 3.0, 2.0
-"""If an ordinary image came in the last ORDINARY_S, no large image is decoded for REST_TIMES as long as the last one took, at most
-MAX_REST_S: beside a decoder, also one that only runs while a core is idle, a photo's network took 34 ms instead of 17."""
+ORDINARY_S, PAUSE_FACTOR, MAX_PAUSE_S = 2.0, 3.0, 2.0
+"""If an ordinary image came in the last ORDINARY_S, no large image is decoded for PAUSE_FACTOR as long as the last one took, at most
+MAX_PAUSE_S: beside a decoder, also one that only runs while a core is idle, a photo's network took 34 ms instead of 17."""
 PASSED_BYTES = 1_000_000
 """Longest body that is passed on, bytes; bounds the Ingress' memory (times `max_urls_in_flight`)."""
 MAX_FAILED_STARTS = 2
@@ -204,13 +204,13 @@ class ImageLoader(TakesUserConfig):
             return self._decode_in_background(data)
 
     def _decode_in_background(self, data: bytes, size: int | None = None) -> LoadedImage:
-        with self._large_slots.held(self._background.wall_timeout_s, self._rest_s):
+        with self._large_slots.held(self._background.wall_timeout_s, self._pause_s):
             return self._large_decoders.load(data, size=size)
 
-    def _rest_s(self, took_s: float) -> float:
+    def _pause_s(self, took_s: float) -> float:
         """How long no large image is decoded after one that took `took_s`."""
         ordinary_come = time.monotonic() - self._ordinary_at < ORDINARY_S
-        return min(REST_TIMES * took_s, MAX_REST_S) if ordinary_come else 0.0
+        return min(PAUSE_FACTOR * took_s, MAX_PAUSE_S) if ordinary_come else 0.0
 
     @contextmanager
     def _logging_lost(self, request_id: str) -> Iterator[None]:

@@ -22,13 +22,13 @@ from deployments.probe import PROBE_IMAGE
 from deployments.scoring.graph import ScoringGraph
 from deployments.settings import Settings
 from deployments.stages.in_process import LocalHandle, StageHandle, StageInProcess, started
-from deployments.task import PICTURE_FORMS, AnswerForm, ImageInput, RequestContext, ScoreOptions
+from deployments.task import PICTURE_FORMATS, AnswerFormat, ImageInput, RequestContext, ScoreOptions
 from deployments.telemetry.access_log import keep_off_stderr
 from deployments.telemetry.metrics import IngressMetrics
 from deployments.telemetry.tracing import record_stages
 from deployments.user_config import TakesUserConfig, with_live_settings
 from pipeline.errors import ImageFault, InvalidRequest, Overloaded, ServiceError, quoted
-from pipeline.images.decoder_options import BACKGROUND_TIMES
+from pipeline.images.decoder_options import BACKGROUND_FACTOR
 from pipeline.inference.engine import ModelInfo
 from pipeline.types import Answer, DetectOptions, OutlineOptions, ScoredImage
 
@@ -70,7 +70,7 @@ class Ingress(TakesUserConfig):
             started(polygonizer),
             settings.ingress,
             url_s=fetch_s + decode_s,
-            large_s=fetch_s + BACKGROUND_TIMES * decode_s,
+            large_s=fetch_s + BACKGROUND_FACTOR * decode_s,
         )
         self._metrics = IngressMetrics()
         keep_off_stderr()
@@ -114,11 +114,11 @@ class Ingress(TakesUserConfig):
         """
         check_images(images)
         checked = parse_params(params)
-        answers = await self.score_images(images, checked, self.context(timeout_s, request_id), answer_as="objects")
+        answers = await self.score_images(images, checked, self.context(timeout_s, request_id), answer_format="objects")
         return [answer if isinstance(answer, ScoredImage) else _faulty(answer) for answer in answers]
 
     async def score_images(
-        self, images: Sequence[ImageInput], params: ScoreParams, context: RequestContext, *, answer_as: AnswerForm
+        self, images: Sequence[ImageInput], params: ScoreParams, context: RequestContext, *, answer_format: AnswerFormat
     ) -> list[Answer | ImageFault]:
         """Admit and score images; used over HTTP and by handle.
 
@@ -128,7 +128,7 @@ class Ingress(TakesUserConfig):
         """
         began = time.perf_counter()
         try:
-            options = self.score_options(params, answer_as)
+            options = self.score_options(params, answer_format)
             if not images:
                 return []
             check_image_count(len(images), self.settings.ingress.max_images_per_request)
@@ -169,7 +169,7 @@ class Ingress(TakesUserConfig):
             ServiceError: a stage in this process cannot work any more. Stages with replicas of their own have their own health checks.
         """
         for lane in self._graph.admission.lanes:
-            self._metrics.in_flight(lane.name, lane.admitted, lane.most)
+            self._metrics.in_flight(lane.name, lane.admitted, lane.limit)
         for stage in (self._image_loader, self._detector):
             if isinstance(stage, LocalHandle):
                 await stage.check_health.remote()
@@ -189,7 +189,7 @@ class Ingress(TakesUserConfig):
         timeout_s = self.settings.ingress.timeout_s if timeout_s is None else min(timeout_s, self.settings.ingress.timeout_s)
         return RequestContext(request_id or str(uuid.uuid4()), time.time() + timeout_s, caller)
 
-    def score_options(self, params: ScoreParams, answer_as: AnswerForm) -> ScoreOptions:
+    def score_options(self, params: ScoreParams, answer_format: AnswerFormat) -> ScoreOptions:
         """Apply the server's defaults to a request's params.
 
         Raises:
@@ -210,8 +210,8 @@ class Ingress(TakesUserConfig):
                 closed=params.closed,
             ),
             labels=None if params.labels is None else self._checked_labels(params.labels),
-            isolate=params.on_error == "isolate" and answer_as not in PICTURE_FORMS,  # a picture has no place for an error
-            answer_as=answer_as,
+            isolate=params.on_error == "isolate" and answer_format not in PICTURE_FORMATS,  # a picture has no place for an error
+            answer_format=answer_format,
         )
 
     def _checked_labels(self, labels: Sequence[str]) -> frozenset[str]:

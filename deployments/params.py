@@ -38,10 +38,10 @@ class ScoreParams(BaseModel):
     )
 
 
-def check_image_count(count: int, most: int) -> None:
-    """Raise LimitExceeded `too_many_images` if a request has more images than `most`."""
-    if count > most:
-        message = f"The request has {count} images; the limit is {most} (ingress.max_images_per_request)."
+def check_image_count(count: int, limit: int) -> None:
+    """Raise LimitExceeded `too_many_images` if a request has more images than `limit`."""
+    if count > limit:
+        message = f"The request has {count} images; the limit is {limit} (ingress.max_images_per_request)."
         raise LimitExceeded(message, code="too_many_images")
 
 

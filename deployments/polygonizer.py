@@ -57,12 +57,12 @@ class Polygonizer(TakesUserConfig):
     async def _outline(self, instances: Instances, task: ImageTask[Instances], timings: Timings) -> Answer:
         with timings.measure("polygonize"):
             drawn = task.options.draws and task.canvas is not None
-            if not drawn and task.options.answer_as != "objects":
+            if not drawn and task.options.answer_format != "objects":
                 rows = await self._in_parts(instances_to_rows, instances, task)
                 return EncodedImage(rows_to_json(rows))
             objects = await self._in_parts(instances_to_objects, instances, task)
             if drawn:
-                return await self._threads.run(task.queue_key, _draw, task.canvas, objects, task.options.answer_as)
+                return await self._threads.run(task.queue_key, _draw, task.canvas, objects, task.options.answer_format)
             return ScoredImage(objects)
 
     async def _in_parts(
@@ -79,9 +79,9 @@ class Polygonizer(TakesUserConfig):
         return found
 
 
-def _draw(canvas: NDArray[np.uint8], objects: Sequence[SegmentedObject], form: str) -> DrawnImage:
+def _draw(canvas: NDArray[np.uint8], objects: Sequence[SegmentedObject], file_format: str) -> DrawnImage:
     picture = draw_overlay(Image.fromarray(canvas[..., ::-1]), objects)
-    return DrawnImage(picture_to_file(picture, form), f"image/{form}")
+    return DrawnImage(picture_to_file(picture, file_format), f"image/{file_format}")
 
 
 def _answer(task: ImageTask[Answer]) -> Answer | ServiceError:

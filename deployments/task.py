@@ -22,9 +22,9 @@ Result = TypeVar("Result")
 
 ImageInput = str | bytes | NDArray[np.uint8]
 """An image from a caller: base64 text or URL, encoded bytes, or pixels: (H, W, 3) uint8 RGB or (H, W) uint8 grey."""
-AnswerForm = Literal["objects", "json", "png", "jpeg"]
-"""Form of the answer for an image: ScoredImage, EncodedImage, or DrawnImage as PNG or JPEG."""
-PICTURE_FORMS = ("png", "jpeg")
+AnswerFormat = Literal["objects", "json", "png", "jpeg"]
+"""Format of the answer for an image: ScoredImage, EncodedImage, or DrawnImage as PNG or JPEG."""
+PICTURE_FORMATS = ("png", "jpeg")
 
 
 def is_url(image: object) -> bool:
@@ -66,19 +66,19 @@ class ScoreOptions:
         outline: how their masks are encoded.
         labels: class names to keep; None keeps all. Names, because during an update the Detector may have another model.
         isolate: a bad image gets its own error instead of failing the request.
-        answer_as: form of the answer.
+        answer_format: ScoredImage, JSON or a picture.
     """
 
     detect: DetectOptions
     outline: OutlineOptions
     labels: frozenset[str] | None = None
     isolate: bool = False
-    answer_as: AnswerForm = "objects"
+    answer_format: AnswerFormat = "objects"
 
     @property
     def draws(self) -> bool:
         """Whether the answer is a picture."""
-        return self.answer_as in PICTURE_FORMS
+        return self.answer_format in PICTURE_FORMATS
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,13 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def compare(folder: str, first: Side, second: Side, iou_threshold: float, most: int) -> tuple[Totals, list[Difference]]:
+def compare(folder: str, first: Side, second: Side, iou_threshold: float, limit: int) -> tuple[Totals, list[Difference]]:
     """Score every photo with both sides.
 
     Args:
         folder: of the photos.
         iou_threshold: smallest mask IoU of a match.
-        most: number of photos to return, those with the lowest agreement.
+        limit: number of photos to return, those with the lowest agreement.
     Returns:
         The counts, and these photos, lowest agreement first.
     """
@@ -74,7 +74,7 @@ def compare(folder: str, first: Side, second: Side, iou_threshold: float, most: 
         difference = _count(totals, photo.file_name, photo.image, answers, iou_threshold)
         if difference is not None:
             heapq.heappush(worst, (-difference.agreement, number, difference))
-            if len(worst) > most:
+            if len(worst) > limit:
                 heapq.heappop(worst)
     if photos.skipped:
         print(f"jobs.compare: {photos.left_out()}", file=sys.stderr)

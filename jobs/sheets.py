@@ -70,11 +70,11 @@ class Sheet:
         return picture
 
 
-def sheets_of_predictions(source: str, preds: Path, most: int | None = None) -> tuple[list[Sheet], int]:
+def sheets_of_predictions(source: str, preds: Path, limit: int | None = None) -> tuple[list[Sheet], int]:
     """Sheets for the rows of `jobs.batch_score`, in their order; `source` is the first argument it was called with.
 
     Args:
-        most: read no further than so many sheets; None reads all.
+        limit: read no further than so many sheets; None reads all.
     Returns:
         A sheet for each scored photo that is a file here; and the number of other rows (errors, URLs, base64, unknown photos).
     Raises:
@@ -92,16 +92,16 @@ def sheets_of_predictions(source: str, preds: Path, most: int | None = None) -> 
             sheets.append(Sheet(name, place, (Panel(objects_from_dict(row.preds)),)))
         except (KeyError, TypeError, ValueError) as error:
             raise InputsError(f"{preds}, row {number}: not a row of jobs.batch_score ({error!r})") from error
-        if len(sheets) == most:
+        if len(sheets) == limit:
             break
     return sheets, left_out
 
 
-def sheets_of_annotations(annotations: Annotations, most: int | None = None, *, even_odd: bool = False) -> list[Sheet]:
+def sheets_of_annotations(annotations: Annotations, limit: int | None = None, *, even_odd: bool = False) -> list[Sheet]:
     """Sheets for the annotations, in the order of the file.
 
     Args:
-        most: photos; None takes all.
+        limit: photos; None takes all.
         even_odd: the annotations were read for training, so that a ring within another is a hole.
     """
     document = json.loads(annotations.coco_json.read_text())
@@ -110,7 +110,7 @@ def sheets_of_annotations(annotations: Annotations, most: int | None = None, *, 
     for entry in document["annotations"]:
         real[entry["image_id"]].append(entry)
     sheets = []
-    for image in document["images"][:most]:
+    for image in document["images"][:limit]:
         entries = real[image["id"]]
         panel = Panel([_to_object(entry, names, image, even_odd=even_odd) for entry in entries], _annotated_tags(entries, names))
         sheets.append(Sheet(image["file_name"], annotations.images / image["file_name"], (panel,)))
@@ -118,14 +118,14 @@ def sheets_of_annotations(annotations: Annotations, most: int | None = None, *, 
 
 
 def sheets_of_comparison(
-    annotations: Annotations, results: Objects, score_threshold: float, most: int | None = None
+    annotations: Annotations, results: Objects, score_threshold: float, limit: int | None = None
 ) -> list[Sheet]:
     """Sheets with annotations beside predictions, lowest F1 first.
 
     Args:
         results: COCO results with `segmentation`.
         score_threshold: predictions below it are left out.
-        most: number of sheets; None returns all.
+        limit: number of sheets; None returns all.
     Raises:
         AnnotationsError: a photo was annotated in another size than it was scored in.
     """
@@ -142,7 +142,7 @@ def sheets_of_comparison(
             yield f1, Sheet(image["file_name"], annotations.images / image["file_name"], panels)
 
     photos = len(document["images"])
-    return [sheet for _, sheet in heapq.nsmallest(min(most or photos, photos), ranked(), key=lambda pair: pair[0])]
+    return [sheet for _, sheet in heapq.nsmallest(min(limit or photos, photos), ranked(), key=lambda pair: pair[0])]
 
 
 def _compare(

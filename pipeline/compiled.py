@@ -4,7 +4,7 @@ The machine code is cached on disk: beside the source, in `NUMBA_CACHE_DIR`, or 
 process compiles at its start. It does so once where a file of the cache is damaged, as after a loss of power. Machine code contains that
 of the functions it calls, and imported constants; so it is compiled anew when one of these has changed, in whatever module.
 
-The compiler leaves 250 MB in the process that runs it. `compile_apart` lets a child process do it.
+The compiler leaves 250 MB in the process that runs it. `compile_in_child` lets a child process do it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def compiled_fused(function: _Function) -> _Function:
     return _compiled(function, fastmath={"contract"})
 
 
-def compile_apart(package: str, call: str) -> None:
+def compile_in_child(package: str, call: str) -> None:
     """Compile the functions of a package in a child process, if the cache lacks one. Processes that start together compile once.
 
     Without a cache, or if the child fails, nothing happens: functions are compiled when they are first called.

@@ -44,11 +44,11 @@ class ImageFault:
     message: str
 
 
-def quoted(names: Iterable[object], most: int = 5, chars: int = 40) -> str:
-    """Names from a caller, shortened for an error message: at most `most` names of at most `chars` characters."""
+def quoted(names: Iterable[object], limit: int = 5, chars: int = 40) -> str:
+    """Names from a caller, shortened for an error message: at most `limit` names of at most `chars` characters."""
     listed = sorted(map(str, names))
-    shown = [repr(name if len(name) <= chars else name[:chars] + "…") for name in listed[:most]]
-    return ", ".join(shown) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+    shown = [repr(name if len(name) <= chars else name[:chars] + "…") for name in listed[:limit]]
+    return ", ".join(shown) + (f" and {len(listed) - limit} more" if len(listed) > limit else "")
 
 
 class ServiceError(Exception):

@@ -14,8 +14,8 @@ from ray.serve.request_router import ReplicaID
 
 SILENT_S = 1.0
 """A replica that has a call and has completed none for this time is silent, seconds."""
-SILENT_TIMES, MEASURED_CALLS = 3.0, 32
-"""But not before SILENT_TIMES the median time of the last MEASURED_CALLS calls of its deployment: a batch may take seconds."""
+SILENT_FACTOR, MEASURED_CALLS = 3.0, 32
+"""But not before SILENT_FACTOR the median time of the last MEASURED_CALLS calls of its deployment: a batch may take seconds."""
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +40,7 @@ class PendingCalls:
     def __init__(self) -> None:
         self._calls: defaultdict[ReplicaID, list[_Call]] = defaultdict(list)
         """Of each replica that has calls, in the order in which they were sent."""
-        self._heard_at: dict[ReplicaID | str, float] = {}
+        self._last_completed_at: dict[ReplicaID | str, float] = {}
         """When a replica with calls, and a node, by its id, completed its last call."""
         self._took_s: defaultdict[Any, deque[float]] = defaultdict(lambda: deque(maxlen=MEASURED_CALLS))
 
@@ -62,12 +62,12 @@ class PendingCalls:
         call = next((one for one in calls if one.call_id == call_id), None)
         if call is None:
             return
-        now = self._heard_at[replica_id] = self._heard_at[call.node_id] = time.monotonic()
+        now = self._last_completed_at[replica_id] = self._last_completed_at[call.node_id] = time.monotonic()
         if call.sent_at < math.inf:  # at most the limit: calls of a lost replica fail together, after seconds
             self._took_s[replica_id.deployment_id].append(min(now - call.sent_at, self._silent_after_s(replica_id)))
         calls.remove(call)
         if not calls:
-            del self._calls[replica_id], self._heard_at[replica_id]
+            del self._calls[replica_id], self._last_completed_at[replica_id]
 
     def count(self, replica_id: ReplicaID) -> int:
         """Calls that the replica has not completed."""
@@ -84,15 +84,15 @@ class PendingCalls:
             if oldest is None or now - oldest.sent_at <= SILENT_S:
                 continue
             limit_s = self._silent_after_s(replica_id)
-            if now - max(oldest.sent_at, self._heard_at.get(replica_id, -math.inf)) > limit_s:
+            if now - max(oldest.sent_at, self._last_completed_at.get(replica_id, -math.inf)) > limit_s:
                 replicas.add(replica_id)
-                if now - self._heard_at.get(oldest.node_id, -math.inf) > limit_s:
+                if now - self._last_completed_at.get(oldest.node_id, -math.inf) > limit_s:
                     nodes.add(oldest.node_id)
         return replicas, nodes
 
     def _silent_after_s(self, replica_id: ReplicaID) -> float:
         took_s = self._took_s[replica_id.deployment_id]
-        return max(SILENT_S, SILENT_TIMES * statistics.median(took_s)) if took_s else SILENT_S
+        return max(SILENT_S, SILENT_FACTOR * statistics.median(took_s)) if took_s else SILENT_S
 
 
 PENDING_CALLS = PendingCalls()

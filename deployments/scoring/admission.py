@@ -39,13 +39,13 @@ class Lane:
 
     Args:
         name: for metrics.
-        most: largest number of admitted images, waiting ones included.
+        limit: largest number of admitted images, waiting ones included.
         at_a_time: how many of them are worked on at a time; the others wait in `slot`.
         expected_s: estimates the waiting time, if the images are queued elsewhere; None uses this lane's own pace.
     """
 
-    def __init__(self, name: str, most: int, at_a_time: int = 1, expected_s: ExpectedS | None = None) -> None:
-        self.name, self.most = name, most
+    def __init__(self, name: str, limit: int, at_a_time: int = 1, expected_s: ExpectedS | None = None) -> None:
+        self.name, self.limit = name, limit
         self.expected_s = expected_s or self._own_expectation_s
         self._by_caller: Counter[str] = Counter()
         self._turns, self._is_spread = asyncio.Semaphore(at_a_time), at_a_time > 1
@@ -57,9 +57,9 @@ class Lane:
         """Number of images admitted and not done."""
         return self._by_caller.total()
 
-    def room(self, caller: str, most_of_a_caller: int) -> int:
+    def room(self, caller: str, max_per_caller: int) -> int:
         """How many more images of this caller may be admitted."""
-        return min(self.most - self.admitted, most_of_a_caller - self._by_caller[caller])
+        return min(self.limit - self.admitted, max_per_caller - self._by_caller[caller])
 
     def count(self, caller: str, change: int) -> None:
         """Add images of a caller, or remove them (negative `change`)."""
@@ -89,14 +89,14 @@ class Lane:
         """Seconds until the next image may start; a token bucket of STARTS_AT_ONCE starts."""
         if not self._is_spread:
             return 0.0
-        spacing_s = min(self._pace.seconds_an_item / 2 or MAX_SPACING_S, MAX_SPACING_S)
+        spacing_s = min(self._pace.seconds_per_item / 2 or MAX_SPACING_S, MAX_SPACING_S)
         now = asyncio.get_running_loop().time()
         regained, self._counted_at = (now - self._counted_at) / spacing_s, now
         self._starts_left = min(self._starts_left + regained, STARTS_AT_ONCE) - 1
         return max(0.0, -self._starts_left * spacing_s)
 
     def _own_expectation_s(self, images: int, _caller: str) -> float:
-        return (self.admitted + images) * self._pace.seconds_an_item if self.admitted else 0.0
+        return (self.admitted + images) * self._pace.seconds_per_item if self.admitted else 0.0
 
 
 class Place:
@@ -135,8 +135,8 @@ class Admission:
     def reconfigure(self, settings: IngressSettings) -> None:
         """Apply new bounds; images already admitted stay. `max_urls_in_flight` does not change."""
         self._settings = settings
-        self.ordinary.most, self.urls.most = settings.max_images_in_flight, settings.max_urls
-        self.large.most = settings.max_large_images
+        self.ordinary.limit, self.urls.limit = settings.max_images_in_flight, settings.max_urls
+        self.large.limit = settings.max_large_images
 
     @contextmanager
     def admitted(self, images: Sequence[ImageInput], context: RequestContext, *, pictures: bool = False) -> Iterator[list[Place]]:
@@ -168,8 +168,8 @@ class Admission:
     def check_room(self, lane: Lane, images: int, caller: str) -> None:
         """Raise Overloaded if there is no room for so many more images."""
         share = self._settings.max_share_per_key if caller else 1.0
-        most_of_a_caller = max(int(share * lane.most), min(lane.most, self._settings.max_images_per_request))
-        if images > lane.room(caller, most_of_a_caller):
+        max_per_caller = max(int(share * lane.limit), min(lane.limit, self._settings.max_images_per_request))
+        if images > lane.room(caller, max_per_caller):
             raise self.refusal(lane.expected_s(0, caller))
 
     def refusal(self, expected_s: float = 0.0) -> Overloaded:

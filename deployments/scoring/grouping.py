@@ -32,10 +32,10 @@ from pipeline.fair_queue import FairQueue
 
 COUNTED_FOR_S = 1.0
 """A group that takes longer than this no longer counts against `max_in_flight`, seconds."""
-HANGS_S, SILENT_S = 3.0, 6.0
-"""A call counts as hung after HANGS_S if a call sent later is done, else after SILENT_S, seconds."""
-HANGS_TIMES, MEASURED_GROUPS = 3.0, 32
-"""But not before HANGS_TIMES the slowest of the last MEASURED_GROUPS groups: a model may need seconds for its batches."""
+HANG_IF_OVERTAKEN_S, HANG_S = 3.0, 6.0
+"""A call counts as hung after HANG_S, and after HANG_IF_OVERTAKEN_S if a call sent later is done, seconds."""
+HANG_FACTOR, MEASURED_GROUPS = 3.0, 32
+"""But not before HANG_FACTOR times the slowest of the last MEASURED_GROUPS groups: a model may need seconds for its batches."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -137,7 +137,7 @@ class Grouper(Generic[Item, Result]):
         Items sent alone are not counted: how long they take says nothing about the others.
         """
         ahead = self._waiting.ahead_of(caller, items) + sum(len(group) for group in self._groups.values() if group[0].counted)
-        return (ahead + items) * self._pace.seconds_an_item if ahead else 0.0
+        return (ahead + items) * self._pace.seconds_per_item if ahead else 0.0
 
     def _fill_soon(self) -> None:
         """Fill groups in the next iteration of the event loop: by then all images of a request are waiting and make full groups."""
@@ -152,14 +152,14 @@ class Grouper(Generic[Item, Result]):
         items of a caller, and groups of single items. So single images do not wait for the floods of several callers.
         """
         self._filling = False
-        most = self._limits.max_in_flight
-        while self._waiting and len(self._in_flight) < most:
+        limit = self._limits.max_in_flight
+        while self._waiting and len(self._in_flight) < limit:
             self._start(self._next_group(self._waiting.callers[0]))
         in_flight = {entry.caller for task in self._in_flight for entry in self._groups[task]}
         for caller in self._waiting.callers:
             single = self._waiting.count(caller) == 1
             same_kind = sum(_is_of_single_items(self._groups[task]) == single for task in self._in_flight)
-            if self._waiting.count(caller) and caller not in in_flight and same_kind < 2 * most:
+            if self._waiting.count(caller) and caller not in in_flight and same_kind < 2 * limit:
                 self._start(self._next_group(caller))
 
     def _next_group(self, caller: str) -> list[_Entry[Item, Result]]:
@@ -224,12 +224,12 @@ class Grouper(Generic[Item, Result]):
         """Cancel a group that hangs; check again later otherwise."""
         entries = self._groups.get(task)
         if entries and not self._give_up_hanging(task, entries):
-            left_s = entries[0].began + self._hangs_after_s(entries[0], SILENT_S) - time.monotonic()
-            asyncio.get_running_loop().call_later(min(max(left_s, 0.001), SILENT_S), self._watch, task)
+            left_s = entries[0].began + self._hangs_after_s(entries[0], HANG_S) - time.monotonic()
+            asyncio.get_running_loop().call_later(min(max(left_s, 0.001), HANG_S), self._watch, task)
 
     def _give_up_hanging(self, task: asyncio.Task[None], entries: list[_Entry[Item, Result]]) -> bool:
         overtaken = entries[0].began < self._latest_done
-        limit_s = self._hangs_after_s(entries[0], HANGS_S if overtaken else SILENT_S)
+        limit_s = self._hangs_after_s(entries[0], HANG_IF_OVERTAKEN_S if overtaken else HANG_S)
         if time.monotonic() - entries[0].began < limit_s:
             return False
         for entry in entries:
@@ -240,7 +240,7 @@ class Grouper(Generic[Item, Result]):
 
     def _hangs_after_s(self, entry: _Entry[Item, Result], least_s: float) -> float:
         """Infinite until a group is done: the network may be compiled for the first batch."""
-        return max(entry.min_hang_s, least_s, HANGS_TIMES * max(self._took_s, default=math.inf))
+        return max(entry.min_hang_s, least_s, HANG_FACTOR * max(self._took_s, default=math.inf))
 
     def _make_room(self, task: asyncio.Task[None]) -> None:
         """A group ended, or took longer than COUNTED_FOR_S: the next one may start."""

@@ -28,6 +28,6 @@ class Pace:
         self._items, self._busy_s, self._counted_until = self._items * kept + items, self._busy_s * kept + passed, now
 
     @property
-    def seconds_an_item(self) -> float:
+    def seconds_per_item(self) -> float:
         """Seconds per item; 0 until `MIN_ITEMS` items were measured."""
         return self._busy_s / self._items if self._items >= MIN_ITEMS else 0.0

@@ -63,17 +63,17 @@ class Images:
 
     def _read_file(self, place: str) -> bytes:
         try:
-            most = self._policy.max_bytes + 1
+            max_bytes = self._policy.max_bytes + 1
             if place.startswith(FILE):
-                return read_file(Path(os.fsdecode(unquote_to_bytes(place.removeprefix(FILE)))), most)
+                return read_file(Path(os.fsdecode(unquote_to_bytes(place.removeprefix(FILE)))), max_bytes)
             store, path = _store_and_path(place)
             if not store:
-                return read_file(Path(path), most)
+                return read_file(Path(path), max_bytes)
             if store not in self._filesystems:
                 self._filesystems[store] = filesystem_of(store)
             filesystem, root = self._filesystems[store]
             with filesystem.open_input_stream(f"{root}/{path}") as stream:
-                data: bytes = stream.read(most)
+                data: bytes = stream.read(max_bytes)
         except Exception as error:  # of any type: some stores have their own
             reason = f"The file cannot be read: {reason_of(error)}"
             if is_of_the_photo(error.__cause__ if isinstance(error, InputsError) else error):

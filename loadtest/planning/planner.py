@@ -146,11 +146,11 @@ def wait_ms(busy: float, replicas: int, service_ms: float) -> float:
     return float(service_ms * load ** (math.sqrt(2 * (replicas + 1)) - 1) / (replicas * (1 - load)) / 2)
 
 
-def usual_batch(step: Step, rate_per_s: float, most: int) -> int:
-    """The usual batch of a detector: the number of images that arrive during its step, 1 to `most`."""
+def usual_batch(step: Step, rate_per_s: float, max_batch: int) -> int:
+    """The usual batch of a detector: the number of images that arrive during its step, 1 to `max_batch`."""
     share = rate_per_s / 1e3
     free = 1 - share * step.per_image_ms
-    return most if free <= 0 else min(most, max(1, round(share * step.base_ms / free)))
+    return max_batch if free <= 0 else min(max_batch, max(1, round(share * step.base_ms / free)))
 
 
 def predicted_per_s(

@@ -26,7 +26,7 @@ from loadtest.service.machine import free_port
 from loadtest.service.node_network import NodeLink, bridge
 from loadtest.service.processes import KILL_TIMEOUT_S, kill_all, process_tree
 
-CPUS_A_NODE = 4
+CPUS_PER_NODE = 4
 """Logical CPUs per node: one node of two can hold all replicas."""
 _OBJECT_STORE_BYTES = 200_000_000
 _START_TIMEOUT_S = 60.0
@@ -132,7 +132,7 @@ def local_cluster(nodes: int, folder: Path, env: Mapping[str, str], *, namespace
 
         def start_node(tries: int = START_TRIES) -> Node:
             """Add a node; try again if it does not start in time."""
-            arguments = [f"--address={address}", f"--num-cpus={CPUS_A_NODE}"]
+            arguments = [f"--address={address}", f"--num-cpus={CPUS_PER_NODE}"]
             try:
                 link = joined.connect() if joined else None
                 started = stack.enter_context(_node(arguments, folder, f"node{next(count)}", env, host, link))

@@ -25,7 +25,7 @@ from pipeline.errors import ConfigurationError, ImageError, LargeImage, LimitExc
 from pipeline.images.colours import image_to_bgr
 from pipeline.images.jpeg_scans import MAX_JPEG_SCANS, channels_of_first_scan, has_too_many_scans
 from pipeline.images.letterbox import fit
-from pipeline.images.orientation import FIRST_SIDEWAYS, png_has_metadata, read_orientation, turn_upright, turned_hw
+from pipeline.images.orientation import FIRST_SIDEWAYS, png_has_metadata, read_orientation, rotate_upright, rotated_hw
 from pipeline.images.sixteen_bit import correct_planar_tiff, is_sixteen_bit, lower_bytes
 from pipeline.images.webp import is_still_webp, still_webp_to_bgr
 
@@ -43,11 +43,11 @@ FORMAT_MAGIC = {
 LONGEST_SIDE = 65_535
 """Pixels; the limit of JPEG. Long thin images are expensive as run-length masks: 29 s for 1 x 50,000,000 pixels."""
 
-UNSCALED_BYTES_A_PIXEL = 12
+UNSCALED_BYTES_PER_PIXEL = 12
 """Peak memory of decoding at full size, bytes per pixel, measured at 16 megapixels: PNG and TIFF 8, of 12 bits in 16-bit colours 12, WebP
 7 to 11, AVIF 10 to 12. More take an AVIF with transparency, 14, and a TIFF of such colours that is compressed in one strip, 16."""
 
-ANIMATED_WEBP_BYTES_A_PIXEL, KEPT_JPEG_BYTES_A_PIXEL = 17, 6
+ANIMATED_WEBP_BYTES_PER_PIXEL, KEPT_JPEG_BYTES_PER_PIXEL = 17, 6
 """The same of others. Pillow decodes an animation on two canvases. Of a progressive JPEG, or one with a scan for each channel, the decoder
 keeps the coefficients of the whole image."""
 
@@ -104,7 +104,7 @@ class StoredImage:
     Args:
         bgr: (h, w, 3) uint8, possibly decoded at 1/2, 1/4 or 1/8.
         full_hw: height and width as stored at full size, pixels.
-        orientation: EXIF orientation, 1 to 8, for `turn_upright`.
+        orientation: EXIF orientation, 1 to 8, for `rotate_upright`.
     """
 
     bgr: NDArray[np.uint8]
@@ -114,7 +114,7 @@ class StoredImage:
     @property
     def upright_hw(self) -> tuple[int, int]:
         """Height and width at full size after rotation, pixels."""
-        return turned_hw(self.full_hw, self.orientation)
+        return rotated_hw(self.full_hw, self.orientation)
 
 
 def decode_image(data: bytes, limits: DecodeLimits, target_size: int | None = None) -> tuple[NDArray[np.uint8], tuple[int, int]]:
@@ -132,7 +132,7 @@ def decode_image(data: bytes, limits: DecodeLimits, target_size: int | None = No
         LimitExceeded: `image_too_large` (bytes) or `too_many_pixels`; LargeImage, see `max_pixels_at_once`.
     """
     stored = decode_stored(data, limits, target_size)
-    return turn_upright(stored.bgr, stored.orientation), stored.upright_hw
+    return rotate_upright(stored.bgr, stored.orientation), stored.upright_hw
 
 
 def decode_stored(data: bytes, limits: DecodeLimits, target_size: int | None = None) -> StoredImage:
@@ -165,11 +165,11 @@ def upright_size(photo: Path, limits: DecodeLimits) -> tuple[int, int]:
         _check_pixels(image, limits)
         width, height = image.size
         # To find the orientation of a PNG, Pillow may have to decode it: metadata may follow the pixels.
-        may_turn = limits.exif_orientation and (image.format != "PNG" or png_has_metadata(file))
-        orientation = read_orientation(image) if may_turn else 1
+        may_rotate = limits.exif_orientation and (image.format != "PNG" or png_has_metadata(file))
+        orientation = read_orientation(image) if may_rotate else 1
         if image.format == "TIFF" and image.tag_v2.get(ExifTags.Base.Orientation) in range(FIRST_SIDEWAYS, 9):  # type: ignore[attr-defined]
             return height, width  # Pillow has already swapped the size
-        return turned_hw((height, width), orientation)
+        return rotated_hw((height, width), orientation)
 
 
 def _check_pixels(image: Image.Image, limits: DecodeLimits, data: bytes = b"") -> None:
@@ -188,13 +188,13 @@ def _check_pixels(image: Image.Image, limits: DecodeLimits, data: bytes = b"") -
 
 def _pixels_at_full_size(image: Image.Image, data: bytes) -> int:
     """Pixels, weighted by the memory that decoding takes; 0 for a JPEG that needs little."""
-    taken = UNSCALED_BYTES_A_PIXEL
+    taken = UNSCALED_BYTES_PER_PIXEL
     if image.format in ("JPEG", "MPO"):
         has_partial_scan = bool(data) and channels_of_first_scan(data) < image.layers  # type: ignore[attr-defined]
-        taken = KEPT_JPEG_BYTES_A_PIXEL if "progressive" in image.info or has_partial_scan else 0
+        taken = KEPT_JPEG_BYTES_PER_PIXEL if "progressive" in image.info or has_partial_scan else 0
     elif image.format == "WEBP" and not is_still_webp(image):
-        taken = ANIMATED_WEBP_BYTES_A_PIXEL
-    return image.width * image.height * taken // UNSCALED_BYTES_A_PIXEL
+        taken = ANIMATED_WEBP_BYTES_PER_PIXEL
+    return image.width * image.height * taken // UNSCALED_BYTES_PER_PIXEL
 
 
 def check_byte_count(byte_count: int, max_bytes: int) -> None:

@@ -10,7 +10,7 @@ from pipeline.errors import ConfigurationError
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.shared_pixels import MAX_SIDE as MAX_SIDE  # for users of these options, too
 
-BACKGROUND_TIMES = 3
+BACKGROUND_FACTOR = 3
 """An image in the background may take this many times its CPU time."""
 
 
@@ -37,7 +37,7 @@ class DecoderOptions:
     @property
     def wall_timeout_s(self) -> float:
         """Longest wall-clock time for one image, seconds."""
-        return self.timeout_s * (BACKGROUND_TIMES if self.background else 1)
+        return self.timeout_s * (BACKGROUND_FACTOR if self.background else 1)
 
     def as_json(self) -> str:
         """For the command line of the process."""

@@ -59,7 +59,7 @@ _ERRORS: Mapping[str, type[ServiceError]] = {kind.__name__: kind for kind in (Im
 CODES = ("image_not_decodable", "unsupported_image_format", "image_too_large", "too_many_pixels")
 """Codes of these errors. Any other would become a new time series of the metrics."""
 MAX_MESSAGE_CHARS = 500
-_NONSENSE = (OSError, EOFError, ValueError, LookupError, TypeError, OverflowError)
+_INVALID_ANSWER = (OSError, EOFError, ValueError, LookupError, TypeError, OverflowError)
 """Exceptions while reading an answer, if the process died or was compromised and writes invalid data."""
 
 
@@ -169,7 +169,7 @@ class DecoderProcess:
         except TimeoutError as error:
             self._replace()
             raise _timeout(limit_s) from error
-        except _NONSENSE as error:
+        except _INVALID_ANSWER as error:
             if (ended := self._replace()) == signal.SIGPROF.name:
                 raise _timeout(self._options.timeout_s) from error
             raise DecoderLost(f"The image crashed its decoder ({ended}).") from error

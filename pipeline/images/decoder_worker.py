@@ -38,8 +38,8 @@ from pipeline.images.shared_pixels import map_shared_pixels
 from pipeline.types import LoadedImage
 
 REQUEST_HEAD, ANSWER_HEAD = struct.Struct("!QQQ"), struct.Struct("!I")
-BYTES_A_PIXEL = 24
-"""Memory limit per pixel of an image decoded at full size; twice UNSCALED_BYTES_A_PIXEL, because reserved memory counts too."""
+BYTES_PER_PIXEL = 24
+"""Memory limit per pixel of an image decoded at full size; twice UNSCALED_BYTES_PER_PIXEL, because reserved memory counts too."""
 SPARE_BYTES, STACK_BYTES = 256 * 2**20, 8 * 2**20
 METADATA_ENCODINGS = ("ascii", "latin-1", "utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252")
 """Encodings of text in metadata, loaded in advance: Python imports an encoding when it is first used."""
@@ -100,12 +100,12 @@ def confine(options: DecoderOptions) -> None:
 
     Codecs print messages about damaged files, which would fill the service's log; our errors go over the socket.
     """
-    most = (
-        min(options.limits.max_pixels, options.limits.max_pixels_unscaled) * BYTES_A_PIXEL
+    memory_bytes = (
+        min(options.limits.max_pixels, options.limits.max_pixels_unscaled) * BYTES_PER_PIXEL
         + 4 * options.limits.max_bytes
         + SPARE_BYTES
     )
-    for name, limit in ((resource.RLIMIT_DATA, most), (resource.RLIMIT_STACK, STACK_BYTES), (resource.RLIMIT_CORE, 0)):
+    for name, limit in ((resource.RLIMIT_DATA, memory_bytes), (resource.RLIMIT_STACK, STACK_BYTES), (resource.RLIMIT_CORE, 0)):
         _, hard = resource.getrlimit(name)
         resource.setrlimit(name, (limit, hard) if hard == resource.RLIM_INFINITY else (min(limit, hard), hard))
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -15,17 +15,17 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-CORES_A_SLOT = 4
+CORES_PER_SLOT = 4
 _POLL_S = 0.01
 
 
-def no_rest(_took_s: float) -> float:
+def no_pause(_took_s: float) -> float:
     """The slot is free at once."""
     return 0.0
 
 
 class NodeSlots:
-    """Slots of this machine and user, one for every `CORES_A_SLOT` cores, at least one.
+    """Slots of this machine and user, one for every `CORES_PER_SLOT` cores, at least one.
 
     Args:
         name: of what they are for.
@@ -35,16 +35,16 @@ class NodeSlots:
 
     def __init__(self, name: str, folder: Path | None = None, count: int | None = None) -> None:
         folder = folder or Path(tempfile.gettempdir())
-        count = count or max(1, len(os.sched_getaffinity(0)) // CORES_A_SLOT)
+        count = count or max(1, len(os.sched_getaffinity(0)) // CORES_PER_SLOT)
         self._paths = [folder / f"rtmdet-ins-serve-{os.getuid()}-{name}-{slot}.lock" for slot in range(count)]
 
     @contextmanager
-    def held(self, patience_s: float, rest_s: Callable[[float], float] = no_rest) -> Iterator[None]:
+    def held(self, patience_s: float, pause_s: Callable[[float], float] = no_pause) -> Iterator[None]:
         """Hold a slot within the block.
 
         Args:
             patience_s: longest wait, seconds. Then the block runs without a slot, because a holder that was stopped keeps its own for ever.
-            rest_s: takes the seconds that the block took; returns for how many the slot stays held after it, by a thread.
+            pause_s: takes the seconds that the block took; returns for how many the slot stays held after it, by a thread.
         """
         lock = self._first_free(time.monotonic() + patience_s)
         began = time.monotonic()
@@ -52,7 +52,7 @@ class NodeSlots:
             yield
         finally:
             if lock:
-                _release_later(lock, rest_s(time.monotonic() - began))
+                _release_later(lock, pause_s(time.monotonic() - began))
 
     def _first_free(self, deadline: float) -> FileLock | None:
         while True:

@@ -17,7 +17,7 @@ FIRST_SIDEWAYS = 5
 _PNG_METADATA = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type")
 """Markers of PNG metadata that may hold an orientation; it may follow the pixels."""
 
-_TURNS_UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], MatLike]] = {
+_TO_UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], MatLike]] = {
     1: lambda bgr: bgr,
     2: lambda bgr: cv2.flip(bgr, 1),
     3: lambda bgr: cv2.rotate(bgr, cv2.ROTATE_180),
@@ -38,15 +38,15 @@ def read_orientation(image: Image.Image) -> int:
         return 1
     if isinstance(orientation, bytes) and len(orientation) == 1:  # stored as BYTE instead of SHORT
         orientation = orientation[0]
-    return orientation if orientation in _TURNS_UPRIGHT else 1
+    return orientation if orientation in _TO_UPRIGHT else 1
 
 
-def turn_upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+def rotate_upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """Rotate (H, W, 3) uint8 pixels with this EXIF orientation (1 to 8) upright."""
-    return np.asarray(_TURNS_UPRIGHT[orientation](pixels), np.uint8)
+    return np.asarray(_TO_UPRIGHT[orientation](pixels), np.uint8)
 
 
-def turned_hw(stored_hw: tuple[int, int], orientation: int) -> tuple[int, int]:
+def rotated_hw(stored_hw: tuple[int, int], orientation: int) -> tuple[int, int]:
     """Height and width after rotation of an image stored with these, pixels."""
     height, width = stored_hw
     return (width, height) if orientation >= FIRST_SIDEWAYS else (height, width)

@@ -16,7 +16,7 @@ from aiodns.error import ARES_ENODATA, ARES_ENOTFOUND, DNSError
 
 LOOKUP_TIMEOUT_S, LOOKUP_TRIES = 1.5, 2
 """Timeout of one query to one name server, seconds, and number of tries. The URL's `connect_timeout_s` bounds the whole look-up."""
-MAX_LOOKUPS_OF_A_DOMAIN = 8
+MAX_LOOKUPS_PER_DOMAIN = 8
 """Concurrent look-ups per domain (the last two labels of a name); others wait."""
 
 
@@ -38,7 +38,7 @@ class DnsResolver:
         domain = ".".join(host.lower().rstrip(".").rsplit(".", 2)[-2:])
         self._interested[domain] += 1
         try:
-            async with self._turns.setdefault(domain, asyncio.Semaphore(MAX_LOOKUPS_OF_A_DOMAIN)):
+            async with self._turns.setdefault(domain, asyncio.Semaphore(MAX_LOOKUPS_PER_DOMAIN)):
                 return await self._look_up(host, port)
         finally:
             self._interested[domain] -= 1

@@ -58,8 +58,8 @@ class BatchEngine(ABC):
                 results += self._run(images[batch], options[batch])
         return results
 
-    def detect_apart(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
-        """See `Engine.detect_apart`; here the same as `detect`."""
+    def detect_leaving_room(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
+        """See `Engine.detect_leaving_room`; here the same as `detect`."""
         return self.detect(images, options)
 
     def warm_up(self) -> None:

@@ -12,7 +12,7 @@ the Ingress bounds what it admits.
 Callers take turns:
 - if callers have names, batches have at most `fair_batch` items, so that nobody waits for a long batch of another, also not the first item
   of a caller that comes while another keeps the model busy;
-- while there are several callers, each has at most `most_of_a_caller` items running, except the one that asks for the least, so that its
+- while there are several callers, each has at most `max_per_caller` items running, except the one that asks for the least, so that its
   next item finds room.
 """
 
@@ -54,8 +54,8 @@ class GreedyBatcher(Generic[Item, Result]):
         max_batch: most items in a batch.
         fair_batch: most items in a batch if one of their callers has a name; None for `max_batch`. Choose the smallest batch that costs
             about as much an item as a full one.
-        most_of_a_caller: most running items of a caller while there are others that had fewer; None for no limit.
-        run_apart: replaces `run_batch` while there are several callers.
+        max_per_caller: most running items of a caller while there are others that had fewer; None for no limit.
+        run_leaving_room: replaces `run_batch` while there are several callers.
         max_wait_s: longest time that an idle model waits for more items after the first one, seconds.
         observer: receives batches, splits and drops; None for no observer.
         oom_recover_s: seconds after running out of memory until the batch limit doubles again.
@@ -72,8 +72,8 @@ class GreedyBatcher(Generic[Item, Result]):
         max_batch: int,
         max_wait_s: float,
         fair_batch: int | None = None,
-        most_of_a_caller: int | None = None,
-        run_apart: Work[Item, Result] | None = None,
+        max_per_caller: int | None = None,
+        run_leaving_room: Work[Item, Result] | None = None,
         observer: BatchObserver | None = None,
         oom_recover_s: float = 30.0,
     ) -> None:
@@ -82,8 +82,8 @@ class GreedyBatcher(Generic[Item, Result]):
                 f"batching: max_batch must be at least 1 and the times not negative; "
                 f"got max_batch {max_batch}, max_wait_s {max_wait_s}, oom_recover_s {oom_recover_s}"
             )
-        self._run_batch, self._run_apart = run_batch, run_apart or run_batch
-        self._most_of_a_caller = most_of_a_caller or 0
+        self._run_batch, self._run_leaving_room = run_batch, run_leaving_room or run_batch
+        self._max_per_caller = max_per_caller or 0
         self._limit, self._fair_batch = BatchLimit(max_batch, oom_recover_s), fair_batch or max_batch
         self._max_wait_s = max_wait_s
         self._observer = observer or SilentObserver()
@@ -93,10 +93,10 @@ class GreedyBatcher(Generic[Item, Result]):
         self._work: asyncio.Task[None] | None = None
         self._in_flight: dict[asyncio.Task[None], list[Entry[Item, Result]]] = {}
         self._running_since: dict[int, float] = {}  # by thread
-        self._fewest: int | None = 1  # None: no room
+        self._min_items: int | None = 1  # that a batch must have to start; None: the model takes none now
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_waiting = asyncio.Event()
-        self._look_again = asyncio.Event()
+        self._changed = asyncio.Event()
         self._closed = False
 
     @property
@@ -146,17 +146,17 @@ class GreedyBatcher(Generic[Item, Result]):
             raise outcome
         return outcome
 
-    def notify_capacity(self, fewest: int = 1) -> None:
+    def notify_capacity(self, min_items: int = 1) -> None:
         """Report that the model can begin a second batch while one runs; called by an engine as its `CapacityListener`.
 
         Thread-safe. The waiting items become a batch on a second thread. Without such calls, batches run one at a time. An unnecessary call
         is harmless: the batch just waits for the model on its thread.
 
         Args:
-            fewest: number of items that make a second batch worthwhile; fewer wait until the running batch is done.
+            min_items: number of items that make a second batch worthwhile; fewer wait until the running batch is done.
         """
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._note_capacity, fewest)
+            self._loop.call_soon_threadsafe(self._note_capacity, min_items)
 
     async def aclose(self, *, drain: bool = True) -> None:
         """Stop accepting items, finish, and stop the threads. May be called twice.
@@ -176,14 +176,14 @@ class GreedyBatcher(Generic[Item, Result]):
 
     def _enqueue(self, entry: Entry[Item, Result]) -> None:
         self._queue.append(entry, entry.caller)
-        self._look_again.set()
-        if len(self._queue) >= self._most():
+        self._changed.set()
+        if len(self._queue) >= self._max_items():
             self._stop_waiting.set()
         if self._work is None or self._work.done():
             self._loop = asyncio.get_running_loop()
             self._work = self._loop.create_task(self._work_until_idle())
 
-    def _most(self) -> int:
+    def _max_items(self) -> int:
         """Most items of the next batch."""
         return min(self._limit.now(), self._fair_batch) if any(self._queue.callers) else self._limit.now()
 
@@ -191,9 +191,9 @@ class GreedyBatcher(Generic[Item, Result]):
         """How many waiting items of each caller may start now."""
         startable = Counter({caller: self._queue.count(caller) for caller in self._queue.callers})
         running = Counter(entry.caller for batch in self._in_flight.values() for entry in batch)
-        for caller in startable if self._most_of_a_caller else ():
+        for caller in startable if self._max_per_caller else ():
             if self._callers.must_leave_room(caller, self._queue.recent_turns):
-                startable[caller] = max(0, min(startable[caller], self._most_of_a_caller - running[caller]))
+                startable[caller] = max(0, min(startable[caller], self._max_per_caller - running[caller]))
         return startable
 
     def _leave(self, entry: Entry[Item, Result], reason: DropReason) -> None:
@@ -205,41 +205,41 @@ class GreedyBatcher(Generic[Item, Result]):
     async def _work_until_idle(self) -> None:
         await self._wait_for_more()
         while self._queue or self._in_flight:
-            self._look_again.clear()
+            self._changed.clear()
             if self._may_start():
                 self._start_batch()
             else:
-                await self._look_again.wait()
+                await self._changed.wait()
 
     def _may_start(self) -> bool:
-        if self._fewest is None or len(self._in_flight) == MAX_IN_FLIGHT:
+        if self._min_items is None or len(self._in_flight) == MAX_IN_FLIGHT:
             return False
-        return self._startable().total() >= min(self._fewest, self._most())
+        return self._startable().total() >= min(self._min_items, self._max_items())
 
     def _start_batch(self) -> None:
-        startable, most, entries = self._startable(), self._most(), list[Entry[Item, Result]]()
-        while len(entries) < most and startable.total():
+        startable, max_items, entries = self._startable(), self._max_items(), list[Entry[Item, Result]]()
+        while len(entries) < max_items and startable.total():
             caller = next(caller for caller in self._queue.callers if startable[caller])
             entries.append(self._queue.pop(caller))
             startable[caller] -= 1
-        self._fewest = None
-        work = self._run_apart if self._callers.any_others(entry.caller for entry in entries) else self._run_batch
+        self._min_items = None
+        work = self._run_leaving_room if self._callers.any_others(entry.caller for entry in entries) else self._run_batch
         task = asyncio.create_task(self._run(entries, work))
         self._in_flight[task] = entries
         task.add_done_callback(self._end_batch)
 
     def _end_batch(self, task: asyncio.Task[None]) -> None:
         del self._in_flight[task]
-        self._look_again.set()
+        self._changed.set()
         if not self._in_flight:
             self._note_capacity(1)
 
-    def _note_capacity(self, fewest: int) -> None:
-        self._fewest = fewest if self._fewest is None else min(self._fewest, fewest)
-        self._look_again.set()
+    def _note_capacity(self, min_items: int) -> None:
+        self._min_items = min_items if self._min_items is None else min(self._min_items, min_items)
+        self._changed.set()
 
     async def _wait_for_more(self) -> None:
-        if len(self._queue) < self._most() and not self._closed:
+        if len(self._queue) < self._max_items() and not self._closed:
             self._stop_waiting.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._max_wait_s):

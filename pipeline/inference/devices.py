@@ -46,11 +46,11 @@ def choose_torch_device(name: str) -> torch.device:
         raise ConfigurationError(f"detector.device: {name!r} is not auto, cpu, cuda or cuda:N.")
     index = device.index or 0
     if index >= torch.cuda.device_count() or not torch.cuda.is_available():  # is_available() is False if the driver is too old
-        raise EngineUnavailable(f"detector.device: {name!r} is not available: {_why_no_card()}")
+        raise EngineUnavailable(f"detector.device: {name!r} is not available: {_why_no_gpu()}")
     return torch.device("cuda", index)
 
 
-def _why_no_card() -> str:
+def _why_no_gpu() -> str:
     if torch.version.cuda is None:
         return "this PyTorch is a CPU build. Install a CUDA build of the same version, or set `cpu`."
     return (

@@ -131,7 +131,7 @@ class Engine(Protocol):
         """
         ...
 
-    def detect_apart(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
+    def detect_leaving_room(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
         """As `detect` with at most `max_batch` images, but threads that these images do not need stay free for other calls."""
         ...
 

@@ -57,7 +57,7 @@ def select(
     places: Positions,
     size: int,
     scaled_wh: tuple[int, int],
-    most: int,
+    max_detections: int,
 ) -> Selected:
     """Select the instances of one image.
 
@@ -68,7 +68,7 @@ def select(
         places: the positions.
         size: side of the network's square input, pixels.
         scaled_wh: width and height of the image in it, network pixels.
-        most: most instances.
+        max_detections: most instances.
     """
     positions, labels, scores = _candidates(logits, thresholds)
     order = _best_per_level(scores, places.levels[positions])
@@ -77,7 +77,7 @@ def select(
     inside = np.empty_like(boxes)
     for side in range(4):
         inside[:, side] = np.minimum(boxes[:, side], np.float32(scaled_wh[side % 2]))
-    kept = _not_suppressed(boxes, inside, labels, most)
+    kept = _not_suppressed(boxes, inside, labels, max_detections)
     return Selected(positions[kept], labels[kept], scores[kept], inside[kept])
 
 
@@ -147,16 +147,16 @@ def _boxes(
 
 @compiled
 def _not_suppressed(
-    boxes: NDArray[np.float32], inside: NDArray[np.float32], labels: NDArray[np.int64], most: int
+    boxes: NDArray[np.float32], inside: NDArray[np.float32], labels: NDArray[np.int64], max_detections: int
 ) -> NDArray[np.int64]:
-    """Class-wise greedy NMS: indices of at most `most` boxes.
+    """Class-wise greedy NMS: indices of at most `max_detections` boxes.
 
     Boxes without area take no part. A box that lies wholly in the padding (`inside` has no area) suppresses others, but is not returned.
     Source: mmcv 2.1.0 `csrc/pytorch/cpu/nms.cpp` (strict comparison, no + 1).
     """
     better, returned = [0 for _ in range(0)], [0 for _ in range(0)]
     for box in range(len(boxes)):
-        if len(returned) == most:
+        if len(returned) == max_detections:
             break
         if not _has_area(boxes[box]):
             continue

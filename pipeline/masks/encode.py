@@ -20,15 +20,15 @@ import orjson
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from pipeline.compiled import compile_apart, compiled
+from pipeline.compiled import compile_in_child, compiled
 from pipeline.masks.polygons import Rings, masks_to_polygons, outline_masks
 from pipeline.masks.rle import mask_logits_to_rle
 from pipeline.types import Instances, Letterbox, OutlineOptions, SegmentedObject
 
-MIN_A_THREAD, MOST_A_PART = 16, 32
+MIN_PER_THREAD, MAX_PER_PART = 16, 32
 """Instances: fewer do not pay for another thread, and more would keep images of other callers waiting for a thread."""
 
-_MOST_WRITTEN = 5
+_MAX_WRITTEN_DECIMALS = 5
 """Decimals: with more, orjson writes small numbers with an exponent."""
 _OPEN, _CLOSE, _COMMA, _POINT, _ZERO = b"[],.0"
 
@@ -71,7 +71,7 @@ def rows_to_json(rows: Sequence[bytes]) -> bytes:
 
 def warm_up() -> None:
     """Load all compiled functions from Numba's cache, so that no image waits for it. If the cache lacks one, a child process compiles."""
-    compile_apart("pipeline.masks", "from pipeline.masks.encode import call_all; call_all()")
+    compile_in_child("pipeline.masks", "from pipeline.masks.encode import call_all; call_all()")
     call_all()
 
 
@@ -96,7 +96,7 @@ def split_instances(instances: Instances, threads: int) -> list[Instances]:
     Returns:
         One or more parts, together all instances in their order.
     """
-    parts = max(1, min(threads, len(instances) // MIN_A_THREAD), -(-len(instances) // MOST_A_PART))
+    parts = max(1, min(threads, len(instances) // MIN_PER_THREAD), -(-len(instances) // MAX_PER_PART))
     bounds = [len(instances) * part // parts for part in range(parts + 1)]
     return [
         replace(
@@ -183,7 +183,7 @@ def _masks_as_lists(instances: Instances, options: OutlineOptions) -> list[dict[
 def _masks_as_text(instances: Instances, options: OutlineOptions) -> list[dict[str, Any]]:
     """As `_masks_as_lists`, with the rings as JSON where they can be written so."""
     decimals = options.decimals
-    if options.mask_format == "rle" or decimals is None or not 1 <= decimals <= _MOST_WRITTEN:
+    if options.mask_format == "rle" or decimals is None or not 1 <= decimals <= _MAX_WRITTEN_DECIMALS:
         return _masks_as_lists(instances, options)
     rings, repaired = outline_masks(instances.mask_logits, instances.letterbox, options)
     written, ends = _write_rings(rings, decimals)

@@ -97,12 +97,12 @@ def fit_rings(outline: Outline, max_points: int) -> Outline:
 @compiled
 def _widest_triangle(points: NDArray[np.float64]) -> NDArray[np.float64]:
     """Three of a ring's points: the two with the largest distance, and the one farthest from their line."""
-    ends, most = (0, 0), -1.0
+    ends, largest = (0, 0), -1.0
     for i in range(len(points)):
         for j in range(i):
             distance = (points[i, 0] - points[j, 0]) ** 2 + (points[i, 1] - points[j, 1]) ** 2
-            if distance > most:
-                ends, most = (i, j), distance
+            if distance > largest:
+                ends, largest = (i, j), distance
     i, j = ends
     dx, dy = points[j] - points[i]
     third = np.abs((points[:, 0] - points[i, 0]) * dy - (points[:, 1] - points[i, 1]) * dx).argmax()

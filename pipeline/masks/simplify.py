@@ -97,11 +97,11 @@ def _close(outline: Outline) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     for ring in range(len(ends) - 1):
         start, end = outline.ends[ring], outline.ends[ring + 1]
         at = farthest = start
-        most = 0.0
+        largest = 0.0
         for k in range(start, end):
             off_x, off_y = outline.points[k, 0] - outline.points[start, 0], outline.points[k, 1] - outline.points[start, 1]
-            if off_x * off_x + off_y * off_y > most:
-                farthest, most = k, off_x * off_x + off_y * off_y
+            if off_x * off_x + off_y * off_y > largest:
+                farthest, largest = k, off_x * off_x + off_y * off_y
         at = farthest
         for k in range(ends[ring], ends[ring + 1]):
             points[k, 0], points[k, 1] = outline.points[at, 0], outline.points[at, 1]
@@ -151,12 +151,12 @@ def _find_farthest(points: NDArray[np.float64], first: int, last: int) -> tuple[
     along_x, along_y = points[last, 0] - x, points[last, 1] - y
     length = along_x * along_x + along_y * along_y
     scale = 1 / length if length > 0 else 0.0
-    farthest, most = -1, -1.0
+    farthest, largest = -1, -1.0
     for k in range(first + 1, last):
         from_x, from_y = points[k, 0] - x, points[k, 1] - y
         share = min(max((from_x * along_x + from_y * along_y) * scale, 0.0), 1.0)
         off_x, off_y = from_x - share * along_x, from_y - share * along_y
         distance = off_x * off_x + off_y * off_y
-        if distance > most:
-            farthest, most = k, distance
-    return farthest, np.sqrt(max(most, 0.0))
+        if distance > largest:
+            farthest, largest = k, distance
+    return farthest, np.sqrt(max(largest, 0.0))

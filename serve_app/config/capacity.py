@@ -65,14 +65,14 @@ class Rate:
 
     Args:
         name: of the part.
-        fewest: with the fewest replicas that the file configures.
-        most: with the most.
+        at_min: with the fewest replicas that the file configures.
+        at_max: with the most.
         setting: the setting that raises it.
     """
 
     name: str
-    fewest: float
-    most: float
+    at_min: float
+    at_max: float
     setting: str
 
 
@@ -117,9 +117,9 @@ def rates(
     return [*stages, calls], [*stages, urls]
 
 
-def bottleneck(chain: list[Rate], *, most: bool) -> Rate:
+def bottleneck(chain: list[Rate], *, at_max: bool) -> Rate:
     """The part with the lowest rate, with the most replicas or with the fewest."""
-    return min(chain, key=lambda rate: rate.most if most else rate.fewest)
+    return min(chain, key=lambda rate: rate.at_max if at_max else rate.at_min)
 
 
 def as_lines(settings: Settings, deployments: Mapping[str, dict[str, Any]], costs: StageCosts, step: Step | None) -> list[str]:
@@ -131,15 +131,15 @@ def as_lines(settings: Settings, deployments: Mapping[str, dict[str, Any]], cost
         ]
     bodies, by_url = rates(settings, deployments, costs, step)
     lines = [f"{'images/s at most':34}{'fewest replicas':>16}{'most':>8}"]
-    lines += [f"  {rate.name:32}{rate.fewest:16.0f}{rate.most:8.0f}" for rate in (*bodies, by_url[-1])]
+    lines += [f"  {rate.name:32}{rate.at_min:16.0f}{rate.at_max:8.0f}" for rate in (*bodies, by_url[-1])]
     if step is None:
         lines.append(
             f"  {NETWORK:32}       unknown for {settings.model.name}: python -m loadtest costs --config FILE measures it"
         )
     for name, chain in (("images in the body", bodies), ("URLs", by_url)):
-        few, many = bottleneck(chain, most=False), bottleneck(chain, most=True)
-        more = f"; with the most replicas {_named(many, many.most)}" if (few, few.fewest) != (many, many.most) else ""
-        lines.append(f"bottleneck for {name}: {_named(few, few.fewest)}{more}")
+        few, many = bottleneck(chain, at_max=False), bottleneck(chain, at_max=True)
+        more = f"; with the most replicas {_named(many, many.at_max)}" if (few, few.at_min) != (many, many.at_max) else ""
+        lines.append(f"bottleneck for {name}: {_named(few, few.at_min)}{more}")
     network = f", a pass of the network {step.base_ms:g} + {step.per_image_ms:g} x batch" if step else ""
     lines.append(
         f"assumed ms per image: Ingress {costs.ingress_ms:g}, ImageLoader {costs.loader_ms:g} and decoding {costs.decode_ms:g}, "

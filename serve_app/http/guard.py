@@ -46,9 +46,9 @@ class RequestGuard:
     Args:
         app: the routes.
         keys: the keys that are accepted.
-        max_rest_bytes: of a refused body so many bytes are still read and discarded, so that a client that reads the response only after
-            sending gets it. For a longer body the connection is closed after the response: Ray Serve's proxy would read it for as long
-            as it comes (measured: 0.8 GB/s, one core).
+        max_rest_bytes: bytes of a refused body that are read and discarded, for clients that read the response only after sending. If the
+            body is longer, the connection is closed after the response: Ray Serve's proxy would read all of it (measured: 0.8 GB/s, one
+            core).
         errors_counted: a context that counts the errors raised within.
         azureml_status: use the status codes of AzureML's managed endpoints on /score.
     """
@@ -82,7 +82,7 @@ class RequestGuard:
         response = _Response(send, ids, body, AZUREML_STATUS if self._azureml_status and path == "/score" else {})
         try:
             with self._errors_counted():
-                caller = self._admit(path, headers)
+                caller = self._check_headers(path, headers)
             scope.setdefault("state", {}).update(request_id=request_id, caller=caller)
             await self._app(scope, body.receive, response.send)
         except ServiceError as error:
@@ -95,8 +95,8 @@ class RequestGuard:
     def _is_long(self, headers: Headers) -> bool:
         return "transfer-encoding" in headers or declared_length(headers) > self._max_rest_bytes
 
-    def _admit(self, path: str, headers: Headers) -> str:
-        """Check a request's headers; returns the id of its caller."""
+    def _check_headers(self, path: str, headers: Headers) -> str:
+        """Check ids, key and body length of a request; returns the id of its caller."""
         caller = ""
         for name in ID_HEADERS:
             if len(headers.get(name, "")) > MAX_REQUEST_ID_CHARS:
@@ -109,16 +109,16 @@ class RequestGuard:
 
 
 class _Body:
-    """A request's body while it arrives; `keeps_coming` while a long one is not complete."""
+    """A request's body; `is_arriving` while a long one is not complete."""
 
     def __init__(self, receive: Receive, is_long: bool) -> None:
         self._receive = receive
-        self.keeps_coming = is_long
+        self.is_arriving = is_long
 
     async def receive(self) -> Message:
         message = await self._receive()
         if not message.get("more_body", False):
-            self.keeps_coming = False
+            self.is_arriving = False
         return message
 
 
@@ -145,7 +145,7 @@ class _Response:
             headers = MutableHeaders(raw=message.setdefault("headers", []))
             headers.update(self._ids)
             headers["x-ms-run-fn-exec-ms"] = f"{(time.perf_counter() - self._began) * 1e3:.2f}"
-            if self._body.keeps_coming:
+            if self._body.is_arriving:
                 headers["connection"] = "close"
             if (status := self._status.get(message["status"])) is not None:
                 if status == MODEL_ERROR_STATUS:

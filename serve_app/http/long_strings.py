@@ -69,14 +69,14 @@ def cut_before(position: int, text: str, strings: dict[str, str]) -> int:
     return sum(len(string) - len(token) for token, string in islice(strings.items(), made))
 
 
-def has_more_than(most: int, marks: Sequence[bytes], body: bytes | bytearray) -> bool:
-    """Whether `marks` occur more than `most` times; counts in steps, between which other threads run."""
-    if len(body) <= most:
+def has_more_than(limit: int, marks: Sequence[bytes], body: bytes | bytearray) -> bool:
+    """Whether `marks` occur more than `limit` times; counts in steps, between which other threads run."""
+    if len(body) <= limit:
         return False
     count = 0
     for start in range(0, len(body), _COUNTED_AT_ONCE):
         count += sum(body.count(mark, start, start + _COUNTED_AT_ONCE) for mark in marks)
-        if count > most:
+        if count > limit:
             return True
     return False
 

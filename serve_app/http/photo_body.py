@@ -5,7 +5,7 @@
 
     curl -F image=@photo.jpg 'http://127.0.0.1:8000/score?score_threshold=0.5'
 
-The answer is the same JSON list, or a picture (`answer_form`). A file's format is detected from its bytes, not from its content type.
+The answer is the same JSON list, or a picture (`requested_format`). A file's format is detected from its bytes, not from its content type.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from starlette.requests import Request
 
 from deployments.params import ScoreParams, parse_params
-from deployments.task import PICTURE_FORMS, AnswerForm
+from deployments.task import PICTURE_FORMATS, AnswerFormat
 from pipeline.errors import InvalidRequest
 from serve_app.http.contract import ScoreRequest
 from serve_app.http.form import parse_form
@@ -28,7 +28,7 @@ PHOTO_TYPES = frozenset(
 ) | {"application/octet-stream", "image/*"}
 TYPES = f"application/json, {MULTIPART} or an image type such as image/jpeg"
 """For messages."""
-PICTURES = frozenset(f"image/{form}" for form in PICTURE_FORMS)
+PICTURES = frozenset(f"image/{file_format}" for file_format in PICTURE_FORMATS)
 QUERY_NOT_PARAMS = frozenset({"draw"})
 """Query parameters that are not `params`."""
 
@@ -56,8 +56,8 @@ def parse_photos(body: bytearray, headers: Mapping[str, str], query: Iterable[tu
     return ScoreRequest(photos, _params([*given, *fields]))
 
 
-def answer_form(request: Request) -> AnswerForm:
-    """The form of the answer: JSON, unless `draw=1` in the query or an Accept header with image/png or image/jpeg asks for a picture.
+def requested_format(request: Request) -> AnswerFormat:
+    """The format of the answer: JSON, unless `draw=1` in the query or an Accept header with image/png or image/jpeg asks for a picture.
 
     Raises:
         InvalidRequest: another value of `draw`.
@@ -72,9 +72,9 @@ def answer_form(request: Request) -> AnswerForm:
     return "jpeg" if "image/jpeg" in accepted and "image/png" not in accepted else "png"
 
 
-def check_drawable(form: AnswerForm, images: int) -> None:
+def check_drawable(file_format: AnswerFormat, images: int) -> None:
     """Raise InvalidRequest if a picture is asked for and the request has not exactly one photo."""
-    if form in PICTURE_FORMS and images != 1:
+    if file_format in PICTURE_FORMATS and images != 1:
         raise InvalidRequest(f"A picture shows one photo; the request has {images}.")
 
 

@@ -11,12 +11,12 @@ import pytest
 
 from deployments.detector import (
     HUNG_S,
-    HUNG_S_AN_IMAGE,
+    HUNG_S_PER_IMAGE,
     MEASURED_BATCHES,
     Detector,
     fair_batch,
     hung_after_s,
-    most_of_a_caller,
+    max_per_caller,
     on_granted_device,
 )
 from deployments.stages.stage import StageRunner
@@ -57,7 +57,7 @@ def test_batches_are_short_only_where_that_is_as_fast(engine, threads, fair):
 )
 def test_a_thread_is_kept_for_other_callers_only_where_it_is_not_lost(engine, threads, most):
     """While several callers are here, nobody has all of OpenVINO's streams; on a GPU nothing is kept."""
-    assert most_of_a_caller(ModelInfo("m", ("person",), 640, engine, "bf16", "cpu", threads, 8)) == most
+    assert max_per_caller(ModelInfo("m", ("person",), 640, engine, "bf16", "cpu", threads, 8)) == most
 
 
 async def test_a_detector_that_lost_its_card_says_so():
@@ -81,7 +81,7 @@ async def test_a_detector_whose_card_hangs_says_so():
     detector = object.__new__(Detector.func_or_class)
     detector._lost, detector._engine = None, SimpleNamespace(info=SimpleNamespace(max_batch=10))
     detector._ran_s = deque()
-    detector._batcher = SimpleNamespace(running_s=HUNG_S + 10 * HUNG_S_AN_IMAGE - 1)
+    detector._batcher = SimpleNamespace(running_s=HUNG_S + 10 * HUNG_S_PER_IMAGE - 1)
     await detector.check_health()
     detector._batcher.running_s += 2
     with pytest.raises(EngineLost, match="running for more than"):

@@ -98,10 +98,10 @@ async def test_a_picture_has_the_photo_to_draw_on(loader, size_hw, drawn_hw):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     for image in (file.getvalue(), pixels):
-        for form in ("png", "json"):
-            options = ScoreOptions(DetectOptions(), OutlineOptions(), answer_as=form)
+        for file_format in ("png", "json"):
+            options = ScoreOptions(DetectOptions(), OutlineOptions(), answer_format=file_format)
             (task,) = await loader.load([ImageTask(image, options, RequestContext("test", time.time() + 10))])
-            if form == "json":
+            if file_format == "json":
                 assert task.canvas is None
             else:
                 assert task.canvas.shape == (*drawn_hw, 3)
@@ -199,12 +199,12 @@ async def test_large_images_are_decoded_one_at_a_time(loader, monkeypatch, tmp_p
 
 async def test_large_images_leave_time_to_ordinary_ones(loader):
     """Three quarters of it, while those come; a large image that arrives alone finds no pause."""
-    assert loader._rest_s(0.1) == 0
+    assert loader._pause_s(0.1) == 0
     assert isinstance((await load(loader, jpeg()))[0], LoadedImage)
-    assert loader._rest_s(0.1) == pytest.approx(0.3)
-    assert loader._rest_s(5.0) == image_loader.MAX_REST_S
+    assert loader._pause_s(0.1) == pytest.approx(0.3)
+    assert loader._pause_s(5.0) == image_loader.MAX_PAUSE_S
     loader._ordinary_at -= image_loader.ORDINARY_S
-    assert loader._rest_s(0.1) == 0
+    assert loader._pause_s(0.1) == 0
 
 
 async def test_images_over_the_limit_are_refused_and_not_retried(loader, monkeypatch):

@@ -63,7 +63,7 @@ def counted(ingress, monkeypatch):
 
 
 def score(ingress, images, caller=""):
-    return ingress.score_images(images, ScoreParams(), ingress.context(caller=caller), answer_as="json")
+    return ingress.score_images(images, ScoreParams(), ingress.context(caller=caller), answer_format="json")
 
 
 async def test_refused_images_free_their_room(ingress):
@@ -87,7 +87,7 @@ async def test_errors_are_counted_once_by_their_code(ingress, counted):
         await score(ingress, ["image"] * 5)
     assert (caught.value.status, caught.value.code) == (413, "too_many_images")
     with pytest.raises(InvalidRequest):
-        await ingress.score_images([], ScoreParams(labels=["unicorn"]), ingress.context(), answer_as="json")
+        await ingress.score_images([], ScoreParams(labels=["unicorn"]), ingress.context(), answer_format="json")
     for caller in (None, "abc"):
         with (
             pytest.raises(Overloaded),
@@ -200,13 +200,13 @@ async def test_live_settings_change_in_a_running_ingress(ingress):
                 "ingress": {"retry_after_s": 30, "max_images_in_flight": 5, "timeout_s": 7},
             }
         )
-        options = ingress.score_options(ScoreParams(), answer_as="json")
+        options = ingress.score_options(ScoreParams(), answer_format="json")
         assert (options.detect.score_threshold, options.outline.decimals) == (0.7, None)
         assert 30 <= ingress.refusal().retry_after_s <= 45
         assert 6 < ingress.context().remaining_s <= 7
         ingress.check_room()
         ingress.reconfigure(None)
-        assert ingress.score_options(ScoreParams(), answer_as="json").detect.score_threshold == 0.3
+        assert ingress.score_options(ScoreParams(), answer_format="json").detect.score_threshold == 0.3
         with pytest.raises(Overloaded):
             ingress.check_room()
 

@@ -32,8 +32,8 @@ def one_square() -> Instances:
     return Instances(box, np.array([0.9], np.float32), np.array([0]), logits, letterbox)
 
 
-async def answer_of(polygonizer, form):
-    options = ScoreOptions(DetectOptions(), OutlineOptions(), answer_as=form)
+async def answer_of(polygonizer, file_format):
+    options = ScoreOptions(DetectOptions(), OutlineOptions(), answer_format=file_format)
     photo = np.full((240, 320, 3), GREY, np.uint8) if options.draws else None
     task = ImageTask(one_square(), options, RequestContext("test", time.time() + 10), {"detect": 1.0}, photo)
     (answer,) = await polygonizer.outline([task])
@@ -47,13 +47,13 @@ async def test_answers_in_the_form_that_was_asked_for(polygonizer):
     assert orjson.loads(encoded.json)["boxes"][0]["label"] == "person"
 
 
-@pytest.mark.parametrize("form", ["png", "jpeg"])
-async def test_a_picture_is_the_photo_with_its_objects(polygonizer, form):
+@pytest.mark.parametrize("file_format", ["png", "jpeg"])
+async def test_a_picture_is_the_photo_with_its_objects(polygonizer, file_format):
     """An image file of the photo's size: tinted inside, untouched outside."""
-    drawn = await answer_of(polygonizer, form)
-    assert drawn.media_type == f"image/{form}"
+    drawn = await answer_of(polygonizer, file_format)
+    assert drawn.media_type == f"image/{file_format}"
     picture = Image.open(io.BytesIO(drawn.data))
-    assert (picture.format, picture.size) == (form.upper(), (320, 240))
+    assert (picture.format, picture.size) == (file_format.upper(), (320, 240))
     assert max(abs(a - b) for a, b in zip(picture.getpixel((10, 230)), GREY, strict=True)) < 4
     assert max(abs(a - b) for a, b in zip(picture.getpixel((160, 120)), GREY, strict=True)) > 20
 

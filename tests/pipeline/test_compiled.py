@@ -36,7 +36,7 @@ START = """
         return run(*args, **options)
     subprocess.run = counted
     import loops.doubles
-    compiled.compile_apart("loops", "import loops.doubles; loops.doubles.double(1)")
+    compiled.compile_in_child("loops", "import loops.doubles; loops.doubles.double(1)")
     loops.doubles.double(2)
     hits = sum(loops.doubles.double.stats.cache_hits.values())
     print(json.dumps([len(started), hits]))

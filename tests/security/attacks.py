@@ -33,7 +33,7 @@ LEAK = re.compile(r'Traceback|File "|/(home|root|tmp|work|usr|opt|var)/|site-pac
 """Patterns that no response may contain: paths, tracebacks, object and network addresses."""
 
 JSON = {"content-type": "application/json"}
-FILES_A_REQUEST = 32
+FILES_PER_REQUEST = 32
 CLIENTS = 3
 PATIENCE_S = 60
 
@@ -75,7 +75,7 @@ def encoded_body(images: Sequence[bytes | str], **params: object) -> bytes:
 
 def attack_with_files(url: str, files: Sequence[bytes]) -> Verdicts:
     """Score files, many a request, each image answering for itself."""
-    batches = [files[start : start + FILES_A_REQUEST] for start in range(0, len(files), FILES_A_REQUEST)]
+    batches = [files[start : start + FILES_PER_REQUEST] for start in range(0, len(files), FILES_PER_REQUEST)]
     return _campaign(url, [encoded_body(batch, on_error="isolate") for batch in batches])
 
 

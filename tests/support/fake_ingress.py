@@ -48,8 +48,8 @@ class FakeIngress:
             self.callers.append(caller)
             raise
 
-    async def score_images(self, images, params, context, *, answer_as):
-        self.seen.append((images, params, context, answer_as))
+    async def score_images(self, images, params, context, *, answer_format):
+        self.seen.append((images, params, context, answer_format))
         if self.error:
             raise self.error
         return self.answers or [ANSWER] * len(images)

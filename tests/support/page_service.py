@@ -36,8 +36,8 @@ FOUND = (
 class PageIngress(FakeIngress):
     """Finds the same objects in every photo, those above the asked score; `error` once instead, where it is set."""
 
-    async def score_images(self, images, params: ScoreParams, context, *, answer_as):
-        self.seen.append((images, params, context, answer_as))
+    async def score_images(self, images, params: ScoreParams, context, *, answer_format):
+        self.seen.append((images, params, context, answer_format))
         if error := self.error:
             self.error = None
             raise error

@@ -132,14 +132,14 @@ class CudaEngine(BatchEngine):
         Raises:
             EngineOutOfMemory: a full batch does not fit on the GPU.
         """
-        most = self._info.max_batch
-        with torch.cuda.device(self._device), naming_failures(most):
+        max_batch = self._info.max_batch
+        with torch.cuda.device(self._device), naming_failures(max_batch):
             with self._computing:
                 self._graphs.record_all()
             self._slots.fill()
         super().warm_up()
         beyond = DetectOptions(0.0, MAX_INSTANCES + 1, frozenset({0}))
-        self.detect([grey_image(self._info.input_size)] * most, [beyond] * most)
+        self.detect([grey_image(self._info.input_size)] * max_batch, [beyond] * max_batch)
 
     def close(self) -> None:
         """Free the GPU memory of this engine."""

@@ -47,7 +47,7 @@ class Slot:
 
     Args:
         device: the GPU.
-        most: largest batch, images.
+        max_batch: largest batch, images.
         size: side S of the network input, pixels.
         option_count: numbers per image in `encode_options`.
         results: of any recorded graph, for their shapes.
@@ -56,15 +56,15 @@ class Slot:
         pixels, image_options: the same on the GPU.
     """
 
-    def __init__(self, device: torch.device, most: int, size: int, option_count: int, results: FixedResults) -> None:
+    def __init__(self, device: torch.device, max_batch: int, size: int, option_count: int, results: FixedResults) -> None:
         def both(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
             return torch.empty(shape, dtype=dtype, pin_memory=True), torch.empty(shape, dtype=dtype, device=device)
 
         self._cells = results.masks.numel() // len(results.summary)
-        self._host_pixels, self.pixels = both((most, size, size, 3), torch.uint8)
-        self._host_options, self.image_options = both((most, option_count), torch.float32)
-        self._host_summary, self._summary = both((most, results.summary.shape[1]), torch.float32)
-        self._masks = torch.empty(most * self._cells, dtype=torch.float16, device=device)
+        self._host_pixels, self.pixels = both((max_batch, size, size, 3), torch.uint8)
+        self._host_options, self.image_options = both((max_batch, option_count), torch.float32)
+        self._host_summary, self._summary = both((max_batch, results.summary.shape[1]), torch.float32)
+        self._masks = torch.empty(max_batch * self._cells, dtype=torch.float16, device=device)
         self.host_pixels: NDArray[np.uint8] = self._host_pixels.numpy()
         self.host_options: NDArray[np.float32] = self._host_options.numpy()
         self._copying = torch.cuda.Stream(device)
@@ -94,8 +94,8 @@ class Slot:
     def keep(self, results: FixedResults, count: int) -> None:
         """Copy the results of `count` images, on the current stream: the next replay of the graph overwrites them."""
         self._summary[:count].copy_(results.summary[:count])
-        most = count * self._cells
-        self._masks[:most].copy_(results.masks[:most])
+        cells = count * self._cells
+        self._masks[:cells].copy_(results.masks[:cells])
 
     def download(self, grids_hw: Sequence[tuple[int, int]]) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
         """Wait for the results of as many images as there are mask grids.
@@ -187,8 +187,8 @@ class BatchGraphs:
 
     def slot(self) -> Slot:
         """A slot for the largest batch."""
-        most = self._sizes[-1]
-        return Slot(self._device, most, self._input_size, self._option_count, self._of_size(most).results)
+        max_batch = self._sizes[-1]
+        return Slot(self._device, max_batch, self._input_size, self._option_count, self._of_size(max_batch).results)
 
     @torch.inference_mode()
     def run(self, slot: Slot, count: int) -> RawOutputs:

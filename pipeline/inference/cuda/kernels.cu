@@ -212,14 +212,14 @@ extern "C" __global__ void normalise(const unsigned char* bytes, const float* me
 // masks of the others are stored one after another, each of the size of its image's grid.
 // features: (images, cells, 8); first: (n, 8, 11) of 8 features, x, y and 1; second (n, 8, 8) with bias (n, 8); third (n, 8) with bias (n).
 // counts, offsets (in cells): (images,) int64; grids: (images, 2) int64 width and height; masks: float16.
-#define CELLS_A_THREAD 4
+#define CELLS_PER_THREAD 4
 extern "C" __global__ void instance_masks(const float* features, const float* first, const float* second, const float* second_bias,
                                           const float* third, const float* third_bias, const long long* counts,
                                           const long long* offsets, const long long* grids, half_bits* masks, int slots, int width,
                                           int cells, float step) {
   int instance = blockIdx.x, image = instance / slots, slot = instance % slots;
   int own_width = (int)grids[image * 2], own_cells = own_width * (int)grids[image * 2 + 1];
-  int first_cell = blockIdx.y * blockDim.x * CELLS_A_THREAD;
+  int first_cell = blockIdx.y * blockDim.x * CELLS_PER_THREAD;
   if (slot >= counts[image] || first_cell >= own_cells) return;
   __shared__ float weights[8 * 11 + 8 * 8 + 8 + 8 + 1];
   float *w1 = weights, *w2 = w1 + 88, *b2 = w2 + 64, *w3 = b2 + 8, *b3 = w3 + 8;
@@ -233,7 +233,7 @@ extern "C" __global__ void instance_masks(const float* features, const float* fi
   __syncthreads();
   half_bits* out = masks + offsets[image] + (long long)slot * own_cells;
   const float4* in = (const float4*)features + (long long)image * cells * 2;
-  for (int turn = 0; turn < CELLS_A_THREAD; turn++) {
+  for (int turn = 0; turn < CELLS_PER_THREAD; turn++) {
     int own = first_cell + turn * blockDim.x + threadIdx.x;
     if (own >= own_cells) return;
     int row = own / own_width, column = own - row * own_width, cell = row * width + column;

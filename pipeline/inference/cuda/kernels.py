@@ -29,7 +29,7 @@ from pipeline.types import MASK_STRIDE_PX
 SOURCE = Path(__file__).with_suffix(".cu")
 KERNELS = ("normalise", "bias_silu", "depthwise_silu", "chained_pools", "greedy_nms", "instance_masks")
 THREADS = 256
-MASK_THREADS, MASK_CELLS_A_THREAD = 128, 4  # CELLS_A_THREAD in the source
+MASK_THREADS, MASK_CELLS_PER_THREAD = 128, 4  # CELLS_PER_THREAD in the source
 MAX_POOLED_CELLS = 1536  # the same in the source
 """Twice as many vectors fill the 48 KB of shared memory per block; a 1248 px input's coarsest level has 1521 cells."""
 DEPTHWISE_TAPS, DEPTHWISE_THREADS, DEPTHWISE_COLUMNS = 25, 128, 4  # COLUMNS in the source
@@ -142,7 +142,7 @@ class CudaKernels:
         first, second_bias, second, third_bias, third = (part.contiguous() for part in layers_of(kernels, points_xy, strides))
         masks = torch.empty(len(kernels) * cells, dtype=torch.float16, device=features.device)
         cells_last = features.permute(0, 2, 3, 1).float().contiguous()
-        blocks = len(kernels), -(-cells // (MASK_THREADS * MASK_CELLS_A_THREAD))
+        blocks = len(kernels), -(-cells // (MASK_THREADS * MASK_CELLS_PER_THREAD))
         sizes = _int(slots), _int(width), _int(cells), np.float32(MASK_STRIDE_PX)
         offsets, grids = first_cells(counts, grids_wh), grids_wh.contiguous()
         tensors = cells_last, first, second, second_bias, third, third_bias, counts, offsets, grids, masks

@@ -77,8 +77,8 @@ def encode_options(
         scaled_wh, original_wh, grid_wh = (
             hw[::-1] for hw in (letterbox.scaled_hw, letterbox.original_hw, letterbox.mask_grid_hw)
         )
-        most = min(wanted.max_detections, MAX_INSTANCES)
-        row[classes:] = (most, *scaled_wh, *letterbox.to_original_xy, *original_wh, *grid_wh)
+        max_detections = min(wanted.max_detections, MAX_INSTANCES)
+        row[classes:] = (max_detections, *scaled_wh, *letterbox.to_original_xy, *original_wh, *grid_wh)
     return rows
 
 
@@ -145,15 +145,17 @@ class FixedPostProcessor:
             image_options: (B, C + 9) float32 as `encode_options` makes them, on the outputs' device.
         """
         classes = outputs.class_logits.shape[-1]
-        thresholds, most, scaled_wh, factors, original_wh, grid_wh = image_options.split([classes, 1, 2, 2, 2, 2], dim=1)
+        thresholds, max_detections, scaled_wh, factors, original_wh, grid_wh = image_options.split(
+            [classes, 1, 2, 2, 2, 2], dim=1
+        )
         score, position, label = _best(outputs.class_logits, thresholds)
         boxes = self._boxes(outputs.distances, position)
         inside = torch.minimum(boxes, scaled_wh.repeat(1, 2)[:, None])
         kept, settled = self._suppress(boxes, label, (score > 0) & has_area(boxes))
         kept &= has_area(inside)
         rank = kept.cumsum(1)
-        exact = settled & ((rank[:, -1:] >= most) | (score[:, -1:] == 0)).squeeze(1)
-        kept &= rank <= most
+        exact = settled & ((rank[:, -1:] >= max_detections) | (score[:, -1:] == 0)).squeeze(1)
+        kept &= rank <= max_detections
         count = kept.sum(1)
         chosen = _places(kept, rank)
         found = torch.minimum(inside * factors.repeat(1, 2)[:, None], original_wh.repeat(1, 2)[:, None])

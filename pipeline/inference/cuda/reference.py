@@ -88,9 +88,9 @@ def self_test(kernels: Kernels, dtype: torch.dtype, device: torch.device) -> Non
         for name, call in _samples(dtype, device):
             for found, expected in zip(call(kernels), call(reference), strict=True):
                 tolerance = TOLERANCES.get(expected.dtype, 0.0)
-                apart = (found.float() - expected.float()).abs()
-                if not bool((apart <= tolerance * (1 + expected.float().abs())).all()):
-                    raise ArithmeticError(f"{name} is off by up to {float(apart.max()):.3g}")
+                difference = (found.float() - expected.float()).abs()
+                if not bool((difference <= tolerance * (1 + expected.float().abs())).all()):
+                    raise ArithmeticError(f"{name} is off by up to {float(difference.max()):.3g}")
 
 
 @torch.inference_mode()

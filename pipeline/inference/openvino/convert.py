@@ -140,7 +140,7 @@ def convert_cached(path: Path, precision: str, cache_dir: Path) -> ConvertedNetw
         try:
             return _read(folder)
         except _UNREADABLE as error:
-            log.warning("%s cannot be read, so the network is converted anew: %s", folder, _in_a_line(error))
+            log.warning("%s cannot be read, so the network is converted anew: %s", folder, _in_one_line(error))
     from pipeline.model.checkpoints import load_checkpoint
 
     draft = _make_draft(folder)
@@ -159,11 +159,11 @@ def convert_cached(path: Path, precision: str, cache_dir: Path) -> ConvertedNetw
     try:
         return _read(folder)
     except _UNREADABLE as error:
-        log.warning("%s cannot be replaced, so each start converts the network. Delete it: %s", folder, _in_a_line(error))
+        log.warning("%s cannot be replaced, so each start converts the network. Delete it: %s", folder, _in_one_line(error))
         return converted
 
 
-def _in_a_line(error: Exception) -> str:
+def _in_one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 

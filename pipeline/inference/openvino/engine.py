@@ -104,18 +104,20 @@ class OpenVinoEngine(BatchEngine):
             for streams in self._modes:
                 self._early_compiler.submit(self._prepare, self._input_of(fit(original_hw, self._info.input_size)), [streams])
 
-    def detect_apart(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
-        """See `Engine.detect_apart`: each image on a stream, also if the others have nothing to do."""
+    def detect_leaving_room(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
+        """See `Engine.detect_leaving_room`: each image on a stream, also if the others have nothing to do."""
         with naming_failures(len(images)):
-            return self._run(images, options, apart=True)
+            return self._run(images, options, leave_room=True)
 
-    def _run(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], *, apart: bool = False) -> list[Instances]:
+    def _run(
+        self, images: Sequence[LoadedImage], options: Sequence[DetectOptions], *, leave_room: bool = False
+    ) -> list[Instances]:
         def find(stream: Stream, part: slice) -> list[Instances]:
             return self._find(stream, images[part], options[part])
 
         for input_hw in {self._input_of(image.letterbox) for image in images}:
             self._prepare(input_hw, self._modes)
-        return [one for found in self._spread(len(images), find, apart=apart) for one in found]
+        return [one for found in self._spread(len(images), find, leave_room=leave_room) for one in found]
 
     def _prepare(self, input_hw: tuple[int, int], modes: Sequence[int]) -> None:
         """Compile for these images before they take streams from others; without success they are padded to the square."""
@@ -153,19 +155,19 @@ class OpenVinoEngine(BatchEngine):
         fitted = fitted_input(letterbox.scaled_hw, self._info.input_size) if self._fitted else self._square
         return self._square if fitted in self._without_input else fitted
 
-    def _spread(self, batch: int, work: Callable[[Stream, slice], Result], *, apart: bool = False) -> list[Result]:
+    def _spread(self, batch: int, work: Callable[[Stream, slice], Result], *, leave_room: bool = False) -> list[Result]:
         """Do a batch's work, each part as a stream comes free; results in order. Calls from several threads begin in turn."""
         with self._turn:
             if self._closed:
                 raise RuntimeError("the engine is closed")
             self._running = [part for part in self._running if not part.done()]
-            parts, left = _shares(batch, self._stream_count, quiet=not (self._running or apart))
+            parts, left = _shares(batch, self._stream_count, quiet=not (self._running or leave_room))
             mine = [self._threads.submit(self._on_stream, self._idle.get(), work, part) for part in parts]
             self._running += mine
             if left:
                 wait(mine)  # the threads are theirs
             alone = [work(self._alone, slice(image, image + 1)) for image in left]
-        if apart and not self._idle.empty():
+        if leave_room and not self._idle.empty():
             self._on_capacity(1)
         for future in mine:
             future.add_done_callback(self._tell_of_capacity)
@@ -191,8 +193,8 @@ def _shares(batch: int, streams: int, *, quiet: bool) -> tuple[list[slice], rang
     Returns:
         The images of each stream that gets some, and those to run on all threads, one by one.
     """
-    most, longer = divmod(batch, streams)
+    length, longer = divmod(batch, streams)
     left = range(batch - longer if quiet else batch, batch)
-    lengths = [most + (stream < longer and not quiet) for stream in range(streams)]
+    lengths = [length + (stream < longer and not quiet) for stream in range(streams)]
     ends = list(accumulate(lengths))
     return [slice(end - length, end) for end, length in zip(ends, lengths, strict=True) if length], left

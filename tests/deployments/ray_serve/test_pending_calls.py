@@ -120,7 +120,7 @@ def test_nothing_is_kept_of_calls_that_are_completed(calls):
     calls.complete("load")
     assert calls.count(LOADER) == 0
     assert not calls._calls
-    assert list(calls._heard_at) == ["node"]
+    assert list(calls._last_completed_at) == ["node"]
 
 
 def test_a_call_that_was_never_sent_may_be_completed(calls):

@@ -155,7 +155,7 @@ async def test_a_lost_device_in_this_process_is_not_retried():
 async def test_a_silent_replica_costs_seconds(monkeypatch):
     """Its image is scored again elsewhere, while others are answered."""
     monkeypatch.setattr(grouping, "COUNTED_FOR_S", 0.01)
-    monkeypatch.setattr(grouping, "HANGS_S", 0.03)
+    monkeypatch.setattr(grouping, "HANG_IF_OVERTAKEN_S", 0.03)
 
     def behave(image, attempt):
         return asyncio.sleep(60) if (image, attempt) == ("silent", 1) else image
@@ -175,7 +175,7 @@ async def test_a_silent_replica_costs_seconds(monkeypatch):
 
 async def test_the_last_try_waits_for_its_deadline(monkeypatch):
     """Where a stage is away for long, its images are not lost before their deadline."""
-    monkeypatch.setattr(grouping, "SILENT_S", 0.03)
+    monkeypatch.setattr(grouping, "HANG_S", 0.03)
     stages = FakeStages(lambda image, _: asyncio.sleep(60) if image == "silent" else image)
     scoring_graph = graph(stages)
     await scoring_graph.score(["other"], options(), context())
@@ -540,12 +540,12 @@ async def test_a_picture_is_admitted_as_a_large_image(image):
     stages = FakeStages(lambda image, _: image if image == "a" else held(image))
     stages.fetch.bodies = {"https://example.com/1.jpg": b"body"}
     drawn = graph(stages, max_large_images=1)
-    first = asyncio.create_task(drawn.score([image], options(answer_as="png"), context()))
+    first = asyncio.create_task(drawn.score([image], options(answer_format="png"), context()))
     await settle()
     assert [lane.admitted for lane in drawn.admission.lanes] == [0, 0, 1]
     assert [task.large for task in stages.tasks] == [True]
     with pytest.raises(Overloaded):
-        await drawn.score([b"photo"], options(answer_as="png"), context())
+        await drawn.score([b"photo"], options(answer_format="png"), context())
     assert await drawn.score(["a"], options(), context(5)) == ["a"]
     release.set()
     await first

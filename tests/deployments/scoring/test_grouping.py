@@ -7,7 +7,7 @@ import time
 import pytest
 
 from deployments.scoring import grouping, pace
-from deployments.scoring.grouping import SILENT_S, CallHangs, Grouper, StageLost
+from deployments.scoring.grouping import HANG_S, CallHangs, Grouper, StageLost
 from deployments.settings import GroupSettings, ImageLoaderSettings
 from pipeline.errors import DeadlineExceeded, Overloaded
 from tests.support.event_loop import settle
@@ -291,8 +291,8 @@ async def test_the_pace_of_a_slow_service(monkeypatch):
     began, senders = time.monotonic(), [asyncio.create_task(grouper.send(number)) for number in range(200)]
     await asyncio.sleep(1)
     done = sum(task.done() for task in senders)
-    seconds_an_item = grouper.expected_s(0) / (200 - done)
-    assert seconds_an_item > 0.8 * (time.monotonic() - began) / done
+    seconds_per_item = grouper.expected_s(0) / (200 - done)
+    assert seconds_per_item > 0.8 * (time.monotonic() - began) / done
     for task in senders:
         task.cancel()
     await asyncio.gather(*senders, return_exceptions=True)
@@ -348,7 +348,7 @@ class Silent:
 async def test_a_call_that_later_ones_overtake_is_cancelled(monkeypatch, alone):
     """Its senders can retry long before Ray detects that the replica is silent."""
     monkeypatch.setattr(grouping, "COUNTED_FOR_S", 0.01)
-    monkeypatch.setattr(grouping, "HANGS_S", 0.03)
+    monkeypatch.setattr(grouping, "HANG_IF_OVERTAKEN_S", 0.03)
     dispatch = Silent()
     grouper = Grouper(dispatch, GroupSettings(max_in_flight=1))
     hung = [asyncio.create_task(grouper.send(item, alone=alone)) for item in ("hung 1", "hung 2")]
@@ -367,8 +367,8 @@ async def test_a_call_that_later_ones_overtake_is_cancelled(monkeypatch, alone):
 @pytest.mark.parametrize("min_hang_s", [0.0, 0.15], ids=["of a group", "one that may take long"])
 async def test_a_hung_call_is_cancelled_later_if_no_other_is_done(monkeypatch, min_hang_s):
     """The only call was sent to the silent replica of two."""
-    monkeypatch.setattr(grouping, "HANGS_S", 0.001)
-    monkeypatch.setattr(grouping, "SILENT_S", 0.05)
+    monkeypatch.setattr(grouping, "HANG_IF_OVERTAKEN_S", 0.001)
+    monkeypatch.setattr(grouping, "HANG_S", 0.05)
     grouper = Grouper(Silent(), GroupSettings())
     assert await grouper.send("first") == "first"
     began = time.monotonic()
@@ -381,8 +381,8 @@ async def test_a_hung_call_is_cancelled_later_if_no_other_is_done(monkeypatch, m
 async def test_a_slow_service_cancels_no_calls(monkeypatch):
     """If calls take seconds, one that takes a little longer than a later one does not count as hung; nor does one with more patience."""
     monkeypatch.setattr(grouping, "COUNTED_FOR_S", 0.001)
-    monkeypatch.setattr(grouping, "HANGS_S", 0.0)
-    monkeypatch.setattr(grouping, "SILENT_S", 0.0)
+    monkeypatch.setattr(grouping, "HANG_IF_OVERTAKEN_S", 0.0)
+    monkeypatch.setattr(grouping, "HANG_S", 0.0)
     seconds = {"warm": 0.1, "slow": 0.15, "later": 0.1, "url": 0.5}
 
     async def dispatch(items):
@@ -477,4 +477,4 @@ async def test_a_single_item_does_not_wait_for_the_floods_of_several_callers():
 
 def test_a_hanging_decoder_is_answered_before_its_call_is_given_up():
     """Else the image would be retried, and hang further decoders."""
-    assert ImageLoaderSettings().decode_timeout_s < SILENT_S
+    assert ImageLoaderSettings().decode_timeout_s < HANG_S

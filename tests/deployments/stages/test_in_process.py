@@ -60,7 +60,7 @@ async def test_a_stage_that_raises_is_a_500():
 
 async def test_an_image_that_was_fetched_waits_until_its_deadline(monkeypatch):
     """As any other: with all stages in this process, no other replica could take its call."""
-    monkeypatch.setattr(grouping, "SILENT_S", 0.02)
+    monkeypatch.setattr(grouping, "HANG_S", 0.02)
 
     class Fetching(Stage):
         async def fetch(self, tasks):

@@ -11,7 +11,7 @@ from pipeline.errors import RequestError
 from pipeline.images.decode import DecodeLimits, decode_image
 from tests.security.mutants import good_files, mutate
 
-MUTANTS_A_SEED = 150
+MUTANTS_PER_SEED = 150
 LIMITS = DecodeLimits(max_pixels=300_000, max_bytes=1_000_000)
 
 
@@ -19,7 +19,7 @@ LIMITS = DecodeLimits(max_pixels=300_000, max_bytes=1_000_000)
 def test_mutants(kind: str) -> None:
     """A mutant decodes or raises a RequestError (4xx), quickly, and never yields more pixels than allowed."""
     chance = random.Random(kind)
-    for _ in range(MUTANTS_A_SEED):
+    for _ in range(MUTANTS_PER_SEED):
         data = mutate(good_files()[kind], chance)
         started = time.thread_time()
         try:

@@ -74,11 +74,11 @@ def test_a_slot_stays_held_while_it_rests(tmp_path):
     """For three times as long as the block took; also for its own process."""
     slots, took_s = NodeSlots("test", tmp_path, 1), []
 
-    def rest_s(seconds):
+    def pause_s(seconds):
         took_s.append(seconds)
         return 3 * seconds
 
-    with slots.held(0.0, rest_s):
+    with slots.held(0.0, pause_s):
         time.sleep(0.1)
     began = time.monotonic()
     assert slots._first_free(began) is None

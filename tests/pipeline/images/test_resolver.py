@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import FetchError
 from pipeline.images.fetch import Fetcher, FetchPolicy
-from pipeline.images.resolver import MAX_LOOKUPS_OF_A_DOMAIN, DnsResolver
+from pipeline.images.resolver import MAX_LOOKUPS_PER_DOMAIN, DnsResolver
 
 A_RECORD, NAME_ERROR = 1, 3
 
@@ -68,12 +68,12 @@ async def test_addresses_and_missing_names(resolver):
 async def test_a_silent_name_server_delays_only_its_own_names(server, resolver):
     """A hundred names that are never answered, and another name beside them."""
     silent = [asyncio.create_task(resolver(f"a{n}.silent.example", 80)) for n in range(100)]
-    while len(server.asked) < MAX_LOOKUPS_OF_A_DOMAIN:
+    while len(server.asked) < MAX_LOOKUPS_PER_DOMAIN:
         await asyncio.sleep(0)
     began = time.monotonic()
     assert await resolver("photos.test", 80) == ["93.184.216.34"]
     assert time.monotonic() - began < 1.0
-    assert len({name for name in server.asked if "silent" in name}) <= MAX_LOOKUPS_OF_A_DOMAIN
+    assert len({name for name in server.asked if "silent" in name}) <= MAX_LOOKUPS_PER_DOMAIN
     for task in silent:
         task.cancel()
     await asyncio.gather(*silent, return_exceptions=True)

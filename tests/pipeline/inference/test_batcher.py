@@ -136,42 +136,42 @@ class TestForming:
         assert model.batches == [[0], [10, 1], [2, 3], [4, 5], [6]]
 
     async def test_a_caller_leaves_room_for_others(self) -> None:
-        """All but the one that had the fewest turns have at most `most_of_a_caller` items running: its next item starts beside them."""
-        model, apart = GatedModel(), GatedModel()
-        async with running(model, fair_batch=2, most_of_a_caller=1, run_apart=apart) as batcher:
+        """All but the one that had the fewest turns have at most `max_per_caller` items running: its next item starts beside them."""
+        model, leaving_room = GatedModel(), GatedModel()
+        async with running(model, fair_batch=2, max_per_caller=1, run_leaving_room=leaving_room) as batcher:
             tasks = submit_all(batcher, [0], caller="loud")
             await until(lambda: model.batches)
             tasks += submit_all(batcher, range(1, 4), caller="loud")
             tasks += submit_all(batcher, [10], caller="quiet")
             await until(lambda: batcher.queue_length == 4)
             model.gate.set()
-            await until(lambda: apart.batches)
+            await until(lambda: leaving_room.batches)
             batcher.notify_capacity()
             await asyncio.sleep(0.01)
-            assert apart.batches == [[10, 1]]
+            assert leaving_room.batches == [[10, 1]]
             tasks += submit_all(batcher, [11], caller="quiet")
-            await until(lambda: len(apart.batches) > 1)
-            assert apart.batches == [[10, 1], [11]]
-            apart.gate.set()
+            await until(lambda: len(leaving_room.batches) > 1)
+            assert leaving_room.batches == [[10, 1], [11]]
+            leaving_room.gate.set()
             assert await outcomes(tasks) == [0, 2, 4, 6, 20, 22]
         assert model.batches == [[0]]
 
     async def test_items_in_the_background_delay_no_others(self) -> None:
         """They leave room for others, which have no limit beside them, and are not run apart."""
-        model, apart = GatedModel(), GatedModel()
-        async with running(model, fair_batch=2, most_of_a_caller=1, run_apart=apart) as batcher:
+        model, leaving_room = GatedModel(), GatedModel()
+        async with running(model, fair_batch=2, max_per_caller=1, run_leaving_room=leaving_room) as batcher:
             tasks = submit_all(batcher, [0], caller="a")
             await until(lambda: model.batches)
             tasks += submit_all(batcher, range(1, 4), caller="a/large", background=True)
             model.gate.set()
-            await until(lambda: apart.batches)
+            await until(lambda: leaving_room.batches)
             tasks += submit_all(batcher, range(10, 12), caller="a")
             batcher.notify_capacity()
             await until(lambda: len(model.batches) > 1)
-            apart.gate.set()
+            leaving_room.gate.set()
             await outcomes(tasks)
         assert model.batches[1] == [10, 11]
-        assert apart.batches == [[1], [2], [3]]
+        assert leaving_room.batches == [[1], [2], [3]]
 
     @pytest.mark.parametrize(("caller", "batches"), [("", [[0], [1, 2, 3, 4]]), ("loud", [[0], [1, 2], [3, 4]])])
     async def test_full_batches_if_nobody_else_can_come(self, caller: str, batches: list[list[int]]) -> None:

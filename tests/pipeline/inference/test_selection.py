@@ -33,7 +33,7 @@ def has_area(box: np.ndarray) -> bool:
     return bool((box[2:] > box[:2]).all())
 
 
-def expected(logits, distances, thresholds, scaled_wh, most, places=PLACES):
+def expected(logits, distances, thresholds, scaled_wh, max_detections, places=PLACES):
     """Rows (position, label, box) by the definition."""
     scores = 1 / (1 + np.exp(-logits))
     found = sorted(zip(*np.nonzero(scores > thresholds), strict=True), key=lambda at: -scores[at])
@@ -51,7 +51,7 @@ def expected(logits, distances, thresholds, scaled_wh, most, places=PLACES):
             inside = np.minimum(box, np.float32(scaled_wh * 2))
             if has_area(inside):
                 rows.append((position, label, inside))
-    return rows[:most]
+    return rows[:max_detections]
 
 
 @settings(max_examples=60, deadline=None)
@@ -61,13 +61,13 @@ def expected(logits, distances, thresholds, scaled_wh, most, places=PLACES):
     spread=st.sampled_from([0.5, 3.0]),
     thresholds=st.lists(st.sampled_from([0.0, 0.05, 0.3, 0.9, 1.0]), min_size=4, max_size=4),
     scaled_wh=st.sampled_from([(SIZE, SIZE), (SIZE, 20), (7, SIZE)]),
-    most=st.sampled_from([1, 7, 300]),
+    max_detections=st.sampled_from([1, 7, 300]),
 )
-def test_it_selects_what_the_definition_says(seed, classes, spread, thresholds, scaled_wh, most):
+def test_it_selects_what_the_definition_says(seed, classes, spread, thresholds, scaled_wh, max_detections):
     logits, distances = outputs(seed, classes, spread)
     limits = np.float32(thresholds[:classes])
-    selected = select(logits, distances, limits, PLACES, SIZE, scaled_wh, most)
-    rows = expected(logits, distances, limits, scaled_wh, most)
+    selected = select(logits, distances, limits, PLACES, SIZE, scaled_wh, max_detections)
+    rows = expected(logits, distances, limits, scaled_wh, max_detections)
     assert [(position, label) for position, label, _ in rows] == list(zip(selected.positions, selected.labels, strict=True))
     np.testing.assert_array_equal(selected.boxes, np.reshape([box for *_, box in rows], (-1, 4)))
     np.testing.assert_allclose(selected.scores, 1 / (1 + np.exp(-logits[selected.positions, selected.labels])), rtol=1e-6)

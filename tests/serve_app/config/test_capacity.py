@@ -22,7 +22,7 @@ def read(name):
 
 
 def by_name(chain):
-    return {rate.name: (round(rate.fewest), round(rate.most)) for rate in chain}
+    return {rate.name: (round(rate.at_min), round(rate.at_max)) for rate in chain}
 
 
 def test_every_part_has_its_rate():
@@ -38,8 +38,8 @@ def test_every_part_has_its_rate():
         "calls in flight": (211, 211),  # 16 images in 8 x 5 + 2 x 18 ms
     }
     assert by_name(by_url)["URLs in flight"] == (489, 489)  # 64 in 90 + 5 + 36 ms
-    assert bottleneck(bodies, most=True).setting == "args.ingress.groups.max_in_flight"
-    assert bottleneck(by_url, most=True).name == NETWORK
+    assert bottleneck(bodies, at_max=True).setting == "args.ingress.groups.max_in_flight"
+    assert bottleneck(by_url, at_max=True).name == NETWORK
 
 
 def test_without_a_step_the_network_is_left_out():
@@ -76,12 +76,12 @@ def test_step_of_what_is_served():
     assert step_of(simulated, deployments) == Step(5, 2)
 
 
-@pytest.mark.parametrize("most", [False, True], ids=["fewest replicas", "most replicas"])
-def test_the_gpus_are_the_bottleneck_of_the_gpu_configuration(most):
+@pytest.mark.parametrize("at_max", [False, True], ids=["fewest replicas", "most replicas"])
+def test_the_gpus_are_the_bottleneck_of_the_gpu_configuration(at_max):
     """At the stated costs everything around the GPUs carries more than they do: with one GPU, and with all of them; URLs, too."""
     settings, deployments = read("serve_config.gpu.yaml")
     for chain in rates(settings, deployments, StageCosts(), step_of(settings, deployments)):
-        assert bottleneck(chain, most=most).name == NETWORK, by_name(chain)
+        assert bottleneck(chain, at_max=at_max).name == NETWORK, by_name(chain)
 
 
 @pytest.mark.parametrize("layout", ["stages", "together"])

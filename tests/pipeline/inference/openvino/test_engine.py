@@ -80,7 +80,7 @@ def test_capacity_is_told_when_a_stream_comes_free(two_streams, monkeypatch):
     assert set(told) == {1}
 
 
-def test_images_run_apart_leave_the_other_stream_free(two_streams, monkeypatch):
+def test_leaving_room_keeps_the_other_stream_free(two_streams, monkeypatch):
     """It is told at once, and another call runs on it meanwhile; results are the same."""
     told: list[int] = []
     monkeypatch.setattr(two_streams, "_on_capacity", told.append)
@@ -92,10 +92,10 @@ def test_images_run_apart_leave_the_other_stream_free(two_streams, monkeypatch):
         return find(stream, *arguments)
 
     monkeypatch.setattr(two_streams, "_find", look)
-    (apart,) = two_streams.detect_apart([image], [LOW])
+    (found,) = two_streams.detect_leaving_room([image], [LOW])
     assert (free, set(told)) == ([1], {1})
     (usual,) = two_streams.detect([image], [LOW])
-    np.testing.assert_allclose(apart.scores, usual.scores, atol=1e-4)
+    np.testing.assert_allclose(found.scores, usual.scores, atol=1e-4)
 
 
 def test_compiling_for_one_shape_holds_up_no_other(monkeypatch):
