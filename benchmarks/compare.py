@@ -225,16 +225,16 @@ def plot(results: Sequence[Compared], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(9, 0.95 * len(results) + 1.6), layout="constrained")
     rows = [(row, name) for row in results for name in (MMDET, OURS)]
-    places = [i + i // 2 * 0.4 for i in range(len(rows))]
-    for place, (row, name) in zip(places, rows, strict=True):
+    positions = [i + i // 2 * 0.4 for i in range(len(rows))]
+    for position, (row, name) in zip(positions, rows, strict=True):
         left = 0.0
         for stage in STAGES:
             share = row.stages_ms[name][stage] / row.ms[MMDET].median * 100
-            axes.barh(place, share, left=left, color=COLOURS[stage], label=stage if place == 0 else None)
+            axes.barh(position, share, left=left, color=COLOURS[stage], label=stage if position == 0 else None)
             left += share
         factor = f"  {row.times_faster[OURS].median:.1f}x faster" if name == OURS else ""
-        axes.text(left + 0.6, place, f"{as_number(row.ms[name].median)} ms{factor}", va="center", fontsize=9)
-    axes.set_yticks(places, [f"{row.title}: {name}" for row, name in rows], fontsize=9)
+        axes.text(left + 0.6, position, f"{as_number(row.ms[name].median)} ms{factor}", va="center", fontsize=9)
+    axes.set_yticks(positions, [f"{row.title}: {name}" for row, name in rows], fontsize=9)
     axes.invert_yaxis()
     axes.set(xlim=(0, 122), xlabel="time from encoded photo to JSON, % of mmdet's", title="mmdet and this pipeline, same cores")
     figure.legend(loc="outside lower center", ncols=len(STAGES), frameon=False, fontsize=9)

@@ -79,5 +79,5 @@ def parse_params(params: Any, *, as_text: bool = False) -> ScoreParams:
         return ScoreParams.model_validate(dict(params), strict=not as_text)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(str(part) for part in fault["loc"] if not str(part).startswith("function-"))
-        raise InvalidRequest(f"'params.{place}': {fault['msg']}.") from error
+        location = ".".join(str(part) for part in fault["loc"] if not str(part).startswith("function-"))
+        raise InvalidRequest(f"'params.{location}': {fault['msg']}.") from error

@@ -260,22 +260,22 @@ class Settings(StrictModel):
         return self
 
 
-def first_fault(error: ValidationError, document: Any, place: str) -> str:
+def first_fault(error: ValidationError, document: Any, location: str) -> str:
     """A message for the first error in a part of a configuration file.
 
     Args:
         document: the part, as parsed from YAML.
-        place: of the part in the file; empty for the whole file.
+        location: of the part in the file; empty for the whole file.
     """
     fault = error.errors(include_url=False)[0]
     here = document
     for part in fault["loc"]:
         if isinstance(here, list | tuple) and isinstance(part, int):
             here = here[part]
-            place += f"[{here.get('name', part) if isinstance(here, dict) else part}]"
+            location += f"[{here.get('name', part) if isinstance(here, dict) else part}]"
         elif isinstance(here, dict) and (part in here or fault["type"] == "missing"):  # else the name of a type in a union
             here = here.get(part)
-            place += f".{part}"
+            location += f".{part}"
     text = re.sub(r"^Value error, | or instance of \w+", "", fault["msg"])
     text = text.replace("valid tuple", "valid list").replace("valid dictionary", "valid mapping")
-    return f"{place.removeprefix('.') or 'top level'}: {text}"
+    return f"{location.removeprefix('.') or 'top level'}: {text}"

@@ -32,23 +32,23 @@ def with_live_settings(settings: Settings, user_config: Any) -> Settings:
     Raises:
         ConfigurationError: a setting is unknown, not in `LIVE`, or has an invalid value.
     """
-    place = "deployments[Ingress].user_config"
+    location = "deployments[Ingress].user_config"
     if not isinstance(user_config or {}, dict):
-        raise ConfigurationError(f"{place}: expected sections {', '.join(LIVE)}, got {user_config!r}")
+        raise ConfigurationError(f"{location}: expected sections {', '.join(LIVE)}, got {user_config!r}")
     document = settings.model_dump()
     for section, values in (user_config or {}).items():
         if section not in LIVE or not isinstance(values, dict):
-            raise ConfigurationError(f"{place}.{section}: expected one of the sections {', '.join(LIVE)}, with settings in it")
+            raise ConfigurationError(f"{location}.{section}: expected one of the sections {', '.join(LIVE)}, with settings in it")
         if wrong := sorted(map(str, set(values) - LIVE[section])):
             raise ConfigurationError(
-                f"{place}.{section}: {', '.join(wrong)} cannot change in running replicas; set it under args. "
+                f"{location}.{section}: {', '.join(wrong)} cannot change in running replicas; set it under args. "
                 f"Live settings: {', '.join(sorted(LIVE[section]))}"
             )
         document[section] |= values
     try:
         return Settings.model_validate(document)
     except ValidationError as error:
-        raise ConfigurationError(first_fault(error, document, place)) from error
+        raise ConfigurationError(first_fault(error, document, location)) from error
 
 
 class TakesUserConfig:

@@ -65,8 +65,8 @@ class Sheet:
         photo = read_photo_within(self.photo, longest_side_px, white_level)
         drawn = [_with_title(draw_overlay(photo, panel.objects, panel.tags), panel.title) for panel in self.panels]
         picture = Image.new("RGB", (sum(one.width for one in drawn), drawn[0].height))
-        for place, one in enumerate(drawn):
-            picture.paste(one, (place * drawn[0].width, 0))
+        for index, one in enumerate(drawn):
+            picture.paste(one, (index * drawn[0].width, 0))
         return picture
 
 
@@ -80,16 +80,16 @@ def sheets_of_predictions(source: str, preds: Path, limit: int | None = None) ->
     Raises:
         InputsError: `source` or a row of `preds` cannot be understood.
     """
-    places = {photo.key: (str(photo), photo.image) for photo in Source(source) if isinstance(photo.image, Path)}
+    photos = {photo.key: (str(photo), photo.image) for photo in Source(source) if isinstance(photo.image, Path)}
     sheets: list[Sheet] = []
     left_out = 0
     for number, row in enumerate(read_rows(preds), start=1):
-        name, place = places.get((row.file_name, row.row_number_per_file), ("", None))
-        if place is None or "error" in row.preds:
+        name, photo = photos.get((row.file_name, row.row_number_per_file), ("", None))
+        if photo is None or "error" in row.preds:
             left_out += 1
             continue
         try:
-            sheets.append(Sheet(name, place, (Panel(objects_from_dict(row.preds)),)))
+            sheets.append(Sheet(name, photo, (Panel(objects_from_dict(row.preds)),)))
         except (KeyError, TypeError, ValueError) as error:
             raise InputsError(f"{preds}, row {number}: not a row of jobs.batch_score ({error!r})") from error
         if len(sheets) == limit:
@@ -155,13 +155,13 @@ def _compare(
     hits = missed = false = 0
     for real, found in labels:
         matched = match(real, found, "mask", size_hw).tolist()
-        for tag, entry, place in zip(_annotated_tags(real, names), real, range(len(real)), strict=True):
-            is_missed = place not in matched and not entry.get("iscrowd")
+        for tag, entry, index in zip(_annotated_tags(real, names), real, range(len(real)), strict=True):
+            is_missed = index not in matched and not entry.get("iscrowd")
             missed += is_missed
             annotated.append((_to_object(entry, names, image), f"{tag}: missed" if is_missed else tag))
-        for entry, place in zip(found, matched, strict=True):
-            item, is_false = _to_object(entry, names, image), place == FALSE_POSITIVE
-            false, hits = false + is_false, hits + (place >= 0)
+        for entry, index in zip(found, matched, strict=True):
+            item, is_false = _to_object(entry, names, image), index == FALSE_POSITIVE
+            false, hits = false + is_false, hits + (index >= 0)
             predicted.append((item, f"{item.label} {item.score:.0%}{': false' if is_false else ''}"))
     predicted.sort(key=lambda pair: -pair[0].score)
     f1 = 2 * hits / (2 * hits + missed + false) if hits + missed + false else 1.0

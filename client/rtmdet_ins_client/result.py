@@ -93,7 +93,7 @@ class Result:
         import supervision as sv
 
         if class_ids is None:
-            class_ids = {name: place for place, name in enumerate(sorted({item.label for item in self.objects}))}
+            class_ids = {name: index for index, name in enumerate(sorted({item.label for item in self.objects}))}
         objects = [item for item in self.objects if item.label in class_ids]
         data = {"class_name": np.array([item.label for item in objects], str)}
         if not objects:
@@ -113,8 +113,8 @@ class Result:
         file = io.BytesIO(photo) if isinstance(photo, bytes) else photo
         picture = as_seen(file if isinstance(file, Image.Image) else Image.open(file), self.turned).convert("RGB")
         sized = Result(self.objects, picture.size)
-        for place, item in reversed(list(enumerate(self.objects))):
-            colour = COLOURS[place % len(COLOURS)]
+        for index, item in reversed(list(enumerate(self.objects))):
+            colour = COLOURS[index % len(COLOURS)]
             tint = Image.new("RGB", picture.size, colour)
             picture = Image.composite(Image.blend(picture, tint, 0.4), picture, sized._mask(item))
             _outline(picture, sized, item, colour)
@@ -126,7 +126,7 @@ class Result:
             raise ValueError(
                 "The size of the photo is not known (a URL, or a format that Pillow cannot read here): set Result.size."
             )
-        return [value * (height if place % 2 else width) for place, value in enumerate(fractions)]
+        return [value * (height if index % 2 else width) for index, value in enumerate(fractions)]
 
     def _mask(self, item: Found) -> Image.Image:
         """Mask of one object at the photo's size: white inside, black outside and in holes."""
@@ -149,9 +149,9 @@ def _outline(picture: Image.Image, result: Result, item: Found, colour: str) -> 
         draw.line([*points, *points[:2]], fill=colour, width=width, joint="curve")
     left, top, *_ = result._pixels(item.box)
     text = f"{item.label} {item.score:.0%}"
-    place = (left, max(top - 14, 0))
-    draw.rectangle(draw.textbbox(place, text), fill=colour)
-    draw.text(place, text, fill="black")
+    corner = (left, max(top - 14, 0))
+    draw.rectangle(draw.textbbox(corner, text), fill=colour)
+    draw.text(corner, text, fill="black")
 
 
 def _spans(ring: list[float], width: int, height: int) -> Iterator[tuple[int, int]]:
@@ -163,8 +163,8 @@ def _spans(ring: list[float], width: int, height: int) -> Iterator[tuple[int, in
         (x1, y1), (x2, y2) = sorted((one, other), key=itemgetter(1))
         for row in range(max(ceil(y1 - 0.5), 0), min(ceil(y2 - 0.5), height)):
             crossings.setdefault(row, []).append(x1 + (row + 0.5 - y1) * (x2 - x1) / (y2 - y1))
-    for row, places in crossings.items():
-        columns = [min(max(ceil(x - 0.5), 0), width) for x in sorted(places)]
+    for row, xs in crossings.items():
+        columns = [min(max(ceil(x - 0.5), 0), width) for x in sorted(xs)]
         for left, right in zip(columns[::2], columns[1::2], strict=True):
             yield row * width + left, row * width + right
 
@@ -172,7 +172,7 @@ def _spans(ring: list[float], width: int, height: int) -> Iterator[tuple[int, in
 def _rle_to_mask(rle: Mapping[str, Any]) -> Image.Image:
     """Decode COCO's compressed RLE, whose pixels go down the columns, to an image: white inside."""
     height, width = rle["size"]
-    columns = b"".join((b"\0", b"\xff")[place % 2] * run for place, run in enumerate(_runs(rle["counts"])))
+    columns = b"".join((b"\0", b"\xff")[index % 2] * run for index, run in enumerate(_runs(rle["counts"])))
     return Image.frombytes("L", (height, width), columns).transpose(Image.Transpose.TRANSPOSE)
 
 

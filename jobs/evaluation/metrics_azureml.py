@@ -64,21 +64,21 @@ def image_level_metrics(truth: dict[str, Any], predictions: Objects, over: str, 
             key = image["id"], category["id"]
             matched = match(real[key], found[key], over, (image["height"], image["width"]), iou_threshold)
             outcomes += [
-                (prediction["score"], place >= 0, image["id"])
-                for prediction, place in zip(found[key], matched.tolist(), strict=True)
-                if place != ON_CROWD
+                (prediction["score"], index >= 0, image["id"])
+                for prediction, index in zip(found[key], matched.tolist(), strict=True)
+                if index != ON_CROWD
             ]
     total = len({entry["image_id"] for entry in truth["annotations"] if not entry.get("iscrowd")})
     outcomes.sort(key=lambda outcome: -outcome[0])
     right, wrong = set[int](), set[int]()
     counts = np.zeros((len(outcomes), 2))
-    for place, (_, is_hit, image_id) in enumerate(outcomes):
+    for index, (_, is_hit, image_id) in enumerate(outcomes):
         if is_hit:
             right.add(image_id)
             wrong.discard(image_id)
         elif image_id not in right:
             wrong.add(image_id)
-        counts[place] = len(right), len(wrong)
+        counts[index] = len(right), len(wrong)
     return label_metrics(counts[:, 0], counts[:, 1], total)
 
 
@@ -91,19 +91,19 @@ def confusion_matrices(
         For each score threshold, AzureML's ten and the given one, one row for each label as annotated and a last one for what is not
         annotated; one column for each label as found and a last one for what was missed. AzureML has all but the last row.
     """
-    place_of = {category["id"]: place for place, category in enumerate(truth["categories"])}
+    index_of = {category["id"]: index for index, category in enumerate(truth["categories"])}
     real, found = _by_image(truth["annotations"]), _by_image(predictions)
     pairs: list[tuple[int, int, float]] = []
     for image in truth["images"]:
         annotated, predicted = real.get(image["id"], []), found.get(image["id"], [])
         matched = match(annotated, predicted, over, (image["height"], image["width"]), iou_threshold).tolist()
-        for prediction, place in zip(predicted, matched, strict=True):
-            if place != ON_CROWD:
-                row = place_of[annotated[place]["category_id"]] if place >= 0 else len(place_of)
-                pairs.append((row, place_of[prediction["category_id"]], prediction["score"]))
-    objects = np.zeros(len(place_of), np.int64)
+        for prediction, index in zip(predicted, matched, strict=True):
+            if index != ON_CROWD:
+                row = index_of[annotated[index]["category_id"]] if index >= 0 else len(index_of)
+                pairs.append((row, index_of[prediction["category_id"]], prediction["score"]))
+    objects = np.zeros(len(index_of), np.int64)
     for entry in truth["annotations"]:
-        objects[place_of[entry["category_id"]]] += not entry.get("iscrowd")
+        objects[index_of[entry["category_id"]]] += not entry.get("iscrowd")
     thresholds = sorted({score_threshold, *CONFUSION_THRESHOLDS})
     return {f"{threshold:g}": _confusion(objects, pairs, threshold).tolist() for threshold in thresholds}
 

@@ -66,7 +66,7 @@ def _evaluate(annotated: COCO, predictions: list[dict[str, Any]], kind: str) -> 
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    numbers = {name: _defined(evaluation.stats[place]) for name, place in STATISTICS.items()}
+    numbers = {name: _defined(evaluation.stats[index]) for name, index in STATISTICS.items()}
     return numbers | {"per_label": _ap_per_label(annotated, evaluation)}
 
 
@@ -82,8 +82,8 @@ def _ap_per_label(annotated: COCO, evaluation: COCOeval) -> dict[str, float | No
     names = {category["id"]: category["name"] for category in annotated.dataset["categories"]}
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class; all areas, most detections
     found = {}
-    for place, category_id in enumerate(evaluation.params.catIds):
-        valid = precision[:, :, place][precision[:, :, place] > -1]
+    for index, category_id in enumerate(evaluation.params.catIds):
+        valid = precision[:, :, index][precision[:, :, index] > -1]
         found[names[category_id]] = round(float(valid.mean()), 4) if valid.size else None
     return found
 

@@ -78,14 +78,14 @@ def match(
         return matched
     crowd = np.array([int(truth_object.get("iscrowd", 0)) for truth_object in real])
     overlaps = rle_masks.iou(_shapes(found, over, size_hw), _shapes(real, over, size_hw), crowd.tolist())
-    for place in np.argsort(-_scores(found), kind="stable"):
-        nearest = int(overlaps[place].argmax())
-        if overlaps[place, nearest] < iou_threshold:
+    for index in np.argsort(-_scores(found), kind="stable"):
+        nearest = int(overlaps[index].argmax())
+        if overlaps[index, nearest] < iou_threshold:
             continue
         if crowd[nearest]:
-            matched[place] = ON_CROWD
+            matched[index] = ON_CROWD
         elif nearest not in matched:
-            matched[place] = nearest
+            matched[index] = nearest
     return matched
 
 

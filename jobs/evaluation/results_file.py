@@ -45,11 +45,11 @@ def read_results(path: Path, truth: dict[str, Any]) -> CocoResults:
     kept: CocoResults = []
     if boxless := sum("bbox" not in result for result in results):
         print(f"{boxless:,} of {len(results):,} results have no bbox; the box of their mask is taken", file=sys.stderr)
-    for place, result in enumerate(results):
+    for index, result in enumerate(results):
         try:
             checked = _checked(result, images)
         except (TypeError, ValueError, KeyError, IndexError) as error:
-            raise AnnotationsError(f"{path}: result {place} (from 0): {error}.") from error
+            raise AnnotationsError(f"{path}: result {index} (from 0): {error}.") from error
         category = known_id(result["category_id"], known)
         if category is None:
             unknown[str(result["category_id"])] += 1

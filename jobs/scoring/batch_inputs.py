@@ -72,24 +72,24 @@ class Source:
     """The photos of a batch.
 
     Args:
-        place: a folder, a CSV, JSON lines (*.jsonl), or an MLTable file or the folder that holds it.
+        source: a folder, a CSV, JSON lines (*.jsonl), or an MLTable file or the folder that holds it.
     Attributes:
         skipped: after an iteration: number of what was left out of a folder, by suffix or kind.
     Raises:
         InputsError: it is none of these.
     """
 
-    def __init__(self, place: str) -> None:
-        self.path = Path(place)
+    def __init__(self, source: str) -> None:
+        self.path = Path(source)
         self.skipped: Counter[str] = Counter()
-        if not place:
+        if not source:
             raise InputsError("the source is empty: name a folder or a table")
-        if "://" in place:
+        if "://" in source:
             raise InputsError(
-                f"{place}: only what is on this machine is read here; jobs.batch_ray reads s3://, gs:// and abfs://"
+                f"{source}: only what is on this machine is read here; jobs.batch_ray reads s3://, gs:// and abfs://"
             )
         if self.path.suffix.lower() in photo_suffixes() and self.path.is_file():
-            raise InputsError(f"{place} is one photo: name its folder, or a CSV that lists it")
+            raise InputsError(f"{source} is one photo: name its folder, or a CSV that lists it")
         self._read = self._reader()
 
     def __iter__(self) -> Iterator[Photo]:

@@ -61,12 +61,12 @@ class Images:
             return cast(EncodedBytes, parse_source(text, self._policy.max_bytes)).data
         return await asyncio.to_thread(self._read_file, text)
 
-    def _read_file(self, place: str) -> bytes:
+    def _read_file(self, uri: str) -> bytes:
         try:
             max_bytes = self._policy.max_bytes + 1
-            if place.startswith(FILE):
-                return read_file(Path(os.fsdecode(unquote_to_bytes(place.removeprefix(FILE)))), max_bytes)
-            store, path = _store_and_path(place)
+            if uri.startswith(FILE):
+                return read_file(Path(os.fsdecode(unquote_to_bytes(uri.removeprefix(FILE)))), max_bytes)
+            store, path = _store_and_path(uri)
             if not store:
                 return read_file(Path(path), max_bytes)
             if store not in self._filesystems:
@@ -78,14 +78,14 @@ class Images:
             reason = f"The file cannot be read: {reason_of(error)}"
             if is_of_the_photo(error.__cause__ if isinstance(error, InputsError) else error):
                 raise FetchError(reason, code="image_not_readable") from error
-            raise NoRow(f"{place}: {reason}") from error
+            raise NoRow(f"{uri}: {reason}") from error
         return data
 
 
-def _store_and_path(place: str) -> tuple[str, str]:
+def _store_and_path(uri: str) -> tuple[str, str]:
     """`s3://bucket/a/b.jpg` to (`s3://bucket`, `a/b.jpg`); a local path to ("", path)."""
-    scheme, separator, rest = place.partition("://")
+    scheme, separator, rest = uri.partition("://")
     if not separator:
-        return "", place
+        return "", uri
     authority, _, path = rest.partition("/")
     return f"{scheme}://{authority}", path

@@ -40,25 +40,25 @@ NOT_QUOTED = "/:@?=&"
 """What has a meaning in the address of a store: keys are written as they are, with blanks, # and %."""
 
 
-def filesystem_of(place: str) -> tuple[pafs.FileSystem, str]:
+def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
     """The file system of a place and the place's path in it; credentials come from the environment.
 
     Raises:
         InputsError: no file system is known for its scheme, or it cannot be reached.
     """
-    if "://" not in place:
-        return pafs.LocalFileSystem(), str(Path(place).resolve())
-    scheme, _, rest = place.partition("://")
+    if "://" not in uri:
+        return pafs.LocalFileSystem(), str(Path(uri).resolve())
+    scheme, _, rest = uri.partition("://")
     try:
         with contextlib.suppress(pa.ArrowInvalid):
             found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(f"{scheme}://{quote(rest, safe=NOT_QUOTED)}")
             return found
         import fsspec
 
-        filesystem, path = fsspec.core.url_to_fs(place)
+        filesystem, path = fsspec.core.url_to_fs(uri)
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
     except (ImportError, ValueError, OSError) as error:
-        raise InputsError(f"{place}: {error}") from error
+        raise InputsError(f"{uri}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +125,9 @@ def list_photos(source: str, manifest: Path | str) -> int:
     return photos
 
 
-def parquet_files(place: str) -> list[str]:
+def parquet_files(uri: str) -> list[str]:
     """Paths of the Parquet file of that name, or of those directly in the folder of that name, in its file system; sorted."""
-    filesystem, path = filesystem_of(place)
+    filesystem, path = filesystem_of(uri)
     info = filesystem.get_file_info(path)
     if info.type == pafs.FileType.Directory:
         return sorted(file.path for file in filesystem.get_file_info(pafs.FileSelector(path)) if _is_parquet(file))
@@ -138,16 +138,16 @@ def _is_parquet(file: pafs.FileInfo) -> bool:
     return bool(file.type == pafs.FileType.File and file.extension.lower() == "parquet")
 
 
-def _parquet_below(place: str) -> list[str]:
+def _parquet_below(uri: str) -> list[str]:
     """Paths of the Parquet files in the folders below the folder of that name; sorted."""
-    filesystem, path = filesystem_of(place)
+    filesystem, path = filesystem_of(uri)
     if filesystem.get_file_info(path).type != pafs.FileType.Directory:
         return []
     files = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
     return sorted(file.path for file in files if _is_parquet(file) and str(PurePosixPath(file.path).parent) != path.rstrip("/"))
 
 
-def count_rows(place: str) -> int:
+def count_rows(uri: str) -> int:
     """Rows of a Parquet file or a folder of them, read from their footers; 0 where there is none.
 
     Of Ray Data's checkpoints only those count that are committed: the others are of rows that were not written whole.
@@ -155,9 +155,9 @@ def count_rows(place: str) -> int:
     Raises:
         InputsError: a file is damaged.
     """
-    filesystem, _ = filesystem_of(place)
+    filesystem, _ = filesystem_of(uri)
     rows = 0
-    for path in parquet_files(place):
+    for path in parquet_files(uri):
         if path.endswith(PENDING):
             continue
         with _told_of(path):

@@ -69,8 +69,8 @@ def settings_of(args: argparse.Namespace, output: str, made_by: dict[str, Any]) 
 def _check_settings(output: str, settings: dict[str, Any]) -> None:
     """Compare the settings with those of the rows; where there is no row yet, record them."""
     filesystem, folder = filesystem_of(output)
-    place, manifest = f"{folder}/{RUN_FILE}", f"{folder}/{MANIFEST}"
-    earlier = _earlier(filesystem, place)
+    path, manifest = f"{folder}/{RUN_FILE}", f"{folder}/{MANIFEST}"
+    earlier = _earlier(filesystem, path)
     if earlier == settings:
         return
     if filesystem.get_file_info(pafs.FileSelector(f"{folder}/rows", allow_not_found=True)):
@@ -85,37 +85,37 @@ def _check_settings(output: str, settings: dict[str, Any]) -> None:
             )
         filesystem.delete_file(manifest)  # of another source
     try:
-        with naming(place), filesystem.open_output_stream(place) as stream:
+        with naming(path), filesystem.open_output_stream(path) as stream:
             stream.write(json.dumps(settings, indent=1).encode())
     except OSError:
-        filesystem.delete_file(place)  # in part, it would be refused as another job's
+        filesystem.delete_file(path)  # in part, it would be refused as another job's
         raise
 
 
 @contextmanager
-def whole_object(filesystem: pafs.FileSystem, place: str) -> Iterator[pa.NativeFile]:
+def whole_object(filesystem: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
     """Within: a stream to a draft, which becomes the file at the end; after an error, the file is as before.
 
     Raises:
         OSError: of the file.
     """
-    with naming(place):
+    with naming(path):
         try:
-            with filesystem.open_output_stream(f"{place}.part") as stream:
+            with filesystem.open_output_stream(f"{path}.part") as stream:
                 yield stream
         except BaseException:
             with contextlib.suppress(OSError):
-                filesystem.delete_file(f"{place}.part")
+                filesystem.delete_file(f"{path}.part")
             raise
-        filesystem.move(f"{place}.part", place)
+        filesystem.move(f"{path}.part", path)
 
 
-def _earlier(filesystem: pafs.FileSystem, place: str) -> dict[str, Any]:
+def _earlier(filesystem: pafs.FileSystem, path: str) -> dict[str, Any]:
     """The settings of an earlier run; empty where there was none."""
-    if filesystem.get_file_info(place).type != pafs.FileType.File:
+    if filesystem.get_file_info(path).type != pafs.FileType.File:
         return {}
-    text = filesystem.open_input_stream(place).read()
+    text = filesystem.open_input_stream(path).read()
     try:
         return dict(json.loads(text)) if text else {}
     except (ValueError, TypeError) as error:
-        raise InputsError(f"{place} is not of this job: take another --output") from error
+        raise InputsError(f"{path} is not of this job: take another --output") from error

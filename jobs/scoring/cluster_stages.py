@@ -143,12 +143,12 @@ class Detect:
 
     def __call__(self, batch: Batch) -> Batch:
         work = [pickle.loads(item) for item in batch[WORK].tolist()]
-        good = {place: item for place, item in enumerate(work) if not isinstance(item, ServiceError)}
+        good = {index: item for index, item in enumerate(work) if not isinstance(item, ServiceError)}
         images: list[Any] = [image for item in good.values() for image in (item.parts if isinstance(item, Tiled) else [item])]
         found = iter(self._engine.detect(images, [self._detect] * len(images)))
-        for place, item in good.items():
+        for index, item in good.items():
             tiled = isinstance(item, Tiled)
-            work[place] = replace(item, parts=tuple(islice(found, len(item.parts)))) if tiled else next(found)
+            work[index] = replace(item, parts=tuple(islice(found, len(item.parts)))) if tiled else next(found)
         return replaced(batch, WORK, WORK, [pickle.dumps(item, protocol=5) for item in work])
 
 
@@ -192,12 +192,12 @@ def with_preds(batch: Batch, old: str, answers: Sequence[bytes | ServiceError], 
     Raises:
         TooManyErrors: more photos failed than allowed.
     """
-    kept = [place for place, answer in enumerate(answers) if not isinstance(answer, NoRow)]
+    kept = [index for index, answer in enumerate(answers) if not isinstance(answer, NoRow)]
     errors = [answer.message for answer in answers if isinstance(answer, ServiceError) and not isinstance(answer, NoRow)]
     faults = [answer.message for answer in answers if isinstance(answer, NoRow)]
     count(tally, len(kept), errors, faults)
     rows = {name: cells[kept] for name, cells in batch.items()}
-    return replaced(rows, old, PREDS, [_preds(answers[place]) for place in kept])
+    return replaced(rows, old, PREDS, [_preds(answers[index]) for index in kept])
 
 
 def count(tally: Any, done: int, errors: list[str], faults: list[str]) -> None:

@@ -46,16 +46,16 @@ class Through:
     def __call__(self, batch: Batch) -> Batch:
         batch = as_listed(batch)
         answers = asyncio.run(_read(batch[IMAGE].tolist()))
-        images = {place: image for place, image in enumerate(answers) if not isinstance(image, ServiceError)}
-        for place, answer in self._scored(images).items():
-            answers[place] = _json(answer)
+        images = {index: image for index, image in enumerate(answers) if not isinstance(image, ServiceError)}
+        for index, answer in self._scored(images).items():
+            answers[index] = _json(answer)
         return with_preds(batch, IMAGE, answers, self._tally)
 
     def _scored(self, images: dict[int, Any]) -> dict[int, ScoredImage | ServiceError]:
         """An answer for each image, by its number; images with transient errors of the service are retried."""
         answers = self._score_once(images)
         ends, between = time.monotonic() + PATIENCE_S, pauses()
-        while again := {place: images[place] for place, answer in answers.items() if _is_transient(answer)}:
+        while again := {index: images[index] for index, answer in answers.items() if _is_transient(answer)}:
             if time.monotonic() > ends:
                 break
             time.sleep(next(between))
@@ -74,7 +74,7 @@ class Through:
                 f"{self._application} refuses a call of {len(images)} images (--mini-batch-size): {error}"
             ) from error
         faults = [ServiceError(image.fault.message, code=image.fault.code) if image.fault else None for image in scored]
-        return {place: fault or image for place, image, fault in zip(images, scored, faults, strict=True)}
+        return {index: fault or image for index, image, fault in zip(images, scored, faults, strict=True)}
 
 
 async def _read(images: list[Any]) -> list[Any]:

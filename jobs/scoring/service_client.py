@@ -91,13 +91,13 @@ class ServiceClient:
         answers = self._score(images, params)
         codes = TRANSIENT_CODES | OF_THE_HOST
         for pause_s in pauses(TRIES - 1):
-            again = [place for place, answer in enumerate(answers) if _code_of(answer) in codes]
+            again = [index for index, answer in enumerate(answers) if _code_of(answer) in codes]
             codes = TRANSIENT_CODES
             if not again:
                 break
             self._pause(pause_s)
-            for place, answer in zip(again, self._score([images[place] for place in again], params), strict=True):
-                answers[place] = answer
+            for index, answer in zip(again, self._score([images[index] for index in again], params), strict=True):
+                answers[index] = answer
         return answers
 
     def _score(self, images: Sequence[str], params: dict[str, Any]) -> list[Answer]:

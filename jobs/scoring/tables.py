@@ -209,11 +209,11 @@ def _jsonl_cells(table: Path) -> Iterator[str | Unreadable | None]:
             yield cell if cell is None or isinstance(cell, str) else Unreadable(f"The cell is no text: {str(cell)[:40]}.")
 
 
-def _json_of(line: bytes, place: str) -> Any:
+def _json_of(line: bytes, where: str) -> Any:
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError as error:
         try:
             return json.loads(line)  # it reads the names, not UTF-8, that Python writes as lone surrogates
         except (ValueError, RecursionError):
-            raise InputsError(f"{place}: not JSON: {error}") from error
+            raise InputsError(f"{where}: not JSON: {error}") from error

@@ -144,7 +144,7 @@ def without_doubles(objects: Sequence[SegmentedObject]) -> list[SegmentedObject]
     for label in dict.fromkeys(item.label for item in objects):
         own = [item for item in objects if item.label == label]
         boxes, scores = torch.tensor([item.box for item in own]), torch.tensor([item.score for item in own])
-        kept += [own[place] for place in greedy_nms(boxes, scores, NMS_IOU).tolist()]
+        kept += [own[index] for index in greedy_nms(boxes, scores, NMS_IOU).tolist()]
     return sorted(kept, key=lambda item: -item.score)
 
 

@@ -57,7 +57,7 @@ def draw_memory(axes: Axes, samples: Sequence[Sample]) -> None:
 
 def draw_histogram(axes: Axes, counts: Sequence[tuple[float, int]], title: str, unit: str) -> None:
     """Bars of (upper end of the bucket, count), empty ends left out."""
-    used = [place for place, (_, count) in enumerate(counts) if count]
+    used = [index for index, (_, count) in enumerate(counts) if count]
     shown = counts[used[0] : used[-1] + 1] if used else []
     axes.bar(range(len(shown)), [count for _, count in shown])
     axes.set_xticks(range(len(shown)), [f"≤ {end:g}" if end != float("inf") else "more" for end, _ in shown], rotation=45)

@@ -139,10 +139,12 @@ def as_png(results: Results) -> bytes:
 
 def _draw_latencies(axes: Axes, stages: dict[str, Row]) -> None:
     """Quantiles of the stages' own histograms: what Prometheus sees."""
-    places = range(len(stages))
+    positions = range(len(stages))
     for offset, key in ((-0.2, "p50_ms"), (0.2, "p99_ms")):
-        axes.bar([place + offset for place in places], [stage[key] or 0.0 for stage in stages.values()], 0.4, label=key[:3])
-    axes.set_xticks(places, list(stages))
+        axes.bar(
+            [position + offset for position in positions], [stage[key] or 0.0 for stage in stages.values()], 0.4, label=key[:3]
+        )
+    axes.set_xticks(positions, list(stages))
     axes.set(title="Latency by stage (Prometheus)", ylabel="ms")
     axes.legend()
 
@@ -162,13 +164,13 @@ def _draw_latency(axes: Axes, rows: list[Row], bound_ms: float | None) -> None:
 
 def _draw_stages(axes: Axes, rows: list[Row]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row["stages_ms"]))
-    places = range(len(rows))
+    positions = range(len(rows))
     bottoms = [0.0] * len(rows)
     for name in names:
         heights = [row["stages_ms"].get(name, 0.0) for row in rows]
-        axes.bar(places, heights, bottom=bottoms, label=name)
+        axes.bar(positions, heights, bottom=bottoms, label=name)
         bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
-    axes.set_xticks(places, [_number(row["offered_per_s"]) for row in rows], rotation=45)
+    axes.set_xticks(positions, [_number(row["offered_per_s"]) for row in rows], rotation=45)
     axes.set(title="Time by stage (mean, server-timing)", xlabel="offered, requests/s", ylabel="ms")
     if names:
         axes.legend()

@@ -51,8 +51,8 @@ def packed_mask_logits(
     for image, own in enumerate(zip(*(layer.split(slots) for layer in layers_of(kernels, points_xy, strides)), strict=True)):
         own_width, own_height = grids_wh[image]
         wanted = (slot < counts[image]) & (y < own_height) & (x < own_width)
-        place = torch.where(wanted, first[image] + (slot * own_height + y) * own_width + x, len(masks) - 1)
-        masks.index_copy_(0, place.flatten(), _masks_of_image(features[image], *own).flatten())
+        cell = torch.where(wanted, first[image] + (slot * own_height + y) * own_width + x, len(masks) - 1)
+        masks.index_copy_(0, cell.flatten(), _masks_of_image(features[image], *own).flatten())
     return masks[:-1]
 
 

@@ -54,7 +54,7 @@ def select(
     logits: NDArray[np.float32],
     distances: NDArray[np.float32],
     thresholds: NDArray[np.float32],
-    places: Positions,
+    grid: Positions,
     size: int,
     scaled_wh: tuple[int, int],
     max_detections: int,
@@ -65,15 +65,15 @@ def select(
         logits: (P, C) of all positions and classes. NaN takes its position out.
         distances: (P, 4) from the position's point to the box's left, top, right and bottom, network pixels.
         thresholds: (C,), only higher scores are kept; 1 keeps none.
-        places: the positions.
+        grid: the positions.
         size: side of the network's square input, pixels.
         scaled_wh: width and height of the image in it, network pixels.
         max_detections: most instances.
     """
     positions, labels, scores = _candidates(logits, thresholds)
-    order = _best_per_level(scores, places.levels[positions])
+    order = _best_per_level(scores, grid.levels[positions])
     positions, labels, scores = positions[order], labels[order], scores[order]
-    boxes = _boxes(distances, places.points, positions, np.float32(size))
+    boxes = _boxes(distances, grid.points, positions, np.float32(size))
     inside = np.empty_like(boxes)
     for side in range(4):
         inside[:, side] = np.minimum(boxes[:, side], np.float32(scaled_wh[side % 2]))
@@ -125,9 +125,9 @@ def _best_per_level(scores: NDArray[np.float32], levels: NDArray[np.int64]) -> N
     order = eligible[np.argsort(-scores[eligible], kind="mergesort")]
     count = np.zeros(len(lowest), np.int64)
     kept = np.zeros(len(order), np.bool_)
-    for place, candidate in enumerate(order):
+    for index, candidate in enumerate(order):
         count[levels[candidate]] += 1
-        kept[place] = count[levels[candidate]] <= CANDIDATES_PER_LEVEL
+        kept[index] = count[levels[candidate]] <= CANDIDATES_PER_LEVEL
     return order[kept]
 
 

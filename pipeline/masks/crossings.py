@@ -29,10 +29,10 @@ def find_crossings(outline: Outline) -> NDArray[np.bool_]:
         left[k] = min(xy[k, 0], xy[after, 0])
     order = np.argsort(left)
     boxes = np.empty((len(xy), 4))  # left, top, right, bottom of each segment, in this order
-    for place, k in enumerate(order):
+    for index, k in enumerate(order):
         after = following[k]
-        boxes[place, 0], boxes[place, 1] = left[k], min(xy[k, 1], xy[after, 1])
-        boxes[place, 2], boxes[place, 3] = max(xy[k, 0], xy[after, 0]), max(xy[k, 1], xy[after, 1])
+        boxes[index, 0], boxes[index, 1] = left[k], min(xy[k, 1], xy[after, 1])
+        boxes[index, 2], boxes[index, 3] = max(xy[k, 0], xy[after, 0]), max(xy[k, 1], xy[after, 1])
     crossings = np.zeros(len(xy), np.bool_)
     for i in range(len(xy)):
         for j in range(i + 1, len(xy)):

@@ -214,9 +214,9 @@ def _write_rings(rings: Rings, decimals: int) -> tuple[NDArray[np.uint8], NDArra
     text = np.empty(len(values) * (decimals + 3) + 2 * len(ring_ends) + 4 * len(counts), np.uint8)
     ends = np.zeros(2 * len(counts) + 1, np.int64)
     end = ring = 0
-    for place in range(counts.size):
+    for index in range(counts.size):
         text[end], end = _OPEN, end + 1
-        for number in range(counts[place // 2, place % 2]):
+        for number in range(counts[index // 2, index % 2]):
             if number > 0:
                 text[end], end = _COMMA, end + 1
             text[end], end = _OPEN, end + 1
@@ -226,7 +226,7 @@ def _write_rings(rings: Rings, decimals: int) -> tuple[NDArray[np.uint8], NDArra
             text[end - 1] = _CLOSE  # instead of the last comma
             ring += 1
         text[end], end = _CLOSE, end + 1
-        ends[place + 1] = end
+        ends[index + 1] = end
     return text[:end], ends
 
 
@@ -235,8 +235,8 @@ def _write_fraction(value: int, decimals: int, text: NDArray[np.uint8], end: int
     """Write value / 10**decimals, which is below 10, without zeros at its end but one; returns where it ends."""
     while decimals > 1 and value % 10 == 0:
         value, decimals = value // 10, decimals - 1
-    for place in range(end + 1 + decimals, end + 1, -1):
-        text[place], value = _ZERO + value % 10, value // 10
+    for index in range(end + 1 + decimals, end + 1, -1):
+        text[index], value = _ZERO + value % 10, value // 10
     text[end], text[end + 1] = _ZERO + value, _POINT
     return end + 2 + decimals
 

@@ -107,9 +107,9 @@ def keep_greedily(overlaps: NDArray[np.bool_]) -> NDArray[np.int64]:
     """
     dropped = np.zeros(len(overlaps), bool)
     kept = []
-    for place, row in enumerate(overlaps):
-        if not dropped[place]:
-            kept.append(place)
+    for index, row in enumerate(overlaps):
+        if not dropped[index]:
+            kept.append(index)
             dropped |= row
     return np.array(kept, np.int64)
 

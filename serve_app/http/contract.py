@@ -110,8 +110,8 @@ def _parse_images(table: Any) -> list[str]:
     if not isinstance(data, list):
         raise InvalidRequest(f"'input_data.data' must be a list of images, got {_json_type(data)}.")
     _check_index(table.get("index"), len(data))
-    place = columns.index("image")
-    return [_parse_row(row, position, place, len(columns)) for position, row in enumerate(data)]
+    column = columns.index("image")
+    return [_parse_row(row, position, column, len(columns)) for position, row in enumerate(data)]
 
 
 def _check_index(index: Any, length: int) -> None:
@@ -125,14 +125,14 @@ def _check_index(index: Any, length: int) -> None:
 
 def _parse_row(row: Any, position: int, column: int, columns: int) -> str:
     """The image of one row: the row itself, or its cell in the column `image`. Other columns are ignored, as MLflow does."""
-    place = f"'input_data.data[{position}]'"
+    where = f"'input_data.data[{position}]'"
     cells = row if isinstance(row, list) else [row]
     if len(cells) != columns:
-        raise InvalidRequest(f"{place} must hold {_cells(columns)}, got {len(cells)}.")
+        raise InvalidRequest(f"{where} must hold {_cells(columns)}, got {len(cells)}.")
     if isinstance(row, list):
-        place = f"'input_data.data[{position}][{column}]'"
+        where = f"'input_data.data[{position}][{column}]'"
     if not isinstance(cells[column], str):
-        raise InvalidRequest(f"{place} must be a string (base64 or URL), got {_json_type(cells[column])}.")
+        raise InvalidRequest(f"{where} must be a string (base64 or URL), got {_json_type(cells[column])}.")
     cell: str = cells[column]
     return cell
 

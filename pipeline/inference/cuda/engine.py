@@ -106,8 +106,8 @@ class CudaEngine(BatchEngine):
             beyond = [n for n in range(count) if not summary[n, 1] or options[n].max_detections > MAX_INSTANCES]
             if beyond:
                 exactly = self._run_exactly(slot, count, beyond, letterboxes, options)
-                for place, instances in zip(beyond, exactly, strict=True):
-                    found[place] = instances
+                for index, instances in zip(beyond, exactly, strict=True):
+                    found[index] = instances
             return found
 
     def _run_exactly(

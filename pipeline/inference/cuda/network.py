@@ -111,9 +111,9 @@ def pad_stem(stem: nn.Sequential, channels: int) -> None:
         stem: ConvModules of plain convolutions, one after the other, without norm.
         channels: of the input; those added are zero.
     """
-    for place, layer in enumerate(stem):
+    for index, layer in enumerate(stem):
         conv: Any = layer.conv
-        last = place == len(stem) - 1
+        last = index == len(stem) - 1
         wider = conv.out_channels if last else -(-conv.out_channels // EIGHT) * EIGHT
         widened = functional.pad(conv.weight, (0, 0, 0, 0, 0, channels - conv.in_channels, 0, wider - conv.out_channels))
         conv.weight = nn.Parameter(widened.contiguous(memory_format=torch.channels_last), requires_grad=False)

@@ -160,8 +160,8 @@ class OnePassPooling(nn.Module):
         if features.shape[2] * features.shape[3] <= MAX_POOLED_CELLS:
             self._kernels.chained_pools(parts)
         else:
-            for place, pool in enumerate(self.pools, 1):
-                last = parts[:, place * channels : (place + 1) * channels].copy_(pool(last))
+            for index, pool in enumerate(self.pools, 1):
+                last = parts[:, index * channels : (index + 1) * channels].copy_(pool(last))
         outputs: Tensor = self.conv2(parts)
         return outputs
 

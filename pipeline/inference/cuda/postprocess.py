@@ -210,8 +210,8 @@ def _best(logits: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     best, position = scores.amax(2).nan_to_num_(0).topk(min(MAX_CANDIDATES, count), sorted=False)
     rows = scores.gather(1, position[..., None].expand(-1, -1, classes))
     rows = torch.where(best[..., None] > 0, rows, 0).flatten(1)
-    score, place = rows.topk(min(MAX_CANDIDATES, rows.shape[1]))
-    return score, position.gather(1, place // classes), place % classes
+    score, index = rows.topk(min(MAX_CANDIDATES, rows.shape[1]))
+    return score, position.gather(1, index // classes), index % classes
 
 
 def _places(kept: Tensor, rank: Tensor) -> Tensor:

@@ -108,10 +108,10 @@ def self_test_network(
     batch, height, width, _ = shape
     coarse = torch.rand(batch, 3, 9, 9, generator=torch.Generator().manual_seed(0)) * 255
     pixels = functional.interpolate(coarse, (height, width), mode="bilinear").permute(0, 2, 3, 1).byte().to(device)
-    for place, (found, expected) in enumerate(zip(rewritten(pixels), network(pixels), strict=True)):
+    for index, (found, expected) in enumerate(zip(rewritten(pixels), network(pixels), strict=True)):
         share = float((found.float() - expected.float()).abs().mean() / expected.float().abs().mean())
         if not share <= NETWORK_TOLERANCES[dtype]:
-            raise ArithmeticError(f"output {place} of the network is off by {share:.3g} of itself for {batch} images")
+            raise ArithmeticError(f"output {index} of the network is off by {share:.3g} of itself for {batch} images")
 
 
 def without_tf32() -> AbstractContextManager[None]:

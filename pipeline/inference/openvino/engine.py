@@ -134,15 +134,15 @@ class OpenVinoEngine(BatchEngine):
 
     def _find(self, stream: Stream, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
         """Run a stream's share, shape by shape; results in order."""
-        places_of: dict[tuple[int, int], list[int]] = {}
-        for place, image in enumerate(images):
-            places_of.setdefault(self._input_of(image.letterbox), []).append(place)
+        indices_of: dict[tuple[int, int], list[int]] = {}
+        for index, image in enumerate(images):
+            indices_of.setdefault(self._input_of(image.letterbox), []).append(index)
         found: dict[int, Instances] = {}
-        for input_hw, places in places_of.items():
-            outputs = stream.input(input_hw).infer_images([images[place] for place in places], self._info.input_size)
-            letterboxes, wanted = zip(*((images[place].letterbox, options[place]) for place in places), strict=True)
-            found |= zip(places, self._postprocess(input_hw, outputs, letterboxes, wanted), strict=True)
-        return [found[place] for place in range(len(images))]
+        for input_hw, indices in indices_of.items():
+            outputs = stream.input(input_hw).infer_images([images[index] for index in indices], self._info.input_size)
+            letterboxes, wanted = zip(*((images[index].letterbox, options[index]) for index in indices), strict=True)
+            found |= zip(indices, self._postprocess(input_hw, outputs, letterboxes, wanted), strict=True)
+        return [found[index] for index in range(len(images))]
 
     def _postprocess(
         self, input_hw: tuple[int, int], outputs: RawOutputs, letterboxes: Sequence[Letterbox], options: Sequence[DetectOptions]

@@ -105,8 +105,8 @@ def pack_convolution(conv: nn.Conv2d, pack: int) -> nn.Module:
     weight = conv.weight.new_zeros(pack, conv.out_channels, from_pack, conv.in_channels, size, columns)
     for pixel in range(pack):
         for tap in range(size):
-            column, place = divmod(pixel * stride + tap - reach, from_pack)
-            weight[pixel, :, place, :, :, column + left] = conv.weight[..., tap]
+            column, position = divmod(pixel * stride + tap - reach, from_pack)
+            weight[pixel, :, position, :, :, column + left] = conv.weight[..., tap]
     packed: Any = nn.Conv2d(from_pack * conv.in_channels, pack * conv.out_channels, (size, columns), (stride, 1))
     packed.weight.data, packed.bias.data = weight.flatten(2, 3).flatten(0, 1), cast(Tensor, conv.bias).repeat(pack)
     return nn.Sequential(nn.ZeroPad2d((left, right, reach, reach)), packed).requires_grad_(False)
