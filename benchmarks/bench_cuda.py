@@ -92,7 +92,7 @@ def measure_cuda(
         rounds, seconds: how often, and how long each.
         device: where both contestants run.
         models: sizes with seeded weights.
-        batches: images a pass.
+        batches: images per pass.
     """
     for model in models:
         ceiling.measure()

@@ -58,7 +58,7 @@ def measure_utilisation(model: str, photo: bytes, ceiling: Ceiling, rounds: int,
         photo: encoded.
         ceiling: measured again before each turn.
         rounds, seconds: how often, and how long each.
-        batch: images a pass. Batches of several have two callers, as the Detector has two batches in flight.
+        batch: images per pass. Batches of several have two callers, as the Detector has two batches in flight.
     """
     checkpoint = load_model(model)
     converted = convert(checkpoint, "auto")

@@ -37,7 +37,7 @@ _SMALLEST_MASK_PX = 3
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """One setting: mean and worst IoU over objects, mean points and JSON bytes an object."""
+    """One setting: mean and worst IoU over objects, mean points and JSON bytes per object."""
 
     tolerance_px: float
     decimals: int | None
@@ -144,7 +144,7 @@ def _plot(points: Sequence[CurvePoint], path: Path) -> None:
     axes.axhline(0.99, color="0.6", linestyle="--", linewidth=1)
     axes.set(
         xscale="log",
-        xlabel="JSON bytes an object",
+        xlabel="JSON bytes per object",
         ylabel="mean IoU with the full-size mask",
         title="What the outline's bytes buy",
     )

@@ -72,7 +72,7 @@ def as_table(served: dict[str, list[Summary]], ceiling: float) -> str:
         failed = ", ".join(f"{what} {n}" for one in rounds for what, n in one.outcomes.items() if what != OK) or "none"
         latencies = [as_number(found.median if found else None) for found in (p50, p99)]
         rows.append([name, as_range(rate), f"{rate.median / ceiling:.0%}", *latencies, failed])
-    return table(["images a request, clients", "images/s", "of ceiling", "p50 ms", "p99 ms", "errors"], rows)
+    return table(["images per request, clients", "images/s", "of ceiling", "p50 ms", "p99 ms", "errors"], rows)
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ class StrictModel(BaseModel):
 
 def _host(text: str) -> str:
     if not is_well_formed_host(text.lower().removeprefix(".")):
-        raise ValueError(f"{text!r} is no host name; expected a name as in a URL, without scheme, port, path or *")
+        raise ValueError(f"{text!r} is not a host name; expected a name as in a URL, without scheme, port, path or *")
     return text
 
 

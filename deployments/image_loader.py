@@ -13,7 +13,7 @@ others. Arrays from Python callers need no decoder.
 
 A replica decodes `threads` images of up to `ORDINARY_MAX_PIXELS` at a time, and one larger one, in the background: it gets the cores when
 nothing else needs them, with pauses if ordinary images come, and all replicas of a machine share `NodeSlots` for it. Decoding takes up to
-12 bytes of memory a pixel: by default 2 x 0.11 GB a replica, and 0.48 GB a machine of up to seven cores.
+12 bytes of memory per pixel: by default 2 x 0.11 GB per replica, and 0.48 GB per machine of up to seven cores.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def _origin(text: str) -> str:
     """As browsers write it: in lower case, without the default port."""
     origin = text.lower()
     if origin != "*" and not re.fullmatch(r"https?://[^/?#@\s]+", origin):
-        raise ValueError(f"{text!r} is no origin; expected scheme, host and optional port, such as https://app.example.com")
+        raise ValueError(f"{text!r} is not an origin; expected scheme, host and optional port, such as https://app.example.com")
     return re.sub(r"^(http://.*):80$|^(https://.*):443$", r"\1\2", origin)
 
 
@@ -52,7 +52,7 @@ class AuthSettings(StrictModel):
     """Bearer keys. With neither source set, every request is accepted."""
 
     keys_env: list[str] = Field(default=[], description="Names of environment variables that each hold one key.")
-    keys_file: Path | None = Field(None, description="File with one key a line; read again when it changes.")
+    keys_file: Path | None = Field(None, description="File with one key per line; read again when it changes.")
     allow_anonymous: bool = Field(False, description="Allow listening beyond loopback without keys.")
 
 
@@ -141,7 +141,7 @@ class ImageLoaderSettings(StrictModel):
     max_megapixels_unscaled: float = Field(
         _DECODE.max_pixels_unscaled / 1e6,
         gt=0,
-        description="Largest image that is not a JPEG, megapixels. It is always decoded at full size: up to 12 MB of memory a megapixel.",
+        description="Largest image that is not a JPEG, megapixels. It is always decoded at full size: up to 12 MB of memory per megapixel.",
     )
     exif_orientation: bool = Field(
         _DECODE.exif_orientation,

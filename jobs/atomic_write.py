@@ -21,7 +21,7 @@ from jobs.command_line import naming
 def atomic_file(path: Path) -> Iterator[Path]:
     """Within: write to the path given, a draft with the same suffix, which becomes `path` at the end.
 
-    What is no file, such as /dev/stdout, is written to as it is.
+    A target that is not a file, such as /dev/stdout, is written to as it is.
 
     Raises:
         OSError: of `path`, for the draft too.

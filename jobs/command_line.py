@@ -29,7 +29,7 @@ from pipeline.errors import ServiceError
 P = ParamSpec("P")
 T = TypeVar("T")
 LINE_EVERY_S = 30.0
-"""Seconds between two lines of progress where stderr is no terminal."""
+"""Seconds between two lines of progress where stderr is not a terminal."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -71,7 +71,7 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path 
 
     Args:
         outputs: files to write, by argument; None for those not asked for.
-        inputs: what the command reads, by argument; names that are no files are ignored.
+        inputs: what the command reads, by argument; names that are not files are ignored.
     Raises:
         CommandFault: two arguments are the same file, also by links.
     """

@@ -70,7 +70,7 @@ def export_onnx(checkpoint: Checkpoint, output: Path, detections: int) -> None:
     with atomic_file(output) as draft:
         write_onnx(checkpoint, draft, size, detections, description(checkpoint))
         print(check_onnx(draft, checkpoint, size, detections))
-    print(f"{output}: written, {size} px, {len(checkpoint.spec.classes)} labels, {detections} rows an image.")
+    print(f"{output}: written, {size} px, {len(checkpoint.spec.classes)} labels, {detections} rows per image.")
 
 
 def description(checkpoint: Checkpoint) -> dict[str, str]:

@@ -134,7 +134,7 @@ class OutlineOptions:
 
     Args:
         tolerance_px: largest distance of the outline from the mask's edge, pixels of the original image; 0 keeps every point.
-        max_points: most points of one object's rings together, not counting repeated first points; None is no limit.
+        max_points: most points of one object's rings together, not counting repeated first points; None means no limit.
         decimals: decimal places of the normalised coordinates; None keeps float64.
         holes: `drop` fills holes, including any parts of the mask inside them; `rings` returns them in `holes`.
         mask_format: `polygon`, or `rle` for COCO RLE of the exact mask at original size and an empty polygon.

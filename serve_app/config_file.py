@@ -157,7 +157,9 @@ def _check_application(app: dict[str, Any], http: HTTPOptionsSchema) -> Applicat
 def _check_prefix(prefix: str | None) -> None:
     """Ray takes any text and then answers every request with 404."""
     if prefix is not None and not re.fullmatch(r"/|(/[^/{}?#\s]+)+", prefix):
-        raise ConfigurationError(f"route_prefix: {prefix!r} is no path; expected / or one such as /scoring, without / at its end")
+        raise ConfigurationError(
+            f"route_prefix: {prefix!r} is not a path; expected / or one such as /scoring, without / at its end"
+        )
 
 
 def _check_name(name: str, settings: Settings) -> None:

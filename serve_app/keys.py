@@ -56,7 +56,7 @@ class KeyRing:
 
     Args:
         keys_env: names of environment variables that each hold one key, such as a primary and a secondary one.
-        keys_file: file with one key a line; blank lines and lines that begin with # are skipped. `~` is the home folder. Read again
+        keys_file: file with one key per line; blank lines and lines that begin with # are skipped. `~` is the home folder. Read again
             when it changes.
     Raises:
         ConfigurationError: a source is configured but holds no key.
@@ -73,7 +73,7 @@ class KeyRing:
         self._from_file: tuple[bytes, ...] = ()
         if self._file is not None and not self._read_file():
             raise ConfigurationError(
-                f"ingress.auth.keys_file: {self._file} {self._file_fault}; expected a text file with one key a line."
+                f"ingress.auth.keys_file: {self._file} {self._file_fault}; expected a text file with one key per line."
             )
 
     @property
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         keys = read_keys(path)
     except (OSError, UnicodeDecodeError) as error:
-        print(f"{path}: cannot be read ({type(error).__name__}); expected a text file with one key a line.", file=sys.stderr)
+        print(f"{path}: cannot be read ({type(error).__name__}); expected a text file with one key per line.", file=sys.stderr)
         return 1
     if not keys:
         print(f"{path}: holds no key.", file=sys.stderr)

@@ -4,7 +4,7 @@
 
 mosec batches requests, not images: one request is one item of a batch, so only requests of a single image are answered, others with 422.
 One stage: a stage of its own for decoding would send every image's pixels through a socket (benchmarks/HISTORY.md).
-Its limits of 3 s a request and 1024 requests are lifted far enough for all photos at once.
+Its limits of 3 s per request and 1024 requests are lifted far enough for all photos at once.
 """
 
 from __future__ import annotations

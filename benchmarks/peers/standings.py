@@ -25,7 +25,7 @@ class Turn:
     Args:
         name, round: whose, and which, from 0.
         server_per_s: highest rate that held the bound; 0.0 where none did.
-        offline_per_s: images a second.
+        offline_per_s: images per second.
         errors: queries that failed, by outcome, in both scenarios.
         fault: why there are no results.
         details: the scenarios' own results.
@@ -85,7 +85,7 @@ def as_table(results: dict[str, Any]) -> str:
     """The results for people."""
     alone = ", ".join(f"batch {batch}: {rate:.1f} images/s" for batch, rate in results["engine_alone_images_per_s"].items())
     title = (
-        f"{results['model']}, {results['objects_per_image']:.1f} objects an image; engine alone {alone}; "
+        f"{results['model']}, {results['objects_per_image']:.1f} objects per image; engine alone {alone}; "
         f"bound p99 {results['bound_p99_ms']:g} ms; {results['rounds']} rounds, median (lowest to highest)"
     )
     head = ["", "server/s", "ours / it", "offline images/s", "ours / it", "of the engine", "errors"]

@@ -68,12 +68,12 @@ class Client:
         deadline_s: time limit of one request, seconds; the service's own limit may be shorter.
         patience_s: how long a photo is tried again, seconds; the last request may begin at the end of it.
     Raises:
-        ValueError: `url` does not begin with http:// or https://; `key` has more than one line; or `deadline_s` is no time limit.
+        ValueError: `url` does not begin with http:// or https://; `key` has more than one line; or `deadline_s` is not a time limit.
     """
 
     def __init__(self, url: str, key: str | None = None, *, deadline_s: float = 30.0, patience_s: float = 300.0) -> None:
         if not is_url(url):
-            raise ValueError(f"{url!r} is no base URL; expected one such as http://127.0.0.1:8000")
+            raise ValueError(f"{url!r} is not a base URL; expected one such as http://127.0.0.1:8000")
         if not 0 < deadline_s < inf:
             raise ValueError(f"deadline_s must be a positive number of seconds, got {deadline_s!r}")
         self.url = url.rstrip("/").removesuffix("/score")
@@ -116,7 +116,7 @@ class Client:
         Raises:
             ScoringError: it could not be scored, whatever `on_error` is.
             OSError: there is no such file.
-            TypeError, ValueError: it is no photo; or `labels` is empty.
+            TypeError, ValueError: it is not a photo; or `labels` is empty.
         """
         return self._score(self._stop, photo, _plain(params))
 
@@ -231,7 +231,7 @@ class _Refused(ScoringError):
 
     @property
     def tries(self) -> float:
-        """With how many faults a request ends in this one; infinite for a refusal, which is no fault.
+        """With how many faults a request ends in this one; infinite for a refusal, which is not a fault.
 
         A 404 that is not the service's own, which has a code, is a fault: HAProxy knows no application for a moment after its start.
         """

@@ -28,7 +28,7 @@ def bytes_of(photo: str | Path | bytes | bytearray | memoryview) -> bytes:
 
     Raises:
         OSError: there is no such file.
-        TypeError, ValueError: it is no photo; the message says what to give instead.
+        TypeError, ValueError: it is not a photo; the message says what to give instead.
     """
     if isinstance(photo, bytes | bytearray | memoryview):
         return bytes(photo)
@@ -38,7 +38,9 @@ def bytes_of(photo: str | Path | bytes | bytearray | memoryview) -> bytes:
             f"not {type(photo).__name__}"
         )
     if len(str(photo)) > LONGEST_PATH_CHARS:
-        raise ValueError(f"a text of {len(str(photo))} characters is no path; of base64 give the bytes: base64.b64decode(text)")
+        raise ValueError(
+            f"a text of {len(str(photo))} characters is not a path; for base64 give the bytes: base64.b64decode(text)"
+        )
     return Path(photo).read_bytes()
 
 

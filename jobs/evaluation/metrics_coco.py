@@ -15,7 +15,7 @@ STATISTICS = {"ap": 0, "ap50": 1, "ap75": 2, "ap_small": 3, "ap_medium": 4, "ap_
 
 
 def coco_metrics(truth: dict[str, Any], predictions: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Average precision over IoU 0.50:0.95, 100 objects an image.
+    """Average precision over IoU 0.50:0.95, 100 objects per image.
 
     Args:
         truth: COCO annotations document.

@@ -2,7 +2,7 @@
 
     images ─▶ RawNetwork ─▶ boxes, scores ─▶ NMS ─▶ the best D ─▶ kernels, masks ─▶ dets, labels, masks
 
-Every shape but the batch is fixed: D rows an image, whatever is found. There is no score threshold: greedy NMS keeps the same boxes above
+Every shape but the batch is fixed: D rows per image, whatever is found. There is no score threshold: greedy NMS keeps the same boxes above
 a threshold whether lower scores take part or not, so the threshold is the reader's to choose.
 """
 
@@ -65,7 +65,7 @@ class EndToEnd(nn.Module):
     Args:
         checkpoint: the model.
         input_size: side S of the square input, pixels.
-        detections: D, rows an image.
+        detections: D, rows per image.
     """
 
     points: Tensor
@@ -121,7 +121,7 @@ def write_onnx(checkpoint: Checkpoint, path: Path, input_size: int, detections: 
 
     Args:
         input_size: side of the square input, pixels.
-        detections: rows an image.
+        detections: rows per image.
         metadata: to write into the file.
     """
     model = EndToEnd(checkpoint, input_size, detections).eval()

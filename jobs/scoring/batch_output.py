@@ -78,7 +78,7 @@ class BatchOutput:
         self.rows = path.with_name(path.name + ".jsonl") if format_name == PARQUET else path
         for file in {path, self.rows}:
             if file.exists() and not file.is_file():  # of /dev/full, say, the first line never ends
-                raise InputsError(f"{file} is no file: name one for --output, new or of an earlier run")
+                raise InputsError(f"{file} is not a file: name one for --output, new or of an earlier run")
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: FileIO | None = None
         self._run_path = _run_path(path)

@@ -40,7 +40,7 @@ class CocoWriter:
             self._images = {image["file_name"]: image["id"] for image in truth["images"]}
             self._categories = {category["name"]: category["id"] for category in truth["categories"]}
         except (OSError, AnnotationsError, KeyError, TypeError) as error:
-            raise InputsError(f"--coco: {annotations} is no COCO file with images and categories ({error!r})") from error
+            raise InputsError(f"--coco: {annotations} is not a COCO file with images and categories ({error!r})") from error
         for what, named, known in (("images", "file_name", self._images), ("categories", "name", self._categories)):
             if len(known) < len(truth[what]):
                 twice, _ = Counter(entry[named] for entry in truth[what]).most_common(1)[0]

@@ -75,7 +75,7 @@ class ServiceClient:
         self._stopped.set()
 
     def info(self) -> dict[str, Any]:
-        """GET /info: model, classes and `limits`; empty if the response is no JSON object."""
+        """GET /info: model, classes and `limits`; empty if the response is not a JSON object."""
         info = self._request("GET", "/info")
         return info if isinstance(info, dict) else {}
 
@@ -136,7 +136,7 @@ class ServiceClient:
             raise ServiceFault(f"{self.url}{route} did not answer with JSON: is it this service?") from error
 
     def _refusal(self, answer: requests.Response) -> tuple[ServiceFault, float]:
-        """The error to raise, and with how many faults; infinite for a refusal, which is no fault."""
+        """The error to raise, and with how many faults; infinite for a refusal, which is not a fault."""
         if answer.is_redirect:
             return Unavailable(f"{self.url} redirects to {answer.headers['location']}"), 1
         fault = f"the service answered {answer.status_code}: {what_it_said(answer)}"
@@ -172,7 +172,7 @@ def base_url(text: str) -> str:
     try:
         parts = urlsplit(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no URL: {error}") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not a URL: {error}") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise argparse.ArgumentTypeError(f"{text!r} is not a complete URL; expected one such as http://127.0.0.1:8000")
     base = text.rstrip("/")

@@ -50,7 +50,7 @@ def tables_of_mltable(file: Path, suffixes: Collection[str] = TABLE_SUFFIXES) ->
     """The files of these suffixes that an MLTable file lists under `paths`, by `file`, `pattern` or `folder`; each once.
 
     Raises:
-        InputsError: it is no MLTable, or one of the paths is not on this machine or has nothing to read.
+        InputsError: it is not an MLTable, or one of the paths is not on this machine or has nothing to read.
     """
     try:
         entries = yaml.safe_load(file.read_text(encoding="utf-8-sig"))["paths"]
@@ -206,7 +206,7 @@ def _jsonl_cells(table: Path) -> Iterator[str | Unreadable | None]:
             if not isinstance(row, dict) or not any(column in row for column in COLUMNS):
                 raise InputsError(f"{table}, line {number}: there is no `image_url` or `image`")
             cell = next(row[column] for column in COLUMNS if column in row)
-            yield cell if cell is None or isinstance(cell, str) else Unreadable(f"The cell is no text: {str(cell)[:40]}.")
+            yield cell if cell is None or isinstance(cell, str) else Unreadable(f"The cell is not text: {str(cell)[:40]}.")
 
 
 def _json_of(line: bytes, where: str) -> Any:

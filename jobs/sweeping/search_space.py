@@ -58,7 +58,7 @@ def read_variation(text: str) -> tuple[str, Values]:
         return name, values.split(",")
     kind = type_of(get_type_hints(FinetuneSettings)[entry.name])
     if kind not in (int, float):
-        raise ValueError(f"--vary {text}: --{name} is no number; give its values as A,B,C")
+        raise ValueError(f"--vary {text}: --{name} is not a number; give its values as A,B,C")
     try:
         ends = Range(kind(low), kind(high), entry.metadata["option"].step)
     except ValueError:

@@ -46,7 +46,7 @@ class Requirements:
     """The requirements.
 
     Args:
-        rate_per_s: images a second.
+        rate_per_s: images per second.
         p99_ms: latency bound.
         max_batch: most images in a pass.
         utilisation: largest utilisation of a replica, 0..1; the rest is for bursts.
@@ -199,7 +199,7 @@ def as_table(plan_: Plan, step: Step, assumed: bool) -> str:
         f"ingress.groups.max_in_flight {plan_.max_in_flight}",
         f"expected p50 {plan_.p50_ms:.0f} ms, p99 {plan_.p99_ms:.0f} ms; next bottleneck: {plan_.limit}",
         "MB/s: " + ", ".join(f"{hop} {mb:.1f}" for hop, mb in plan_.mb_per_s.items()),
-        f"measured: CPU milliseconds and bytes an image. {'assumed' if assumed else 'measured (this CPU)'}: a step of "
+        f"measured: CPU milliseconds and bytes per image. {'assumed' if assumed else 'measured (this CPU)'}: a step of "
         f"{step.base_ms:g} + {step.per_image_ms:.1f} x batch ms. Modelled: waits.",
     ]
     return "\n".join(rows)

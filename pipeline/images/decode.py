@@ -178,7 +178,7 @@ def _check_pixels(image: Image.Image, limits: DecodeLimits, data: bytes = b"") -
     unscaled = _pixels_at_full_size(image, data)
     if unscaled > limits.max_pixels_unscaled:
         raise LimitExceeded(
-            f"The image of {image.width} x {image.height} is no JPEG and has more than {limits.max_pixels_unscaled / 1e6:g} megapixels "
+            f"The image of {image.width} x {image.height} is not a JPEG and has more than {limits.max_pixels_unscaled / 1e6:g} megapixels "
             "(image_loader.max_megapixels_unscaled).",
             code="too_many_pixels",
         )

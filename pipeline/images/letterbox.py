@@ -65,7 +65,7 @@ def _is_whole_reduction(decoded_hw: tuple[int, ...], original_hw: tuple[int, int
 
 
 def _resize_partial_reduction(bgr: NDArray[np.uint8], letterbox: Letterbox) -> NDArray[np.uint8]:
-    """Resize a JPEG that was decoded at 1/s and whose size is no multiple of s.
+    """Resize a JPEG that was decoded at 1/s and whose size is not a multiple of s.
 
     Its last row and column represent fewer than s pixels, so a plain resize would shift the right edge by up to one network pixel. Here
     each network pixel is sampled at its position in the full image.

@@ -1,4 +1,4 @@
-"""Decodes a WebP file with one picture by OpenCV, in 7 to 11 bytes of memory a pixel and a third of the time.
+"""Decodes a WebP file with one picture by OpenCV, in 7 to 11 bytes of memory per pixel and a third of the time.
 
 Pillow decodes every WebP as an animation, which takes 16: two canvases, a copy as bytes, and its own image. The pixels are the same, since
 both call libwebp. Animations are left to Pillow: their first frame is drawn on a canvas.

@@ -31,8 +31,8 @@ def simplify(outline: Outline, tolerance: float, max_points: int, untangled: boo
     """Simplify a valid outline.
 
     Args:
-        tolerance: largest distance of a dropped point from the new outline, original pixels, less for small objects; 0 keeps every point.
-        max_points: most points of all rings together, at least 3; `NO_BUDGET` is no limit. If there are more, the tolerance is raised step
+        tolerance: largest distance of a dropped point from the new outline, original pixels, less for small objects; 0 keeps all points.
+        max_points: most points of all rings together, at least 3; `NO_BUDGET`: no limit. If there are more, the tolerance is raised step
             by step; if there are too many rings, the smallest are dropped.
         untangled: the result is valid; without, it is faster, but may have crossings.
     Source: Douglas & Peucker 1973.

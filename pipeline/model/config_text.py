@@ -90,7 +90,7 @@ def _literal(node: ast.expr) -> Any:
 
 
 def _names(classes: Any) -> tuple[str, ...] | None:
-    """Label names; None for what is no list. A single string is one class, because `classes=('cat')` is a string in Python."""
+    """Label names; None for anything but a list. A single string is one class, because `classes=('cat')` is a string in Python."""
     if isinstance(classes, str):
         return (classes,)
     return tuple(map(str, classes)) if isinstance(classes, (list, tuple)) else None

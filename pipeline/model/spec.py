@@ -83,7 +83,7 @@ def official_spec(name: str) -> ModelSpec:
         CheckpointError: no such model; the message lists the names there are.
     """
     if name not in OFFICIAL_NAMES:
-        raise CheckpointError(f"{name!r} is no official RTMDet-Ins model; known: {', '.join(OFFICIAL_NAMES)}.")
+        raise CheckpointError(f"{name!r} is not an official RTMDet-Ins model; known: {', '.join(OFFICIAL_NAMES)}.")
     path = Path(mmdet.__file__).parent / ".mim" / "configs" / "rtmdet" / f"{name}.py"
     config = _portable(Config.fromfile(path).model.to_dict())
     return ModelSpec(name, coco_classes(), OFFICIAL_INPUT_SIZE_PX, config)

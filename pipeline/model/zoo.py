@@ -185,7 +185,7 @@ def _import(source: Path, labels: tuple[str, ...] | None, image_size: int | None
     """Convert mmdet's weights, a bare state dict or a checkpoint of jobs.finetune to a file that contains labels and input size.
 
     Raises:
-        CheckpointError: the file is no RTMDet-Ins, labels or size are neither in the file nor given, or they do not fit the network.
+        CheckpointError: the file is not an RTMDet-Ins, labels or size are neither in the file nor given, or they do not fit the network.
     """
     from pipeline.model.checkpoints import load_checkpoint, save_safetensors
 
@@ -222,7 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--labels",
         type=_labels,
-        help="import: names of the class channels in order, separated by commas, or a file with one a line (default: as the file says)",
+        help="import: names of the class channels in order, separated by commas, or a file with one per line (default: as the file says)",
     )
     parser.add_argument(
         "--image-size", type=_side, help="import: side of the square network input, px (default: as the file says)"

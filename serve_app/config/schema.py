@@ -17,7 +17,7 @@ def check_keys(section: Any, model: type[BaseModel], location: str) -> None:
         section: parsed YAML.
         location: of the section in the file, for messages; empty at the top level.
     Raises:
-        ConfigurationError: an unknown key, or a section that is no mapping.
+        ConfigurationError: an unknown key, or a section that is not a mapping.
     """
     here = location or "top level"
     if not isinstance(section, dict):

@@ -43,7 +43,7 @@ def parse_form(
     Returns:
         The files, which are the parts with a filename, and the other fields, in order: name and content of each.
     Raises:
-        InvalidRequest: it is no form, or holds more fields or longer ones than the limits above.
+        InvalidRequest: it is not a form, or holds more fields or longer ones than the limits above.
         LimitExceeded: too many files.
     """
     files: list[tuple[str, bytes]] = []
@@ -54,9 +54,9 @@ def parse_form(
             check_image_count(len(files) + 1, max_files)
             files.append((name, bytes(data)))
         elif len(fields) == MAX_FIELDS:
-            raise _fault(f"it has more than {MAX_FIELDS} fields that are no files")
+            raise _fault(f"it has more than {MAX_FIELDS} fields that are not files")
         elif len(data) > MAX_FIELD_BYTES:
-            raise _fault(f"a field that is no file (a part with a filename) has more than {MAX_FIELD_BYTES} bytes")
+            raise _fault(f"a field that is not a file (a part with a filename) has more than {MAX_FIELD_BYTES} bytes")
         else:
             fields.append((name, str(data, "utf-8", "replace")))
     return files, fields

@@ -1,4 +1,4 @@
-"""What all benchmarks share: turns, spreads, ratios, passes a second, tables."""
+"""What all benchmarks share: turns, spreads, ratios, passes per second, tables."""
 
 import json
 import threading

@@ -60,7 +60,7 @@ def test_a_photo_becomes_typed_objects(client, running, tmp_path):
 def test_the_url_of_azureml(client):
     """With /score at its end, as AzureML's portal shows it; one without a scheme is told at once, not after five tries."""
     assert Client(f"{client.url}/score").score(photo()).objects
-    with pytest.raises(ValueError, match=r"'127\.0\.0\.1:8000' is no base URL"):
+    with pytest.raises(ValueError, match=r"'127\.0\.0\.1:8000' is not a base URL"):
         Client("127.0.0.1:8000")
 
 

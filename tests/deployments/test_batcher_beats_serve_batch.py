@@ -15,7 +15,7 @@ from benchmarks.batching_race import Load, Outcome, deploy, local_serve, measure
 pytestmark = pytest.mark.slow  # what the batcher does is tested in tests/pipeline/inference/test_batcher.py
 
 LOAD = Load(step_s=0.1, max_batch=16, callers=32, rate_per_s=80.0, seconds=2.0)
-"""The ceiling is 160 items a second; the Poisson arrivals ask for half of it."""
+"""The ceiling is 160 items per second; the Poisson arrivals ask for half of it."""
 
 
 @pytest.fixture(scope="module")

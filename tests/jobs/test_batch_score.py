@@ -126,7 +126,7 @@ def test_an_output_that_is_no_file_is_told(folder, capsys, output):
     with stub_service() as stub:
         assert run(folder, stub.url, output) == 2
         assert not stub.asked
-    assert f"{output} is no file" in capsys.readouterr().err
+    assert f"{output} is not a file" in capsys.readouterr().err
 
 
 def test_a_server_that_dies_ends_the_run(folder, tmp_path, capsys):

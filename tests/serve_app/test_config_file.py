@@ -137,7 +137,7 @@ DETECTOR = [*APP, "deployments", 2]
         pytest.param(
             ARGS, "detector", {"engine": "openvino", "device": "cuda:1"}, "openvino runs on CPUs", id="engine on another's device"
         ),
-        pytest.param(APP, "route_prefix", "scoring", "route_prefix: 'scoring' is no path", id="prefix without slash"),
+        pytest.param(APP, "route_prefix", "scoring", "route_prefix: 'scoring' is not a path", id="prefix without slash"),
         pytest.param(APP, "route_prefix", "/scoring/", "without / at its end", id="prefix with two"),
         pytest.param([*ARGS, "ingress"], "max_images_in_flight", 5, "max_images_in_flight", id="limits that contradict"),
         pytest.param(
@@ -161,7 +161,7 @@ DETECTOR = [*APP, "deployments", 2]
             [*ARGS, "image_loader"],
             "fetch",
             {"allowed_hosts": ["https://a.example/"]},
-            r"hosts\[0\]: 'https://a.example/' is no host name",
+            r"hosts\[0\]: 'https://a.example/' is not a host name",
             id="URL for a host",
         ),
         pytest.param([*ARGS, "image_loader"], "fetch", {"allowed_hosts": ["*.a.example"]}, "no host name", id="star for a host"),

@@ -16,7 +16,7 @@ from pipeline.inference.mask_head import packed_mask_logits
 from pipeline.model.fusion import CHAINED_KERNELS
 
 INPUT_CHANNELS = 8
-"""Channels of the network's input, of which three are used: 16 bytes a pixel in half precision, for tensor cores."""
+"""Channels of the network's input, of which three are used: 16 bytes per pixel in half precision, for tensor cores."""
 TOLERANCES = {torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Relative and absolute: some roundings to that precision."""
 NETWORK_TOLERANCES = {torch.float16: 0.1, torch.bfloat16: 0.3}

@@ -298,7 +298,7 @@ def test_csv_in_which_photos_would_be_lost(tmp_path, text, said):
     ("cell", "said"),
     [
         ("a\0.jpg", "The cell has a zero byte."),
-        (5, "The cell is no text: 5."),
+        (5, "The cell is not text: 5."),
         (None, "The cell is empty."),
         ("pipe", "It is a pipe"),
     ],

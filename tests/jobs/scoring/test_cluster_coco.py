@@ -74,5 +74,5 @@ def test_photos_of_other_names_are_told(tmp_path, annotations):
 @pytest.mark.parametrize("text", ["[]", "no JSON", '{"images": [{}], "categories": []}'])
 def test_files_that_are_no_annotations(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(InputsError, match=r"--coco: .*x.json is no COCO file"):
+    with pytest.raises(InputsError, match=r"--coco: .*x.json is not a COCO file"):
         CocoWriter(tmp_path / "x.json")

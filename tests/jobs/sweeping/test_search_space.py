@@ -31,7 +31,7 @@ def test_variations(text, read):
             for text in ("lr=2..1", "lr=a..b", "lr=1..", "lr=1..inf", "lr=nan..1")
         ),
         ("workers=0.5..2", "LOW..HIGH are two whole numbers"),
-        ("freeze=1..2", "--freeze is no number; give its values as A,B,C"),
+        ("freeze=1..2", "--freeze is not a number; give its values as A,B,C"),
         ("colour=1,2", "jobs.finetune has no option --colour"),
         ("best=mask_ap,box_ap", "jobs.finetune has no option --best"),
         *(

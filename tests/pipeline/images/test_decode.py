@@ -463,7 +463,7 @@ def test_a_jpeg_channel_by_channel_is_large() -> None:
 
 @pytest.mark.parametrize(("animated", "most"), [(False, 300_000), (True, 425_000)])
 def test_pixels_count_by_their_memory(animated: bool, most: int) -> None:
-    """Pillow decodes an animated WebP on two canvases: 17 bytes a pixel instead of 12."""
+    """Pillow decodes an animated WebP on two canvases: 17 bytes per pixel instead of 12."""
     file = io.BytesIO()
     more = {"save_all": True, "append_images": [Image.new("RGB", (600, 500), "red")]} if animated else {}
     Image.new("RGB", (600, 500)).save(file, "WEBP", **more)
@@ -514,6 +514,6 @@ def large_png_of_12_bits() -> bytes:
     ids=["WebP", "lossless WebP", "12 bits in a 16-bit PNG"],
 )
 def test_the_memory_of_a_large_image(make: Callable[[], bytes]) -> None:
-    """At most 12 bytes a pixel; for the WebP, Pillow takes 17."""
+    """At most 12 bytes per pixel; for the WebP, Pillow takes 17."""
     done = subprocess.run([sys.executable, "-c", MEASURE], input=make(), capture_output=True, check=True)
     assert 3 < int(done.stdout) / 4000**2 <= 12

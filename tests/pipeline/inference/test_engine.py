@@ -21,7 +21,7 @@ LOW = DetectOptions(0.05)
 
 @pytest.fixture(scope="module")
 def engines():
-    """Both engines in float32 on mmdet's square, at most four images a pass."""
+    """Both engines in float32 on mmdet's square, at most four images per pass."""
     options = {kind: EngineOptions(kind, "fp32", "cpu", 1, max_batch=4, fitted=False) for kind in KINDS}
     made = {kind: create_engine(seeded_checkpoint("nano"), options[kind]) for kind in KINDS}
     yield made

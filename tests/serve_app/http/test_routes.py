@@ -129,7 +129,7 @@ async def test_browsers_of_other_origins(ingress, monkeypatch):
 @pytest.mark.parametrize("origin", ["app.example.com", "https://app.example.com/", "https://app.example.com/page", ""])
 def test_an_origin_is_scheme_and_host(origin):
     """Anything else would never match what browsers send."""
-    with pytest.raises(ValidationError, match="is no origin"):
+    with pytest.raises(ValidationError, match="is not an origin"):
         Settings(ingress={"cors_origins": [origin]})
 
 

@@ -30,7 +30,7 @@ LOW = DetectOptions(0.05)
 
 @pytest.fixture(scope="module")
 def two_streams():
-    """OpenVINO on two threads, at most five images a pass."""
+    """OpenVINO on two threads, at most five images per pass."""
     engine = create_engine(seeded_checkpoint("nano"), EngineOptions("openvino", "fp32", "cpu", 2, max_batch=5))
     yield engine
     engine.close()
