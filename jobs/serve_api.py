@@ -12,6 +12,15 @@ from jobs.command_line import CommandFault
 from serve_app.local_run import reason_of
 
 POLL_S = 1.0
+ANSWER_S = 30.0
+"""How long Ray's dashboard may take to answer, seconds. Ray's client waits for ever."""
+
+
+class Dashboard(ServeSubmissionClient):
+    """Ray's client of the dashboard, with a time limit for each request."""
+
+    def _do_request(self, *args: Any, **options: Any) -> Any:
+        return super()._do_request(*args, **{"timeout": ANSWER_S, **options})
 
 
 class ServeApi:
@@ -25,8 +34,8 @@ class ServeApi:
 
     def __init__(self, address: str) -> None:
         try:
-            self._client = ServeSubmissionClient(address)
-        except (ValueError, ConnectionError) as error:
+            self._client = Dashboard(address)
+        except (ValueError, OSError) as error:
             raise CommandFault(f"--address {address}: {str(error).splitlines()[0]}") from error
         self._address = address
 
@@ -41,7 +50,8 @@ class ServeApi:
         except RuntimeError as error:
             raise CommandFault(f"Ray Serve refuses the configuration: {str(error).strip().splitlines()[-1]}") from error
         except OSError as error:
-            raise CommandFault(f"Ray's dashboard at {self._address} does not answer ({type(error).__name__})") from error
+            told = f"Ray's dashboard at {self._address} does not answer ({type(error).__name__}); `serve status` says what runs"
+            raise CommandFault(told) from error
 
     def wait_until_running(self, application: str, timeout_s: float) -> None:
         """Return once all replicas are of the newest configuration.

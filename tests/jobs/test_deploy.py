@@ -2,6 +2,7 @@
 
 import errno
 import re
+import socket
 import sys
 from types import SimpleNamespace
 
@@ -152,7 +153,7 @@ def serve_api(monkeypatch):
             return {"applications": {"app": answer}}
 
         client = SimpleNamespace(get_serve_details=get_serve_details, deploy_applications=lambda _: raised(answers[0]))
-        monkeypatch.setattr(jobs.serve_api, "ServeSubmissionClient", lambda _: client)
+        monkeypatch.setattr(jobs.serve_api, "Dashboard", lambda _: client)
         monkeypatch.setattr(jobs.serve_api, "POLL_S", 0.0)
         return jobs.serve_api.ServeApi("http://head:8265")
 
@@ -176,10 +177,27 @@ def test_a_dashboard_that_is_started_again(serve_api):
 
 
 def test_a_configuration_that_does_not_arrive(serve_api):
-    with pytest.raises(CommandFault, match=r"^Ray's dashboard at http://head:8265 does not answer \(ConnectionError\)$"):
+    with pytest.raises(
+        CommandFault, match=r"^Ray's dashboard at http://head:8265 does not answer \(ConnectionError\); `serve status`"
+    ):
         serve_api(GONE).apply("applications: []")
     with pytest.raises(CommandFault, match=r"^Ray Serve refuses the configuration: bad$"):
         serve_api(RuntimeError("Traceback\n\nbad")).apply("applications: []")
+
+
+def test_a_dashboard_that_hangs(monkeypatch):
+    """Each request has a time limit: the first, which asks for the version, and those after it."""
+    monkeypatch.setattr(jobs.serve_api, "ANSWER_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(CommandFault, match=rf"^--address {address}: .*timed out"):
+            jobs.serve_api.ServeApi(address)
+        monkeypatch.setattr(jobs.serve_api.Dashboard, "_check_connection_and_version_with_url", lambda *_, **__: None)
+        api = jobs.serve_api.ServeApi(address)
+        with pytest.raises(CommandFault, match=r"does not answer \(ReadTimeout\)"):
+            api.apply("applications: []")
+        with pytest.raises(CommandFault, match=r"did not run within 0\.1 s .*does not answer \(ReadTimeout\)"):
+            api.wait_until_running("app", 0.1)
 
 
 def test_a_file_that_is_no_model(tmp_path, capsys):
