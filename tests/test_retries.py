@@ -179,6 +179,54 @@ def test_requests_that_cannot_be_sent_are_not_retried(client_of, monkeypatch, wr
     assert len(asked) == 1
 
 
+def counted(client):
+    """What the client says after scoring, and how many requests it tried to send."""
+    session, asked = client.client._session, []
+    send = session.request
+    session.request = lambda *args, **options: asked.append(1) or send(*args, **options)
+    return client.score(), len(asked)
+
+
+def test_certificates_that_stay_wrong(client_of, tmp_path, monkeypatch):
+    """One that is not trusted, a file of authorities that is missing or holds none, and a port without TLS: told at once."""
+    tls, _ = server_tls(tmp_path)
+    (tmp_path / "none.pem").write_text("no certificate")
+    with scripted_service(OK, tls=tls) as service:
+        for authorities, reason in (
+            ("", "CERTIFICATE_VERIFY_FAILED"),
+            ("none.pem", "NO_CERTIFICATE"),
+            ("gone.pem", "invalid path"),
+        ):
+            monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / authorities) if authorities else "")
+            said, asked = counted(client_of(service.url))
+            assert (reason in said, "cannot be sent" in said, asked) == (True, True, 1), said
+    with scripted_service(OK) as service:
+        monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+        said, asked = counted(client_of(service.url.replace("http://", "https://")))
+        assert ("WRONG_VERSION_NUMBER" in said, asked) == (True, 1)
+
+
+def test_a_handshake_that_is_cut_is_tried_again(client_of, monkeypatch):
+    """As by a load balancer that is started again."""
+    client = client_of("https://127.0.0.1:9")
+    cut = requests.exceptions.SSLError("[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred in violation of protocol")
+    monkeypatch.setattr(client.client._session, "request", lambda *_, **__: raised(cut))
+    said, asked = counted(client)
+    assert ("does not answer" in said, asked) == (True, 5)
+
+
+def raised(error):
+    raise error
+
+
+def server_tls(folder):
+    """A server's context with a certificate of its own, and the certificate's file."""
+    certificate, key = make_certificate(folder, "localhost")
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate, key)
+    return tls, certificate
+
+
 def test_no_key_goes_to_another_host(client_of, tmp_path, monkeypatch):
     """A redirect is not followed, and ~/.netrc does not replace the key. A key may have letters of any alphabet."""
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password else\n")
@@ -191,11 +239,8 @@ def test_no_key_goes_to_another_host(client_of, tmp_path, monkeypatch):
 
 def test_the_environment_is_used(client_of, tmp_path, monkeypatch):
     """REQUESTS_CA_BUNDLE for an authority of one's own, HTTP_PROXY for a proxy."""
-    certificate, key = make_certificate(tmp_path, "localhost")
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    tls.load_cert_chain(certificate, key)
+    tls, certificate = server_tls(tmp_path)
     with scripted_service(OK, tls=tls) as service:
-        assert "CERTIFICATE_VERIFY_FAILED" in client_of(service.url).score()
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate)
         assert client_of(service.url).score() == ""
     for name in ("no_proxy", "NO_PROXY", "http_proxy"):

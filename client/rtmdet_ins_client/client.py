@@ -39,13 +39,16 @@ MOST_CONNECTIONS = 100
 """Connections that are kept open for the next photos (requests keeps 10); more in flight make new ones each time."""
 GRACE_S = 5.0
 """Extra time after the deadline, seconds: until then the service has answered with 408 itself."""
+LASTING_TLS_FAULTS = ("CERTIFICATE", "WRONG_VERSION_NUMBER")
+"""In OpenSSL's reasons: a certificate is not trusted, missing or unreadable; no TLS at this port. The next try would fail, too."""
 
 
 class ScoringError(Exception):
     """A photo could not be scored.
 
     Attributes:
-        code: of the service, such as `image_not_decodable`; without a response `no_connection`, or `not_sent` for a wrong URL or header.
+        code: of the service, such as `image_not_decodable`; without a response `no_connection`, or `not_sent` for a wrong URL, header or
+            certificate.
         status: HTTP status; 0 without a response.
     """
 
@@ -210,7 +213,12 @@ class Client:
         except (ValueError, requests.exceptions.InvalidJSONError) as error:  # a wrong URL, proxy, header or param
             raise ScoringError("not_sent", f"The request cannot be sent: {error}") from error
         except requests.RequestException as error:
+            if isinstance(error, requests.exceptions.SSLError) and any(name in str(error) for name in LASTING_TLS_FAULTS):
+                message = f"The request cannot be sent: {error}. REQUESTS_CA_BUNDLE names a file of authorities of your own."
+                raise ScoringError("not_sent", message) from error
             raise _Refused("no_connection", f"{self.url} does not answer: {error}") from error
+        except OSError as error:  # REQUESTS_CA_BUNDLE names no file
+            raise ScoringError("not_sent", f"The request cannot be sent: {error}") from error
         if response.is_redirect:
             message = f"{self.url} redirects to {response.headers['location']}; give the Client that base URL."
             raise ScoringError("redirected", message, response.status_code)

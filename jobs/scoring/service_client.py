@@ -35,6 +35,8 @@ PATIENCE_S = 600.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 GRACE_S = 5.0
 """Extra time after the request's deadline, seconds: until then the service has answered with 408 itself."""
+LASTING_TLS_FAULTS = ("CERTIFICATE", "WRONG_VERSION_NUMBER")
+"""In OpenSSL's reasons: a certificate is not trusted, missing or unreadable; no TLS at this port. The next try would fail, too."""
 TRANSIENT_CODES = {"overloaded", "internal_error", "deadline_exceeded"}
 """Error codes of the service, not of a bad image."""
 OF_ALL_REQUESTS = {403, 404, 405}
@@ -118,7 +120,12 @@ class ServiceClient:
             except ValueError as error:  # requests' errors for a wrong URL, proxy or header are ValueErrors
                 raise Unavailable(f"the request cannot be sent: {error}") from error
             except requests.RequestException as error:
+                if isinstance(error, requests.exceptions.SSLError) and any(name in str(error) for name in LASTING_TLS_FAULTS):
+                    told = f"the request cannot be sent: {error}. REQUESTS_CA_BUNDLE names a file of authorities of your own"
+                    raise Unavailable(told) from error
                 fault: ServiceFault = Unavailable(f"{self.url} does not answer: {error}")
+            except OSError as error:  # REQUESTS_CA_BUNDLE names no file
+                raise Unavailable(f"the request cannot be sent: {error}") from error
             else:
                 if answer.ok and not answer.is_redirect:
                     return self._document(answer, route)
