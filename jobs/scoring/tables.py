@@ -11,6 +11,7 @@ import csv
 import errno
 import glob
 import json
+import os
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -112,8 +113,21 @@ def read_file(path: Path, most_bytes: int = -1) -> bytes:
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise Unreadable("It is a pipe or a device, no file.")
-    with path.open("rb") as file:
-        return file.read(most_bytes)
+    try:
+        with path.open("rb") as file:
+            return file.read(most_bytes)
+    except FileNotFoundError as error:
+        if _stands_alone(path):
+            told = "neither it nor anything beside it is there: is its storage mounted on this machine?"
+            raise OSError(errno.ENODEV, told, str(path)) from error
+        raise
+
+
+def _stands_alone(path: Path) -> bool:
+    """Whether the nearest folder that is there is empty, as that of a share is until it is mounted, or the root."""
+    nearest = next(folder for folder in path.absolute().parents if os.path.isdir(folder))
+    with os.scandir(nearest) as entries:
+        return nearest == nearest.parent or next(entries, None) is None
 
 
 def is_of_the_photo(error: BaseException | None) -> bool:

@@ -277,6 +277,25 @@ def test_a_fault_of_the_storage_is_no_row(folder, tmp_path, monkeypatch, capsys)
     assert lines_of(output)["0.JPG"]["preds"] == FOUND
 
 
+def test_a_share_that_is_not_mounted(tmp_path, capsys):
+    """Its place is empty or missing: none of its photos has a row, so that the same command scores them later."""
+    places = [f"{tmp_path}/share/a.jpg", f"{tmp_path}/share/more/b.jpg", "/no-such-place/c.jpg"]
+    (tmp_path / "share").mkdir()
+    (tmp_path / "list.csv").write_text("\n".join(["image", *places]))
+    output = tmp_path / "preds.jsonl"
+    with stub_service() as stub:
+        assert run(tmp_path / "list.csv", stub.url, output) == 1
+        assert "is its storage mounted on this machine?" in capsys.readouterr().err
+        assert not output.exists() or not output.read_text()
+        (tmp_path / "share/other.txt").write_text("mounted")
+        (tmp_path / "share/a.jpg").write_bytes(b"photo")
+        assert run(tmp_path / "list.csv", stub.url, output) == 1
+    rows = rows_of(output)
+    assert rows.keys() == {("list.csv", 0), ("list.csv", 1)}
+    assert rows["list.csv", 0] == FOUND
+    assert rows["list.csv", 1]["error"]["code"] == "image_not_readable"
+
+
 def test_a_storage_that_is_gone_ends_the_run(folder, tmp_path, monkeypatch, capsys):
     for number in range(100):
         (folder / f"more{number}.jpg").write_bytes(b"photo")

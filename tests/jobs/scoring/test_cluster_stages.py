@@ -149,6 +149,18 @@ def test_a_fault_of_the_storage(load, counted, monkeypatch, tmp_path, fault, pas
 
 
 @pytest.mark.usefixtures("no_pauses")
+@pytest.mark.parametrize("beside", [True, False], ids=["other photos are there", "nothing is there"])
+def test_a_share_that_is_not_mounted(load, counted, tmp_path, beside):
+    """Where nothing is below its place, a missing photo is the storage's fault and gets no row; else it has a row with its error."""
+    (tmp_path / "share").mkdir()
+    if beside:
+        (tmp_path / "share/other.jpg").write_bytes(b"photo")
+    preds = scored(load(batch_of(str(tmp_path / "share/photos/a.jpg"))))
+    assert bool(preds) == beside
+    assert counted == [(1, 1, 0) if beside else (0, 0, 1)]
+
+
+@pytest.mark.usefixtures("no_pauses")
 def test_a_store_that_cannot_be_reached(load, counted, monkeypatch):
     """As S3's region is asked for; a scheme that nobody knows is the row's own."""
     told = {"s3": OSError("curlCode: 6, Couldn't resolve host name"), "odd": ValueError("Protocol not known: odd")}
