@@ -36,7 +36,7 @@ MODEL_INFO_S = 10.0
 """How long the description of the model is cached, seconds."""
 
 
-@serve.deployment(max_ongoing_requests=1000)
+@serve.deployment(max_ongoing_requests=1000, graceful_shutdown_timeout_s=35)
 @serve.ingress()
 class Ingress(TakesUserConfig):
     """Admits requests, scores their images through the stages, gathers the answers.

@@ -5,7 +5,8 @@
 
 Also prints the rate that each part of the configuration allows, and the bottleneck (serve_app/config/capacity.py).
 `--ports` checks that the ports which the service needs are free on this machine; `make serve` does that too.
-Ray's variables are taken from the environment, then from a ray.env beside the file, as `make serve` does.
+Ray's variables are taken from the environment, then from a ray.env beside the file, as `make serve` does; of a manifest from the `env` of
+its pods, then from this project's ray.env, which the image has. A manifest's pods must reach the service and hold its replicas.
 
 Ray Serve 2.60 silently drops most unknown keys and merges two entries for one deployment; here both are errors.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from ray._common.utils import import_attr
 from ray.serve._private.constants import DEFAULT_HTTP_PORT
 from ray.serve.schema import HTTPOptionsSchema, ServeDeploySchema
 
@@ -27,6 +29,7 @@ from pipeline.errors import ConfigurationError
 from pipeline.images.fetch import make_ssl_context
 from pipeline.model.zoo import CHECKPOINT_SUFFIXES, locate, official_urls
 from serve_app.config.capacity import StageCosts, as_lines, step_of
+from serve_app.config.manifest import check_pods, environment_of_pods, serve_config_of
 from serve_app.config.ray_env import set_ray_env
 from serve_app.config.relations import check_relations
 from serve_app.config.rollout import check_user_configs, room_for_update
@@ -35,6 +38,9 @@ from serve_app.http.exposure import check_certificates, check_exposure
 from serve_app.keys import KeyRing
 
 BUILDER = "serve_app.app:build_app"
+CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+IMAGE_ENV = Path(__file__).parents[1] / "ray.env"
+"""The variables of deploy/Dockerfile, but for those that the manifest sets."""
 HAPROXY_PORTS = {
     "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
     "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
@@ -52,14 +58,22 @@ class Application(NamedTuple):
 
 
 def check_config(path: Path) -> list[Settings]:
-    """Read and check a configuration file.
+    """Read and check a configuration file, or a KubeRay manifest with its `serveConfigV2`.
 
     Returns:
         The settings of each of our applications in it, at least one.
     Raises:
         ConfigurationError: what is wrong and where.
     """
-    return [application.settings for application in check_document(read_configuration(path))]
+    return [application.settings for application in _check(*_configuration(path))]
+
+
+def _check(document: Any, manifest: dict[str, Any] | None) -> list[Application]:
+    applications = check_document(document)
+    if manifest:
+        for application in applications:
+            check_pods(manifest, document, application.deployments)
+    return applications
 
 
 def read_document(path: Path) -> Any:
@@ -71,17 +85,14 @@ def read_document(path: Path) -> Any:
     return _only(_documents(path))
 
 
-def read_configuration(path: Path) -> Any:
-    """As `read_document`; of a KubeRay manifest, its `serveConfigV2`."""
+def _configuration(path: Path) -> tuple[Any, dict[str, Any] | None]:
+    """As `read_document`, and None; of a KubeRay manifest, its `serveConfigV2`, and the manifest."""
     documents = _documents(path)
     manifests = [each for each in documents if isinstance(each, dict) and each.get("kind") == "RayService"]
     if not manifests:
-        return _only(documents)
-    text = (manifests[0].get("spec") or {}).get("serveConfigV2")
-    if not isinstance(text, str):
-        raise ConfigurationError("spec.serveConfigV2: expected the configuration as text (`serveConfigV2: |`)")
+        return _only(documents), None
     try:
-        return yaml.load(text, Loader=_UniqueKeyLoader)
+        return yaml.load(serve_config_of(manifests[0]), Loader=_UniqueKeyLoader), manifests[0]
     except yaml.YAMLError as error:
         raise ConfigurationError(f"spec.serveConfigV2 cannot be read: {error}") from error
 
@@ -107,6 +118,9 @@ def check_document(document: Any) -> list[Application]:
     schema = validated(ServeDeploySchema, document, "")
     if not 0 < schema.http_options.port < 2**16:
         raise ConfigurationError(f"http_options.port: 1 to 65535, got {schema.http_options.port}")
+    if schema.tracing_config and schema.tracing_config.enabled:
+        _check_import("tracing_config.exporter_import_path", schema.tracing_config.exporter_import_path)
+    _check_import(f"{CALLBACK} (see ray.env)", os.environ.get(CALLBACK))
     ours = [app for app in schema.model_dump(exclude_unset=True)["applications"] if _is_ours(app["import_path"])]
     if not ours:
         raise ConfigurationError(f"nothing to check: no application has import_path: {BUILDER}")
@@ -126,6 +140,15 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 raise ConfigurationError(f"line {key.start_mark.line + 1}: {key.value} is given twice in one section")
             seen.add((key.tag, key.value))
         return node
+
+
+def _check_import(setting: str, import_path: str | None) -> None:
+    """Find a wrong path here: Ray would import it when the next replica or proxy starts, which then fails."""
+    try:
+        if import_path:
+            import_attr(import_path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(f"{setting}: {import_path} cannot be imported: {error}") from error
 
 
 def _is_ours(import_path: str) -> bool:
@@ -234,15 +257,19 @@ def main() -> int:
     args = parser.parse_args()
     path: Path = args.path
     try:
-        set_ray_env(path.parent / "ray.env")
-        document = read_configuration(path)
-        applications = check_document(document)
+        document, manifest = _configuration(path)
+        if manifest:
+            os.environ.update(environment_of_pods(manifest))
+        set_ray_env(IMAGE_ENV if manifest else path.parent / "ray.env")
+        applications = _check(document, manifest)
         if args.ports:
             check_ports(document.get("http_options") or {})
     except ConfigurationError as error:
         print(f"{path}: {error.message}", file=sys.stderr)
         return 1
     for settings, _ in applications:
+        for unset in (name for name in settings.ingress.auth.keys_env if not os.environ.get(name)):
+            print(f"{path}: note: {unset} is not set here; it must be set wherever Ray starts", file=sys.stderr)
         for absent in absent_files(settings):
             print(
                 f"{path}: note: {absent} is not on this machine; it must be on every node that runs the service", file=sys.stderr

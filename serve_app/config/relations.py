@@ -18,6 +18,7 @@ CLASSES: dict[str, Any] = {"Ingress": Ingress, "ImageLoader": ImageLoader, "Dete
 PLACEMENT = ("ray_actor_options", "max_replicas_per_node", "placement_group_bundles", "placement_group_strategy")
 """Options that Ray Serve checks only when it starts the deployment."""
 HAPROXY_TIMEOUT = "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"
+DRAINING = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
 
 
 def check_relations(deployments: dict[str, dict[str, Any]], settings: Settings, request_timeout_s: float | None) -> None:
@@ -35,6 +36,7 @@ def check_relations(deployments: dict[str, dict[str, Any]], settings: Settings, 
     _check_autoscaling(deployments, settings)
     _check_urls(deployments, settings)
     _check_timeout(request_timeout_s, settings)
+    _check_shutdown(deployments.get("Ingress", {}), settings)
 
 
 def _check_placement(deployments: dict[str, dict[str, Any]]) -> None:
@@ -117,6 +119,19 @@ def _check_timeout(request_timeout_s: float | None, settings: Settings) -> None:
         raise ConfigurationError(
             f"http_options.request_timeout_s ({request_timeout_s:g}) must be above args.ingress.timeout_s "
             f"({settings.ingress.timeout_s:g}): Ray would end a request before the service can answer it with 408"
+        )
+
+
+def _check_shutdown(ingress: dict[str, Any], settings: Settings) -> None:
+    """A replica that an update stops takes requests while it drains, then finishes those that it has."""
+    draining_s = float(os.environ.get(DRAINING) or 30) if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" else 0.0
+    given = ingress.get("graceful_shutdown_timeout_s")
+    given_s: float = CLASSES["Ingress"]._deployment_config.graceful_shutdown_timeout_s if given is None else given
+    if given_s <= (needed_s := draining_s + settings.ingress.timeout_s):
+        draining = f" plus {DRAINING} ({draining_s:g})" if draining_s else ""
+        raise ConfigurationError(
+            f"deployments[Ingress].graceful_shutdown_timeout_s ({given_s:g}) must be above {needed_s:g}, args.ingress.timeout_s "
+            f"({settings.ingress.timeout_s:g}){draining}: an update would end requests that are being scored"
         )
 
 

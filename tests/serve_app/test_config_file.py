@@ -176,6 +176,20 @@ DETECTOR = [*APP, "deployments", 2]
             "must be above .*528: max_images_in_flight",
             id="admission by Ray",
         ),
+        pytest.param(
+            [*APP, "deployments", 0],
+            "graceful_shutdown_timeout_s",
+            30,
+            r"Ingress\].graceful_shutdown_timeout_s \(30\) must be above",
+            id="an update that cuts requests",
+        ),
+        pytest.param(
+            [],
+            "tracing_config",
+            {"enabled": True, "exporter_import_path": "deployments.telemetry.tracing:otlp"},
+            r"tracing_config\.exporter_import_path: .*:otlp cannot be imported",
+            id="no such exporter",
+        ),
         pytest.param(DETECTOR, "num_replicas", "auto", "100 replicas are never reached", id="autoscaling by its other name"),
         pytest.param(["http_options"], "host", "0.0.0.0", "no keys are set", id="open to the world"),
         pytest.param(APP, "import_path", "serve_app.ap:build_app", "nothing to check: .*serve_app.app:build_app", id="not ours"),
@@ -238,6 +252,34 @@ def test_haproxy_waits_longer_than_the_service(tmp_path, document, monkeypatch):
         ConfigurationError, match=r"RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S \(35, see ray.env\) must be above .*timeout_s \(40\)"
     ):
         check_config(write(tmp_path, document))
+
+
+def test_an_ingress_that_drains_needs_time_for_both(tmp_path, document, monkeypatch):
+    """With HAProxy it takes requests for a while, then finishes those it has. Without an entry it has the decorator's time."""
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    monkeypatch.setenv("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "5")
+    with pytest.raises(ConfigurationError, match=r"\(35\) must be above 35, args\.ingress\.timeout_s \(30\) plus .*_S \(5\)"):
+        check_config(write(tmp_path, document))
+    del document["applications"][0]["deployments"][0]["graceful_shutdown_timeout_s"]
+    monkeypatch.setenv("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
+    assert check_config(write(tmp_path, document))
+
+
+def test_a_callback_that_has_moved(tmp_path, document, monkeypatch):
+    """Of a ray.env of an older version."""
+    monkeypatch.setenv("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve_app.proxy:middlewares")
+    with pytest.raises(
+        ConfigurationError, match=r"CALLBACK_IMPORT_PATH \(see ray\.env\): serve_app\.proxy:middlewares cannot be"
+    ):
+        check_config(write(tmp_path, document))
+
+
+def test_keys_of_the_environment_are_mentioned(tmp_path, document, monkeypatch, capsys):
+    """Where they are not set here, they must be where the service runs."""
+    document["applications"][0]["args"]["ingress"]["auth"] = {"keys_env": ["NOT_SET_HERE"]}
+    monkeypatch.setattr(sys, "argv", ["config_file", str(write(tmp_path, document))])
+    assert main() == 0
+    assert "NOT_SET_HERE is not set here" in capsys.readouterr().err
 
 
 def test_ray_without_a_deadline(tmp_path, document):
@@ -384,6 +426,7 @@ def test_ray_env_beside_the_file_counts(tmp_path, document, monkeypatch, capsys)
     monkeypatch.setattr(os, "environ", {**os.environ})
     os.environ.pop("RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S", None)
     document["applications"][0]["args"]["ingress"]["timeout_s"] = 40
+    document["applications"][0]["deployments"][0]["graceful_shutdown_timeout_s"] = 50
     path = write(tmp_path, document)
     monkeypatch.setattr(sys, "argv", ["config_file", str(path)])
     assert main() == 0
