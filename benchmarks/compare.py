@@ -14,7 +14,7 @@ from benchmarks.measure import Spread, as_number, as_range, ratios, spread, tabl
 from benchmarks.photos import LARGE_WH, SMALL_WH
 from benchmarks.timed_pipelines import STAGES, Answered, MmdetPipeline, OurPipeline, Pipeline
 from deployments.settings import EMBEDDED_MODEL
-from jobs.command_line import tell
+from jobs.command_line import print_progress
 from pipeline.inference.engine import EngineOptions
 from pipeline.model.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.zoo import locate
@@ -129,7 +129,7 @@ def compare(setting: Setting, photos: Sequence[bytes], rounds: int, each_turn: C
             pipelines[name].answer(photos[0])  # cores and caches are its own from here on
             answers[name].append([pipelines[name].answer(photo) for photo in photos])
     result = summarise(setting.title, answers)
-    tell(f"{setting.title}: mmdet {result.ms[MMDET].median:.0f} ms, ours {result.ms[OURS].median:.0f} ms")
+    print_progress(f"{setting.title}: mmdet {result.ms[MMDET].median:.0f} ms, ours {result.ms[OURS].median:.0f} ms")
     return result
 
 

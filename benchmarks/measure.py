@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from jobs.command_line import tell
+from jobs.command_line import print_progress
 from loadtest.service.machine import describe_machine, results_line
 
 MIN_PASSES = 3
@@ -63,7 +63,7 @@ def turns(names: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
         first = round_ % len(names)
         for name in (*names[first:], *names[:first]):
             yield round_, name
-        tell(f"round {round_ + 1} of {rounds} done")
+        print_progress(f"round {round_ + 1} of {rounds} done")
 
 
 def passes_per_s(run: Callable[[], object], seconds: float, callers: int = 1) -> float:

@@ -28,7 +28,7 @@ from benchmarks.measure import ForeignLoad, add_arguments, finish, turns
 from benchmarks.peers.process import PYTHONS, WIRES, peer_process
 from benchmarks.peers.standings import MAX_FOREIGN_CORES, OURS, Turn, as_table, errors_of, standings
 from deployments.settings import EMBEDDED_MODEL
-from jobs.command_line import cli_errors, tell
+from jobs.command_line import cli_errors, print_progress
 from loadtest.load.openloop import Client, run_single_stream, summarise
 from loadtest.load.photos import photos_from
 from loadtest.load.scenarios import Result, Setup, find_server_rate, run_offline
@@ -98,12 +98,12 @@ def measure_contestant(
     contestant: Contestant, round_: int, bodies: Sequence[bytes], scenarios: Sequence[str], setup: Setup
 ) -> Turn:
     """Start, warm up, measure, stop."""
-    tell(f"round {round_ + 1}: {contestant.name}")
+    print_progress(f"round {round_ + 1}: {contestant.name}")
     try:
         with contestant.start() as url:
             details = asyncio.run(_scenarios(url, bodies, scenarios, setup, contestant.wire))
     except (NotReady, RuntimeError) as error:
-        tell(f"{contestant.name} did not start: {error}")
+        print_progress(f"{contestant.name} did not start: {error}")
         return Turn(contestant.name, round_, fault=str(error))
     server, offline = details.get("server"), details.get("offline")
     return Turn(
@@ -130,7 +130,7 @@ async def _scenarios(url: str, bodies: Sequence[bytes], scenarios: Sequence[str]
             results["offline"] = await run_offline(client, setup)
             results["offline"]["foreign_cores"] = cores = foreign.cores()
             if cores > MAX_FOREIGN_CORES:
-                tell(f"other programs used {cores:.1f} cores meanwhile: this result says little")
+                print_progress(f"other programs used {cores:.1f} cores meanwhile: this result says little")
         return results
 
 

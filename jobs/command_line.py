@@ -49,7 +49,7 @@ def cli_errors(program: str, *more: type[Exception], status: int = 1) -> Callabl
 
     def wrap(main: Callable[P, int]) -> Callable[P, int]:
         @functools.wraps(main)
-        def told(*args: P.args, **kwargs: P.kwargs) -> int:
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> int:
             print_any_name()
             try:
                 with interrupted_by_sigterm():
@@ -61,7 +61,7 @@ def cli_errors(program: str, *more: type[Exception], status: int = 1) -> Callabl
                 print(f"{program}: {reason_of(error)}", file=sys.stderr)
                 return status
 
-        return told
+        return wrapper
 
     return wrap
 
@@ -124,7 +124,7 @@ def print_any_name() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def tell(line: object) -> None:
+def print_progress(line: object) -> None:
     """Print a line of progress on stderr."""
     print(line, file=sys.stderr, flush=True)
 
@@ -140,10 +140,10 @@ def progress(items: Iterable[T], unit: str = "photo", total: int | None = None) 
         yield from tqdm(items, unit=unit, total=total)
         return
     of = f" of {total:,}" if total or (total := len(items) if isinstance(items, Sized) else 0) else ""
-    began = told = time.monotonic()
+    began = last_line_at = time.monotonic()
     for done, item in enumerate(items):
-        if (now := time.monotonic()) - told >= LINE_EVERY_S:
-            told = now
+        if (now := time.monotonic()) - last_line_at >= LINE_EVERY_S:
+            last_line_at = now
             print(f"{done:,}{of} {unit}s, {done / (now - began):.2g} {unit}s/s", file=sys.stderr, flush=True)
         yield item
 

@@ -75,7 +75,7 @@ def take_back(config: Path, before: str, api: ServeApi) -> str:
         if config.read_text(encoding="utf-8") != before:  # else a full disk kept it
             write_atomically(config, before)
 
-    told = []
+    outcomes = []
     for step, done, failed, remedy in (
         (restore, f"{config} is as before", f"{config} still names the new model", "put the old one back"),
         (
@@ -87,10 +87,10 @@ def take_back(config: Path, before: str, api: ServeApi) -> str:
     ):
         try:
             step()
-            told.append(done)
+            outcomes.append(done)
         except Exception as error:
-            told.append(f"{failed} ({reason_of(error)}): {remedy}")
-    return "; ".join(told)
+            outcomes.append(f"{failed} ({reason_of(error)}): {remedy}")
+    return "; ".join(outcomes)
 
 
 def with_model(text: str, application: str, model: str) -> str:
@@ -142,8 +142,8 @@ def address_of(text: str, application: str) -> str:
 def changed_labels(old: Sequence[str], new: Sequence[str]) -> str:
     """What clients will see of a change of labels, in a sentence."""
     added, gone = [name for name in new if name not in old], [name for name in old if name not in new]
-    told = [f"{what} labels: {', '.join(names)}" for what, names in (("new", added), ("gone", gone)) if names]
-    return "; ".join(told) or "The labels stay"
+    changes = [f"{what} labels: {', '.join(names)}" for what, names in (("new", added), ("gone", gone)) if names]
+    return "; ".join(changes) or "The labels stay"
 
 
 def score_one(service: ServiceClient, photo: Path | None, model: str) -> int:

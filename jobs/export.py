@@ -76,14 +76,14 @@ def export_onnx(checkpoint: Checkpoint, output: Path, detections: int) -> None:
 def description(checkpoint: Checkpoint) -> dict[str, str]:
     """Metadata for users of the file: name to JSON."""
     spec = checkpoint.spec
-    told = {
+    facts = {
         "name": spec.name,
         "labels": list(spec.classes),
         "input": "uint8 BGR, scaled to fit keeping the ratio, at the top left, padded; normalised within the model",
         "pad_value": PAD_VALUE,
         "mask_stride_px": MASK_STRIDE_PX,
     }
-    return {name: json.dumps(value) for name, value in told.items()}
+    return {name: json.dumps(value) for name, value in facts.items()}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -50,8 +50,10 @@ class ServeApi:
         except RuntimeError as error:
             raise CommandFault(f"Ray Serve refuses the configuration: {str(error).strip().splitlines()[-1]}") from error
         except OSError as error:
-            told = f"Ray's dashboard at {self._address} does not answer ({type(error).__name__}); `serve status` says what runs"
-            raise CommandFault(told) from error
+            message = (
+                f"Ray's dashboard at {self._address} does not answer ({type(error).__name__}); `serve status` says what runs"
+            )
+            raise CommandFault(message) from error
 
     def wait_until_running(self, application: str, timeout_s: float) -> None:
         """Return once all replicas are of the newest configuration.
@@ -61,19 +63,19 @@ class ServeApi:
         """
         ends = time.monotonic() + timeout_s
         while True:
-            told = self._told_of(application)
-            if told.get("status") == "RUNNING":
+            details = self._details_of(application)
+            if details.get("status") == "RUNNING":
                 return
-            if told.get("status") == "DEPLOY_FAILED":  # UNHEALTHY, of a replica that died meanwhile, passes
-                raise CommandFault(f"the new replicas do not start: {_reason(told)}")
+            if details.get("status") == "DEPLOY_FAILED":  # UNHEALTHY, of a replica that died meanwhile, passes
+                raise CommandFault(f"the new replicas do not start: {_reason(details)}")
             if time.monotonic() > ends:
                 raise CommandFault(
-                    f"the new replicas did not run within {timeout_s:g} s ({told.get('status')}); room for another Detector is needed "
-                    f"beside the old one (python -m serve_app.config_file says how much): {_reason(told)}"
+                    f"the new replicas did not run within {timeout_s:g} s ({details.get('status')}); room for another Detector is needed "
+                    f"beside the old one (python -m serve_app.config_file says how much): {_reason(details)}"
                 )
             time.sleep(POLL_S)
 
-    def _told_of(self, application: str) -> dict[str, Any]:
+    def _details_of(self, application: str) -> dict[str, Any]:
         """What the dashboard says of an application. Without an answer of it, that: it may be back before the time is over."""
         try:
             return dict(self._client.get_serve_details()["applications"].get(application) or {})
@@ -84,7 +86,10 @@ class ServeApi:
             }
 
 
-def _reason(told: dict[str, Any]) -> str:
+def _reason(details: dict[str, Any]) -> str:
     """What Ray Serve says of the application, or of the first of its deployments that is not healthy."""
-    messages = [told.get("message"), *(deployment.get("message") for deployment in (told.get("deployments") or {}).values())]
+    messages = [
+        details.get("message"),
+        *(deployment.get("message") for deployment in (details.get("deployments") or {}).values()),
+    ]
     return next(filter(None, (reason_of(message or "") for message in messages)), "Ray Serve does not say why")

@@ -29,7 +29,7 @@ from typing import Any
 
 import requests
 
-from jobs.command_line import CommandFault, cli_errors, tell
+from jobs.command_line import CommandFault, cli_errors, print_progress
 from jobs.scoring.service_client import base_url
 from loadtest.load.image_server import allow_image_server
 from loadtest.load.openloop import NOT_CONNECTED, Client, run_single_stream, summarise
@@ -173,7 +173,7 @@ async def _settled(target: Target) -> Snapshot | None:
             last = now
         return last
     except RuntimeError as error:
-        tell(f"{error}: the report will not show batches, stages and replicas (--metrics names the file)")
+        print_progress(f"{error}: the report will not show batches, stages and replicas (--metrics names the file)")
         return None
 
 
@@ -190,7 +190,7 @@ def _target(args: argparse.Namespace) -> Iterator[Target]:
         check_config(args.config)
     except ServiceError as error:
         raise CommandFault(f"{args.config}: {error}") from error
-    tell("starting the service")
+    print_progress("starting the service")
     with local_service(args.config, env={"RAY_metrics_report_interval_ms": str(METRICS_EVERY_MS)}) as service:
         yield Target(service.url, service.processes, discovery_file(service.folder / "ray"), QUIET_S[0])
 

@@ -27,7 +27,7 @@ from typing import Any
 import requests
 
 from deployments.settings import STAGES
-from jobs.command_line import tell
+from jobs.command_line import print_progress
 from loadtest.load.photos import photos_from
 from loadtest.measurements import faults
 from loadtest.service.local_service import LocalService, local_service, wait_until_ready
@@ -182,7 +182,7 @@ def main() -> int:
     losses = []
     for loss in _lose_nodes(args.rounds) if args.nodes else _lose_replicas(args.rounds):
         losses.append(loss)
-        tell(loss)
+        print_progress(loss)
     rows = summarise(losses)
     head = f"{'killed':14} {'ready again s':>14} {'worst':>6} {'first answer s':>15} {'slowest answer s':>17} {'failed requests':>16}"
     lines = [

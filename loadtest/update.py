@@ -27,7 +27,7 @@ import requests
 import yaml
 
 from deployments.settings import DEPLOYMENTS, EMBEDDED_MODEL
-from jobs.command_line import tell
+from jobs.command_line import print_progress
 from loadtest.load.openloop import Client, percentile, poisson_schedule, run_open_loop, whole_ms
 from loadtest.load.photos import photos_from
 from loadtest.load.traffic import OK, request_bodies
@@ -159,7 +159,7 @@ def main() -> int:
     with local_service() as service:
         for name in CHANGES:
             rows.append(update(service, name, args.rate, args.seconds))
-            tell(rows[-1])
+            print_progress(rows[-1])
     facts = {"machine": describe_machine(), "late_s": LATE_S, "updates": [asdict(row) for row in rows]}
     print(as_table(rows))
     print(results_line(facts, args.output))

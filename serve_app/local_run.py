@@ -111,7 +111,7 @@ class LocalRun:
 
     def _wait_until_ready(self, document: ServeDeploySchema) -> None:
         urls = {app.name: address_of(document, app.route_prefix or "/") for app in document.applications}
-        told, told_at = "", time.monotonic()
+        printed, printed_at = "", time.monotonic()
         while True:
             status = {name: found for name, found in serve.status().applications.items() if name in urls}
             for name, application in status.items():
@@ -121,9 +121,9 @@ class LocalRun:
             if len(running) == len(urls) and all(running) and all(_is_ready(url) for url in urls.values()):
                 break
             waits = ", ".join(line for application in status.values() for line in waits_for(application))
-            if waits and time.monotonic() - told_at > (CHANGE_AFTER_S if waits != told else REMIND_AFTER_S):
+            if waits and time.monotonic() - printed_at > (CHANGE_AFTER_S if waits != printed else REMIND_AFTER_S):
                 self._say(f"Waiting for {waits}")
-                told, told_at = waits, time.monotonic()
+                printed, printed_at = waits, time.monotonic()
             time.sleep(POLL_S)
         for url in urls.values():
             self._say_ready(url)

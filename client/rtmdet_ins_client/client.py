@@ -35,7 +35,7 @@ OF_THE_HOST = frozenset({"fetch_timeout", "fetch_unavailable"})
 """Error codes of a URL whose host did not answer: tried once more."""
 NO_CODE = "error"
 """Code of a response that is not the service's own."""
-MOST_CONNECTIONS = 100
+MAX_CONNECTIONS = 100
 """Connections that are kept open for the next photos (requests keeps 10); more in flight make new ones each time."""
 GRACE_S = 5.0
 """Extra time after the deadline, seconds: until then the service has answered with 408 itself."""
@@ -86,7 +86,7 @@ class Client:
         self._stops = {self._stop}
         self._session = requests.Session()
         for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(pool_maxsize=MOST_CONNECTIONS))
+            self._session.mount(scheme, HTTPAdapter(pool_maxsize=MAX_CONNECTIONS))
         self._session.headers["x-request-timeout-seconds"] = f"{deadline_s:g}"
         if key := (key or "").strip():
             self._session.auth = _bearer(key)  # as a header alone, ~/.netrc would replace it

@@ -10,7 +10,7 @@ import numpy as np
 
 from jobs.evaluation.metrics_coco import STATISTICS
 
-MOST_COLUMNS = 12
+MAX_COLUMNS = 12
 """Most labels for which the confusion matrix is printed; with more, only the plot and the JSON have it."""
 SHOWN = ("average_precision", "precision", "recall")
 
@@ -42,7 +42,7 @@ def _azureml_lines(azureml: dict[str, Any]) -> list[str]:
         rows.append([kind, *map(_per_cent, [*own, *(numbers["image_level"][name] for name in SHOWN)])])
     above, iou = azureml["score_threshold"], azureml["iou_threshold"]
     lines = [f"of {azureml['predictions']:,} predictions with a score above {above:g}, at IoU {iou:g}", *_aligned(rows)]
-    if len(azureml["labels"]) > MOST_COLUMNS:
+    if len(azureml["labels"]) > MAX_COLUMNS:
         return [*lines, "", "confusion matrix: more labels than fit here; --plot draws it"]
     heads = ["annotated \\ found", *azureml["labels"], "missed"]
     matrix = azureml["mask"]["confusion_matrices"][f"{above:g}"]

@@ -21,7 +21,7 @@ from pipeline.types import DetectOptions, Instances, Letterbox, LoadedImage
 BATCHES = (2, 1)
 """Sizes of the batches that are compared."""
 LARGEST_BOX_PX, LARGEST_SCORE, LARGEST_MASK_SHARE = 0.1, 1e-3, 5e-3
-MOST_ALONE = 0.03
+MAX_ALONE = 0.03
 """Share of instances that one side alone may have: NMS decides otherwise where an overlap lies on its threshold to the last digit."""
 
 
@@ -52,7 +52,7 @@ class Agreement:
     def good(self) -> bool:
         """Whether rounding explains the differences."""
         within = self.box_px <= LARGEST_BOX_PX and self.score <= LARGEST_SCORE and self.mask_share <= LARGEST_MASK_SHARE
-        return within and self.instances > 0 and self.alone <= MOST_ALONE * (self.instances + self.alone)
+        return within and self.instances > 0 and self.alone <= MAX_ALONE * (self.instances + self.alone)
 
     def __str__(self) -> str:
         return (

@@ -51,11 +51,11 @@ class Photo:
     def __str__(self) -> str:
         return self.file_name if isinstance(self.image, Path) and self.row == 0 else f"{self.file_name}, row {self.row}"
 
-    def text(self, most_chars: int | None = None) -> str:
+    def text(self, max_chars: int | None = None) -> str:
         """Base64 of the file, or the text as it is.
 
         Args:
-            most_chars: of base64; of a larger file, only a little more is read. None: any number.
+            max_chars: of base64; of a larger file, only a little more is read. None: any number.
         Raises:
             OSError: the file cannot be read.
             Unreadable: the cell names no image, or no file; the message gives the reason.
@@ -64,8 +64,8 @@ class Photo:
             raise self.image
         if isinstance(self.image, str):
             return self.image
-        most_bytes = -1 if most_chars is None else most_chars // 4 * 3 + 1
-        return pybase64.b64encode(read_file(self.image, most_bytes)).decode()
+        max_bytes = -1 if max_chars is None else max_chars // 4 * 3 + 1
+        return pybase64.b64encode(read_file(self.image, max_bytes)).decode()
 
 
 class Source:

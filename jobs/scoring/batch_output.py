@@ -109,10 +109,10 @@ class BatchOutput:
             append_atomically(self._run_file, json.dumps(facts, indent=1).encode())
             has_rows = self.rows.exists() and self.rows.stat().st_size
             return f"without {self._run_path}, nothing tells whether the rows in {self.path} were made alike" if has_rows else ""
-        if apart := [key for key in {**earlier, **facts} if earlier.get(key) != facts.get(key)]:
-            told = "; ".join(f"{key} was {earlier.get(key)!r}, is now {facts.get(key)!r}" for key in apart)
+        if changed := [key for key in {**earlier, **facts} if earlier.get(key) != facts.get(key)]:
+            changes = "; ".join(f"{key} was {earlier.get(key)!r}, is now {facts.get(key)!r}" for key in changed)
             raise InputsError(
-                f"{self.path} holds rows of a run with other settings: {told}. Use another --output; or, to mix them in one file, "
+                f"{self.path} holds rows of a run with other settings: {changes}. Use another --output; or, to mix them in one file, "
                 f"delete {self._run_path}"
             )
         return ""

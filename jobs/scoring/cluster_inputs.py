@@ -87,8 +87,8 @@ def listed(source: str, manifest: str) -> Listed:
         return _parquet_source(source, files)
     try:
         if total := count_rows(manifest):
-            told = f"the {total:,} photos of the first run ({manifest}); what was added since is not scored: take another --output for it"
-            print(f"jobs.batch_ray: {told}", file=sys.stderr)
+            message = f"the {total:,} photos of the first run ({manifest}); what was added since is not scored:"
+            print(f"jobs.batch_ray: {message} take another --output for it", file=sys.stderr)
         else:
             total = list_photos(source, manifest)
     except InputsError as error:
@@ -160,7 +160,7 @@ def count_rows(uri: str) -> int:
     for path in parquet_files(uri):
         if path.endswith(PENDING):
             continue
-        with _told_of(path):
+        with _naming_errors(path):
             rows += pq.read_metadata(path, filesystem=filesystem).num_rows
     return rows
 
@@ -180,7 +180,7 @@ def _parquet_source(source: str, files: Sequence[str]) -> Listed:
     _check_no_photos_beside(source)
     seen, columns = list[pa.ChunkedArray](), set[tuple[str, str]]()
     for path in files:
-        with _told_of(path), pq.ParquetFile(path, filesystem=filesystem) as file:
+        with _naming_errors(path), pq.ParquetFile(path, filesystem=filesystem) as file:
             names = file.schema_arrow.names
             column = next((name for name in COLUMNS if name in names), None)
             if column is None or ID not in names:
@@ -189,8 +189,8 @@ def _parquet_source(source: str, files: Sequence[str]) -> Listed:
             columns.add((column, _type_of(path, file.schema_arrow, column)))
             seen.append(file.read(columns=[ID])[ID])
     if len(columns) > 1:
-        told = " and ".join(f"{name} ({kind})" for name, kind in sorted(columns))
-        raise InputsError(f"{source}: images are in {told}; all files must have the same column, of one type")
+        found = " and ".join(f"{name} ({kind})" for name, kind in sorted(columns))
+        raise InputsError(f"{source}: images are in {found}; all files must have the same column, of one type")
     _check_ids(source, seen)
     if below := _parquet_below(source):
         print(f"jobs.batch_ray: {len(below):,} Parquet files in folders below {source} are left out: {below[0]}", file=sys.stderr)
@@ -237,7 +237,7 @@ def _check_no_photos_beside(source: str) -> None:
 
 
 @contextlib.contextmanager
-def _told_of(path: str) -> Iterator[None]:
+def _naming_errors(path: str) -> Iterator[None]:
     """Within: Arrow's error about a file becomes an InputsError."""
     try:
         yield

@@ -74,9 +74,9 @@ def _check_settings(output: str, settings: dict[str, Any]) -> None:
     if earlier == settings:
         return
     if filesystem.get_file_info(pafs.FileSelector(f"{folder}/rows", allow_not_found=True)):
-        told = (f"{name} was {earlier.get(name)!r}, is now {settings[name]!r}" for name in settings)
-        apart = "; ".join(said for name, said in zip(settings, told, strict=True) if earlier.get(name) != settings[name])
-        raise InputsError(f"{output} holds rows that were made otherwise: {apart}. Take another --output")
+        changes = (f"{name} was {earlier.get(name)!r}, is now {settings[name]!r}" for name in settings)
+        changed = "; ".join(change for name, change in zip(settings, changes, strict=True) if earlier.get(name) != settings[name])
+        raise InputsError(f"{output} holds rows that were made with other settings: {changed}. Take another --output")
     filesystem.create_dir(folder, recursive=True)
     if filesystem.get_file_info(manifest).type == pafs.FileType.File:
         if not earlier:

@@ -141,8 +141,8 @@ def _run(args: argparse.Namespace, output: str, photos: Listed, stages: Stages, 
     if coco:
         print(coco.write(output, args.format))
     if counts.done and counts.done == counts.errors and not before:
-        told = f"not one of {counts.done:,} photos could be scored; the first: {counts.first_error}"
-        print(f"jobs.batch_ray: {told}", file=sys.stderr)
+        message = f"not one of {counts.done:,} photos could be scored; the first: {counts.first_error}"
+        print(f"jobs.batch_ray: {message}", file=sys.stderr)
         return 1
     return 0
 
@@ -253,7 +253,7 @@ def _through(args: argparse.Namespace) -> tuple[Stages, dict[str, Any]]:
     _connect()
     applications = serve.status().applications
     if args.through not in applications or applications[args.through].status != "RUNNING":
-        there = ", ".join(f"{other} ({told.status.value})" for other, told in applications.items()) or "none"
+        there = ", ".join(f"{other} ({found.status.value})" for other, found in applications.items()) or "none"
         raise InputsError(f"--through {args.through}: no such application runs in this cluster (RAY_ADDRESS); there is: {there}")
     try:
         runs: ModelInfo = serve.get_app_handle(args.through).model_info.remote().result(timeout_s=MODEL_INFO_TIMEOUT_S)

@@ -121,8 +121,8 @@ class ServiceClient:
                 raise Unavailable(f"the request cannot be sent: {error}") from error
             except requests.RequestException as error:
                 if isinstance(error, requests.exceptions.SSLError) and any(name in str(error) for name in LASTING_TLS_FAULTS):
-                    told = f"the request cannot be sent: {error}. REQUESTS_CA_BUNDLE names a file of authorities of your own"
-                    raise Unavailable(told) from error
+                    message = f"the request cannot be sent: {error}. REQUESTS_CA_BUNDLE names a file of authorities of your own"
+                    raise Unavailable(message) from error
                 fault: ServiceFault = Unavailable(f"{self.url} does not answer: {error}")
             except OSError as error:  # REQUESTS_CA_BUNDLE names no file
                 raise Unavailable(f"the request cannot be sent: {error}") from error

@@ -104,7 +104,7 @@ def image_of_cell(cell: str | None, folder: Path) -> Path | str | Unreadable:
     return "".join(text.split()) if text.isascii() and looks_like_base64(text) else folder / text
 
 
-def read_file(path: Path, most_bytes: int = -1) -> bytes:
+def read_file(path: Path, max_bytes: int = -1) -> bytes:
     """The content of a file, or its beginning.
 
     Raises:
@@ -115,11 +115,11 @@ def read_file(path: Path, most_bytes: int = -1) -> bytes:
         raise Unreadable("It is a pipe or a device, no file.")
     try:
         with path.open("rb") as file:
-            return file.read(most_bytes)
+            return file.read(max_bytes)
     except FileNotFoundError as error:
         if _stands_alone(path):
-            told = "neither it nor anything beside it is there: is its storage mounted on this machine?"
-            raise OSError(errno.ENODEV, told, str(path)) from error
+            reason = "neither it nor anything beside it is there: is its storage mounted on this machine?"
+            raise OSError(errno.ENODEV, reason, str(path)) from error
         raise
 
 

@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jobs.command_line import tell
+from jobs.command_line import print_progress
 from loadtest.load.openloop import (
     STALE_BOUNDS,
     Client,
@@ -67,7 +67,7 @@ class Setup:
 async def run_stream(client: Client, setup: Setup) -> Result:
     """SingleStream: latencies of one closed-loop client."""
     summary = summarise(await run_single_stream(client, setup.seconds), setup.p99_ms, images_per_query=client.images)
-    tell(_line("single stream", summary))
+    print_progress(_line("single stream", summary))
     return {"scenario": "single-stream", "summary": asdict(summary)}
 
 
@@ -76,7 +76,7 @@ async def run_offline(client: Client, setup: Setup) -> Result:
     count = max(1, setup.offline_images // client.images)
     queries = await run_open_loop(client, [0.0] * count, OFFLINE_PATIENCE_S)
     summary = summarise(queries, None, images_per_query=client.images)
-    tell(_line("offline", summary))
+    print_progress(_line("offline", summary))
     return {"scenario": "offline", "images": count * client.images, "summary": asdict(summary)}
 
 
@@ -85,7 +85,7 @@ async def run_steady(client: Client, setup: Setup) -> Result:
     count = max(MIN_QUERIES, round(setup.rate_per_s * setup.seconds))
     queries = await run_open_loop(client, poisson_schedule(setup.rate_per_s, count, setup.seed), client.timeout_s)
     summary = summarise(queries, setup.p99_ms, setup.rate_per_s, client.images)
-    tell(_line(f"{setup.rate_per_s:.2f}/s", summary))
+    print_progress(_line(f"{setup.rate_per_s:.2f}/s", summary))
     return {"scenario": "steady", "bound_p99_ms": setup.p99_ms, "summary": asdict(summary)}
 
 
@@ -109,7 +109,7 @@ async def find_server_rate(client: Client, setup: Setup) -> Result:
             raise NoMoreTrials
         summary = await offer(client, setup, rate_per_s, setup.seed + len(trials))
         trials.append(summary)
-        tell(_line(f"{rate_per_s:8.2f}/s {'holds' if summary.holds else 'does not hold'}", summary))
+        print_progress(_line(f"{rate_per_s:8.2f}/s {'holds' if summary.holds else 'does not hold'}", summary))
         await asyncio.sleep(setup.pause_s)
         return summary.holds
 
@@ -120,7 +120,7 @@ async def find_server_rate(client: Client, setup: Setup) -> Result:
         rate = await highest_rate(holds, setup.start_per_s or 500.0 / alone_ms, setup.repeats)
     else:
         waits = f"{alone_ms:.0f} ms" if alone_ms else "without an answer"
-        tell(f"a single client waits {waits} ({alone.outcomes}): no rate can meet {setup.p99_ms:g} ms")
+        print_progress(f"a single client waits {waits} ({alone.outcomes}): no rate can meet {setup.p99_ms:g} ms")
     confirming = [trial for trial in trials if trial.offered_per_s == rate][-setup.repeats :]
     return {
         "scenario": "server",

@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 
 from deployments.settings import DEPLOYMENTS
-from jobs.command_line import tell
+from jobs.command_line import print_progress
 from loadtest.load.openloop import Client, Query, percentile, poisson_schedule, run_closed_loop, run_open_loop, whole_ms
 from loadtest.load.photos import photos_from
 from loadtest.load.traffic import OK, request_bodies
@@ -96,7 +96,7 @@ class FaultInjector:
             if not processes:  # its replacement is not there yet
                 continue
             self.faults.append(Fault(clock(), action, target))
-            tell(f"{self.faults[-1].at_s:6.1f} s: {self.faults[-1].name}")
+            print_progress(f"{self.faults[-1].at_s:6.1f} s: {self.faults[-1].name}")
             self._inject(chance.choice(processes), action, node if target == RAYLET else None)
 
     def _processes_of(self, target: str, node: Node) -> list[psutil.Process]:
@@ -124,7 +124,7 @@ class FaultInjector:
                 self.service.replace(node)
                 return
             except NotReady as error:
-                tell(f"a node did not start: {str(error).splitlines()[-1]}")
+                print_progress(f"a node did not start: {str(error).splitlines()[-1]}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from jobs.command_line import tell
+from jobs.command_line import print_progress
 from loadtest.load.openloop import Client, Summary, poisson_schedule, run_open_loop, run_single_stream, summarise, whole_ms
 from loadtest.load.photos import photos_from
 from loadtest.load.scenarios import Setup, find_server_rate
@@ -75,7 +75,9 @@ async def overload(service: LocalService, bodies: list[bytes], setup: Setup, rat
 async def _offer(client: Client, setup: Setup, rate_per_s: float, seed: int) -> Summary:
     schedule = poisson_schedule(rate_per_s, round(rate_per_s * setup.seconds), seed)
     summary = summarise(await run_open_loop(client, schedule, 30.0), setup.p99_ms, rate_per_s)
-    tell(f"{rate_per_s:.1f}/s offered: {summary.goodput_per_s or 0:.1f}/s within {setup.p99_ms:g} ms, {summary.outcomes}")
+    print_progress(
+        f"{rate_per_s:.1f}/s offered: {summary.goodput_per_s or 0:.1f}/s within {setup.p99_ms:g} ms, {summary.outcomes}"
+    )
     return summary
 
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from deployments.settings import DEPLOYMENTS
-from jobs.command_line import tell
+from jobs.command_line import print_progress
 from loadtest.load.openloop import Client, poisson_schedule, run_open_loop, run_single_stream, summarise
 from loadtest.load.photos import photos_from
 from loadtest.load.traffic import request_bodies
@@ -62,7 +62,7 @@ async def soak(service: LocalService, bodies: list[bytes], rate_per_s: float, mi
             memory.append(private_memory_mb(service.processes()))
             replicas.append({name: len(service.replica_pids(name)) for name in DEPLOYMENTS})
             line = f"minute {minute + 1}: p50 {summary.p50_ms or 0:.0f} ms, p99 {summary.p99_ms or 0:.0f} ms, {summary.outcomes}"
-            tell(f"{line}, {memory[-1]:.0f} MB, {sum(replicas[-1].values())} replicas")
+            print_progress(f"{line}, {memory[-1]:.0f} MB, {sum(replicas[-1].values())} replicas")
     return Soak(rate_per_s, dict(outcomes), p50s, p99s, memory, replicas, growth_of(memory[1:], replicas[1:]))
 
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.command_line import tell
+from jobs.command_line import print_progress
 from loadtest.load.openloop import Client, Query, percentile, run_closed_loop, run_single_stream, whole_ms
 from loadtest.load.photos import photos_from
 from loadtest.load.traffic import OK, request_bodies
@@ -199,7 +199,7 @@ def run(args: argparse.Namespace) -> int:
             with Watch(service.processes) as watch:
                 return await run_clients(client, plan), watch.samples
 
-    tell(f"measuring for {sum(args.seconds):.0f} s")
+    print_progress(f"measuring for {sum(args.seconds):.0f} s")
     with local_service(change=scale_by_itself) as service:
         queries, samples = asyncio.run(load(service))
     result = summarise_spike(queries, samples, plan, args.p99_ms)

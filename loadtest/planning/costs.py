@@ -28,7 +28,7 @@ import requests
 
 from deployments.detector import engine_options
 from deployments.settings import EMBEDDED_MODEL
-from jobs.command_line import CommandFault, tell
+from jobs.command_line import CommandFault, print_progress
 from loadtest.load.image_server import allow_image_server, start_image_server
 from loadtest.load.photos import photos_from
 from loadtest.load.traffic import JSON_HEADERS, request_bodies
@@ -248,7 +248,7 @@ def run(args: argparse.Namespace) -> int:
         args.output.parent.mkdir(parents=True, exist_ok=True)
     machine = describe_machine()
     photos = photos_from(args.images, size_wh=(640, 480))
-    tell("measuring for about a minute")
+    print_progress("measuring for about a minute")
     try:
         costs = measure_costs(photos, args.clients, args.images_per_request, args.count, args.config, args.urls)
     except ServiceError as error:

@@ -290,8 +290,8 @@ class GreedyBatcher(Generic[Item, Result]):
         logger.warning("a batch of %d failed, retrying its halves: %s: %s", size, type(error).__name__, error)
         self._report(self._observer.batch_split, size, out_of_memory)
 
-    def _report(self, tell: Callable[Args, None], *args: Args.args, **kwargs: Args.kwargs) -> None:
+    def _report(self, callback: Callable[Args, None], *args: Args.args, **kwargs: Args.kwargs) -> None:
         try:
-            tell(*args, **kwargs)
+            callback(*args, **kwargs)
         except Exception:
             logger.exception("the batch observer failed")

@@ -61,9 +61,9 @@ def _why_no_gpu() -> str:
 
 def owned_cores() -> int:
     """Cores this process may use: OMP_NUM_THREADS, which Ray sets to a replica's num_cpus; else by affinity and cgroup quota."""
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    if told.isdigit() and int(told) > 0:
-        return int(told)
+    setting = os.environ.get("OMP_NUM_THREADS", "")
+    if setting.isdigit() and int(setting) > 0:
+        return int(setting)
     return min(len(os.sched_getaffinity(0)), _cgroup_cores())
 
 

@@ -197,20 +197,20 @@ def _import(source: Path, labels: tuple[str, ...] | None, image_size: int | None
     print(f"{output}: {spec.name}, {spec.input_size} px, {len(spec.classes)} labels: {', '.join(spec.classes)}")
 
 
-def _labels(told: str) -> tuple[str, ...]:
+def _labels(text: str) -> tuple[str, ...]:
     """argparse type: label names, separated by commas, or the lines of a file."""
-    is_file = os.path.isfile(told)  # not Path's: it raises for a list that is too long for a file name
-    lines = Path(told).read_text(encoding="utf-8-sig").splitlines() if is_file else told.split(",")
+    is_file = os.path.isfile(text)  # not Path's: it raises for a list that is too long for a file name
+    lines = Path(text).read_text(encoding="utf-8-sig").splitlines() if is_file else text.split(",")
     if not (names := tuple(line.strip() for line in lines if line.strip())):
-        raise argparse.ArgumentTypeError(f"{told!r} names no label")
+        raise argparse.ArgumentTypeError(f"{text!r} names no label")
     return names
 
 
-def _side(told: str) -> int:
+def _side(text: str) -> int:
     """argparse type: a whole number from 1."""
-    if not (told.isdecimal() and int(told) > 0):
-        raise argparse.ArgumentTypeError(f"{told!r} is not a number of pixels")
-    return int(told)
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of pixels")
+    return int(text)
 
 
 def main(arguments: list[str] | None = None) -> int:

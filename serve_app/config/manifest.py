@@ -53,15 +53,15 @@ def check_pods(manifest: Mapping[str, Any], document: Mapping[str, Any], deploym
         if not (need := _resources(entry)):
             continue
         room = {
-            group: _room(told, need) * (1 if group == _HEAD_GROUP_NAME else told["max_workers"]) for group, told in groups.items()
+            group: _room(pods, need) * (1 if group == _HEAD_GROUP_NAME else pods["max_workers"]) for group, pods in groups.items()
         }
-        wanted, most = replicas(entry)[1], sum(room.values())
-        if most < wanted:
+        wanted, possible = replicas(entry)[1], sum(room.values())
+        if possible < wanted:
             asks = ", ".join(f"{amount:,.15g} {resource}" for resource, amount in need.items())
-            told = ", ".join(f"{group} {count}" for group, count in room.items())
+            by_group = ", ".join(f"{group} {count}" for group, count in room.items())
             raise ConfigurationError(
-                f"deployments[{name}]: {wanted} replicas are never reached: a replica asks for {asks}, so the pods hold at most {most} "
-                f"({told}). Lower the number of replicas or what they ask for, or raise the groups' resources, num-cpus or maxReplicas"
+                f"deployments[{name}]: {wanted} replicas are never reached: a replica asks for {asks}, so the pods hold at most {possible} "
+                f"({by_group}). Lower the number of replicas or what they ask for, or raise the groups' resources, num-cpus or maxReplicas"
             )
 
 

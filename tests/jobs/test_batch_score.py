@@ -259,10 +259,10 @@ def test_a_fault_of_the_storage_is_no_row(folder, tmp_path, monkeypatch, capsys)
     for path in failing:
         path.write_bytes(b"photo")
 
-    def read(path, *most_bytes):
+    def read(path, *max_bytes):
         if path in failing:
             raise OSError(failing[path], os.strerror(failing[path]), str(path))
-        return read_file(path, *most_bytes)
+        return read_file(path, *max_bytes)
 
     monkeypatch.setattr(batch_inputs, "read_file", read)
     output = tmp_path / "preds.jsonl"

@@ -82,7 +82,7 @@ class OpenVinoEngine(BatchEngine):
             self._idle.put(Stream(self._compiled, streams, share, largest) if streams > 1 else self._alone)
         self._threads = ThreadPoolExecutor(streams, thread_name_prefix="stream")
         self._early_compiler = ThreadPoolExecutor(len(self._modes), thread_name_prefix="compile")
-        self._turn = threading.Lock()
+        self._call_lock = threading.Lock()
         self._running: list[Future[Any]] = []
         self._closed = False
 
@@ -157,25 +157,25 @@ class OpenVinoEngine(BatchEngine):
 
     def _spread(self, batch: int, work: Callable[[Stream, slice], Result], *, leave_room: bool = False) -> list[Result]:
         """Do a batch's work, each part as a stream comes free; results in order. Calls from several threads begin in turn."""
-        with self._turn:
+        with self._call_lock:
             if self._closed:
                 raise RuntimeError("the engine is closed")
             self._running = [part for part in self._running if not part.done()]
-            parts, left = _shares(batch, self._stream_count, quiet=not (self._running or leave_room))
-            mine = [self._threads.submit(self._on_stream, self._idle.get(), work, part) for part in parts]
-            self._running += mine
+            parts, left = _shares(batch, self._stream_count, idle=not (self._running or leave_room))
+            futures = [self._threads.submit(self._on_stream, self._idle.get(), work, part) for part in parts]
+            self._running += futures
             if left:
-                wait(mine)  # the threads are theirs
+                wait(futures)  # the threads are theirs
             alone = [work(self._alone, slice(image, image + 1)) for image in left]
         if leave_room and not self._idle.empty():
             self._on_capacity(1)
-        for future in mine:
-            future.add_done_callback(self._tell_of_capacity)
-        wait(mine)  # all of them, also if one fails: a batch is not reported as failed while parts of it still run
-        return [future.result() for future in mine] + alone
+        for future in futures:
+            future.add_done_callback(self._report_capacity)
+        wait(futures)  # all of them, also if one fails: a batch is not reported as failed while parts of it still run
+        return [future.result() for future in futures] + alone
 
-    def _tell_of_capacity(self, _: Future[Any]) -> None:
-        if not self._turn.locked():  # else the next call takes the stream that came free
+    def _report_capacity(self, _: Future[Any]) -> None:
+        if not self._call_lock.locked():  # else the next call takes the stream that came free
             self._on_capacity(1)
 
     def _on_stream(self, stream: Stream, work: Callable[[Stream, slice], Result], part: slice) -> Result:
@@ -185,16 +185,16 @@ class OpenVinoEngine(BatchEngine):
             self._idle.put(stream)
 
 
-def _shares(batch: int, streams: int, *, quiet: bool) -> tuple[list[slice], range]:
+def _shares(batch: int, streams: int, *, idle: bool) -> tuple[list[slice], range]:
     """How a batch is spread.
 
     Args:
-        quiet: nothing else runs, so that all threads can go to the images that are left over by equal shares.
+        idle: nothing else runs, so that all threads can go to the images that are left over by equal shares.
     Returns:
         The images of each stream that gets some, and those to run on all threads, one by one.
     """
     length, longer = divmod(batch, streams)
-    left = range(batch - longer if quiet else batch, batch)
-    lengths = [length + (stream < longer and not quiet) for stream in range(streams)]
+    left = range(batch - longer if idle else batch, batch)
+    lengths = [length + (stream < longer and not idle) for stream in range(streams)]
     ends = list(accumulate(lengths))
     return [slice(end - length, end) for end, length in zip(ends, lengths, strict=True) if length], left

@@ -57,14 +57,14 @@ class Stream:
     Args:
         compiled: for the shapes of the images that come.
         streams: among which the threads are divided.
-        most_images: in a share.
+        max_images: in a share.
         largest: compiled for the largest shape.
     """
 
-    def __init__(self, compiled: CompiledInputs, streams: int, most_images: int, largest: ov.CompiledModel) -> None:
-        self._compiled, self._streams, self._most_images = compiled, streams, most_images
-        self._pixels = np.empty(most_images * math.prod(largest.input().shape), np.uint8)
-        self._outputs = [np.empty(most_images * math.prod(output.shape), np.float32) for output in largest.outputs]
+    def __init__(self, compiled: CompiledInputs, streams: int, max_images: int, largest: ov.CompiledModel) -> None:
+        self._compiled, self._streams, self._max_images = compiled, streams, max_images
+        self._pixels = np.empty(max_images * math.prod(largest.input().shape), np.uint8)
+        self._outputs = [np.empty(max_images * math.prod(output.shape), np.float32) for output in largest.outputs]
         self._inputs: dict[tuple[int, int], Input] = {}
 
     def input(self, input_hw: tuple[int, int]) -> Input:
@@ -72,7 +72,7 @@ class Stream:
         if input_hw not in self._inputs:
             model = self._compiled.model(self._streams, input_hw)
             pixels, *outputs = (
-                flat[: self._most_images * math.prod(port.shape)].reshape(self._most_images, *port.shape[1:])
+                flat[: self._max_images * math.prod(port.shape)].reshape(self._max_images, *port.shape[1:])
                 for flat, port in zip((self._pixels, *self._outputs), (model.input(), *model.outputs), strict=True)
             )
             self._inputs[input_hw] = Input(model, pixels, outputs)

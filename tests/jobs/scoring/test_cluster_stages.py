@@ -136,10 +136,10 @@ def test_a_fault_of_the_storage(load, counted, monkeypatch, tmp_path, fault, pas
     (tmp_path / "a.jpg").write_bytes(photo())
     left = [fault] if passes else [fault] * 99
 
-    def read(path, most_bytes):
+    def read(path, max_bytes):
         if left:
             raise left.pop()
-        return read_file(path, most_bytes)
+        return read_file(path, max_bytes)
 
     monkeypatch.setattr(cluster_images, "read_file", read)
     preds = scored(load(batch_of(photo(), str(tmp_path / "a.jpg"))))

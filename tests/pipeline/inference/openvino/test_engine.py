@@ -159,16 +159,16 @@ def test_a_closed_engine_says_so():
             engine.detect([loaded_photo((640, 640))] * 2, [LOW] * 2)
 
 
-@given(batch=st.integers(1, 40), streams=st.integers(2, 9), quiet=st.booleans())
-def test_shares_cover_a_batch_once_and_in_order(batch, streams, quiet):
+@given(batch=st.integers(1, 40), streams=st.integers(2, 9), idle=st.booleans())
+def test_shares_cover_a_batch_once_and_in_order(batch, streams, idle):
     """Equal shares and a remainder for all threads on a quiet engine, shares that differ by one on a busy one."""
-    parts, left = _shares(batch, streams, quiet=quiet)
+    parts, left = _shares(batch, streams, idle=idle)
     assert [image for part in parts for image in range(part.start, part.stop)] + list(left) == list(range(batch))
     lengths = {part.stop - part.start for part in parts}
     assert all(0 < length <= -(-batch // streams) for length in lengths)
     assert len(parts) <= streams
-    assert len(lengths) <= (1 if quiet else 2)
-    assert len(left) < streams if quiet else not left
+    assert len(lengths) <= (1 if idle else 2)
+    assert len(left) < streams if idle else not left
 
 
 def test_signals_arrive_when_engines_are_gone():
