@@ -26,6 +26,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
+$(VENV)/.installed-load: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[load]'
+	touch $@
+
 lock: $(VENV)/.installed
 	$(BIN)/python .ci/lock.py
 
@@ -65,8 +69,7 @@ format: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.bench
 
-loadtest: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[load]'
+loadtest: $(VENV)/.installed-load
 	$(BIN)/python -m loadtest locust MixedUser --headless -u 4 --shape ramp --shape-seconds 30
 
 clean:

@@ -190,7 +190,6 @@ def _target(args: argparse.Namespace) -> Iterator[Target]:
         check_config(args.config)
     except ServiceError as error:
         raise CommandFault(f"{args.config}: {error}") from error
-    print_progress("starting the service")
     with local_service(args.config, env={"RAY_metrics_report_interval_ms": str(METRICS_EVERY_MS)}) as service:
         yield Target(service.url, service.processes, discovery_file(service.folder / "ray"), QUIET_S[0])
 

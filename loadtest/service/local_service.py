@@ -23,6 +23,7 @@ import psutil
 import requests
 import yaml
 
+from jobs.command_line import print_progress
 from loadtest.service.load_balancer import load_balancer
 from loadtest.service.local_cluster import START_TRIES, LocalCluster, Node, NotReady, local_cluster, unwound_by_sigterm
 from loadtest.service.machine import free_port
@@ -112,7 +113,7 @@ def local_service(
     namespaces: bool = False,
     balanced: bool = False,
 ) -> Iterator[LocalService]:
-    """Run a configuration until the block ends or SIGTERM arrives.
+    """Run a configuration until the block ends or SIGTERM arrives; says on stderr that it starts.
 
     Args:
         config: a serve_config.yaml; only its port is replaced.
@@ -130,6 +131,7 @@ def local_service(
             tempfile.mkdtemp(prefix="rt", dir="/tmp")
         )  # short: Ray's socket names hang below it, 107 characters at most
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        print_progress("starting the service, usually half a minute")
         port = free_port()
         environment = service_environment(folder) | (env or {})
         path = _write_config(config, change, port, folder, head_only=nodes > 0 and not balanced, namespaces=namespaces)

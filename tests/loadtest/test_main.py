@@ -90,5 +90,5 @@ def test_ctrl_c_stops_what_was_started(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(main, "local_service", service)
     monkeypatch.setattr(main, "_measure", interrupted)
     assert main.main(["run", "--scenario", "server"]) == 130
-    assert capsys.readouterr().err == "starting the service\nloadtest: interrupted\n"
+    assert capsys.readouterr().err == "loadtest: interrupted\n"
     assert stopped
