@@ -83,7 +83,7 @@ class ImageLoader(TakesUserConfig):
             white_level=settings.white_level,
         )
         self._input_size, self._count = input_size, settings.threads
-        self._sharing_is_useless = settings.decode_timeout_s <= SHARED_DECODE_S
+        self._shares_decoding = settings.decode_timeout_s > SHARED_DECODE_S
         self._stage, self._fetching, self._metrics = StageRunner("image_loader"), StageRunner("fetch"), DecoderMetrics()
         self._fetcher = Fetcher(FetchPolicy(**settings.fetch.model_dump(), max_bytes=max_bytes))
         options = DecoderOptions(self._limits, input_size, settings.decode_timeout_s)
@@ -133,7 +133,7 @@ class ImageLoader(TakesUserConfig):
             an image that must be admitted as a large one first.
         """
         canvases: dict[int, NDArray[np.uint8]] = {}
-        shared = None if len(tasks) == 1 or self._sharing_is_useless else SharedDecoding(self._count)
+        shared = SharedDecoding(self._count) if len(tasks) > 1 and self._shares_decoding else None
 
         async def load_one(image: ImageInput, task: ImageTask[ImageInput], timings: Timings) -> LoadedImage:
             with timings.measure("fetch"):

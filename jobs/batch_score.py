@@ -106,9 +106,9 @@ def _run(
             results.close()  # type: ignore[attr-defined]  # a generator: waits for what is in flight, starts nothing more
         bar.update(tally.done - bar.n)
     print(tally.summary())
-    if amiss := tally.amiss():
-        print(f"jobs.batch_score: {amiss}", file=sys.stderr)
-    return 1 if tally.failed or amiss else 0
+    if problem := tally.problem():
+        print(f"jobs.batch_score: {problem}", file=sys.stderr)
+    return 1 if tally.failed or problem else 0
 
 
 @dataclass(slots=True)
@@ -151,8 +151,8 @@ class Tally:
         rate = (self.scored + self.errors) / (time.perf_counter() - self.began)
         return f"{self.scored} scored, {self.errors} errors, {before}, {self.total - self.done} not done; {rate:.1f} images/s"
 
-    def amiss(self) -> str:
-        """What to say where every row is an error, or photos have vanished; empty otherwise."""
+    def problem(self) -> str:
+        """A message if every row is an error, or photos have vanished; empty otherwise."""
         if self.errors and not (self.scored or self.before):
             return f"none of {self.errors} photos could be scored; first error: {self.first_error}"
         if self.done < self.total and not self.failed:

@@ -26,7 +26,7 @@ class FairQueue(Generic[Item]):
 
     def __init__(self) -> None:
         self._queues: dict[str, deque[Item]] = {}  # none is empty
-        self._had: dict[str, tuple[float, float]] = {}
+        self._turns: dict[str, tuple[float, float]] = {}
         """By caller: its turns, of which half are forgotten every HALF_LIFE_S, and the time of the last one."""
 
     def __len__(self) -> int:
@@ -43,7 +43,7 @@ class FairQueue(Generic[Item]):
 
     def recent_turns(self, caller: str) -> float:
         """How many turns a caller had lately; older ones count less."""
-        turns, at = self._had.get(caller, (0.0, 0.0))
+        turns, at = self._turns.get(caller, (0.0, 0.0))
         return turns * math.exp2((at - time.monotonic()) / HALF_LIFE_S)
 
     def count(self, caller: str) -> int:
@@ -57,7 +57,7 @@ class FairQueue(Generic[Item]):
     def pop(self, caller: str | None = None) -> Item:
         """Remove and return the next item, or a caller's next one."""
         caller = self.callers[0] if caller is None else caller
-        self._had[caller] = self.recent_turns(caller) + 1, time.monotonic()
+        self._turns[caller] = self.recent_turns(caller) + 1, time.monotonic()
         queue = self._queues[caller]
         item = queue.popleft()
         if not queue:

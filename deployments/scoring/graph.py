@@ -61,10 +61,10 @@ class ScoringGraph:
         self._detector = detector
         self._polygonizer = polygonizer
         # Another replica's device or decoders may work; with all stages in this process there is no other replica.
-        self._worth_another_try: tuple[type[StageFailed], ...] = (StageLost, RetryAlone)
+        self._retried_errors: tuple[type[StageFailed], ...] = (StageLost, RetryAlone)
         in_process = isinstance(detector, LocalHandle)
         if not in_process:
-            self._worth_another_try += (CallHangs, EngineLost, DecodersUnavailable)
+            self._retried_errors += (CallHangs, EngineLost, DecodersUnavailable)
         self._grouper: Grouper[ImageTask[ImageInput], Answer] = Grouper(self._chain, settings.groups)
         self._fetches: Grouper[ImageTask[ImageInput], ImageTask[ImageInput]] = Grouper(self._fetch, settings.groups)
         self.admission = Admission(settings, self._grouper.expected_s)
@@ -148,7 +148,7 @@ class ScoringGraph:
         for delay_s in RETRY_DELAYS_S:
             try:
                 return await self._send_once(task, place, alone=alone)
-            except self._worth_another_try as error:
+            except self._retried_errors as error:
                 if isinstance(error, RetryAlone):
                     self._admit_as_large(place, task.context)
                 level = logging.INFO if isinstance(error, RetryAlone) else logging.WARNING

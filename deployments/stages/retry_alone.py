@@ -15,8 +15,9 @@ from pipeline.types import LoadedImage
 
 SHARED_DECODE_S = 1.0
 """Longest time to decode one image in a call of several, seconds. Ordinary images that take longer are files of many megabytes, which have
-calls of their own anyway. The images of a call share a budget of this time per decoder; once it is spent, each image gets `SCARCE_S`."""
-SCARCE_S = 0.4
+calls of their own anyway. The images of a call share a budget of this time per decoder."""
+MIN_SHARED_DECODE_S = 0.4
+"""Time limit of an image once the budget of its call is spent, seconds."""
 
 
 class RetryAlone(StageFailed):
@@ -42,7 +43,7 @@ class SharedDecoding:
         Raises:
             RetryAlone: decoding took longer than the limit.
         """
-        limit_s = min(max(self._left_s, SCARCE_S), SHARED_DECODE_S)
+        limit_s = min(max(self._left_s, MIN_SHARED_DECODE_S), SHARED_DECODE_S)
         began = time.monotonic()
         try:
             return decode(limit_s)

@@ -74,7 +74,7 @@ class BatchOutput:
         self.path, self._format_name = path, format_name
         if format_name == PARQUET:
             _pyarrow()
-        self._form = FORMATS["jsonl" if format_name == PARQUET else format_name]
+        self._line_format = FORMATS["jsonl" if format_name == PARQUET else format_name]
         self.rows = path.with_name(path.name + ".jsonl") if format_name == PARQUET else path
         for file in {path, self.rows}:
             if file.exists() and not file.is_file():  # of /dev/full, say, the first line never ends
@@ -123,17 +123,17 @@ class BatchOutput:
         done.execute("CREATE TABLE done (name TEXT, number INTEGER, PRIMARY KEY (name, number)) WITHOUT ROWID")
         if self.rows.exists():
             with self.rows.open("rb+") as lines:
-                whole = 0
+                complete_bytes = 0
                 for number, line in enumerate(lines, start=1):
                     fault = f"{self.rows}, line {number}: not a line of this job; take another --output"
                     if not line.endswith(b"\n"):
-                        if not self._form.is_cut(line):
+                        if not self._line_format.is_cut(line):
                             raise InputsError(fault)
                         break
-                    row = decode_row(self._form, line, fault)
+                    row = decode_row(self._line_format, line, fault)
                     done.execute("INSERT OR IGNORE INTO done VALUES (?, ?)", (row.file_name, row.row_number_per_file))
-                    whole += len(line)
-                lines.truncate(whole)
+                    complete_bytes += len(line)
+                lines.truncate(complete_bytes)
         return done
 
     def has(self, key: tuple[str, int]) -> bool:
@@ -143,7 +143,7 @@ class BatchOutput:
     def write(self, rows: Iterable[Row]) -> None:
         """Append rows, all of them or, on a full disk, none."""
         self._file = self._file or self.rows.open("ab", buffering=0)
-        append_atomically(self._file, "".join(self._form.encode(row) + "\n" for row in rows).encode())
+        append_atomically(self._file, "".join(self._line_format.encode(row) + "\n" for row in rows).encode())
 
     def close(self) -> None:
         """Finish the file (Parquet is written here) and release the lock."""

@@ -199,10 +199,10 @@ def _grid(tiles: int, overlap: float, input_size: int) -> Grid:
     """How photos are cut. Raises InputsError if they would have to be larger than a decoder makes them."""
     grid = Grid(tiles, overlap, input_size)
     if grid.side_px > MAX_SIDE:
-        most = max(fewer for fewer in range(1, tiles) if Grid(fewer, overlap, input_size).side_px <= MAX_SIDE)
+        max_tiles = max(fewer for fewer in range(1, tiles) if Grid(fewer, overlap, input_size).side_px <= MAX_SIDE)
         raise InputsError(
             f"--tiles {tiles} scales photos to {grid.side_px} px, and {MAX_SIDE} is the most: with this model and --overlap {overlap:g}, "
-            f"--tiles {most} is the most"
+            f"--tiles {max_tiles} is the most"
         )
     return grid
 

@@ -63,7 +63,7 @@ class Tally:
     """
 
     def __init__(self, error_threshold: int) -> None:
-        self._most, self._counts = error_threshold, Counts()
+        self._max_errors, self._counts = error_threshold, Counts()
 
     def add(self, done: int, errors: list[str], faults: list[str]) -> str:
         """Count a batch: the photos with a row, and messages; returns why the job must stop, empty if it need not."""
@@ -71,7 +71,7 @@ class Tally:
         first_error, first_fault = (before.first_error or "".join(errors[:1])), (before.first_fault or "".join(faults[:1]))
         totals = before.done + done, before.errors + len(errors), before.faults + len(faults)
         self._counts = Counts(*totals, first_error, first_fault)
-        if 0 <= self._most < self._counts.errors:
+        if 0 <= self._max_errors < self._counts.errors:
             return f"more photos failed than --error-threshold allows; one of them: {first_error}"
         if self._counts.faults >= MAX_FAULTS:
             return (

@@ -108,28 +108,29 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises:
         InputsError: a line is not a row.
     """
-    forms = FORMATS["jsonl"], FORMATS["boxes"], FORMATS["csv"]
+    formats = FORMATS["jsonl"], FORMATS["boxes"], FORMATS["csv"]
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            form, ended = next(form for form in forms if line.startswith(form.start.encode())), line.endswith(b"\n")
+            line_format = next(one for one in formats if line.startswith(one.start.encode()))
+            ended = line.endswith(b"\n")
             try:
-                row = decode_row(form, line, f"{path}, line {number}: not a line of jobs.batch_score")
+                row = decode_row(line_format, line, f"{path}, line {number}: not a line of jobs.batch_score")
             except InputsError:
                 if ended:
                     raise
                 return
-            if ended or form.start:
+            if ended or line_format.start:
                 yield row
 
 
-def decode_row(form: LineFormat, line: bytes, fault: str) -> Row:
+def decode_row(line_format: LineFormat, line: bytes, fault: str) -> Row:
     """The row of a line.
 
     Raises:
         InputsError: it is not a row; the message begins with `fault`.
     """
     try:
-        row = form.decode(line.decode().rstrip("\r\n"))
+        row = line_format.decode(line.decode().rstrip("\r\n"))
         if not isinstance(row.row_number_per_file, int) or not isinstance(row.preds["boxes"], list):
             raise ValueError("not a row")
     except (ValueError, KeyError, IndexError, TypeError, StopIteration, AttributeError, csv.Error) as error:

@@ -46,18 +46,20 @@ class Scorer:
 
     def score(self, photos: Sequence[Photo]) -> Done:
         """Read and score a group; raises only Unavailable."""
-        done, asked = Done(), []
+        done, read = Done(), []
         for photo in photos:
             try:
-                asked.append((photo, photo.text(self._room)))
+                read.append((photo, photo.text(self._room)))
             except OSError as error:
                 if is_of_the_photo(error):
-                    done.rows.append(_row(photo, _bad("image_not_readable", f"The file cannot be read: {error.strerror}.")))
+                    done.rows.append(
+                        _row(photo, _error_answer("image_not_readable", f"The file cannot be read: {error.strerror}."))
+                    )
                 else:
                     done.faults.append(f"{photo}: {reason_of(error)}")
             except Unreadable as error:
-                done.rows.append(_row(photo, _bad("image_not_readable", str(error))))
-        for part in self._parts(asked):
+                done.rows.append(_row(photo, _error_answer("image_not_readable", str(error))))
+        for part in self._parts(read):
             self._score_part(part, done)
         return done
 
@@ -65,10 +67,10 @@ class Scorer:
         """Try no request again."""
         self._client.stop()
 
-    def _parts(self, asked: list[tuple[Photo, str]]) -> Iterator[list[tuple[Photo, str]]]:
+    def _parts(self, read: list[tuple[Photo, str]]) -> Iterator[list[tuple[Photo, str]]]:
         """Split a group into as few requests as the largest body allows."""
         part: list[tuple[Photo, str]] = []
-        for photo, text in asked:
+        for photo, text in read:
             if part and sum(len(other) for _, other in part) + len(text) > self._room:
                 yield part
                 part = []
@@ -78,7 +80,9 @@ class Scorer:
 
     def _score_part(self, part: list[tuple[Photo, str]], done: Done) -> None:
         if len(part[0][1]) > self._room:  # then it is alone
-            done.rows.append(_row(part[0][0], _bad("image_too_large", "The image is larger than the service's largest request.")))
+            done.rows.append(
+                _row(part[0][0], _error_answer("image_too_large", "The image is larger than the service's largest request."))
+            )
             return
         try:
             answers = self._client.score([text for _, text in part], self._params)
@@ -98,7 +102,7 @@ def _row(photo: Photo, answer: Answer) -> Row:
     return Row(photo.row, answer, photo.file_name)
 
 
-def _bad(code: str, message: str) -> Answer:
+def _error_answer(code: str, message: str) -> Answer:
     return {"boxes": [], "error": {"code": code, "message": message}}
 
 

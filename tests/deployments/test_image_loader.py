@@ -139,7 +139,7 @@ async def test_large_images_are_returned_before_decoding(loader, monkeypatch):
 def test_slow_images_of_one_call_share_their_time(monkeypatch):
     """Eight of them do not take eight times as long as one."""
     monkeypatch.setattr(retry_alone, "SHARED_DECODE_S", 0.1)
-    monkeypatch.setattr(retry_alone, "SCARCE_S", 0.02)
+    monkeypatch.setattr(retry_alone, "MIN_SHARED_DECODE_S", 0.02)
     limits_s = []
 
     def hang(limit_s):

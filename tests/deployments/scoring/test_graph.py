@@ -149,7 +149,7 @@ async def test_a_lost_device_in_this_process_is_not_retried():
     """There is no other replica to try."""
     local = object.__new__(LocalHandle)
     graph = ScoringGraph(None, local, None, IngressSettings())
-    assert not {EngineLost, DecodersUnavailable, CallHangs} & set(graph._worth_another_try)
+    assert not {EngineLost, DecodersUnavailable, CallHangs} & set(graph._retried_errors)
 
 
 async def test_a_silent_replica_costs_seconds(monkeypatch):
