@@ -141,7 +141,7 @@ def strips(photos: list[bytes]) -> Iterator[bytes]:
 
 
 def summary(rows: list[Agreement]) -> dict[str, object]:
-    """Worst differences and mean IoUs over photos; None where nothing was found."""
+    """Worst differences and mean IoUs over photos; None if nothing was found."""
 
     def over(name: str, take: str) -> float | None:
         values = [getattr(row, name) for row in rows if getattr(row, name) is not None]

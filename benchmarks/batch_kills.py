@@ -4,7 +4,7 @@
 
 What is killed with SIGKILL, by chance: the driver with all it started, one worker of Ray Data, or the raylet (the node). After a worker's
 death the batch must go on by itself; after the others the same command is given again. One photo a pass in fp32, so that equal means equal.
-Prints a line for each kill and a JSON line last; the exit status is 1 where a row is missing, double or different.
+Prints a line for each kill and a JSON line last; the exit status is 1 if a row is missing, double or different.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Batch:
             self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
 
     def kill(self, target: str, chance: random.Random) -> bool:
-        """SIGKILL the target; False where there is none at this moment."""
+        """SIGKILL the target; False if there is none at this moment."""
         signs = {"worker": "ray::MapWorker", "raylet": "raylet/raylet"}
         if target == "driver":
             return self.end()
@@ -61,7 +61,7 @@ class Batch:
         return False
 
     def end(self) -> bool:
-        """Kill all of it; False where it had ended."""
+        """Kill all of it; False if it had ended."""
         family, alive = process_tree(self.process.pid), self.process.poll() is None
         self.process.kill()
         self.process.wait()  # not by psutil, which would take the exit status

@@ -151,7 +151,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One measurement; None where there is no sample.
+    """One measurement; None if there is no sample.
 
     Args:
         per_s: items answered a second within the measured time.

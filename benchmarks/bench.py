@@ -3,7 +3,7 @@
     python -m benchmarks.bench [--quick] [--rounds 3] [--images folder] [--memory-gb 14] [--output FILE.json] [--plot docs/bench.png]
 
     ceiling ─▶ encoded photo to JSON, stage by stage: ours │ ours in fp32 │ mmdet, in turns ─▶ peak memory, in child processes
-            ─▶ RTMDet-Ins-x beside the matrix peak ─▶ images/s by batch ─▶ the same on a GPU, where there is one
+            ─▶ RTMDet-Ins-x beside the matrix peak ─▶ images/s by batch ─▶ the same on a GPU, if there is one
 
 Prints tables and, last, one line of JSON. No Ray, no HTTP; `benchmarks.service_bench` measures the service. mmdet takes 13 GB for
 100 masks at 12 megapixels: `--memory-gb` is its limit; if that is less, both contestants keep fewer instances.
@@ -81,7 +81,7 @@ def run_throughput(args: argparse.Namespace, _: Ceiling) -> dict[str, Any]:
 
 
 def run_cuda(args: argparse.Namespace, _: Ceiling) -> dict[str, object]:
-    """A GPU, where there is one."""
+    """A GPU, if there is one."""
     return measure_and_print(args.rounds, args.seconds, photo=bench_photos(args.images, 1, SMALL_WH)[0])
 
 

@@ -232,7 +232,7 @@ def table_row(row: CudaRow) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status: 1 where there is no GPU."""
+    """The command line; returns the exit status: 1 if there is no GPU."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_cuda", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=("nano", "tiny", "s", "m", "l", "x"), default=MODELS)
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)

@@ -132,7 +132,7 @@ def as_table(points: Sequence[CurvePoint]) -> str:
 
 
 def _plot(points: Sequence[CurvePoint], path: Path) -> None:
-    import matplotlib  # a development tool: only where a plot is asked for
+    import matplotlib  # a development tool: only if a plot is asked for
 
     matplotlib.use("agg")
     from matplotlib import pyplot

@@ -33,10 +33,10 @@ Detect = Callable[[Sequence[LoadedImage], Sequence[DetectOptions]], Sequence[Ins
 
 HUNG_S, HUNG_S_PER_IMAGE = 120.0, 4.0
 """Until `MEASURED_BATCHES` batches were timed, a batch counts as hung after HUNG_S + HUNG_S_PER_IMAGE x max_batch. An image of RTMDet-Ins-x
-takes 0.6 s on two cores, twice that beside another batch; compiling in between takes less than HUNG_S."""
+takes 0.6 s on two cores, twice that while another batch runs; compiling takes less than HUNG_S."""
 HUNG_FACTOR, MIN_HUNG_S = 20.0, 30.0
-"""Later, a batch counts as hung after HUNG_FACTOR the slowest of the last `MEASURED_BATCHES`, but not before MIN_HUNG_S: the network may be
-compiled for a new image shape in between."""
+"""Later, a batch counts as hung after HUNG_FACTOR times the slowest of the last `MEASURED_BATCHES`, but not before MIN_HUNG_S: the network
+may be compiled for a new image shape."""
 MEASURED_BATCHES = 32
 
 
@@ -191,7 +191,7 @@ def check_ongoing(deployment: str, ongoing: int, max_batch: int) -> None:
         ongoing: its max_ongoing_requests.
         max_batch: most images in a batch.
     Raises:
-        ConfigurationError: it is below two batches: one that runs, and the next one, which gathers meanwhile.
+        ConfigurationError: it is below two batches, of which one runs while the next one gathers.
     """
     if ongoing < 2 * max_batch:
         raise ConfigurationError(

@@ -5,8 +5,8 @@ its own.
 base64 ───────────────┼─▶ decode ─▶ scale ─▶ LoadedImage
 bytes, ndarray ───────┘   (a process)
 
-URLs are fetched by calls of their own (`fetch`), so that no image waits for a slow host; what is fetched is then loaded as if it came with
-the request. A body of more than `PASSED_BYTES` is not passed on: it is fetched again, by the call that decodes it.
+URLs are fetched by separate calls (`fetch`), so that no image waits for a slow host; a fetched body is then loaded like one that came
+with the request. A body of more than `PASSED_BYTES` is not passed on: the call that decodes it fetches it again.
 
 Files are decoded in separate processes (pipeline.images.decoder_pool): an image that crashes or blocks its decoder does not affect
 others. Arrays from Python callers need no decoder.
@@ -54,8 +54,8 @@ ORDINARY_MAX_PIXELS = 9_000_000
 """Larger images that must be decoded at full size are decoded one at a time. A 4K picture (8.3 megapixels) is not; as a PNG it takes 0.2 s.
 A WebP of 40 megapixels of one colour can have 40 bytes."""
 ORDINARY_S, PAUSE_FACTOR, MAX_PAUSE_S = 2.0, 3.0, 2.0
-"""If an ordinary image came in the last ORDINARY_S, no large image is decoded for PAUSE_FACTOR as long as the last one took, at most
-MAX_PAUSE_S: beside a decoder, also one that only runs while a core is idle, a photo's network took 34 ms instead of 17."""
+"""If an ordinary image came in the last ORDINARY_S, a pause of PAUSE_FACTOR times its decoding time, at most MAX_PAUSE_S, follows each
+large image: while one was decoded, even by a process that only runs on idle cores, the network took 34 ms for a photo instead of 17."""
 PASSED_BYTES = 1_000_000
 """Longest body that is passed on, bytes; bounds the Ingress' memory (times `max_urls_in_flight`)."""
 MAX_FAILED_STARTS = 2

@@ -263,7 +263,7 @@ class Ingress(TakesUserConfig):
 def _faulty(answer: Answer | ImageFault) -> ScoredImage:
     if isinstance(answer, ImageFault):
         return ScoredImage([], fault=answer)
-    raise TypeError(f"a typed answer was asked for, got {type(answer).__name__}")
+    raise TypeError(f"expected a typed answer, got {type(answer).__name__}")
 
 
 def _either(asked: Any, default: Any) -> Any:

@@ -29,7 +29,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         yield path
         return
-    path = path.resolve()  # where it is a link, the file behind it is replaced
+    path = path.resolve()  # if it is a link, the file behind it is replaced
     draft = path.with_name(f".{secrets.token_hex(4)}.part{path.suffix}")  # not by process: containers all have number 1
     try:
         with naming(path, instead_of=draft):

@@ -115,7 +115,7 @@ def _count(totals: Totals, name: str, photo: Path, answers: tuple[Answer, Answer
 
 
 def missed_thresholds(summary: dict[str, Any], args: argparse.Namespace) -> list[str]:
-    """The missed thresholds, as text. Without any objects, none is missed; where no objects match, those of matched objects are."""
+    """The missed thresholds, as text. Without any objects, none is missed; if no objects match, those of matched objects are."""
     failed = []
     if not summary["compared"]:
         failed.append("not one photo has an answer of both sides")

@@ -119,7 +119,7 @@ def with_model(text: str, application: str, model: str) -> str:
 
 
 def _entry(node: Any, key: str) -> Any:
-    """The value under a key of a YAML mapping; None where there is none."""
+    """The value under a key of a YAML mapping; None if there is none."""
     pairs = node.value if isinstance(node, yaml.MappingNode) else ()
     return next((value for name, value in pairs if name.value == key), None)
 

@@ -88,7 +88,7 @@ def readable(names: Sequence[str], as_pixels: bool) -> list[tuple[str, ImageInpu
 
 @cli_errors("jobs.score_by_handle", RayServeException)
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status: 1 where an image, or all of them, could not be scored."""
+    """The command line; returns the exit status: 1 if an image, or all of them, could not be scored."""
     parser = argparse.ArgumentParser(prog="python -m jobs.score_by_handle", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("images", nargs="+", help="files or URLs")
     parser.add_argument("--pixels", action="store_true", help="decode files here and send pixels")

@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--search", choices=["random", "bayes"], default="random", help="bayes: Optuna's TPE (default: %(default)s)")
     add("--asha", action="store_true", help="stop trials early that are worse than others at the same step (ASHA)")
     add("--cpus-per-trial", type=float, help="(default: all of the machine, or its share for each GPU)")
-    add("--gpus-per-trial", type=float, help="(default: 1 where there is one)")
+    add("--gpus-per-trial", type=float, help="(default: 1 if there is one)")
     add(
         "--memory-gb-per-trial",
         type=float,

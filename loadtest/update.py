@@ -5,7 +5,7 @@
     Poisson load ──▶ service ◀── `serve run` of the changed file, a few seconds later
 
 For each change: seconds until it is in effect, and requests that failed, were late, and took longest. Prints a table and, last, one line
-of JSON; exit status 1 where a request failed or was late.
+of JSON; exit status 1 if a request failed or was late.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Compiles functions with Numba: loops as fast as in C, which run without the GIL.
 
 The machine code is cached on disk: beside the source, in `NUMBA_CACHE_DIR`, or in `~/.cache/numba`. If none of them is writable, each
-process compiles at its start. It does so once where a file of the cache is damaged, as after a loss of power. Machine code contains that
+process compiles at its start. It does so once if a file of the cache is damaged, as after a loss of power. Machine code contains that
 of the functions it calls, and imported constants; so it is compiled anew when one of these has changed, in whatever module.
 
 The compiler leaves 250 MB in the process that runs it. `compile_in_child` lets a child process do it.

@@ -12,7 +12,7 @@
     │   ├── ImageError            422   image_not_decodable, invalid_base64, unsupported_image_format
     │   │   └── FetchError        422   url_refused, fetch_failed, fetch_unavailable, fetch_timeout
     │   └── HeaderTooLarge        431   header_too_large
-    ├── Overloaded                503   overloaded (429 where the operator prefers it), with Retry-After
+    ├── Overloaded                503   overloaded (429 if the operator prefers it), with Retry-After
     ├── StageFailed               500   internal_error: a replica died or raised an unexpected exception
     │   ├── EngineFailed                out of memory (EngineOutOfMemory), or the device failed (EngineLost)
     │   └── DecodersUnavailable         no decoder process starts in this replica

@@ -39,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--cuda"):
         config.option.markexpr = "cuda"
     else:
-        # `auto` takes a GPU where there is one, and then everything written for the CPU would test something else. Set over
+        # `auto` takes a GPU if there is one, and then everything written for the CPU would test something else. Set over
         # whatever the machine says; child processes (Ray, servers) inherit it. PyTorch reads it when first asked for a GPU.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

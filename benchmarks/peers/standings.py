@@ -20,11 +20,11 @@ one of them halves it."""
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One contestant's results in one round; None where there is nothing.
+    """One contestant's results in one round; None if there is nothing.
 
     Args:
         name, round: whose, and which, from 0.
-        server_per_s: highest rate that held the bound; 0.0 where none did.
+        server_per_s: highest rate that held the bound; 0.0 if none did.
         offline_per_s: images per second.
         errors: queries that failed, by outcome, in both scenarios.
         fault: why there are no results.

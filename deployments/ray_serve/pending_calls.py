@@ -1,4 +1,4 @@
-"""Counts the calls of this process that have no result yet; tells silent replicas and nodes."""
+"""Counts the calls of this process that have no result yet; detects silent replicas and nodes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ray.serve.request_router import ReplicaID
 SILENT_S = 1.0
 """A replica that has a call and has completed none for this time is silent, seconds."""
 SILENT_FACTOR, MEASURED_CALLS = 3.0, 32
-"""But not before SILENT_FACTOR the median time of the last MEASURED_CALLS calls of its deployment: a batch may take seconds."""
+"""But not before SILENT_FACTOR times the median time of the last MEASURED_CALLS calls of its deployment: a batch may take seconds."""
 
 
 @dataclass(slots=True, eq=False)
@@ -24,8 +24,9 @@ class _Call:
 
     Args:
         call_id: Ray Serve's internal request id. Calls of one request may share it.
-        sent_at: `time.monotonic()`; inf if the time that it takes says nothing.
-        result: kept until the call is completed: Ray tells nobody of the end of a call whose result nobody holds. None for a stream.
+        sent_at: `time.monotonic()`; inf for a call that is not timed.
+        result: kept until the call is completed, because Ray does not report the end of a call whose result nobody holds. None for a
+            stream.
     """
 
     call_id: str

@@ -2,7 +2,8 @@
 
 Ray Serve 2.60 itself makes each call a stream of two items: whether the replica accepts it, then the result. At the end of a stream Ray
 blocks the event loop of the replica until the caller has acknowledged every item (`WaitAllObjectsReported` in Ray's `_raylet.pyx`). So one
-caller that does not answer, such as a stopped Ingress, stops every replica that works for it. The result of a unary call waits for nobody.
+caller that does not answer, such as a stopped Ingress, stops every replica that works for it. A unary call does not wait for an
+acknowledgement.
 
 A unary call does not tell the caller how many calls the replica has. Each caller counts its own (pending_calls): it sends a replica at
 most `max_ongoing_requests` at a time, and further calls wait in the caller, at most `max_queued_requests` of them. A replica that has

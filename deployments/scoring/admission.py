@@ -4,8 +4,8 @@
     url        at most max_urls               max_urls_in_flight at a time; each occupies a call while it is fetched
     large      at most max_large_images       one at a time: images that an ImageLoader reports as large, and those to draw on
 
-A request is refused at once if its images find no room, or would not be done before its deadline. With several keys, one caller may hold
-at most its share of a lane.
+A request is refused immediately if there is no room for its images, or if they would miss its deadline. With several keys, one caller may
+hold at most its share of a lane.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from pipeline.errors import Overloaded
 MAX_RETRY_AFTER_S = 60
 
 STARTS_AT_ONCE, MAX_SPACING_S = 8, 0.025
-"""If many images of a lane that works on several at a time could start together, STARTS_AT_ONCE do. The others follow at twice the rate at
-which images of the lane were done lately, at most MAX_SPACING_S apart. Each start costs 10 ms of CPU in all stages, and slow URLs end
-together: 32 of them that were replaced at once took both cores of a small machine for 0.3 s."""
+"""Limits bursts in lanes that work on several images at a time: STARTS_AT_ONCE images may start together, the others follow at twice the
+current rate of the lane, at most MAX_SPACING_S apart. Each start costs 10 ms of CPU in all stages, and slow URLs end together: 32 that were
+replaced together took both cores of a small machine for 0.3 s."""
 
 ExpectedS = Callable[[int, str], float]
 """Takes a number of images and a caller; returns the seconds until they would be done; 0 if nothing is ahead of them or nothing is
@@ -159,14 +159,14 @@ class Admission:
                 place.leave()
 
     def check(self, lane: Lane, images: int, context: RequestContext) -> None:
-        """Raise Overloaded if there is no room for so many more images, or they would miss the deadline."""
+        """Raise Overloaded if there is no room for this many more images, or if they would miss the deadline."""
         self.check_room(lane, images, context.caller)
         expected_s = lane.expected_s(images, context.caller)
         if expected_s > context.remaining_s > 0:
             raise self.refusal(expected_s)
 
     def check_room(self, lane: Lane, images: int, caller: str) -> None:
-        """Raise Overloaded if there is no room for so many more images."""
+        """Raise Overloaded if there is no room for this many more images."""
         share = self._settings.max_share_per_key if caller else 1.0
         max_per_caller = max(int(share * lane.limit), min(lane.limit, self._settings.max_images_per_request))
         if images > lane.room(caller, max_per_caller):

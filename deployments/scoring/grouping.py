@@ -132,9 +132,9 @@ class Grouper(Generic[Item, Result]):
         return outcome
 
     def expected_s(self, items: int, caller: str = "") -> float:
-        """Seconds until so many more items of this caller would be done, at the current pace; 0 if nothing is ahead of them.
+        """Seconds until this many more items of this caller would be done, at the current pace; 0 if nothing is ahead of them.
 
-        Items sent alone are not counted: how long they take says nothing about the others.
+        Items sent alone are not counted: their time is no estimate for the others.
         """
         ahead = self._waiting.ahead_of(caller, items) + sum(len(group) for group in self._groups.values() if group[0].counted)
         return (ahead + items) * self._pace.seconds_per_item if ahead else 0.0
@@ -210,7 +210,7 @@ class Grouper(Generic[Item, Result]):
             if not entry.future.done():  # the call was cancelled, but not by us: Ray does so when it ends a replica
                 entry.future.set_result(CallHangs("The call ended without a result."))
         if entries[0].counted and any(entry.was_lost for entry in entries):
-            self._pace.begin()  # the wait for a lost replica says nothing about the pace of the others
+            self._pace.begin()  # the wait for a lost replica does not count for the pace
         elif entries[0].counted:
             self._pace.done(sum(entry.was_worked_on for entry in entries))
         if not entries[0].min_hang_s and any(entry.was_worked_on for entry in entries):

@@ -1,6 +1,6 @@
 """Keeps Ray Serve's access log off stderr: a request's line is written once, to the log file of the replica.
 
-What a replica writes to stderr goes to another file, is read there by Ray's log monitor, and sent through the GCS to whoever watches
+A replica's stderr goes to another file, which Ray's log monitor reads and sends through the GCS to every driver that follows the log
 (`serve run`). Ray Serve's own proxies keep their access log off it, too. All other lines stay.
 """
 

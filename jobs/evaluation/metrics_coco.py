@@ -22,7 +22,7 @@ def coco_metrics(truth: dict[str, Any], predictions: list[dict[str, Any]]) -> di
         predictions: COCO results: image_id, category_id, score, bbox (x y width height, pixels), segmentation (RLE).
     Returns:
         `{"box": {...}, "mask": {...}}`, each with ap, ap50, ap75, ap_small, ap_medium, ap_large, ar100 in 0..1, and the
-        `per_label` AP. None where the truth has no object of that kind. Masks are sorted into small (< 32² px), medium
+        `per_label` AP. None if the truth has no object of that kind. Masks are sorted into small (< 32² px), medium
         (< 96² px) and large by the area of the annotated mask, as boxes are.
     """
     images, categories = _numbers(truth["images"]), _numbers(truth["categories"])

@@ -40,7 +40,7 @@ def predict_with_mmdet(
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     white_level: int | None = None,
 ) -> CocoResults:
-    """Run mmdet's own test path (its transforms, network, NMS and masks) photo by photo, on the first GPU where there is one.
+    """Run mmdet's own test path (its transforms, network, NMS and masks) photo by photo, on the first GPU if there is one.
 
     On a GPU, convolutions are in TF32: PyTorch's default, and so mmdet's.
 
@@ -64,7 +64,7 @@ def predict_with_mmdet(
 
 
 class MmdetPredictor:
-    """mmdet's own test path, a photo at a time, on the first GPU where there is one.
+    """mmdet's own test path, a photo at a time, on the first GPU if there is one.
 
     Args:
         checkpoint: the model.

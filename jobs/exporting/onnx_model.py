@@ -33,7 +33,7 @@ NO_LABEL = -1
 
 @torch.library.custom_op("rtmdet_export::nms_scores", mutates_args=())
 def nms_scores(boxes: Tensor, scores: Tensor) -> Tensor:
-    """Scores (B, C, P) of boxes (B, P, 4), 0 where a better box of the same class suppresses them."""
+    """Scores (B, C, P) of boxes (B, P, 4), 0 if a better box of the same class suppresses them."""
     kept = torch.zeros_like(scores)
     for own, given, out in zip(boxes, scores, kept, strict=True):
         for label, of_label in enumerate(given):

@@ -36,7 +36,7 @@ class Photo:
     Args:
         file_name: the photo's path below its folder, or the name of its table.
         row: in the table, from 0; 0 for a file in a folder.
-        image: the file, or the text that the service takes: base64, a data: URL, a URL; Unreadable where it is none of these.
+        image: the file, or the text that the service takes: base64, a data: URL, a URL; Unreadable if it is none of these.
     """
 
     file_name: str

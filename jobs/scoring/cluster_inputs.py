@@ -148,7 +148,7 @@ def _parquet_below(uri: str) -> list[str]:
 
 
 def count_rows(uri: str) -> int:
-    """Rows of a Parquet file or a folder of them, read from their footers; 0 where there is none.
+    """Rows of a Parquet file or a folder of them, read from their footers; 0 if there is none.
 
     Of Ray Data's checkpoints only those count that are committed: the others are of rows that were not written whole.
 

@@ -111,7 +111,7 @@ def whole_object(filesystem: pafs.FileSystem, path: str) -> Iterator[pa.NativeFi
 
 
 def _earlier(filesystem: pafs.FileSystem, path: str) -> dict[str, Any]:
-    """The settings of an earlier run; empty where there was none."""
+    """The settings of an earlier run; empty if there was none."""
     if filesystem.get_file_info(path).type != pafs.FileType.File:
         return {}
     text = filesystem.open_input_stream(path).read()

@@ -53,7 +53,7 @@ class ReportToTune(Hook):
 def run_trials(
     args: argparse.Namespace, of_finetune: Sequence[str], space: Mapping[str, Values], settings: FinetuneSettings
 ) -> str | None:
-    """Run them all, write the table and the plot; returns what to say of the best, None where none has found anything.
+    """Run them all, write the table and the plot; returns what to say of the best, None if none has found anything.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM (Terminated) ended the trials; the table and the plot have those that there were.

@@ -69,7 +69,7 @@ class Summary:
     """Result of one trial; None for values without data.
 
     Args:
-        offered_per_s: queries scheduled a second; None where nothing was scheduled by rate.
+        offered_per_s: queries scheduled a second; None if nothing was scheduled by rate.
         queries, ok: how many were scheduled, and answered correctly.
         outcomes: number of queries by outcome.
         p50_ms, p90_ms, p99_ms: latency of the `ok` ones.

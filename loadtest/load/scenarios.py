@@ -93,8 +93,8 @@ async def find_server_rate(client: Client, setup: Setup) -> Result:
     """Server: search the highest rate, with confirming trials.
 
     Returns:
-        `rate_per_s` (queries; None where none holds), `alone_p50_ms` (of one caller; above the bound no rate is tried),
-        `confirmed` (the median-p99 trial at that rate), `trials` (all, in order), `finished` (False where the search ran out
+        `rate_per_s` (queries; None if none holds), `alone_p50_ms` (of one caller; above the bound no rate is tried),
+        `confirmed` (the median-p99 trial at that rate), `trials` (all, in order), `finished` (False if the search ran out
         of trials or time: the rate is then the highest that held so far).
     """
     trials: list[Summary] = []

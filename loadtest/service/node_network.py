@@ -77,7 +77,7 @@ def bridge() -> Iterator[Bridge]:
     try:
         _ip("addr", "add", f"{made.address}/24", "dev", made.name)
         _ip("link", "set", made.name, "up")
-        _ip("route", "add", "default", "dev", made.name)  # Ray 2.60 does not start where there is none
+        _ip("route", "add", "default", "dev", made.name)  # Ray 2.60 does not start if there is none
         yield made
     finally:
         for link in made._links:

@@ -81,7 +81,7 @@ def _resize_partial_reduction(bgr: NDArray[np.uint8], letterbox: Letterbox) -> N
 
 
 def for_size(image: LoadedImage, size: int) -> LoadedImage:
-    """The image for a network input of `size` pixels; the same one where it was made for it.
+    """The image for a network input of `size` pixels; the same object if it was made for it.
 
     Another size comes up while a service changes to a model of another: its stages are replaced one after the other.
     """

@@ -181,7 +181,7 @@ def _masks_as_lists(instances: Instances, options: OutlineOptions) -> list[dict[
 
 
 def _masks_as_text(instances: Instances, options: OutlineOptions) -> list[dict[str, Any]]:
-    """As `_masks_as_lists`, with the rings as JSON where they can be written so."""
+    """As `_masks_as_lists`, with the rings as JSON if the number of decimals allows it."""
     decimals = options.decimals
     if options.mask_format == "rle" or decimals is None or not 1 <= decimals <= _MAX_WRITTEN_DECIMALS:
         return _masks_as_lists(instances, options)
@@ -244,7 +244,7 @@ def _write_fraction(value: int, decimals: int, text: NDArray[np.uint8], end: int
 def _to_fractions(
     boxes: NDArray[np.float32], letterbox: Letterbox, decimals: int | None
 ) -> list[tuple[float, float, float, float]]:
-    """Boxes (N, 4) x1 y1 x2 y2 from original pixels to fractions of the image, clipped to 0..1, rounded where asked for."""
+    """Boxes (N, 4) x1 y1 x2 y2 from original pixels to fractions of the image, clipped to 0..1, rounded if asked for."""
     height, width = letterbox.original_hw
     fractions = np.clip(boxes.astype(np.float64) / (width, height, width, height), 0.0, 1.0) + 0.0  # no -0.0
     rounded = fractions if decimals is None else np.round(fractions, decimals)

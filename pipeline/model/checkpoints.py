@@ -56,7 +56,7 @@ class Checkpoint:
     def network(self) -> Any:
         """mmdet's RTMDet with these weights, in eval mode.
 
-        Raises: CheckpointError where names or shapes do not fit the network.
+        Raises: CheckpointError if names or shapes do not fit the network.
         """
         network = build_network(self.spec)
         try:
@@ -220,7 +220,7 @@ def _spec_of_mmdet(
 
 
 def _meta(content: dict[str, Any]) -> dict[str, Any]:
-    """mmengine's `meta`; empty where there is none, or something else of that name."""
+    """mmengine's `meta`; empty if there is none, or something else of that name."""
     meta = content.get("meta")
     return meta if isinstance(meta, dict) else {}
 

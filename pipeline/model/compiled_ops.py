@@ -86,7 +86,7 @@ def greedy_nms(boxes_xyxy: torch.Tensor, scores: torch.Tensor, iou_threshold: fl
         boxes_xyxy: (N, 4) float, x1 y1 x2 y2, any unit.
         scores: (N,) float.
         iou_threshold: a box with a larger IoU than this with a kept, better box is dropped.
-        offset: 0, or 1 where a box from x1 to x2 counts x2 - x1 + 1 pixels.
+        offset: 0, or 1 if a box from x1 to x2 counts x2 - x1 + 1 pixels.
     Returns:
         (K,) int64 indices of the kept boxes, best score first.
     Source: mmcv/ops/csrc/pytorch/cpu/nms.cpp (same order, same strict comparison).

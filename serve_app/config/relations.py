@@ -96,7 +96,7 @@ def autoscaling(deployment: dict[str, Any]) -> AutoscalingConfig | None:
 
 
 def _default(name: str) -> int:
-    """A deployment's max_ongoing_requests where the file does not give it."""
+    """A deployment's max_ongoing_requests if the file does not set it."""
     return int(CLASSES[name].max_ongoing_requests)
 
 

@@ -13,7 +13,7 @@ from pipeline.errors import DeadlineExceeded, InvalidRequest, LimitExceeded, Ove
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 MARGIN, MAX_MARGIN_S = 0.05, 0.5
-"""The service answers before the client's deadline: by this share of the timeout, but by at most so many seconds."""
+"""The service answers before the client's deadline: by this share of the timeout, at most MAX_MARGIN_S seconds."""
 MAX_SILENCE_S = 10.0
 """A body that sends no byte for this long has stalled."""
 MAX_BODIES_ARRIVING = 256

@@ -15,14 +15,14 @@ import numpy as np
 
 MIN_LENGTH = 4096
 SHOWN = 40
-"""Characters with which a token begins, those of its string: `pipeline.errors.quoted` shows no more of either."""
+"""Characters that a token shares with the beginning of its string, for error messages: `pipeline.errors.quoted` shows no more."""
 MAX_STRINGS = 100_000
 MAX_ESCAPED_QUOTES = 10_000
 """No valid request has more strings, or so many quotes within strings; such a body is left to the parser. 15 million escaped quotes
 (31 MB) took 6 s here."""
 _COUNTED_AT_ONCE = 2**20
 _UNGUESSABLE = secrets.token_hex(8)
-"""In every token of this process, so that no body can contain one. Random bytes for each request would let go of the GIL."""
+"""In every token of this process, so that no body can contain one. Making random bytes for each request would release the GIL."""
 
 
 def cut_out(body: bytes | bytearray) -> tuple[bytes | bytearray, dict[str, str]]:

@@ -50,7 +50,7 @@ def picture_response(answers: Sequence[Answer | ImageFault], took_ms: float) -> 
     """The 200 response with a picture of the request's only image; `took_ms` as in `score_response`."""
     (picture,) = answers
     if not isinstance(picture, DrawnImage):
-        raise TypeError(f"a picture was asked for, got {type(picture).__name__}")
+        raise TypeError(f"expected a picture, got {type(picture).__name__}")
     headers = {"server-timing": _server_timing(_timings_ms(answers, took_ms)), "vary": "accept"}
     return Response(picture.data, media_type=picture.media_type, headers=headers)
 
@@ -92,7 +92,7 @@ def _image_json(answer: Answer | ImageFault) -> bytes:
     if isinstance(answer, EncodedImage):
         return answer.json
     if not isinstance(answer, ImageFault):
-        raise TypeError(f"an encoded answer was asked for, got {type(answer).__name__}")
+        raise TypeError(f"expected an encoded answer, got {type(answer).__name__}")
     return _as_json({"boxes": [], "error": {"code": answer.code, "message": answer.message}})
 
 

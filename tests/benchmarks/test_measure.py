@@ -50,7 +50,7 @@ def test_callers_run_at_once_and_a_failure_shows():
 
 
 def test_tables():
-    """Three digits, a range where there is one, a dash where there is nothing."""
+    """Three digits, a range if there is one, a dash where there is nothing."""
     assert [as_number(value) for value in (1234.5, 12.34, 1.234, None)] == ["1,234", "12.3", "1.23", "-"]
     assert as_range(Spread(2, 1, 3)) == "2.00 (1.00 to 3.00)"
     assert as_range(Spread(2, 2, 2)) == "2.00"

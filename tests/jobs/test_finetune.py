@@ -765,7 +765,7 @@ def test_missing_weights_are_refused_before_anything_is_built(tiny_coco, tmp_pat
 
 
 def test_help_tells_defaults(capsys):
-    """Once each, and none where there is none."""
+    """Once each, and none if there is none."""
     with pytest.raises(SystemExit):
         settings_from_args(["--help"])
     said = " ".join(capsys.readouterr().out.split())

@@ -125,7 +125,7 @@ class Step:
     Args:
         name: the flood, or that there was none.
         asked, failed: honest requests, and those that were not answered rightly.
-        p50_ms, p99_ms: of right answers; None where there was none.
+        p50_ms, p99_ms: of right answers; None if there was none.
         p99s_ms: of each trial.
         peak_mb: memory of all processes of the service that is not shared, MB (1e6 bytes); what a fork shares is counted once.
         flood: outcomes of the flood's requests; `hung up` if the client or the service closed an unread answer.

@@ -3,7 +3,7 @@
     python -m tests.security.hostile [--images ../shared/images] [--mutants 2048] [--bodies 5000] [--rounds 5] [--output results.json]
 
 Expected of every attack: no status of 500 or above, no path, traceback or address in an answer, the same replica processes
-before and after, memory flat. Prints tables and, last, one line of JSON; exit status 1 where something was not as expected.
+before and after, memory flat. Prints tables and, last, one line of JSON; exit status 1 if something was not as expected.
 """
 
 from __future__ import annotations

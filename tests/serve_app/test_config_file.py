@@ -347,7 +347,7 @@ def test_manifest_of_kuberay(tmp_path):
 
 
 def test_ports_that_cannot_be(monkeypatch):
-    """And those of HAProxy where there is none."""
+    """And those of HAProxy if there is none."""
     with pytest.raises(ConfigurationError, match=r"http_options\.port"):
         check_ports({"port": 70_000})
     monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")

@@ -69,7 +69,7 @@ class CudaKernels:
             features: (B, C, H, W) of this precision, channels last in memory, C a multiple of 8.
             bias: (C,) float32.
             added: as features.
-            out: as features, or C channels of something wider, from a multiple of 8 on; the features themselves where it is None.
+            out: as features, or C channels of something wider, from a multiple of 8 on; the features themselves if it is None.
         """
         channels, vectors = len(bias), features.numel() // 8
         pitch = channels if out is None else out.stride(3)

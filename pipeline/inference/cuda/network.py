@@ -127,7 +127,7 @@ def _rewrite_children(module: nn.Module, kernels: Kernels) -> None:
 
 
 def _rewritten(part: nn.Module, kernels: Kernels) -> nn.Module:
-    """What takes the module's place: itself where nothing fits."""
+    """What takes the module's place: itself if nothing fits."""
     if isinstance(part, ConvModule):
         return _rewritten_convolution(part, kernels)
     _rewrite_children(part, kernels)

@@ -106,7 +106,7 @@ class OnePassBlock(nn.Module):
         self.conv1, self.conv2, self.add_identity = block.conv1, block.conv2, block.add_identity
 
     def forward(self, features: Tensor, out: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) to the same shape, to `out` where there is one."""
+        """(B, C, H, W) to the same shape, to `out` if there is one."""
         inner = self.conv2.depthwise_conv(self.conv1(features))
         outputs: Tensor = self.conv2.pointwise_conv(inner, features if self.add_identity else None, out)
         return outputs

@@ -35,7 +35,7 @@ async def test_search_finds_nothing():
 
 
 async def test_search_ends_early():
-    """Out of trials, the highest rate that never failed is the result; None where none held."""
+    """Out of trials, the highest rate that never failed is the result; None if none held."""
 
     async def refuses(_rate):
         raise NoMoreTrials
