@@ -24,8 +24,8 @@ from tests.support.seeded import seeded_checkpoint
 OURS, OURS_FP32, MMDET = "ours", "ours fp32", "mmdet"
 COLOURS = dict(zip(STAGES, ("#7fb8d9", "#1673b1", "#e59f3c", "#8c5a99"), strict=True))
 MMDET_BYTES_PER_SQUARE_PIXEL, MMDET_BYTES_PER_PIXEL = 4, 5
-"""Of every mask at once: float32 logits of the padded square at the photo's scale, then of the photo the sigmoid (float32) and
-the mask (bool). mmdet 3.3.0 `_bbox_mask_post_process`."""
+"""Memory that mmdet allocates for each mask: float32 logits of the padded square at the photo's scale, then the photo's sigmoid (float32)
+and mask (bool). mmdet 3.3.0 `_bbox_mask_post_process`."""
 SPARE_BYTES = 1_000_000_000
 """Upper estimate for libraries, weights and everything else of a process."""
 PAUSE_S = 0.02

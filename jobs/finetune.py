@@ -168,7 +168,7 @@ def settled(settings: FinetuneSettings, spec: ModelSpec, train: Annotations, val
 
 
 def batch_size_that_fits(settings: FinetuneSettings, spec: ModelSpec, train: Annotations) -> int:
-    """By trial steps with a network of its own; of a run that goes on, the size that it had."""
+    """The batch size for `--batch-size auto`, found by trial steps with a separate network; a resumed run keeps its size."""
     if settings.resume and (photos := photos_a_step_before(settings.work_dir)):
         chosen, why = max(photos // settings.accumulate, 1), "as the run began"
     else:

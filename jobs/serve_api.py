@@ -24,7 +24,7 @@ class Dashboard(ServeSubmissionClient):
 
 
 class ServeApi:
-    """Of one cluster.
+    """Client of one cluster's REST API.
 
     Args:
         address: of Ray's dashboard, http://HOST:8265.

@@ -40,8 +40,8 @@ JPEG_QUALITY = 95
 LONGEST_NAME = 200
 """Bytes of a photo's name in that of its tiles; file systems allow 255 for all of it."""
 Entry = dict[str, Any]
-Place = tuple[int, int, int, int]
-"""Of a tile in its photo: x, y, width, height, pixels."""
+TileBox = tuple[int, int, int, int]
+"""A tile in its photo: x, y, width, height, pixels."""
 
 
 @cli_errors("jobs.tiles", AnnotationsError, PhotoError, status=2)
@@ -87,7 +87,7 @@ def cut_all(truth: Entry, photos: Path, output: Path, args: argparse.Namespace) 
         if size_hw != (image["height"], image["width"]):
             raise AnnotationsError(f"{image['file_name']} has {size_hw[1]} x {size_hw[0]} pixels, its annotations say otherwise")
         first = len(images)
-        for x, y, width, height in places_of(size_hw, args.tiles, args.overlap, whole=args.whole):
+        for x, y, width, height in tile_boxes(size_hw, args.tiles, args.overlap, whole=args.whole):
             name = f"{short(image['file_name'])}_{x}_{y}_{width}x{height}.jpg"
             if (output / name).exists():
                 raise AnnotationsError(f"two photos have tiles named {name}; one of them is {image['file_name']}: rename it")
@@ -119,26 +119,28 @@ def short(file_name: str) -> str:
     return f"{zlib.crc32(os.fsencode(name)):08x}_{os.fsdecode(os.fsencode(name)[9 - LONGEST_NAME :])}"
 
 
-def places_of(size_hw: tuple[int, int], tiles: int, overlap: float, *, whole: bool) -> list[Place]:
-    """Where the tiles of a photo are, row by row: squares, `tiles` of them along its long side; smaller where the photo is."""
+def tile_boxes(size_hw: tuple[int, int], tiles: int, overlap: float, *, whole: bool) -> list[TileBox]:
+    """The tiles of a photo, row by row: squares, `tiles` of them along its long side; smaller if the photo is."""
     height, width = size_hw
     side = math.ceil(max(size_hw) / (tiles - (tiles - 1) * overlap))
     grid = Grid(tiles, overlap, side)
-    places = [(x, y, min(side, width), min(side, height)) for y in grid.starts(height) for x in grid.starts(width)]
-    return list(dict.fromkeys([(0, 0, width, height), *places] if whole else places))  # of a few pixels, tiles are alike
+    boxes = [(x, y, min(side, width), min(side, height)) for y in grid.starts(height) for x in grid.starts(width)]
+    return list(dict.fromkeys([(0, 0, width, height), *boxes] if whole else boxes))  # of a few pixels, tiles are alike
 
 
-def parts_of(whole: BoxMask, places: Sequence[Place], min_visible: float, *, crowd: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+def parts_of(
+    whole: BoxMask, boxes: Sequence[TileBox], min_visible: float, *, crowd: bool
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """What each tile shows of an object: the tile's number, and the object as COCO writes it.
 
     Args:
         whole: mask of the object in its photo.
-        places: of the tiles.
+        boxes: of the tiles.
         min_visible: share of the object, 0..1, below which its part is written as a crowd.
         crowd: it is one in the whole photo.
     """
     total = int(whole.mask.sum())
-    for number, (x, y, width, height) in enumerate(places):
+    for number, (x, y, width, height) in enumerate(boxes):
         left, top = max(whole.left - x, 0), max(whole.top - y, 0)  # of the part in the tile
         first_row, first_column = max(y - whole.top, 0), max(x - whole.left, 0)
         part = whole.mask[first_row : max(y + height - whole.top, 0), first_column : max(x + width - whole.left, 0)]

@@ -27,7 +27,7 @@ class FairQueue(Generic[Item]):
     def __init__(self) -> None:
         self._queues: dict[str, deque[Item]] = {}  # none is empty
         self._turns: dict[str, tuple[float, float]] = {}
-        """By caller: its turns, of which half are forgotten every HALF_LIFE_S, and the time of the last one."""
+        """For each caller its turns, halved every HALF_LIFE_S, and the time of the last one."""
 
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))

@@ -23,7 +23,7 @@ from pipeline.errors import ConfigurationError, Unauthorized
 logger = logging.getLogger("ray.serve")
 
 _LONG_WORD = re.compile(r"\S{16,}")
-"""Not printed of a comment: it may be a key that was commented out."""
+"""A word of a comment that is not printed: it may be a key that was commented out."""
 
 
 class FileKey(NamedTuple):

@@ -35,12 +35,12 @@ TARGET_STRIDE_PX = 4
 EDGE_WEIGHT = 3.0
 DICE_WEIGHT = 2.0
 MAX_ENTROPY = 5.0
-"""Of one sample, relative to the size of its mask."""
+"""Largest entropy of one sample, relative to the size of its mask."""
 LAST_RATE = 0.02
 
 
 def loss_mask_by_feat(head: Any, mask_feats: Tensor, kernels: list[Tensor], sampled: list[Any], objects: list[Any]) -> Tensor:
-    """In place of mmdet's method: Dice and cross entropy on averaged masks."""
+    """Replaces mmdet's method: Dice and cross entropy on averaged masks."""
     logits, masks = mask_samples(head, mask_feats, kernels, sampled, objects)
     if not logits:
         return mask_feats.sum() * 0

@@ -29,7 +29,7 @@ from rtmdet_ins_client.result import Result
 from rtmdet_ins_client.upright import as_seen, has_orientation, size_as_seen
 
 TRIES = 5
-"""With their pauses at least 5.6 s: a proxy that died is back after 5."""
+"""Tries of a request; with the pauses between them at least 5.6 s, because a proxy that died is back after 5."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 OF_THE_HOST = frozenset({"fetch_timeout", "fetch_unavailable"})
 """Error codes of a URL whose host did not answer: tried once more."""
@@ -40,7 +40,8 @@ MAX_CONNECTIONS = 100
 GRACE_S = 5.0
 """Extra time after the deadline, seconds: until then the service has answered with 408 itself."""
 LASTING_TLS_FAULTS = ("CERTIFICATE", "WRONG_VERSION_NUMBER")
-"""In OpenSSL's reasons: a certificate is not trusted, missing or unreadable; no TLS at this port. The next try would fail, too."""
+"""Parts of OpenSSL's reasons that another try does not change: a certificate that is not trusted, missing or unreadable; no TLS at this
+port."""
 
 
 class ScoringError(Exception):
@@ -239,7 +240,7 @@ class _Refused(ScoringError):
 
     @property
     def tries(self) -> float:
-        """With how many faults a request ends in this one; infinite for a refusal, which is not a fault.
+        """Number of faults after which the request fails; infinite for a refusal, which is not a fault.
 
         A 404 that is not the service's own, which has a code, is a fault: HAProxy knows no application for a moment after its start.
         """

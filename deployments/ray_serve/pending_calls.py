@@ -40,7 +40,7 @@ class PendingCalls:
 
     def __init__(self) -> None:
         self._calls: defaultdict[ReplicaID, list[_Call]] = defaultdict(list)
-        """Of each replica that has calls, in the order in which they were sent."""
+        """The calls of each replica that has any, in the order in which they were sent."""
         self._last_completed_at: dict[ReplicaID | str, float] = {}
         """When a replica with calls, and a node, by its id, completed its last call."""
         self._took_s: defaultdict[Any, deque[float]] = defaultdict(lambda: deque(maxlen=MEASURED_CALLS))
@@ -97,4 +97,4 @@ class PendingCalls:
 
 
 PENDING_CALLS = PendingCalls()
-"""Of this process, to all stages: Ray Serve's routers for the stages run in one event loop."""
+"""The calls of this process to all stages: Ray Serve's routers for the stages run in one event loop."""

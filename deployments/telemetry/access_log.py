@@ -8,7 +8,7 @@ import logging
 
 
 def keep_off_stderr() -> None:
-    """In this replica; call it when Ray Serve has set up logging, that is in a deployment's constructor."""
+    """Keep the access log of this replica off stderr. Call it after Ray Serve has set up logging: in a deployment's constructor."""
     for handler in logging.getLogger("ray.serve").handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.addFilter(_is_no_access_line)

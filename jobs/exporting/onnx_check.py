@@ -22,7 +22,7 @@ BATCHES = (2, 1)
 """Sizes of the batches that are compared."""
 LARGEST_BOX_PX, LARGEST_SCORE, LARGEST_MASK_SHARE = 0.1, 1e-3, 5e-3
 MAX_ALONE = 0.03
-"""Share of instances that one side alone may have: NMS decides otherwise where an overlap lies on its threshold to the last digit."""
+"""Largest share of instances that only one side may have: NMS may differ for an overlap that equals its threshold to the last digit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Agreement:
     mask_share: float
 
     def __add__(self, other: Agreement) -> Agreement:
-        """Of both sets of pictures together."""
+        """The agreement on both sets of pictures together."""
         worst = (max(pair) for pair in zip(*((one.box_px, one.score, one.mask_share) for one in (self, other)), strict=True))
         return Agreement(self.instances + other.instances, self.alone + other.alone, *worst)
 

@@ -49,7 +49,7 @@ def _(boxes: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG001
 
 
 def nms_scores_in_onnx(boxes: Any, scores: Any) -> Any:
-    """The same in ONNX's operators."""
+    """As `nms_scores`, by ONNX's operators."""
     most, threshold, least = (
         op.Constant(value_ints=[EVERY_BOX]),
         op.Constant(value_floats=[NMS_IOU]),

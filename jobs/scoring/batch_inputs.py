@@ -24,9 +24,9 @@ from jobs.photos import OF_MACOS, photo_suffixes
 from jobs.scoring.tables import MLTABLE, TABLE_SUFFIXES, InputsError, Unreadable, images_in, read_file, tables_of_mltable
 
 RUN_SUFFIX = ".run"
-"""Of the file beside an output of jobs.batch_score."""
+"""Suffix of the run file beside an output of jobs.batch_score."""
 ROWS_OF = "rows of "
-"""Begins the names of facts about tables in that file."""
+"""Beginning of the names of facts about tables in that file."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -212,7 +212,7 @@ def _type_of(path: str, schema: pa.Schema, column: str) -> str:
 
 
 def _check_ids(source: str, seen: list[pa.ChunkedArray]) -> None:
-    """By its id a row that is done is left out when the command is given again."""
+    """Check that each row has an id of its own, by which a repeated command skips rows that are done."""
     if len({ids.type for ids in seen}) > 1:
         raise InputsError(f"{source}: column {ID} has several types: {', '.join(sorted({str(ids.type) for ids in seen}))}")
     ids = pa.chunked_array([chunk for column in seen for chunk in column.chunks], seen[0].type)

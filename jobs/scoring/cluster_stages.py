@@ -80,7 +80,7 @@ class Tally:
         return ""
 
     def counts(self) -> Counts:
-        """Of all batches so far."""
+        """The counts of all batches so far."""
         return self._counts
 
 

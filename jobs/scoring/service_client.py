@@ -29,14 +29,15 @@ Answer = dict[str, Any]
 """One image's object of the contract: `{"boxes": [...]}`, with `"error": {"code", "message"}` if it could not be scored."""
 
 TRIES = 5
-"""With their pauses at least 5.6 s: a proxy that died is back after 5 (docs/RESULTS.md)."""
+"""Tries of a request; with the pauses between them at least 5.6 s, because a proxy that died is back after 5 (docs/RESULTS.md)."""
 PATIENCE_S = 600.0
 """How long one request is retried, seconds."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 GRACE_S = 5.0
 """Extra time after the request's deadline, seconds: until then the service has answered with 408 itself."""
 LASTING_TLS_FAULTS = ("CERTIFICATE", "WRONG_VERSION_NUMBER")
-"""In OpenSSL's reasons: a certificate is not trusted, missing or unreadable; no TLS at this port. The next try would fail, too."""
+"""Parts of OpenSSL's reasons that another try does not change: a certificate that is not trusted, missing or unreadable; no TLS at this
+port."""
 TRANSIENT_CODES = {"overloaded", "internal_error", "deadline_exceeded"}
 """Error codes of the service, not of a bad image."""
 OF_ALL_REQUESTS = {403, 404, 405}

@@ -3,7 +3,7 @@
     photo at the size of N x N overlapping network inputs ─▶ cut: the whole photo, scaled down, and its tiles ─▶ network
     objects of each ─▶ join: those that an inner edge of a tile cuts are left out ─▶ NMS over all, in coordinates of the photo
 
-An object that is cut in one tile is whole in its neighbour where it is smaller than the overlap, else it is found in the whole photo.
+An object that one tile cuts is complete in the neighbouring tile if it is smaller than the overlap; else it is found in the whole photo.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NMS_IOU = 0.5
 """Boxes of one label that overlap by more are one object; the highest score stays."""
 MAX_OVERLAP = 0.9
 EDGE_PX = 2
-"""So near to an inner edge of its tile an object counts as cut."""
+"""An object counts as cut if it is this close to an inner edge of its tile."""
 
 
 @dataclass(frozen=True, slots=True)

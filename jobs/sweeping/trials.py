@@ -29,7 +29,7 @@ from jobs.training.output.results import export
 from jobs.training.settings import FinetuneSettings
 
 ASHA_KEEPS = 3
-"""At each of ASHA's looks, the best third goes on."""
+"""ASHA's reduction factor: at each rung, the best third continues."""
 
 
 class ReportToTune(Hook):
@@ -182,7 +182,7 @@ def _tune_config(
 
 
 def _resources(args: argparse.Namespace) -> dict[str, float]:
-    """Of a trial; told, with how many run at once."""
+    """Resources of a trial; prints them, and how many trials run concurrently."""
     has = ray.cluster_resources()
     gpus = args.gpus_per_trial if args.gpus_per_trial is not None else min(has.get("GPU", 0), 1)
     cpus = args.cpus_per_trial or max(has["CPU"] / max(has.get("GPU", 0) / gpus, 1) if gpus else has["CPU"], 1)

@@ -30,7 +30,7 @@ STRIP_PIXELS = 2**19
 """Pixels converted at a time. Measured at 12 Mpx: 7 ms instead of 51 ms in one piece. A photo of 640x480 is one strip, not copied first."""
 
 WIDE_STRIP_PIXELS = STRIP_PIXELS // 8
-"""The same of 16 bits per channel, where a strip takes up to 60 bytes per pixel."""
+"""The same for 16 bits per channel: a strip takes up to 60 bytes per pixel."""
 
 HIGHEST_DARK = 15
 """Upper byte of 4095, the largest value of 12 bits."""

@@ -44,12 +44,12 @@ LONGEST_SIDE = 65_535
 """Pixels; the limit of JPEG. Long thin images are expensive as run-length masks: 29 s for 1 x 50,000,000 pixels."""
 
 UNSCALED_BYTES_PER_PIXEL = 12
-"""Peak memory of decoding at full size, bytes per pixel, measured at 16 megapixels: PNG and TIFF 8, of 12 bits in 16-bit colours 12, WebP
-7 to 11, AVIF 10 to 12. More take an AVIF with transparency, 14, and a TIFF of such colours that is compressed in one strip, 16."""
+"""Peak memory of decoding at full size, bytes per pixel, measured at 16 megapixels: PNG and TIFF 8, with 12 bits in 16-bit channels 12;
+WebP 7 to 11; AVIF 10 to 12. Above it are an AVIF with transparency (14), and a TIFF with such channels in one compressed strip (16)."""
 
 ANIMATED_WEBP_BYTES_PER_PIXEL, KEPT_JPEG_BYTES_PER_PIXEL = 17, 6
-"""The same of others. Pillow decodes an animation on two canvases. Of a progressive JPEG, or one with a scan for each channel, the decoder
-keeps the coefficients of the whole image."""
+"""The same for two other kinds of files. Pillow decodes an animation on two canvases. For a progressive JPEG, or one with a scan for each
+channel, the decoder keeps the coefficients of the whole image."""
 
 TIFF_COMPRESSIONS = frozenset({"raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "jpeg", "tiff_jpeg"})
 """Compressions that photos in TIFF files use. Others are refused as a risk: libtiff's fax decoder, for example, writes a line to stderr for

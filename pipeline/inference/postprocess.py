@@ -96,7 +96,7 @@ class PostProcessor:
 
 
 def _on_host(values: Tensor) -> NDArray[np.float32]:
-    """Of one layout, because compiled functions are compiled for each."""
+    """The values as a contiguous float32 array: Numba compiles a function for each layout."""
     return values.float().contiguous().cpu().numpy()
 
 
@@ -104,10 +104,10 @@ def _on_host(values: Tensor) -> NDArray[np.float32]:
 def _one_thread_on_cpu(device: torch.device) -> Iterator[None]:
     """Keep torch from splitting many small operations over cores that are shared with other processes.
 
-    Each split ends at a barrier, and a barrier waits for a core that a neighbour has. Measured on 2 cores, one image with 2
-    instances: 1.3 ms on one thread, 41 on two beside one busy process, 22 on a quiet machine; with 100 instances 12, 19 and 8.
-    And a second thread that torch starts for a caller stays: once there are more of them than cores, OpenMP puts all of them to sleep
-    between loops, and mmdet in the same process takes twice its time.
+    Each split ends at a barrier, which waits for a core that another process uses. Measured on 2 cores, one image with 2 instances: 1.3 ms
+    on one thread, 41 on two threads beside one busy process, 22 on an idle machine; with 100 instances 12, 19 and 8. Besides, a thread that
+    torch starts for a caller is kept: with more threads than cores, OpenMP puts all of them to sleep between loops, and mmdet in the same
+    process takes twice its time.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1:
@@ -121,7 +121,7 @@ def _one_thread_on_cpu(device: torch.device) -> Iterator[None]:
 
 
 class PositionTables(NamedTuple):
-    """Of all P positions of a network input, in the order of RawOutputs: what is looked up by a position's number.
+    """Look-up tables for all P positions of a network input, in the order of RawOutputs.
 
     Attributes:
         points: (P, 2) float32 x y, network pixels.

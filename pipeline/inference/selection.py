@@ -22,7 +22,7 @@ _ONE, _IOU = np.float32(1), np.float32(NMS_IOU)
 
 
 class Positions(NamedTuple):
-    """Of all P positions of a network input: what the selection looks up.
+    """Look-up tables for all P positions of a network input.
 
     Attributes:
         points: (P, 2) float32 x y, network pixels.

@@ -91,7 +91,7 @@ def parse_score_request(body: bytes | bytearray) -> ScoreRequest:
 
 
 def _place(error: orjson.JSONDecodeError, strings: dict[str, str]) -> str:
-    """Where the body is not JSON, in its own characters: the parser saw short tokens in place of long strings."""
+    """Where the JSON is invalid, as a position in the body: the parser saw short tokens instead of long strings."""
     line = error.doc.rfind("\n", 0, error.pos) + 1
     position, line_start = (place + cut_before(place, error.doc, strings) for place in (error.pos, line))
     return f"line {error.lineno} column {position - line_start + 1} (char {position})"

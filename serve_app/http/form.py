@@ -22,7 +22,7 @@ MAX_FIELD_BYTES = 65_536
 MAX_HEADERS_BYTES = 4096
 """Most bytes of all headers of a part."""
 MAX_BOUNDARY_CHARS = 70
-"""By RFC 2046."""
+"""The limit of RFC 2046."""
 _SEARCHED_AT_ONCE = 2**20
 """Other threads can run between these steps."""
 _LINE_END = re.compile(rb"[ \t]{0,100}\r\n")

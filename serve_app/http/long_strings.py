@@ -22,7 +22,7 @@ MAX_ESCAPED_QUOTES = 10_000
 (31 MB) took 6 s here."""
 _COUNTED_AT_ONCE = 2**20
 _UNGUESSABLE = secrets.token_hex(8)
-"""In every token of this process, so that no body can contain one. Making random bytes for each request would release the GIL."""
+"""Part of every token of this process, so that no body can contain a token. Making random bytes for each request would release the GIL."""
 
 
 def cut_out(body: bytes | bytearray) -> tuple[bytes | bytearray, dict[str, str]]:
@@ -57,7 +57,7 @@ def cut_out(body: bytes | bytearray) -> tuple[bytes | bytearray, dict[str, str]]
 
 
 def cut_before(position: int, text: str, strings: dict[str, str]) -> int:
-    """By how many characters `cut_out` shortened the body before a position.
+    """Number of characters by which `cut_out` shortened the body before a position.
 
     Args:
         position: in `text`.

@@ -14,22 +14,22 @@ from pycocotools import mask as coco_mask
 
 from jobs.annotations.datasets import read_annotations
 from jobs.annotations.outlines import BoxMask, rle_to_box_mask
-from jobs.tiles import main, parts_of, places_of
+from jobs.tiles import main, parts_of, tile_boxes
 from tests.support.mask_examples import decode_rle
 
 
 def test_places():
     """Squares, as many as asked along the long side, the last one at the edge; with the whole photo first, where asked."""
-    assert places_of((100, 180), 2, 0.2, whole=False) == [(0, 0, 100, 100), (80, 0, 100, 100)]
-    assert places_of((30, 30), 2, 0.0, whole=True) == [
+    assert tile_boxes((100, 180), 2, 0.2, whole=False) == [(0, 0, 100, 100), (80, 0, 100, 100)]
+    assert tile_boxes((30, 30), 2, 0.0, whole=True) == [
         (0, 0, 30, 30),
         (0, 0, 15, 15),
         (15, 0, 15, 15),
         (0, 15, 15, 15),
         (15, 15, 15, 15),
     ]
-    assert places_of((1, 1), 2, 0.2, whole=True) == [(0, 0, 1, 1)]
-    narrow = places_of((8, 10), 40, 0.2, whole=False)
+    assert tile_boxes((1, 1), 2, 0.2, whole=True) == [(0, 0, 1, 1)]
+    narrow = tile_boxes((8, 10), 40, 0.2, whole=False)
     assert len(narrow) == len(set(narrow)) == 80
 
 
@@ -47,7 +47,7 @@ def test_parts_of_an_object():
 
 @given(arrays(np.uint8, st.tuples(st.integers(2, 12), st.integers(2, 12)), elements=st.integers(0, 1)), st.integers(2, 4))
 def test_parts_are_the_pixels_of_their_tiles(mask, tiles):
-    places = places_of(mask.shape, tiles, 0.2, whole=True)
+    places = tile_boxes(mask.shape, tiles, 0.2, whole=True)
     parts = dict(parts_of(rle_to_box_mask(coco_mask.encode(np.asfortranarray(mask))), places, 0.3, crowd=False))
     for number, (x, y, width, height) in enumerate(places):
         crop = mask[y : y + height, x : x + width]

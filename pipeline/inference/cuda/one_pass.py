@@ -66,7 +66,7 @@ class OnePassConvModule(nn.Module):
 
 
 class OnePassDepthwise(nn.Module):
-    """The same for a depthwise convolution of 5x5, which may be one pass altogether, where that is faster.
+    """As OnePassConvModule for a depthwise convolution of 5x5, which runs as a single kernel if that is faster.
 
     cuDNN and a kernel of our own are timed once for each shape, as cuDNN times its own algorithms: which of them wins differs by GPU.
 
