@@ -41,7 +41,7 @@ class Ceiling:
 
     def measure(self, repeats: int = 5) -> None:
         """Measure again and keep the best. Call it in every round, so that it sees the machine as the contestants do."""
-        for precision in _PRODUCTS if self.device == "cpu" else _PRODUCTS_ON_CARD:
+        for precision in _PRODUCTS if self.device == "cpu" else _PRODUCTS_ON_GPU:
             before, now = self.flop_per_s.get(precision), self._peak(precision, repeats)
             self.flop_per_s[precision] = max((rate for rate in (before, now) if rate is not None), default=None)
         source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=self.device)
@@ -71,7 +71,7 @@ class Ceiling:
     def _peak(self, precision: str, repeats: int) -> float | None:
         sides = self.sides[:-1] if precision == "fp32" and self.device == "cpu" else self.sides
         try:
-            return max(2 * side**3 / self._best_s(_PRODUCTS_ON_CARD[precision](side, self.device), repeats) for side in sides)
+            return max(2 * side**3 / self._best_s(_PRODUCTS_ON_GPU[precision](side, self.device), repeats) for side in sides)
         except RuntimeError:
             return None
 
@@ -105,7 +105,7 @@ def _int8_product(side: int, device: str) -> Callable[[], object]:
 
 
 _PRODUCTS = {"bf16": _float_product(torch.bfloat16), "fp32": _float_product(torch.float32), "int8": _int8_product}
-_PRODUCTS_ON_CARD = _PRODUCTS | {"fp16": _float_product(torch.float16)}
+_PRODUCTS_ON_GPU = _PRODUCTS | {"fp16": _float_product(torch.float16)}
 """A CPU's fp16 is left out: nothing here computes in it."""
 
 

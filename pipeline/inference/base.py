@@ -122,10 +122,10 @@ def naming_failures(batch: int) -> Iterator[None]:
 
 
 def _tells_of_memory(message: str) -> bool:
-    return any(sign in message for sign in _OUT_OF_MEMORY_SIGNS) or (_NO_ENGINE_SIGN in message and _card_is_full())
+    return any(sign in message for sign in _OUT_OF_MEMORY_SIGNS) or (_NO_ENGINE_SIGN in message and _gpu_is_full())
 
 
-def _card_is_full() -> bool:
+def _gpu_is_full() -> bool:
     if not torch.cuda.is_available():
         return False
     free, total = torch.cuda.mem_get_info()

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from benchmarks import bench, bench_cuda, compare, memory, network
-from benchmarks.bench_cuda import OURS as OURS_ON_CARD
+from benchmarks.bench_cuda import OURS as OURS_ON_GPU
 from benchmarks.bench_cuda import CudaRow, mmdet_batch, mmdet_label, peak_mb, table_head, table_row, why_no_cuda
 from benchmarks.ceiling import Ceiling
 from benchmarks.compare import MMDET, OURS, OURS_FP32, Setting, instances_that_fit, summarise
@@ -92,7 +92,7 @@ def test_throughput_of_two_batch_sizes():
     assert "nano" in network.throughput_table(rates)
 
 
-def test_mmdet_takes_whole_batches_for_the_card():
+def test_mmdet_takes_whole_batches_for_the_gpu():
     """What the CUDA part times, on a CPU: a batch in, a result for each image out."""
     (photo,) = bench_photos(None, 1, (320, 240))
     run = mmdet_batch(MmdetReference(seeded_checkpoint("nano")), decode_image(photo, DecodeLimits())[0], 2)
@@ -123,19 +123,19 @@ class FakeGpu:
 
 
 @pytest.mark.slow
-def test_the_whole_part_on_a_card(ceiling, monkeypatch):
+def test_the_whole_part_on_a_gpu(ceiling, monkeypatch):
     """On the CPU, with the counters of no GPU: both contestants' rows, and mmdet's column tells whose NMS it had."""
     FakeGpu(monkeypatch)
     before = torch.backends.cudnn.benchmark
     photo = bench_photos(None, 1, (320, 240))[0]
     (row,) = bench_cuda.measure_cuda(photo, ceiling, 1, 0.01, device="cpu", models=("nano",), batches=(2,))
     assert row.batch == 2
-    assert set(row.images_per_s) == set(row.memory_mb) == {OURS_ON_CARD, mmdet_label()}
+    assert set(row.images_per_s) == set(row.memory_mb) == {OURS_ON_GPU, mmdet_label()}
     assert len(table_row(row)) == len(table_head(mmdet_label()))
     assert torch.backends.cudnn.benchmark == before
 
 
-def test_without_a_card_it_says_so(capsys):
+def test_without_a_gpu_it_says_so(capsys):
     """As text, in the JSON, and by its exit status."""
     assert bench_cuda.main(["--models", "nano", "--batches", "1"]) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -167,7 +167,7 @@ def test_mmdets_name_shows_which_nms_it_used(monkeypatch):
 
 def test_tables_of_the_gpu_and_of_memory():
     """They name what was measured."""
-    speeds, held = {OURS_ON_CARD: (9, 8, 10), "mmdet": (3, 2, 4)}, {OURS_ON_CARD: 2345, "mmdet": 5432}
+    speeds, held = {OURS_ON_GPU: (9, 8, 10), "mmdet": (3, 2, 4)}, {OURS_ON_GPU: 2345, "mmdet": 5432}
     row = CudaRow("tiny", 8, "fp16", 100, speeds, (3.0, 3.0, 3.0), 0.25, held)
     assert table_row(row)[-2:] == ["25.0%", "5,432 / 2,345"]
     assert "1,234" in memory.as_table([memory.Memory("mmdet", 100, 1234, 2345)])

@@ -63,7 +63,7 @@ def test_ratios_within_rounds():
     assert ours["server_per_s"] == (30, 20, 40)
 
 
-def test_no_rate_is_no_ratio():
+def test_no_rate_is_not_a_ratio():
     """A peer that holds no rate has no ratio, one that did not start no numbers, a search that ran out says so; the table, too."""
     unfinished = {"server": {"finished": False}}
     slow = Turn("slow", 0, 0.0, 3, {"timeout": 2}, details=unfinished)

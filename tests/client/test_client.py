@@ -187,7 +187,7 @@ def test_the_key_is_sent(monkeypatch):
         assert "right" not in str(caught.value)
 
 
-def test_a_wrong_url_is_told_at_once():
+def test_a_wrong_url_is_reported_at_once():
     """By the code that says that nothing was sent."""
     with pytest.raises(ScoringError, match="cannot be sent") as caught:
         Client("http://").score(photo())
@@ -297,7 +297,7 @@ def test_the_readme_runs(running, tmp_path):
     assert (tmp_path / "outlines.png").stat().st_size
 
 
-def test_what_is_no_photo_stops_nobody(client):
+def test_what_is_not_a_photo_does_not_stop_the_others(client):
     """Whatever a caller put into the list."""
     results = [result for _, result in client.score_many([photo(), None, photo()])]
     assert [type(result.error) for result in results] == [type(None), TypeError, type(None)]

@@ -30,7 +30,7 @@ def test_files_of_every_mode(mode):
         (base64.b64encode(bytes(9000)).decode(), "base64.b64decode"),
     ],
 )
-def test_what_is_no_photo_is_refused(given, says):
+def test_what_is_not_a_photo_is_refused(given, says):
     """The message names its type and what to give instead."""
     with pytest.raises((TypeError, ValueError), match=says) as caught:
         bytes_of(given)

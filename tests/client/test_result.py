@@ -57,7 +57,7 @@ def test_a_square_has_its_pixels():
     assert mask[10:20, 10:20].all()
 
 
-def test_an_unknown_size_is_told():
+def test_an_unknown_size_is_reported():
     """Not taken for zero pixels; an answer without objects needs none."""
     found = Found("person", 0.9, (0, 0, 1, 1), [[0, 0, 1, 0, 1, 1]], [])
     assert Result([], (0, 0)).to_coco(1, {"person": 1}) == []

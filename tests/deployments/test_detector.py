@@ -60,7 +60,7 @@ def test_a_thread_is_kept_for_other_callers_only_where_it_is_not_lost(engine, th
     assert max_per_caller(ModelInfo("m", ("person",), 640, engine, "bf16", "cpu", threads, 8)) == most
 
 
-async def test_a_detector_that_lost_its_card_says_so():
+async def test_a_detector_that_lost_its_gpu_says_so():
     """Healthy until then; afterwards Ray replaces the replica."""
 
     def detect(*_):
@@ -76,7 +76,7 @@ async def test_a_detector_that_lost_its_card_says_so():
         await detector.check_health()
 
 
-async def test_a_detector_whose_card_hangs_says_so():
+async def test_a_detector_whose_gpu_hangs_says_so():
     """It fails no batch but never finishes one."""
     detector = object.__new__(Detector.func_or_class)
     detector._lost, detector._engine = None, SimpleNamespace(info=SimpleNamespace(max_batch=10))

@@ -183,7 +183,7 @@ def ours(queries) -> set[str]:
     return {_SUFFIX.sub("", name) for name in names if name.startswith("rtmdet_")}
 
 
-def test_dashboard_shows_every_metric_of_ours():
+def test_dashboard_shows_every_metric_of_the_project():
     """Every declared metric is used by a panel, and every metric that a panel or an alert uses is declared."""
     declared = set(re.findall(r'"(rtmdet_\w+)"', (REPOSITORY / "deployments/telemetry/metrics.py").read_text(encoding="utf-8")))
     assert ours(PANELS) == ours(QUERIES) == declared

@@ -121,7 +121,7 @@ def test_a_dead_server_ends_the_run(folder, tmp_path, pauses, capsys):
 
 
 @pytest.mark.parametrize("output", ["/dev/full", "/"], ids=["a device", "a folder"])
-def test_an_output_that_is_no_file_is_told(folder, capsys, output):
+def test_an_output_that_is_not_a_file_is_reported(folder, capsys, output):
     """Before anything is read of it, or scored."""
     with stub_service() as stub:
         assert run(folder, stub.url, output) == 2
@@ -171,7 +171,7 @@ def test_a_url_whose_host_did_not_answer_is_asked_for_once_more(folder, tmp_path
     assert all(line["preds"] == silent for line in lines_of(tmp_path / "preds.jsonl").values())
 
 
-def test_a_200_that_is_no_answer_is_a_failed_request(folder, tmp_path, capsys):
+def test_a_200_that_is_not_an_answer_is_a_failed_request(folder, tmp_path, capsys):
     """A 200 that is no answer is a failed request."""
     with stub_service(answer=["not an object"]) as stub:
         assert run(folder, stub.url, tmp_path / "preds.jsonl") == 1
@@ -252,7 +252,7 @@ def test_a_file_that_is_far_too_large(folder, tmp_path):
     assert peak < 150e6
 
 
-def test_a_fault_of_the_storage_is_no_row(folder, tmp_path, monkeypatch, capsys):
+def test_a_fault_of_the_storage_is_not_a_row(folder, tmp_path, monkeypatch, capsys):
     """As of a share that fails for a minute: status 1, and the same command scores these photos. What is missing or locked has a row."""
     kinds = [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOENT, errno.EACCES, errno.ENAMETOOLONG, errno.EISDIR]
     failing = {folder / f"{2 * number}.JPG": kind for number, kind in enumerate(kinds)}

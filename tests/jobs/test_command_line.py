@@ -85,7 +85,7 @@ def test_sigterm_ends_as_ctrl_c_does(capsys):
     assert capsys.readouterr().err == "prog: interrupted\n"
 
 
-def test_an_output_is_no_other_file_of_the_command(tmp_path):
+def test_an_output_is_not_another_file_of_the_command(tmp_path):
     """Neither an input nor another output, whatever the path or link; names that are no files, and outputs not asked for, are fine."""
     photos, link = tmp_path / "val.json", tmp_path / "link.json"
     photos.write_text("{}")

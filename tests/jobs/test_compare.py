@@ -75,7 +75,7 @@ def test_without_an_answer_nothing_is_compared(folder, capsys):
 
 
 @pytest.mark.parametrize("ring", [[0.1, 0.1, 0.5, None, 0.5, 0.5], [0.1, 0.1, 0.5], "abcd"])
-def test_rings_that_are_none_are_told(folder, capsys, ring):
+def test_invalid_rings_are_reported(folder, capsys, ring):
     """In the rows of another program, say."""
     rows = write(folder.parent / "new.jsonl", a=[square(0.1, 0.1) | {"polygon": [ring]}], b=[])
     assert run(folder, rows) == 2

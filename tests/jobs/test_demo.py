@@ -22,14 +22,14 @@ def stub(monkeypatch):
         yield server
 
 
-def test_an_error_is_told_in_the_servers_words(run, stub, capsys):
+def test_an_error_is_reported_in_the_servers_words(run, stub, capsys):
     """With message and code of the server; for a 401 also the options for a key."""
     assert run(stub.url) == 1
     said = "The bearer key is not valid. (unauthorized) The key is given by --key-env or --key."
     assert capsys.readouterr().err == f"jobs.demo: {stub.url}/score answered 401: {said}\n"
 
 
-def test_an_error_of_another_server_is_told_as_it_is(run, stub, capsys):
+def test_an_error_of_another_server_is_reported_unchanged(run, stub, capsys):
     stub.key = None
     stub.statuses.append(422)
     assert run(stub.url) == 1

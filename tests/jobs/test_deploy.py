@@ -200,7 +200,7 @@ def test_a_dashboard_that_hangs(monkeypatch):
             api.wait_until_running("app", 0.1)
 
 
-def test_a_file_that_is_no_model(tmp_path, capsys):
+def test_a_file_that_is_not_a_model(tmp_path, capsys):
     """Refused before anything is changed or asked."""
     (tmp_path / "x.safetensors").write_bytes(b"no")
     assert main([str(tmp_path / "x.safetensors")]) == 1
@@ -225,7 +225,7 @@ def test_nothing_answers(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("content", [b"applications: [a", b"\xff\xfe"])
-def test_a_configuration_that_is_no_yaml(tmp_path, capsys, content):
+def test_a_configuration_that_is_not_yaml(tmp_path, capsys, content):
     (tmp_path / "serve_config.yaml").write_bytes(content)
     assert main([str(embedded_models()[MODEL]), "--config", str(tmp_path / "serve_config.yaml")]) == 1
     assert "serve_config.yaml: not YAML in UTF-8 (" in capsys.readouterr().err

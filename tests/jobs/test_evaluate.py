@@ -249,14 +249,14 @@ def test_masks_of_mmdet_have_the_size_of_their_photo(model_file, tmp_path, width
 
 
 @pytest.mark.cuda
-def test_mmdet_on_a_card_finds_what_it_finds_on_the_cpu(tiny_coco, model_file, tmp_path, monkeypatch):
+def test_mmdet_on_a_gpu_finds_what_it_finds_on_the_cpu(tiny_coco, model_file, tmp_path, monkeypatch):
     """As many instances, up to rounding, and the GPU was used for them."""
     annotations, model = read_annotations(tiny_coco / "coco.json", tiny_coco / "photos", tmp_path), load_checkpoint(model_file)
     torch.cuda.reset_peak_memory_stats()
-    before, on_card = torch.cuda.max_memory_allocated(), predict_with_mmdet(model, annotations)
+    before, on_gpu = torch.cuda.max_memory_allocated(), predict_with_mmdet(model, annotations)
     assert torch.cuda.max_memory_allocated() > before
     monkeypatch.setattr(predictions, "choose_torch_device", lambda _name: torch.device("cpu"))
-    assert len(on_card) == pytest.approx(len(predict_with_mmdet(model, annotations)), rel=0.05)
+    assert len(on_gpu) == pytest.approx(len(predict_with_mmdet(model, annotations)), rel=0.05)
 
 
 def test_results_file_is_checked(tmp_path):
@@ -362,7 +362,7 @@ def test_without_predictions_ap_is_undefined_where_there_is_no_object():
     assert coco_metrics(document(), [])["box"]["ap"] is None
 
 
-def test_results_of_other_categories_are_told(tmp_path, capsys):
+def test_results_of_other_categories_are_reported(tmp_path, capsys):
     """They are not counted, and this is reported."""
     path = tmp_path / "results.json"
     path.write_text(json.dumps([thing(0, 0, 40, 40, score=0.9), thing(0, 0, 40, 40, score=0.9, category_id=7)]))
@@ -421,7 +421,7 @@ def test_a_checkpoint_may_be_a_name(common, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "said"), [("nope.pth", "there is no file nope.pth"), ("nope", "neither a known model")])
-def test_no_such_checkpoint_is_told_before_the_work(common, name, said, monkeypatch, capsys):
+def test_no_such_checkpoint_is_reported_before_the_work(common, name, said, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "read_annotations", lambda *_: pytest.fail("began to work"))
     assert evaluate.main([*common, "--checkpoint", name]) == 2
     assert (told := capsys.readouterr().err).startswith("jobs.evaluate: --checkpoint: ")
@@ -448,7 +448,7 @@ def test_a_key_that_is_missing_is_asked_for(common, capsys):
     assert "name its variable with --key-env" in capsys.readouterr().err
 
 
-def test_a_card_that_is_full_is_told(common, model_file, monkeypatch, capsys):
+def test_a_gpu_that_is_full_is_reported(common, model_file, monkeypatch, capsys):
     """In a line that says what to do."""
 
     def fails(*_):

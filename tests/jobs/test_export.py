@@ -194,7 +194,7 @@ def test_a_program_of_the_same_name_is_not_replaced(tmp_path, capsys):
         assert export.main(["rtmdet-ins_nano_person", "--output", str(weights)]) == 0
 
 
-def test_missing_packages_are_told_before_the_work(tmp_path, monkeypatch, capsys):
+def test_missing_packages_are_reported_before_the_work(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export, "ONNX_PACKAGES", ("torch", "no_such_package"))
     assert export.main(["rtmdet-ins_nano_person", "--output", str(tmp_path / "mine.onnx")]) == 2
     assert "needs no_such_package, not installed here: .venv/bin/pip install -e '.[export]'" in capsys.readouterr().err

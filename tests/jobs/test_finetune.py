@@ -653,7 +653,7 @@ def test_same_seed_same_weights(tiny_coco, tmp_path):
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_training_on_a_card(tiny_coco, tmp_path, precision):
+def test_training_on_a_gpu(tiny_coco, tmp_path, precision):
     """Two steps, one validation: weights come out, and they are numbers."""
     more = ["--steps", "2", "--val-every", "2", "--precision", precision]
     val = ["--val", str(tiny_coco / "coco.json"), "--val-images", str(tiny_coco / "photos")]
@@ -725,7 +725,7 @@ def test_weights_of_another_size_are_named(tiny_coco, trained, tmp_path, capsys)
     assert "or of another size. Is --model right?" in capsys.readouterr().err
 
 
-def test_a_card_gets_more_loaders(monkeypatch):
+def test_a_gpu_gets_more_loaders(monkeypatch):
     """One loader where the CPU trains; beside a GPU one for every core but one."""
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

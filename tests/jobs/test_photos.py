@@ -48,7 +48,7 @@ def test_all_readers_see_the_same(name, tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"no photo", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n"], ids=["empty", "text", "JPEG", "PNG"]
 )
-def test_what_is_no_photo_is_named(content, tmp_path):
+def test_what_is_not_a_photo_is_named(content, tmp_path):
     """By its size and by its pixels; so is a file that is not there."""
     path = tmp_path / "a.jpg"
     path.write_bytes(content)

@@ -73,7 +73,7 @@ def test_draws_what_batch_score_wrote(folder, tmp_path, capsys):
     assert "2 other pictures are in there, such as of an earlier run" in said
 
 
-def test_a_batch_that_goes_on_is_drawn_as_far_as_it_is(folder, tmp_path):
+def test_a_running_batch_is_drawn_as_far_as_it_is(folder, tmp_path):
     """Its last line may be half there."""
     preds = write_preds(tmp_path / "preds.jsonl", ("a.png", {"boxes": [FOUND]}))
     with preds.open("a") as lines:

@@ -38,14 +38,14 @@ def test_sigterm_ends_the_command_as_before(inits, capsys):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_connected_process_stays_as_it_is(inits, monkeypatch):
+def test_a_connected_process_stays_connected(inits, monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     connect()
     assert inits == []
 
 
 @pytest.mark.parametrize("kind", [Exception, RuntimeError, ConnectionError])
-def test_a_cluster_that_cannot_be_used_is_told_in_a_line(monkeypatch, capsys, kind):
+def test_a_cluster_that_cannot_be_used_is_reported_in_a_line(monkeypatch, capsys, kind):
     """Of another version of Python, say, or one that does not start in time."""
 
     def init(**_):

@@ -65,7 +65,7 @@ def test_what_cannot_be_read_is_one_line(arguments, said, tmp_path, monkeypatch,
     assert told.count("\n") == 1
 
 
-def test_nobody_there_is_told_at_once(capsys):
+def test_a_server_that_does_not_run_is_reported_at_once(capsys):
     """With the URL, and not after seconds of refused tries."""
     url, began = f"http://127.0.0.1:{free_port()}", time.monotonic()
     assert main.main(["run", "--scenario", "server", "--url", url]) == 1

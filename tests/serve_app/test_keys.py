@@ -78,7 +78,7 @@ def test_home_folder_in_the_path(tmp_path, monkeypatch):
     KeyRing(keys_file=Path("~/keys.txt")).check("Bearer first")
 
 
-def test_a_folder_is_no_keys_file(tmp_path):
+def test_a_folder_is_not_a_keys_file(tmp_path):
     """As where the folder of a Kubernetes secret is named instead of the file in it."""
     with pytest.raises(ConfigurationError, match=r"cannot be read \(IsADirectoryError\); expected a text file"):
         KeyRing(keys_file=tmp_path)
@@ -103,7 +103,7 @@ def test_keys_beyond_ascii(tmp_path, key):
     KeyRing(keys_file=file).check("Bearer " + key.encode().decode("latin-1"))
 
 
-def test_callers_are_told_apart_but_not_by_their_keys(monkeypatch):
+def test_callers_have_ids_that_do_not_reveal_keys(monkeypatch):
     """With several keys each has an id that reveals nothing of the key; a single key has none."""
     monkeypatch.setenv("FIRST", "one-long-secret")
     monkeypatch.setenv("SECOND", "another-secret")

@@ -211,7 +211,7 @@ def test_an_error_has_code_and_remedy_and_can_be_tried_again(page, service):
     assert page.locator("#error").is_hidden()
 
 
-def test_a_service_that_does_not_answer_is_told(page):
+def test_a_service_that_does_not_answer_is_reported(page):
     page.context.set_offline(True)
     choose(page)
     page.wait_for_selector("#error:not([hidden])")
@@ -245,7 +245,7 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(browser, monkeypatch):
         context.close()
 
 
-def test_a_wrong_key_is_told_and_any_text_can_be_a_key(browser, monkeypatch):
+def test_a_wrong_key_is_reported_and_any_text_can_be_a_key(browser, monkeypatch):
     """Before a photo is chosen too. The key goes as UTF-8, as from curl: fetch() alone takes no character beyond Latin-1."""
     monkeypatch.setenv("SCORING_KEY", "cl\u00e9-\u043a\u043b\u044e\u0447")
     with page_service(auth={"keys_env": ["SCORING_KEY"]}) as (url, _):
@@ -293,7 +293,7 @@ def test_the_photo_chosen_last_is_shown(page):
         assert page.locator("#busy").is_hidden()
 
 
-def test_a_file_that_cannot_be_read_is_told(page, tmp_path):
+def test_a_file_that_cannot_be_read_is_reported(page, tmp_path):
     """Gone, changed, or a folder: fetch() would only say that the connection failed."""
     file = tmp_path / "photo.png"
     file.write_bytes(photo())

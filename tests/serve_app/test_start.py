@@ -110,7 +110,7 @@ def test_the_curl_that_it_prints_has_a_key_where_one_is_needed(tmp_path, capsys,
     assert ("-H 'Authorization: Bearer <key>' -F image=@" in capsys.readouterr().out) == bool(auth)
 
 
-def test_a_failed_update_and_the_way_back_are_told(monkeypatch, tmp_path, capsys):
+def test_a_failed_update_and_the_way_back_are_reported(monkeypatch, tmp_path, capsys):
     """Once each; DEPLOYING in between is not the end of it."""
     told = [application() for _ in range(5)]
     for each, status in zip(told, ("RUNNING", "DEPLOY_FAILED", "DEPLOY_FAILED", "DEPLOYING", "RUNNING"), strict=True):

@@ -244,7 +244,7 @@ class Reference:
         (Reference("small", SHUTTING_DOWN), SHUTTING_DOWN, False),
     ],
 )
-def test_the_end_of_a_call_is_told_without_fetching_pixels(monkeypatch, reference, told, fetched):
+def test_the_end_of_a_call_is_reported_without_fetching_pixels(monkeypatch, reference, told, fetched):
     """A result in Ray's object store stays there; a small one, or an error, is in this process anyway."""
 
     monkeypatch.setattr(unary_calls, "_is_in_memory", lambda ref: ref.result == "small")

@@ -91,12 +91,12 @@ def test_two_names_have_two_texts(names):
     "name",
     ["Screenshot 3.04\u202fPM.png", "nb\u00a0sp.jpg", "\U0001f469\u200d\U0001f4bb.jpg", "cafe\u0301.jpg", r"a\b.jpg", " %#?"],
 )
-def test_a_name_stays_as_it_is(name):
+def test_a_name_stays(name):
     """macOS puts U+202F into the names of screenshots; annotations know the photo by that name."""
     assert shown(Path("/x", name), Path("/x")) == name
 
 
-def test_what_is_no_file_is_counted(tmp_path):
+def test_what_is_not_a_file_is_counted(tmp_path):
     """Links in a circle too, which the whole folder was refused for."""
     (tmp_path / "a.jpg").write_bytes(b"x")
     (tmp_path / "more").mkdir()
@@ -239,7 +239,7 @@ def test_invalid_sources_are_refused(tmp_path, monkeypatch, place, said):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF"])
-def test_base64_of_every_format_is_no_path(kind):
+def test_base64_of_every_format_is_not_a_path(kind):
     """However short it is."""
     assert looks_like_base64(base64.b64encode(encoded(kind)).decode())
     assert looks_like_base64(base64.encodebytes(encoded(kind)).decode())

@@ -56,7 +56,7 @@ def test_rows_larger_than_a_mebibyte(tmp_path, annotations):
     assert "60,000 results" in CocoWriter(annotations).write(str(tmp_path), "jsonl")
 
 
-def test_photos_of_other_names_are_told(tmp_path, annotations):
+def test_photos_of_other_names_are_reported(tmp_path, annotations):
     """No file of results without one: the annotations were made for a folder above or below."""
     (tmp_path / "rows").mkdir()
     pq.write_table(

@@ -49,7 +49,7 @@ def test_a_folder_here(tmp_path, listed):
     assert rows[r"caf\xe9.jpg#0"]["image"] == f"{FILE}{photos}/caf%E9.jpg"
 
 
-def test_photos_added_after_the_first_run_are_told(tmp_path, capsys):
+def test_photos_added_after_the_first_run_are_reported(tmp_path, capsys):
     """The list of that run is read again, so the same command would end with success without them."""
     photos, manifest = tmp_path / "photos", str(tmp_path / "out" / "photos.parquet")
     photos.mkdir()
@@ -169,7 +169,7 @@ def test_parquet_without_a_column(tmp_path, columns, missing):
         ([{"id": pa.array([], pa.string()), "image": pa.array([], pa.string())}], "there is no row"),
     ],
 )
-def test_parquet_whose_rows_cannot_be_told_apart(tmp_path, files, said):
+def test_parquet_whose_rows_cannot_be_distinguished(tmp_path, files, said):
     """By its id a row that is done is left out when the job goes on."""
     for number, table in enumerate(files):
         pq.write_table(pa.table(table), tmp_path / f"{number}.parquet")

@@ -24,7 +24,7 @@ def test_growth():
     assert growth_of([100, 100], [USUAL] * 2) is None
 
 
-def test_a_replica_more_is_no_growth():
+def test_another_replica_is_not_growth():
     """Minutes with another number of replicas are left out."""
     assert growth_of([100, 100, 100, 200, 200, 102, 102, 102], [USUAL] * 3 + [{"Polygonizer": 3}] * 2 + [USUAL] * 3) == (
         pytest.approx(0.02)

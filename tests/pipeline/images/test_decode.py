@@ -250,7 +250,7 @@ def test_allow_list_can_be_narrowed() -> None:
 
 
 @pytest.mark.parametrize("compression", ["group3", "group4", "tiff_ccitt"])
-def test_fax_is_no_photo(compression: str, capfd) -> None:
+def test_fax_is_not_a_photo(compression: str, capfd) -> None:
     """Fax-compressed TIFFs are refused before libtiff can write a line of log for each damaged row."""
     data = bytearray(encode(grey().convert("1"), "TIFF", compression=compression))
     data[8:60] = b"\x55" * 52

@@ -115,7 +115,7 @@ def test_pad_batch_reuses_its_buffer() -> None:
     assert pad_batch([], 320).shape == (0, 320, 320, 3)
 
 
-def test_wrong_shapes_are_told() -> None:
+def test_wrong_shapes_are_reported() -> None:
     """Another size, a small buffer, another dtype: ShapeError with expected and actual."""
     image = scale_to_fit(noise(48, 64), (48, 64), 320)
     with pytest.raises(ShapeError, match="expected letterbox size 640, got 320"):

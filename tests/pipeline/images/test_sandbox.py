@@ -173,7 +173,7 @@ def test_every_format_is_decoded_inside(decoder, name):
     np.testing.assert_array_equal(decoder.load(data).pixels, load_image(data, DecodeLimits(), 320).pixels)
 
 
-def test_a_kernel_without_it_is_told(monkeypatch, caplog):
+def test_a_kernel_without_it_is_reported(monkeypatch, caplog):
     """One warning for each that is missing; decoding goes on."""
     monkeypatch.setattr(
         decoder_pool,

@@ -56,7 +56,7 @@ def test_grey_and_colours_are_scaled_alike(white_level, suffix):
         assert np.abs(grey - coloured).max() <= 1
 
 
-def test_lower_bits_that_cannot_be_read_are_told():
+def test_lower_bits_that_cannot_be_read_are_reported():
     """Pillow returns the upper bytes alone: of 12 bits, 16 grey levels would be left."""
     data = tiff([np.full((HEIGHT, WIDTH), 4000, "<u2")] * 3, photometric=2, planar=2, deflated=True)
     for white_level in (None, 4095):

@@ -26,7 +26,7 @@ def test_every_kind_of_running_out_of_memory_has_one_name(error):
 @pytest.mark.parametrize(
     "error", [torch.AcceleratorError("uncorrectable ECC error"), RuntimeError("CUDA error: an illegal memory access")]
 )
-def test_a_card_that_failed_is_lost(error):
+def test_a_gpu_that_failed_is_lost(error):
     """Its replica must be replaced: every later call would fail as well."""
     with pytest.raises(EngineLost), naming_failures(8):
         raise error

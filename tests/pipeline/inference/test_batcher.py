@@ -387,7 +387,7 @@ class TestLeaving:
             assert model.batches == []
             assert (await batcher.submit(2)).result == 4
 
-    async def test_a_deadline_in_the_queue_is_told_on_time(self) -> None:
+    async def test_a_deadline_in_the_queue_is_reported_on_time(self) -> None:
         """The caller gets the error when the deadline passes, not when the model is free; the item never runs."""
         model, notes = GatedModel(), Notes()
         async with running(model, observer=notes) as batcher:
@@ -474,7 +474,7 @@ class TestFailing:
         assert len(calls) == 9
         assert notes.splits == [(16, False), (8, False), (4, False), (2, False)]
 
-    async def test_a_fatal_error_reaches_every_caller_as_it_is(self) -> None:
+    async def test_a_fatal_error_reaches_every_caller_unchanged(self) -> None:
         """The model fails for every item: each caller gets the model's own exception, and the next item is tried again."""
         broken = True
 

@@ -172,7 +172,7 @@ def test_a_single_class_without_its_comma_is_one_class(nano, tmp_path):
     assert load_checkpoint(path).spec.classes == ("cat",)
 
 
-def test_test_settings_come_along_and_differences_are_told(nano, tmp_path, caplog):
+def test_test_settings_come_along_and_differences_are_reported(nano, tmp_path, caplog):
     """The normalisation of the file is used; what the service computes otherwise is a warning."""
     model = (
         "model = dict(data_preprocessor=dict(mean=[1.0, 2.0, 3.0]), test_cfg=dict(nms_pre=3000, nms=dict(iou_threshold=0.65)))"
@@ -309,7 +309,7 @@ def test_damaged_files_are_clear(tmp_path, suffix, content):
     ],
     ids=["pointer", "error page", "nothing"],
 )
-def test_text_instead_of_weights_is_told(tmp_path, suffix, content, said):
+def test_text_instead_of_weights_is_reported(tmp_path, suffix, content, said):
     """What a clone without Git LFS or a failed download leaves."""
     path = tmp_path / f"weights{suffix}"
     path.write_text(content)

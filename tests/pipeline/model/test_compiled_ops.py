@@ -81,7 +81,7 @@ def test_nms_keeps_what_the_loop_keeps(boxes, scores, iou_threshold, offset, row
 
 
 @pytest.mark.cuda
-def test_nms_on_a_card_keeps_what_the_cpu_keeps():
+def test_nms_on_a_gpu_keeps_what_the_cpu_keeps():
     """The same indices, and they come back on the GPU."""
     random = torch.Generator().manual_seed(0)
     corners = torch.rand(1000, 2, generator=random) * 300

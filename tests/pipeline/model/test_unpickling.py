@@ -67,7 +67,7 @@ class Attribute:
         return getattr, (HistoryBuffer, "__init__")
 
 
-def test_attribute_access_is_no_way_out(path):
+def test_attribute_access_is_not_a_way_out(path):
     """`getattr` is in every log history; only the four methods of a history can be reached with it."""
     torch.save(content(x=Attribute()), path)
     with pytest.raises(CheckpointError, match=r"refused.*__init__"):

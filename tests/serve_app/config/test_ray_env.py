@@ -131,7 +131,7 @@ def bind(listener):
 
 
 @pytest.mark.parametrize("line", ["GET /score?labels=café HTTP/1.1", "hello"])
-def test_haproxy_refuses_what_is_no_http(tmp_path, line):
+def test_haproxy_refuses_what_is_not_http(tmp_path, line):
     """In HTML: the one case in which docs/API.md promises no JSON, as HAProxy's parser has no setting for it."""
     with haproxy_before(free_port(), tmp_path) as url, socket.create_connection(url[7:].split(":"), timeout=10) as connection:
         connection.sendall(f"{line}\r\nHost: x\r\n\r\n".encode())
@@ -155,6 +155,6 @@ def test_is_read_as_a_shell_reads_it(tmp_path):
     assert read_ray_env(path) == {"TEST_A": "1s and more", "TEST_B": "", "TEST_C": "a=b", "TEST_D": "1\n  2 # 3", "TEST_E": "5"}
 
 
-def test_no_file_is_no_fault(tmp_path):
+def test_a_missing_file_is_allowed(tmp_path):
     """Ray's defaults then apply."""
     assert read_ray_env(tmp_path / "ray.env") == {}

@@ -37,7 +37,7 @@ def test_two_detectors_fit_on_two_cores():
     assert used + 0.6 <= 2 + 1e-9
 
 
-def test_a_detector_that_is_stopped_first_is_told():
+def test_a_detector_that_is_stopped_first_is_reported():
     """Where nothing surges, the line says what a change of args does."""
     assert "stops the old Detector before" in room_for_update({"Detector": {}, "Ingress": {}})
 

@@ -63,7 +63,7 @@ def test_certificates_that_nobody_would_speak(monkeypatch):
 
 
 @pytest.mark.parametrize(("host", "alive", "warned"), [("127.0.0.1", 2, True), ("127.0.0.1", 1, False), ("0.0.0.0", 2, False)])
-def test_loopback_in_a_cluster_is_told(monkeypatch, caplog, host, alive, warned):
+def test_loopback_in_a_cluster_is_reported(monkeypatch, caplog, host, alive, warned):
     """Otherwise replicas on other nodes would get no requests, without an error."""
     cluster = SimpleNamespace(http_config=SimpleNamespace(host=host, ssl_certfile=None))
     monkeypatch.setattr(exposure, "_get_global_client", lambda: cluster)

@@ -282,7 +282,7 @@ async def test_unknown_route_and_method(client, method, path, status, code, says
     assert says in response.json()["message"]
 
 
-async def test_a_body_without_a_type_is_told(client):
+async def test_a_body_without_a_type_is_reported(client):
     """By what it lacks, not by a type named 'none'."""
     response = await client.post("/score", content=b"{}")
     assert response.json()["message"].endswith("such as image/jpeg, got none.")
@@ -486,7 +486,7 @@ async def test_the_largest_body_of_photos_fits_the_smallest_budget(ingress, kind
         assert (await client.post("/score", content=content, headers={"content-type": kind})).status_code == 200
 
 
-async def test_a_client_that_hangs_up_is_no_bug(ingress, caplog):
+async def test_a_client_that_hangs_up_is_not_a_bug(ingress, caplog):
     """One quiet line, no traceback, and its share of the budget is free again."""
     messages = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
     app = http_app(ingress, Settings(ingress={"max_body_mb": 0.001, "max_bodies_mb": 0.002}))

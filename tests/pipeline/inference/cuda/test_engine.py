@@ -256,7 +256,7 @@ def test_sizes_whose_graph_cannot_be_recorded_run_without(failing, gpu, images, 
             assert_same(one, expected(LOW)[place])
 
 
-def test_a_gpu_that_is_lost_while_recording_is_told(gpu, monkeypatch):
+def test_a_gpu_that_is_lost_while_recording_is_reported(gpu, monkeypatch):
     """The engine cannot run on it at all."""
 
     def fail(*_: object, **_options: object) -> None:
@@ -268,7 +268,7 @@ def test_a_gpu_that_is_lost_while_recording_is_told(gpu, monkeypatch):
         gpu.engine().warm_up()
 
 
-def test_a_card_without_bf16_is_told(monkeypatch):
+def test_a_gpu_without_bf16_is_reported(monkeypatch):
     """PyTorch says that it has it, and its convolutions fail."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")

@@ -94,7 +94,7 @@ def test_half_precision_stays_near(precision, alone, images):
     engine.close()
 
 
-def test_auto_is_fp16_on_the_first_card(images):
+def test_auto_is_fp16_on_the_first_gpu(images):
     """What the service runs where nothing is set."""
     engine = create_engine(seeded_checkpoint("tiny"), EngineOptions(max_batch=1))
     assert (engine.info.engine, engine.info.precision) == ("torch", "fp16")

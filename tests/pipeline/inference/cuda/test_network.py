@@ -170,7 +170,7 @@ def test_without_kernels_the_log_says_so(fault, word, plain, monkeypatch, caplog
     assert word in caplog.text
 
 
-def test_a_kernel_that_breaks_the_gpu_is_told(plain, monkeypatch):
+def test_a_kernel_that_breaks_the_gpu_is_reported(plain, monkeypatch):
     """PyTorch's operators fail there too, so it is an error that says what to do."""
 
     def fail(*_args: object) -> None:
@@ -182,7 +182,7 @@ def test_a_kernel_that_breaks_the_gpu_is_told(plain, monkeypatch):
         tried(plain, GPU)
 
 
-def test_a_full_card_is_no_fault_of_the_kernels(plain, monkeypatch):
+def test_a_full_gpu_is_not_a_fault_of_the_kernels(plain, monkeypatch):
     def fail(*_args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 

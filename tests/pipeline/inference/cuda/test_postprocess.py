@@ -170,7 +170,7 @@ def test_boxes_without_area_are_nothing():
     assert_same(expected[0], found[0])
 
 
-def test_too_many_candidates_are_told():
+def test_too_many_candidates_are_reported():
     """A crowd on one spot uses up what is looked at before the few others come; asked for fewer, the same image is exact."""
     crowd = {place: 3.0 - place / 1000 for place in range(MAX_CANDIDATES + 20)}
     reach = {place: (place % 32 * 8.0, place // 32 * 8.0, 255.0 - place % 32 * 8, 255.0 - place // 32 * 8) for place in crowd}
@@ -184,7 +184,7 @@ def test_too_many_candidates_are_told():
     assert len(found[0]) == 1
 
 
-def test_long_chains_of_overlaps_are_told():
+def test_long_chains_of_overlaps_are_reported():
     """Each box overlaps the next one only: which stay depends on the first, and takes a pass for each."""
     for length, expected_exact in ((NMS_PASSES - 1, True), (NMS_PASSES + 10, False)):
         chain = {place: 3.0 - place / 100 for place in range(length)}

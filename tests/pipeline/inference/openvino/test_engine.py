@@ -70,7 +70,7 @@ def test_calls_from_several_threads_keep_their_own_results(two_streams):
         np.testing.assert_allclose(one.boxes, other.boxes, atol=0.05)
 
 
-def test_capacity_is_told_when_a_stream_comes_free(two_streams, monkeypatch):
+def test_capacity_is_reported_when_a_stream_comes_free(two_streams, monkeypatch):
     """A batch that is spread over the streams tells it; one image on all threads leaves none."""
     told: list[int] = []
     monkeypatch.setattr(two_streams, "_on_capacity", told.append)
