@@ -45,15 +45,15 @@ def draw_overlay(image: Image.Image, objects: Sequence[SegmentedObject], tags: S
     return picture
 
 
-def picture_to_file(picture: Image.Image, form: str) -> bytes:
+def picture_to_file(picture: Image.Image, file_format: str) -> bytes:
     """A picture as PNG or JPEG bytes.
 
     Args:
         picture: RGB.
-        form: `png` or `jpeg`.
+        file_format: `png` or `jpeg`.
     """
     data = io.BytesIO()
-    picture.save(data, form, **({"quality": 90} if form == "jpeg" else {"compress_level": 1}))
+    picture.save(data, file_format, **({"quality": 90} if file_format == "jpeg" else {"compress_level": 1}))
     return data.getvalue()
 
 
@@ -124,13 +124,13 @@ def _draw_tags(
         width, height = right - left + 3 * pad, bottom - top + 2 * pad
         if len(objects) > _FEW_TAGS and width > (item.box[2] - item.box[0]) * picture.width:
             continue
-        tag = _place((width, height), (item.box[0] * picture.width, item.box[1] * picture.height), picture.size, taken)
+        tag = _tag_position((width, height), (item.box[0] * picture.width, item.box[1] * picture.height), picture.size, taken)
         taken.append(tag)
         draw.rounded_rectangle(tag, radius=1.2 * pad, fill=colour, outline=(255, 255, 255), width=max(round(size_px), 1))
         draw.text((tag[0] + 1.5 * pad - left, tag[1] + pad - top), text, font=font, fill=_readable_on(colour))
 
 
-def _place(
+def _tag_position(
     size: tuple[float, float],
     corner: tuple[float, float],
     picture_size: tuple[int, int],
