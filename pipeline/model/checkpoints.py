@@ -31,8 +31,7 @@ from pipeline.model.spec import (
     build_network,
     check_types,
     coco_classes,
-    nano_spec,
-    official_spec,
+    spec_of_tensors,
 )
 from pipeline.model.unpickling import other_kind, unpickle_tensors
 
@@ -186,7 +185,9 @@ def _from_mmengine(content: dict[str, Any], path: Path, classes: tuple[str, ...]
     meta = _meta(content)
     if "model_spec" in meta:
         return _overridden(Checkpoint(_spec_from_description(meta["model_spec"], path), tensors), path, classes, input_size)
-    facts, spec = read_facts(meta), _recognise(tensors, path)
+    facts, spec = read_facts(meta), spec_of_tensors(tensors)
+    if spec is None:
+        raise CheckpointError(f"{path.name}: not an RTMDet-Ins model of a known size ({', '.join(OFFICIAL_NAMES)} or nano).")
     # The labels and input size of OpenMMLab's own releases are known, even if the file does not contain them.
     if any(path.name.startswith(f"{name}_") for name in OFFICIAL_NAMES):
         classes, input_size = classes or facts.classes or coco_classes(), input_size or OFFICIAL_INPUT_SIZE_PX
@@ -250,27 +251,6 @@ def _network_tensors(content: dict[str, Any], path: Path) -> dict[str, torch.Ten
         raise CheckpointError(f"{path.name}: holds no tensors.")
     _check_values(tensors, path.name)
     return tensors
-
-
-def _recognise(tensors: dict[str, torch.Tensor], path: Path) -> ModelSpec:
-    """Find the RTMDet-Ins size whose tensors have these names and shapes, except for the class channels."""
-    shapes = _shapes(tensors)
-    class_weight = tensors.get("bbox_head.rtm_cls.0.weight")
-    if class_weight is not None and class_weight.ndim:
-        classes = tuple(f"class {number}" for number in range(class_weight.shape[0]))
-        for spec in [*map(official_spec, OFFICIAL_NAMES), nano_spec()]:
-            if _shapes(build_network(spec).state_dict()) == shapes:
-                return spec if len(spec.classes) == len(classes) else spec.with_classes(classes)
-    raise CheckpointError(f"{path.name}: not an RTMDet-Ins model of a known size ({', '.join(OFFICIAL_NAMES)} or nano).")
-
-
-def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    skipped = ("num_batches_tracked", "rtm_cls")
-    return {
-        name: tuple(value.shape)
-        for name, value in tensors.items()
-        if not any(part in name for part in skipped) and not name.startswith("data_preprocessor.")
-    }
 
 
 def _spec_from_description(description: Any, path: Path) -> ModelSpec:

@@ -10,6 +10,7 @@ Weights come from `pipeline.model.checkpoints`; nothing is downloaded here.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import mmdet  # noqa: E402  (after the stand-in)
 from mmdet.registry import MODELS  # noqa: E402
 from mmengine.config import Config, ConfigDict  # noqa: E402
 from mmengine.registry import init_default_scope  # noqa: E402
-from torch import nn  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 
 from pipeline.errors import CheckpointError  # noqa: E402
 from pipeline.model.rtmdet_nano import nano_model_config  # noqa: E402
@@ -110,6 +111,30 @@ def build_network(spec: ModelSpec) -> nn.Module:
     network.dataset_meta = {"classes": spec.classes}
     evaluating: nn.Module = network.eval()
     return evaluating
+
+
+def spec_of_tensors(tensors: Mapping[str, Tensor]) -> ModelSpec | None:
+    """The RTMDet-Ins size whose tensors have these names and shapes, except for the class channels; None for other networks.
+
+    Its labels are `class 0`, `class 1`, …, unless it has as many class channels as the known model.
+    """
+    shapes = _shapes(tensors)
+    class_weight = tensors.get("bbox_head.rtm_cls.0.weight")
+    if class_weight is not None and class_weight.ndim:
+        classes = tuple(f"class {number}" for number in range(class_weight.shape[0]))
+        for spec in [*map(official_spec, OFFICIAL_NAMES), nano_spec()]:
+            if _shapes(build_network(spec).state_dict()) == shapes:
+                return spec if len(spec.classes) == len(classes) else spec.with_classes(classes)
+    return None
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    skipped = ("num_batches_tracked", "rtm_cls")
+    return {
+        name: tuple(value.shape)
+        for name, value in tensors.items()
+        if not any(part in name for part in skipped) and not name.startswith("data_preprocessor.")
+    }
 
 
 def mmdet_config(spec: ModelSpec) -> Config:

@@ -12,8 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pipeline.errors import CheckpointError
-from pipeline.model import checkpoints
-from pipeline.model.checkpoints import Checkpoint, load_checkpoint, load_weights, save_safetensors
+from pipeline.model.checkpoints import FORMAT, Checkpoint, load_checkpoint, load_weights, save_safetensors
 from pipeline.model.spec import OFFICIAL_NAMES, build_network, nano_spec, official_spec
 
 SHIPPED = Path(__file__).parents[3] / "pipeline" / "model" / "weights" / "rtmdet-ins_nano_person.safetensors"
@@ -30,7 +29,7 @@ def nano():
 @pytest.fixture(autouse=True)
 def few_sizes(monkeypatch):
     """The smallest of the official networks and nano: a file's size is found by building one after the other."""
-    monkeypatch.setattr(checkpoints, "OFFICIAL_NAMES", OFFICIAL_NAMES[:1])
+    monkeypatch.setattr("pipeline.model.spec.OFFICIAL_NAMES", OFFICIAL_NAMES[:1])
 
 
 def pipeline_source(width, height):
@@ -355,7 +354,7 @@ def test_numbers_that_are_not_finite(nano, tmp_path, suffix, value):
     if suffix == ".pth":
         torch.save({"state_dict": tensors, "meta": {"model_spec": description}}, path)
     else:
-        save_file(tensors, path, metadata={"format": checkpoints.FORMAT, "model_spec": json.dumps(description)})
+        save_file(tensors, path, metadata={"format": FORMAT, "model_spec": json.dumps(description)})
     for load in (load_checkpoint, load_weights):
         with pytest.raises(CheckpointError, match=r"diverged.*bbox_head\.rtm_cls\.0\.bias has values that are not finite"):
             load(path)
@@ -392,6 +391,6 @@ def test_labels_of_a_strange_description_in_a_pickle(nano, tmp_path, described):
 def test_a_configuration_without_a_network(nano, tmp_path, change):
     path = tmp_path / "strange.safetensors"
     description = {"name": "n", "classes": ["person"], "input_size": 320, "config": nano.spec.config | change}
-    save_file(nano.state_dict, path, metadata={"format": checkpoints.FORMAT, "model_spec": json.dumps(description)})
+    save_file(nano.state_dict, path, metadata={"format": FORMAT, "model_spec": json.dumps(description)})
     with pytest.raises(CheckpointError):
         load_checkpoint(path).network()

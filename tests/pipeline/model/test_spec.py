@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.errors import CheckpointError
-from pipeline.model.spec import OFFICIAL_NAMES, ModelSpec, build_network, mmdet_config, nano_spec, official_spec
+from pipeline.model.spec import OFFICIAL_NAMES, ModelSpec, build_network, mmdet_config, nano_spec, official_spec, spec_of_tensors
 
 PARAMETERS_M = dict(zip(OFFICIAL_NAMES, (5.6, 10.18, 27.58, 57.37, 102.7), strict=True))
 
@@ -79,6 +79,17 @@ def test_input_size_is_a_multiple_of_32(size):
 def test_class_names_match_channels():
     with pytest.raises(CheckpointError, match="2 class names for 1"):
         ModelSpec("x", ("a", "b"), 640, nano_spec().config)
+
+
+def test_a_network_is_recognised_by_its_tensors(monkeypatch):
+    """By names and shapes, with any number of class channels; another network is not."""
+    monkeypatch.setattr("pipeline.model.spec.OFFICIAL_NAMES", OFFICIAL_NAMES[:1])
+    tensors = build_network(nano_spec(("a", "b", "c"))).state_dict()
+    found = spec_of_tensors(tensors)
+    assert found is not None
+    assert (found.name, found.classes) == (nano_spec().name, ("class 0", "class 1", "class 2"))
+    assert spec_of_tensors({name: value for name, value in tensors.items() if "neck" not in name}) is None
+    assert spec_of_tensors({}) is None
 
 
 def test_mmdet_config_has_the_test_pipeline():
