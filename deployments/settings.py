@@ -1,6 +1,6 @@
 """The service's own settings: the `args` of the application in serve_config.yaml.
 
-One section per stage, with the stage's name. Unknown keys are refused. Names contain the unit. Replicas, queue bounds, CPUs and GPUs are
+One section per stage, with the stage's name. Unknown keys are refused. Names contain the unit. Replicas, queue limits, CPUs and GPUs are
 Ray Serve's options, in the same file under `deployments`; `serve_app.config_file` checks both.
 
 Each deployment is constructed with its section. Defaults that the pipeline has are taken from there.
@@ -122,7 +122,7 @@ class IngressSettings(StrictModel):
         0.5,
         gt=0,
         le=1,
-        description="Largest share of each of these bounds that the requests of one key may hold, if there are several keys.",
+        description="Largest share of each of these limits that the requests of one key may hold, if there are several keys.",
     )
     groups: GroupSettings = GroupSettings()
     auth: AuthSettings = AuthSettings()

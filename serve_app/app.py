@@ -24,7 +24,7 @@ def build_app(settings: Settings) -> Application:
         settings: the `args` of the application in serve_config.yaml, already checked by Ray Serve against the type.
     Returns:
         The ingress, bound to its three stages, or with the stages inside it (`layout: together`). Each deployment takes its section
-        of the settings. Replicas, queue bounds, CPUs and GPUs are set under `deployments` in serve_config.yaml.
+        of the settings. Replicas, queue limits, CPUs and GPUs are set under `deployments` in serve_config.yaml.
     Raises:
         SetupError: the model or the settings cannot be used; the message says what to change.
     """

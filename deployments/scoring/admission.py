@@ -1,4 +1,4 @@
-"""Admission control of an Ingress replica. Three lanes of images, each with its own bound and pace, so that none blocks the others.
+"""Admission control of an Ingress replica. Three lanes of images, each with its own limit and pace, so that none blocks the others.
 
     ordinary   at most max_images_in_flight   grouped, see deployments.scoring.grouping
     url        at most max_urls               max_urls_in_flight at a time; each occupies a call while it is fetched
@@ -133,7 +133,7 @@ class Admission:
         self.lanes = (self.ordinary, self.urls, self.large)
 
     def reconfigure(self, settings: IngressSettings) -> None:
-        """Apply new bounds; images already admitted stay. `max_urls_in_flight` does not change."""
+        """Apply new limits; images already admitted stay. `max_urls_in_flight` does not change."""
         self._settings = settings
         self.ordinary.limit, self.urls.limit = settings.max_images_in_flight, settings.max_urls
         self.large.limit = settings.max_large_images

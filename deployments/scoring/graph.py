@@ -45,7 +45,7 @@ class ScoringGraph:
         settings: the section `ingress`.
         url_s, large_s: how long a URL, and a large image, may take to be fetched and decoded; then its call is given up.
     Attributes:
-        admission: bounds and paces of the admitted images.
+        admission: the lanes of the admitted images.
     """
 
     def __init__(

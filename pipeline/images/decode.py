@@ -1,6 +1,6 @@
 """Decodes image files from untrusted sources to BGR pixels.
 
-    byte cap ─▶ format by allow-list ─▶ pixel cap (header only) ─▶ structure limits ─▶ decode (scaled) ─▶ BGR ─▶ turned upright
+    byte limit ─▶ format by allow-list ─▶ pixel limit (header only) ─▶ structure limits ─▶ decode (scaled) ─▶ BGR ─▶ rotated upright
 
 Serving, training, evaluation and drawing all decode here, so they see the same pixels.
 No memory is allocated for pixels before the header passed the limits. Truncated files are refused. Metadata is only used for the
@@ -205,7 +205,7 @@ def check_byte_count(byte_count: int, max_bytes: int) -> None:
 
 
 def check_pixel_count(size_wh: tuple[int, int], max_pixels: int) -> None:
-    """Raise LimitExceeded `too_many_pixels` when width times height is over the cap, ImageError when it is zero."""
+    """Raise LimitExceeded `too_many_pixels` when width times height is over the limit, ImageError when it is zero."""
     width, height = size_wh
     if width < 1 or height < 1:
         raise ImageError("The image has no pixels.")

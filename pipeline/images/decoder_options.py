@@ -19,7 +19,7 @@ class DecoderOptions:
     """How images are decoded, and for how long.
 
     Args:
-        limits: caps on bytes and pixels, allowed formats.
+        limits: limits on bytes and pixels, allowed formats.
         size: side of the square network input, pixels.
         timeout_s: longest time for one image, seconds; then its decoder is killed.
         background: decode only while the cores have nothing else to do. Then `timeout_s` is CPU time.

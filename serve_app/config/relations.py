@@ -1,4 +1,4 @@
-"""Checks settings of a serve_config.yaml against each other, such as bounds that keep autoscaling from acting."""
+"""Checks settings of a serve_config.yaml against each other, such as limits that keep autoscaling from acting."""
 
 import os
 from typing import Any
@@ -55,8 +55,8 @@ def _check_placement(deployments: dict[str, dict[str, Any]]) -> None:
 
 def _check_admission(ingress: dict[str, Any], settings: Settings) -> None:
     """Requests beyond max_ongoing_requests, health probes included, would wait in Ray instead of being refused by us."""
-    ongoing, bounds = ingress.get("max_ongoing_requests", _default("Ingress")), settings.ingress
-    images = bounds.max_images_in_flight + bounds.max_urls + bounds.max_large_images
+    ongoing, limits = ingress.get("max_ongoing_requests", _default("Ingress")), settings.ingress
+    images = limits.max_images_in_flight + limits.max_urls + limits.max_large_images
     if ongoing <= images + MAX_BODIES_ARRIVING:
         raise ConfigurationError(
             f"deployments[Ingress]: max_ongoing_requests ({ongoing}) must be above the images that args.ingress admits ({images}: "

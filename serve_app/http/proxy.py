@@ -1,4 +1,4 @@
-"""Middleware for Ray Serve's HTTP server: makes Ray's own errors JSON; bounds headers and unsent responses.
+"""Middleware for Ray Serve's HTTP server: converts Ray's own errors to JSON; limits headers and unsent responses.
 
 It runs in each Ingress replica with HAProxy, in Ray's proxy without.
 
