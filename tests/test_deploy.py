@@ -33,6 +33,7 @@ CRDS = REPOSITORY.parent / "shared/kuberay"
 BATCH = yaml.safe_load((REPOSITORY / "deploy/rayjob.yaml").read_text())
 BATCH_CLUSTER = BATCH["spec"]["rayClusterSpec"]
 BATCH_PODS = [group["template"]["spec"] for group in (BATCH_CLUSTER["headGroupSpec"], *BATCH_CLUSTER["workerGroupSpecs"])]
+BATCH_PODS.append(BATCH["spec"]["submitterPodTemplate"]["spec"])
 CLUSTER = MANIFEST["spec"]["rayClusterConfig"]
 GROUPS = [CLUSTER["headGroupSpec"], *CLUSTER["workerGroupSpecs"]]
 PODS = [group["template"]["spec"] for group in GROUPS]
@@ -211,8 +212,8 @@ def test_workers_fetch_from_the_outside_only(address, reached):
 
 def test_pods_are_restricted():
     """What the Pod Security Standard `restricted` asks for, of every container. KubeRay's own take the settings of the autoscaler's options
-    or of Ray's container."""
-    containers = [CLUSTER["autoscalerOptions"], *(container for pod in PODS for container in pod["containers"])]
+    or of Ray's container; a submitter of jobs has none but those of its template."""
+    containers = [CLUSTER["autoscalerOptions"], *(container for pod in (*PODS, *BATCH_PODS) for container in pod["containers"])]
     for security in (container["securityContext"] for container in containers):
         assert security["allowPrivilegeEscalation"] is False
         assert security["capabilities"] == {"drop": ["ALL"]}
