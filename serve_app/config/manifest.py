@@ -49,19 +49,35 @@ def check_pods(manifest: Mapping[str, Any], document: Mapping[str, Any], deploym
         groups = _generate_available_node_types_from_ray_cr_spec(_cluster(manifest))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigurationError(f"spec.rayClusterConfig: Ray's autoscaler cannot read it: {error!r}") from error
-    for name, entry in deployments.items():
-        if not (need := _resources(entry)):
-            continue
-        room = {
-            group: _room(pods, need) * (1 if group == _HEAD_GROUP_NAME else pods["max_workers"]) for group, pods in groups.items()
-        }
-        wanted, possible = replicas(entry)[1], sum(room.values())
-        if possible < wanted:
-            asks = ", ".join(f"{amount:,.15g} {resource}" for resource, amount in need.items())
-            by_group = ", ".join(f"{group} {count}" for group, count in room.items())
+    needs = {name: need for name, entry in deployments.items() if (need := _resources(entry))}
+    for name, need in needs.items():
+        _check_room(name, need, replicas(deployments[name])[1], groups)
+        _check_gpu(name, needs, groups)
+
+
+def _check_room(name: str, need: Mapping[str, float], wanted: int, groups: Mapping[str, Any]) -> None:
+    room = {
+        group: _room(pods, need) * (1 if group == _HEAD_GROUP_NAME else pods["max_workers"]) for group, pods in groups.items()
+    }
+    if (possible := sum(room.values())) < wanted:
+        asks = ", ".join(f"{amount:,.15g} {resource}" for resource, amount in need.items())
+        by_group = ", ".join(f"{group} {count}" for group, count in room.items())
+        raise ConfigurationError(
+            f"deployments[{name}]: {wanted} replicas are never reached: a replica asks for {asks}, so the pods hold at most {possible} "
+            f"({by_group}). Lower the number of replicas or what they ask for, or raise the groups' resources, num-cpus or maxReplicas"
+        )
+
+
+def _check_gpu(name: str, needs: Mapping[str, Mapping[str, float]], groups: Mapping[str, Any]) -> None:
+    """Ray Serve spreads replicas over all nodes, those with a GPU too, and moves none to make room."""
+    if not (needs[name].get("GPU") and needs[name].get("CPU")):
+        return
+    for group, pods in groups.items():
+        others = [other for other, need in needs.items() if not need.get("GPU") and _room(pods, need)]
+        if others and _room(pods, needs[name]):
             raise ConfigurationError(
-                f"deployments[{name}]: {wanted} replicas are never reached: a replica asks for {asks}, so the pods hold at most {possible} "
-                f"({by_group}). Lower the number of replicas or what they ask for, or raise the groups' resources, num-cpus or maxReplicas"
+                f"deployments[{name}] asks for CPUs beside its GPU, which replicas of {', '.join(others)} may take first, so that it never "
+                f'starts: num_cpus: 0 there, and num-cpus: "0" in rayStartParams of the group {group}'
             )
 
 

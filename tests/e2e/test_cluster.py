@@ -1,10 +1,14 @@
 """Two nodes, and one is lost while requests run: its processes are killed or stopped, or its network is cut."""
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+import yaml
+from ray import serve
+from ray.autoscaler._private.kuberay.autoscaling_config import _generate_available_node_types_from_ray_cr_spec
 from ray.cluster_utils import Cluster
 
 from deployments.ray_serve.unary_calls import _call_when_done
@@ -13,6 +17,8 @@ from loadtest.chaos import CALLERS, Callers, lose_node, two_detectors
 from loadtest.service.local_service import local_service
 from loadtest.service.node_network import may_make_networks
 from loadtest.service.processes import title_of
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def replicas_on(service, node):
@@ -101,6 +107,42 @@ def test_a_lost_node():
         assert loss.failed <= 2 * CALLERS
         assert {status for sent, _, status in callers.answers[-3:]} == {200}
         wait_for_replicas(service, left, 2 * DEPLOYMENTS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_the_pods_of_the_manifest_take_all_replicas():
+    """Ray Serve spreads replicas over all nodes, those with a GPU too: none may take what a Detector needs beside its GPU."""
+    manifest = next(yaml.safe_load_all((REPOSITORY / "deploy/rayservice.yaml").read_text(encoding="utf-8")))
+    (application,) = yaml.safe_load(manifest["spec"]["serveConfigV2"])["applications"]
+    head, *pods = _generate_available_node_types_from_ray_cr_spec(manifest["spec"]["rayClusterConfig"]).values()
+
+    class Replica:
+        def __init__(self, *_):
+            """The other stages."""
+
+    def deployment(entry):
+        options = {name: amount for name, amount in entry["ray_actor_options"].items() if name != "memory"}
+        replicas = entry["autoscaling_config"]["min_replicas"]
+        return serve.deployment(Replica, name=entry["name"], num_replicas=replicas, ray_actor_options=options)
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": head["resources"]["CPU"], "include_dashboard": False})
+    try:
+        for pod in pods:
+            for _ in range(pod["min_workers"]):
+                cluster.add_node(num_cpus=pod["resources"]["CPU"], num_gpus=pod["resources"].get("GPU", 0))
+        ray.init(address=cluster.address, log_to_driver=False)
+        serve.start(proxy_location="Disabled")
+        ingress, *stages = map(deployment, application["deployments"])
+        target = serve.RunTarget(ingress.bind(*(stage.bind() for stage in stages)), route_prefix=None)
+        serve.run_many([target], wait_for_applications_running=False)
+        deadline = time.monotonic() + 120
+        while (told := serve.status().applications["default"]).status != "RUNNING" and time.monotonic() < deadline:
+            time.sleep(1)
+        assert told.status == "RUNNING", told.deployments
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
 
 
 @pytest.mark.slow

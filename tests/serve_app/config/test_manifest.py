@@ -30,8 +30,15 @@ def changed(tmp_path, *changes):
         ([("proxy_location: EveryNode", "proxy_location: HeadOnly")], "proxy_location: HeadOnly; .* expected EveryNode"),
         ([("num_gpus: 1}", "num_gpus: 2}")], r"Detector\]: 4 replicas are never reached: .* 2 GPU, .* at most 0"),
         ([("max_replicas: 4, ", "max_replicas: 5, ")], r"Detector\]: 5 replicas .* at most 4 \(headgroup 0, gpu 4, cpu 0\)"),
+        (
+            [
+                ("num_cpus: 0, num_gpus: 1", "num_cpus: 2, num_gpus: 1"),
+                ('num-cpus: "0"                   # a D', 'num-cpus: "2"  #'),
+            ],
+            r"Detector\] asks for CPUs beside its GPU, which replicas of Ingress, ImageLoader, Polygonizer may take first.* group gpu",
+        ),
         ([("memory: 1500000000", "memory: 99000000000")], r"ImageLoader\]: 16 replicas .* 99,000,000,000 memory"),
-        ([("maxReplicas: 8 ", "maxReplicas: 1 ")], r"ImageLoader\]: 16 replicas are never reached: .* cpu 4\)"),
+        ([("maxReplicas: 8 ", "maxReplicas: 1 ")], r"Ingress\]: 16 replicas are never reached: .* cpu 8\)"),
         ([("        maxReplicas: 8 ", "        # ")], "spec.rayClusterConfig: Ray's autoscaler cannot read it: .*maxReplicas"),
     ],
 )
