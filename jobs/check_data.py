@@ -10,7 +10,6 @@ decoded, 2 if the annotations are refused or, with --strict, anything was left o
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 import tempfile
@@ -19,14 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jobs import html_page
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.annotations.report import STRICT_HELP
 from jobs.annotations.statistics import ClassCount, Odd, counts_by_class, counts_by_size, odd_cases, photo_sizes
 from jobs.atomic_write import write_atomically
-from jobs.command_line import check_outputs, cli_errors, count, progress
-from jobs.photos import OF_MACOS, PhotoError, photo_suffixes, read_photo
+from jobs.command_line import check_outputs, cli_errors, count
+from jobs.photo_copies import originals, thumbnails
+from jobs.photos import OF_MACOS, PhotoError, photo_suffixes
 from jobs.sheets import Sheet, sheets_of_annotations
+from pipeline.images.orientation import FIRST_SIDEWAYS
 
 PICTURE_SIDE_PX = 640
 
@@ -54,27 +57,26 @@ class Findings:
 def look(annotations: Annotations, image_size_px: int) -> Findings:
     """Decode every photo and collect the findings."""
     document = json.loads(annotations.coco_json.read_text())
-    faults, twins = _decode_all(annotations.images, document)
-    odd = [*odd_cases(document, image_size_px), *twins, *_not_annotated(annotations.images, document)]
+    faults, odd_photos = _decode_all(annotations.images, document)
+    odd = [*odd_cases(document, image_size_px), *odd_photos, *_not_annotated(annotations.images, document)]
     return Findings(annotations.summary, counts_by_class(document), counts_by_size(document), photo_sizes(document), odd, faults)
 
 
 def _decode_all(images: Path, document: dict[str, Any]) -> tuple[list[str], list[Odd]]:
-    """Photos that cannot be decoded, and photos that are the same file under two names."""
-    faults: list[str] = []
-    first_of: dict[bytes, str] = {}
-    twins: list[str] = []
-    for photo in progress(document["images"]):
-        name = photo["file_name"]
-        try:
-            read_photo(images / name)
-            digest = hashlib.sha256((images / name).read_bytes()).digest()
-        except PhotoError as error:
-            faults.append(str(error))
-            continue
-        if first_of.setdefault(digest, name) != name:
-            twins += [first_of[digest], name]
-    return faults, [Odd("photos that are the same file under two names", len(twins) // 2, tuple(twins[:4]))] if twins else []
+    """Photos that cannot be decoded; copies, and photos that may have been annotated as stored instead of upright."""
+    names = [photo["file_name"] for photo in document["images"]]
+    found = thumbnails([images / name for name in names])
+    places = originals(found.grey)
+    twins = [names[place] for copy in np.flatnonzero(places >= 0) for place in (places[copy], copy)]
+    what = "photos that are copies of others, also in another size or format"
+    copies = [Odd(what, len(twins) // 2, tuple(twins[:4]))] if twins else []
+    turned = [
+        photo["file_name"]
+        for photo, orientation in zip(document["images"], found.orientations, strict=True)
+        if orientation > 1 and (orientation < FIRST_SIDEWAYS or photo["width"] == photo["height"])
+    ]
+    what = "photos turned or mirrored by their EXIF orientation, of the same size as before: do the outlines fit?"
+    return found.faults, [*copies, *([Odd(what, len(turned), tuple(turned[:4]))] if turned else [])]
 
 
 def _not_annotated(images: Path, document: dict[str, Any]) -> Iterator[Odd]:

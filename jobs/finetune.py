@@ -27,7 +27,7 @@ from mmengine.dist import get_rank
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.command_line import print_any_name, reason_of, status_of
 from jobs.training.cluster import finetune_on_cluster
-from jobs.training.data.split import photo_files, shared_photos, write_split
+from jobs.training.data.split import check_decodable, copies_within, shared_photos, write_split
 from jobs.training.loop.allocator import keep_freed_memory
 from jobs.training.loop.batch_size import choose_batch_size
 from jobs.training.loop.interruption import StopOnSignal, end_loaders, ending_on_signals
@@ -132,19 +132,27 @@ def read_sets(settings: FinetuneSettings) -> tuple[Annotations, Annotations | No
     if settings.val_share:
         whole = read_annotations(train_file, photos, work / "whole", strict=strict)
         print(whole.summary, flush=True)
-        train_file, val_file = write_split(whole.coco_json, work / "split", settings.val_share, settings.val_group)
+        copies = copies_within(whole, settings.white_level)
+        train_file, val_file = write_split(whole, work / "split", settings.val_share, settings.val_group, copies)
+        if copies:
+            print(
+                f"{len(copies):,} photos are copies of others and on the same side, first: {' of '.join(next(iter(copies.items())))}"
+            )
         val_photos = photos
     train = read_annotations(train_file, photos, work / "train", training=True, strict=strict)
     print(train.summary, flush=True)
+    new = not settings.resume and not settings.val_share and get_rank() == 0
     if not (val_file and val_photos):
+        if new:
+            check_decodable(train, settings.white_level)
         return train, None
     val = read_annotations(val_file, val_photos, work / "val", training=True, classes=train.classes, strict=strict)
     print(val.summary, flush=True)
-    if shared := shared_photos(photo_files(train), photo_files(val)):
-        print(
-            f"Warning: {len(shared)} validation photos are also training photos, so AP will be too high; first: {shared[0]}",
-            flush=True,
-        )
+    if new and (shared := shared_photos(train, val, settings.white_level)):
+        copy, original = shared[0]
+        named = str(copy) if copy == original else f"{copy} is {original}"
+        told = f"Warning: {len(shared):,} validation photos are also training photos, or copies of them, so AP will be too high"
+        print(f"{told}; first: {named}", flush=True)
     return train, val
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 from jobs.command_line import CommandFault
 from pipeline.errors import RequestError
 from pipeline.images import decode
-from pipeline.images.decode import FORMAT_MAGIC, WHITE_LEVEL, DecodeLimits, decode_image
+from pipeline.images.decode import FORMAT_MAGIC, WHITE_LEVEL, DecodeLimits, StoredImage, decode_stored
+from pipeline.images.orientation import turn_upright
 
 LIMITS = DecodeLimits(max_pixels=178_000_000, max_pixels_unscaled=178_000_000, max_bytes=1_000_000_000)
 """Larger than the service's defaults, as the photos are the user's own. Pillow refuses 179 megapixels and more."""
@@ -35,21 +36,29 @@ def photo_suffixes() -> frozenset[str]:
 
 
 def read_photo(photo: Path, target_size: int | None = None, white_level: int | None = None) -> NDArray[np.uint8]:
-    """Decode a photo.
+    """Decode a photo and turn it upright; arguments and errors as `read_stored`.
+
+    Returns:
+        (H, W, 3) uint8 BGR, upright.
+    """
+    stored = read_stored(photo, target_size, white_level)
+    return turn_upright(stored.bgr, stored.orientation)
+
+
+def read_stored(photo: Path, target_size: int | None = None, white_level: int | None = None) -> StoredImage:
+    """Decode a photo as its file stores it.
 
     Args:
         photo: the file.
         target_size: None decodes at full size; else as `decode_image`, which reduces JPEGs.
         white_level: as in DecodeLimits.
-    Returns:
-        (H, W, 3) uint8 BGR, upright.
     Raises:
         PhotoError: it cannot be read.
     """
     try:
         with photo.open("rb") as file:
             data = file.read(LIMITS.max_bytes + 1)
-        return decode_image(data, replace(LIMITS, white_level=white_level), target_size)[0]
+        return decode_stored(data, replace(LIMITS, white_level=white_level), target_size)
     except (RequestError, OSError) as error:
         raise PhotoError(f"{photo}: not a readable photo ({_reason(error)})") from error
 

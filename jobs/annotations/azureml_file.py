@@ -3,7 +3,8 @@
     {"image_url", "image_details": {"width", "height"}, "label": [{"label", "isCrowd", "polygon": [[x, y, …], …]}]}
 
 Polygons are fractions of width and height; those of one object combine by XOR, so a polygon inside another is a hole. Objects that
-AzureML's reader drops with a warning are left out and reported: polygons of fewer than three points, and objects without a polygon.
+AzureML's reader drops with a warning are left out and reported: polygons of fewer than three points, and objects without a polygon, whose
+boxes count as crowds.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from jobs.annotations.coco_objects import MAX_OF_OTHER_KIND
-from jobs.annotations.fields import parse_json, pixels, read_text
+from jobs.annotations.fields import number, parse_json, pixels, read_text
 from jobs.annotations.outlines import OutlineError, combine_by_xor, read_outline
 from jobs.annotations.photo_files import find_photos, sized
 from jobs.annotations.report import AnnotationsError, Report
@@ -51,7 +52,7 @@ def azureml_to_coco(rows: Iterable[tuple[str, Entry]], source: str, photos: Path
     annotations: list[Entry] = []
     seen: dict[str, str] = {}
     beyond: list[str] = []
-    for number, (place, row) in enumerate(rows, start=1):
+    for image_id, (place, row) in enumerate(rows, start=1):
         name, details = files[_path_of(row["image_url"])], row.get("image_details") or {}
         if name in seen:
             raise AnnotationsError(
@@ -60,11 +61,13 @@ def azureml_to_coco(rows: Iterable[tuple[str, Entry]], source: str, photos: Path
             )
         seen[name] = row["image_url"]
         size = pixels(details.get("width")), pixels(details.get("height"))
-        images.append(sized({"id": number, "file_name": name}, size, photos, f"{source}, {place}: photo {name}"))
+        images.append(sized({"id": image_id, "file_name": name}, size, photos, f"{source}, {place}: photo {name}"))
         for label in row["label"]:
             where = f"{place}, {name}"
-            if outline := _outline(label, images[-1], source, where, report, beyond):
-                found = {"image_id": number, "category_id": ids[_label_name(label)], "segmentation": outline, "_place": where}
+            outline = _outline(label, images[-1], source, where, report, beyond)
+            if outline is not None:
+                found = {"image_id": image_id, "category_id": ids[_label_name(label)], "segmentation": outline, "_place": where}
+                found |= {"bbox": _box_xywh(label, images[-1])} if not outline else {}
                 annotations.append(found | {"iscrowd": label.get("isCrowd"), "id": len(annotations) + 1})
     if beyond and len(beyond) > MAX_OF_OTHER_KIND * len(annotations):
         raise AnnotationsError(f"{source}: {beyond[0]}, as {len(beyond)} of {len(annotations) + len(beyond)} do.")
@@ -87,7 +90,7 @@ def _label_name(label: Entry) -> str:
 
 
 def _outline(label: Entry, image: Entry, source: str, where: str, report: Report, beyond: list[str]) -> Any:
-    """The outline in pixels; None if AzureML's reader would drop the object, which is then reported. `beyond` gets what is no fraction."""
+    """The outline in pixels, empty if there is none; None if it is left out, which is then reported. `beyond` gets what is no fraction."""
     size_hw = image["height"], image["width"]
     polygon = label.get("polygon")
     try:
@@ -99,10 +102,7 @@ def _outline(label: Entry, image: Entry, source: str, where: str, report: Report
     if short:
         report.leave_out("polygons of fewer than three points", where)
     if not fractions:
-        if not short:
-            boxed = "topX" in label
-            report.leave_out("detection labels, topX and so on without a polygon" if boxed else "without an outline", where)
-        return None
+        return None if short else []
     numbers = np.concatenate(fractions)
     if numbers.min() < -SLACK or numbers.max() > 1 + SLACK:
         spread = f"polygon from {numbers.min():g} to {numbers.max():g}"
@@ -111,6 +111,16 @@ def _outline(label: Entry, image: Entry, source: str, where: str, report: Report
         return None
     scale = np.array([image["width"], image["height"]])
     return combine_by_xor([(np.reshape(ring, (-1, 2)) * scale).ravel().tolist() for ring in fractions], size_hw)
+
+
+def _box_xywh(label: Entry, image: Entry) -> list[float] | None:
+    """Box of a detection label, pixels."""
+    ends = [number(label.get(name)) for name in ("topX", "topY", "bottomX", "bottomY")]
+    left, top, right, bottom = (end if end is not None else -1.0 for end in ends)
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        return None
+    width, height = image["width"], image["height"]
+    return [left * width, top * height, (right - left) * width, (bottom - top) * height]
 
 
 def _path_of(image_url: str) -> str:
@@ -130,10 +140,10 @@ def jsonl_rows(files: Sequence[Path]) -> Iterator[tuple[str, Any]]:
         AnnotationsError: a line is no JSON.
     """
     for path in files:
-        for number, line in enumerate(read_text(path).split("\n"), start=1):
-            place = f"line {number}" if len(files) == 1 else f"{path.name}, line {number}"
+        for line_number, line in enumerate(read_text(path).split("\n"), start=1):
+            place = f"line {line_number}" if len(files) == 1 else f"{path.name}, line {line_number}"
             if line.strip():
-                yield place, parse_json(line, f"{path}, line {number}")
+                yield place, parse_json(line, f"{path}, line {line_number}")
 
 
 def mltable_files(table: Path) -> list[Path]:

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from jobs.annotations.coco_objects import ObjectReader
-from jobs.annotations.fields import flag, pixels
+from jobs.annotations.fields import pixels
 from jobs.annotations.photo_files import find_photos, missing_photos, sized
 from jobs.annotations.report import AnnotationsError, Report
+from jobs.annotations.whole_file import alike, refuse_shifted_ids, remarks_on
 
 Entry = dict[str, Any]
-MAX_CROWDS = 0.1
-"""Share of crowds that a file may have without a remark; COCO's have one in a hundred."""
 
 
 def normalise(
@@ -44,6 +43,8 @@ def normalise(
         AnnotationsError: a category that the model does not have, or an ambiguous photo, category or object.
     """
     sections = {name: _entries(coco, name, source) for name in ("images", "annotations", "categories")}
+    for kind, key in (("images", "image_id"), ("categories", "category_id")):
+        refuse_shifted_ids(source, kind, key, sections[kind], sections["annotations"])
     photos = _photos(sections["images"], source, images, report, all_there=training)
     ordered = _categories(sections["categories"], source)
     known = {category["id"]: category for category in ordered}
@@ -60,9 +61,9 @@ def normalise(
         objects = [found | {"category_id": ids[found["category_id"]]} for found in objects]
         ordered = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
     images_left = list({photo["id"]: photo for photo in photos.values()}.values())
-    _count(report, images_left, objects, ordered)
-    if masks := _crowds_as_cvat_writes(sections["annotations"]):
-        report.remarks.append(masks)
+    report.photos, report.crowds = len(images_left), sum(found["iscrowd"] for found in objects)
+    report.objects = len(objects) - report.crowds
+    report.remarks += remarks_on(images_left, objects, ordered, sections["annotations"])
     return coco | {"images": images_left, "annotations": objects, "categories": ordered}
 
 
@@ -109,6 +110,8 @@ def _photos(entries: Sequence[Entry], source: Path, images: Path, report: Report
         name, place = entry["file_name"], f"{source}: photo {entry['id']}"
         size = pixels(entry.get("width")), pixels(entry.get("height"))
         photo = sized(entry, size, images, place, readable=all_there)
+        if not all(size):
+            report.repair("sizes taken from the upright photo", name)
         first = by_file.setdefault(os.path.normpath(images / name), photo)
         if first is not photo:
             if (first["width"], first["height"]) != (photo["width"], photo["height"]):  # if the file is here, `sized` refuses one
@@ -149,46 +152,9 @@ def _refuse_unknown(source: Path, categories: Sequence[Entry], objects: Sequence
     used = {found["category_id"] for found in objects}
     unknown = {category["name"] for category in categories if category["id"] in used} - set(names)
     if unknown:
-        spelled = {_alike(name): name for name in names}
-        told = [f"{name} (it has {spelled[_alike(name)]!r})" if _alike(name) in spelled else name for name in sorted(unknown)]
+        spelled = {alike(name): name for name in names}
+        told = [f"{name} (it has {spelled[alike(name)]!r})" if alike(name) in spelled else name for name in sorted(unknown)]
         raise AnnotationsError(
             f"{source}: categories that the model does not have: {', '.join(told)}. It has those of the training set: add "
             "photos of them there, or leave them out here."
         )
-
-
-def _alike(name: str) -> str:
-    """The same for names that differ in capitals or spaces alone."""
-    return "".join(name.lower().split())
-
-
-def _count(report: Report, photos: Sequence[Entry], objects: Sequence[Entry], categories: Sequence[Entry]) -> None:
-    report.photos, report.crowds = len(photos), sum(found["iscrowd"] for found in objects)
-    report.objects = len(objects) - report.crowds
-    shown = {found["image_id"] for found in objects}
-    if empty := sum(photo["id"] not in shown for photo in photos):
-        report.remarks.append(f"{empty:,} photos without objects")
-    alike = Counter(_class_and_box(found) for found in objects if not found["iscrowd"])
-    if twice := alike.total() - len(alike):
-        (image_id, *_), _ = alike.most_common(1)[0]
-        name = next(photo["file_name"] for photo in photos if photo["id"] == image_id)
-        report.remarks.append(f"{twice:,} objects annotated twice, the same class and box in one photo (such as in {name})")
-    used = {found["category_id"] for found in objects if not found["iscrowd"]}
-    if unused := [category["name"] for category in categories if category["id"] not in used]:
-        report.remarks.append(f"no object of {', '.join(unused)}")
-
-
-def _class_and_box(found: Entry) -> tuple[Any, ...]:
-    return found["image_id"], found["category_id"], *(round(side) for side in found["bbox"])
-
-
-def _crowds_as_cvat_writes(entries: Sequence[Entry]) -> str:
-    """A remark where many crowds are run lengths as numbers, the form of all masks in CVAT's exports. Else empty."""
-    outlines = [entry.get("segmentation") for entry in entries if flag(entry.get("iscrowd"))]
-    masks = sum(isinstance(outline, dict) and isinstance(outline.get("counts"), list) for outline in outlines)
-    if masks <= MAX_CROWDS * len(entries):
-        return ""
-    return (
-        f"{masks:,} of {len(entries):,} annotations are masks with iscrowd 1, so neither trained on nor counted. CVAT writes all its "
-        "masks so: where each is one object, set iscrowd to 0"
-    )

@@ -1,6 +1,7 @@
 """Checks COCO annotations one by one: each is an object for training and metrics, or is reported as left out.
 
 photo and category known ─▶ an outline ─▶ on its photo, at least a pixel wide, high and large ─▶ box, area, iscrowd ─▶ object
+                              a box alone ─▶ crowd
 """
 
 from __future__ import annotations
@@ -13,7 +14,16 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from jobs.annotations.fields import flag, known_id, number
-from jobs.annotations.outlines import Outline, OutlineError, mask_area, outline_box_xywh, outline_to_rings, read_outline
+from jobs.annotations.outlines import (
+    Outline,
+    OutlineError,
+    has_ring_in_ring,
+    mask_area,
+    outline_box_xywh,
+    outline_to_rings,
+    reach_beyond,
+    read_outline,
+)
 from jobs.annotations.report import AnnotationsError, Report
 
 Entry = dict[str, Any]
@@ -29,6 +39,11 @@ MAX_OF_OTHER_KIND = 0.1
 """Largest share of objects with odd coordinates. Above it, the file's coordinates must have another meaning, and it is refused."""
 FRACTIONS, MIN_SIDE_PX = (-0.5, 1.5), 4
 """Range of outlines in fractions of the photo, with some slack; in photos smaller than MIN_SIDE_PX they cannot be told from pixels."""
+
+
+BOX_ALONE = "without an outline: nothing is learned or counted in their boxes"
+FAR_BEYOND = 0.05
+"""Share of a photo's longer side; annotation tools let outlines reach a little beyond the photo."""
 
 
 class ObjectReader:
@@ -60,16 +75,26 @@ class ObjectReader:
         photo = self._photos.get(known_id(entry.get("image_id"), self._photos))
         category = known_id(entry.get("category_id"), self._categories)
         if photo is None or category is None:
-            self._report.leave_out(f"of no {'photo' if photo is None else 'category'} in the file", where)
+            key, kind = ("image_id", "photo") if photo is None else ("category_id", "category")
+            self._report.leave_out(f"of no {kind} in the file", f"{where}, {key} {entry.get(key)!r}")
             return None
         where += "" if "_place" in entry else f", {photo['file_name']}"
         size_hw = photo["height"], photo["width"]
         try:
-            outline = self._outline(entry, size_hw, where)
+            outline, short = read_outline(entry.get("segmentation"), size_hw)
             crowd = _is_crowd(entry)
         except OutlineError as error:
             raise AnnotationsError(f"{self._source}: {where}: {error}.") from error
-        if outline is None:
+        if short:
+            self._report.leave_out("polygons of fewer than three points", where)
+        if not outline:
+            box = _ring_of_box(entry.get("bbox"), size_hw)
+            if not short:
+                self._report.leave_out(BOX_ALONE if box else "without an outline", where)
+            if not box:
+                return None
+            outline, crowd = [box], True
+        elif not self._is_object(outline, size_hw, where):
             return None
         self._objects += 1
         found = {key: value for key, value in entry.items() if key not in ("_place", "ignore")}
@@ -83,20 +108,17 @@ class ObjectReader:
             if len(places) > max(MAX_OF_OTHER_KIND * self._outlined, 1) or len(places) == self._outlined:
                 raise AnnotationsError(f"{self._source}: {places[0]}: {kind}, as {len(places)} of {self._outlined} do.")
 
-    def _outline(self, entry: Entry, size_hw: tuple[int, int], where: str) -> Outline | None:
-        """The outline of an object; None if it is left out, which is then reported."""
-        outline, short = read_outline(entry.get("segmentation"), size_hw)
-        if short:
-            self._report.leave_out("polygons of fewer than three points", where)
-        if not outline:
-            if not short:
-                self._report.leave_out("without an outline", where)
-            return None
+    def _is_object(self, outline: Outline, size_hw: tuple[int, int], where: str) -> bool:
+        """Whether the outline is used; what is left out or odd is reported."""
         self._outlined += 1
         if reason := self._why_no_object(outline, size_hw, where):
             self._report.leave_out(reason, where)
-            return None
-        return outline
+            return False
+        if has_ring_in_ring(outline):
+            self._report.note("objects have a ring within another. COCO unites them; if it is a hole, write run lengths", where)
+        if reach_beyond(outline, size_hw) > FAR_BEYOND:
+            self._report.note(f"outlines reach more than {FAR_BEYOND:.0%} beyond their photo and are cut at its edge", where)
+        return True
 
     def _why_no_object(self, outline: Outline, size_hw: tuple[int, int], where: str) -> str | None:
         if isinstance(outline, list):
@@ -144,6 +166,19 @@ class ObjectReader:
         if "area" in entry:
             self._report.repair("areas taken from the outline", where)
         return mask_area(outline, size_hw)
+
+
+def _ring_of_box(bbox: Any, size_hw: tuple[int, int]) -> list[float] | None:
+    """The corners of a box in COCO's form that lies within the photo; None if it is none."""
+    numbers = [number(value) for value in bbox] if isinstance(bbox, list) else []
+    box = [value for value in numbers if value is not None]
+    if not len(box) == len(numbers) == 4 or min(box[2:]) < 1:
+        return None
+    left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
+    slack = FAR_BEYOND * max(size_hw)
+    if min(left, top) < -slack or right > size_hw[1] + slack or bottom > size_hw[0] + slack:
+        return None
+    return [left, top, right, top, right, bottom, left, bottom]
 
 
 def _may_be_area(given: float, outline: Outline, size_hw: tuple[int, int]) -> bool:

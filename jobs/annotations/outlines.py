@@ -223,6 +223,30 @@ def mask_area(outline: Outline, size_hw: tuple[int, int]) -> float:
     return float(coco_mask.area(outline_to_rle(outline, size_hw)))
 
 
+def has_ring_in_ring(outline: Outline) -> bool:
+    """Whether a ring lies within another. COCO unites rings; many converters write holes so."""
+    if isinstance(outline, dict) or len(outline) < 2:
+        return False
+    parts = [shapely.Polygon(np.reshape(ring, (-1, 2))) for ring in outline]
+    return any(
+        outer is not inner and inner.area < outer.area and shapely.box(*outer.bounds).covers(inner) and _covers(outer, inner)
+        for outer in parts
+        for inner in parts
+    )
+
+
+def _covers(outer: shapely.Polygon, inner: shapely.Polygon) -> bool:
+    return bool(shapely.make_valid(outer).covers(shapely.make_valid(inner)))
+
+
+def reach_beyond(outline: Outline, size_hw: tuple[int, int]) -> float:
+    """How far an outline reaches beyond its photo, as a share of the photo's longer side."""
+    if isinstance(outline, dict):
+        return 0.0
+    points = np.concatenate([np.reshape(ring, (-1, 2)) for ring in outline])
+    return float(max(-points.min(), (points - size_hw[::-1]).max(), 0.0) / max(size_hw))
+
+
 def outline_to_rings(outline: Outline, size_hw: tuple[int, int]) -> list[Ring]:
     """Rings for training (see the module's docstring), x y x y ..., pixels. Polygons that already are such rings stay unchanged."""
     if isinstance(outline, dict):

@@ -6,6 +6,7 @@ exists
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,12 @@ from jobs.annotations.report import AnnotationsError, Report
 from jobs.photos import PhotoError, upright_size
 
 MAX_NAMED = 3
+UPLOADED = re.compile("[0-9a-f]{8}-")
+"""What Label Studio puts before the names of uploaded photos."""
+ON_ITS_SIDE = (
+    "If it was annotated as stored, annotate it upright, or remove the orientation from the file (exiftool -Orientation= FILE). If width "
+    "and height alone are exchanged, remove them from the annotations."
+)
 LABEL_STUDIO = "/?d="
 """In the names of photos that Label Studio serves from its own disk: `/data/local-files/?d=photos/a.jpg`."""
 
@@ -35,14 +42,13 @@ def find_photos(names: Sequence[str], folder: Path, report: Report) -> dict[str,
     found: dict[str, str] = {}
     cut: dict[str, str] = {}
     for name in dict.fromkeys(names):
-        path, first_folders = _find(name, folder)
+        path, how = _find(name, folder)
         found[name] = path
-        if first_folders is None:
+        if how is None:
             continue
         if path in cut and _normal(cut[path]) != _normal(name):
             raise AnnotationsError(f"{report.file}: {cut[path]} and {name} are both {path} in {folder}.")
         cut[path] = name
-        how = "without the first folders of their names" if first_folders else "under another spelling of their names"
         report.repair(f"photos found {how}", f"{name} is {path}")
     twice = next((name for name, path in found.items() if path in cut and _normal(cut[path]) != _normal(name)), None)
     if twice is not None:
@@ -50,15 +56,18 @@ def find_photos(names: Sequence[str], folder: Path, report: Report) -> dict[str,
     return found
 
 
-def _find(name: str, folder: Path) -> tuple[str, bool | None]:
-    """Path below the folder, and whether leading folders were dropped; None if the name matches exactly or no file is found."""
+def _find(name: str, folder: Path) -> tuple[str, str | None]:
+    """Path below the folder, and how it was found; None if the name matches exactly or no file is found."""
     if _is_file(folder / name):
         return Path(name).as_posix(), None
     parts = [part for part in _normal(name).split("/") if part not in ("", ".", "..")]
     for start in range(len(parts)):
         for path in _spellings("/".join(parts[start:])):
             if _is_file(folder / path):
-                return path, start > 0
+                return path, "without the first folders of their names" if start else "under another spelling of their names"
+    uploaded = parts[-1].removeprefix(prefix[0]) if parts and (prefix := UPLOADED.match(parts[-1])) else name
+    if uploaded != name and _is_file(folder / uploaded):
+        return uploaded, "without the prefix of Label Studio's uploads"
     return name, None
 
 
@@ -85,16 +94,20 @@ def missing_photos(photos: Sequence[dict[str, Any]], folder: Path) -> str | None
     missing = [photo["file_name"] for photo in photos if not _is_file(folder / photo["file_name"])]
     if not missing:
         return None
-    name = Path(missing[0]).name
-    near = (
-        path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.name.lower() == name.lower() and _is_file(path)
-    )
-    hint = ""
-    if found := next(near, None):
-        hint = (
+    hint = _hint(_normal(missing[0]).rsplit("/", 1)[-1], folder)
+    return f"{len(missing)} of {len(photos)} photos are missing in {folder}, first: {', '.join(missing[:MAX_NAMED])}{hint}"
+
+
+def _hint(name: str, folder: Path) -> str:
+    """What to do about a missing photo."""
+    files = [path for pattern in ("*", "*/*") for path in folder.glob(pattern) if _is_file(path)]
+    if found := next((path for path in files if path.name.lower() == name.lower()), None):
+        return (
             f". {name} is in {found.parent}: name that folder" if found.name == name else f". There is {found}: capitals differ"
         )
-    return f"{len(missing)} of {len(photos)} photos are missing in {folder}, first: {', '.join(missing[:MAX_NAMED])}{hint}"
+    if found := next((path for path in files if path.stem.lower() in (name.lower(), Path(name).stem.lower())), None):
+        return f". There is {found}: the suffix differs"
+    return ". Copy them there, or take them out of the annotations"
 
 
 def sized(
@@ -124,8 +137,9 @@ def sized(
             raise AnnotationsError(f"{place}: {error}.") from error
         return photo | {"width": width, "height": height}
     if width and height and upright != (width, height):
+        remedy = ON_ITS_SIDE if upright == (height, width) else "Annotate this photo, or use the one that was annotated."
         raise AnnotationsError(
             f"{place}: {name} is {upright[0]} x {upright[1]} pixels upright, as its orientation turns it, but is annotated as "
-            f"{width} x {height}: its outlines would lie in the wrong place."
+            f"{width} x {height}: its outlines would lie in the wrong place. {remedy}"
         )
     return photo | {"width": upright[0], "height": upright[1]}

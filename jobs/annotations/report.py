@@ -29,6 +29,7 @@ class Report:
         photos, objects, crowds: numbers that are used.
         left_out: objects, rings or photos that are left out, by reason.
         repaired: repairs, by kind.
+        noted: objects that are used as they are but may be meant differently, by kind.
         remarks: other things worth knowing.
     """
 
@@ -38,6 +39,7 @@ class Report:
     crowds: int = 0
     left_out: dict[str, Noted] = field(default_factory=dict)
     repaired: dict[str, Noted] = field(default_factory=dict)
+    noted: dict[str, Noted] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
 
     def leave_out(self, reason: str, place: str) -> None:
@@ -48,6 +50,10 @@ class Report:
         """Count a repair."""
         _note(self.repaired, what, place)
 
+    def note(self, what: str, place: str) -> None:
+        """Count something that is used as it is but may be meant differently."""
+        _note(self.noted, what, place)
+
     def refuse_left_out(self) -> None:
         """Raise AnnotationsError if anything was left out (`--strict`)."""
         if self.left_out:
@@ -56,7 +62,8 @@ class Report:
     def _lines(self) -> list[str]:
         crowds = f", {self.crowds:,} crowds" if self.crowds else ""
         first = f"{self.file}: {self.photos:,} photos, {self.objects:,} objects{crowds}"
-        return [first, *_lines_of(self.left_out, "left out"), *_lines_of(self.repaired, "repaired"), *self.remarks]
+        counted = {"left out": self.left_out, "repaired": self.repaired, "check": self.noted}
+        return [first, *(line for verb, notes in counted.items() for line in _lines_of(notes, verb)), *self.remarks]
 
     def __str__(self) -> str:
         return "\n  ".join(self._lines())
@@ -73,6 +80,7 @@ class Report:
             "crowds": self.crowds,
             "left_out": {reason: {"count": noted.count, "first": noted.first} for reason, noted in self.left_out.items()},
             "repaired": {what: {"count": noted.count, "first": noted.first} for what, noted in self.repaired.items()},
+            "noted": {what: {"count": noted.count, "first": noted.first} for what, noted in self.noted.items()},
             "remarks": self.remarks,
         }
 

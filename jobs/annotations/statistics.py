@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from jobs.annotations.whole_file import is_box
+
 Entry = dict[str, Any]
 COCO_SIZES_PX = {"small, below 32 x 32 px": 32.0**2, "medium, below 96 x 96 px": 96.0**2, "large": float("inf")}
-FEW_OBJECTS, MIN_SIDE_PX, WHOLE_PHOTO, CORNER_SHARE, ENOUGH = 10, 4.0, 0.95, 0.6, 20
-"""Thresholds for odd cases: objects of a class; side of an object at the network's input; share of a photo; share of its sides; and fewest
-objects for the last."""
+FEW_OBJECTS, MIN_SIDE_PX, WHOLE_PHOTO = 10, 4.0, 0.95
+"""Thresholds for odd cases: objects of a class; side of an object at the network's input; share of a photo."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +87,11 @@ def odd_cases(document: Entry, image_size_px: int) -> list[Odd]:
             objects, photos, image_size_px
         ),
         f"objects that cover more than {WHOLE_PHOTO:.0%} of their photo": _whole(objects, photos),
-        "outlines that are their box, four points and no more": filter(_is_box, objects),
+        "outlines that are their box, four points and no more": filter(is_box, objects),
     }
     found = {what: list(some) for what, some in tests.items()}
     odd = [Odd(what, len(some), _first(names[one["image_id"]] for one in some)) for what, some in found.items() if some]
-    return [*odd, *_in_a_corner(objects, photos), *_odd_classes(document)]
+    return [*odd, *_odd_classes(document)]
 
 
 def _first(photos: Iterable[str], most: int = 5) -> tuple[str, ...]:
@@ -111,30 +112,7 @@ def _whole(objects: Sequence[Entry], photos: Mapping[Any, Entry]) -> Iterator[En
             yield found
 
 
-def _is_box(found: Entry) -> bool:
-    outline = found["segmentation"]
-    if not isinstance(outline, list) or len(outline) != 1 or len(outline[0]) not in (8, 10):
-        return False
-    points = np.reshape(outline[0], (-1, 2))
-    return len(np.unique(points[:, 0])) == len(np.unique(points[:, 1])) == 2
-
-
-def _in_a_corner(objects: Sequence[Entry], photos: Mapping[Any, Entry]) -> Iterator[Odd]:
-    """All objects in the top left corner: the coordinates may be for smaller photos, or percentages."""
-    reach = 0.0
-    for found in objects:
-        photo, (left, top, width, height) = photos[found["image_id"]], found["bbox"]
-        reach = max(reach, (left + width) / photo["width"], (top + height) / photo["height"])
-    if len(objects) >= ENOUGH and reach < CORNER_SHARE:
-        what = f"all objects lie in the top left {reach:.0%} of their photos: are the coordinates of a smaller size?"
-        yield Odd(what, len(objects), _first(photos[found["image_id"]]["file_name"] for found in objects))
-
-
 def _odd_classes(document: Entry) -> Iterator[Odd]:
     for count in counts_by_class(document):
         if 0 < count.objects < FEW_OBJECTS:
             yield Odd(f"class {count.name}: fewer than {FEW_OBJECTS} objects", count.objects, ())
-    alike = Counter(" ".join(category["name"].lower().split()) for category in document["categories"])
-    for name, times in alike.items():
-        if times > 1:
-            yield Odd(f"classes that differ in capitals or spaces alone: {name}", times, ())

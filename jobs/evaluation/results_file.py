@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from jobs.annotations.coco_objects import ELSEWHERE_IOU
 from jobs.annotations.datasets import AnnotationsError
 from jobs.annotations.fields import known_id, parse_json, read_text
 from jobs.annotations.outlines import outline_to_rle, read_outline
+from jobs.annotations.whole_file import refuse_shifted_ids
 from jobs.evaluation.coco_results import CocoResults
 from jobs.evaluation.predictions import MAX_NAMED
 
@@ -39,6 +42,8 @@ def read_results(path: Path, truth: dict[str, Any]) -> CocoResults:
     results = parse_json(read_text(path), str(path))
     if not isinstance(results, list) or any(not isinstance(result, dict) or set(KEYS) - set(result) for result in results):
         raise AnnotationsError(f"{path}: not COCO results, a list of objects with {', '.join(KEYS)}.")
+    for kind, key in (("images", "image_id"), ("categories", "category_id")):
+        refuse_shifted_ids(path, kind, key, truth[kind], results, "results")
     images = {image["id"]: image for image in truth["images"]}
     known = {category["id"] for category in truth["categories"]}
     unknown: Counter[str] = Counter()
@@ -55,10 +60,10 @@ def read_results(path: Path, truth: dict[str, Any]) -> CocoResults:
             unknown[str(result["category_id"])] += 1
         else:
             kept.append(checked | {"category_id": category})
-    if corners := _fit_as_corners(kept):
-        raise AnnotationsError(
-            f"{path}: the bbox of {corners:,} of {len(kept):,} results is two corners, where COCO has x, y, width, height."
-        )
+    if kept:
+        _check_boxes(path, kept)
+    for remark in _remarks(kept, images.values()):
+        print(remark, file=sys.stderr)
     if unknown:
         named = ", ".join(sorted(unknown)[:MAX_NAMED])
         print(
@@ -69,15 +74,34 @@ def read_results(path: Path, truth: dict[str, Any]) -> CocoResults:
     return kept
 
 
-def _fit_as_corners(results: CocoResults) -> int:
-    """How many boxes fit their masks as two corners, if those are most; else 0."""
-    if not results:
-        return 0
+def _remarks(results: CocoResults, images: Collection[dict[str, Any]]) -> Iterator[str]:
+    """What would make metrics wrong, though each result is valid."""
+    if beyond := sum(not 0 <= result["score"] <= 1 for result in results):
+        yield f"{beyond:,} of {len(results):,} scores are not between 0 and 1: metrics at a score threshold are meaningless"
+    different = {(result["image_id"], result["category_id"], result["score"], *result["bbox"]) for result in results}
+    if twice := len(results) - len(different):
+        yield f"{twice:,} of {len(results):,} results are there twice, and count as false positives"
+    if without := len(images) - len({result["image_id"] for result in results}):
+        yield f"{without:,} of {len(images):,} photos have no results: their objects count as missed"
+
+
+def _check_boxes(path: Path, results: CocoResults) -> None:
+    """Raise AnnotationsError if most boxes are two corners; print a remark if most lie elsewhere than their masks."""
     boxes = np.array([result["bbox"] for result in results], np.float64)
     masks = np.asarray(coco_mask.toBbox([result["segmentation"] for result in results]))
     as_corners = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
-    better = int((_ious(as_corners, masks) > _ious(boxes, masks)).sum())
-    return better if 2 * better > len(results) else 0
+    fit, fit_as_corners = _ious(boxes, masks), _ious(as_corners, masks)
+    if 2 * (better := int((fit_as_corners > fit).sum())) > len(results):
+        raise AnnotationsError(
+            f"{path}: the bbox of {better:,} of {len(results):,} results is two corners, where COCO has x, y, width, height."
+        )
+    apart = int(((fit < ELSEWHERE_IOU) & (masks[:, 2:].min(1) > 0)).sum())
+    if 2 * apart > len(results):
+        print(
+            f"the bbox of {apart:,} of {len(results):,} results lies elsewhere than the mask: is one of them not in pixels of the upright "
+            "photo, or are run lengths along the rows, where COCO's go down the columns?",
+            file=sys.stderr,
+        )
 
 
 def _ious(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:

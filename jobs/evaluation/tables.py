@@ -12,6 +12,8 @@ from jobs.evaluation.metrics_coco import STATISTICS
 
 MAX_COLUMNS = 12
 """Most labels for which the confusion matrix is printed; with more, only the plot and the JSON have it."""
+DOUBTFUL = 10
+"""Fewest predictions that a doubt needs."""
 SHOWN = ("average_precision", "precision", "recall")
 
 
@@ -28,9 +30,27 @@ def as_table(metrics: dict[str, Any]) -> str:
     lines += ["", *_azureml_lines(azureml)]
     if not metrics["predictions"]:
         lines.append("there are no predictions")
+    lines += _doubts(azureml)
     if metrics["crowds"]:
         lines.append(f"AzureML does not count predictions inside a crowd's box ({metrics['crowds']} crowds here)")
     return "\n".join(lines)
+
+
+def _doubts(azureml: dict[str, Any]) -> list[str]:
+    """What a fault in ids or coordinates looks like in the confusion matrix."""
+    matrix = np.array(azureml["mask"]["confusion_matrices"][f"{azureml['score_threshold']:g}"])
+    matched, right = matrix[:-1, :-1].sum(), matrix[:-1, :-1].trace()
+    if matrix[:-1].any() and azureml["predictions"] >= DOUBTFUL and not matched:
+        return [
+            f"none of {azureml['predictions']:,} predictions overlaps an annotated object: are ids and pixels those of these "
+            "annotations, and of upright photos?"
+        ]
+    if matched - right > max(right, DOUBTFUL):
+        return [
+            f"{matched - right:,} of {matched:,} matched predictions have another label than annotated: are category ids or names "
+            "exchanged?"
+        ]
+    return []
 
 
 def _azureml_lines(azureml: dict[str, Any]) -> list[str]:

@@ -372,6 +372,53 @@ def test_results_of_other_categories_are_reported(tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("results", "told"),
+    [
+        ([{"score": 90}, {"score": 0.5}], "1 of 3 scores are not between 0 and 1"),
+        ([{}, {}, {"score": 0.8}], "1 of 4 results are there twice"),
+        ([{"bbox": [60, 60, 20, 20]}, {"bbox": [61, 60, 20, 20]}], "the bbox of 2 of 3 results lies elsewhere than the mask"),
+        ([{}], "1 of 2 photos have no results"),
+    ],
+    ids=["per cent", "twice", "elsewhere", "a part"],
+)
+def test_results_that_are_valid_and_wrong_are_told(tmp_path, capsys, results, told):
+    """Their AP looks like that of a bad model."""
+    other = thing(0, 0, 40, 40, image_id=2, score=0.7)
+    truth = PAIR | {"images": [PAIR["images"][0] | {"id": number} for number in (1, 2)]}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([thing(0, 0, 40, 40, score=0.9) | result for result in results] + [other] * (len(results) > 1)))
+    read_results(path, truth)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(told)
+
+
+def test_results_whose_ids_are_off_by_one_are_refused(tmp_path):
+    """Channels of a network, from 0 on, where the annotations' ids begin at 1."""
+    truth = document(thing(0, 0, 40, 40), names=("cat", "dog"))
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([thing(0, 0, 40, 40, score=0.9, category_id=channel) for channel in (0, 1)]))
+    with pytest.raises(
+        AnnotationsError, match="each category_id of the results is one below an id of the categories, and 0 is none"
+    ):
+        read_results(path, truth)
+
+
+def test_metrics_that_look_like_a_fault_are_doubted():
+    """No prediction is on an object, or most have another label. Few of them say nothing."""
+    objects = [thing(9 * place, 0, 8, 40, category_id=1 + place % 2) for place in range(11)]
+    truth = document(*objects, names=("cat", "dog"))
+    elsewhere = [thing(9 * place, 60, 8, 20, score=0.9) for place in range(11)]
+    exchanged = [found | {"score": 0.9, "category_id": 3 - found["category_id"]} for found in objects]
+    for found, doubt in (
+        (elsewhere, "none of 11 predictions overlaps"),
+        (exchanged, "11 of 11 matched predictions have another label"),
+    ):
+        assert doubt in evaluate.as_table(evaluate.measure(truth, found))
+        assert "?" not in evaluate.as_table(evaluate.measure(truth, found[:9]))
+    assert "?" not in evaluate.as_table(evaluate.measure(truth, [found | {"score": 0.9} for found in objects]))
+
+
 def test_azureml_metrics_have_their_own_threshold():
     """Predictions of low score count for COCO alone: they would ruin the precision."""
     found = [thing(0, 0, 40, 40, score=0.9), *(thing(60, 0, 20, 20, score=0.1) for _ in range(30))]

@@ -53,7 +53,7 @@ def arguments(tiny_coco, work_dir, *more):
 
 def annotated(folder, photos):
     """A set without objects, of so many photos."""
-    (folder / "set.json").write_text(json.dumps({"annotations": [], "categories": []}))
+    (folder / "set.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
     return Annotations(folder / "set.json", folder, ("a",), photos, Report("a"))
 
 
@@ -353,7 +353,24 @@ def test_resume_with_other_data_is_refused(tiny_coco, trained, tmp_path, capsys,
     arguments_ = arguments(tiny_coco, trained, *SAME, *validated(tiny_coco), "--steps", "4", which, str(tmp_path / "fewer.json"))
     assert finetune.main([*arguments_, "--resume"]) == 2
     told = {"--train": "--train", "--val": "validation on"}[which]
-    assert f"from a run with {told} 6 photos, 5 objects (now 5 photos, 5 objects). Use the same" in capsys.readouterr().err
+    assert f"from a run with {told} 6 photos, 5 objects (now 5 photos, 5 objects), " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("which", ["--train", "--val"])
+def test_resume_with_other_outlines_is_refused(tiny_coco, trained, tmp_path, capsys, which):
+    """As many as before: a part of the run would have learned, or was measured on, something else."""
+    document = json.loads((tiny_coco / "coco.json").read_text())
+    found = document["annotations"][0]
+    found |= {"segmentation": [[number + 9 for number in found["segmentation"][0]]], "bbox": None, "area": None}
+    (tmp_path / "corrected.json").write_text(json.dumps(document))
+    arguments_ = arguments(
+        tiny_coco, trained, *SAME, *validated(tiny_coco), "--steps", "4", which, str(tmp_path / "corrected.json")
+    )
+    assert finetune.main([*arguments_, "--resume"]) == 2
+    assert re.search(
+        f"from a run with objects of {which} fingerprint [0-9a-f]{{8}} .now fingerprint [0-9a-f]{{8}}.. Use the same",
+        capsys.readouterr().err,
+    )
 
 
 def test_a_second_run_in_one_folder_is_refused(tiny_coco, tmp_path, capsys):
@@ -418,15 +435,20 @@ def test_resume_without_a_checkpoint_is_refused(tiny_coco, tmp_path, capsys):
     assert "there is no checkpoint" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
-def test_broken_photo_is_named(tiny_coco, tmp_path, capsys, workers):
-    """In one line, from a loader process too."""
+@pytest.mark.parametrize("workers", [None, "0", "1"])
+def test_broken_photo_is_named(tiny_coco, tmp_path, capsys, monkeypatch, workers):
+    """In one line, before the first step; one that breaks later, from a loader process too."""
+    if workers:
+        monkeypatch.setattr("jobs.finetune.check_decodable", lambda *_: None)
     shutil.copytree(tiny_coco / "photos", tmp_path / "photos")
     whole = (tmp_path / "photos" / "3.png").read_bytes()
     (tmp_path / "photos" / "3.png").write_bytes(whole[:100])  # its size can be read, no pixel can
-    more = ["--steps", "4", "--train-images", str(tmp_path / "photos"), "--workers", workers]
+    more = ["--steps", "4", "--train-images", str(tmp_path / "photos"), "--workers", workers or "0"]
     assert finetune.main(arguments(tiny_coco, tmp_path / "run", *more)) == 2
-    assert re.fullmatch(r"jobs\.finetune: \S*3\.png: not a readable photo .*\n", capsys.readouterr().err.splitlines(True)[-1])
+    told = "" if workers else "1 of 6 photos cannot be decoded, first: "
+    assert re.fullmatch(
+        rf"jobs\.finetune: {told}\S*3\.png: not a readable photo .*\n", capsys.readouterr().err.splitlines(True)[-1]
+    )
 
 
 def measured_as(monkeypatch, scores):

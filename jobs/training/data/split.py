@@ -1,41 +1,51 @@
-"""Splits the training photos into training and validation, and finds photos that are in both."""
+"""Splits the training photos into training and validation, and finds photos that are in both, also as copies."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from jobs.annotations.datasets import Annotations
+from jobs.annotations.photo_files import missing_photos
 from jobs.annotations.report import AnnotationsError
 from jobs.atomic_write import write_atomically
+from jobs.photo_copies import originals, thumbnails
 
 SPLIT_SEED = 0
+ROBOFLOW = r"^(.+)\.rf\.\w+\.\w+$"
+"""Names of Roboflow's augmented photos; those of one photo begin alike."""
 
 
-def split(coco: dict[str, Any], share: float, group: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def split(
+    coco: dict[str, Any], share: float, group: str | None, copies: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split annotations into training and validation, the same photos each time: runs of different seeds are measured on the same ones.
 
     Args:
         coco: COCO annotations.
         share: of the photos for validation, 0..1; approximate, because groups are not split.
         group: regular expression; what its first group (or all of it) matches in a file name says which photos belong together. None:
-            each photo is its own group, and so is one that does not match.
+            each photo is its own group, but for `ROBOFLOW`; so is one that does not match.
+        copies: names of photos that are copies of others, with the names of those; they are on the same side.
     Raises:
         AnnotationsError: the pattern is no regular expression or matches no file name, or one of the two parts would be empty.
     """
     files = [photo["file_name"] for photo in coco["images"]]
-    matched = [_group_in(file, group) if group else None for file in files]
+    matched = [_group_in(file, group or ROBOFLOW) for file in files]
     if group and files and not any(matched):
         raise AnnotationsError(f"--val-group {group}: no photo's file name matches (first: {files[0]}).")
+    keys = _joined({file: name or file for file, name in zip(files, matched, strict=True)}, copies or {})
     groups: dict[str, list[Any]] = defaultdict(list)
-    for photo, name in zip(coco["images"], matched, strict=True):
-        groups[name or photo["file_name"]].append(photo["id"])
+    for photo in coco["images"]:
+        groups[keys[photo["file_name"]]].append(photo["id"])
     names = sorted(groups)
     random.Random(SPLIT_SEED).shuffle(names)
     wanted, chosen = share * len(coco["images"]), set[Any]()
@@ -50,6 +60,22 @@ def split(coco: dict[str, Any], share: float, group: str | None) -> tuple[dict[s
         )
         raise AnnotationsError(f"{why}, so none is left to train on.")
     return _part(coco, lambda photo: photo not in chosen), _part(coco, lambda photo: photo in chosen)
+
+
+def _joined(keys: dict[str, str], copies: Mapping[str, str]) -> dict[str, str]:
+    """The group of each photo, where groups of copies are one."""
+    into: dict[str, str] = {}
+
+    def last(key: str) -> str:
+        while key in into:
+            key = into[key]
+        return key
+
+    for copy, original in copies.items():
+        own, other = last(keys[copy]), last(keys[original])
+        if own != other:
+            into[own] = other
+    return {name: last(key) for name, key in keys.items()}
 
 
 def _group_in(file_name: str, group: str) -> str | None:
@@ -67,9 +93,11 @@ def _part(coco: dict[str, Any], wanted: Any) -> dict[str, Any]:
     return coco | {"images": images, "annotations": annotations}
 
 
-def write_split(source: Path, folder: Path, share: float, group: str | None) -> tuple[Path, Path]:
-    """Split a COCO file and write train.json and val.json into a folder."""
-    parts = split(json.loads(source.read_text(encoding="utf-8")), share, group)
+def write_split(
+    whole: Annotations, folder: Path, share: float, group: str | None, copies: Mapping[str, str]
+) -> tuple[Path, Path]:
+    """Split annotations and write train.json and val.json into a folder; arguments as `split`."""
+    parts = split(json.loads(whole.coco_json.read_text(encoding="utf-8")), share, group, copies)
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "train.json", folder / "val.json"
     for path, part in zip(paths, parts, strict=True):
@@ -77,19 +105,47 @@ def write_split(source: Path, folder: Path, share: float, group: str | None) -> 
     return paths
 
 
-def photo_files(annotations: Annotations) -> list[Path]:
+def copies_within(part: Annotations, white_level: int | None) -> dict[str, str]:
+    """Names of photos that are copies of others in the set, with the names of those.
+
+    Raises:
+        AnnotationsError: a photo is missing or cannot be decoded.
+    """
+    photos = json.loads(part.coco_json.read_text())["images"]
+    if missing := missing_photos(photos, part.images):
+        raise AnnotationsError(f"{part.report.file}: {missing}.")
+    names = [photo["file_name"] for photo in photos]
+    found = originals(_decoded([part.images / name for name in names], white_level))
+    return {names[copy]: names[found[copy]] for copy in np.flatnonzero(found >= 0)}
+
+
+def shared_photos(train: Annotations, val: Annotations, white_level: int | None) -> list[tuple[Path, Path]]:
+    """Validation photos that are copies of training photos, with those.
+
+    Raises:
+        AnnotationsError: a photo cannot be decoded.
+    """
+    sets = photo_files(train), photo_files(val)
+    pictures = _decoded([*sets[0], *sets[1]], white_level)
+    found = originals(pictures[len(sets[0]) :], pictures[: len(sets[0])])
+    return [(sets[1][copy], sets[0][found[copy]]) for copy in np.flatnonzero(found >= 0)]
+
+
+def check_decodable(part: Annotations, white_level: int | None) -> None:
+    """Raise AnnotationsError if a photo cannot be decoded: before the training, not after hours of it."""
+    _decoded(photo_files(part), white_level)
+
+
+def photo_files(part: Annotations) -> list[Path]:
     """The photo files of a set, in its order."""
-    return [annotations.images / photo["file_name"] for photo in json.loads(annotations.coco_json.read_text())["images"]]
+    return [part.images / photo["file_name"] for photo in json.loads(part.coco_json.read_text())["images"]]
 
 
-def shared_photos(train: Iterable[Path], val: Iterable[Path]) -> list[Path]:
-    """Validation photos that are also training photos: the same bytes, regardless of their names."""
-    train_sizes, val_sizes = ({path: path.stat().st_size for path in paths} for paths in (train, val))
-    both = set(train_sizes.values()) & set(val_sizes.values())  # only these are read
-    known = {_digest(path) for path, size in train_sizes.items() if size in both}
-    return [path for path, size in val_sizes.items() if size in both and _digest(path) in known]
-
-
-def _digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+def _decoded(photos: Sequence[Path], white_level: int | None) -> NDArray[np.uint8]:
+    found = thumbnails(photos, white_level)
+    if found.faults:
+        raise AnnotationsError(
+            f"{len(found.faults):,} of {len(photos):,} photos cannot be decoded, first: {found.faults[0]}. jobs.check_data names all. "
+            "Replace them, or take them out of the annotations."
+        )
+    return found.grey

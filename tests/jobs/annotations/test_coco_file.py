@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from jobs.annotations.coco_objects import BOX_ALONE
 from jobs.annotations.datasets import AnnotationsError, read_annotations
 from pipeline.model.compiled_ops import ensure_mmcv_ops
 from tests.support.mask_examples import decode_rle
@@ -81,6 +82,37 @@ def test_run_lengths_train(tmp_path, photos, compressed):
     assert isinstance(metrics["annotations"][0]["segmentation"], dict)
 
 
+def test_a_box_alone_is_ignored_not_background(tmp_path, photos):
+    """Its area counts as a crowd, so that a training does not learn that the object is none. Boxes in another form are left out."""
+    alone = [
+        {"id": 1, "bbox": [5, 5, 20, 30]},
+        {"id": 2, "segmentation": [], "bbox": [0.1, 0.1, 0.3, 0.3]},
+        {"id": 3, "bbox": [5, 5, 64, 48]},
+    ]
+    found = read(tmp_path, photos, [*alone, {"id": 4, "segmentation": [SQUARE]}], training=True)
+    assert (found.report.objects, found.report.crowds) == (1, 1)
+    assert found.report.left_out[BOX_ALONE].first == "annotation 1, a.jpg"
+    assert found.report.left_out["without an outline"].count == 2
+    crowd, _ = json.loads(found.coco_json.read_text())["annotations"]
+    assert (crowd["iscrowd"], crowd["bbox"], crowd["segmentation"]) == (1, [5, 5, 20, 30], [[5, 5, 25, 5, 25, 35, 5, 35]])
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "noted"),
+    [
+        ([SQUARE, [15.0, 15.0, 25.0, 15.0, 25.0, 25.0, 15.0, 25.0]], "objects have a ring within another"),
+        ([SQUARE, SQUARE], None),
+        ([SQUARE, [30.0, 30.0, 40.0, 30.0, 40.0, 40.0]], None),
+        ([[40.0, 10.0, 72.0, 10.0, 72.0, 30.0]], "outlines reach more than 5% beyond their photo"),
+        ([[40.0, 10.0, 65.0, 10.0, 65.0, 30.0]], None),
+    ],
+    ids=["a hole", "the same ring", "beside each other", "beyond", "a little beyond"],
+)
+def test_outlines_that_may_be_meant_differently_are_noted(tmp_path, photos, segmentation, noted):
+    told = read(tmp_path, photos, [{"id": 1, "segmentation": segmentation}], training=True).report.noted
+    assert [what.partition(" COCO")[0].partition(" and")[0].rstrip(".") for what in told] == ([noted] if noted else [])
+
+
 def test_missing_fields_are_filled_in(tmp_path, photos):
     """No area, no box, no iscrowd, a flat polygon, a photo without its size."""
     found = read(tmp_path, photos, [{"segmentation": SQUARE}], image={"id": 7, "file_name": "a.jpg"}, training=True)
@@ -90,6 +122,7 @@ def test_missing_fields_are_filled_in(tmp_path, photos):
     assert object_["bbox"] == pytest.approx([10, 10, 20, 20], abs=1)
     assert (object_["iscrowd"], object_["segmentation"]) == (0, [SQUARE])
     assert (document["images"][0]["width"], document["images"][0]["height"]) == (64, 48)
+    assert "repaired: 1 sizes taken from the upright photo (first: a.jpg)" in found.summary
 
 
 def test_left_out_objects_are_reported(tmp_path, photos):
@@ -99,7 +132,7 @@ def test_left_out_objects_are_reported(tmp_path, photos):
     assert found.summary.splitlines() == [
         "coco.json: 1 photos, 1 objects",
         "  left out: 2 without an outline (first: annotation 1, a.jpg)",
-        "  left out: 1 of no photo in the file (first: annotation 2)",
+        "  left out: 1 of no photo in the file (first: annotation 2, image_id 99)",
         "  left out: 1 polygons of fewer than three points (first: annotation 4, a.jpg)",
     ]
     with pytest.raises(AnnotationsError, match=r"2 without an outline .*--strict allows none"):
@@ -194,6 +227,13 @@ def test_the_report_describes_the_training_set(tmp_path, photos):
         read(tmp_path, photos, [{"segmentation": [SQUARE], "iscrowd": 1}], training=True)
 
 
+def test_uploads_to_label_studio_are_found(tmp_path, photos):
+    """It puts eight digits before their names."""
+    image = {"id": 7, "file_name": "../../label-studio/data/media/upload/1/3fa2b1c9-a.jpg", "width": 64, "height": 48}
+    found = read(tmp_path, photos, [{"segmentation": [SQUARE]}], image=image, training=True)
+    assert "1 photos found without the prefix of Label Studio's uploads" in found.summary
+
+
 @pytest.mark.parametrize("name", ["UI/2023/a.jpg", "..\\..\\up\\a.jpg", "/data/a.jpg", "./a.jpg", "C:\\photos\\a.jpg"])
 def test_photos_are_found_without_their_leading_folders(tmp_path, photos, name):
     """As tools name them, from a datastore's or a disk's root on; the report says so."""
@@ -268,7 +308,13 @@ def test_objects_that_are_there_twice_are_told(tmp_path, photos):
 def test_missing_photos_are_named_before_training(tmp_path, photos):
     """Not in the middle of an epoch."""
     (photos / "a.jpg").unlink()
-    with pytest.raises(AnnotationsError, match=r"1 of 1 photos are missing in .*first: a\.jpg\.$"):
+    with pytest.raises(
+        AnnotationsError,
+        match=r"1 of 1 photos are missing in .*first: a\.jpg\. Copy them there, or take them out of the annotations\.$",
+    ):
+        read(tmp_path, photos, [{"segmentation": [SQUARE]}], training=True)
+    Image.new("RGB", (64, 48)).save(photos / "a.png")
+    with pytest.raises(AnnotationsError, match=r"There is .*a\.png: the suffix differs"):
         read(tmp_path, photos, [{"segmentation": [SQUARE]}], training=True)
     (photos / "images").mkdir()
     Image.new("RGB", (64, 48)).save(photos / "images" / "a.jpg")
@@ -311,7 +357,7 @@ def test_photos_of_another_size_are_named_before_training(tmp_path, photos):
     sideways.save(photos / "a.jpg", exif=exif)
     object_ = [{"segmentation": [SQUARE]}]
     assert read(tmp_path, photos, object_, training=True).photo_count == 1
-    with pytest.raises(AnnotationsError, match=r"photo 7: a\.jpg is 64 x 48 pixels upright.* annotated as 48 x 64"):
+    with pytest.raises(AnnotationsError, match=r"photo 7: a\.jpg is 64 x 48 pixels upright.* annotated as 48 x 64.*remove the"):
         read(tmp_path, photos, object_, image={"id": 7, "file_name": "a.jpg", "width": 48, "height": 64}, training=True)
     (photos / "a.jpg").write_bytes(b"")
     with pytest.raises(AnnotationsError, match=r"a\.jpg: not a readable photo"):

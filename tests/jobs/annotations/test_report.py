@@ -7,8 +7,9 @@ import json
 import pytest
 
 from jobs import evaluate, finetune, pictures
+from jobs.annotations.coco_objects import BOX_ALONE
 
-LEFT_OUT = "left out: 2 without an outline (first: annotation 101, 1.png)"
+LEFT_OUT = f"left out: 2 {BOX_ALONE} (first: annotation 101, 1.png)"
 
 SMALL = ["--image-size", "64", "--steps", "1", "--workers", "0", "--batch-size", "2"]
 
@@ -54,5 +55,5 @@ def test_the_json_of_evaluate_reports_what_was_left_out(with_boxes_alone, tmp_pa
     """In the last line, for programs."""
     run("evaluate", with_boxes_alone, tmp_path)
     told = json.loads(capsys.readouterr().out.splitlines()[-1])["annotations"]
-    assert told["left_out"] == {"without an outline": {"count": 2, "first": "annotation 101, 1.png"}}
+    assert told["left_out"] == {BOX_ALONE: {"count": 2, "first": "annotation 101, 1.png"}}
     assert (told["photos"], told["objects"]) == (6, 5)

@@ -1,11 +1,16 @@
 """Photos to measure on, out of those to train on."""
 
+import json
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from jobs.annotations.report import AnnotationsError
-from jobs.training.data.split import shared_photos, split
+from jobs.annotations.datasets import Annotations
+from jobs.annotations.report import AnnotationsError, Report
+from jobs.training.data.split import check_decodable, copies_within, shared_photos, split
 
 
 def document(names):
@@ -52,22 +57,51 @@ def test_patterns_that_do_not_do(pattern, said):
         split(document(["a.jpg", "b.jpg", "c.jpg"]), 0.5, pattern)
 
 
-def test_the_same_photo_under_another_name_is_found(tmp_path):
-    for name, content in (("a", b"one"), ("b", b"two"), ("c", b"one"), ("d", b"six")):
-        (tmp_path / name).write_bytes(content)
-    assert shared_photos([tmp_path / "a", tmp_path / "b"], [tmp_path / "c", tmp_path / "d"]) == [tmp_path / "c"]
+def test_copies_stay_on_one_side():
+    """And Roboflow's augmented photos of one photo."""
+    names = [f"{number}.jpg" for number in range(12)]
+    for _ in range(2):
+        train, val = split(document(names), 0.5, None, {"3.jpg": "0.jpg", "7.jpg": "3.jpg", "9.jpg": "1.jpg"})
+        for group in ({"0.jpg", "3.jpg", "7.jpg"}, {"1.jpg", "9.jpg"}):
+            assert sum(bool(group & {photo["file_name"] for photo in part["images"]}) for part in (train, val)) == 1
+    augmented = [f"{photo}_jpg.rf.{number:032x}.jpg" for photo in range(6) for number in range(3)]
+    sides = [{photo["file_name"][0] for photo in part["images"]} for part in split(document(augmented), 0.5, None)]
+    assert not sides[0] & sides[1]
 
 
-def test_each_photo_is_read_once_to_find_the_same(tmp_path, monkeypatch):
-    """Photos without compression are all of one size; those of a size that one side alone has are not read."""
-    read = []
-    monkeypatch.setattr("jobs.training.data.split._digest", lambda path: read.append(path.name) or path.read_bytes())
-    for number in range(10):
-        (tmp_path / f"{number}.bmp").write_bytes(bytes([number % 9]) * 100)
-    (tmp_path / "larger.bmp").write_bytes(b"1" * 101)
-    photos = [tmp_path / f"{number}.bmp" for number in range(10)]
-    assert shared_photos([tmp_path / "larger.bmp", *photos[:5]], photos[5:]) == [photos[9]]
-    assert sorted(read) == [photo.name for photo in photos]
+@pytest.fixture
+def annotated(tmp_path):
+    """Makes a set of photos, each of a number: the same number is the same picture."""
+
+    def make(name, **photos):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file, number in photos.items():
+            noise = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(noise).resize((64 if file.startswith("small") else 200,) * 2).save(folder / f"{file}.png")
+        path = folder / "a.json"
+        path.write_text(json.dumps(document([f"{file}.png" for file in photos])))
+        return Annotations(path, folder, ("cat",), len(photos), Report("a.json"))
+
+    return make
+
+
+def test_photos_in_both_sets_are_found(annotated):
+    """Under another name, and in another size."""
+    train, val = annotated("train", a=1, b=2, c=3), annotated("val", d=4, small_e=2)
+    assert shared_photos(train, val, None) == [(val.images / "small_e.png", train.images / "b.png")]
+    assert copies_within(annotated("all", a=1, b=2, small_c=1), None) == {"small_c.png": "a.png"}
+
+
+def test_photos_that_cannot_be_decoded_are_named_before_training(annotated):
+    part = annotated("train", a=1, b=2, c=3)
+    (part.images / "b.png").write_bytes((part.images / "b.png").read_bytes()[:100])
+    for check in (check_decodable, copies_within):
+        with pytest.raises(AnnotationsError, match=r"1 of 3 photos cannot be decoded, first: \S*b\.png: not .* Replace them"):
+            check(part, None)
+    (part.images / "b.png").unlink()
+    with pytest.raises(AnnotationsError, match="1 of 3 photos are missing"):
+        copies_within(part, None)
 
 
 def test_one_photo_cannot_be_split():
