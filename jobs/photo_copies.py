@@ -1,4 +1,4 @@
-"""Finds photos that cannot be decoded, and copies of photos: the same picture, also in another size, format or quality.
+"""Finds photos that cannot be decoded, and copies: the same picture, also in another size, format or quality.
 
 file ─▶ decoded, reduced ─▶ grey thumbnail ─▶ nearest others, coarsely ─▶ same picture if no cell differs much
 

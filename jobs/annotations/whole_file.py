@@ -1,4 +1,4 @@
-"""What a whole COCO file shows, though each of its entries is valid: ids that are off by one, or coordinates with another meaning.
+"""What a whole COCO file shows, though each entry is valid: ids off by one, coordinates with another meaning.
 
 What can only be a fault is refused; the rest is a remark in the report, for all commands.
 """
