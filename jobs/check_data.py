@@ -66,7 +66,7 @@ def _decode_all(images: Path, document: dict[str, Any]) -> tuple[list[str], list
     """Photos that cannot be decoded; copies, and photos that may have been annotated as stored instead of upright."""
     names = [photo["file_name"] for photo in document["images"]]
     found = thumbnails([images / name for name in names])
-    places = originals(found.grey)
+    places = originals(found.bgr)
     twins = [names[place] for copy in np.flatnonzero(places >= 0) for place in (places[copy], copy)]
     what = "photos that are copies of others, also in another size or format"
     copies = [Odd(what, len(twins) // 2, tuple(twins[:4]))] if twins else []

@@ -1,6 +1,6 @@
 """Finds photos that cannot be decoded, and copies: the same picture, also in another size, format or quality.
 
-file ─▶ decoded, reduced ─▶ grey thumbnail ─▶ nearest others, coarsely ─▶ same picture if no cell differs much
+file ─▶ decoded, reduced ─▶ thumbnail ─▶ nearest others, coarsely ─▶ same picture if no cell differs much
 
 Crops, mirrored and edited copies are not found. Frames of a fixed camera are different pictures if something visible moved.
 """
@@ -23,11 +23,11 @@ from pipeline.images.orientation import turn_upright
 
 SIDE, COARSE = 24, 8
 """Cells of a thumbnail's side, for the comparison and for the search."""
-MAX_MEAN, MAX_CELL = 4.0, 30
-"""Largest differences of the same picture, in grey levels: mean and in one cell. Measured on 220 photos: at most 4.1 and 28 in copies at
-0.25 to 1.6 times the size and JPEG qualities 30 to 90, at least 14.8 and 86 between different photos."""
+MAX_MEAN, MAX_CELL = 4.5, 42
+"""Largest differences of the same picture, of 255: mean, and of one channel of a cell. Measured on 220 photos: at most 4.4 and 41 in copies
+at 0.25 to 1.6 times the size and JPEG qualities 30 to 90; at least 15.7 and 118 between different photos."""
 MIN_CONTRAST = 4.0
-"""Smallest standard deviation of a thumbnail, grey levels; blank pictures all look alike."""
+"""Smallest standard deviation of a thumbnail, of 255; blank pictures all look alike."""
 MAX_DISTANCE = MAX_MEAN * MAX_CELL * COARSE**2
 """Largest squared distance of the coarse thumbnails of the same picture, which follows from the two."""
 NEAREST, BLOCK = 16, 512
@@ -40,19 +40,19 @@ class Thumbnails:
     """Thumbnails of photos, and the photos that cannot be decoded.
 
     Args:
-        grey: (N, SIDE, SIDE) uint8; zeros for photos that cannot be decoded.
+        bgr: (N, SIDE, SIDE, 3) uint8; zeros for photos that cannot be decoded.
         orientations: (N,) EXIF orientations, 1 to 8; 1 for photos that cannot be decoded.
         faults: messages, one for each photo that cannot be decoded.
     """
 
-    grey: NDArray[np.uint8]
+    bgr: NDArray[np.uint8]
     orientations: NDArray[np.uint8]
     faults: list[str]
 
 
 def thumbnails(photos: Sequence[Path], white_level: int | None = None) -> Thumbnails:
     """Decode photos, in their order."""
-    grey, orientations = np.zeros((len(photos), SIDE, SIDE), np.uint8), np.ones(len(photos), np.uint8)
+    bgr, orientations = np.zeros((len(photos), SIDE, SIDE, 3), np.uint8), np.ones(len(photos), np.uint8)
     faults: list[str] = []
     with ThreadPoolExecutor(THREADS) as pool:
         read = pool.map(partial(_thumbnail, white_level=white_level), photos)
@@ -60,8 +60,8 @@ def thumbnails(photos: Sequence[Path], white_level: int | None = None) -> Thumbn
             if isinstance(found, PhotoError):
                 faults.append(str(found))
             else:
-                grey[place], orientations[place] = found
-    return Thumbnails(grey, orientations, faults)
+                bgr[place], orientations[place] = found
+    return Thumbnails(bgr, orientations, faults)
 
 
 def _thumbnail(photo: Path, white_level: int | None) -> tuple[NDArray[np.uint8], int] | PhotoError:
@@ -69,15 +69,15 @@ def _thumbnail(photo: Path, white_level: int | None) -> tuple[NDArray[np.uint8],
         stored = read_stored(photo, 4 * SIDE, white_level)
     except PhotoError as error:
         return error
-    grey = cv2.cvtColor(turn_upright(stored.bgr, stored.orientation), cv2.COLOR_BGR2GRAY)
-    return np.asarray(cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA), np.uint8), stored.orientation
+    upright = turn_upright(stored.bgr, stored.orientation)
+    return np.asarray(cv2.resize(upright, (SIDE, SIDE), interpolation=cv2.INTER_AREA), np.uint8), stored.orientation
 
 
 def originals(photos: NDArray[np.uint8], others: NDArray[np.uint8] | None = None) -> NDArray[np.int64]:
     """For each photo the place of another one with the same picture, -1 if there is none.
 
     Args:
-        photos: thumbnails, (N, SIDE, SIDE).
+        photos: thumbnails, (N, SIDE, SIDE, 3).
         others: thumbnails to search in; None: the photos before each one.
     """
     among = photos if others is None else others
@@ -95,10 +95,10 @@ def originals(photos: NDArray[np.uint8], others: NDArray[np.uint8] | None = None
     return found
 
 
-def _coarse(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _coarse(bgr: NDArray[np.uint8]) -> NDArray[np.float32]:
     step = SIDE // COARSE
-    cells: NDArray[np.float32] = grey.reshape(-1, COARSE, step, COARSE, step).mean((2, 4), dtype=np.float32)
-    return cells.reshape(len(grey), COARSE * COARSE)
+    cells: NDArray[np.float32] = bgr.reshape(-1, COARSE, step, COARSE, step, 3).mean((2, 4, 5), dtype=np.float32)
+    return cells.reshape(len(bgr), COARSE * COARSE)
 
 
 def _same(photo: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:

@@ -30,8 +30,8 @@ def test_copies_are_found(tmp_path, name, size, quality):
     picture(1).save(tmp_path / "other.png")
     picture(0).resize(size).save(tmp_path / name, **({"quality": quality} if quality else {}))
     found = thumbnails([tmp_path / "a.png", tmp_path / "other.png", tmp_path / name])
-    assert originals(found.grey).tolist() == [-1, -1, 0]
-    assert originals(found.grey[2:], found.grey[:2]).tolist() == [0]
+    assert originals(found.bgr).tolist() == [-1, -1, 0]
+    assert originals(found.bgr[2:], found.bgr[:2]).tolist() == [0]
 
 
 def test_a_frame_in_which_something_moved_is_no_copy(tmp_path):
@@ -39,7 +39,7 @@ def test_a_frame_in_which_something_moved_is_no_copy(tmp_path):
     frame.save(tmp_path / "a.png")
     ImageDraw.Draw(frame).rectangle([100, 100, 130, 140], fill=(255, 0, 255))
     frame.save(tmp_path / "b.png")
-    assert originals(thumbnails([tmp_path / "a.png", tmp_path / "b.png"]).grey).tolist() == [-1, -1]
+    assert originals(thumbnails([tmp_path / "a.png", tmp_path / "b.png"]).bgr).tolist() == [-1, -1]
 
 
 def test_orientations_and_faults(tmp_path):
@@ -51,20 +51,20 @@ def test_orientations_and_faults(tmp_path):
     (tmp_path / "broken.jpg").write_bytes((tmp_path / "upright.jpg").read_bytes()[:3000])
     found = thumbnails([tmp_path / name for name in ("turned.jpg", "broken.jpg", "upright.jpg")])
     assert found.orientations.tolist() == [6, 1, 1]
-    assert originals(found.grey).tolist() == [-1, -1, 0]
+    assert originals(found.bgr).tolist() == [-1, -1, 0]
     (fault,) = found.faults
     assert "broken.jpg: not a readable photo" in fault
 
 
 def test_blank_photos_are_no_copies():
-    assert originals(np.full((3, SIDE, SIDE), 255, np.uint8)).tolist() == [-1, -1, -1]
-    assert originals(np.zeros((0, SIDE, SIDE), np.uint8)).tolist() == []
+    assert originals(np.full((3, SIDE, SIDE, 3), 255, np.uint8)).tolist() == [-1, -1, -1]
+    assert originals(np.zeros((0, SIDE, SIDE, 3), np.uint8)).tolist() == []
 
 
 def test_many_photos():
     """More than a block, and the first of several copies."""
-    grey = np.random.default_rng(0).integers(0, 256, (1200, SIDE, SIDE)).astype(np.uint8)
-    grey[[700, 1100]] = grey[3]
-    found = originals(grey)
+    noise = np.random.default_rng(0).integers(0, 256, (1200, SIDE, SIDE, 3)).astype(np.uint8)
+    noise[[700, 1100]] = noise[3]
+    found = originals(noise)
     assert np.flatnonzero(found >= 0).tolist() == [700, 1100]
     assert found[[700, 1100]].tolist() == [3, 3]

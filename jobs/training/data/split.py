@@ -148,4 +148,4 @@ def _decoded(photos: Sequence[Path], white_level: int | None) -> NDArray[np.uint
             f"{len(found.faults):,} of {len(photos):,} photos cannot be decoded, first: {found.faults[0]}. jobs.check_data names all. "
             "Replace them, or take them out of the annotations."
         )
-    return found.grey
+    return found.bgr
