@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def read_results(path: Path, truth: dict[str, Any]) -> CocoResults:
             kept.append(checked | {"category_id": category})
     if kept:
         _check_boxes(path, kept)
-    for remark in _remarks(kept, images.values()):
+    for remark in _remarks(kept, truth):
         print(remark, file=sys.stderr)
     if unknown:
         named = ", ".join(sorted(unknown)[:MAX_NAMED])
@@ -74,15 +74,16 @@ def read_results(path: Path, truth: dict[str, Any]) -> CocoResults:
     return kept
 
 
-def _remarks(results: CocoResults, images: Collection[dict[str, Any]]) -> Iterator[str]:
+def _remarks(results: CocoResults, truth: dict[str, Any]) -> Iterator[str]:
     """What would make metrics wrong, though each result is valid."""
     if beyond := sum(not 0 <= result["score"] <= 1 for result in results):
         yield f"{beyond:,} of {len(results):,} scores are not between 0 and 1: metrics at a score threshold are meaningless"
     different = {(result["image_id"], result["category_id"], result["score"], *result["bbox"]) for result in results}
     if twice := len(results) - len(different):
         yield f"{twice:,} of {len(results):,} results are there twice, and count as false positives"
-    if without := len(images) - len({result["image_id"] for result in results}):
-        yield f"{without:,} of {len(images):,} photos have no results: their objects count as missed"
+    annotated = {found["image_id"] for found in truth["annotations"] if not found["iscrowd"]}
+    if without := len(annotated - {result["image_id"] for result in results}):
+        yield f"{without:,} of {len(annotated):,} photos with objects have no results: their objects count as missed"
 
 
 def _check_boxes(path: Path, results: CocoResults) -> None:

@@ -378,14 +378,15 @@ def test_results_of_other_categories_are_reported(tmp_path, capsys):
         ([{"score": 90}, {"score": 0.5}], "1 of 3 scores are not between 0 and 1"),
         ([{}, {}, {"score": 0.8}], "1 of 4 results are there twice"),
         ([{"bbox": [60, 60, 20, 20]}, {"bbox": [61, 60, 20, 20]}], "the bbox of 2 of 3 results lies elsewhere than the mask"),
-        ([{}], "1 of 2 photos have no results"),
+        ([{}], "1 of 2 photos with objects have no results"),
     ],
     ids=["per cent", "twice", "elsewhere", "a part"],
 )
 def test_results_that_are_valid_and_wrong_are_told(tmp_path, capsys, results, told):
     """Their AP looks like that of a bad model."""
     other = thing(0, 0, 40, 40, image_id=2, score=0.7)
-    truth = PAIR | {"images": [PAIR["images"][0] | {"id": number} for number in (1, 2)]}
+    truth = document(thing(0, 0, 40, 40, iscrowd=0), thing(0, 0, 40, 40, iscrowd=0, image_id=2))
+    truth["images"] = [PAIR["images"][0] | {"id": number} for number in (1, 2, 3)]
     path = tmp_path / "results.json"
     path.write_text(json.dumps([thing(0, 0, 40, 40, score=0.9) | result for result in results] + [other] * (len(results) > 1)))
     read_results(path, truth)
