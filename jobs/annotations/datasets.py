@@ -14,6 +14,7 @@ from typing import Any
 
 from jobs.annotations.azureml_file import azureml_to_coco, jsonl_rows, mltable_files
 from jobs.annotations.coco_file import normalise
+from jobs.annotations.coco_objects import BOX_ALONE
 from jobs.annotations.fields import parse_json, read_text
 from jobs.annotations.report import AnnotationsError, Report
 from jobs.atomic_write import write_atomically
@@ -71,7 +72,8 @@ def read_annotations(
     if strict:
         report.refuse_left_out()
     if training and not report.objects:
-        raise AnnotationsError(f"{report.in_one_line()}: there are no objects to train or measure on.")
+        remedy = " Export outlines, polygons or masks, not boxes alone." if BOX_ALONE in report.left_out else ""
+        raise AnnotationsError(f"{report.in_one_line()}: there are no objects to train or measure on.{remedy}")
     scratch_dir.mkdir(parents=True, exist_ok=True)
     written = scratch_dir / f"{path.stem}.coco.json"
     write_atomically(written, json.dumps(coco))

@@ -139,7 +139,7 @@ def sized(
     if width and height and upright != (width, height):
         remedy = ON_ITS_SIDE if upright == (height, width) else "Annotate this photo, or use the one that was annotated."
         raise AnnotationsError(
-            f"{place}: {name} is {upright[0]} x {upright[1]} pixels upright, as its orientation turns it, but is annotated as "
-            f"{width} x {height}: its outlines would lie in the wrong place. {remedy}"
+            f"{place}: {name} is {upright[0]} x {upright[1]} pixels upright but is annotated as {width} x {height}: its "
+            f"outlines would lie in the wrong place. {remedy}"
         )
     return photo | {"width": upright[0], "height": upright[1]}

@@ -108,9 +108,8 @@ def _classes(categories: Sequence[Entry], objects: Sequence[Entry]) -> Iterator[
     names: dict[str, list[str]] = defaultdict(list)
     for category in categories:
         names[alike(category["name"])].append(category["name"])
-    for group in names.values():
-        if len(group) > 1:
-            yield f"classes that differ in capitals or spaces alone: {', '.join(map(repr, group))}. If they are one, join them"
+    if groups := [" and ".join(map(repr, group)) for group in names.values() if len(group) > 1]:
+        yield f"classes that differ in capitals or spaces alone: {', '.join(groups)}. Join those that are one"
 
 
 def alike(name: str) -> str:

@@ -95,6 +95,8 @@ def test_a_box_alone_is_ignored_not_background(tmp_path, photos):
     assert found.report.left_out["without an outline"].count == 2
     crowd, _ = json.loads(found.coco_json.read_text())["annotations"]
     assert (crowd["iscrowd"], crowd["bbox"], crowd["segmentation"]) == (1, [5, 5, 20, 30], [[5, 5, 25, 5, 25, 35, 5, 35]])
+    with pytest.raises(AnnotationsError, match=r"no objects to train or measure on\. Export outlines"):
+        read(tmp_path, photos, alone, training=True)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_ids_of_photos_that_are_left_out_are_no_shift(tmp_path):
             document(10, outline=lambda n: [[14 * n, n, 14 * n + 9, n, 14 * n + 9, n + 20, 14 * n, n + 20]]),
             "20 of 20 outlines are boxes",
         ),
-        (document(names=("cat", "Cat ")), "capitals or spaces alone: 'cat', 'Cat '"),
+        (document(names=("cat", "Cat ")), "capitals or spaces alone: 'cat' and 'Cat '"),
         (document(names=("cat", "dog", "cats")), None),
         (document() | {"annotations": document()["annotations"][:2]}, "3 photos without objects: are all photos annotated"),
         (document() | {"annotations": document()["annotations"][:6]}, "1 photos without objects$"),
