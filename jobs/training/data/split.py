@@ -20,8 +20,8 @@ from jobs.atomic_write import write_atomically
 from jobs.photo_copies import originals, thumbnails
 
 SPLIT_SEED = 0
-ROBOFLOW = r"^(.+)\.rf\.\w+\.\w+$"
-"""Names of Roboflow's augmented photos; those of one photo begin alike."""
+OF_ONE_PHOTO = r"^(.+?)(?:\.rf\.\w+|_\d+_\d+_\d+x\d+)\.\w+$"
+"""Names of Roboflow's augmented photos and of tiles by `jobs.tiles`; those of one photo begin alike."""
 
 
 def split(
@@ -33,13 +33,13 @@ def split(
         coco: COCO annotations.
         share: of the photos for validation, 0..1; approximate, because groups are not split.
         group: regular expression; what its first group (or all of it) matches in a file name says which photos belong together. None:
-            each photo is its own group, but for `ROBOFLOW`; so is one that does not match.
+            each photo is its own group, but for `OF_ONE_PHOTO`; so is one that does not match.
         copies: names of photos that are copies of others, with the names of those; they are on the same side.
     Raises:
         AnnotationsError: the pattern is no regular expression or matches no file name, or one of the two parts would be empty.
     """
     files = [photo["file_name"] for photo in coco["images"]]
-    matched = [_group_in(file, group or ROBOFLOW) for file in files]
+    matched = [_group_in(file, group or OF_ONE_PHOTO) for file in files]
     if group and files and not any(matched):
         raise AnnotationsError(f"--val-group {group}: no photo's file name matches (first: {files[0]}).")
     keys = _joined({file: name or file for file, name in zip(files, matched, strict=True)}, copies or {})

@@ -58,15 +58,17 @@ def test_patterns_that_do_not_do(pattern, said):
 
 
 def test_copies_stay_on_one_side():
-    """And Roboflow's augmented photos of one photo."""
+    """And Roboflow's augmented photos of one photo, and its tiles."""
     names = [f"{number}.jpg" for number in range(12)]
     for _ in range(2):
         train, val = split(document(names), 0.5, None, {"3.jpg": "0.jpg", "7.jpg": "3.jpg", "9.jpg": "1.jpg"})
         for group in ({"0.jpg", "3.jpg", "7.jpg"}, {"1.jpg", "9.jpg"}):
             assert sum(bool(group & {photo["file_name"] for photo in part["images"]}) for part in (train, val)) == 1
-    augmented = [f"{photo}_jpg.rf.{number:032x}.jpg" for photo in range(6) for number in range(3)]
-    sides = [{photo["file_name"][0] for photo in part["images"]} for part in split(document(augmented), 0.5, None)]
-    assert not sides[0] & sides[1]
+    for name in ("{}_jpg.rf.{:032x}.jpg", "{}_0_{}_320x240.jpg", "{}_jpg.rf.0a_0_{}_320x240.jpg"):
+        parts_of_photos = [name.format(photo, number) for photo in range(6) for number in range(3)]
+        sides = [{photo["file_name"][0] for photo in part["images"]} for part in split(document(parts_of_photos), 0.5, None)]
+        assert not sides[0] & sides[1]
+        assert sides[0] | sides[1] == set("012345")
 
 
 @pytest.fixture
