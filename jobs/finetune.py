@@ -65,6 +65,9 @@ from pipeline.model.spec import NANO_NAME, OFFICIAL_NAMES, ModelSpec, build_netw
 from pipeline.model.unpickling import harmless_types_only
 from pipeline.model.zoo import embedded_models, locate
 
+FEW_MEASURED = 30
+"""Fewer objects to validate on get a note."""
+
 
 def finetune(settings: FinetuneSettings, more_hooks: Sequence[Any] = ()) -> signal.Signals | None:
     """Train and write the model file; returns the signal that ended the run early, or None. `more_hooks` are mmengine's."""
@@ -148,6 +151,8 @@ def read_sets(settings: FinetuneSettings) -> tuple[Annotations, Annotations | No
         return train, None
     val = read_annotations(val_file, val_photos, work / "val", training=True, classes=train.classes, strict=strict)
     print(val.summary, flush=True)
+    if val.report.objects < FEW_MEASURED:
+        print(f"Note: {val.report.objects} objects are few to measure on: AP depends on chance.", flush=True)
     if new and (shared := shared_photos(train, val, settings.white_level)):
         copy, original = shared[0]
         named = str(copy) if copy == original else f"{copy} is {original}"

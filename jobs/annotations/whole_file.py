@@ -14,6 +14,7 @@ import numpy as np
 
 from jobs.annotations.fields import flag, known_id
 from jobs.annotations.report import AnnotationsError
+from pipeline.types import DetectOptions
 
 Entry = dict[str, Any]
 MAX_CROWDS = 0.1
@@ -73,6 +74,7 @@ def remarks_on(
         _empty_photos(photos, objects),
         _annotated_twice(photos, no_crowds),
         _classes(categories, no_crowds),
+        _more_than_are_found(photos, no_crowds),
         _boxes_as_outlines(no_crowds),
         _in_a_corner(photos, no_crowds),
         _crowds_as_cvat_writes(entries),
@@ -115,6 +117,17 @@ def _classes(categories: Sequence[Entry], objects: Sequence[Entry]) -> Iterator[
 def alike(name: str) -> str:
     """The same for names that differ in capitals or spaces alone."""
     return "".join(name.lower().split())
+
+
+def _more_than_are_found(photos: Sequence[Entry], objects: Sequence[Entry]) -> Iterator[str]:
+    times, most = Counter(found["image_id"] for found in objects), DetectOptions().max_detections
+    if dense := sum(number > most for number in times.values()):
+        image_id, number = times.most_common(1)[0]
+        name = next(photo["file_name"] for photo in photos if photo["id"] == image_id)
+        yield (
+            f"{dense:,} photos with more than {most} objects ({name} has {number:,}), of which at most {most} are found and counted; "
+            "jobs.tiles cuts photos into parts"
+        )
 
 
 def _boxes_as_outlines(objects: Sequence[Entry]) -> Iterator[str]:

@@ -71,7 +71,8 @@ class FinetuneSettings:
     val_group: str | None = option(
         None,
         "with --val-share: regular expression whose first group, in the file name, says which photos belong together, such as '(.*)/' "
-        "or '^([^_]+)_'; a group is trained on or measured on, never both (default: each photo is its own)",
+        "or '^([^_]+)_'; a group is trained on or measured on, never both (default: copies, tiles and "
+        "Roboflow's augmented photos of one photo belong together)",
         metavar="PATTERN",
     )
     strict: bool = option(False, STRICT_HELP)

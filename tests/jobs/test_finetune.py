@@ -242,7 +242,9 @@ def test_runs_of_other_seeds_are_measured_on_the_same_photos(tiny_coco, tmp_path
 
 def test_photos_in_both_sets_are_reported(tiny_coco, tmp_path, capsys):
     assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "1", *validated(tiny_coco))) == 0
-    assert "Warning: 6 validation photos are also training photos" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "Warning: 6 validation photos are also training photos" in told
+    assert "Note: 5 objects are few to measure on" in told
 
 
 def test_a_log_backend_that_is_not_installed_is_refused(tiny_coco, tmp_path, capsys, monkeypatch):

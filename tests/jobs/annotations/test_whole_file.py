@@ -25,7 +25,7 @@ def triangle(left, top, side=30):
     return [[left, top, left + side, top, left + side, top + side]]
 
 
-def document(photos=4, each=2, names=("cat", "dog"), outline=lambda number: triangle(7 * number, 390 - 20 - 7 * number)):
+def document(photos=4, each=2, names=("cat", "dog"), outline=lambda number: triangle(3 * number, 370 - 3 * number)):
     images = [{"id": photo, "file_name": f"{photo}.jpg"} for photo in range(1, photos + 1)]
     annotations = [
         {"id": n, "image_id": n // each + 1, "category_id": n % len(names) + 1, "segmentation": outline(n)}
@@ -73,12 +73,25 @@ def test_ids_of_photos_that_are_left_out_are_no_shift(tmp_path):
             document(10, outline=lambda n: [[14 * n, n, 14 * n + 9, n, 14 * n + 9, n + 20, 14 * n, n + 20]]),
             "20 of 20 outlines are boxes",
         ),
+        (document(1, 101), r"1 photos with more than 100 objects \(1\.jpg has 101\)"),
+        (document(1, 100), None),
         (document(names=("cat", "Cat ")), "capitals or spaces alone: 'cat' and 'Cat '"),
         (document(names=("cat", "dog", "cats")), None),
         (document() | {"annotations": document()["annotations"][:2]}, "3 photos without objects: are all photos annotated"),
         (document() | {"annotations": document()["annotations"][:6]}, "1 photos without objects$"),
     ],
-    ids=["percentages", "half the size", "few objects", "boxes", "capitals", "other classes", "mostly empty", "some empty"],
+    ids=[
+        "percentages",
+        "half the size",
+        "few objects",
+        "boxes",
+        "dense",
+        "not dense",
+        "capitals",
+        "other classes",
+        "mostly empty",
+        "some empty",
+    ],
 )
 def test_remarks(tmp_path, odd, told):
     remarks = read(tmp_path, odd).report.remarks
