@@ -13,7 +13,7 @@ JPEG_QUALITY = 85
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; margin: 1rem 0; } td, th { padding: .2rem .8rem; border-bottom: 1px solid #ddd; text-align: left; }
-td + td { font-variant-numeric: tabular-nums; } pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; }
+td + td { font-variant-numeric: tabular-nums; } pre { background: #f5f5f5; padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); gap: 1rem; }
 figure { margin: 0; } img { max-width: 100%; height: auto; display: block; } figcaption { font-size: 13px; overflow-wrap: anywhere; }
 .pictures img { width: 100%; }

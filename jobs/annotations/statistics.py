@@ -29,7 +29,7 @@ class ClassCount:
 
 @dataclass(frozen=True, slots=True)
 class Odd:
-    """Something to check: description, number of cases, and the first photos with it."""
+    """Something to check: description, number of cases, and the first photos, or classes, with it."""
 
     what: str
     count: int
@@ -113,6 +113,5 @@ def _whole(objects: Sequence[Entry], photos: Mapping[Any, Entry]) -> Iterator[En
 
 
 def _odd_classes(document: Entry) -> Iterator[Odd]:
-    for count in counts_by_class(document):
-        if 0 < count.objects < FEW_OBJECTS:
-            yield Odd(f"class {count.name}: fewer than {FEW_OBJECTS} objects", count.objects, ())
+    if few := [f"{one.name} {one.objects}" for one in counts_by_class(document) if 0 < one.objects < FEW_OBJECTS]:
+        yield Odd(f"classes with fewer than {FEW_OBJECTS} objects", len(few), _first(few))

@@ -125,7 +125,7 @@ ODD = {
     "less than 4 px wide or high at 640 px": ([{"bbox": [1, 1, 200, 6]}, {"bbox": [1, 1, 200, 7]}], 1),
     "cover more than 95% of their photo": ([{"bbox": [0, 0, 1000, 800], "area": 790_000.0}], 1),
     "outlines that are their box": ([{"bbox": [1, 1, 20, 20], "segmentation": [[1, 1, 21, 1, 21, 21, 1, 21]]}], 1),
-    "class cat: fewer than 10 objects": ([{"bbox": [900, 700, 20, 20]}], 1),
+    "classes with fewer than 10 objects": ([{"bbox": [900, 700, 20, 20]}], 1),
 }
 
 
