@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from jobs.command_line import progress
 from jobs.photos import PhotoError, read_stored
-from pipeline.images.orientation import turn_upright
+from pipeline.images.orientation import rotate_upright
 
 SIDE, COARSE = 24, 8
 """Cells of a thumbnail's side, for the comparison and for the search."""
@@ -69,7 +69,7 @@ def _thumbnail(photo: Path, white_level: int | None) -> tuple[NDArray[np.uint8],
         stored = read_stored(photo, 4 * SIDE, white_level)
     except PhotoError as error:
         return error
-    upright = turn_upright(stored.bgr, stored.orientation)
+    upright = rotate_upright(stored.bgr, stored.orientation)
     return np.asarray(cv2.resize(upright, (SIDE, SIDE), interpolation=cv2.INTER_AREA), np.uint8), stored.orientation
 
 
