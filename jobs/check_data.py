@@ -29,7 +29,6 @@ from jobs.command_line import check_outputs, cli_errors, count
 from jobs.photo_copies import originals, thumbnails
 from jobs.photos import OF_MACOS, PhotoError, photo_suffixes
 from jobs.sheets import Sheet, sheets_of_annotations
-from pipeline.images.orientation import FIRST_SIDEWAYS
 
 PICTURE_SIDE_PX = 640
 
@@ -70,11 +69,7 @@ def _decode_all(images: Path, document: dict[str, Any]) -> tuple[list[str], list
     twins = [names[place] for copy in np.flatnonzero(places >= 0) for place in (places[copy], copy)]
     what = "photos that are copies of others, also in another size or format"
     copies = [Odd(what, len(twins) // 2, tuple(twins[:4]))] if twins else []
-    turned = [
-        photo["file_name"]
-        for photo, orientation in zip(document["images"], found.orientations, strict=True)
-        if orientation > 1 and (orientation < FIRST_SIDEWAYS or photo["width"] == photo["height"])
-    ]
+    turned = [names[place] for place in np.flatnonzero(found.changed_unseen)]
     what = "photos turned or mirrored by their EXIF orientation, of the same size as before: do the outlines fit?"
     return found.faults, [*copies, *([Odd(what, len(turned), tuple(turned[:4]))] if turned else [])]
 

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from jobs.command_line import progress
 from jobs.photos import PhotoError, read_stored
-from pipeline.images.orientation import rotate_upright
 
 SIDE, COARSE = 24, 8
 """Cells of a thumbnail's side, for the comparison and for the search."""
@@ -41,18 +40,18 @@ class Thumbnails:
 
     Args:
         bgr: (N, SIDE, SIDE, 3) uint8; zeros for photos that cannot be decoded.
-        orientations: (N,) EXIF orientations, 1 to 8; 1 for photos that cannot be decoded.
+        changed_unseen: (N,) bool, whether rotating upright changes the pixels but not the size.
         faults: messages, one for each photo that cannot be decoded.
     """
 
     bgr: NDArray[np.uint8]
-    orientations: NDArray[np.uint8]
+    changed_unseen: NDArray[np.bool_]
     faults: list[str]
 
 
 def thumbnails(photos: Sequence[Path], white_level: int | None = None) -> Thumbnails:
     """Decode photos, in their order."""
-    bgr, orientations = np.zeros((len(photos), SIDE, SIDE, 3), np.uint8), np.ones(len(photos), np.uint8)
+    bgr, changed_unseen = np.zeros((len(photos), SIDE, SIDE, 3), np.uint8), np.zeros(len(photos), np.bool_)
     faults: list[str] = []
     with ThreadPoolExecutor(THREADS) as pool:
         read = pool.map(partial(_thumbnail, white_level=white_level), photos)
@@ -60,17 +59,16 @@ def thumbnails(photos: Sequence[Path], white_level: int | None = None) -> Thumbn
             if isinstance(found, PhotoError):
                 faults.append(str(found))
             else:
-                bgr[place], orientations[place] = found
-    return Thumbnails(bgr, orientations, faults)
+                bgr[place], changed_unseen[place] = found
+    return Thumbnails(bgr, changed_unseen, faults)
 
 
-def _thumbnail(photo: Path, white_level: int | None) -> tuple[NDArray[np.uint8], int] | PhotoError:
+def _thumbnail(photo: Path, white_level: int | None) -> tuple[NDArray[np.uint8], bool] | PhotoError:
     try:
         stored = read_stored(photo, 4 * SIDE, white_level)
     except PhotoError as error:
         return error
-    upright = rotate_upright(stored.bgr, stored.orientation)
-    return np.asarray(cv2.resize(upright, (SIDE, SIDE), interpolation=cv2.INTER_AREA), np.uint8), stored.orientation
+    return np.asarray(cv2.resize(stored.upright_bgr, (SIDE, SIDE), interpolation=cv2.INTER_AREA), np.uint8), stored.changes_unseen
 
 
 def originals(photos: NDArray[np.uint8], others: NDArray[np.uint8] | None = None) -> NDArray[np.int64]:

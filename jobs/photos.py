@@ -13,7 +13,6 @@ from jobs.command_line import CommandFault
 from pipeline.errors import RequestError
 from pipeline.images import decode
 from pipeline.images.decode import FORMAT_MAGIC, WHITE_LEVEL, DecodeLimits, StoredImage, decode_stored
-from pipeline.images.orientation import rotate_upright
 
 LIMITS = DecodeLimits(max_pixels=178_000_000, max_pixels_unscaled=178_000_000, max_bytes=1_000_000_000)
 """Larger than the service's defaults, as the photos are the user's own. Pillow refuses 179 megapixels and more."""
@@ -41,8 +40,7 @@ def read_photo(photo: Path, target_size: int | None = None, white_level: int | N
     Returns:
         (H, W, 3) uint8 BGR, upright.
     """
-    stored = read_stored(photo, target_size, white_level)
-    return rotate_upright(stored.bgr, stored.orientation)
+    return read_stored(photo, target_size, white_level).upright_bgr
 
 
 def read_stored(photo: Path, target_size: int | None = None, white_level: int | None = None) -> StoredImage:

@@ -116,6 +116,16 @@ class StoredImage:
         """Height and width at full size after rotation, pixels."""
         return rotated_hw(self.full_hw, self.orientation)
 
+    @property
+    def upright_bgr(self) -> NDArray[np.uint8]:
+        """The pixels after rotation."""
+        return rotate_upright(self.bgr, self.orientation)
+
+    @property
+    def changes_unseen(self) -> bool:
+        """Whether rotating or mirroring changes the pixels but not the size."""
+        return self.orientation > 1 and self.upright_hw == self.full_hw
+
 
 def decode_image(data: bytes, limits: DecodeLimits, target_size: int | None = None) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Decode the first frame of an image file and rotate it upright.
@@ -132,7 +142,7 @@ def decode_image(data: bytes, limits: DecodeLimits, target_size: int | None = No
         LimitExceeded: `image_too_large` (bytes) or `too_many_pixels`; LargeImage, see `max_pixels_at_once`.
     """
     stored = decode_stored(data, limits, target_size)
-    return rotate_upright(stored.bgr, stored.orientation), stored.upright_hw
+    return stored.upright_bgr, stored.upright_hw
 
 
 def decode_stored(data: bytes, limits: DecodeLimits, target_size: int | None = None) -> StoredImage:
