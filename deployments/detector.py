@@ -6,6 +6,7 @@ LoadedImage ─▶ GreedyBatcher ─▶ Engine.detect, on a thread of its own �
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -26,7 +27,10 @@ from pipeline.images.letterbox import for_size
 from pipeline.inference.batcher import GreedyBatcher
 from pipeline.inference.create import load_engine
 from pipeline.inference.engine import EngineOptions, ModelInfo, SimulatedStep
+from pipeline.inference.lost_device import end_process
 from pipeline.types import DetectOptions, Instances, LoadedImage
+
+logger = logging.getLogger("ray.serve")
 
 Item = tuple[LoadedImage, DetectOptions]
 Detect = Callable[[Sequence[LoadedImage], Sequence[DetectOptions]], Sequence[Instances]]
@@ -54,6 +58,9 @@ class Detector(TakesUserConfig):
         check_ongoing(replica.deployment, replica._deployment_config.max_ongoing_requests, settings.max_batch)
         self._stage = StageRunner("detector")
         self._lost: EngineLost | None = None
+        self._ends_when_lost = (
+            replica.deployment != "Ingress"
+        )  # an Ingress holds requests too, and its health check ends it in a second
         self._ran_s: deque[float] = deque(maxlen=MEASURED_BATCHES)
         options = on_granted_device(engine_options(model, settings), _granted_gpus())
         self._engine = load_engine(model.name, options, self._note_capacity)
@@ -78,6 +85,8 @@ class Detector(TakesUserConfig):
             found = detect(images, options)
         except EngineLost as error:
             self._lost = error
+            if self._ends_when_lost:
+                end_process(error, logger)
             raise
         self._ran_s.append(time.perf_counter() - began)
         return found

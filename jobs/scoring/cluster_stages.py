@@ -28,12 +28,13 @@ from jobs.scoring.cluster_images import Images, NoRow
 from jobs.scoring.cluster_inputs import FILE_NAME, ID, IMAGE, ROW
 from jobs.scoring.tables import COLUMNS, MAX_FAULTS
 from jobs.scoring.tiles import Grid, Tiled, cut, join
-from pipeline.errors import DecodersUnavailable, ServiceError, StageFailed
+from pipeline.errors import DecodersUnavailable, EngineLost, ServiceError, StageFailed
 from pipeline.images.decoder_options import DecoderOptions
 from pipeline.images.decoder_pool import DecoderPool
 from pipeline.images.fetch import Fetcher, FetchPolicy
 from pipeline.inference.create import load_engine
 from pipeline.inference.engine import EngineOptions
+from pipeline.inference.lost_device import end_process
 from pipeline.masks.encode import instances_to_rows, objects_to_json, rows_to_json
 from pipeline.types import DetectOptions, Instances, OutlineOptions
 
@@ -145,7 +146,10 @@ class Detect:
         work = [pickle.loads(item) for item in batch[WORK].tolist()]
         good = {index: item for index, item in enumerate(work) if not isinstance(item, ServiceError)}
         images: list[Any] = [image for item in good.values() for image in (item.parts if isinstance(item, Tiled) else [item])]
-        found = iter(self._engine.detect(images, [self._detect] * len(images)))
+        try:
+            found = iter(self._engine.detect(images, [self._detect] * len(images)))
+        except EngineLost as error:  # Ray Data gives this batch to another worker; an exception would stop the whole job
+            end_process(error, log)
         for index, item in good.items():
             tiled = isinstance(item, Tiled)
             work[index] = replace(item, parts=tuple(islice(found, len(item.parts)))) if tiled else next(found)

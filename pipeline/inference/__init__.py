@@ -12,6 +12,7 @@ __all__ = [
     "devices",
     "engine",
     "instance_masks",
+    "lost_device",
     "mask_head",
     "openvino",
     "postprocess",

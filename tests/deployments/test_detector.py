@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from deployments import detector as detector_module
 from deployments.detector import (
     HUNG_S,
     HUNG_S_PER_IMAGE,
@@ -19,6 +20,7 @@ from deployments.detector import (
     max_per_caller,
     on_granted_device,
 )
+from deployments.settings import DetectorSettings, ModelSettings
 from deployments.stages.stage import StageRunner
 from deployments.task import ImageTask, RequestContext, ScoreOptions
 from pipeline.errors import EngineLost
@@ -60,20 +62,43 @@ def test_a_thread_is_kept_for_other_callers_only_where_it_is_not_lost(engine, th
     assert max_per_caller(ModelInfo("m", ("person",), 640, engine, "bf16", "cpu", threads, 8)) == most
 
 
+def lose(*_):
+    """A `detect` of a GPU that failed."""
+    raise EngineLost("the GPU failed")
+
+
 async def test_a_detector_that_lost_its_gpu_says_so():
-    """Healthy until then; afterwards Ray replaces the replica."""
-
-    def detect(*_):
-        raise EngineLost("the GPU failed")
-
+    """In an Ingress replica: healthy until then; afterwards Ray replaces the replica."""
     detector = object.__new__(Detector.func_or_class)
+    detector._ends_when_lost = False
     detector._engine, detector._lost = SimpleNamespace(info=SimpleNamespace(max_batch=8)), None
     detector._batcher, detector._ran_s = SimpleNamespace(running_s=1.0), deque()
     await detector.check_health()
     with pytest.raises(EngineLost):
-        detector._run(detect, [("image", "options")])
+        detector._run(lose, [("image", "options")])
     with pytest.raises(EngineLost):
         await detector.check_health()
+
+
+def test_a_replica_that_lost_its_gpu_ends(monkeypatch):
+    """It does not answer: until Ray had replaced it, it would fail most calls, because it looks idle."""
+    ended = []
+    monkeypatch.setattr(detector_module, "end_process", lambda error, _: ended.append(error))
+    detector = object.__new__(Detector.func_or_class)
+    detector._ends_when_lost, detector._ran_s = True, deque()
+    with pytest.raises(EngineLost) as caught:
+        detector._run(lose, [("image", "options")])
+    assert ended == [caught.value]
+
+
+@pytest.mark.parametrize(("deployment", "ends"), [("Detector", True), ("Ingress", False)])
+def test_which_replicas_end_with_their_gpu(deployment, ends, monkeypatch):
+    """Not an Ingress (`layout: together`): it holds requests."""
+    context = SimpleNamespace(deployment=deployment, _deployment_config=SimpleNamespace(max_ongoing_requests=64))
+    monkeypatch.setattr(detector_module.serve, "get_replica_context", lambda: context)
+    monkeypatch.setattr(detector_module, "_granted_gpus", lambda: 0)
+    settings = DetectorSettings(engine="simulated", simulated={"base_ms": 0, "per_image_ms": 0})
+    assert Detector.func_or_class(ModelSettings(), settings)._ends_when_lost == ends
 
 
 async def test_a_detector_whose_gpu_hangs_says_so():

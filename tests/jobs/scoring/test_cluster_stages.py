@@ -17,7 +17,7 @@ from jobs.scoring import cluster_images, cluster_stages
 from jobs.scoring.cluster_stages import Detect, Load, Outline, Tally, as_listed
 from jobs.scoring.tables import InputsError, read_file
 from jobs.scoring.tiles import Grid
-from pipeline.errors import DecodersUnavailable
+from pipeline.errors import DecodersUnavailable, EngineLost
 from pipeline.inference.engine import EngineOptions
 from pipeline.model.zoo import read_header
 from pipeline.types import DetectOptions, OutlineOptions
@@ -271,3 +271,22 @@ def test_rows_of_a_parquet_source():
         "image": ["x", None],
     }
     assert as_listed(rows) is rows
+
+
+def test_a_worker_whose_gpu_failed_ends(load, monkeypatch, tmp_path):
+    """Ray Data starts another one and gives it the batch; an exception would stop the job."""
+
+    class Ended(BaseException):
+        pass
+
+    def end(error, _):
+        raise Ended(error)
+
+    def lose(*_):
+        raise EngineLost("the GPU failed")
+
+    monkeypatch.setattr(cluster_stages, "end_process", end)
+    detect = Detect(MODEL, EngineOptions("simulated", cache_dir=tmp_path), DetectOptions())
+    monkeypatch.setattr(detect._engine, "detect", lose)
+    with pytest.raises(Ended, match="the GPU failed"):
+        detect(load(batch_of(photo())))
