@@ -128,7 +128,10 @@ def _tells_of_memory(message: str) -> bool:
 def _gpu_is_full() -> bool:
     if not torch.cuda.is_available():
         return False
-    free, total = torch.cuda.mem_get_info()
+    try:
+        free, total = torch.cuda.mem_get_info()
+    except RuntimeError:  # the GPU is lost; the next call tells
+        return False
     return free < _FULL_SHARE * total
 
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from pipeline.errors import EngineUnavailable
+from pipeline.errors import EngineOutOfMemory, EngineUnavailable
 from pipeline.images.letterbox import pad_batch
 from pipeline.inference.base import TORCH_DTYPES, BatchEngine, grey_image, naming_failures, torch_engine_info
 from pipeline.inference.cuda.graphs import BatchGraphs, Slot, Slots, cudnn_at_its_fastest, default_buckets
 from pipeline.inference.cuda.network import with_kernels
 from pipeline.inference.cuda.postprocess import (
-    LIMITS,
     MAX_INSTANCES,
     FixedPostProcessor,
     FixedResults,
@@ -48,7 +48,8 @@ class CudaEngine(BatchEngine):
         device: the GPU.
         on_capacity: called when the GPU computes and the next batch's buffers can be filled.
     Raises:
-        EngineUnavailable: the GPU cannot compute in that precision, or a kernel made it unusable.
+        EngineUnavailable: this PyTorch or precision does not run on the GPU, or a kernel made it unusable.
+        EngineOutOfMemory: the largest batch does not fit on the GPU.
     """
 
     def __init__(
@@ -65,6 +66,14 @@ class CudaEngine(BatchEngine):
             raise EngineUnavailable(f"detector.precision: {name} cannot compute in bf16; use auto, fp16 or fp32.")
         super().__init__(torch_engine_info(spec, options, precision, torch.cuda.get_device_name(device)))
         self._device, self._on_capacity = device, on_capacity
+        refuse_unusable(device)
+        with self._starting():
+            self._prepare(checkpoint, options, dtype)
+        self._slots = Slots(self._make_slot)
+        self._computing = threading.Lock()
+
+    def _prepare(self, checkpoint: Checkpoint, options: EngineOptions, dtype: torch.dtype) -> None:
+        spec, device = checkpoint.spec, self._device
         network = RawNetwork(checkpoint.network(), spec.input_size).convert(dtype).to(device)
         self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out of its types
         buckets = options.batch_buckets or default_buckets(options.max_batch)
@@ -72,17 +81,27 @@ class CudaEngine(BatchEngine):
             kernels = None
             if options.cuda_kernels:
                 ends = sorted({min(buckets), max(buckets)})
-                with naming_failures(max(buckets)), cudnn_at_its_fastest(tf32=True):  # kernels also choose the faster way here
+                with cudnn_at_its_fastest(tf32=True):  # kernels also choose the faster way here
                     self._network, kernels = with_kernels(self._network, spec.input_size, ends, dtype, device)
             input_hw, branch = (spec.input_size, spec.input_size), network.kernel_branch.convert(dtype, from_channels=0)
             own = (kernels.greedy_nms, kernels.packed_mask_logits) if kernels is not None else ()
             self._postprocess = FixedPostProcessor(input_hw, branch, device, *own)
             self._exact_postprocess = PostProcessor(input_hw, branch, device)
             # With TF32, cuDNN's default, fp32 would have the 10 bits of mantissa of fp16.
-            option_count, tf32 = len(spec.classes) + LIMITS, precision != "fp32"
-            self._graphs = BatchGraphs(self._compute, device, buckets, spec.input_size, option_count, tf32)
-        self._slots = Slots(self._make_slot)
-        self._computing = threading.Lock()
+            whole, tf32 = grey_image(spec.input_size).letterbox, dtype != torch.float32
+            (trial,) = encode_options([whole], [DetectOptions(0.0)], len(spec.classes))
+            self._graphs = BatchGraphs(self._compute, device, buckets, spec.input_size, trial, tf32)
+
+    @contextmanager
+    def _starting(self) -> Iterator[None]:
+        """Within: as `naming_failures`, and a lack of memory is reported with remedies."""
+        max_batch = self._info.max_batch
+        try:
+            with naming_failures(max_batch):
+                yield
+        except EngineOutOfMemory as error:
+            remedy = f"lower detector.max_batch, now {max_batch}, or let nothing else use this GPU (num_gpus: 1)"
+            raise EngineOutOfMemory(f"{error.message}; {remedy}") from None
 
     def _make_slot(self) -> Slot:
         with self._computing:  # it may record a graph, and nothing else may run on that stream meanwhile
@@ -133,16 +152,33 @@ class CudaEngine(BatchEngine):
             EngineOutOfMemory: a full batch does not fit on the GPU.
         """
         max_batch = self._info.max_batch
-        with torch.cuda.device(self._device), naming_failures(max_batch):
+        with torch.cuda.device(self._device), self._starting():
             with self._computing:
                 self._graphs.record_all()
             self._slots.fill()
-        super().warm_up()
-        beyond = DetectOptions(0.0, MAX_INSTANCES + 1, frozenset({0}))
-        self.detect([grey_image(self._info.input_size)] * max_batch, [beyond] * max_batch)
+            super().warm_up()
+            beyond = DetectOptions(0.0, MAX_INSTANCES + 1, frozenset({0}))
+            self.detect([grey_image(self._info.input_size)] * max_batch, [beyond] * max_batch)
 
     def close(self) -> None:
         """Free the GPU memory of this engine."""
         self._slots.clear()
         with self._computing:
             self._graphs.clear()
+
+
+def refuse_unusable(device: torch.device) -> None:
+    """Compute something on the GPU.
+
+    Raises:
+        EngineUnavailable: it fails: this PyTorch has no code for the GPU, or another process has the GPU to itself or fills its memory.
+    """
+    try:
+        torch.ones(2, device=device).sum().item()
+    except RuntimeError as error:
+        major, minor = torch.cuda.get_device_capability(device)
+        reason = str(error).partition("\n")[0]
+        raise EngineUnavailable(
+            f"detector.device: {torch.cuda.get_device_name(device)} (sm_{major}{minor}) is not usable: {reason}. "
+            f"This PyTorch has code for {', '.join(torch.cuda.get_arch_list())}; newer and older GPUs need another build."
+        ) from error

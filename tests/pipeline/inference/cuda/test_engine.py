@@ -20,8 +20,9 @@ import torch
 
 from pipeline.errors import EngineLost, EngineOutOfMemory, EngineUnavailable
 from pipeline.inference.base import naming_failures
+from pipeline.inference.cuda import engine as cuda_engine
 from pipeline.inference.cuda.engine import CudaEngine
-from pipeline.inference.cuda.graphs import SLOTS
+from pipeline.inference.cuda.graphs import SLOTS, Slot, Slots, default_buckets
 from pipeline.inference.engine import EngineOptions
 from pipeline.inference.torch_engine import TorchEngine
 from pipeline.types import DetectOptions, Instances, LoadedImage
@@ -49,6 +50,7 @@ class Graph:
 
     def __init__(self) -> None:
         self.again: Callable[[], None] = lambda: None
+        self.outputs: tuple[torch.Tensor, ...] = ()
 
     def pool(self) -> None: ...
 
@@ -92,6 +94,7 @@ class FakeGpu:
         def computed(pixels: torch.Tensor, image_options: torch.Tensor) -> Any:
             raw, results = compute(pixels, image_options)
             if self.capturing is not None:
+                self.capturing.outputs = (*raw, *results)
                 self.capturing.again = lambda: self._again(compute, pixels, image_options, (*raw, *results))
             return raw, results
 
@@ -256,6 +259,27 @@ def test_sizes_whose_graph_cannot_be_recorded_run_without(failing, gpu, images, 
             assert_same(one, expected(LOW)[place])
 
 
+@pytest.mark.parametrize("missing", ["network", "post-processing"])
+def test_a_graph_that_computes_something_else_is_not_used(missing, gpu, images, expected, monkeypatch, caplog):
+    """As if kernels had been started on a stream that was not recorded: the log says so, and results are correct without a graph."""
+    replay = Graph.replay
+
+    def partly(graph: Graph) -> None:
+        outputs = graph.outputs[:4] if missing == "network" else graph.outputs[4:]
+        before = [output.clone() for output in outputs]
+        replay(graph)
+        for output, old in zip(outputs, before, strict=True):
+            output.copy_(old)
+
+    monkeypatch.setattr(Graph, "replay", partly)
+    engine = gpu.engine()
+    with caplog.at_level(logging.WARNING):
+        engine.warm_up()
+    assert caplog.text.count("off by") == len(default_buckets(MAX_BATCH))
+    for place, one in enumerate(engine.detect(images, [LOW] * MAX_BATCH)):
+        assert_same(one, expected(LOW)[place])
+
+
 def test_a_gpu_that_is_lost_while_recording_is_reported(gpu, monkeypatch):
     """The engine cannot run on it at all."""
 
@@ -276,12 +300,55 @@ def test_a_gpu_without_bf16_is_reported(monkeypatch):
         CudaEngine(seeded_checkpoint("nano"), EngineOptions("torch", "bf16"), torch.device("cuda", 0))
 
 
+def test_a_gpu_that_this_pytorch_has_no_code_for_is_reported(gpu, monkeypatch):
+    """Before anything else runs on it; PyTorch lists it, and only the first kernel fails."""
+
+    def fail(*_: object, **_options: object) -> None:
+        raise torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device\nmore lines")
+
+    monkeypatch.setattr(torch, "ones", fail)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90"])
+    with pytest.raises(
+        EngineUnavailable, match=r"\(sm_70\) is not usable: CUDA error: no kernel image .* device\. .*sm_75, sm_90"
+    ):
+        gpu.engine()
+
+
+@pytest.mark.parametrize("step", ["the network", "recording", "slots", "a full batch"])
+def test_what_does_not_fit_at_the_start_is_reported_with_remedies(step, gpu, monkeypatch):
+    """Wherever memory runs out."""
+
+    def fail(*_: object, **_options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    if step == "the network":
+        monkeypatch.setattr(cuda_engine, "PostProcessor", fail)
+    else:
+        owner, name = {"recording": (torch.cuda, "graph"), "slots": (Slots, "fill"), "a full batch": (Slot, "upload")}[step]
+        monkeypatch.setattr(owner, name, fail)
+    with pytest.raises(EngineOutOfMemory, match=r"2\.00 GiB.*lower detector\.max_batch, now 4, or .*num_gpus: 1"):
+        gpu.engine().warm_up()
+
+
 @pytest.mark.parametrize(("free", "kind"), [(1, EngineOutOfMemory), (90, RuntimeError)])
 def test_cudnn_without_memory_finds_no_algorithm(free, kind, monkeypatch):
     """The error has no reason; it counts as out of memory if the GPU is full."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 100))
     with pytest.raises(kind), naming_failures(4):
+        raise RuntimeError("GET was unable to find an engine to execute this computation")
+
+
+def test_a_lost_gpu_does_not_hide_cudnns_error(monkeypatch):
+    """Its memory cannot be looked at either."""
+
+    def fail() -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", fail)
+    with pytest.raises(RuntimeError, match="unable to find an engine"), naming_failures(4):
         raise RuntimeError("GET was unable to find an engine to execute this computation")
 
 
