@@ -25,10 +25,11 @@ import torch
 
 from benchmarks.ceiling import Ceiling, count_flops
 from benchmarks.compare import load_model
+from benchmarks.detection import detection
 from benchmarks.measure import Spread, add_arguments, as_range, finish, passes_per_s, ratios, spread, table
 from benchmarks.mmdet_reference import MmdetReference
-from benchmarks.network import detection
 from benchmarks.photos import SMALL_WH, bench_photos
+from pipeline.errors import EngineOutOfMemory
 from pipeline.images.decode import DecodeLimits, decode_image
 from pipeline.inference.create import create_engine
 from pipeline.inference.cuda.graphs import cudnn_at_its_fastest
@@ -70,6 +71,15 @@ class CudaRow:
     memory_mb: dict[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class DoesNotFit:
+    """A model and batch size for which the GPU has too little memory; `reason` is the library's message."""
+
+    model: str
+    batch: int
+    reason: str
+
+
 def why_no_cuda() -> str | None:
     """The reason that there is no GPU to measure, or None."""
     return None if torch.cuda.is_available() else "PyTorch sees no GPU"
@@ -83,7 +93,7 @@ def measure_cuda(
     device: str = "cuda",
     models: Sequence[str] = MODELS,
     batches: Sequence[int] = BATCHES,
-) -> Iterator[CudaRow]:
+) -> Iterator[CudaRow | DoesNotFit]:
     """Models and batch sizes on the first GPU, one after the other.
 
     Args:
@@ -98,7 +108,7 @@ def measure_cuda(
         ceiling.measure()
         checkpoint = load_model(model)
         for batch in batches:
-            yield _measure_row(checkpoint, photo, batch, ceiling, rounds, seconds, device)
+            yield _row(checkpoint, photo, batch, ceiling, rounds, seconds, device)
 
 
 @contextmanager
@@ -110,6 +120,15 @@ def mmdets_best_case() -> Iterator[None]:
     """
     with cudnn_at_its_fastest(tf32=True), switched((torch.backends.cuda.matmul, "allow_tf32", True)):
         yield
+
+
+def _row(
+    checkpoint: Checkpoint, photo: bytes, batch: int, ceiling: Ceiling, rounds: int, seconds: float, device: str
+) -> CudaRow | DoesNotFit:
+    try:
+        return _measure_row(checkpoint, photo, batch, ceiling, rounds, seconds, device)
+    except (EngineOutOfMemory, torch.OutOfMemoryError) as error:
+        return DoesNotFit(checkpoint.spec.name, batch, str(error).partition("\n")[0])
 
 
 def _measure_row(
@@ -210,13 +229,14 @@ def measure_and_print(
     if reason := why_no_cuda():
         print(f"\n{reason}", flush=True)
         return {"skipped": reason}
-    ceiling, rows = Ceiling("cuda", SIDES), []
+    ceiling, rows = Ceiling("cuda", SIDES), list[CudaRow | DoesNotFit]()
     ceiling.measure()
     print("", *ceiling.as_lines(), "", table(table_head(mmdet_label()), []), sep="\n", flush=True)
     for row in measure_cuda(photo or bench_photos(None, 1, SMALL_WH)[0], ceiling, rounds, seconds, "cuda", models, batches):
         rows.append(row)
         print(f"| {' | '.join(table_row(row))} |", flush=True)
-    return {"gpu": torch.cuda.get_device_name(), "ceiling": asdict(ceiling), "rows": [asdict(row) for row in rows]}
+    versions = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return {"gpu": torch.cuda.get_device_name(), **versions, "ceiling": asdict(ceiling), "rows": [asdict(row) for row in rows]}
 
 
 def table_head(mmdet: str) -> list[str]:
@@ -224,8 +244,10 @@ def table_head(mmdet: str) -> list[str]:
     return ["on the GPU", "batch", "ours images/s", f"{mmdet} images/s", "times faster", "of matrix peak", "MB: mmdet / ours"]
 
 
-def table_row(row: CudaRow) -> list[str]:
+def table_row(row: CudaRow | DoesNotFit) -> list[str]:
     """Cells of the same table."""
+    if isinstance(row, DoesNotFit):
+        return [row.model, str(row.batch), f"does not fit: {row.reason}", *["-"] * 4]
     (ours, theirs), (our_mb, their_mb) = row.images_per_s.values(), row.memory_mb.values()
     name, share, mb = f"{row.model} {row.precision}", f"{row.of_peak:.1%}", f"{their_mb:,.0f} / {our_mb:,.0f}"
     return [name, str(row.batch), as_range(ours), as_range(theirs), as_range(row.times_faster), share, mb]

@@ -12,14 +12,12 @@ import openvino as ov
 
 from benchmarks.ceiling import Ceiling, count_flops
 from benchmarks.compare import load_model
+from benchmarks.detection import detection
 from benchmarks.measure import Spread, as_number, as_range, passes_per_s, spread, table, turns
-from pipeline.images.decode import DecodeLimits
-from pipeline.images.load import load_image
 from pipeline.inference.create import create_engine
-from pipeline.inference.engine import Engine, EngineOptions
+from pipeline.inference.engine import EngineOptions
 from pipeline.inference.openvino.convert import CORE, convert
 from pipeline.inference.openvino.engine import OpenVinoEngine
-from pipeline.types import DetectOptions, Instances
 
 BATCHES = ("1", "8")
 
@@ -87,12 +85,6 @@ def measure_utilisation(model: str, photo: bytes, ceiling: Ceiling, rounds: int,
         shares["network"],
         time_by_kind(converted.for_one_image((converted.input_size,) * 2), engine.info.precision, engine.info.threads),
     )
-
-
-def detection(engine: Engine, photo: bytes, batch: int, threshold: float = 0.3) -> Callable[[], Sequence[Instances]]:
-    """A pass of the engine over so many copies of one photo, which is loaded here, once."""
-    images = [load_image(photo, DecodeLimits(), engine.info.input_size)] * batch
-    return partial(engine.detect, images, [DetectOptions(threshold)] * batch)
 
 
 def time_by_kind(model: ov.Model, precision: str, threads: int) -> dict[str, float]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,10 +16,12 @@ from benchmarks.bench_cuda import OURS as OURS_ON_GPU
 from benchmarks.bench_cuda import CudaRow, mmdet_batch, mmdet_label, peak_mb, table_head, table_row, why_no_cuda
 from benchmarks.ceiling import Ceiling
 from benchmarks.compare import MMDET, OURS, OURS_FP32, Setting, instances_that_fit, summarise
+from benchmarks.imports import REPOSITORY
 from benchmarks.measure import passes_per_s
 from benchmarks.mmdet_reference import MmdetReference
 from benchmarks.photos import LARGE_WH, SMALL_WH, bench_photos
 from benchmarks.timed_pipelines import STAGES, Answered
+from pipeline.errors import EngineOutOfMemory
 from pipeline.images.decode import DecodeLimits, decode_image
 from tests.support.seeded import seeded_checkpoint
 
@@ -133,6 +137,26 @@ def test_the_whole_part_on_a_gpu(ceiling, monkeypatch):
     assert set(row.images_per_s) == set(row.memory_mb) == {OURS_ON_GPU, mmdet_label()}
     assert len(table_row(row)) == len(table_head(mmdet_label()))
     assert torch.backends.cudnn.benchmark == before
+
+
+def test_on_a_bare_machine_it_needs_neither_ray_nor_openvino():
+    """A GPU that is lent for minutes has PyTorch and mmdet."""
+    program = "import sys; sys.modules |= dict.fromkeys(('ray', 'openvino')); import benchmarks.bench_cuda"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120, cwd=REPOSITORY)
+
+
+def test_what_does_not_fit_on_the_gpu_is_a_row(ceiling, monkeypatch):
+    """The other batch sizes are measured all the same."""
+
+    def engine(_checkpoint: object, _photo: bytes, batch: int, _device: str) -> None:
+        raise EngineOutOfMemory(f"a batch of {batch} images does not fit into memory")
+
+    FakeGpu(monkeypatch)
+    monkeypatch.setattr(bench_cuda, "_OurBatch", engine)
+    rows = list(bench_cuda.measure_cuda(b"", ceiling, 1, 0.01, device="cpu", models=("nano",), batches=(1, 32)))
+    assert [row.batch for row in rows] == [1, 32]
+    assert len(table_row(rows[1])) == len(table_head(mmdet_label()))
+    assert "a batch of 32 images does not fit" in table_row(rows[1])[2]
 
 
 def test_without_a_gpu_it_says_so(capsys):
