@@ -130,7 +130,7 @@ class CudaKernels:
         batch, height, width, _ = pixels.shape
         out = torch.empty((batch, height, width, INPUT_CHANNELS), dtype=self._dtype, device=pixels.device)
         count = batch * height * width
-        self._start("normalise", _blocks(count), THREADS, pixels, mean, std, out, _int(count))
+        self._start("normalise", _blocks(count), THREADS, pixels.contiguous(), mean, std, out, _int(count))
         return out.permute(0, 3, 1, 2)
 
     def packed_mask_logits(

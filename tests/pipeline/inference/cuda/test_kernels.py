@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,11 +13,12 @@ import torch
 from torch import Tensor
 
 from pipeline.inference.cuda import kernels as cuda_kernels
-from pipeline.inference.cuda.kernels import DEPTHWISE_ROWS, KERNELS, MAX_POOLED_CELLS, NMS_BOXES, CudaKernels
+from pipeline.inference.cuda.kernels import DEPTHWISE_ROWS, KERNELS, MAX_POOLED_CELLS, NMS_BOXES, SOURCE, CudaKernels
 from pipeline.inference.cuda.postprocess import MAX_CANDIDATES
 from pipeline.inference.cuda.reference import TOLERANCES, ReferenceKernels, self_test, without_tf32
 from tests.support.cuda_on_host import COMPILER, HostKernels
 
+NVCC = shutil.which("nvcc")
 HOST = pytest.param("cpu", marks=pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler"))
 GPU = pytest.param("cuda", marks=pytest.mark.cuda)
 
@@ -58,11 +62,13 @@ def assert_near(found: Tensor, expected: Tensor) -> None:
 
 
 def test_normalise(kernels, reference, device):
-    """Bytes of every value; the five channels beyond are zero."""
+    """Bytes of every value; the five channels beyond are zero. The same from memory in another order."""
     pixels = torch.randint(0, 256, (2, 33, 31, 3), dtype=torch.uint8, device=device)
     mean, std = torch.tensor([103.53, 116.28, 123.675], device=device), torch.tensor([57.375, 57.12, 58.395], device=device)
     found = kernels.normalise(pixels, mean, std)
     assert_near(found, reference.normalise(pixels, mean, std))
+    planes = pixels.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    assert torch.equal(kernels.normalise(planes, mean, std), found)
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -136,6 +142,24 @@ def test_masks(kernels, reference, device):
     arguments = inputs, parameters, points, strides, counts, grids
     cells = int((counts * grids.prod(1)).sum())
     assert_near(kernels.packed_mask_logits(*arguments)[:cells], reference.packed_mask_logits(*arguments)[:cells])
+
+
+@pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
+@pytest.mark.parametrize(("macros", "oldest"), [([], 75), (["-DBF16"], 80)], ids=["fp16", "bf16"])
+def test_they_compile_for_gpus_from_turing_to_blackwell(macros, oldest, tmp_path):
+    """By nvcc, whose compiler is NVRTC's: no warnings, no registers spilt to memory, no more shared memory than a block has."""
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in (75, 80, 90, 120) if arch >= oldest]
+    strict = ["-Werror=all-warnings", "-Xptxas=-v", *macros, *targets]
+    compiled = subprocess.run(
+        [str(NVCC), "-fatbin", *strict, "-o", str(tmp_path / "kernels.fatbin"), str(SOURCE)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert compiled.returncode == 0, compiled.stderr
+    stores = re.findall(r"(\d+) bytes spill stores", compiled.stderr)
+    assert stores == ["0"] * len(KERNELS) * len(targets), compiled.stderr
 
 
 class OneWrong:

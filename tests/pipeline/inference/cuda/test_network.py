@@ -154,6 +154,15 @@ def test_kernels_that_prove_right_are_used(plain, monkeypatch):
     assert not any(isinstance(part, OnePassConvModule) for part in plain.modules())
 
 
+@pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_the_kernels_themselves_prove_right(dtype, tmp_path, monkeypatch):
+    """With the inputs of the start's tests, whose memory they read as it is; a network that depends on its input."""
+    monkeypatch.setattr(cuda_network, "CudaKernels", lambda dtype, _device: HostKernels(dtype, tmp_path))
+    network = RawNetwork(seeded_checkpoint("tiny").network(), SIZE_PX).convert(dtype).to(memory_format=torch.channels_last)
+    assert tried(network, dtype=dtype)[1] is not None
+
+
 @pytest.mark.parametrize(
     ("fault", "word"), [(ImportError("No module named 'cuda'"), "cuda-core"), (RuntimeError("NVRTC_ERROR"), "NVRTC_ERROR")]
 )
