@@ -5,6 +5,7 @@ pytest --cuda    (these and all other tests marked `cuda`; see tests/conftest.py
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -92,6 +93,15 @@ def test_half_precision_stays_near(precision, alone, images):
         assert found.mean() > 0.5
         assert np.mean((rough.mask_logits[found] > 0) == (precise.mask_logits[nearest[found]] > 0)) > 0.98
     engine.close()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_kernels_and_graphs_are_used(precision, caplog):
+    """Everything has a slower way out, with a warning; on a GPU that works none is taken."""
+    pytest.importorskip("cuda.core")
+    with caplog.at_level(logging.WARNING):
+        make(precision, "cuda").close()
+    assert not caplog.records
 
 
 def test_auto_is_fp16_on_the_first_gpu(images):
