@@ -69,9 +69,9 @@ def _decode_all(images: Path, document: dict[str, Any]) -> tuple[list[str], list
     twins = [names[place] for copy in np.flatnonzero(places >= 0) for place in (places[copy], copy)]
     what = "photos that are copies of others, also in another size or format"
     copies = [Odd(what, len(twins) // 2, tuple(twins[:4]))] if twins else []
-    turned = [names[place] for place in np.flatnonzero(found.changed_unseen)]
-    what = "photos turned or mirrored by their EXIF orientation, of the same size as before: do the outlines fit?"
-    return found.faults, [*copies, *([Odd(what, len(turned), tuple(turned[:4]))] if turned else [])]
+    rotated = [names[place] for place in np.flatnonzero(found.changed_unseen)]
+    what = "photos rotated or mirrored by their EXIF orientation, of the same size as before: do the outlines fit?"
+    return found.faults, [*copies, *([Odd(what, len(rotated), tuple(rotated[:4]))] if rotated else [])]
 
 
 def _not_annotated(images: Path, document: dict[str, Any]) -> Iterator[Odd]:

@@ -27,7 +27,8 @@ from mmengine.dist import get_rank
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.command_line import print_any_name, reason_of, status_of
 from jobs.training.cluster import finetune_on_cluster
-from jobs.training.data.split import check_decodable, copies_within, shared_photos, write_split
+from jobs.training.data.photo_check import check_photos, copies_within
+from jobs.training.data.split import write_split
 from jobs.training.loop.allocator import keep_freed_memory
 from jobs.training.loop.batch_size import choose_batch_size
 from jobs.training.loop.interruption import StopOnSignal, end_loaders, ending_on_signals
@@ -135,29 +136,22 @@ def read_sets(settings: FinetuneSettings) -> tuple[Annotations, Annotations | No
     if settings.val_share:
         whole = read_annotations(train_file, photos, work / "whole", strict=strict)
         print(whole.summary, flush=True)
-        copies = copies_within(whole, settings.white_level)
+        copies, remarks = copies_within(whole, settings.white_level)
         train_file, val_file = write_split(whole, work / "split", settings.val_share, settings.val_group, copies)
-        if copies:
-            print(
-                f"{len(copies):,} photos are copies of others and on the same side, first: {' of '.join(next(iter(copies.items())))}"
-            )
         val_photos = photos
+        for remark in remarks:
+            print(remark, flush=True)
     train = read_annotations(train_file, photos, work / "train", training=True, strict=strict)
     print(train.summary, flush=True)
-    new = not settings.resume and not settings.val_share and get_rank() == 0
-    if not (val_file and val_photos):
-        if new:
-            check_decodable(train, settings.white_level)
-        return train, None
-    val = read_annotations(val_file, val_photos, work / "val", training=True, classes=train.classes, strict=strict)
-    print(val.summary, flush=True)
-    if val.report.objects < FEW_MEASURED:
-        print(f"Note: {val.report.objects} objects are few to measure on: AP depends on chance.", flush=True)
-    if new and (shared := shared_photos(train, val, settings.white_level)):
-        copy, original = shared[0]
-        named = str(copy) if copy == original else f"{copy} is {original}"
-        told = f"Warning: {len(shared):,} validation photos are also training photos, or copies of them, so AP will be too high"
-        print(f"{told}; first: {named}", flush=True)
+    val = None
+    if val_file and val_photos:
+        val = read_annotations(val_file, val_photos, work / "val", training=True, classes=train.classes, strict=strict)
+        print(val.summary, flush=True)
+        if val.report.objects < FEW_MEASURED:
+            print(f"Note: {val.report.objects} objects are few to measure on: AP depends on chance.", flush=True)
+    if not settings.resume and not settings.val_share and get_rank() == 0:
+        for remark in check_photos(train, val, settings.white_level):
+            print(remark, flush=True)
     return train, val
 
 

@@ -81,7 +81,7 @@ def test_photos_whose_size_does_not_show_their_orientation(tmp_path, capsys, ori
     document["images"] = [{"id": 1, "file_name": "a.png"}]
     (tmp_path / "a.json").write_text(json.dumps(document))
     assert check(tmp_path, tmp_path / "a.json", tmp_path) == 0
-    assert ("1 photos turned or mirrored by their EXIF orientation" in capsys.readouterr().out) == (size != (96, 128))
+    assert ("1 photos rotated or mirrored by their EXIF orientation" in capsys.readouterr().out) == (size != (96, 128))
 
 
 def test_photos_without_annotations_are_of_every_format_that_is_read(tiny_coco, tmp_path, capsys):

@@ -27,9 +27,9 @@ from mmengine.registry import PARAM_SCHEDULERS
 from jobs.annotations.datasets import Annotations
 from jobs.annotations.report import Report
 from jobs.third_party import known_warnings_ignored
+from jobs.training.data.photo_check import photo_files
 from jobs.training.data.samples import TrainingPhotos
 from jobs.training.data.seen_objects import SeenObjectsHook
-from jobs.training.data.split import photo_files
 from jobs.training.loop import validation
 from jobs.training.network import precision
 from jobs.training.network.layers import RatesByLayer, check_layers, freeze
@@ -441,7 +441,7 @@ def test_resume_without_a_checkpoint_is_refused(tiny_coco, tmp_path, capsys):
 def test_broken_photo_is_named(tiny_coco, tmp_path, capsys, monkeypatch, workers):
     """In one line, before the first step; one that breaks later, from a loader process too."""
     if workers:
-        monkeypatch.setattr("jobs.finetune.check_decodable", lambda *_: None)
+        monkeypatch.setattr("jobs.finetune.check_photos", lambda *_: [])
     shutil.copytree(tiny_coco / "photos", tmp_path / "photos")
     whole = (tmp_path / "photos" / "3.png").read_bytes()
     (tmp_path / "photos" / "3.png").write_bytes(whole[:100])  # its size can be read, no pixel can

@@ -1,4 +1,4 @@
-"""Splits the training photos into training and validation, and finds photos that are in both, also as copies."""
+"""Splits the training photos into training and validation."""
 
 from __future__ import annotations
 
@@ -6,18 +6,13 @@ import json
 import random
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from jobs.annotations.datasets import Annotations
-from jobs.annotations.photo_files import missing_photos
 from jobs.annotations.report import AnnotationsError
 from jobs.atomic_write import write_atomically
-from jobs.photo_copies import originals, thumbnails
 
 SPLIT_SEED = 0
 OF_ONE_PHOTO = r"^(.+?)(?:\.rf\.\w+|_\d+_\d+_\d+x\d+)\.\w+$"
@@ -103,49 +98,3 @@ def write_split(
     for path, part in zip(paths, parts, strict=True):
         write_atomically(path, json.dumps(part))
     return paths
-
-
-def copies_within(part: Annotations, white_level: int | None) -> dict[str, str]:
-    """Names of photos that are copies of others in the set, with the names of those.
-
-    Raises:
-        AnnotationsError: a photo is missing or cannot be decoded.
-    """
-    photos = json.loads(part.coco_json.read_text())["images"]
-    if missing := missing_photos(photos, part.images):
-        raise AnnotationsError(f"{part.report.file}: {missing}.")
-    names = [photo["file_name"] for photo in photos]
-    found = originals(_decoded([part.images / name for name in names], white_level))
-    return {names[copy]: names[found[copy]] for copy in np.flatnonzero(found >= 0)}
-
-
-def shared_photos(train: Annotations, val: Annotations, white_level: int | None) -> list[tuple[Path, Path]]:
-    """Validation photos that are copies of training photos, with those.
-
-    Raises:
-        AnnotationsError: a photo cannot be decoded.
-    """
-    sets = photo_files(train), photo_files(val)
-    pictures = _decoded([*sets[0], *sets[1]], white_level)
-    found = originals(pictures[len(sets[0]) :], pictures[: len(sets[0])])
-    return [(sets[1][copy], sets[0][found[copy]]) for copy in np.flatnonzero(found >= 0)]
-
-
-def check_decodable(part: Annotations, white_level: int | None) -> None:
-    """Raise AnnotationsError if a photo cannot be decoded: before the training, not after hours of it."""
-    _decoded(photo_files(part), white_level)
-
-
-def photo_files(part: Annotations) -> list[Path]:
-    """The photo files of a set, in its order."""
-    return [part.images / photo["file_name"] for photo in json.loads(part.coco_json.read_text())["images"]]
-
-
-def _decoded(photos: Sequence[Path], white_level: int | None) -> NDArray[np.uint8]:
-    found = thumbnails(photos, white_level)
-    if found.faults:
-        raise AnnotationsError(
-            f"{len(found.faults):,} of {len(photos):,} photos cannot be decoded, first: {found.faults[0]}. jobs.check_data names all. "
-            "Replace them, or take them out of the annotations."
-        )
-    return found.bgr

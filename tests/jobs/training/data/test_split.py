@@ -1,16 +1,11 @@
 """Photos to measure on, out of those to train on."""
 
-import json
-
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-from jobs.annotations.datasets import Annotations
-from jobs.annotations.report import AnnotationsError, Report
-from jobs.training.data.split import check_decodable, copies_within, shared_photos, split
+from jobs.annotations.report import AnnotationsError
+from jobs.training.data.split import split
 
 
 def document(names):
@@ -69,41 +64,6 @@ def test_copies_stay_on_one_side():
         sides = [{photo["file_name"][0] for photo in part["images"]} for part in split(document(parts_of_photos), 0.5, None)]
         assert not sides[0] & sides[1]
         assert sides[0] | sides[1] == set("012345")
-
-
-@pytest.fixture
-def annotated(tmp_path):
-    """Makes a set of photos, each of a number: the same number is the same picture."""
-
-    def make(name, **photos):
-        folder = tmp_path / name
-        folder.mkdir()
-        for file, number in photos.items():
-            noise = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
-            Image.fromarray(noise).resize((64 if file.startswith("small") else 200,) * 2).save(folder / f"{file}.png")
-        path = folder / "a.json"
-        path.write_text(json.dumps(document([f"{file}.png" for file in photos])))
-        return Annotations(path, folder, ("cat",), len(photos), Report("a.json"))
-
-    return make
-
-
-def test_photos_in_both_sets_are_found(annotated):
-    """Under another name, and in another size."""
-    train, val = annotated("train", a=1, b=2, c=3), annotated("val", d=4, small_e=2)
-    assert shared_photos(train, val, None) == [(val.images / "small_e.png", train.images / "b.png")]
-    assert copies_within(annotated("all", a=1, b=2, small_c=1), None) == {"small_c.png": "a.png"}
-
-
-def test_photos_that_cannot_be_decoded_are_named_before_training(annotated):
-    part = annotated("train", a=1, b=2, c=3)
-    (part.images / "b.png").write_bytes((part.images / "b.png").read_bytes()[:100])
-    for check in (check_decodable, copies_within):
-        with pytest.raises(AnnotationsError, match=r"1 of 3 photos cannot be decoded, first: \S*b\.png: not .* Replace them"):
-            check(part, None)
-    (part.images / "b.png").unlink()
-    with pytest.raises(AnnotationsError, match="1 of 3 photos are missing"):
-        copies_within(part, None)
 
 
 def test_one_photo_cannot_be_split():
