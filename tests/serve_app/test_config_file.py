@@ -164,7 +164,9 @@ DETECTOR = [*APP, "deployments", 2]
             r"hosts\[0\]: 'https://a.example/' is not a host name",
             id="URL for a host",
         ),
-        pytest.param([*ARGS, "image_loader"], "fetch", {"allowed_hosts": ["*.a.example"]}, "not a host name", id="star for a host"),
+        pytest.param(
+            [*ARGS, "image_loader"], "fetch", {"allowed_hosts": ["*.a.example"]}, "not a host name", id="star for a host"
+        ),
         pytest.param([*ARGS, "image_loader"], "fetch", {"allowed_ports": [0]}, r"allowed_ports\[0\]", id="no such port"),
         pytest.param([*ARGS, "ingress"], "max_body_mb", float("inf"), r"args\.ingress\.max_body_mb: .*finite", id="infinite"),
         pytest.param([*ARGS, "ingress"], "max_urls_in_flight", 64, "slow URLs would block", id="URLs could take all loaders"),
