@@ -122,6 +122,7 @@ FAULTS = {
 
 def test_a_missing_file_whose_name_is_not_utf8(load, counted, tmp_path):
     """Its name is in the error, which is JSON."""
+    (tmp_path / "other.jpg").write_bytes(photo())
     preds = scored(load(batch_of(f"file://{tmp_path}/caf%E9.jpg")))
     assert preds["0"]["error"]["code"] == "image_not_readable"
     assert r"caf\udce9.jpg" in preds["0"]["error"]["message"]
