@@ -39,6 +39,8 @@ GROUPS = [CLUSTER["headGroupSpec"], *CLUSTER["workerGroupSpecs"]]
 PODS = [group["template"]["spec"] for group in GROUPS]
 DIFFERENT = {"RAY_AUTH_MODE": "token", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "30"}
 """Where a cluster behind a load balancer wants another value than ray.env, which is for one machine."""
+SET_BY_KUBERAY = ("RAY_timeout_ms_task_wait_for_death_info",)
+"""KubeRay gives the pods of a RayService another value than the image's if their `env` has none (setContainerEnvVars in its pod.go)."""
 SEVERAL_LINES = ("RAY_SERVE_HAPROXY_RETRY_ON", "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM")
 """ENV of a Dockerfile takes their first lines only."""
 
@@ -84,7 +86,7 @@ def test_programs_of_the_image_run():
 def test_pods_agree_with_the_image():
     """What the manifest sets again has the same value in every pod; the token's mode is KubeRay's to set. What ENV cuts is whole here."""
     ray_env = read_ray_env(REPOSITORY / "ray.env")
-    expected = DIFFERENT | {name: ray_env[name] for name in SEVERAL_LINES}
+    expected = DIFFERENT | {name: ray_env[name] for name in (*SEVERAL_LINES, *SET_BY_KUBERAY)}
     for pod in PODS:
         environment = {entry["name"]: entry["value"] for entry in pod["containers"][0]["env"]}
         assert environment | {"RAY_AUTH_MODE": CLUSTER["authOptions"]["mode"]} == expected
