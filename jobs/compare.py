@@ -102,6 +102,9 @@ def _count(totals: Totals, name: str, photo: Path, answers: tuple[Answer, Answer
     except PhotoError as error:
         totals.faults[0].append(str(error))
         return None
+    if fault := _of_another_size(answers, (height, width)):
+        totals.faults[fault[0]].append(f"{name}: {fault[1]}")
+        return None
     first, second = (answer.objects for answer in answers)
     pairs = match(first, second, (height, width), iou_threshold)
     totals.compared += 1
@@ -112,6 +115,15 @@ def _count(totals: Totals, name: str, photo: Path, answers: tuple[Answer, Answer
     alike = agreement(len(first), len(second), pairs)
     note = f"agreement {alike:.3f}: {len(first)} | {len(second)} objects, {len(pairs)} matched"
     return Difference(alike, name, photo, (first, second), note)
+
+
+def _of_another_size(answers: tuple[Answer, Answer], size_hw: tuple[int, int]) -> tuple[int, str] | None:
+    """The side whose masks have another size than the photo, and a message: no object would match."""
+    for side, answer in enumerate(answers):
+        for item in answer.objects:
+            if item.rle is not None and (size := item.rle["size"]) != list(size_hw):
+                return side, f"its masks have the size {size} (height, width), the photo has {list(size_hw)}"
+    return None
 
 
 def missed_thresholds(summary: dict[str, Any], args: argparse.Namespace) -> list[str]:

@@ -48,6 +48,16 @@ class Thumbnails:
     changed_unseen: NDArray[np.bool_]
     faults: list[str]
 
+    @property
+    def broken(self) -> str:
+        """A message about photos that cannot be decoded; empty if all can."""
+        if not self.faults:
+            return ""
+        return (
+            f"{len(self.faults):,} of {len(self.bgr):,} photos cannot be decoded, first: {self.faults[0]}. jobs.check_data names all. "
+            "Replace them, or take them out of the annotations."
+        )
+
 
 def thumbnails(photos: Sequence[Path], white_level: int | None = None) -> Thumbnails:
     """Decode photos, in their order."""

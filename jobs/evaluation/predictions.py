@@ -24,6 +24,7 @@ from pycocotools import mask as rle_masks
 from jobs.annotations.datasets import Annotations, AnnotationsError
 from jobs.annotations.photo_files import missing_photos
 from jobs.evaluation.coco_results import CocoResults
+from jobs.photo_copies import thumbnails
 from jobs.training.data import augment  # noqa: F401  (registers LoadImageOnce)
 from pipeline.inference.devices import choose_torch_device
 from pipeline.model.checkpoints import Checkpoint
@@ -118,9 +119,11 @@ def image_transforms(spec: ModelSpec, white_level: int | None = None) -> list[An
 
 
 def check_photos(annotations: Annotations, truth: dict[str, Any]) -> None:
-    """Raise AnnotationsError if photos are missing, before the first one is scored."""
+    """Raise AnnotationsError if photos are missing or cannot be decoded, before the first one is scored."""
     if missing := missing_photos(truth["images"], annotations.images):
         raise AnnotationsError(f"{annotations.report.file}: {missing}.")
+    if broken := thumbnails([annotations.images / photo["file_name"] for photo in truth["images"]]).broken:
+        raise AnnotationsError(f"{annotations.report.file}: {broken}")
 
 
 def check_sizes(truth: dict[str, Any], predictions: CocoResults) -> None:

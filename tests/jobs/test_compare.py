@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib import cbook
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from jobs import compare, pictures
 from jobs.comparison.matching import agreement, match
@@ -127,6 +129,16 @@ def test_a_service_and_its_faults(folder, capsys):
 def test_invalid_sides_are_refused(folder, second, said, capsys):
     assert run(folder, second) == 2
     assert said in capsys.readouterr().err
+
+
+def test_masks_of_another_size_are_a_fault(folder, capsys):
+    """Rows of smaller copies of the photos: no object would match."""
+    rle = {"size": [48, 64], "counts": coco_mask.encode(np.ones((48, 64), np.uint8, order="F"))["counts"].decode()}
+    rows = write(folder.parent / "new.jsonl", a=[square(0.1, 0.1) | {"rle": rle}], b=[])
+    run(folder, rows)
+    captured = capsys.readouterr()
+    assert "a.png: its masks have the size [48, 64] (height, width), the photo has [100, 200]" in captured.err
+    assert json.loads(captured.out.splitlines()[-1])["faults"] == [0, 1]
 
 
 def test_the_best_overlap_matches_first():

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -181,6 +183,16 @@ def test_an_invalid_output_is_refused_before_scoring(tiny_coco, tmp_path, monkey
     common = ["--annotations", str(tiny_coco / "coco.json"), "--images", str(tiny_coco / "photos"), "--url", "http://127.0.0.1:9"]
     assert evaluate.main([*common, "--output", str(tmp_path / "file" / "metrics.json")]) == 2
     assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+def test_photos_that_cannot_be_decoded_are_named_before_the_work(tiny_coco, tmp_path, monkeypatch, capsys):
+    """Not after hours, with the loss of all predictions."""
+    monkeypatch.setattr(evaluate, "_predict", lambda *_: pytest.fail("began to work"))
+    shutil.copytree(tiny_coco / "photos", tmp_path / "photos")
+    (tmp_path / "photos" / "6.png").write_bytes((tiny_coco / "photos" / "6.png").read_bytes()[:100])
+    common = ["--annotations", str(tiny_coco / "coco.json"), "--images", str(tmp_path / "photos"), "--url", "http://127.0.0.1:9"]
+    assert evaluate.main(common) == 2
+    assert re.search(r"coco\.json: 1 of 6 photos cannot be decoded, first: \S*6\.png: not a", capsys.readouterr().err)
 
 
 def test_missing_photos_are_named_before_the_work(tiny_coco, tmp_path, monkeypatch, capsys):

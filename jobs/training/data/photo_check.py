@@ -77,11 +77,8 @@ def _entries(part: Annotations) -> list[dict[str, str]]:
 
 def _decoded(photos: Sequence[Path], white_level: int | None) -> Thumbnails:
     found = thumbnails(photos, white_level)
-    if found.faults:
-        raise AnnotationsError(
-            f"{len(found.faults):,} of {len(photos):,} photos cannot be decoded, first: {found.faults[0]}. jobs.check_data names all. "
-            "Replace them, or take them out of the annotations."
-        )
+    if found.broken:
+        raise AnnotationsError(found.broken)
     return found
 
 
