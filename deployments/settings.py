@@ -36,7 +36,7 @@ class ModelSettings(StrictModel):
     )
     cache_dir: Path = Field(
         Path("~/.cache/rtmdet-ins-serve"),
-        description="Folder for downloaded checkpoints and compiled models; `~` is the home folder.",
+        description="Folder for downloaded checkpoints and converted networks; `~` is the home folder.",
     )
 
 

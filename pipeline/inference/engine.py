@@ -46,7 +46,7 @@ class EngineOptions:
             size. CPU engines take any size.
         fitted: OpenVINO: pad images to the smallest of five input shapes that holds them, instead of a square.
         cuda_kernels: CUDA: use this project's kernels if they pass their self-test (`pipeline.inference.cuda.network.with_kernels`).
-        cache_dir: folder for compiled models, which makes the next start faster; None disables it.
+        cache_dir: folder for converted networks, which makes the next start faster; None disables it.
         simulated: speed and results of the simulated engine.
     """
 

@@ -1,7 +1,7 @@
 """Converts a checkpoint to an OpenVINO model, and caches the result in a folder for the next start.
 
 model file ─▶ mmdet network ─▶ RawNetwork ─▶ OpenVINO IR for a precision   (seconds: mmdet's import and the tracing)
-     └──────────▶ <cache>/openvino/<key>/{network.xml, network.bin, head.safetensors}   (a fraction of a second)
+     └──────────▶ <cache>/openvino/<key>/{network.xml, network.bin, head.safetensors, sha256}   (a fraction of a second)
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ _SOURCES = (*_MODEL_SOURCES, Path(__file__).with_name("packed.py"), Path(__file_
 """Source files that determine the converted network; the cache key contains their hash."""
 
 
+_HASHED = ("network.xml", "network.bin", "head.safetensors")
 _UNREADABLE = (OSError, RuntimeError, SafetensorError, ValueError, LookupError, TypeError)
 """What reading a cached network raises if a file is damaged, missing or another user's."""
 
@@ -129,7 +130,7 @@ def convert_cached(path: Path, precision: str, cache_dir: Path) -> ConvertedNetw
     Args:
         path: `.pth` or `.safetensors`.
         precision: as in EngineOptions.
-        cache_dir: folder for downloads and compiled models; several processes may share it.
+        cache_dir: folder for downloads and converted networks; several processes may share it.
     Raises:
         ConfigurationError: the network must be converted, and `cache_dir` cannot be written.
         EngineUnavailable: the CPU cannot compute in this precision.
@@ -204,6 +205,7 @@ def _write(converted: ConvertedNetwork, folder: Path) -> None:
     }
     head = save(converted.kernel_branch.state_dict(), metadata={"model": json.dumps(description)})
     (folder / "head.safetensors").write_bytes(head)  # not save_file: only the owner could read it
+    (folder / "sha256").write_text(_digests(folder))
     folder.chmod(folder.parent.stat().st_mode & 0o777)  # of a temporary folder, too
     for path in (*folder.iterdir(), folder):
         _sync(path)
@@ -219,7 +221,18 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _digests(folder: Path) -> str:
+    """The hashes of the files. OpenVINO reads a damaged network without an error, and scores wrongly."""
+    lines = []
+    for name in _HASHED:
+        with (folder / name).open("rb") as file:
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
+    return "".join(lines)
+
+
 def _read(folder: Path) -> ConvertedNetwork:
+    if (folder / "sha256").read_text() != _digests(folder):
+        raise ValueError("a file differs from what was written")
     with safe_open(str(folder / "head.safetensors"), framework="pt") as file:
         description = json.loads(file.metadata()["model"])
         layers = range(len(file.keys()) // 2)

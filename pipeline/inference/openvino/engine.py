@@ -72,7 +72,7 @@ class OpenVinoEngine(BatchEngine):
         self._square = converted.input_size, converted.input_size
         self._fitted, self._kernel_branch = options.fitted, converted.kernel_branch
         self._postprocessors: dict[tuple[int, int], PostProcessor] = {}
-        self._compiled = CompiledInputs(converted, threads, options.cache_dir)
+        self._compiled = CompiledInputs(converted, threads)
         largest = self._compiled.model(1, self._square)  # a network that cannot be compiled is known at once
         self._without_input: set[tuple[int, int]] = set()
         self._alone = Stream(self._compiled, 1, 1 if streams > 1 else options.max_batch, largest)

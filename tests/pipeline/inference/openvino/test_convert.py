@@ -86,15 +86,18 @@ def test_everybody_may_read_the_cache(entry):
     assert set(modes.values()) == {0o777 & ~umask, 0o666 & ~umask}
 
 
-@pytest.mark.parametrize("name", ["head.safetensors", "network.xml", "network.bin"])
-@pytest.mark.parametrize("damage", ["missing", "empty", "half", "zeros"])
+@pytest.mark.parametrize("name", ["head.safetensors", "network.xml", "network.bin", "sha256"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "half", "zeros", "one byte"])
 def test_a_damaged_entry_is_replaced(entry, name, damage, caplog):
     """As after a loss of power: the service starts, and the next start finds a whole entry."""
     good = (entry / name).read_bytes()
     if damage == "missing":
         (entry / name).unlink()
     else:
-        (entry / name).write_bytes({"empty": b"", "half": good[: len(good) // 2], "zeros": bytes(len(good))}[damage])
+        middle = len(good) // 2
+        other = good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :]
+        damaged = {"empty": b"", "half": good[:middle], "zeros": bytes(len(good)), "one byte": other}
+        (entry / name).write_bytes(damaged[damage])
     assert cached(entry).classes == ("person",)
     assert "cannot be read, so the network is converted anew" in caplog.text
     caplog.clear()
