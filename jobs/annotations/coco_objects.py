@@ -29,6 +29,8 @@ from jobs.annotations.report import AnnotationsError, Report
 Entry = dict[str, Any]
 MIN_BOX_IOU, CORNERS_IOU = 0.5, 0.9
 """Below MIN_BOX_IOU, a box does not fit its outline; it is two corners, or one of both has y before x, if that fits by CORNERS_IOU."""
+CLOSE_IOU, STOUT_BOX_PX, MOST = 0.8, 8, 0.5
+"""Boxes of most objects have a larger IoU with their outlines, or with their centres at x and y; smaller ones differ by rounding."""
 ELSEWHERE_IOU = 0.05
 """Below this IoU, a box is unrelated to its outline."""
 AREA_FACTOR = 2.0
@@ -64,6 +66,7 @@ class ObjectReader:
         self._report, self._rings = report, rings
         self._outlined = self._objects = 0
         self._other_kinds: dict[str, list[str]] = {}
+        self._loose: list[tuple[float, str]] = []
 
     def read(self, entry: Entry, place_in_file: int) -> Entry | None:
         """The object; None if the entry is left out, which is then reported.
@@ -107,6 +110,17 @@ class ObjectReader:
         for kind, places in self._other_kinds.items():
             if len(places) > max(MAX_OF_OTHER_KIND * self._outlined, 1) or len(places) == self._outlined:
                 raise AnnotationsError(f"{self._source}: {places[0]}: {kind}, as {len(places)} of {self._outlined} do.")
+        misfits = [where for overlap, where in self._loose if overlap < MIN_BOX_IOU]
+        if len(misfits) > MOST * self._outlined:
+            raise AnnotationsError(
+                f"{self._source}: {misfits[0]}: its bbox does not fit its outline, as {len(misfits)} of {self._outlined} do: one of "
+                "both is of another size or object. If the outlines are right, remove the boxes."
+            )
+        if len(self._loose) > MOST * self._outlined:
+            for _, where in self._loose:
+                self._report.note(
+                    f"boxes fit their outlines loosely (IoU below {CLOSE_IOU:g}): is one of both of another size?", where
+                )
 
     def _is_object(self, outline: Outline, size_hw: tuple[int, int], where: str) -> bool:
         """Whether the outline is used; what is left out or odd is reported."""
@@ -148,6 +162,9 @@ class ObjectReader:
                 enlarged_box_iou(box, around),
                 enlarged_box_iou([*box[:2], box[2] - box[0], box[3] - box[1]], around),
             )
+            centred = enlarged_box_iou([box[0] - box[2] / 2, box[1] - box[3] / 2, *box[2:]], around)
+            if max(overlap, centred) < CLOSE_IOU and min(around[2:]) >= STOUT_BOX_PX:
+                self._loose.append((overlap, where))
             if as_corners > max(overlap, CORNERS_IOU):
                 self._suspect("its bbox is two corners, where COCO has x, y, width, height", where)
             elif overlap >= MIN_BOX_IOU and min(box[2:]) >= 1:

@@ -189,6 +189,26 @@ def test_boxes_in_another_form_are_reported(tmp_path, photos):
         read(tmp_path, photos, [corners, corners])
 
 
+@pytest.mark.parametrize(
+    ("factor", "told"),
+    [(1.02, None), (1.4, "check: 4 boxes fit their outlines loosely"), (1.8, "its bbox does not fit its outline, as 4 of 4 do")],
+)
+def test_boxes_of_another_size_than_their_outlines_are_told(tmp_path, photos, factor, told):
+    """One of both is wrong, and which cannot be seen."""
+    objects = [{"id": n, "segmentation": [SQUARE], "bbox": [10, 10, 20 * factor, 20 * factor]} for n in range(4)]
+    if factor > 1.7:
+        with pytest.raises(AnnotationsError, match=told):
+            read(tmp_path, photos, objects, training=True)
+    else:
+        assert (told or "4 objects") in (summary := read(tmp_path, photos, objects, training=True).summary)
+        assert ("check:" in summary) == bool(told)
+
+
+def test_boxes_by_their_centres_are_taken_from_the_outline(tmp_path, photos):
+    objects = [{"id": n, "segmentation": [SQUARE], "bbox": [20, 20, 20, 20]} for n in range(4)]
+    assert "repaired: 4 boxes taken from the outline" in read(tmp_path, photos, objects, training=True).summary
+
+
 def test_y_before_x_is_refused(tmp_path, photos):
     """As skimage's find_contours writes outlines. That of a square photo's middle would not lie outside."""
     swapped = {"segmentation": [[10, 10, 10, 40, 14, 40, 14, 10]], "bbox": [10, 10, 30, 4]}
