@@ -111,7 +111,7 @@ def test_a_lost_node():
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_the_pods_of_the_manifest_take_all_replicas():
+def test_the_pods_of_the_manifest_take_all_replicas(monkeypatch):
     """Ray Serve spreads replicas over all nodes, those with a GPU too: none may take what a Detector needs beside its GPU."""
     manifest = next(yaml.safe_load_all((REPOSITORY / "deploy/rayservice.yaml").read_text(encoding="utf-8")))
     (application,) = yaml.safe_load(manifest["spec"]["serveConfigV2"])["applications"]
@@ -126,6 +126,7 @@ def test_the_pods_of_the_manifest_take_all_replicas():
         replicas = entry["autoscaling_config"]["min_replicas"]
         return serve.deployment(Replica, name=entry["name"], num_replicas=replicas, ray_actor_options=options)
 
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # Ray gives a node no more GPUs than that
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": head["resources"]["CPU"], "include_dashboard": False})
     try:
         for pod in pods:
