@@ -81,8 +81,8 @@ def checkpoint_to_resume(work_dir: Path, lasting: dict[str, Any]) -> Path:
     ]
     if changed:
         raise ValueError(
-            f"--resume: {newest} is from a run with {', '.join(changed)}. Use the same settings and data, or start a new run in another folder "
-            f"with --init-weights {newest}."
+            f"--resume: {newest} is from a run with {', '.join(changed)}. Use the same settings and data, or start a new run in another "
+            f"folder with --init-weights {newest}."
         )
     return newest
 
