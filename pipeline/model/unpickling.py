@@ -24,6 +24,11 @@ from mmengine.logging.history_buffer import HistoryBuffer  # noqa: E402  (after 
 
 
 def unpickle_tensors(path: Path) -> dict[str, Any]:
+    """Read the dict in a `.pth` file: tensors, and what mmengine saves beside them.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, not a dict, or asks for a type that is not allowed.
+    """
     try:
         with harmless_types_only(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols
