@@ -18,8 +18,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
+from jobs.annotations.report import AnnotationsError
 from jobs.command_line import CommandFault, cli_errors, count
 from jobs.sweeping.report import TABLE
 from jobs.sweeping.search_space import as_options, checked_values, read_space
@@ -29,9 +33,9 @@ SPACE = ("lr=1e-3..1e-2", "mosaic=0..1", "scale-jitter=0.5+2,0.8+1.25")
 """What is varied unasked."""
 
 
-@cli_errors("jobs.sweep")
+@cli_errors("jobs.sweep", AnnotationsError)
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status: 0 there is a best model, 1 there is none, 2 wrong arguments."""
+    """The command line; returns the exit status: 0 there is a best model, 1 there is none or the data are refused, 2 wrong arguments."""
     parser = _parser()
     args, of_finetune = parser.parse_known_args(argv)
     for package, needed in (("pyarrow", True), ("optuna", args.search == "bayes")):
@@ -53,8 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, values in space.items():
         for value in checked_values(values):
             settings_from_args([*of_finetune, *as_options({name: value})])  # says what is wrong, and exits
+    from jobs.finetune import read_sets
     from jobs.sweeping.trials import run_trials
 
+    with tempfile.TemporaryDirectory() as scratch:
+        read_sets(replace(settings, work_dir=Path(scratch)))  # a fault in the data ends the sweep, not each trial
     best = run_trials(args, of_finetune, space, settings)
     if best is None:
         raise CommandFault(f"no trial has found anything; {settings.work_dir / TABLE} says how each ended")

@@ -37,6 +37,15 @@ def test_what_cannot_be_swept(tiny_coco, tmp_path, capsys, more, said):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_fault_in_the_data_ends_the_sweep(tiny_coco, tmp_path, capsys, monkeypatch):
+    """Before Ray starts, instead of each trial."""
+    monkeypatch.setattr("jobs.sweeping.trials.run_trials", lambda *_: pytest.fail("began to work"))
+    base = ["--train", str(tiny_coco / "coco.json"), "--train-images", str(tmp_path), "--val-share", "0.3"]
+    assert main([*base, "--work-dir", str(tmp_path / "new")]) == 1
+    assert "jobs.sweep: coco.json: 6 of 6 photos are missing" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_folder_that_holds_a_sweep(tiny_coco, tmp_path, capsys):
     (tmp_path / "trials.csv").write_text("trial\n")
     base = ["--train", str(tiny_coco / "coco.json"), "--train-images", str(tiny_coco), "--val-share", "0.3"]
