@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.errors import EngineOutOfMemory, EngineUnavailable
 from pipeline.images.letterbox import pad_batch
 from pipeline.inference.base import TORCH_DTYPES, BatchEngine, grey_image, naming_failures, torch_engine_info
-from pipeline.inference.cuda.graphs import BatchGraphs, Slot, Slots, cudnn_at_its_fastest, default_buckets
+from pipeline.inference.cuda.graphs import BatchGraphs, cudnn_at_its_fastest, default_buckets
 from pipeline.inference.cuda.network import with_kernels
 from pipeline.inference.cuda.postprocess import (
     MAX_INSTANCES,
@@ -26,6 +26,7 @@ from pipeline.inference.cuda.postprocess import (
     encode_options,
     to_instances,
 )
+from pipeline.inference.cuda.slots import Slot, Slots
 from pipeline.inference.engine import CapacityListener, EngineOptions, ignore_capacity
 from pipeline.inference.postprocess import PostProcessor
 from pipeline.model.checkpoints import Checkpoint

@@ -22,7 +22,8 @@ from pipeline.errors import EngineLost, EngineOutOfMemory, EngineUnavailable
 from pipeline.inference.base import naming_failures
 from pipeline.inference.cuda import engine as cuda_engine
 from pipeline.inference.cuda.engine import CudaEngine
-from pipeline.inference.cuda.graphs import SLOTS, Slot, Slots, default_buckets
+from pipeline.inference.cuda.graphs import default_buckets
+from pipeline.inference.cuda.slots import SLOTS, Slot, Slots
 from pipeline.inference.engine import EngineOptions
 from pipeline.inference.torch_engine import TorchEngine
 from pipeline.types import DetectOptions, Instances, LoadedImage
