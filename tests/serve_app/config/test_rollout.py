@@ -21,7 +21,7 @@ def deployments_of(name):
     ("name", "room"),
     [
         ("serve_config.yaml", "0.6 CPU for another Detector"),
-        ("serve_config.gpu.yaml", "2 CPU and 1 GPU for another Detector"),
+        ("serve_config.gpu.yaml", "1 GPU for another Detector"),
         ("serve_config.together.yaml", "1 CPU for another Ingress"),
     ],
 )
