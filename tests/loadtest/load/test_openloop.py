@@ -48,14 +48,14 @@ def test_schedule():
 
 
 async def test_no_coordinated_omission():
-    """A stall of 0.5 s is seen by every query that was due in it; a closed loop sees it once."""
+    """A stall of 0.5 s is seen by every query that was due in it; a closed loop sees it in one of its queries."""
     async with fake_service(stall=(20, 0.5)) as url, Client(url, BODIES) as client:
         opened = summarise(await run_open_loop(client, [n * 0.01 for n in range(100)], 5), 100)
     async with fake_service(stall=(20, 0.5)) as url, Client(url, BODIES) as client:
         closed = summarise(await run_single_stream(client, 1.0), 100)
     assert opened.ok == 100
     assert opened.missed > 0.3  # 0.4 s of the stall at 100/s, and the queue after it
-    assert closed.ok * closed.missed == pytest.approx(1)
+    assert 0 < closed.missed < 0.1  # one, and any that the machine delays
 
 
 async def test_wire():
