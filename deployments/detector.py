@@ -58,9 +58,8 @@ class Detector(TakesUserConfig):
         check_ongoing(replica.deployment, replica._deployment_config.max_ongoing_requests, settings.max_batch)
         self._stage = StageRunner("detector")
         self._lost: EngineLost | None = None
-        self._ends_when_lost = (
-            replica.deployment != "Ingress"
-        )  # an Ingress holds requests too, and its health check ends it in a second
+        # An Ingress holds requests too, and its health check ends it in a second.
+        self._ends_when_lost = replica.deployment != "Ingress"
         self._ran_s: deque[float] = deque(maxlen=MEASURED_BATCHES)
         options = on_granted_device(engine_options(model, settings), _granted_gpus())
         self._engine = load_engine(model.name, options, self._note_capacity)
