@@ -1,4 +1,4 @@
-"""Fairness between callers: a queue and threads for which they take turns, and the callers of the last seconds."""
+"""Fairness between callers: a queue, slots and threads for which they take turns, and the recent callers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import asyncio
 import math
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -77,6 +78,51 @@ class FairQueue(Generic[Item]):
         return own + sum(min(len(queue), own + items) for other, queue in self._queues.items() if other != caller)
 
 
+class FairSlots:
+    """Slots for asynchronous work; callers take turns for them. For one event loop.
+
+    Args:
+        count: of slots.
+    Attributes:
+        max_per_caller: most slots that one caller is given; one without a name may have all.
+        waiting: who waits for a slot.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._free = self.max_per_caller = count
+        self._held: Counter[str] = Counter()
+        self.waiting: FairQueue[asyncio.Future[None]] = FairQueue()
+
+    @asynccontextmanager
+    async def held(self, caller: str) -> AsyncIterator[None]:
+        """Hold a slot within the block, as soon as one is free and it is the caller's turn."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiting.append(turn, caller)
+        self._hand_out()
+        try:
+            await turn
+            yield
+        finally:
+            if turn.cancelled():
+                with suppress(LookupError, ValueError):  # it was taken from the queue meanwhile
+                    self.waiting.remove(turn, caller)
+            else:
+                self._free += 1
+                self._held -= Counter({caller: 1})
+            self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._free:
+            caller = next((one for one in self.waiting.callers if not one or self._held[one] < self.max_per_caller), None)
+            if caller is None:
+                return
+            turn = self.waiting.pop(caller)
+            if not turn.done():
+                turn.set_result(None)
+                self._free -= 1
+                self._held[caller] += 1
+
+
 class FairThreads:
     """Threads for blocking work; callers take turns for them.
 
@@ -91,12 +137,20 @@ class FairThreads:
         self._lock = threading.Lock()
 
     async def run(self, caller: str, work: Callable[..., Result], *arguments: Any) -> Result:
-        """Call `work(*arguments)` on a thread, when one is free and it is the caller's turn. If cancelled before, it is not called."""
+        """Call `work(*arguments)` on a thread, when one is free and it is the caller's turn. If cancelled before, it is not called, and
+        nothing keeps its arguments.
+        """
         future: Future[Result] = Future()
+        waiting = future, partial(work, *arguments)
         with self._lock:
-            self._waiting.append((future, partial(work, *arguments)), caller)
+            self._waiting.append(waiting, caller)
         self._threads.submit(self._run_next)
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            with self._lock, suppress(LookupError, ValueError):  # it is no longer in the queue
+                self._waiting.remove(waiting, caller)
+            raise
 
     def close(self) -> None:
         """End the threads when their work is done."""
@@ -104,6 +158,8 @@ class FairThreads:
 
     def _run_next(self) -> None:
         with self._lock:
+            if not self._waiting:  # some were cancelled
+                return
             future, work = self._waiting.pop()
         if not future.set_running_or_notify_cancel():
             return

@@ -21,6 +21,7 @@ from deployments.scoring.pace import Pace
 from deployments.settings import IngressSettings
 from deployments.task import ImageInput, RequestContext, is_url
 from pipeline.errors import Overloaded
+from pipeline.fair_queue import FairSlots
 
 MAX_RETRY_AFTER_S = 60
 
@@ -48,9 +49,13 @@ class Lane:
         self.name, self.limit = name, limit
         self.expected_s = expected_s or self._own_expectation_s
         self._by_caller: Counter[str] = Counter()
-        self._turns, self._is_spread = asyncio.Semaphore(at_a_time), at_a_time > 1
+        self._slots, self._at_a_time = FairSlots(at_a_time), at_a_time
         self._starts_left, self._counted_at = float(STARTS_AT_ONCE), 0.0
         self._pace, self._working = Pace(), 0
+
+    def set_share(self, share: float) -> None:
+        """Set the largest share of `at_a_time` of one caller, if there are several."""
+        self._slots.max_per_caller = max(1, int(share * self._at_a_time))
 
     @property
     def admitted(self) -> int:
@@ -68,10 +73,10 @@ class Lane:
             del self._by_caller[caller]
 
     @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """Wait until this image may be worked on; the context is the work."""
-        async with self._turns:
-            await asyncio.sleep(self._delay_s())
+    async def slot(self, caller: str = "") -> AsyncIterator[None]:
+        """Wait until an image of this caller may be worked on; the context is the work."""
+        async with self._slots.held(caller):
+            await self._start()
             if not self._working:
                 self._pace.begin()
             self._working += 1
@@ -85,18 +90,24 @@ class Lane:
             finally:
                 self._working -= 1
 
-    def _delay_s(self) -> float:
-        """Seconds until the next image may start; a token bucket of STARTS_AT_ONCE starts."""
-        if not self._is_spread:
-            return 0.0
+    async def _start(self) -> None:
+        """Wait until the next image may start; a token bucket of STARTS_AT_ONCE starts."""
+        if self._at_a_time == 1:
+            return
         spacing_s = min(self._pace.seconds_per_item / 2 or MAX_SPACING_S, MAX_SPACING_S)
         now = asyncio.get_running_loop().time()
         regained, self._counted_at = (now - self._counted_at) / spacing_s, now
         self._starts_left = min(self._starts_left + regained, STARTS_AT_ONCE) - 1
-        return max(0.0, -self._starts_left * spacing_s)
+        try:
+            await asyncio.sleep(-self._starts_left * spacing_s)
+        except asyncio.CancelledError:
+            self._starts_left += 1
+            raise
 
-    def _own_expectation_s(self, images: int, _caller: str) -> float:
-        return (self.admitted + images) * self._pace.seconds_per_item if self.admitted else 0.0
+    def _own_expectation_s(self, images: int, caller: str) -> float:
+        waiting = self._slots.waiting
+        ahead = self.admitted - len(waiting) + waiting.ahead_of(caller, images)
+        return (ahead + images) * self._pace.seconds_per_item if ahead else 0.0
 
 
 class Place:
@@ -131,12 +142,14 @@ class Admission:
         self.urls = Lane("url", settings.max_urls, settings.max_urls_in_flight)
         self.large = Lane("large", settings.max_large_images)
         self.lanes = (self.ordinary, self.urls, self.large)
+        self.urls.set_share(settings.max_share_per_key)
 
     def reconfigure(self, settings: IngressSettings) -> None:
         """Apply new limits; images already admitted stay. `max_urls_in_flight` does not change."""
         self._settings = settings
         self.ordinary.limit, self.urls.limit = settings.max_images_in_flight, settings.max_urls
         self.large.limit = settings.max_large_images
+        self.urls.set_share(settings.max_share_per_key)
 
     @contextmanager
     def admitted(self, images: Sequence[ImageInput], context: RequestContext, *, pictures: bool = False) -> Iterator[list[Place]]:

@@ -168,7 +168,7 @@ class ScoringGraph:
         min_hang_s = math.inf if last else self._min_hang_s[lane]
         if lane is self.admission.ordinary:
             return await self._send_grouped(task, alone, min_hang_s)
-        async with lane.slot():
+        async with lane.slot(task.context.caller):
             if lane is self.admission.large:
                 return await self._grouper.send(replace(task, large=True), alone=True, min_hang_s=min_hang_s)
             if not alone:

@@ -1,12 +1,16 @@
 """Turns of callers: in a queue, and for threads."""
 
 import asyncio
+import gc
+import random
 import threading
 import time
+import weakref
+from collections import Counter
 
 import pytest
 
-from pipeline.fair_queue import HALF_LIFE_S, FairQueue, FairThreads
+from pipeline.fair_queue import HALF_LIFE_S, FairQueue, FairSlots, FairThreads
 
 
 def filled(items: str) -> FairQueue[str]:
@@ -52,6 +56,64 @@ def test_a_removed_item_takes_no_turn() -> None:
     assert (queue.count("A"), queue.callers, drained(queue)) == (0, ("B",), "B")
 
 
+class TestFairSlots:
+    async def hold(self, slots: FairSlots, caller: str, log: list[str], steps: int = 1) -> None:
+        async with slots.held(caller):
+            log.append(caller)
+            for _ in range(steps):
+                await asyncio.sleep(0)
+
+    async def test_callers_take_turns(self) -> None:
+        slots, log = FairSlots(1), list[str]()
+        await asyncio.gather(*(self.hold(slots, caller, log) for caller in "AAABB"))
+        assert "".join(log) == "ABABA"
+
+    async def test_a_caller_leaves_slots_for_others(self) -> None:
+        """Except one without a name: there is no other."""
+        slots, log = FairSlots(4), list[str]()
+        slots.max_per_caller = 2
+        work = [asyncio.create_task(self.hold(slots, caller, log, 100)) for caller in ["A"] * 6 + ["B"] + [""] * 2]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert Counter(log) == {"A": 2, "B": 1, "": 1}
+        await asyncio.gather(*work)
+
+    @pytest.mark.parametrize("seed", range(20))
+    async def test_cancelled_at_any_moment(self, seed: int) -> None:
+        """No slot is lost or given twice, and nobody waits for ever."""
+        chance, slots, holders = random.Random(seed), FairSlots(3), Counter[str]()
+        slots.max_per_caller = 2
+
+        async def hold(caller: str) -> None:
+            async with slots.held(caller):
+                holders[caller] += 1
+                try:
+                    assert holders.total() <= 3
+                    assert not caller or holders[caller] <= 2
+                    for _ in range(chance.randrange(4)):
+                        await asyncio.sleep(0)
+                finally:
+                    holders[caller] -= 1
+
+        work = []
+        for _ in range(300):
+            work.append(asyncio.create_task(hold(chance.choice(["", "A", "B", "C"]))))
+            if chance.random() < 0.5:
+                chance.choice(work).cancel()
+            for _ in range(chance.randrange(3)):
+                await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            outcomes = await asyncio.gather(*work, return_exceptions=True)
+        assert all(outcome is None or isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+        log: list[str] = []
+        await asyncio.gather(*(self.hold(slots, "", log) for _ in range(3)))
+        assert (len(log), len(slots.waiting), slots._free) == (3, 0, 3)
+
+
+class Pixels:
+    """What work takes; `weakref` cannot name a plain list."""
+
+
 class TestFairThreads:
     """One thread, held by the first piece of work until `gate` is set."""
 
@@ -87,6 +149,24 @@ class TestFairThreads:
         self.gate.set()
         await asyncio.gather(first, kept)
         assert self.done == ["loud"]
+
+    async def test_nothing_is_kept_of_cancelled_work(self) -> None:
+        """An image whose client hung up takes no memory until a thread comes free, which may last many seconds."""
+        first = asyncio.create_task(self.threads.run("first", self.gate.wait))
+        await asyncio.sleep(0)
+        pixels = Pixels()
+        kept = weakref.ref(pixels)
+        task = asyncio.create_task(self.threads.run("loud", self.done.append, pixels))
+        del pixels
+        await asyncio.sleep(0)
+        task.cancel()
+        del task
+        for _ in range(3):
+            await asyncio.sleep(0)
+        gc.collect()  # the error refers to itself by its traceback
+        assert kept() is None
+        self.gate.set()
+        await first
 
     async def test_an_error_is_raised_to_its_caller_and_the_thread_goes_on(self) -> None:
         with pytest.raises(ZeroDivisionError):

@@ -5,6 +5,7 @@ import time
 
 from deployments.scoring import admission
 from deployments.scoring.admission import Lane
+from tests.support.event_loop import settle
 
 
 async def start_together(lane, count, work_s):
@@ -39,3 +40,15 @@ async def test_fast_images_start_fast(monkeypatch):
 async def test_one_at_a_time_is_not_spread():
     """Large images wait for each other anyway."""
     assert (await start_together(Lane("large", 16), 12, 0.001))[-1] < 1.0
+
+
+async def test_images_cancelled_before_they_start_delay_no_others():
+    """As the URLs of a client that sends many and hangs up, again and again."""
+    lane = Lane("url", 256, at_a_time=32)
+    for _ in range(20):
+        burst = [asyncio.create_task(start_together(lane, 1, 1.0)) for _ in range(64)]
+        await settle()
+        for task in burst:
+            task.cancel()
+        await asyncio.gather(*burst, return_exceptions=True)
+    assert (await start_together(lane, 1, 0.0))[0] < 1.0 + 20 * admission.STARTS_AT_ONCE * admission.MAX_SPACING_S

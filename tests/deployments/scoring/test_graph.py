@@ -111,6 +111,10 @@ def context(seconds=10.0):
     return RequestContext("test", time.time() + seconds)
 
 
+def of(caller, seconds=10.0):
+    return RequestContext("test", time.time() + seconds, caller)
+
+
 def wrapped(cause):
     return ray_exceptions.RayTaskError("stage", "traceback", cause).as_instanceof_cause()
 
@@ -562,10 +566,6 @@ async def test_a_key_holds_at_most_its_share():
     """Half of the room where there are several keys; with one key, or none, all of it."""
     held = Held("slow")
     busy = graph(FakeStages(held), max_images_in_flight=100, max_images_per_request=10)
-
-    def of(caller):
-        return RequestContext("test", time.time() + 10, caller)
-
     flood = [asyncio.create_task(busy.score(["slow"] * 10, options(), of("loud"))) for _ in range(10)]
     await settle()
     assert sum(task.done() for task in flood) == 5
@@ -577,6 +577,37 @@ async def test_a_key_holds_at_most_its_share():
     assert not any(task.done() for task in [quiet, *alone])
     held.release.set()
     await asyncio.gather(quiet, *alone, *flood, return_exceptions=True)
+
+
+async def test_slow_urls_of_one_key_do_not_block_those_of_another():
+    """One key has at most its share of the URLs that are worked on at a time."""
+    held = Held("https://slow")
+    busy = graph(FakeStages(held), max_urls_in_flight=4)
+    flood = [asyncio.create_task(busy.score(["https://slow.com/1.jpg"] * 64, options(), of("loud"))) for _ in range(2)]
+    await settle()
+    assert await busy.score(["https://fast.com/1.jpg"], options(), of("quiet", 2)) == ["https://fast.com/1.jpg"]
+    held.release.set()
+    await asyncio.gather(*flood)
+
+
+async def test_keys_take_turns_with_large_images():
+    """They are scored one at a time: a second key waits for the one that is being scored, not for all of the first key."""
+    done, held = [], Held("loud", "quiet")
+
+    async def score(image, attempt):
+        await held(image, attempt)
+        done.append(image)
+        return image
+
+    stages = FakeStages(lambda image, attempt: score(image, attempt) if attempt == 2 else RetryAlone("large"))
+    busy = graph(stages)
+    flood = [asyncio.create_task(busy.score([f"loud {n}"], options(), of("loud"))) for n in range(4)]
+    await asyncio.sleep(0.05)
+    quiet = asyncio.create_task(busy.score(["quiet"], options(), of("quiet")))
+    await asyncio.sleep(0.05)
+    held.release.set()
+    await asyncio.gather(*flood, quiet)
+    assert done.index("quiet") == 1
 
 
 async def test_retry_after_follows_what_is_ahead():
