@@ -3,7 +3,7 @@
     python -m benchmarks.peers.mosec --port 9005
 
 mosec batches requests, not images: one request is one item of a batch, so only requests of a single image are answered, others with 422.
-One stage: a stage of its own for decoding would send every image's pixels through a socket (benchmarks/HISTORY.md).
+One stage: a stage of its own for decoding would send every image's pixels through a socket (docs/EXPERIMENTS.md).
 Its limits of 3 s per request and 1024 requests are lifted far enough for all photos at once.
 """
 

@@ -52,7 +52,7 @@ class TorchEngine(BatchEngine):
 class Float32Layers(nn.Module):
     """Layers that compute in float32 between others in bf16; their weights have been rounded to bf16.
 
-    For the stem, as its rounding errors reach all later layers: saves 0.1 of box AP and 0.3 of mask AP (benchmarks/HISTORY.md) for a tenth
+    For the stem, as its rounding errors reach all later layers: saves 0.1 of box AP and 0.3 of mask AP (docs/EXPERIMENTS.md) for a tenth
     more time.
 
     Args:

@@ -12,7 +12,7 @@ A second call uses the streams as they become free, before the first batch ends;
 The network runs one image a pass: with an open batch dimension OpenVINO copies at every change of layout. So each image can have the
 input that fits it (`letterbox.fitted_input`). It is compiled when the first image of its shape comes, while images of other shapes go on;
 if it cannot be compiled, the square is used. In a stream's share of a batch, the outputs of one shape are in one buffer, which is
-post-processed in one call. Measurements: docs/DESIGN.md and benchmarks/HISTORY.md.
+post-processed in one call. Measurements: docs/DESIGN.md and docs/EXPERIMENTS.md.
 """
 
 from __future__ import annotations
