@@ -82,9 +82,10 @@ class DecoderPool:
 
     def __init__(self, options: DecoderOptions, count: int, program: Sequence[str] = PROGRAM) -> None:
         self._processes = [DecoderProcess(options, program) for _ in range(count)]
-        self._free: queue.LifoQueue[DecoderProcess] = queue.LifoQueue()
-        for process in reversed(self._processes):
-            self._free.put(process)
+        self._free: queue.PriorityQueue[tuple[bool, int]] = queue.PriorityQueue()
+        """Numbers of the free processes, those that are ready first: a new one needs half a second to start, or more."""
+        for number in range(count):
+            self._free.put((True, number))
 
     @property
     def pids(self) -> list[int]:
@@ -95,11 +96,12 @@ class DecoderPool:
         self, data: bytes, timeout_s: float | None = None, max_pixels_at_once: int | None = None, size: int | None = None
     ) -> LoadedImage:
         """Decode and scale one image in a free process, see DecoderProcess.load. Blocks until one is free; that time does not count."""
-        process = self._free.get()
+        _, number = self._free.get()
+        process = self._processes[number]
         try:
             return process.load(data, timeout_s, max_pixels_at_once, size)
         finally:
-            self._free.put(process)
+            self._free.put((not process.is_ready, number))
 
     @property
     def failed_starts(self) -> int:
@@ -126,6 +128,7 @@ class DecoderProcess:
 
     Attributes:
         failed_starts: starts in a row that ended before the process could decode.
+        is_ready: whether it has finished its imports, as far as is known.
     """
 
     def __init__(self, options: DecoderOptions, program: Sequence[str] = PROGRAM) -> None:
@@ -134,7 +137,7 @@ class DecoderProcess:
         self._shared_file = make_shared_pixels()
         self._shared = map_shared_pixels(self._shared_file.fileno())
         self.failed_starts = 0
-        self._ready = False
+        self.is_ready = False
         self._start()
 
     @property
@@ -195,7 +198,7 @@ class DecoderProcess:
         """Wait for a new process to finish its imports, and replace one that died while it was idle."""
         if self._process.poll() is not None:
             self._replace()
-        if self._ready:
+        if self.is_ready:
             return
         try:
             sandbox = Sandbox(self._receive(1, time.monotonic() + START_TIMEOUT_S)[0])
@@ -204,7 +207,7 @@ class DecoderProcess:
             self.failed_starts += 1
             raise DecodersUnavailable("The service cannot decode images now.") from error
         self.failed_starts = 0
-        self._ready = True
+        self.is_ready = True
         for missing in ~sandbox:
             logger.warning("decoder process %d runs without %s: this kernel does not support it", self.pid, missing.name)
 
@@ -250,7 +253,7 @@ class DecoderProcess:
         self._socket.close()
         self._process.kill()
         status = self._process.wait()
-        self._ready = False
+        self.is_ready = False
         try:
             self._start()
         except OSError as error:  # such as no memory, or too many processes

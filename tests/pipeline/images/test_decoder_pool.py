@@ -9,6 +9,7 @@ import struct
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -253,6 +254,17 @@ def test_a_pool_decodes_side_by_side():
     pool.close()
     assert outcome == ["ended"]
     assert not any(map(psutil.pid_exists, pids))
+
+
+def test_a_process_that_starts_is_chosen_last():
+    """After a crash the next image goes to the other process, which is ready."""
+    with closing(DecoderPool(OPTIONS, 2, BAD_PROGRAM)) as pool:
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(pool.load, [png()] * 2))
+        with pytest.raises(DecoderLost):
+            pool.load(b"EXIT!!")
+        pool.load(png())
+        assert sorted(process.is_ready for process in pool._processes) == [False, True]
 
 
 def test_decoders_end_with_their_owner():
