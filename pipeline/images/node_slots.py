@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -40,7 +40,7 @@ class NodeSlots:
 
     @contextmanager
     def held(self, patience_s: float, pause_s: Callable[[float], float] = no_pause) -> Iterator[None]:
-        """Hold a slot within the block.
+        """Hold a slot within the block; none if the files cannot be written.
 
         Args:
             patience_s: longest wait, seconds. Then the block runs without a slot, because a holder that was stopped keeps its own for ever.
@@ -58,9 +58,13 @@ class NodeSlots:
         while True:
             for path in self._paths:
                 lock = FileLock(path, mode=0o600, thread_local=False)  # a new one, which does not share a lock of this process
-                with suppress(Timeout, OSError):
+                try:
                     lock.acquire(blocking=False)
                     return lock
+                except Timeout:
+                    continue
+                except OSError:  # the file cannot be written
+                    return None
             if time.monotonic() >= deadline:
                 return None
             time.sleep(_POLL_S)

@@ -59,8 +59,9 @@ def test_a_stopped_holder_is_waited_for_once(holder, tmp_path):
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
-    """Decoding goes on without a slot."""
-    assert took_s(NodeSlots("test", tmp_path / "missing", 1), 0.1) < 1
+    """Decoding goes on without a slot, at once."""
+    (tmp_path / "file").touch()
+    assert took_s(NodeSlots("test", tmp_path / "file", 1), 10) < 1
 
 
 def test_slots_by_cores(monkeypatch):
