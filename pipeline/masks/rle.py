@@ -47,7 +47,7 @@ def mask_logits_to_runs(mask_logits: NDArray[np.float16], letterbox: Letterbox) 
         mask_logits: (h, w) float16, (h, w) = letterbox.mask_grid_hw, inside is > 0.
         letterbox: how the grid lies in the original image.
     Returns:
-        (R,) int64: lengths of the runs of 0, 1, 0, ... in pixels; they add up to H * W.
+        (R,) int64: lengths of the runs of 0, 1, 0, ... in pixels, only the first may be 0; they add up to H * W.
     """
     return _find_runs(read_logits(mask_logits[None], letterbox)[0], letterbox.scaled_hw, letterbox.original_hw)
 
@@ -73,8 +73,10 @@ def _find_runs(logits: NDArray[np.float32], scaled_hw: tuple[int, int], original
     for x in range(first, end):
         column = _sample_column(window, (x + 0.5) / scale - 0.5 - left * MASK_STRIDE_PX)
         count = _find_changes(column, top * MASK_STRIDE_PX, height / scaled_hw[0], x * height, height, changes, count)
-    changes[count] = height * width
-    return np.diff(changes[: count + 1])
+    if changes[count - 1] < height * width:
+        changes[count] = height * width
+        count += 1
+    return np.diff(changes[:count])
 
 
 @compiled
