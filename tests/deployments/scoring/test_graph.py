@@ -1,7 +1,9 @@
 """The chain of stages with fake handles: order, retries, isolation, mapping of Ray's errors, cancelling."""
 
 import asyncio
+import random
 import time
+from functools import partial
 
 import pytest
 from ray import exceptions as ray_exceptions
@@ -27,6 +29,7 @@ from pipeline.errors import (
     StageFailed,
 )
 from pipeline.types import DetectOptions, OutlineOptions
+from tests.support import virtual_time
 from tests.support.event_loop import settle
 
 
@@ -616,3 +619,74 @@ async def test_retry_after_follows_what_is_ahead():
     assert {admission.refusal().retry_after_s for _ in range(200)} == {4, 5, 6}
     assert {admission.refusal(9.5).retry_after_s for _ in range(500)} == set(range(10, 16))
     assert max(admission.refusal(1e9).retry_after_s for _ in range(100)) <= 90
+
+
+FATES = (
+    *(None,) * 12,
+    ImageError("bad"),
+    EngineLost("lost"),
+    DeadlineExceeded("late"),
+    RetryAlone("large"),
+    RetryAlone("large"),
+    ray_exceptions.ActorDiedError(),
+    BackPressureError(1, "full"),
+    asyncio.CancelledError(),
+    "hangs",
+)
+
+
+async def any_traffic(seed):
+    """Requests of several keys to stages that fail in all ways; each request may be cancelled at any moment.
+
+    Returns:
+        How they ended.
+    """
+    chance = random.Random(seed)
+
+    async def fate(image):
+        await asyncio.sleep(chance.choice([0, 0.001, 0.05, 0.3, 2, 8]))
+        fate = chance.choice(FATES)
+        await asyncio.sleep(1e6 if fate == "hangs" else 0)
+        return image if fate is None else fate
+
+    async def ends(request):
+        try:
+            await request
+        except (ServiceError, asyncio.CancelledError) as error:
+            return type(error)
+        return list
+
+    async def body(url):
+        await asyncio.sleep(chance.choice([0, 0.5, 20]))
+        return chance.choice([url, b"body", FetchError("gone")])
+
+    stages = FakeStages(lambda image, _: fate(image))
+    stages.fetch._body = body
+    busy = graph(stages, max_images_in_flight=64, max_urls=64, max_urls_in_flight=chance.choice([1, 4]), max_large_images=4)
+    requests = []
+    for _ in range(60):
+        images = [chance.choice([b"photo", "https://example.com/1.jpg"]) for _ in range(chance.choice([0, 1, 1, 2, 8, 20]))]
+        wanted = options(isolate=chance.random() < 0.3, answer_format=chance.choice(["json", "json", "png"]))
+        who = of(chance.choice(["", "a", "b"]), chance.choice([-1, 0.05, 1, 10, 30]))
+        requests.append(asyncio.create_task(ends(busy.score(images, wanted, who))))
+        if chance.random() < 0.3:
+            asyncio.get_running_loop().call_later(chance.choice([0, 0.01, 0.06, 0.5, 3]), chance.choice(requests).cancel)
+        await asyncio.sleep(chance.choice([0, 0.001, 0.02, 0.3, 2]))
+    ended = set(await asyncio.gather(*requests))
+
+    await settle()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert [lane.admitted for lane in busy.admission.lanes] == [0, 0, 0]
+    stages._behave = stages.fetch._body = lambda image, *_: image  # all is well again
+    stages.fetch = FakeFetch()
+    again = [busy.score([image] * 64, options(), context(1e4)) for image in ("a", "https://example.com/1.jpg")]
+    again += [busy.score(["a"], options(answer_format="png"), of(key, 1e4)) for key in "abcd"]
+    async with asyncio.timeout(5):
+        await asyncio.gather(*again)
+    return ended
+
+
+def test_nothing_is_left_of_any_traffic(monkeypatch):
+    """No place, slot or call is lost, whatever happens to requests and stages."""
+    ended = set().union(*(virtual_time.run(partial(any_traffic, seed), monkeypatch) for seed in range(20)))
+    assert ended >= {list, asyncio.CancelledError, DeadlineExceeded, ImageError, Overloaded}
