@@ -122,7 +122,8 @@ class IngressSettings(StrictModel):
         0.5,
         gt=0,
         le=1,
-        description="Largest share of each of these limits that the requests of one key may hold, if there are several keys.",
+        description="Largest share of each of these limits, and of max_bodies_mb, that the requests of one key may hold, if there are "
+        "several keys.",
     )
     groups: GroupSettings = GroupSettings()
     auth: AuthSettings = AuthSettings()

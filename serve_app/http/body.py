@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -32,38 +33,44 @@ class BodyBudget:
     Args:
         max_bytes: of all bodies together.
         max_bodies: at a time.
+        largest: body that one caller may always send, if no other does, bytes.
         refusal: makes the error for a request that finds no room.
     """
 
-    def __init__(self, max_bytes: int, max_bodies: int, refusal: Callable[[], Overloaded]) -> None:
-        self._left = max_bytes
+    def __init__(self, max_bytes: int, max_bodies: int, largest: int, refusal: Callable[[], Overloaded]) -> None:
+        self._max_bytes, self._largest = max_bytes, largest
         self._min_share = max_bytes // max_bodies
+        self._held: Counter[str] = Counter()
         self._refusal = refusal
 
     @contextmanager
-    def share(self) -> Iterator[Hold]:
+    def share(self, caller: str, max_share_per_key: float) -> Iterator[Hold]:
         """One request's share of the budget; given back when the context ends.
 
+        Args:
+            caller: id of the request's key; empty if there are fewer than two keys.
+            max_share_per_key: largest share of the budget for all requests of a key.
         Yields:
             A function that raises the share to a number of bytes.
         Raises:
             Overloaded: there is no room; the yielded function raises it too.
         """
         held = 0
+        most = max(int(max_share_per_key * self._max_bytes), self._largest) if caller else self._max_bytes
 
         def hold(count: int) -> None:
             nonlocal held
             more = max(count - held, 0)
-            if more > self._left:
+            if more > min(self._max_bytes - self._held.total(), most - self._held[caller]):
                 raise self._refusal()
-            self._left -= more
+            self._held[caller] += more
             held += more
 
         hold(self._min_share)
         try:
             yield hold
         finally:
-            self._left += held
+            self._held[caller] -= held
 
 
 async def read_body(request: Request, max_bytes: int, timeout_s: float, hold: Hold) -> bytearray:

@@ -143,7 +143,10 @@ def _add_score(app: FastAPI, ingress: Ingress, settings: Settings) -> Route:
     """Add the route of `POST /score`; returns its function."""
     limits = settings.ingress
     budget = BodyBudget(
-        int(limits.max_bodies_mb * 1e6), limits.max_images_in_flight + limits.max_urls + MAX_BODIES_ARRIVING, ingress.refusal
+        int(limits.max_bodies_mb * 1e6),
+        limits.max_images_in_flight + limits.max_urls + MAX_BODIES_ARRIVING,
+        int(2e6 * limits.max_body_mb),  # image files count twice
+        ingress.refusal,
     )
 
     @app.post("/score", dependencies=[KEY], **SCORE_ROUTE_DOCS)
@@ -151,7 +154,7 @@ def _add_score(app: FastAPI, ingress: Ingress, settings: Settings) -> Route:
         """Segment the images of a request."""
         with ExitStack() as held:
             with ingress.errors_counted(request.state.caller):
-                hold = held.enter_context(budget.share())
+                hold = held.enter_context(budget.share(request.state.caller, ingress.settings.ingress.max_share_per_key))
                 context = ingress.context(requested_timeout_s(request), request.state.request_id, request.state.caller)
                 answer_format = requested_format(request)
                 scoring = await _read_request(request, answer_format, ingress, context.remaining_s, hold)

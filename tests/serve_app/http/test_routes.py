@@ -404,6 +404,30 @@ async def test_bodies_share_a_budget(ingress):
         assert (await client.post("/score", content=b"{}" * 50, headers=small)).status_code == 400
 
 
+async def test_uploads_of_one_key_leave_room_for_another(ingress, monkeypatch):
+    """With several keys each has at most its share of the room."""
+    monkeypatch.setenv("PRIMARY", "loud")
+    monkeypatch.setenv("SECONDARY", "quiet")
+    stall = asyncio.Event()
+
+    async def stalled():
+        yield b" " * 900
+        await stall.wait()
+
+    limits = {"max_body_mb": 0.001, "max_bodies_mb": 0.004, "auth": {"keys_env": ["PRIMARY", "SECONDARY"]}}
+    async with client_for(ingress, Settings(ingress=limits)) as client:
+
+        def of(key):
+            return {"content-type": "application/json", "authorization": f"Bearer {key}"}
+
+        uploads = [asyncio.create_task(client.post("/score", content=stalled(), headers=of("loud"))) for _ in range(4)]
+        await asyncio.sleep(0.05)
+        assert (await client.post("/score", json=GOOD, headers=of("quiet"))).status_code == 200
+        stall.set()
+        assert sorted(upload.status_code for upload in await asyncio.gather(*uploads)) == [400, 400, 503, 503]
+        assert (await client.post("/score", json=GOOD, headers=of("loud"))).status_code == 200
+
+
 async def test_bodies_that_were_only_announced_keep_nobody_out(ingress):
     """A few idle connections cost their client nothing."""
     stall = asyncio.Event()
