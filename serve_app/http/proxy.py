@@ -45,8 +45,8 @@ PIECE_BYTES = 2**18
 MAX_WRITE_S = 10.0
 """If a client does not take the next piece of its response within this time, its connection is closed."""
 MAX_UNSENT_BYTES = 256_000_000
-"""Unsent bytes of all responses of this process; beyond it, responses are replaced by a 503. Ray Serve keeps a whole response in memory
-until its client has read it."""
+"""Unsent bytes of all responses of this process; beyond it, those of more than one piece are replaced by a 503. Ray Serve keeps a whole
+response in memory until its client has read it."""
 
 
 class JsonErrors:
@@ -121,7 +121,7 @@ class _Unsent:
         """Count the bytes of a response that begins; returns the error to send instead if there is no room for them."""
         length = Headers(raw=start.get("headers", [])).get("content-length", "0")
         count = int(length) if length.isdecimal() else 0
-        if self._layer._unsent + count > MAX_UNSENT_BYTES:
+        if count > PIECE_BYTES and self._layer._unsent + count > MAX_UNSENT_BYTES:
             return Overloaded("Too many responses wait for slow clients; try again later.")
         self._bytes = count
         self._layer._unsent += count

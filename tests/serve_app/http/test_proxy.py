@@ -166,11 +166,16 @@ async def test_answers_are_sent_in_pieces():
 
 
 async def test_clients_that_do_not_read_are_cut(monkeypatch, caplog):
-    """After MAX_WRITE_S; until then their answers count, and beyond the budget the next one is refused."""
+    """After MAX_WRITE_S; until then their answers count, and beyond the budget the next long one is refused."""
     monkeypatch.setattr(proxy, "logger", logging.getLogger("proxy of this test"))  # Ray keeps records of its own from pytest
     monkeypatch.setattr(proxy, "MAX_WRITE_S", 0.2)
-    monkeypatch.setattr(proxy, "MAX_UNSENT_BYTES", 2_500_000)
-    layer = JsonErrors(answering(1_000_000))
+    monkeypatch.setattr(proxy, "MAX_UNSENT_BYTES", 2_000_000)
+    lengths = iter([1_000_000] * 3 + [proxy.PIECE_BYTES] * 3 + [1_000_000])
+
+    async def app(*connection):
+        await answering(next(lengths))(*connection)
+
+    layer = JsonErrors(app)
     answers: list[list] = [[], [], []]
 
     def client(reads, number):
@@ -185,6 +190,10 @@ async def test_clients_that_do_not_read_are_cut(monkeypatch, caplog):
     await asyncio.sleep(0.05)
     await client(True, 2)
     assert answers[2][0]["status"] == 503
+    for _ in range(3):
+        answers[2].clear()
+        await client(True, 2)
+        assert answers[2][0]["status"] == 200
     await asyncio.wait_for(asyncio.gather(*stalled), 5)
     assert caplog.text.count("read nothing of its response") == 2
     answers[2].clear()
