@@ -6,6 +6,7 @@ LoadedImage ─▶ GreedyBatcher ─▶ Engine.detect, on a thread of its own �
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections import deque
@@ -73,6 +74,7 @@ class Detector(TakesUserConfig):
             observer=BatchMetrics(),
         )
         self._engine.warm_up()
+        logger.info("engine: %s", json.dumps(self._engine.info.as_dict() | {"classes": len(self._engine.info.classes)}))
 
     def _note_capacity(self, min_images: int = 1) -> None:
         self._batcher.notify_capacity(min_images)

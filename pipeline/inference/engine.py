@@ -83,6 +83,7 @@ class ModelInfo:
         device: the device's name.
         threads: CPU threads of the engine.
         max_batch: most images in one pass.
+        optimizations: what is in use of `fitted_input`, `cuda_kernels` and `cuda_graphs`; the last is complete after `warm_up`.
     """
 
     model: str
@@ -93,6 +94,7 @@ class ModelInfo:
     device: str
     threads: int
     max_batch: int
+    optimizations: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready."""

@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -84,6 +85,7 @@ class CudaEngine(BatchEngine):
                 ends = sorted({min(buckets), max(buckets)})
                 with cudnn_at_its_fastest(tf32=True):  # kernels also choose the faster way here
                     self._network, kernels = with_kernels(self._network, spec.input_size, ends, dtype, device)
+            self._optimizations = ("cuda_kernels",) if kernels is not None else ()
             input_hw, branch = (spec.input_size, spec.input_size), network.kernel_branch.convert(dtype, from_channels=0)
             own = (kernels.greedy_nms, kernels.packed_mask_logits) if kernels is not None else ()
             self._postprocess = FixedPostProcessor(input_hw, branch, device, *own)
@@ -155,7 +157,8 @@ class CudaEngine(BatchEngine):
         max_batch = self._info.max_batch
         with torch.cuda.device(self._device), self._starting():
             with self._computing:
-                self._graphs.record_all()
+                graphs = ("cuda_graphs",) if self._graphs.record_all() else ()
+            self._info = replace(self._info, optimizations=(*self._optimizations, *graphs))
             self._slots.fill()
             super().warm_up()
             beyond = DetectOptions(0.0, MAX_INSTANCES + 1, frozenset({0}))

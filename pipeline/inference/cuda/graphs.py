@@ -103,10 +103,10 @@ class BatchGraphs:
         """Within: the computing stream is the current one."""
         return torch.cuda.stream(self._stream)
 
-    def record_all(self) -> None:
-        """Record all batch sizes, the largest first, so that the others can reuse its memory."""
-        for size in reversed(self._sizes):
-            self._of_size(size)
+    def record_all(self) -> bool:
+        """Record all batch sizes, the largest first, so that the others can reuse its memory; whether each has a graph."""
+        recorded = [self._of_size(size) for size in reversed(self._sizes)]
+        return all(one.pool is not None for one in recorded)
 
     def clear(self) -> None:
         """Drop the recorded graphs and their memory."""

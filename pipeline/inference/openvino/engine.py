@@ -64,6 +64,7 @@ class OpenVinoEngine(BatchEngine):
                 device=CORE.get_property("CPU", "FULL_DEVICE_NAME").strip(),
                 threads=threads,
                 max_batch=options.max_batch,
+                optimizations=("fitted_input",) if options.fitted else (),
             )
         )
         self._on_capacity = on_capacity

@@ -85,6 +85,10 @@ def test_info_says_what_runs(engines):
     assert info["engine"] == "openvino"
     assert (info["precision"], info["threads"], info["max_batch"]) == ("fp32", 1, 4)
     assert (info["input_size"], info["classes"]) == (SIZE_PX, ("person",))
+    assert info["optimizations"] == ()
+    fitted = create_engine(seeded_checkpoint("nano"), EngineOptions("openvino", "fp32", "cpu", 1))
+    assert fitted.info.optimizations == ("fitted_input",)
+    fitted.close()
 
 
 @pytest.mark.parametrize("kind", KINDS)

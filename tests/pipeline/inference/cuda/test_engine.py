@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,10 @@ from pipeline.inference.base import naming_failures
 from pipeline.inference.cuda import engine as cuda_engine
 from pipeline.inference.cuda.engine import CudaEngine
 from pipeline.inference.cuda.graphs import default_buckets
+from pipeline.inference.cuda.postprocess import suppress_in_passes
 from pipeline.inference.cuda.slots import SLOTS, Slot, Slots
 from pipeline.inference.engine import EngineOptions
+from pipeline.inference.mask_head import packed_mask_logits
 from pipeline.inference.torch_engine import TorchEngine
 from pipeline.types import DetectOptions, Instances, LoadedImage
 from tests.support.seeded import loaded_photo, seeded_checkpoint
@@ -53,7 +56,8 @@ class Graph:
         self.again: Callable[[], None] = lambda: None
         self.outputs: tuple[torch.Tensor, ...] = ()
 
-    def pool(self) -> None: ...
+    def pool(self) -> str:
+        return "memory of the graphs"
 
     def replay(self) -> None:
         Graph.replays += 1
@@ -238,6 +242,16 @@ def test_a_slot_that_does_not_fit_is_not_lost(gpu, images, expected, monkeypatch
     assert_same(engine.detect(images[:1], [LOW])[0], expected(LOW)[0])
 
 
+@pytest.mark.parametrize("kernels", [None, SimpleNamespace(greedy_nms=suppress_in_passes, packed_mask_logits=packed_mask_logits)])
+def test_info_says_what_is_in_use(kernels, gpu, monkeypatch):
+    """The kernels, if they passed their test, and the graphs, if all could be recorded."""
+    monkeypatch.setattr(cuda_engine, "with_kernels", lambda network, *_: (network, kernels))
+    engine = gpu.engine()
+    engine.warm_up()
+    engine.warm_up()
+    assert engine.info.optimizations == (*(["cuda_kernels"] if kernels else []), "cuda_graphs")
+
+
 @pytest.mark.parametrize("failing", [(0,), (1, 2), (0, 1, 2)], ids=["the largest", "the others", "all"])
 def test_sizes_whose_graph_cannot_be_recorded_run_without(failing, gpu, images, expected, monkeypatch, caplog):
     """If a capture fails, those sizes run without a graph, with a warning, and all results are correct."""
@@ -255,6 +269,7 @@ def test_sizes_whose_graph_cannot_be_recorded_run_without(failing, gpu, images, 
     with caplog.at_level(logging.WARNING):
         engine.warm_up()
     assert caplog.text.count("no CUDA graph for batches of") == len(failing)
+    assert engine.info.optimizations == ()
     for places in ([0], [1, 2], [3, 0, 1], [2, 3, 1, 0], [1]):
         for place, one in zip(places, engine.detect([images[n] for n in places], [LOW] * len(places)), strict=True):
             assert_same(one, expected(LOW)[place])
