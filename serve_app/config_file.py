@@ -238,13 +238,17 @@ def check_ports(http: dict[str, Any]) -> None:
 
 def absent_files(settings: Settings) -> list[Path]:
     """Files that the settings name and that do not exist on this machine; they may exist on the nodes."""
+    return [path for path in _named_files(settings) if not _is_here(path)]
+
+
+def _named_files(settings: Settings) -> list[Path]:
     model = Path(settings.model.name)
     named = [
         model if model.suffix in CHECKPOINT_SUFFIXES else None,
         settings.ingress.auth.keys_file,
         settings.image_loader.fetch.ca_file,
     ]
-    return [Path(path) for path in named if path is not None and not _is_here(path)]
+    return [Path(path) for path in named if path is not None]
 
 
 def main() -> int:
@@ -270,6 +274,11 @@ def main() -> int:
     for settings, _ in applications:
         for unset in (name for name in settings.ingress.auth.keys_env if not os.environ.get(name)):
             print(f"{path}: note: {unset} is not set here; it must be set wherever Ray starts", file=sys.stderr)
+        for relative in (each for each in _named_files(settings) if not each.expanduser().is_absolute()):
+            print(
+                f"{path}: note: {relative} is looked up in the folder in which Ray was started, on every node; give its whole path",
+                file=sys.stderr,
+            )
         for absent in absent_files(settings):
             print(
                 f"{path}: note: {absent} is not on this machine; it must be on every node that runs the service", file=sys.stderr

@@ -17,6 +17,8 @@ from serve_app.http.body import MAX_BODIES_ARRIVING
 CLASSES: dict[str, Any] = {"Ingress": Ingress, "ImageLoader": ImageLoader, "Detector": Detector, "Polygonizer": Polygonizer}
 PLACEMENT = ("ray_actor_options", "max_replicas_per_node", "placement_group_bundles", "placement_group_strategy")
 """Options that Ray Serve checks only when it starts the deployment."""
+LEAST_MEMORY = 10_000_000
+"""Bytes. A replica has more, so a smaller `memory` is meant as another unit."""
 HAPROXY_TIMEOUT = "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"
 DRAINING = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
 
@@ -42,10 +44,15 @@ def check_relations(deployments: dict[str, dict[str, Any]], settings: Settings, 
 def _check_placement(deployments: dict[str, dict[str, Any]]) -> None:
     for name, entry in deployments.items():
         options = {option: entry[option] for option in PLACEMENT if option in entry}
-        gpus = (options.get("ray_actor_options") or {}).get("num_gpus") or 0
+        resources = options.get("ray_actor_options") or {}
+        gpus, memory = resources.get("num_gpus") or 0, resources.get("memory") or 0
         if gpus > 1 and gpus % 1:
             raise ConfigurationError(
                 f"deployments[{name}].ray_actor_options.num_gpus: {gpus:g}; above 1 Ray grants whole GPUs only"
+            )
+        if 0 < memory < LEAST_MEMORY:
+            raise ConfigurationError(
+                f"deployments[{name}].ray_actor_options.memory: {memory:g} bytes are less than a replica takes; 1.5 GB is 1500000000"
             )
         try:
             CLASSES[name].options(**options)

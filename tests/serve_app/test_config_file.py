@@ -193,6 +193,13 @@ DETECTOR = [*APP, "deployments", 2]
             id="no such exporter",
         ),
         pytest.param(DETECTOR, "num_replicas", "auto", "100 replicas are never reached", id="autoscaling by its other name"),
+        pytest.param(
+            [*DETECTOR, "ray_actor_options"],
+            "memory",
+            1500,
+            r"memory: 1500 bytes are less than a replica takes",
+            id="MB for bytes",
+        ),
         pytest.param(["http_options"], "host", "0.0.0.0", "no keys are set", id="open to the world"),
         pytest.param(APP, "import_path", "serve_app.ap:build_app", "nothing to check: .*serve_app.app:build_app", id="not ours"),
     ],
@@ -377,6 +384,19 @@ def test_files_that_are_elsewhere_are_mentioned(tmp_path, document, monkeypatch,
     monkeypatch.setattr(sys, "argv", ["config_file", str(write(tmp_path, document))])
     assert main() == 0
     assert "mine.pth is not on this machine" in capsys.readouterr().err
+
+
+def test_relative_paths_are_mentioned(tmp_path, document, monkeypatch, capsys):
+    """They work where Ray was started in that folder, so a note; `~` and whole paths have none."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "keys.txt").write_text("key\n")
+    arguments = document["applications"][0]["args"]
+    arguments["ingress"]["auth"], arguments["model"]["name"] = {"keys_file": "keys.txt"}, "~/mine.pth"
+    monkeypatch.setattr(sys, "argv", ["config_file", str(write(tmp_path, document))])
+    assert main() == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if "whole path" in line]
+    assert len(notes) == 1
+    assert "note: keys.txt is looked up in the folder in which Ray was started" in notes[0]
 
 
 @pytest.mark.parametrize("content", [None, "", "# no key\n"], ids=["a folder", "empty", "a comment alone"])
