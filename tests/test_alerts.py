@@ -33,6 +33,12 @@ def test_every_alert_says_what_to_do(rule):
     assert re.search(rf"^\| `{rule['alert']}` \|.*\(#{anchor}\)", text, re.MULTILINE)
 
 
+def test_targets_are_found_though_ray_starts_later():
+    """Prometheus cannot watch the folder of the file before Ray has made it; its default is to look again after five minutes."""
+    (job,) = PROMETHEUS["scrape_configs"]
+    assert [source["refresh_interval"] for source in job["file_sd_configs"]] == [PROMETHEUS["global"]["scrape_interval"]]
+
+
 @pytest.mark.parametrize("expression", EXPRESSIONS.values(), ids=EXPRESSIONS)
 def test_expressions_are_promql(expression):
     """Every expression of the alerts and of the dashboard parses; the parser raises for others."""

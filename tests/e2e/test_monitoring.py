@@ -162,6 +162,13 @@ def test_every_query_is_sound(query):
     assert not any(name.endswith("_sum") for name in query.metrics())
 
 
+def test_quantiles_of_whole_numbers_are_whole():
+    """Prometheus interpolates within a bucket: the median of batches that all have one image would be 0.5."""
+    for query in PANELS:
+        if query.metrics() & {"ray_rtmdet_batch_size_bucket", "ray_rtmdet_objects_per_image_bucket"}:
+            assert query.expression.startswith(("ceil(", "round("))
+
+
 def test_gpu_queries_ask_for_what_ray_has():
     """The metrics that need a GPU are in Ray's own table, with the labels of their legends."""
     for query in QUERIES:
