@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from jobs.command_line import print_progress
-from loadtest.service.machine import describe_machine, results_line
+from loadtest.service.machine import describe_machine, print_results
 
 MIN_PASSES = 3
 
@@ -165,4 +165,4 @@ def finish(benchmark: str, facts: dict[str, Any], output: Path | None = None) ->
         OSError: the file cannot be written.
         TypeError: a fact has no JSON.
     """
-    print(results_line({"benchmark": benchmark, "machine": describe_machine()} | facts, output))
+    print_results({"benchmark": benchmark, "machine": describe_machine()} | facts, output)

@@ -171,6 +171,13 @@ def amount(text: str) -> float:
     return number
 
 
+def positive(text: str) -> float:
+    """argparse type: a finite number above 0."""
+    if not (number := amount(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+    return number
+
+
 def fraction(text: str) -> float:
     """argparse type: a number from 0 to 1."""
     try:

@@ -29,11 +29,11 @@ from typing import Any
 
 import requests
 
-from jobs.command_line import CommandFault, cli_errors, print_progress
+from jobs.command_line import CommandFault, amount, cli_errors, count, positive, print_progress
 from jobs.scoring.service_client import base_url
 from loadtest.load.image_server import allow_image_server
 from loadtest.load.openloop import NOT_CONNECTED, Client, run_single_stream, summarise
-from loadtest.load.photos import photos_from
+from loadtest.load.photos import as_size, photos_from
 from loadtest.load.scenarios import Result, Setup, find_server_rate, run_offline, run_steady, run_stream
 from loadtest.load.traffic import OK, RemoteHostError, key_headers, refuse_remote, request_bodies
 from loadtest.measurements import overload, soak, spike
@@ -96,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
     setup = Setup(args.p99_ms, args.seconds, args.seed, args.repeats, offline_images=args.offline_images, rate_per_s=args.rate)
     bodies = request_bodies(photos_from(args.images, size_wh=args.size), args.images_per_request)
     machine = describe_machine()
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
     with _target(args) as target:
         headers = key_headers(args.key)
         client = Client(target.url, bodies, args.images_per_request, headers=headers)
@@ -112,10 +114,10 @@ def run(args: argparse.Namespace) -> int:
             "result": result,
             "watched": watched_,
         }
-    if args.output:
-        write_report(results, args.output)
     print(as_table(results))
     print(json.dumps({key: value for key, value in results.items() if key != "watched"}))
+    if args.output:
+        write_report(results, args.output)
     return 0 if _measured(result) else 1
 
 
@@ -145,7 +147,7 @@ async def _measure(client: Client, scenario: str, setup: Setup, target: Target) 
         before = await _settled(target)
         with Watch(target.processes) as watch:
             result = await SCENARIOS[scenario](client, setup)
-        after = await _settled(target)
+        after = await _settled(target) if before else None
     return result, watched(watch.samples, after - before) if before and after else None
 
 
@@ -218,21 +220,13 @@ def run_locust(arguments: list[str]) -> int:
         return subprocess.run([*command, "--host", service.url], env=environment, check=False).returncode
 
 
-def _size(text: str) -> tuple[int, int]:
-    """argparse type `WxH`."""
-    width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) > 0 and int(height) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not WxH, width and height in pixels such as 640x480")
-    return int(width), int(height)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m loadtest", description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     run_ = commands.add_parser("run", help="measure one scenario")
     run_.add_argument("--scenario", choices=SCENARIOS, required=True)
-    run_.add_argument("--p99-ms", type=float, default=250.0, help="latency bound (default: %(default)s)")
-    run_.add_argument("--rate", type=float, default=5.0, help="requests/s of the steady scenario (default: %(default)s)")
+    run_.add_argument("--p99-ms", type=positive, default=250.0, help="latency bound (default: %(default)s)")
+    run_.add_argument("--rate", type=positive, default=5.0, help="requests/s of the steady scenario (default: %(default)s)")
     run_.add_argument("--url", type=base_url, help="base URL of a running service (default: start one here)")
     run_.add_argument(
         "--metrics",
@@ -250,14 +244,19 @@ def _parser() -> argparse.ArgumentParser:
     run_.add_argument("--allow-remote", action="store_true", help="allow a URL of another machine")
     run_.add_argument("--key", default=os.environ.get("LOADTEST_KEY"), help="API key (default: $LOADTEST_KEY)")
     run_.add_argument(
-        "--seconds", type=float, default=10.0, help="length of one trial; extended to at least 100 queries (default: %(default)s)"
+        "--seconds",
+        type=amount,
+        default=10.0,
+        help="length of one trial; extended to at least 100 queries (default: %(default)s)",
     )
     run_.add_argument("--seed", type=int, default=0)
-    run_.add_argument("--repeats", type=int, default=3, help="trials that confirm the found rate (default: %(default)s)")
+    run_.add_argument("--repeats", type=count, default=3, help="trials that confirm the found rate (default: %(default)s)")
     run_.add_argument("--images", type=Path, help="folder of photos (default: generated ones)")
-    run_.add_argument("--size", type=_size, default=(640, 480), metavar="WxH", help="size of generated photos (default: 640x480)")
-    run_.add_argument("--images-per-request", type=int, default=1)
-    run_.add_argument("--offline-images", type=int, default=256, help="(default: %(default)s)")
+    run_.add_argument(
+        "--size", type=as_size, default=(640, 480), metavar="WxH", help="size of generated photos (default: 640x480)"
+    )
+    run_.add_argument("--images-per-request", type=count, default=1)
+    run_.add_argument("--offline-images", type=count, default=256, help="(default: %(default)s)")
     run_.add_argument("--output", type=Path, metavar="DIR", help="write results.json, report.html and report.png here")
     report = commands.add_parser("report", help="draw results that were measured before")
     report.add_argument("results", type=Path)

@@ -27,11 +27,11 @@ from typing import Any
 import requests
 
 from deployments.settings import STAGES
-from jobs.command_line import print_progress
+from jobs.command_line import count, positive, print_progress
 from loadtest.load.photos import photos_from
 from loadtest.measurements import faults
 from loadtest.service.local_service import LocalService, local_service, wait_until_ready
-from loadtest.service.machine import describe_machine, results_line
+from loadtest.service.machine import describe_machine, print_results
 
 A_NODE = "a node of two"
 CALLERS = 2
@@ -165,13 +165,15 @@ def two_detectors(document: dict[str, Any]) -> None:
 def main() -> int:
     """The command line; returns the exit status: 1 if random faults caused an unexplained failure, or a hung query."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.chaos", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--output", type=Path, help="also write the JSON here")
     parser.add_argument("--nodes", action="store_true", help="kill one of two nodes instead of replicas")
-    parser.add_argument("--minutes", type=float, help="random faults on three nodes for this time, instead of each kill in turn")
-    parser.add_argument("--every", type=float, default=10.0, help="seconds between random faults (default: %(default)s)")
     parser.add_argument(
-        "--rate", type=float, help="queries a second under random faults (default: half of what a few clients get)"
+        "--minutes", type=positive, help="random faults on three nodes for this time, instead of each kill in turn"
+    )
+    parser.add_argument("--every", type=positive, default=10.0, help="seconds between random faults (default: %(default)s)")
+    parser.add_argument(
+        "--rate", type=positive, help="queries a second under random faults (default: half of what a few clients get)"
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed of the faults")
     args = parser.parse_args()
@@ -196,7 +198,7 @@ def main() -> int:
 
 def _print(table: str, facts: dict[str, Any], output: Path | None) -> None:
     print(table)
-    print(results_line({"machine": describe_machine()} | facts, output))
+    print_results({"machine": describe_machine()} | facts, output)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+from gevent.event import Event
 from locust import FastHttpUser, LoadTestShape, between, events, task
 from locust.exception import StopUser
 
+from jobs.command_line import amount, reason_of
 from loadtest.load.image_server import start_image_server
-from loadtest.load.photos import photos_from
+from loadtest.load.photos import as_size, photos_from
 from loadtest.load.shapes import SHAPES, users_at
 from loadtest.load.traffic import (
     JSON_HEADERS,
@@ -39,6 +41,8 @@ URL_REFUSED = (422, 424)
 """Statuses of a refused URL: the second with `ingress.azureml_status_codes`."""
 SHAPE_S = 60.0
 """Default length of a shape, seconds."""
+PREPARED = Event()
+"""Set once the request bodies exist: the master may tell a worker to start its users before."""
 
 
 @events.init_command_line_parser.add_listener
@@ -48,14 +52,16 @@ def add_options(parser: Any) -> None:
         "--allow-remote", action="store_true", env_var="LOADTEST_ALLOW_REMOTE", help="allow a host on another machine"
     )
     parser.add_argument("--shape", choices=SHAPES, default="steady", help="number of users over time; the peak is -u")
-    parser.add_argument("--shape-seconds", type=float, default=0.0, help=f"length of the shape (default: -t, or {SHAPE_S:g})")
+    parser.add_argument("--shape-seconds", type=amount, default=0.0, help=f"length of the shape (default: -t, or {SHAPE_S:g})")
     parser.add_argument(
         "--image-urls",
         default="",
         help="comma-separated URLs that the service can fetch (default: of the locustfile's image server)",
     )
-    parser.add_argument("--images", default="", help="folder of photos (default: generated)")
-    parser.add_argument("--size", default="640x480", help="WxH of generated photos")
+    parser.add_argument("--images", type=Path, help="folder of photos (default: generated)")
+    parser.add_argument(
+        "--size", type=as_size, default="640x480", metavar="WxH", help="size of generated photos (default: 640x480)"
+    )
 
 
 @events.init.add_listener
@@ -67,16 +73,19 @@ def prepare(environment: Any, **_: object) -> None:
             refuse(environment.host, options, environment.user_classes)
         except RemoteHostError as error:
             raise SystemExit(str(error)) from error
-    width, _, height = options.size.partition("x")
-    photos = photos_from(Path(options.images) if options.images else None, size_wh=(int(width), int(height)))
-    _server, urls = start_image_server(photos, int(os.environ.get("LOADTEST_IMAGE_PORT", "0")))
+    try:
+        photos = photos_from(options.images, size_wh=options.size)
+        _server, urls = start_image_server(photos, int(os.environ.get("LOADTEST_IMAGE_PORT", "0")))
+    except OSError as error:  # Locust would go on without the request bodies
+        raise SystemExit(reason_of(error)) from error
     environment.bodies = {
         "base64": request_bodies(photos, 1),
         "url": request_bodies(options.image_urls.split(",") if options.image_urls else urls, 1),
         "multi": request_bodies(photos, MULTI_IMAGES),
     }
-    if not options.image_urls and any(user.names_urls for user in environment.user_classes):
+    if environment.host and not options.image_urls and any(user.names_urls for user in environment.user_classes):
         drop_refused_urls(environment, urlsplit(urls[0]).port)
+    PREPARED.set()
 
 
 def drop_refused_urls(environment: Any, image_port: int | None) -> None:
@@ -141,7 +150,8 @@ class ScoringUser(FastHttpUser):
     wait_time = between(0.0, 0.1)
 
     def on_start(self) -> None:
-        """Refuse another machine, also if it was entered in Locust's web page."""
+        """Wait for the request bodies. Refuse another machine, also if it was entered in Locust's web page."""
+        PREPARED.wait()
         try:
             options: Any = self.environment.parsed_options
             refuse(self.host or "", options, [type(self)])

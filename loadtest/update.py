@@ -27,12 +27,12 @@ import requests
 import yaml
 
 from deployments.settings import DEPLOYMENTS, EMBEDDED_MODEL
-from jobs.command_line import print_progress
+from jobs.command_line import positive, print_progress
 from loadtest.load.openloop import Client, percentile, poisson_schedule, run_open_loop, whole_ms
 from loadtest.load.photos import photos_from
 from loadtest.load.traffic import OK, request_bodies
 from loadtest.service.local_service import REPOSITORY, LocalService, local_service, ray_environment
-from loadtest.service.machine import describe_machine, results_line
+from loadtest.service.machine import describe_machine, print_results
 
 DEADLINE_S = 30.0
 LATE_S = 5.0
@@ -151,8 +151,8 @@ def as_table(rows: list[Updated]) -> str:
 def main() -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.update", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rate", type=float, default=3.0, help="requests a second (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=45.0, help="length of the run for each change (default: %(default)s)")
+    parser.add_argument("--rate", type=positive, default=3.0, help="requests a second (default: %(default)s)")
+    parser.add_argument("--seconds", type=positive, default=45.0, help="length of the run for each change (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON here")
     args = parser.parse_args()
     rows = []
@@ -162,7 +162,7 @@ def main() -> int:
             print_progress(rows[-1])
     facts = {"machine": describe_machine(), "late_s": LATE_S, "updates": [asdict(row) for row in rows]}
     print(as_table(rows))
-    print(results_line(facts, args.output))
+    print_results(facts, args.output)
     return 1 if any(row.failed or row.late or row.took_s is None for row in rows) else 0
 
 

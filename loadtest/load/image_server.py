@@ -8,6 +8,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
+class _Server(ThreadingHTTPServer):
+    """Several processes may serve the same images at one port, as Locust's workers do: the kernel distributes the connections."""
+
+    allow_reuse_port = True
+
+
 def start_image_server(images: Sequence[bytes], port: int = 0) -> tuple[ThreadingHTTPServer, list[str]]:
     """Serve images from a daemon thread, until `shutdown` and `server_close` of the returned server.
 
@@ -35,7 +41,7 @@ def start_image_server(images: Sequence[bytes], port: int = 0) -> tuple[Threadin
         def log_message(self, *_: object) -> None:
             """Say nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server = _Server(("127.0.0.1", port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server, [f"http://127.0.0.1:{server.server_port}/{number}.jpg" for number in range(len(images))]
 

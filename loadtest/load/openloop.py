@@ -106,8 +106,11 @@ class Summary:
 
 
 def percentile(values: Sequence[float], q: float) -> float | None:
-    """The q-th percentile, as the next higher value that occurred; None for no values."""
-    return float(np.percentile(values, q, method="higher")) if values else None
+    """The q-th percentile by nearest rank: the smallest value that at least q % of the values do not exceed; None for no values.
+
+    So p99 is within a bound exactly if at most one value in a hundred is above it.
+    """
+    return float(np.percentile(values, q, method="inverted_cdf")) if values else None
 
 
 def whole_ms(ms: float | None) -> str:
@@ -116,12 +119,13 @@ def whole_ms(ms: float | None) -> str:
 
 
 def poisson_schedule(rate_per_s: float, count: int, seed: int) -> list[float]:
-    """Send times of `count` queries, seconds: a Poisson process with this rate, reproducible by seed."""
-    chance, at, times = random.Random(seed), 0.0, []
-    for _ in range(count):
-        at += chance.expovariate(rate_per_s)
-        times.append(at)
-    return times
+    """Send times, seconds, of a Poisson process with `count` arrivals in `count / rate_per_s` seconds, reproducible by seed.
+
+    Given their number, arrivals are independent and uniform. With exponential gaps instead, 100 queries would come at a rate that is often
+    a tenth higher or lower than asked.
+    """
+    chance = random.Random(seed)
+    return sorted(chance.uniform(0, count / rate_per_s) for _ in range(count))
 
 
 def summarise(

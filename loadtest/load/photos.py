@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 from pathlib import Path
 
@@ -27,6 +28,14 @@ def photos_from(folder: Path | None, count: int = 16, size_wh: tuple[int, int] =
     if not files:
         raise FileNotFoundError(f"{folder} holds no photo ({', '.join(sorted(PHOTO_SUFFIXES))})")
     return [file.read_bytes() for file in files]
+
+
+def as_size(text: str) -> tuple[int, int]:
+    """argparse type `WxH`."""
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) > 0 and int(height) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not WxH, width and height in pixels such as 640x480")
+    return int(width), int(height)
 
 
 def _variant(step: int, size_wh: tuple[int, int]) -> bytes:

@@ -138,7 +138,7 @@ class Outcome:
         p50_ms, p99_ms: latency of correct answers.
         faults: all of them.
         failures: (sent, answered or given up, outcome, message) of every query that failed, seconds from the beginning.
-        rows: by fault: how often, queries that ended after it and before the next one, failures by outcome, slowest answer, seconds.
+        rows: by fault: how often, queries that ended after it and before the next one, failures by outcome, slowest answer (s) or None.
     """
 
     rate_per_s: float
@@ -168,7 +168,7 @@ def summarise(queries: Sequence[Query], faults: Sequence[Fault], rate_per_s: flo
             "times": times[name],
             "queries": len(mine),
             "failed": dict(Counter(query.outcome for query in mine if query.outcome != OK)),
-            "slowest_s": max((query.latency_ms for query in mine), default=0.0) / 1e3,
+            "slowest_s": max(query.latency_ms for query in mine) / 1e3 if mine else None,
         }
         for name, mine in by_fault.items()
     ]
@@ -241,7 +241,8 @@ def as_table(outcome: dict[str, Any]) -> str:
     lines = [f"{'fault':30}{'times':>6}{'queries':>9}{'slowest s':>11}  failed"]
     for row in outcome["rows"]:
         failed = ", ".join(f"{name} {count}" for name, count in row["failed"].items()) or "none"
-        lines.append(f"{row['fault']:30}{row['times']:6}{row['queries']:9}{row['slowest_s']:11.1f}  {failed}")
+        slowest = "-" if row["slowest_s"] is None else f"{row['slowest_s']:.1f}"
+        lines.append(f"{row['fault']:30}{row['times']:6}{row['queries']:9}{slowest:>11}  {failed}")
     p50, p99 = map(whole_ms, (outcome["p50_ms"], outcome["p99_ms"]))
     lines.append(
         f"{outcome['queries']} queries at {outcome['rate_per_s']:.1f}/s: {outcome['failed']} failed, {outcome['unexplained']} of them "

@@ -17,13 +17,13 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from jobs.command_line import print_progress
+from jobs.command_line import positive, print_progress
 from loadtest.load.openloop import Client, Summary, poisson_schedule, run_open_loop, run_single_stream, summarise, whole_ms
 from loadtest.load.photos import photos_from
 from loadtest.load.scenarios import Setup, find_server_rate
 from loadtest.load.traffic import OK, request_bodies
 from loadtest.service.local_service import LocalService, local_service
-from loadtest.service.machine import describe_machine, results_line
+from loadtest.service.machine import describe_machine, print_results
 from loadtest.service.processes import private_memory_mb
 
 RECOVERED_IN_A_ROW = 3
@@ -39,7 +39,7 @@ class Overload:
     Args:
         limit_per_s: rate of the limit, queries a second.
         at_limit, at_twice: result of each rate.
-        goodput_kept: goodput at twice the limit's rate over goodput at the limit.
+        goodput_kept: goodput at twice the limit's rate over goodput at the limit; None if that was 0.
         recovered_s: from the end of the load until three queries in a row were answered within the bound; None: never.
         memory_mb: of all processes of the service before, at the end of the load, and after, MB of private memory.
     """
@@ -47,7 +47,7 @@ class Overload:
     limit_per_s: float
     at_limit: Summary
     at_twice: Summary
-    goodput_kept: float
+    goodput_kept: float | None
     recovered_s: float | None
     memory_mb: tuple[float, float, float]
 
@@ -68,7 +68,7 @@ async def overload(service: LocalService, bodies: list[bytes], setup: Setup, rat
             loaded = private_memory_mb(service.processes())
             recovered_s = await _recovery(client, setup.p99_ms)
             await asyncio.sleep(AFTER_S)
-    kept = (at_twice.goodput_per_s or 0.0) / (at_limit.goodput_per_s or 1.0)
+    kept = (at_twice.goodput_per_s or 0.0) / at_limit.goodput_per_s if at_limit.goodput_per_s else None
     return Overload(limit, at_limit, at_twice, kept, recovered_s, (before, loaded, private_memory_mb(service.processes())))
 
 
@@ -94,37 +94,40 @@ async def _recovery(client: Client, bound_ms: float) -> float | None:
 def as_table(result: Overload) -> str:
     """The result as a table."""
     rows = [
-        f"{'offered/s':>9} {'within the bound/s':>18} {'refused':>8} {'too late':>8} {'p99 ms of answers':>17} {'p99 ms of refusals':>18}"
+        f"{'offered/s':>9} {'within the bound/s':>18} {'refused':>8} {'too late':>8} {'failed':>8} {'p99 ms of answers':>17} "
+        f"{'p99 ms of refusals':>18}"
     ]
     for summary in (result.at_limit, result.at_twice):
         refused = sum(count for name, count in summary.outcomes.items() if name.startswith("refused"))
         late = summary.outcomes.get("status 408", 0)
+        failed = summary.queries - summary.ok - refused - late
         answered, turned_away = map(whole_ms, (summary.p99_ms, summary.refused_p99_ms))
         rows.append(
-            f"{summary.offered_per_s:9.1f} {summary.goodput_per_s or 0:18.1f} {refused:8} {late:8} {answered:>17} {turned_away:>18}"
+            f"{summary.offered_per_s:9.1f} {summary.goodput_per_s or 0:18.1f} {refused:8} {late:8} {failed:8} {answered:>17} "
+            f"{turned_away:>18}"
         )
     recovered = "never" if result.recovered_s is None else f"{result.recovered_s:.1f} s"
     rows.append(
-        f"goodput kept: {result.goodput_kept:.0%}; normal again after {recovered}; "
+        f"goodput kept: {'-' if result.goodput_kept is None else f'{result.goodput_kept:.0%}'}; normal again after {recovered}; "
         f"memory {' -> '.join(f'{mb:.0f}' for mb in result.memory_mb)} MB"
     )
     return "\n".join(rows)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print; returns the exit status."""
+    """Measure and print; returns the exit status: 1 if nothing was answered in time at the limit."""
     machine, bodies = describe_machine(), request_bodies(photos_from(args.images, size_wh=(640, 480)), 1)
     with local_service() as service:
         result = asyncio.run(overload(service, bodies, Setup(p99_ms=args.p99_ms, seconds=args.seconds), args.rate))
     print(as_table(result))
-    print(results_line({"machine": machine, "overload": asdict(result)}, args.output))
-    return 0
+    print_results({"machine": machine, "overload": asdict(result)}, args.output)
+    return 0 if result.goodput_kept is not None else 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m loadtest overload`."""
-    parser.add_argument("--rate", type=float, help="the limit, queries/s (default: searched)")
-    parser.add_argument("--p99-ms", type=float, default=250.0, help="latency bound (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="seconds at each rate (default: %(default)s)")
+    parser.add_argument("--rate", type=positive, help="the limit, queries/s (default: searched)")
+    parser.add_argument("--p99-ms", type=positive, default=250.0, help="latency bound (default: %(default)s)")
+    parser.add_argument("--seconds", type=positive, default=20.0, help="seconds at each rate (default: %(default)s)")
     parser.add_argument("--images", type=Path, help="folder of photos (default: generated 640x480 ones)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON here")

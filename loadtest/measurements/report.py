@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,10 @@ def _draw_latencies(axes: Axes, stages: dict[str, Row]) -> None:
     positions = range(len(stages))
     for offset, key in ((-0.2, "p50_ms"), (0.2, "p99_ms")):
         axes.bar(
-            [position + offset for position in positions], [stage[key] or 0.0 for stage in stages.values()], 0.4, label=key[:3]
+            [position + offset for position in positions],
+            [math.nan if stage[key] is None else stage[key] for stage in stages.values()],
+            0.4,
+            label=key[:3],
         )
     axes.set_xticks(positions, list(stages))
     axes.set(title="Latency by stage (Prometheus)", ylabel="ms")

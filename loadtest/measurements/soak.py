@@ -17,12 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from deployments.settings import DEPLOYMENTS
-from jobs.command_line import print_progress
-from loadtest.load.openloop import Client, poisson_schedule, run_open_loop, run_single_stream, summarise
+from jobs.command_line import count, positive, print_progress
+from loadtest.load.openloop import Client, poisson_schedule, run_open_loop, run_single_stream, summarise, whole_ms
 from loadtest.load.photos import photos_from
-from loadtest.load.traffic import request_bodies
+from loadtest.load.traffic import OK, request_bodies
 from loadtest.service.local_service import LocalService, local_service
-from loadtest.service.machine import describe_machine, results_line
+from loadtest.service.machine import describe_machine, print_results
 from loadtest.service.processes import private_memory_mb
 
 
@@ -61,7 +61,8 @@ async def soak(service: LocalService, bodies: list[bytes], rate_per_s: float, mi
             p99s.append(summary.p99_ms)
             memory.append(private_memory_mb(service.processes()))
             replicas.append({name: len(service.replica_pids(name)) for name in DEPLOYMENTS})
-            line = f"minute {minute + 1}: p50 {summary.p50_ms or 0:.0f} ms, p99 {summary.p99_ms or 0:.0f} ms, {summary.outcomes}"
+            p50, p99 = map(whole_ms, (summary.p50_ms, summary.p99_ms))
+            line = f"minute {minute + 1}: p50 {p50} ms, p99 {p99} ms, {summary.outcomes}"
             print_progress(f"{line}, {memory[-1]:.0f} MB, {sum(replicas[-1].values())} replicas")
     return Soak(rate_per_s, dict(outcomes), p50s, p99s, memory, replicas, growth_of(memory[1:], replicas[1:]))
 
@@ -75,18 +76,19 @@ def growth_of(memory: list[float], replicas: list[dict[str, int]]) -> float | No
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print; returns the exit status."""
+    """Measure and print; returns the exit status: 1 if nothing was answered."""
     machine, bodies = describe_machine(), request_bodies(photos_from(args.images, size_wh=(640, 480)), 1)
     with local_service() as service:
         result = asyncio.run(soak(service, bodies, args.rate, args.minutes))
-    print(f"{sum(result.outcomes.values())} queries: {result.outcomes}; memory after the first minute: {result.growth or 0:+.1%}")
-    print(results_line({"machine": machine, "soak": asdict(result)}, args.output))
-    return 0
+    growth = "-" if result.growth is None else f"{result.growth:+.1%}"
+    print(f"{sum(result.outcomes.values())} queries: {result.outcomes}; memory after the first minute: {growth}")
+    print_results({"machine": machine, "soak": asdict(result)}, args.output)
+    return 0 if OK in result.outcomes else 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m loadtest soak`."""
-    parser.add_argument("--rate", type=float, default=8.0, help="queries a second (default: %(default)s)")
-    parser.add_argument("--minutes", type=int, default=15, help="length of the run (default: %(default)s)")
+    parser.add_argument("--rate", type=positive, default=8.0, help="queries a second (default: %(default)s)")
+    parser.add_argument("--minutes", type=count, default=15, help="length of the run (default: %(default)s)")
     parser.add_argument("--images", type=Path, help="folder of photos (default: generated 640x480 ones)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON here")

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.command_line import print_progress
+from jobs.command_line import count, positive, print_progress
 from loadtest.load.openloop import Client, Query, percentile, run_closed_loop, run_single_stream, whole_ms
 from loadtest.load.photos import photos_from
 from loadtest.load.traffic import OK, request_bodies
@@ -105,9 +105,9 @@ async def run_clients(client: Client, phases: Sequence[tuple[int, float]]) -> li
     began = time.perf_counter()
     queries: list[Query] = []
     ends_s = 0.0
-    for count, seconds in phases:
+    for clients, seconds in phases:
         ends_s += seconds
-        await asyncio.gather(*(run_closed_loop(client, queries, began, ends_s) for _ in range(count)))
+        await asyncio.gather(*(run_closed_loop(client, queries, began, ends_s) for _ in range(clients)))
     return queries
 
 
@@ -199,26 +199,28 @@ def run(args: argparse.Namespace) -> int:
             with Watch(service.processes) as watch:
                 return await run_clients(client, plan), watch.samples
 
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
     print_progress(f"measuring for {sum(args.seconds):.0f} s")
     with local_service(change=scale_by_itself) as service:
         queries, samples = asyncio.run(load(service))
     result = summarise_spike(queries, samples, plan, args.p99_ms)
-    line = json.dumps({"machine": machine, "spike": asdict(result)})
-    if args.output:
-        args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / "spike.json").write_text(line + "\n", encoding="utf-8")
-        (args.output / "spike.png").write_bytes(as_png(result))
     print(as_table(result))
     phases = [asdict(phase) for phase in result.phases]
     print(json.dumps({"machine": machine, "phases": phases, "recovered_s": result.recovered_s}))
+    if args.output:
+        (args.output / "spike.json").write_text(
+            json.dumps({"machine": machine, "spike": asdict(result)}) + "\n", encoding="utf-8"
+        )
+        (args.output / "spike.png").write_bytes(as_png(result))
     return 0 if result.recovered_s is not None else 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m loadtest spike`."""
     few_many, lengths = (1, 10), (20.0, 70.0, 40.0)
-    parser.add_argument("--clients", type=int, nargs=2, default=few_many, metavar=("FEW", "MANY"), help="(default: 1 10)")
-    parser.add_argument("--seconds", type=float, nargs=3, default=lengths, metavar=PHASES, help="(default: 20 70 40)")
-    parser.add_argument("--p99-ms", type=float, default=500.0, help="latency bound (default: %(default)s)")
+    parser.add_argument("--clients", type=count, nargs=2, default=few_many, metavar=("FEW", "MANY"), help="(default: 1 10)")
+    parser.add_argument("--seconds", type=positive, nargs=3, default=lengths, metavar=PHASES, help="(default: 20 70 40)")
+    parser.add_argument("--p99-ms", type=positive, default=500.0, help="latency bound (default: %(default)s)")
     parser.add_argument("--images", type=Path, help="folder of photos (default: generated ones)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write spike.png and spike.json here")

@@ -28,13 +28,13 @@ import requests
 
 from deployments.detector import engine_options
 from deployments.settings import EMBEDDED_MODEL
-from jobs.command_line import CommandFault, print_progress
+from jobs.command_line import CommandFault, count, print_progress
 from loadtest.load.image_server import allow_image_server, start_image_server
 from loadtest.load.photos import photos_from
 from loadtest.load.traffic import JSON_HEADERS, request_bodies
 from loadtest.planning.engine_alone import measure_engine
 from loadtest.service.local_service import SHIPPED_CONFIG, Edit, LocalService, local_service
-from loadtest.service.machine import describe_machine, results_line
+from loadtest.service.machine import describe_machine, print_results
 from loadtest.service.parts import part_of
 from pipeline.errors import ServiceError
 from pipeline.images.decode import DecodeLimits
@@ -244,8 +244,6 @@ def read_costs(path: Path) -> tuple[Costs, dict[str, Any]]:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; returns the exit status."""
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
     machine = describe_machine()
     photos = photos_from(args.images, size_wh=(640, 480))
     print_progress("measuring for about a minute")
@@ -255,16 +253,16 @@ def run(args: argparse.Namespace) -> int:
         print(f"{args.config}: {error}", file=sys.stderr)
         return 2
     print(as_table(costs))
-    print(results_line({"machine": machine, "costs": asdict(costs)}, args.output))
+    print_results({"machine": machine, "costs": asdict(costs)}, args.output)
     return 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m loadtest costs`."""
-    parser.add_argument("--clients", type=int, default=16, help="closed-loop clients (default: %(default)s)")
-    parser.add_argument("--images-per-request", type=int, default=1, help="(default: %(default)s)")
+    parser.add_argument("--clients", type=count, default=16, help="closed-loop clients (default: %(default)s)")
+    parser.add_argument("--images-per-request", type=count, default=1, help="(default: %(default)s)")
     parser.add_argument("--urls", action="store_true", help="send URLs of an image server on this machine instead of base64")
-    parser.add_argument("--count", type=int, default=320, help="images to answer (default: %(default)s)")
+    parser.add_argument("--count", type=count, default=320, help="images to answer (default: %(default)s)")
     parser.add_argument("--images", type=Path, help="folder of photos (default: generated 640x480 ones)")
     parser.add_argument("--config", type=Path, default=SHIPPED_CONFIG, help="serve_config.yaml (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="write the JSON here, for python -m loadtest plan --costs")

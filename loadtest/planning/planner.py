@@ -29,6 +29,7 @@ from functools import partial
 from pathlib import Path
 
 from deployments.settings import GroupSettings
+from jobs.command_line import amount, count, positive
 from loadtest.planning.costs import Costs, read_costs
 from loadtest.planning.plan_check import check
 from loadtest.service.parts import DECODERS, DETECTOR
@@ -266,8 +267,8 @@ def _step(text: str) -> Step:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m loadtest plan`."""
     parser.add_argument("--costs", type=Path, required=True, help="JSON of python -m loadtest costs --output")
-    parser.add_argument("--rate", type=float, default=100.0, help="images/s (default: %(default)s)")
-    parser.add_argument("--p99-ms", type=float, default=250.0, help="latency bound (default: %(default)s)")
+    parser.add_argument("--rate", type=positive, default=100.0, help="images/s (default: %(default)s)")
+    parser.add_argument("--p99-ms", type=positive, default=250.0, help="latency bound (default: %(default)s)")
     parser.add_argument(
         "--step-ms", type=_step, metavar="BASE,PER_IMAGE", help="step of your accelerator (default: of the engine in costs.json)"
     )
@@ -275,10 +276,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, help="a serve_config.yaml: print the rate that each part of it allows, and the bottleneck"
     )
     parser.add_argument(
-        "--fetch-ms", type=float, default=StageCosts().fetch_ms, help="time to fetch a URL (default: %(default)s)"
+        "--fetch-ms", type=amount, default=StageCosts().fetch_ms, help="time to fetch a URL (default: %(default)s)"
     )
-    parser.add_argument("--max-batch", type=int, default=32, help="most images in a pass (default: %(default)s)")
+    parser.add_argument("--max-batch", type=count, default=32, help="most images in a pass (default: %(default)s)")
     parser.add_argument("--utilisation", type=float, default=0.7, help="largest utilisation of a replica (default: %(default)s)")
     parser.add_argument(
-        "--check", type=int, nargs="+", metavar="DETECTORS", help="compare with runs of so many simulated detectors"
+        "--check", type=count, nargs="+", metavar="DETECTORS", help="compare with runs of so many simulated detectors"
     )

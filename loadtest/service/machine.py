@@ -1,4 +1,4 @@
-"""Describes this machine for results (processor, memory, versions, commit), writes results, and finds free ports."""
+"""Describes this machine for results (processor, memory, versions, commit), prints results, and finds free ports."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def describe_machine() -> dict[str, object]:
     }
 
 
-def results_line(facts: Mapping[str, Any], output: Path | None) -> str:
-    """Results as one line of JSON, also written to `output` if given."""
+def print_results(facts: Mapping[str, Any], output: Path | None) -> None:
+    """Print results as one line of JSON, then write it to `output` if given: on a full disk the results are on the screen."""
     line = json.dumps(facts)
+    print(line)
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(line + "\n", encoding="utf-8")
-    return line
 
 
 def _commit() -> str | None:

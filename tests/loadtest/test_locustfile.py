@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from loadtest import __main__ as main
+from loadtest.service.machine import free_port
 from tests.support.fake_service import fake_service
 
 needs_locust = pytest.mark.skipif(
@@ -32,6 +33,27 @@ async def test_user_scores():
         status, printed = await locust(url, "Base64User")
     assert status == 0, printed
     assert "1 image, base64" in printed
+
+
+@needs_locust
+async def test_several_processes(monkeypatch):
+    """Each worker has its bodies before its users start, and they share the port of the image server."""
+    monkeypatch.setenv("LOADTEST_IMAGE_PORT", str(free_port()))
+    async with fake_service() as url:
+        status, printed = await locust(url, "MixedUser", "-u", "4", "--processes", "2")
+    assert status == 0, printed
+    assert "1 image, URL" in printed
+    assert "Traceback" not in printed
+
+
+@needs_locust
+async def test_photos_that_are_not_there():
+    """One line, and nothing is sent."""
+    async with fake_service() as url:
+        status, printed = await locust(url, "Base64User", "--images", "/nowhere")
+    assert status == 1
+    assert "/nowhere: No such file or directory" in printed
+    assert "Traceback" not in printed
 
 
 @needs_locust

@@ -1,13 +1,19 @@
 """`python -m loadtest` and what it says when nothing can be measured."""
 
 import asyncio
+import errno
+import json
 import time
 from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from loadtest import __main__ as main
+from loadtest.load.openloop import Query, summarise
+from loadtest.load.traffic import OK
 from loadtest.service.machine import free_port
 from tests.support.fake_service import fake_service
 
@@ -30,6 +36,10 @@ async def test_a_wrong_key_is_named(scenario, monkeypatch, capsys):
         ("run --scenario server --size 640", "'640' is not WxH, width and height in pixels such as 640x480"),
         ("run --scenario server --size 640x0", "'640x0' is not WxH"),
         ("run --scenario server --url http://127.0.0.1:8000/score", "without /score, which is appended: http://127.0.0.1:8000"),
+        ("run --scenario steady --rate 0", "argument --rate: '0' is not above 0"),
+        ("run --scenario steady --images-per-request 0", "argument --images-per-request: '0' is not a number from 1"),
+        ("soak --rate -1", "argument --rate: '-1' is not a number from 0"),
+        ("costs --clients 0", "argument --clients: '0' is not a number from 1"),
         ("plan --costs costs.json --step-ms 12", "'12' is not BASE,PER_IMAGE"),
         ("plan --costs costs.json --step-ms 12,x", "'12,x' is not BASE,PER_IMAGE"),
         ("plan --costs costs.json --step-ms 0,0", "neither part may be negative"),
@@ -63,6 +73,44 @@ def test_what_cannot_be_read_is_one_line(arguments, said, tmp_path, monkeypatch,
     assert main.main(arguments.format(tmp_path).split()) == 1
     assert (told := capsys.readouterr().err).startswith(f"loadtest: {said.format(tmp_path)}")
     assert told.count("\n") == 1
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """`_measure` replaced: one answer, within a few milliseconds."""
+
+    async def measure(*_):
+        return {"scenario": "offline", "summary": asdict(summarise([Query(0, 0, 0.01, OK)], None))}, None
+
+    monkeypatch.setattr(main, "_measure", measure)
+
+
+@pytest.mark.usefixtures("measured")
+def test_results_are_printed_though_the_disk_is_full(tmp_path, monkeypatch, capsys):
+    """Then the error, in one line."""
+    monkeypatch.setattr(Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    assert main.main(["run", "--scenario", "offline", "--url", "http://127.0.0.1:9", "--output", str(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out.splitlines()[-1])["result"]["summary"]["ok"] == 1
+    assert printed.err.startswith("loadtest: [Errno 28] No space left")
+
+
+def test_an_output_that_cannot_be_is_found_before_the_measurement(tmp_path, monkeypatch, capsys):
+    """A file where the folder should be."""
+    (tmp_path / "taken").touch()
+    monkeypatch.setattr(main, "_measure", lambda *_: pytest.fail("measured"))
+    arguments = ["run", "--scenario", "offline", "--url", "http://127.0.0.1:9", "--output", str(tmp_path / "taken")]
+    assert main.main(arguments) == 1
+    assert capsys.readouterr().err == f"loadtest: {tmp_path / 'taken'}: File exists\n"
+
+
+async def test_missing_metrics_are_reported_once(tmp_path, monkeypatch, capsys):
+    """Before the measurement; nothing is read after it."""
+    monkeypatch.setattr(main, "WARM_UP_S", 0.1)
+    arguments = ["run", "--scenario", "offline", "--offline-images", "2", "--metrics", str(tmp_path / "none.json")]
+    async with fake_service() as url:
+        assert await asyncio.to_thread(main.main, [*arguments, "--url", url]) == 0
+    assert capsys.readouterr().err.count("no metrics exporter answers") == 1
 
 
 def test_a_server_that_does_not_run_is_reported_at_once(capsys):

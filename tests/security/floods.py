@@ -38,7 +38,7 @@ from loadtest.load.openloop import Client, Query, percentile, poisson_schedule, 
 from loadtest.load.photos import photos_from
 from loadtest.load.traffic import JSON_HEADERS, OK, key_headers, request_bodies
 from loadtest.service.local_service import LocalService, local_service
-from loadtest.service.machine import describe_machine, results_line
+from loadtest.service.machine import describe_machine, print_results
 from loadtest.service.watch import Sample, Watch
 from tests.security.attacks import encoded_body
 from tests.security.hostile_servers import hostile_server
@@ -445,7 +445,7 @@ def main() -> int:
     facts = {"machine": describe_machine(), "floods": [asdict(step) for step in steps]}
     print(as_table(steps))
     print(stages_table(steps))
-    print(results_line(facts, args.output))
+    print_results(facts, args.output)
     return 0 if as_expected(steps) else 1
 
 

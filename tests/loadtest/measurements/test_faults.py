@@ -34,6 +34,13 @@ def test_queries_are_counted_with_the_last_fault():
     assert "1 hung beyond 36 s" in as_table(asdict(outcome))
 
 
+def test_a_fault_during_which_nothing_ended():
+    """It has no slowest answer, which is not one of 0 s."""
+    outcome = summarise([query(1, 2)], [Fault(10, KILL, "Ingress")], 2.0)
+    assert outcome.rows[1]["slowest_s"] is None
+    assert as_table(asdict(outcome)).splitlines()[2].split() == ["kill", "-9", "Ingress", "1", "0", "-", "none"]
+
+
 def test_a_query_that_ended_with_the_fault_is_explained():
     """The clocks of queries and faults differ by a few milliseconds; a query that ended well before is not explained."""
     struck = [Fault(10, KILL, "Ingress")]

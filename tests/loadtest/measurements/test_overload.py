@@ -24,3 +24,15 @@ async def test_refusing_keeps_the_goodput(room, keeps, monkeypatch):
     assert result.recovered_s is not None
     assert "goodput kept" in as_table(result)
     assert min(result.memory_mb) > 10
+
+
+async def test_a_service_that_answers_nothing(monkeypatch):
+    """No goodput at the limit: none can be kept, and failures are neither refusals nor late."""
+    monkeypatch.setattr(module, "GIVE_UP_S", 0.1)
+    for pause in ("WARM_UP_S", "BETWEEN_S", "AFTER_S"):
+        monkeypatch.setattr(module, pause, 0.0)
+    async with fake_service(answer=b"[]") as url:
+        result = await overload(service_at(url), BODIES, Setup(p99_ms=200, seconds=0.1), 60.0)
+    assert result.goodput_kept is None
+    assert "goodput kept: -" in (table := as_table(result))
+    assert table.splitlines()[1].split() == ["60.0", "0.0", "0", "0", "6", "-", "-"]

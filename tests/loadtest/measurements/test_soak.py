@@ -1,7 +1,12 @@
 """Minutes of a tenth of a second against a fake server."""
 
+from contextlib import nullcontext
+from functools import partial
+
 import pytest
 
+from loadtest.__main__ import main
+from loadtest.measurements import soak as module
 from loadtest.measurements.soak import growth_of, soak
 from tests.support.fake_service import BODIES, fake_service, service_at
 
@@ -16,6 +21,16 @@ async def test_every_query_is_counted():
     assert result.outcomes["refused 503"] > 0
     assert len(result.memory_mb) == len(result.p99_ms) == 7
     assert result.growth == pytest.approx(0, abs=0.2)
+
+
+def test_nothing_was_answered(monkeypatch, capsys):
+    """The exit status is 1, and an unknown growth is no 0 %."""
+    monkeypatch.setattr(module, "local_service", lambda: nullcontext(service_at("http://127.0.0.1:9")))
+    monkeypatch.setattr(module, "soak", partial(soak, minute_s=0.1))
+    assert main(["soak", "--minutes", "1"]) == 1
+    printed = capsys.readouterr()
+    assert "minute 1: p50 - ms, p99 - ms, {'connection: ClientConnectorError': 1}" in printed.err
+    assert printed.out.splitlines()[0].endswith("memory after the first minute: -")
 
 
 def test_growth():
