@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from math import inf
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, TypeVar
 
 import requests
 from PIL import Image
@@ -33,6 +34,8 @@ TRIES = 5
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 OF_THE_HOST = frozenset({"fetch_timeout", "fetch_unavailable"})
 """Error codes of a URL whose host did not answer: tried once more."""
+NOT_OURS = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+"""What reading a response raises that is not JSON, or not this service's."""
 NO_CODE = "error"
 """Code of a response that is not the service's own."""
 MAX_CONNECTIONS = 100
@@ -42,6 +45,9 @@ GRACE_S = 5.0
 LASTING_TLS_FAULTS = ("CERTIFICATE", "WRONG_VERSION_NUMBER")
 """Parts of OpenSSL's reasons that another try does not change: a certificate that is not trusted, missing or unreadable; no TLS at this
 port."""
+
+_Answer = TypeVar("_Answer")
+_Photo = TypeVar("_Photo", bound=Photo)
 
 
 class ScoringError(Exception):
@@ -69,7 +75,8 @@ class Client:
     Args:
         url: base URL, such as http://127.0.0.1:8000; AzureML's, with /score at its end, is accepted too.
         key: bearer key, as read from a file, too; None or an empty one sends none.
-        deadline_s: time limit of one request, seconds; the service's own limit may be shorter.
+        deadline_s: time limit of one request, seconds; the service's own limit may be shorter. A response that keeps arriving is read to
+            its end, however slow the network.
         patience_s: how long a photo is tried again, seconds; the last request may begin at the end of it.
     Raises:
         ValueError: `url` does not begin with http:// or https://; `key` has more than one line; or `deadline_s` is not a time limit.
@@ -124,7 +131,7 @@ class Client:
         """
         return self._score(self._stop, photo, _plain(params))
 
-    def score_many(self, photos: Iterable[Photo], *, in_flight: int = 4, **params: Any) -> Iterator[tuple[Photo, Result]]:
+    def score_many(self, photos: Iterable[_Photo], *, in_flight: int = 4, **params: Any) -> Iterator[tuple[_Photo, Result]]:
         """Score many photos, a few at a time; yields each with its result, in their order.
 
         A photo that cannot be scored gets a Result with `error` set; the others are not affected.
@@ -136,11 +143,11 @@ class Client:
             raise TypeError(f"photos must be a list or another iterable of photos, not a single {type(photos).__name__}")
         return self._score_many(photos, in_flight, _plain(params))
 
-    def _score_many(self, photos: Iterable[Photo], in_flight: int, params: dict[str, Any]) -> Iterator[tuple[Photo, Result]]:
+    def _score_many(self, photos: Iterable[_Photo], in_flight: int, params: dict[str, Any]) -> Iterator[tuple[_Photo, Result]]:
         left, stop = iter(photos), Event()
         self._stops.add(stop)
         with ThreadPoolExecutor(in_flight, thread_name_prefix="score") as threads:
-            waiting: list[tuple[Photo, Future[Result]]] = []
+            waiting: list[tuple[_Photo, Future[Result]]] = []
             try:
                 while True:
                     for photo in islice(left, 2 * in_flight - len(waiting)):
@@ -163,8 +170,7 @@ class Client:
     def _score(self, stop: Event, photo: Photo, params: dict[str, Any]) -> Result:
         if isinstance(photo, str) and (is_url(photo) or photo[:5].lower() == "data:"):
             table = {"columns": ["image"], "data": [photo]}
-            answer = self._ask(stop, _only_image, "POST", "/score", json={"input_data": table, "params": params})
-            return Result.from_answer(answer, (0, 0))
+            return self._ask(stop, _only_result, "POST", "/score", json={"input_data": table, "params": params})
         size, turned = (0, 0), True
         if isinstance(photo, Image.Image):
             turned = self._turns(stop, photo)
@@ -177,8 +183,8 @@ class Client:
                 size = size_as_seen(image, turned)
         query = {name: str(value).lower() if isinstance(value, bool) else value for name, value in params.items()}
         headers = {"Content-Type": "application/octet-stream"}
-        answer = self._ask(stop, _only_image, "POST", "/score", params=query, data=data, headers=headers)
-        return Result.from_answer(answer, size, turned)
+        read = partial(_only_result, size=size, turned=turned)
+        return self._ask(stop, read, "POST", "/score", params=query, data=data, headers=headers)
 
     def _turns(self, stop: Event, image: Image.Image) -> bool:
         """Whether the service turns this image by its EXIF orientation. Asked once, of the first image that has one."""
@@ -193,8 +199,8 @@ class Client:
                 self._turns_photos = True
         return self._turns_photos
 
-    def _ask(self, stop: Event, read: Callable[[Any], dict[str, Any]], method: str, route: str, **request: Any) -> dict[str, Any]:
-        """Send a request until it has an answer, which `read` takes from the JSON; `stop` ends its retries."""
+    def _ask(self, stop: Event, read: Callable[[Any], _Answer], method: str, route: str, **request: Any) -> _Answer:
+        """Send a request until it has an answer, which `read` makes of the JSON; `stop` ends its retries."""
         ends, faults, pause_s = time.monotonic() + self._patience_s, 0, FIRST_PAUSE_S
         while True:
             try:
@@ -207,7 +213,7 @@ class Client:
                     raise ScoringError(error.code, error.message, error.status) from error.__cause__
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    def _once(self, read: Callable[[Any], dict[str, Any]], method: str, route: str, **request: Any) -> dict[str, Any]:
+    def _once(self, read: Callable[[Any], _Answer], method: str, route: str, **request: Any) -> _Answer:
         timeout_s = self._deadline_s + GRACE_S
         try:  # a redirected POST would become a GET
             response = self._session.request(method, self.url + route, timeout=timeout_s, allow_redirects=False, **request)
@@ -227,7 +233,7 @@ class Client:
             raise _refusal(response)
         try:
             return read(response.json())
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except NOT_OURS:
             kind = response.headers.get("content-type", "no content type")
             message = f"{self.url} did not answer as this service does: {kind} instead of JSON with objects."
             raise ScoringError("not_this_service", message, response.status_code) from None
@@ -256,19 +262,19 @@ def _refusal(response: requests.Response) -> _Refused:
     try:
         said = response.json()
         refused = _Refused(str(said["code"]), str(said["message"]), response.status_code)
-    except (ValueError, TypeError, KeyError):
+    except NOT_OURS:
         refused = _Refused(NO_CODE, f"The answer was {response.status_code} {response.reason}.", response.status_code)
     after = response.headers.get("retry-after", "")
     refused.retry_after_s = float(after) if after.isdecimal() else 0.0
     return refused
 
 
-def _only_image(answers: Any) -> dict[str, Any]:
-    """The answer for a request's only image; with `on_error="isolate"` its error is in it."""
+def _only_result(answers: Any, size: tuple[int, int] = (0, 0), turned: bool = True) -> Result:
+    """The result for a request's only image; with `on_error="isolate"` its error is in it."""
     (answer,) = answers
     if error := answer.get("error"):
         raise _Refused(str(error["code"]), str(error["message"]), 200)
-    return dict(answer, boxes=answer["boxes"])
+    return Result.from_answer(answer, size, turned)
 
 
 def _bearer(key: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
@@ -284,8 +290,8 @@ def _bearer(key: str) -> Callable[[requests.PreparedRequest], requests.PreparedR
 
 
 def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Params as JSON takes them: numbers of NumPy as Python's, labels as a list."""
-    plain = {name: value.item() if hasattr(value, "item") else value for name, value in params.items()}
+    """Params as JSON takes them: numbers and arrays of NumPy as Python's, labels as a list."""
+    plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in params.items()}
     if (labels := plain.get("labels")) is not None:
         plain["labels"] = [labels] if isinstance(labels, str) else list(labels)
         if not plain["labels"]:  # a query has no empty list, so it would mean all labels

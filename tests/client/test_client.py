@@ -49,8 +49,13 @@ def photo(size=(200, 100), exif=None):
 def test_a_photo_becomes_typed_objects(client, running, tmp_path):
     """From a path, bytes or an image alike; params reach the service."""
     (tmp_path / "a.jpg").write_bytes(photo())
-    for given in (tmp_path / "a.jpg", str(tmp_path / "a.jpg"), photo(), Image.new("RGB", (200, 100))):
-        result = client.score(given, score_threshold=0.5, closed=False, labels=["person", "dog"])
+    for given, labels in (
+        (tmp_path / "a.jpg", ["person", "dog"]),
+        (str(tmp_path / "a.jpg"), ("person", "dog")),
+        (photo(), np.array(["person", "dog"])),
+        (Image.new("RGB", (200, 100)), ["person", "dog"]),
+    ):
+        result = client.score(given, score_threshold=np.float64(0.5), closed=False, labels=labels)
         assert [(item.label, item.score) for item in result.objects] == [("person", 0.92), ("dog", 0.71)]
         assert result.size == (200, 100)
     params = running[1].seen[-1][1]
@@ -335,6 +340,16 @@ def test_errors_have_the_documented_type():
             Client(service.url).score(photo())
         assert type(caught.value) is ScoringError
     assert "text/html instead of JSON" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "document", [[{"boxes": None}], [{"boxes": ["person"]}], [{"boxes": [{"label": "person"}]}], [], {"boxes": []}, None], ids=str
+)
+def test_json_of_another_service_is_reported(document):
+    """Also where only its innermost part differs."""
+    with scripted_service(answer(200, document)) as service, pytest.raises(ScoringError) as caught:
+        Client(service.url).score(photo())
+    assert (caught.value.code, caught.value.status) == ("not_this_service", 200)
 
 
 def test_many_photos_keep_their_order_and_a_missing_one_stops_nobody(client, tmp_path):
