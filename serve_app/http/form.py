@@ -65,7 +65,8 @@ def parse_form(
 def _boundary(content_type: str) -> bytes:
     boundary = _parameters(content_type.encode("latin-1")).get(b"boundary", b"")
     if not 0 < len(boundary) <= MAX_BOUNDARY_CHARS:
-        raise _fault(f"its Content-Type must have a boundary of 1 to {MAX_BOUNDARY_CHARS} characters")
+        library = "HTTP libraries write the header with one if you do not set it"
+        raise _fault(f"its Content-Type must have a boundary of 1 to {MAX_BOUNDARY_CHARS} characters ({library})")
     return boundary
 
 
