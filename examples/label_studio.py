@@ -8,11 +8,15 @@ with ML_BLOCK_LOCAL_IP=false). Run with Label Studio 1.23.2, 2026-11-29. The pro
 <PolygonLabels name="label" toName="image"> with the model's classes.
 """
 
+import logging
 import os
 from functools import cache
 from typing import Any
 
-from rtmdet_ins_client import Client, Result
+from rtmdet_ins_client import Client, Result, ScoringError
+
+OF_ONE_PHOTO = (413, 422)
+"""Statuses for a photo that cannot be scored; with any other error the next photo would fail, too."""
 
 
 def regions(result: Result, from_name: str, to_name: str) -> list[dict[str, Any]]:
@@ -52,14 +56,22 @@ except ImportError:  # only the backend needs it
 class ScoringBackend(LabelStudioMLBase):  # type: ignore[misc, unused-ignore]
     """Predicts with the service at SCORING_URL, with the key in SCORING_KEY if it needs one."""
 
-    def predict(self, tasks: list[dict[str, Any]], context: dict[str, Any] | None = None, **_: Any) -> list[dict[str, Any]]:  # noqa: ARG002
-        """One prediction for each task of Label Studio."""
+    def predict(self, tasks: list[dict[str, Any]], context: dict[str, Any] | None = None, **_: Any) -> list[Any]:  # noqa: ARG002
+        """One prediction for each task of Label Studio; an empty list, which it takes as none, for a bad photo among others: all selected
+        tasks come in one call, and an exception would leave all of them without predictions."""
         from_name, to_name, value = self.get_first_tag_occurence("PolygonLabels", "Image")
-        predictions = []
+        predictions: list[Any] = []
         for task in tasks:
             path = self.get_local_path(task["data"][value], task_id=task["id"])
-            found = regions(client().score(path, closed=False), from_name, to_name)
-            predictions.append({"result": found, "score": max((region["score"] for region in found), default=0.0)})
+            try:
+                found = regions(client().score(path, closed=False), from_name, to_name)
+            except ScoringError as error:
+                if len(tasks) == 1 or error.status not in OF_ONE_PHOTO:
+                    raise
+                logging.warning("no prediction for task %s: %s", task["id"], error)
+                predictions.append([])
+            else:
+                predictions.append({"result": found, "score": max((region["score"] for region in found), default=0.0)})
         return predictions
 
 

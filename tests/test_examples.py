@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import yaml
-from rtmdet_ins_client import Found, Result
+from rtmdet_ins_client import Found, Result, ScoringError
 from rtmdet_ins_client.client import GRACE_S
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -41,13 +42,39 @@ def test_label_studio_has_one_client(monkeypatch):
 
     monkeypatch.setattr(label_studio, "Client", client)
     for _ in range(2):
-        backend = label_studio.ScoringBackend()
-        backend.get_first_tag_occurence = lambda *_: ("label", "image", "image")
-        backend.get_local_path = lambda url, task_id: f"{task_id}{url}"
-        tasks = [{"id": number, "data": {"image": "/a.jpg"}} for number in range(2)]
-        assert backend.predict(tasks) == [{"result": [], "score": 0.0}] * 2
+        assert predictions(label_studio, range(2)) == [{"result": [], "score": 0.0}] * 2
     ((_, options),) = made
     assert longest_s(options) < 100, "ML_TIMEOUT_PREDICT of Label Studio"
+
+
+def predictions(label_studio, ids):
+    """What Label Studio gets for tasks with these ids."""
+    backend = label_studio.ScoringBackend()
+    backend.get_first_tag_occurence = lambda *_: ("label", "image", "image")
+    backend.get_local_path = lambda url, task_id: f"{task_id}{url}"
+    return backend.predict([{"id": number, "data": {"image": "/a.jpg"}} for number in ids])
+
+
+def test_a_bad_photo_leaves_the_other_tasks_their_predictions(monkeypatch, caplog):
+    """A task on its own, and a fault that every photo would meet, are errors that the user sees."""
+    label_studio = load("label_studio.py")
+    faults = {
+        "1/a.jpg": ScoringError("image_not_decodable", "damaged", 422),
+        "3/a.jpg": ScoringError("unauthorized", "no key", 401),
+    }
+
+    def score(path, **_):
+        if path in faults:
+            raise faults[path]
+        return Result([], (200, 100))
+
+    monkeypatch.setattr(label_studio, "client", lambda: SimpleNamespace(score=score))
+    none = {"result": [], "score": 0.0}
+    assert predictions(label_studio, range(3)) == [none, [], none]
+    assert "task 1: damaged" in caplog.text
+    for ids in ([1], range(2, 4)):
+        with pytest.raises(ScoringError):
+            predictions(label_studio, ids)
 
 
 def longest_s(options):
