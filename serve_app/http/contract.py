@@ -52,10 +52,11 @@ BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """A checked request: `images` in order, as base64 text, URL or file bytes, and its `params`."""
+    """A checked request: `images` in order, as base64 text, URL or file bytes; its `params`; the values of `draw` in a form."""
 
     images: Sequence[str | bytes]
     params: ScoreParams
+    draw: tuple[str, ...] = ()
 
 
 def parse_score_request(body: bytes | bytearray) -> ScoreRequest:

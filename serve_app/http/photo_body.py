@@ -11,7 +11,7 @@ The answer is the same JSON list, or a picture (`requested_format`). A file's fo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -28,9 +28,12 @@ PHOTO_TYPES = frozenset(
 ) | {"application/octet-stream", "image/*"}
 TYPES = f"application/json, {MULTIPART} or an image type such as image/jpeg"
 """For messages."""
-PICTURES = frozenset(f"image/{file_format}" for file_format in PICTURE_FORMATS)
-QUERY_NOT_PARAMS = frozenset({"draw"})
-"""Query parameters that are not `params`."""
+MEDIA_TYPES: dict[AnswerFormat, str] = {"json": "application/json", "png": "image/png", "jpeg": "image/jpeg"}
+"""Of the answer; the first of those that a client likes equally is sent."""
+DRAW = "draw"
+"""The query parameter, or field of a form, that is not one of the `params`."""
+DRAW_VALUES = {"1": True, "true": True, "0": False, "false": False}
+_WEIGHT = re.compile(r"q=(0(?:\.\d*)?|1(?:\.0*)?)")
 
 
 def parse_photos(body: bytearray, headers: Mapping[str, str], query: Iterable[tuple[str, str]], max_images: int) -> ScoreRequest:
@@ -45,31 +48,36 @@ def parse_photos(body: bytearray, headers: Mapping[str, str], query: Iterable[tu
         InvalidRequest: no photo, a form that cannot be parsed, or unknown params.
         LimitExceeded: too many photos.
     """
-    given = [(name, value) for name, value in query if name not in QUERY_NOT_PARAMS]
     if media_type(headers) != MULTIPART:
-        return ScoreRequest([_photo(bytes(body), "The request body")], _params(given))
+        return ScoreRequest([_photo(bytes(body), "The request body")], _params(query))
     files, fields = parse_form(body, headers["content-type"], max_images)
     if not files:
         example = "send photos as in: curl -F image=@photo.jpg …/score"
         raise InvalidRequest(f"The multipart form holds no file (a part with a filename); {example}")
     photos = [_photo(data, f"The file of field {name[:40]!r}") for name, data in files]
-    return ScoreRequest(photos, _params([*given, *fields]))
+    draw = tuple(value for name, value in fields if name == DRAW)
+    return ScoreRequest(photos, _params([*query, *fields]), draw)
 
 
-def requested_format(request: Request) -> AnswerFormat:
-    """The format of the answer: JSON, unless `draw=1` in the query or an Accept header with image/png or image/jpeg asks for a picture.
+def requested_format(request: Request, fields: Iterable[str] = ()) -> AnswerFormat:
+    """The format of the answer: a picture or JSON as `draw` says, else what the Accept header prefers, else JSON.
 
+    Args:
+        fields: the values of `draw` in a form; that of the query counts, too.
     Raises:
-        InvalidRequest: another value of `draw`.
+        InvalidRequest: another value of `draw`, or several.
     """
-    accepted = set(_accepted(",".join(request.headers.getlist("accept"))))
-    draw = request.query_params.get("draw")
-    if draw not in (None, "0", "1", "false", "true"):
+    given = [*request.query_params.getlist(DRAW), *fields]
+    if len(given) > 1:
+        raise InvalidRequest("'draw' is given twice.")
+    draw = [DRAW_VALUES.get(value.lower()) for value in given]
+    if None in draw:
         raise InvalidRequest("'draw' must be 1 or 0.")
-    wanted = draw in ("1", "true") or (draw is None and bool(accepted & PICTURES) and "application/json" not in accepted)
-    if not wanted:
+    if draw == [False]:
         return "json"
-    return "jpeg" if "image/jpeg" in accepted and "image/png" not in accepted else "png"
+    weights = _weights(",".join(request.headers.getlist("accept")))
+    formats = [kind for kind in MEDIA_TYPES if kind in PICTURE_FORMATS or not draw]
+    return max(formats, key=lambda kind: weights.get(MEDIA_TYPES[kind], 0.0))
 
 
 def check_drawable(file_format: AnswerFormat, images: int) -> None:
@@ -78,12 +86,14 @@ def check_drawable(file_format: AnswerFormat, images: int) -> None:
         raise InvalidRequest(f"A picture shows one photo; the request has {images}.")
 
 
-def _accepted(header: str) -> Iterator[str]:
-    """The media types of an Accept header, without those of weight 0: "not this one"."""
+def _weights(header: str) -> dict[str, float]:
+    """The media types of an Accept header with their weights; one of weight 0 is not wanted."""
+    weights = {}
     for part in header.lower().split(","):
         kind, *parameters = (piece.replace(" ", "") for piece in part.split(";"))
-        if not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters):
-            yield kind
+        given = [match[1] for match in map(_WEIGHT.fullmatch, parameters) if match]
+        weights[kind] = float(given[0]) if given else 1.0
+    return weights
 
 
 def media_type(headers: Mapping[str, str]) -> str:
@@ -101,6 +111,8 @@ def _params(given: Iterable[tuple[str, str]]) -> ScoreParams:
     """Parse params given as text; only `labels` may be repeated."""
     params: dict[str, Any] = {}
     for name, value in given:
+        if name == DRAW:
+            continue
         if name == "labels":
             params.setdefault(name, []).append(value)
         elif name in params:

@@ -158,6 +158,8 @@ def _add_score(app: FastAPI, ingress: Ingress, settings: Settings) -> Route:
                 context = ingress.context(requested_timeout_s(request), request.state.request_id, request.state.caller)
                 answer_format = requested_format(request)
                 scoring = await _read_request(request, answer_format, ingress, context.remaining_s, hold)
+                if scoring.draw:
+                    answer_format = requested_format(request, scoring.draw)
                 check_drawable(answer_format, len(scoring.images))
             began = time.perf_counter()
             answers = await ingress.score_images(scoring.images, scoring.params, context, answer_format=answer_format)

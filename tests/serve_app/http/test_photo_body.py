@@ -100,7 +100,13 @@ async def test_refusals_say_what_to_do(client, ingress, query, request_, status,
         pytest.param("", "application/json;q=0, image/png", "png", id="no JSON"),
         pytest.param("draw=1", "*/*", "png", id="draw"),
         pytest.param("draw=true", "image/jpeg", "jpeg", id="draw, JPEG"),
+        pytest.param("draw=True", "*/*", "png", id="draw, as requests writes Python's True"),
         pytest.param("draw=0", "image/png", "json", id="not drawn"),
+        pytest.param("", "image/png, application/json;q=0.1", "png", id="rather PNG than JSON"),
+        pytest.param("", "image/jpeg;q=0.5, application/json; q=0.8", "json", id="rather JSON than JPEG"),
+        pytest.param("", "image/png;q=0.1, image/jpeg;q=0.9", "jpeg", id="rather JPEG than PNG"),
+        pytest.param("draw=1", "image/png;q=0.1, image/jpeg, application/json", "jpeg", id="draw, rather JPEG"),
+        pytest.param("", "image/png;q=high", "png", id="no weight"),
     ],
 )
 async def test_a_picture_is_asked_for_by_accept_or_draw(client, ingress, query, accept, form):
@@ -124,11 +130,29 @@ async def test_all_accept_headers_count(client, ingress):
     assert ingress.seen[-1][3] == "jpeg"
 
 
+@pytest.mark.parametrize(("accept", "form"), [("*/*", "png"), ("image/jpeg", "jpeg")])
+async def test_draw_may_be_a_field(client, ingress, accept, form):
+    """As `curl -F image=@a.jpg -F draw=1` sends it."""
+    ingress.answers = [DrawnImage(b"picture", f"image/{form}", {})]
+    fields = {"draw": "1", "score_threshold": "0.4"}
+    response = await client.post("/score", files={"image": ("a", JPEG)}, data=fields, headers={"accept": accept})
+    assert response.content == b"picture"
+    assert (ingress.seen[-1][1].score_threshold, ingress.seen[-1][3]) == (0.4, form)
+
+
 @pytest.mark.parametrize(
-    ("query", "count", "said"), [("draw=yes", 1, "'draw' must be 1 or 0"), ("draw=1", 2, "shows one photo; the request has 2")]
+    ("query", "fields", "count", "said"),
+    [
+        ("draw=yes", {}, 1, "'draw' must be 1 or 0"),
+        ("draw=1", {}, 2, "shows one photo; the request has 2"),
+        ("draw=1&draw=0", {}, 1, "'draw' is given twice"),
+        ("draw=1", {"draw": "1"}, 1, "'draw' is given twice"),
+        ("", {"draw": "2"}, 1, "'draw' must be 1 or 0"),
+        ("", {"draw": "1"}, 2, "shows one photo; the request has 2"),
+    ],
 )
-async def test_a_picture_that_cannot_be_drawn_is_refused(client, ingress, query, count, said):
-    response = await client.post(f"/score?{query}", files=[("image", ("a", JPEG))] * count)
+async def test_a_picture_that_cannot_be_drawn_is_refused(client, ingress, query, fields, count, said):
+    response = await client.post(f"/score?{query}", files=[("image", ("a", JPEG))] * count, data=fields)
     assert (response.status_code, response.json()["code"]) == (400, "invalid_request")
     assert said in response.json()["message"]
     assert not ingress.seen
