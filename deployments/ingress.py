@@ -23,7 +23,7 @@ from deployments.scoring.graph import ScoringGraph
 from deployments.settings import Settings
 from deployments.stages.in_process import LocalHandle, StageHandle, StageInProcess, started
 from deployments.task import PICTURE_FORMATS, AnswerFormat, ImageInput, RequestContext, ScoreOptions
-from deployments.telemetry.access_log import keep_off_stderr
+from deployments.telemetry.logs import keep_off_stderr
 from deployments.telemetry.metrics import IngressMetrics
 from deployments.telemetry.tracing import record_stages
 from deployments.user_config import TakesUserConfig, with_live_settings

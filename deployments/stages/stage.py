@@ -14,6 +14,7 @@ from ray.serve.exceptions import RayServeException
 
 from deployments.stages.retry_alone import RetryAlone
 from deployments.task import ImageTask, RequestContext
+from deployments.telemetry.logs import include_pipeline
 from deployments.telemetry.metrics import StageMetrics
 from pipeline.errors import EngineFailed, ServiceError, StageFailed
 
@@ -59,6 +60,7 @@ class StageRunner:
     """
 
     def __init__(self, name: str) -> None:
+        include_pipeline()
         self.name = name
         self._metrics = StageMetrics(name)
         self._line_level = _line_level()

@@ -1,1 +1,1 @@
-"""What an operator sees: metrics (Prometheus), tracing (spans of OpenTelemetry), access_log (lines kept off stderr)."""
+"""What an operator sees: metrics (Prometheus), tracing (spans of OpenTelemetry), logs (lines of a replica)."""
