@@ -215,7 +215,7 @@ def stage_costs(costs: Costs, fetch_ms: float) -> StageCosts:
 def print_chain(config: Path, costs: Costs, step: Step, fetch_ms: float) -> None:
     """Print the rate that each part of a configuration allows at these costs, and the bottleneck."""
     for settings, deployments in check_document(read_document(config)):
-        print(*as_lines(settings, deployments, stage_costs(costs, fetch_ms), step), sep="\n")
+        print(*as_lines(settings, deployments, stage_costs(costs, fetch_ms), step, measured=True), sep="\n")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -122,8 +122,14 @@ def bottleneck(chain: list[Rate], *, at_max: bool) -> Rate:
     return min(chain, key=lambda rate: rate.at_max if at_max else rate.at_min)
 
 
-def as_lines(settings: Settings, deployments: Mapping[str, dict[str, Any]], costs: StageCosts, step: Step | None) -> list[str]:
-    """The rates as a table, and the lowest for images in the body and for URLs."""
+def as_lines(
+    settings: Settings, deployments: Mapping[str, dict[str, Any]], costs: StageCosts, step: Step | None, *, measured: bool = False
+) -> list[str]:
+    """The rates as a table, and the lowest for images in the body and for URLs.
+
+    Args:
+        measured: whether the costs are those of the user's machine; else the last line says how to measure them.
+    """
     if settings.layout == "together":
         return [
             "layout: together: all stages share the cores of one replica; measure its rate: "
@@ -140,13 +146,16 @@ def as_lines(settings: Settings, deployments: Mapping[str, dict[str, Any]], cost
         few, many = bottleneck(chain, at_max=False), bottleneck(chain, at_max=True)
         more = f"; with the most replicas {_named(many, many.at_max)}" if (few, few.at_min) != (many, many.at_max) else ""
         lines.append(f"bottleneck for {name}: {_named(few, few.at_min)}{more}")
-    network = f", a pass of the network {step.base_ms:g} + {step.per_image_ms:g} x batch" if step else ""
+    network = f", a pass of the network {step.base_ms:.3g} + {step.per_image_ms:.3g} x batch" if step else ""
     lines.append(
-        f"assumed ms per image: Ingress {costs.ingress_ms:g}, ImageLoader {costs.loader_ms:g} and decoding {costs.decode_ms:g}, "
-        f"Polygonizer {costs.polygonizer_ms:g}{network}; {costs.fetch_ms:g} to fetch a URL. "
-        "For those of your machine: python -m loadtest costs --output costs.json, then "
-        "python -m loadtest plan --costs costs.json --config FILE"
+        f"{'with' if measured else 'assumed'} ms per image: Ingress {costs.ingress_ms:.3g}, ImageLoader {costs.loader_ms:.3g} and decoding "
+        f"{costs.decode_ms:.3g}, Polygonizer {costs.polygonizer_ms:.3g}{network}; {costs.fetch_ms:g} to fetch a URL"
     )
+    if not measured:
+        lines[-1] += (
+            ". For those of your machine: python -m loadtest costs --output costs.json, then "
+            "python -m loadtest plan --costs costs.json --config FILE"
+        )
     return lines
 
 

@@ -84,6 +84,17 @@ def test_the_gpus_are_the_bottleneck_of_the_gpu_configuration(at_max):
         assert bottleneck(chain, at_max=at_max).name == NETWORK, by_name(chain)
 
 
+def test_measured_costs_are_not_called_assumed():
+    """Nor is it said how to measure them."""
+    settings, deployments = read("serve_config.yaml")
+    costs = StageCosts(ingress_ms=3.83473)
+    assert "assumed ms per image: Ingress 3.83," in as_lines(settings, deployments, costs, Step(2, 2))[-1]
+    assert as_lines(settings, deployments, costs, Step(16.9119, 31.1168), measured=True)[-1] == (
+        "with ms per image: Ingress 3.83, ImageLoader 2 and decoding 1.9, Polygonizer 1.4, a pass of the network 16.9 + 31.1 x batch; "
+        "200 to fetch a URL"
+    )
+
+
 @pytest.mark.parametrize("layout", ["stages", "together"])
 def test_the_commands_it_names_are_accepted(layout):
     """Each `python -m loadtest …` in the output has the arguments that the program requires."""
