@@ -1,4 +1,4 @@
-"""What is written to the log file of a replica: also the warnings of `pipeline`; and access lines only there, not to stderr.
+"""Log of a replica: the warnings of `pipeline` are in its file, and access lines only there, not on stderr.
 
 Ray Serve sets up only its own logger. A replica's stderr goes to another file, which Ray's log monitor reads and sends through the GCS to
 every driver that follows the log (`serve run`). Ray Serve's own proxies keep their access log off it, too. All other lines stay.
