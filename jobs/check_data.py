@@ -10,9 +10,9 @@ decoded, 2 if the annotations are refused or, with --strict, anything was left o
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ import numpy as np
 from jobs import html_page
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.annotations.report import STRICT_HELP
-from jobs.annotations.statistics import ClassCount, Odd, counts_by_class, counts_by_size, odd_cases, photo_sizes
+from jobs.annotations.whole_file import is_box
 from jobs.atomic_write import write_atomically
 from jobs.command_line import check_outputs, cli_errors, count
 from jobs.photo_copies import originals, thumbnails
@@ -31,6 +31,28 @@ from jobs.photos import OF_MACOS, PhotoError, photo_suffixes
 from jobs.sheets import Sheet, sheets_of_annotations
 
 PICTURE_SIDE_PX = 640
+COCO_SIZES_PX = {"small, below 32 x 32 px": 32.0**2, "medium, below 96 x 96 px": 96.0**2, "large": float("inf")}
+FEW_OBJECTS, MIN_SIDE_PX, WHOLE_PHOTO = 10, 4.0, 0.95
+"""Thresholds for odd cases: objects of a class; side of an object at the network's input; share of a photo."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassCount:
+    """A class: number of objects, of photos with them, and median of the square root of their areas, pixels (None without objects)."""
+
+    name: str
+    objects: int
+    photos: int
+    median_side_px: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Odd:
+    """Something to check: description, number of cases, and the first photos, or classes, with it."""
+
+    what: str
+    count: int
+    photos: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +77,7 @@ class Findings:
 
 def look(annotations: Annotations, image_size_px: int) -> Findings:
     """Decode every photo and collect the findings."""
-    document = json.loads(annotations.coco_json.read_text())
+    document = annotations.document()
     faults, odd_photos = _decode_all(annotations.images, document)
     odd = [*odd_cases(document, image_size_px), *odd_photos, *_not_annotated(annotations.images, document)]
     return Findings(annotations.summary, counts_by_class(document), counts_by_size(document), photo_sizes(document), odd, faults)
@@ -85,6 +107,68 @@ def _not_annotated(images: Path, document: dict[str, Any]) -> Iterator[Odd]:
     others = [name for name in (path.relative_to(images).as_posix() for path in files) if name not in known]
     if others:
         yield Odd("photos in the folder that the annotations do not name", len(others), tuple(others[:5]))
+
+
+def counts_by_class(document: dict[str, Any]) -> list[ClassCount]:
+    """Counts by class, crowds not counted, the most frequent class first."""
+    objects = defaultdict(list)
+    for found in document["annotations"]:
+        if not found["iscrowd"]:
+            objects[found["category_id"]].append(found)
+    counts = []
+    for category in document["categories"]:
+        own = objects[category["id"]]
+        median = float(np.median([found["area"] ** 0.5 for found in own])) if own else None
+        counts.append(ClassCount(category["name"], len(own), len({found["image_id"] for found in own}), median))
+    return sorted(counts, key=lambda count: -count.objects)
+
+
+def counts_by_size(document: dict[str, Any]) -> dict[str, int]:
+    """Objects by COCO's sizes, of their areas."""
+    counts = dict.fromkeys(COCO_SIZES_PX, 0)
+    for found in document["annotations"]:
+        if not found["iscrowd"]:
+            counts[next(name for name, end in COCO_SIZES_PX.items() if found["area"] < end)] += 1
+    return counts
+
+
+def photo_sizes(document: dict[str, Any]) -> str:
+    """The sizes of the photos, as text."""
+    sizes = Counter((photo["width"], photo["height"]) for photo in document["images"])
+    if not sizes:
+        return "no photos"
+    (width, height), times = sizes.most_common(1)[0]
+    common = f"{width} x {height} px ({times:,} photos)"
+    if len(sizes) == 1:
+        return common
+    smallest, largest = (choose(sizes, key=lambda size: size[0] * size[1]) for choose in (min, max))
+    return f"{len(sizes):,} sizes from {smallest[0]} x {smallest[1]} to {largest[0]} x {largest[1]} px, most often {common}"
+
+
+def odd_cases(document: dict[str, Any], image_size_px: int) -> list[Odd]:
+    """Odd cases, each with the first photos that show it.
+
+    Args:
+        document: as `jobs.annotations.datasets.read_annotations` writes it.
+        image_size_px: side of the network's input.
+    """
+    photos = {photo["id"]: photo for photo in document["images"]}
+    tiny = f"objects that are less than {MIN_SIDE_PX:g} px wide or high at {image_size_px} px"
+    whole = f"objects that cover more than {WHOLE_PHOTO:.0%} of their photo"
+    boxes, few = "outlines that are their box, four points and no more", f"classes with fewer than {FEW_OBJECTS} objects"
+    cases: dict[str, list[str]] = {tiny: [], whole: [], boxes: []}
+    for found in document["annotations"]:
+        photo, name = photos[found["image_id"]], photos[found["image_id"]]["file_name"]
+        if found["iscrowd"]:
+            continue
+        if min(found["bbox"][2:]) * image_size_px / max(photo["width"], photo["height"]) < MIN_SIDE_PX:
+            cases[tiny].append(name)
+        if found["area"] > WHOLE_PHOTO * photo["width"] * photo["height"]:
+            cases[whole].append(name)
+        if is_box(found):
+            cases[boxes].append(name)
+    cases[few] = [f"{one.name} {one.objects}" for one in counts_by_class(document) if 0 < one.objects < FEW_OBJECTS]
+    return [Odd(what, len(names), tuple(dict.fromkeys(names))[:5]) for what, names in cases.items() if names]
 
 
 def as_text(findings: Findings) -> str:

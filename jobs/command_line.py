@@ -160,14 +160,14 @@ def count_from_0(text: str) -> int:
     return 0 if text == "0" else count(text)
 
 
-def amount(text: str) -> float:
+def amount(text: str, end: float = sys.float_info.max, range_: str = "from 0") -> float:
     """argparse type: a finite number from 0."""
     try:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0")
+    if not 0 <= number <= end:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number {range_}")
     return number
 
 
@@ -180,13 +180,7 @@ def positive(text: str) -> float:
 
 def fraction(text: str) -> float:
     """argparse type: a number from 0 to 1."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return number
+    return amount(text, 1, "from 0 to 1")
 
 
 @contextmanager

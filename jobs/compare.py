@@ -17,19 +17,42 @@ import heapq
 import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs import html_page
 from jobs.atomic_write import write_atomically
 from jobs.command_line import check_outputs, cli_errors, count, fraction, progress, reason_of
 from jobs.comparison.matching import Totals, agreement, match
-from jobs.comparison.page import Difference, page
 from jobs.comparison.sides import PRECISIONS, Answer, Side, SideOptions, side_of
-from jobs.photos import WHITE_LEVEL_HELP, PhotoError, upright_size
+from jobs.photos import WHITE_LEVEL_HELP, PhotoError, read_photo_within, upright_size
 from jobs.scoring.batch_inputs import Source
 from jobs.scoring.service_client import key_from
 from jobs.scoring.tables import InputsError
+from pipeline.masks.draw import draw_overlay
+from pipeline.types import SegmentedObject
+
+PICTURE_SIDE_PX = 640
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One photo to show.
+
+    Args:
+        agreement: 0..1, see `agreement`.
+        name, photo: its name below the folder, and the file.
+        objects: of both sides.
+        note: the difference, as text.
+    """
+
+    agreement: float
+    name: str
+    photo: Path
+    objects: tuple[Sequence[SegmentedObject], Sequence[SegmentedObject]]
+    note: str
 
 
 @cli_errors("jobs.compare", InputsError, status=2)
@@ -148,6 +171,34 @@ def missed_thresholds(summary: dict[str, Any], args: argparse.Namespace) -> list
     if args.max_score_shift is not None and shift is not None and shift > args.max_score_shift:
         failed.append(f"absolute_score_shift is {shift}, above {args.max_score_shift:g}")
     return failed
+
+
+def page(names: tuple[str, str], summary: dict[str, Any], failed: Sequence[str], worst: Sequence[Difference]) -> str:
+    """The page.
+
+    Args:
+        names: of the two sides.
+        summary: of `Totals.summary`.
+        failed: missed thresholds, as text.
+        worst: the photos to show, in order.
+    """
+    parts = [
+        html_page.text_block("\n".join(failed) or "All thresholds are met."),
+        html_page.table((), summary.items()),
+        html_page.heading("Largest differences"),
+    ]
+    return html_page.page(" | ".join(names), [*parts, *(part for difference in worst for part in _shown(difference, names))])
+
+
+def _shown(difference: Difference, names: tuple[str, str]) -> Iterator[str]:
+    yield html_page.paragraph(f"{difference.name} {difference.note}")
+    try:
+        picture = read_photo_within(difference.photo, PICTURE_SIDE_PX)
+    except PhotoError as error:  # it was there when it was compared
+        yield html_page.text_block(str(error))
+        return
+    drawn = zip(names, difference.objects, strict=True)
+    yield html_page.gallery(html_page.picture(draw_overlay(picture, objects), name) for name, objects in drawn)
 
 
 def _parser() -> argparse.ArgumentParser:

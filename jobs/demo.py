@@ -29,11 +29,6 @@ EXAMPLE = Path(str(files("serve_app") / "playground/examples/hall.jpg"))
 """A photo of several people; its licence is in the same folder."""
 
 
-def default_photo() -> Path:
-    """An example photo of the playground, else `portrait`."""
-    return EXAMPLE if EXAMPLE.is_file() else portrait()
-
-
 def portrait() -> Path:
     """Rear Admiral Grace Hopper; comes with matplotlib (public domain)."""
     from matplotlib import cbook
@@ -85,14 +80,6 @@ def _status_of(url: str) -> str | None:
     return None if response.ok else f"{url} answered {response.status_code}: {_message_of(response)}"
 
 
-def check_photo(photo: Path) -> None:
-    """Raise CommandFault unless it is a file."""
-    if photo.is_dir():
-        raise CommandFault(f"--image: {photo} is a folder; name one of its photos, or score all with jobs.batch_score")
-    if not photo.is_file():
-        raise CommandFault(f"--image: there is no file {photo}")
-
-
 @cli_errors("jobs.demo")
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
@@ -106,8 +93,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     key.add_argument("--key", help="the key itself; other users can see it in the list of processes")
     parser.add_argument("--out", type=Path, default=Path("demo_output"))
     args = parser.parse_args(argv)
-    photo = args.image or default_photo()
-    check_photo(photo)
+    photo = args.image or (EXAMPLE if EXAMPLE.is_file() else portrait())
+    if photo.is_dir():
+        raise CommandFault(f"--image: {photo} is a folder; name one of its photos, or score all with jobs.batch_score")
+    if not photo.is_file():
+        raise CommandFault(f"--image: there is no file {photo}")
     _wait_until_ready(args.url)
     answer, took_ms = score_photo(args.url, photo, args.key)
     objects = objects_from_dict(answer)

@@ -70,26 +70,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def take_back(config: Path, before: str, api: ServeApi) -> str:
     """Put the file back, then the cluster; returns what came of both."""
-
-    def restore() -> None:
+    outcomes = []
+    try:
         if config.read_text(encoding="utf-8") != before:  # else a full disk kept it
             write_atomically(config, before)
-
-    outcomes = []
-    for step, done, failed, remedy in (
-        (restore, f"{config} is as before", f"{config} still names the new model", "put the old one back"),
-        (
-            lambda: api.apply(before),
-            "the old model is applied again",
-            "the new model may run",
-            f"give `serve deploy {config}` later",
-        ),
-    ):
-        try:
-            step()
-            outcomes.append(done)
-        except Exception as error:
-            outcomes.append(f"{failed} ({reason_of(error)}): {remedy}")
+        outcomes.append(f"{config} is as before")
+    except Exception as error:
+        outcomes.append(f"{config} still names the new model ({reason_of(error)}): put the old one back")
+    try:
+        api.apply(before)
+        outcomes.append("the old model is applied again")
+    except Exception as error:
+        outcomes.append(f"the new model may run ({reason_of(error)}): give `serve deploy {config}` later")
     return "; ".join(outcomes)
 
 
@@ -102,13 +94,12 @@ def with_model(text: str, application: str, model: str) -> str:
     from serve_app.config_file import check_document
 
     node = yaml.compose(text, Loader=yaml.SafeLoader)
-    names = [_entry(item, "name") for item in _items(_entry(node, "applications"))]
-    matching = [
-        item for item in _items(_entry(node, "applications")) if getattr(_entry(item, "name"), "value", "") == application
-    ]
-    place = _entry(_entry(_entry(matching[0], "args"), "model"), "name") if matching else None
+    items = _entry(node, "applications")
+    listed = items.value if isinstance(items, yaml.SequenceNode) else ()
+    applications = {getattr(_entry(item, "name"), "value", ""): item for item in listed}
+    place = _entry(_entry(_entry(applications.get(application), "args"), "model"), "name")
     if place is None:
-        there = ", ".join(getattr(name, "value", "") for name in names) or "none"
+        there = ", ".join(applications) or "none"
         raise CommandFault(f"the configuration has no args.model.name of an application {application}; its applications: {there}")
     after = text[: place.start_mark.index] + yaml.dump(model, width=10**9).splitlines()[0] + text[place.end_mark.index :]
     try:
@@ -122,10 +113,6 @@ def _entry(node: Any, key: str) -> Any:
     """The value under a key of a YAML mapping; None if there is none."""
     pairs = node.value if isinstance(node, yaml.MappingNode) else ()
     return next((value for name, value in pairs if name.value == key), None)
-
-
-def _items(node: Any) -> list[Any]:
-    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
 def address_of(text: str, application: str) -> str:

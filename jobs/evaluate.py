@@ -24,7 +24,7 @@ import torch
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
 from jobs.annotations.report import STRICT_HELP
 from jobs.atomic_write import atomic_file, write_atomically
-from jobs.command_line import CommandFault, check_outputs, cli_errors, count, fraction, progress
+from jobs.command_line import CommandFault, check_outputs, cli_errors, count, fraction
 from jobs.evaluation.coco_results import CocoResults
 from jobs.evaluation.metrics_azureml import IOU_THRESHOLD, SCORE_THRESHOLD, azureml_metrics
 from jobs.evaluation.metrics_coco import coco_metrics
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         annotations = read_annotations(options.annotations, options.images, Path(scratch), strict=options.strict)
         print(annotations.summary, file=sys.stderr, flush=True)
-        truth = json.loads(annotations.coco_json.read_text())
+        truth = annotations.document()
         if not options.results:
             check_photos(annotations, truth)
         predictions = _predict(options, annotations, truth)
@@ -110,14 +110,12 @@ def _predict(options: argparse.Namespace, annotations: Annotations, truth: dict[
     if options.results:
         return read_results(options.results, truth)
     if options.url:
-        return predict_with_service(options.url, annotations, progress, key=options.key_env)
+        return predict_with_service(options.url, annotations, key=options.key_env)
     if options.engine != "mmdet":
         engine = EngineOptions(options.engine, options.precision)
-        return predict_with_engine(str(options.checkpoint), engine, annotations, progress, options.white_level)
+        return predict_with_engine(str(options.checkpoint), engine, annotations, options.white_level)
     try:
-        return predict_with_mmdet(
-            load_checkpoint(options.checkpoint), annotations, options.image_size, progress, options.white_level
-        )
+        return predict_with_mmdet(load_checkpoint(options.checkpoint), annotations, options.image_size, options.white_level)
     except torch.OutOfMemoryError as error:
         raise CommandFault(
             f"The GPU's memory is too small for one photo: a smaller --image-size needs less, or use the CPU with CUDA_VISIBLE_DEVICES= "

@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if output.suffix not in (".onnx", ".pth"):
         raise CommandFault(f"--output: {output} must end in .onnx, or in .pth for mmdet.")
     check_outputs({"--output": output}, {"the model": options.model})
-    if output.suffix == ".onnx":
-        check_packages()
+    if output.suffix == ".onnx" and (missing := [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]):
+        raise CommandFault(f"ONNX needs {', '.join(missing)}, not installed here: .venv/bin/pip install -e '.[export]'")
     checkpoint = load_checkpoint(locate(options.model, setting="the model"))
     if options.image_size:
         checkpoint = replace(checkpoint, spec=replace(checkpoint.spec, input_size=options.image_size))
@@ -49,12 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         export_onnx(checkpoint, output, options.max_detections)
     return 0
-
-
-def check_packages() -> None:
-    """Raise CommandFault if packages for ONNX are missing."""
-    if missing := [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]:
-        raise CommandFault(f"ONNX needs {', '.join(missing)}, not installed here: .venv/bin/pip install -e '.[export]'")
 
 
 def export_onnx(checkpoint: Checkpoint, output: Path, detections: int) -> None:

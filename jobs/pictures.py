@@ -8,7 +8,7 @@
     annotations ───────────────────────────────────────────────────┼─▶ Sheet: photo, panels ─▶ pictures/00001-<photo>.jpg
     annotations, results.json (jobs.evaluate --save-results) ──────┘   two panels: left annotated, right found
 
-"Worst" is the lowest F1 of a photo's masks at IoU 0.5, matched as in `jobs.evaluation.metrics_voc`, of predictions above the threshold.
+"Worst" is the lowest F1 of a photo's masks at IoU 0.5, matched as in `jobs.evaluation.metrics_azureml`, of predictions above the threshold.
 A photo that cannot be read is reported on stderr and skipped; the exit status is 1 then.
 """
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import re
 import sys
 import tempfile
@@ -85,7 +84,7 @@ def _sheets(args: argparse.Namespace) -> tuple[list[Sheet], int]:
         annotations = read_annotations(args.annotations, Path(args.photos), Path(scratch), strict=args.strict)
         print(annotations.summary, flush=True)
         if args.results:
-            results = read_results(args.results, json.loads(annotations.coco_json.read_text()))
+            results = read_results(args.results, annotations.document())
             return sheets_of_comparison(annotations, results, args.score_threshold, args.most), 0
         return sheets_of_annotations(annotations, args.most), 0
 

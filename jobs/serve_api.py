@@ -50,10 +50,7 @@ class ServeApi:
         except RuntimeError as error:
             raise CommandFault(f"Ray Serve refuses the configuration: {str(error).strip().splitlines()[-1]}") from error
         except OSError as error:
-            message = (
-                f"Ray's dashboard at {self._address} does not answer ({type(error).__name__}); `serve status` says what runs"
-            )
-            raise CommandFault(message) from error
+            raise CommandFault(f"{self._silent(error)}; `serve status` says what runs") from error
 
     def wait_until_running(self, application: str, timeout_s: float) -> None:
         """Return once all replicas are of the newest configuration.
@@ -80,16 +77,13 @@ class ServeApi:
         try:
             return dict(self._client.get_serve_details()["applications"].get(application) or {})
         except (OSError, RuntimeError) as error:
-            return {
-                "status": "unknown",
-                "message": f"Ray's dashboard at {self._address} does not answer ({type(error).__name__})",
-            }
+            return {"status": "unknown", "message": self._silent(error)}
+
+    def _silent(self, error: Exception) -> str:
+        return f"Ray's dashboard at {self._address} does not answer ({type(error).__name__})"
 
 
 def _reason(details: dict[str, Any]) -> str:
     """What Ray Serve says of the application, or of the first of its deployments that is not healthy."""
-    messages = [
-        details.get("message"),
-        *(deployment.get("message") for deployment in (details.get("deployments") or {}).values()),
-    ]
-    return next(filter(None, (reason_of(message or "") for message in messages)), "Ray Serve does not say why")
+    places = [details, *(details.get("deployments") or {}).values()]
+    return next(filter(None, (reason_of(place.get("message") or "") for place in places)), "Ray Serve does not say why")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from jobs.annotations.datasets import Annotations
 from jobs.annotations.outlines import outline_to_rings, outline_to_rle
-from jobs.evaluation.metrics_voc import FALSE_POSITIVE, Objects, by_image_and_label, match
+from jobs.evaluation.metrics_azureml import FALSE_POSITIVE, Objects, grouped, match
 from jobs.evaluation.predictions import check_sizes
 from jobs.photos import read_photo_within
 from jobs.scoring.batch_inputs import Source
@@ -104,14 +103,12 @@ def sheets_of_annotations(annotations: Annotations, limit: int | None = None, *,
         limit: photos; None takes all.
         even_odd: the annotations were read for training, so that a ring within another is a hole.
     """
-    document = json.loads(annotations.coco_json.read_text())
+    document = annotations.document()
     names = _label_names(document)
-    real: dict[int, Objects] = {image["id"]: [] for image in document["images"]}
-    for entry in document["annotations"]:
-        real[entry["image_id"]].append(entry)
+    real = grouped(document["annotations"], "image_id")
     sheets = []
     for image in document["images"][:limit]:
-        entries = real[image["id"]]
+        entries = real[(image["id"],)]
         panel = Panel([_to_object(entry, names, image, even_odd=even_odd) for entry in entries], _annotated_tags(entries, names))
         sheets.append(Sheet(image["file_name"], annotations.images / image["file_name"], (panel,)))
     return sheets
@@ -129,11 +126,11 @@ def sheets_of_comparison(
     Raises:
         AnnotationsError: a photo was annotated in another size than it was scored in.
     """
-    document = json.loads(annotations.coco_json.read_text())
+    document = annotations.document()
     check_sizes(document, results)
     names = _label_names(document)
-    real = by_image_and_label(document["annotations"])
-    found = by_image_and_label([result for result in results if result["score"] >= score_threshold])
+    real = grouped(document["annotations"], "image_id", "category_id")
+    found = grouped([result for result in results if result["score"] >= score_threshold], "image_id", "category_id")
 
     def ranked() -> Iterator[tuple[float, Sheet]]:
         for image in document["images"]:

@@ -25,8 +25,7 @@ from pathlib import Path
 
 from jobs.annotations.report import AnnotationsError
 from jobs.command_line import CommandFault, cli_errors, count
-from jobs.sweeping.report import TABLE
-from jobs.sweeping.search_space import as_options, checked_values, read_space
+from jobs.sweeping.search_space import TABLE, as_options, checked_values, read_space
 from jobs.training.settings import settings_from_args
 
 SPACE = ("lr=1e-3..1e-2", "mosaic=0..1", "scale-jitter=0.5+2,0.8+1.25")
@@ -57,12 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, values in space.items():
         for value in checked_values(values):
             settings_from_args([*of_finetune, *as_options({name: value})])  # says what is wrong, and exits
-    from jobs.finetune import read_sets
     from jobs.sweeping.trials import run_trials
+    from jobs.training.run import read_sets
 
-    with tempfile.TemporaryDirectory() as scratch:
-        read_sets(replace(settings, work_dir=Path(scratch)))  # a fault in the data ends the sweep, not each trial
-    best = run_trials(args, of_finetune, space, settings)
+    with tempfile.TemporaryDirectory() as scratch:  # a fault in the data ends the sweep, not each trial
+        *_, copies = read_sets(replace(settings, work_dir=Path(scratch)))
+    best = run_trials(args, of_finetune, space, settings, copies)
     if best is None:
         raise CommandFault(f"no trial has found anything; {settings.work_dir / TABLE} says how each ended")
     print(best)

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         annotations = read_annotations(args.annotations, args.images, Path(scratch), strict=args.strict)
         print(annotations.summary)
-        truth = json.loads(annotations.coco_json.read_text())
+        truth = annotations.document()
     (args.output / "images").mkdir(parents=True)
     try:
         tiled = cut_all(truth, args.images, args.output / "images", args)

@@ -46,7 +46,7 @@ def azureml_to_coco(rows: Iterable[tuple[str, Entry]], source: str, photos: Path
     """
     rows = [(place, _checked(row, f"{source}, {place}")) for place, row in rows]
     files = find_photos([_path_of(row["image_url"]) for _, row in rows], photos, report)
-    labels = sorted({_label_name(label) for _, row in rows for label in row["label"]})
+    labels = sorted({str(label["label"]) for _, row in rows for label in row["label"]})
     ids = {name: number for number, name in enumerate(labels, start=1)}
     images: list[Entry] = []
     annotations: list[Entry] = []
@@ -66,7 +66,7 @@ def azureml_to_coco(rows: Iterable[tuple[str, Entry]], source: str, photos: Path
             where = f"{place}, {name}"
             outline = _outline(label, images[-1], source, where, report, beyond)
             if outline is not None:
-                found = {"image_id": image_id, "category_id": ids[_label_name(label)], "segmentation": outline, "_place": where}
+                found = {"image_id": image_id, "category_id": ids[str(label["label"])], "segmentation": outline, "_place": where}
                 found |= {"bbox": _box_xywh(label, images[-1])} if not outline else {}
                 annotations.append(found | {"iscrowd": label.get("isCrowd"), "id": len(annotations) + 1})
     if beyond and len(beyond) > MAX_OF_OTHER_KIND * len(annotations):
@@ -78,19 +78,15 @@ def _checked(row: Any, where: str) -> Entry:
     if not isinstance(row, dict) or not isinstance(row.get("image_url"), str) or not isinstance(row.get("label"), list):
         raise AnnotationsError(f"{where}: not AzureML annotations, an object with the text image_url and the list label.")
     if not isinstance(row.get("image_details") or {}, dict):
-        raise AnnotationsError(f"{where}: not AzureML annotations, image_details is no object.")
+        raise AnnotationsError(f"{where}: not AzureML annotations, image_details is not an object.")
     for label in row["label"]:
         if not isinstance(label, dict) or not isinstance(label.get("label"), (str, int)) or label["label"] == "":
-            raise AnnotationsError(f"{where}: not AzureML annotations, a label is no object with the text label.")
+            raise AnnotationsError(f"{where}: not AzureML annotations, a label is not an object with the text label.")
     return row
 
 
-def _label_name(label: Entry) -> str:
-    return str(label["label"])
-
-
 def _outline(label: Entry, image: Entry, source: str, where: str, report: Report, beyond: list[str]) -> Any:
-    """The outline in pixels, empty if there is none; None if it is left out, which is then reported. `beyond` gets what is no fraction."""
+    """The outline in pixels, empty if there is none; None if it is left out and reported. `beyond` gets those that are not fractions."""
     size_hw = image["height"], image["width"]
     polygon = label.get("polygon")
     try:
@@ -107,7 +103,7 @@ def _outline(label: Entry, image: Entry, source: str, where: str, report: Report
     if numbers.min() < -SLACK or numbers.max() > 1 + SLACK:
         spread = f"polygon from {numbers.min():g} to {numbers.max():g}"
         beyond.append(f"{where}: {spread}: expected fractions of width and height, 0 to 1")
-        report.leave_out("with coordinates that are no fractions of the photo", where)
+        report.leave_out("with coordinates that are not fractions of the photo", where)
         return None
     scale = np.array([image["width"], image["height"]])
     return combine_by_xor([(np.reshape(ring, (-1, 2)) * scale).ravel().tolist() for ring in fractions], size_hw)
@@ -127,7 +123,7 @@ def _path_of(image_url: str) -> str:
     """`azureml://…/paths/a/b.jpg`, `AmlDatastore://store/a/b.jpg` and `https://host/a/b.jpg` → `a/b.jpg`."""
     if "://" not in image_url:
         return image_url
-    scheme, rest = unquote(image_url.split("?", 1)[0]).split("://", 1)  # a SAS token is no part of the name
+    scheme, rest = unquote(image_url.split("?", 1)[0]).split("://", 1)  # a SAS token is not part of the name
     if scheme.lower() == "azureml" and "/paths/" in rest:
         return rest.split("/paths/", 1)[1]
     return rest.split("/", 1)[-1]
@@ -137,7 +133,7 @@ def jsonl_rows(files: Sequence[Path]) -> Iterator[tuple[str, Any]]:
     """Place and content of each line that has any.
 
     Raises:
-        AnnotationsError: a line is no JSON.
+        AnnotationsError: a line is not JSON.
     """
     for path in files:
         for line_number, line in enumerate(read_text(path).split("\n"), start=1):

@@ -3,7 +3,7 @@
 Exports often contain what these two silently misread, or fail on with a bare KeyError: categories in another order than their ids (mmdet
 numbers its channels by the file's order), RLE masks (mmdet's training skips them), objects without outline, area, box or iscrowd, points in
 separate lists, numbers as text, one photo under two ids. Unambiguous cases are repaired, ambiguous ones are refused with file and
-annotation, and entries that are no objects are left out; the report lists all of them.
+annotation, and entries that are not objects are left out; the report lists all of them.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ def normalise(
 def _entries(coco: Entry, name: str, source: Path) -> list[Entry]:
     entries = coco.get(name)
     if not isinstance(entries, list):
-        raise AnnotationsError(f"{source}: not COCO annotations: its {name} are no list.")
+        raise AnnotationsError(f"{source}: not COCO annotations: its {name} are not a list.")
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):
             raise AnnotationsError(
-                f"{source}: not COCO annotations: entry {number} of its {name} is {type(entry).__name__}, no object."
+                f"{source}: not COCO annotations: entry {number} of its {name} is {type(entry).__name__}, not an object."
             )
     return entries
 
@@ -153,8 +153,8 @@ def _refuse_unknown(source: Path, categories: Sequence[Entry], objects: Sequence
     unknown = {category["name"] for category in categories if category["id"] in used} - set(names)
     if unknown:
         spelled = {alike(name): name for name in names}
-        told = [f"{name} (it has {spelled[alike(name)]!r})" if alike(name) in spelled else name for name in sorted(unknown)]
+        shown = [f"{name} (it has {spelled[alike(name)]!r})" if alike(name) in spelled else name for name in sorted(unknown)]
         raise AnnotationsError(
-            f"{source}: categories that the model does not have: {', '.join(told)}. It has those of the training set: add "
+            f"{source}: categories that the model does not have: {', '.join(shown)}. It has those of the training set: add "
             "photos of them there, or leave them out here."
         )

@@ -29,7 +29,7 @@ from jobs.annotations.report import AnnotationsError, Report
 Entry = dict[str, Any]
 MIN_BOX_IOU, CORNERS_IOU = 0.5, 0.9
 """Below MIN_BOX_IOU, a box does not fit its outline; it is two corners, or one of both has y before x, if that fits by CORNERS_IOU."""
-CLOSE_IOU, STOUT_BOX_PX, MOST = 0.8, 8, 0.5
+CLOSE_IOU, STOUT_BOX_PX, MAJORITY = 0.8, 8, 0.5
 """Boxes of most objects have a larger IoU with their outlines, or with their centres at x and y; smaller ones differ by rounding."""
 ELSEWHERE_IOU = 0.05
 """Below this IoU, a box is unrelated to its outline."""
@@ -40,7 +40,7 @@ STOUT_PX = 3.0
 MAX_OF_OTHER_KIND = 0.1
 """Largest share of objects with odd coordinates. Above it, the file's coordinates must have another meaning, and it is refused."""
 FRACTIONS, MIN_SIDE_PX = (-0.5, 1.5), 4
-"""Range of outlines in fractions of the photo, with some slack; in photos smaller than MIN_SIDE_PX they cannot be told from pixels."""
+"""Range of outlines in fractions of the photo, with some slack; in photos smaller than MIN_SIDE_PX they look like pixels."""
 
 
 BOX_ALONE = "without an outline: nothing is learned or counted in their boxes"
@@ -111,12 +111,12 @@ class ObjectReader:
             if len(places) > max(MAX_OF_OTHER_KIND * self._outlined, 1) or len(places) == self._outlined:
                 raise AnnotationsError(f"{self._source}: {places[0]}: {kind}, as {len(places)} of {self._outlined} do.")
         misfits = [where for overlap, where in self._loose if overlap < MIN_BOX_IOU]
-        if len(misfits) > MOST * self._outlined:
+        if len(misfits) > MAJORITY * self._outlined:
             raise AnnotationsError(
                 f"{self._source}: {misfits[0]}: its bbox does not fit its outline, as {len(misfits)} of {self._outlined} do: one of "
                 "both is of another size or object. If the outlines are right, remove the boxes."
             )
-        if len(self._loose) > MOST * self._outlined:
+        if len(self._loose) > MAJORITY * self._outlined:
             for _, where in self._loose:
                 self._report.note(
                     f"boxes fit their outlines loosely (IoU below {CLOSE_IOU:g}): is one of both of another size?", where

@@ -46,6 +46,10 @@ class Annotations:
         """The report as text."""
         return str(self.report)
 
+    def document(self) -> dict[str, Any]:
+        """The annotations: COCO's `images`, `annotations` and `categories`."""
+        return dict(json.loads(self.coco_json.read_text()))
+
 
 def read_annotations(
     path: Path,

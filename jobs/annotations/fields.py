@@ -34,7 +34,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str, place: str, hint: str = "") -> Any:
-    """Raises: AnnotationsError: it is no JSON, or JSON that Python cannot hold (nested too deeply, numbers of thousands of digits)."""
+    """Raises: AnnotationsError: it is not JSON, or JSON that Python cannot hold (nested too deeply, numbers of thousands of digits)."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -102,7 +102,7 @@ def _checked_rle(rle: dict[str, Any], size_hw: tuple[int, int]) -> dict[str, Any
         counts = rle["counts"]
         runs = _runs(counts) if isinstance(counts, str) else np.asarray(counts, np.int64)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise OutlineError(f"its segmentation is no RLE: {error!r}") from error
+        raise OutlineError(f"its segmentation is not RLE: {error!r}") from error
     if (height, width) != size_hw:
         swapped = ": it is [width, height]" if (width, height) == size_hw else ""
         raise OutlineError(
@@ -110,8 +110,7 @@ def _checked_rle(rle: dict[str, Any], size_hw: tuple[int, int]) -> dict[str, Any
         )
     if runs.ndim != 1 or (runs < 0).any() or runs.sum() != height * width:
         raise OutlineError(f"the runs of its RLE do not add up to {height} x {width} pixels")
-    compressed = coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
-    return {"size": [height, width], "counts": compressed["counts"].decode("ascii")}
+    return _compressed(runs, size_hw)
 
 
 def _runs(counts: str) -> NDArray[np.int64]:
@@ -142,14 +141,12 @@ def outline_to_rle(outline: Any, size_hw: tuple[int, int]) -> dict[str, Any]:
         outline: of an annotation or a result, pixels.
         size_hw: of the photo, pixels.
     """
-    height, width = size_hw
     if isinstance(outline, list):
-        merged: dict[str, Any] = coco_mask.merge(coco_mask.frPyObjects(outline, height, width))
-        return merged
-    if isinstance(outline["counts"], list):
-        outline = coco_mask.frPyObjects(outline, height, width)
-    compressed: dict[str, Any] = outline
-    return compressed
+        outline = coco_mask.merge(coco_mask.frPyObjects(outline, *size_hw))
+    elif isinstance(outline["counts"], list):
+        outline = coco_mask.frPyObjects(outline, *size_hw)
+    counts = outline["counts"]
+    return {"size": list(outline["size"]), "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
 
 
 def combine_by_xor(rings: list[Ring], size_hw: tuple[int, int]) -> Outline:
@@ -204,9 +201,11 @@ def _changes(rle: dict[str, Any]) -> NDArray[np.int64]:
 def _rle_of(changes: NDArray[np.int64], size_hw: tuple[int, int]) -> dict[str, Any]:
     """Compressed RLE of a mask with these changes."""
     pixels = size_hw[0] * size_hw[1]
-    runs = np.diff(changes[changes < pixels], prepend=0, append=pixels)
-    rle = coco_mask.frPyObjects({"size": list(size_hw), "counts": runs.tolist()}, *size_hw)
-    return {"size": list(size_hw), "counts": rle["counts"].decode("ascii")}
+    return _compressed(np.diff(changes[changes < pixels], prepend=0, append=pixels), size_hw)
+
+
+def _compressed(runs: NDArray[np.int64], size_hw: tuple[int, int]) -> dict[str, Any]:
+    return outline_to_rle({"size": list(size_hw), "counts": runs.tolist()}, size_hw)
 
 
 def outline_box_xywh(outline: Outline, size_hw: tuple[int, int]) -> list[float]:
@@ -228,15 +227,11 @@ def has_ring_in_ring(outline: Outline) -> bool:
     if isinstance(outline, dict) or len(outline) < 2:
         return False
     parts = [shapely.Polygon(np.reshape(ring, (-1, 2))) for ring in outline]
+    pairs = ((outer, inner) for outer in parts for inner in parts if outer is not inner and inner.area < outer.area)
     return any(
-        outer is not inner and inner.area < outer.area and shapely.box(*outer.bounds).covers(inner) and _covers(outer, inner)
-        for outer in parts
-        for inner in parts
+        shapely.box(*outer.bounds).covers(inner) and shapely.make_valid(outer).covers(shapely.make_valid(inner))
+        for outer, inner in pairs
     )
-
-
-def _covers(outer: shapely.Polygon, inner: shapely.Polygon) -> bool:
-    return bool(shapely.make_valid(outer).covers(shapely.make_valid(inner)))
 
 
 def reach_beyond(outline: Outline, size_hw: tuple[int, int]) -> float:
@@ -253,14 +248,12 @@ def outline_to_rings(outline: Outline, size_hw: tuple[int, int]) -> list[Ring]:
         return _traced(outline)
     height, width = size_hw
     photo, parts = shapely.box(0, 0, width, height), [shapely.Polygon(np.reshape(ring, (-1, 2))) for ring in outline]
-    if all(part.is_valid and photo.covers(part) for part in parts) and _are_apart(parts):
+    if all(part.is_valid and photo.covers(part) for part in parts) and (
+        len(parts) == 1 or shapely.union_all(parts).area >= sum(part.area for part in parts) * (1 - 1e-9)
+    ):
         return outline
     whole = shapely.union_all([shapely.make_valid(part) for part in parts]).intersection(photo)
     return _rings_of(whole) or _traced(outline_to_rle(outline, size_hw))
-
-
-def _are_apart(parts: Sequence[shapely.Polygon]) -> bool:
-    return len(parts) == 1 or shapely.union_all(parts).area >= sum(part.area for part in parts) * (1 - 1e-9)
 
 
 def _rings_of(shape: shapely.Geometry) -> list[Ring]:

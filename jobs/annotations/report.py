@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 STRICT_HELP = "exit with status 2 if anything would be left out of the annotations"
 
@@ -74,22 +74,11 @@ class Report:
 
     def as_json(self) -> dict[str, object]:
         """The same for programs."""
-        return {
-            "photos": self.photos,
-            "objects": self.objects,
-            "crowds": self.crowds,
-            "left_out": {reason: {"count": noted.count, "first": noted.first} for reason, noted in self.left_out.items()},
-            "repaired": {what: {"count": noted.count, "first": noted.first} for what, noted in self.repaired.items()},
-            "noted": {what: {"count": noted.count, "first": noted.first} for what, noted in self.noted.items()},
-            "remarks": self.remarks,
-        }
+        return {name: value for name, value in asdict(self).items() if name != "file"}
 
 
 def _note(notes: dict[str, Noted], reason: str, place: str) -> None:
-    if reason in notes:
-        notes[reason].count += 1
-    else:
-        notes[reason] = Noted(1, place)
+    notes.setdefault(reason, Noted(0, place)).count += 1
 
 
 def _lines_of(notes: dict[str, Noted], verb: str) -> Sequence[str]:

@@ -6,7 +6,7 @@ What can only be a fault is refused; the rest is a remark in the report, for all
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def refuse_shifted_ids(
 ) -> None:
     """Raise AnnotationsError if the ids that annotations or results name are those of the entries plus or minus one.
 
-    Converters number one of the two from 0 and the other from 1. Then most name a wrong photo or category, and only those at the end
+    Converters number one of the two from 0 and the other from 1. Then nearly all name a wrong photo or category, and only those at the end
     name none.
 
     Args:
@@ -54,7 +54,7 @@ def refuse_shifted_ids(
 
 
 def _plus(value: Any, step: int) -> Any:
-    """The id that much further; None where it is no whole number."""
+    """The id that much further; None if it is not a whole number."""
     try:
         return int(value) + step if float(value).is_integer() else None
     except (ValueError, OverflowError):
@@ -92,15 +92,11 @@ def _empty_photos(photos: Sequence[Entry], objects: Sequence[Entry]) -> Iterator
 
 
 def _annotated_twice(photos: Sequence[Entry], objects: Sequence[Entry]) -> Iterator[str]:
-    times = Counter(_class_and_box(found) for found in objects)
+    times = Counter((found["image_id"], found["category_id"], *map(round, found["bbox"])) for found in objects)
     if twice := times.total() - len(times):
         (image_id, *_), _ = times.most_common(1)[0]
         name = next(photo["file_name"] for photo in photos if photo["id"] == image_id)
         yield f"{twice:,} objects annotated twice, the same class and box in one photo (such as in {name})"
-
-
-def _class_and_box(found: Entry) -> tuple[Any, ...]:
-    return found["image_id"], found["category_id"], *(round(side) for side in found["bbox"])
 
 
 def _classes(categories: Sequence[Entry], objects: Sequence[Entry]) -> Iterator[str]:
@@ -120,12 +116,12 @@ def alike(name: str) -> str:
 
 
 def _more_than_are_found(photos: Sequence[Entry], objects: Sequence[Entry]) -> Iterator[str]:
-    times, most = Counter(found["image_id"] for found in objects), DetectOptions().max_detections
-    if dense := sum(number > most for number in times.values()):
+    times, limit = Counter(found["image_id"] for found in objects), DetectOptions().max_detections
+    if dense := sum(number > limit for number in times.values()):
         image_id, number = times.most_common(1)[0]
         name = next(photo["file_name"] for photo in photos if photo["id"] == image_id)
         yield (
-            f"{dense:,} photos with more than {most} objects ({name} has {number:,}), of which at most {most} are found and counted; "
+            f"{dense:,} photos with more than {limit} objects ({name} has {number:,}), of which at most {limit} are found and counted; "
             "jobs.tiles cuts photos into parts"
         )
 
@@ -150,17 +146,14 @@ def _in_a_corner(photos: Sequence[Entry], objects: Sequence[Entry]) -> Iterator[
     if len(objects) < ENOUGH:
         return
     by_id = {photo["id"]: photo for photo in photos}
-    reach_px, share = _furthest(found["bbox"] for found in objects), 0.0
+    reach_px = share = 0.0
     for found in objects:
         photo, (left, top, width, height) = by_id[found["image_id"]], found["bbox"]
+        reach_px = max(reach_px, left + width, top + height)
         share = max(share, (left + width) / photo["width"], (top + height) / photo["height"])
     if share < CORNER_SHARE:
         meaning = "percentages, or " if reach_px <= PERCENT else ""
         yield f"all objects lie in the top left {share:.0%} of their photos: are the coordinates {meaning}of a smaller size?"
-
-
-def _furthest(boxes: Iterable[Sequence[float]]) -> float:
-    return max(max(left + width, top + height) for left, top, width, height in boxes)
 
 
 def _crowds_as_cvat_writes(entries: Sequence[Entry]) -> Iterator[str]:

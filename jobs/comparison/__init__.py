@@ -1,1 +1,1 @@
-"""Parts of `jobs.compare`: the two sides, matching of their objects, and the HTML page."""
+"""Parts of `jobs.compare`: the two sides, and the matching of their objects."""

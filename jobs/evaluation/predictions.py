@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from jobs.third_party import known_warnings_ignored  # isort: skip  (before mmdet)
 
-import json
 import sys
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,8 @@ from pycocotools import mask as rle_masks
 
 from jobs.annotations.datasets import Annotations, AnnotationsError
 from jobs.annotations.photo_files import missing_photos
-from jobs.evaluation.coco_results import CocoResults
+from jobs.command_line import progress
+from jobs.evaluation.coco_results import CocoResults, coco_result
 from jobs.photo_copies import thumbnails
 from jobs.training.data import augment  # noqa: F401  (registers LoadImageOnce)
 from pipeline.inference.devices import choose_torch_device
@@ -35,11 +34,7 @@ MAX_NAMED = 10
 
 
 def predict_with_mmdet(
-    checkpoint: Checkpoint,
-    annotations: Annotations,
-    input_size_px: int | None = None,
-    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-    white_level: int | None = None,
+    checkpoint: Checkpoint, annotations: Annotations, input_size_px: int | None = None, white_level: int | None = None
 ) -> CocoResults:
     """Run mmdet's own test path (its transforms, network, NMS and masks) photo by photo, on the first GPU if there is one.
 
@@ -49,18 +44,21 @@ def predict_with_mmdet(
         checkpoint: the model; its classes are matched to the annotations' categories by name.
         annotations: whose photos to score.
         input_size_px: side of the square network input, pixels; None takes the model's.
-        progress: wraps the photos to show how far it is, such as `jobs.command_line.progress`.
         white_level: as in DecodeLimits.
     Raises:
         AnnotationsError: model and annotations share no label.
     """
-    truth = json.loads(annotations.coco_json.read_text())
+    truth = annotations.document()
     category_ids = category_ids_of(checkpoint.spec.classes, truth)
     predictor = MmdetPredictor(checkpoint, input_size_px, white_level)
     results: CocoResults = []
     for image in progress(truth["images"]):
         found, size_hw = predictor.instances(annotations.images / image["file_name"])
-        results += _results_of_image(image["id"], found, size_hw, category_ids)
+        results += [
+            coco_result(image["id"], category_ids[int(label)], box, score, _rle_of(mask, size_hw))
+            for box, score, label, mask in zip(found.bboxes, found.scores, found.labels, found.masks, strict=True)
+            if int(label) in category_ids
+        ]
     return results
 
 
@@ -74,11 +72,10 @@ class MmdetPredictor:
     """
 
     def __init__(self, checkpoint: Checkpoint, input_size_px: int | None = None, white_level: int | None = None) -> None:
-        self._classes = checkpoint.spec.classes
+        spec = checkpoint.spec
+        self._classes = spec.classes
         self._network = checkpoint.network().to(choose_torch_device("auto"))
-        self._load = Compose(
-            image_transforms(replace(checkpoint.spec, input_size=input_size_px or checkpoint.spec.input_size), white_level)
-        )
+        self._load = Compose(image_transforms(replace(spec, input_size=input_size_px or spec.input_size), white_level))
 
     def instances(self, photo: Path) -> tuple[Any, tuple[int, int]]:
         """mmdet's `pred_instances` as NumPy arrays: bboxes (N, 4) pixels, scores, labels, masks (N, h, w), the highest score first; and the
@@ -159,23 +156,6 @@ def category_ids_of(classes: tuple[str, ...], truth: dict[str, Any]) -> dict[int
         if names:
             print(f"labels that {whose}: {', '.join(names[:MAX_NAMED])}{' …' if len(names) > MAX_NAMED else ''}", file=sys.stderr)
     return matched
-
-
-def _results_of_image(image_id: int, found: Any, size_hw: tuple[int, int], category_ids: dict[int, int]) -> CocoResults:
-    results = []
-    for box, score, label, mask in zip(found.bboxes, found.scores, found.labels, found.masks, strict=True):
-        if int(label) not in category_ids:
-            continue
-        results.append(
-            {
-                "image_id": image_id,
-                "category_id": category_ids[int(label)],
-                "bbox": [float(box[0]), float(box[1]), float(box[2] - box[0]), float(box[3] - box[1])],
-                "score": float(score),
-                "segmentation": _rle_of(mask, size_hw),
-            }
-        )
-    return results
 
 
 def _rle_of(mask: Any, size_hw: tuple[int, int]) -> dict[str, Any]:

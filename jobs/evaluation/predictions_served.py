@@ -6,14 +6,12 @@ Both read the photo files as a client would send them, so decoding, scaling, eng
 from __future__ import annotations
 
 import base64
-import json
-from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from jobs.annotations.datasets import Annotations, AnnotationsError
+from jobs.command_line import progress
 from jobs.evaluation.coco_results import CocoResults, results_of_image
 from jobs.evaluation.predictions import category_ids_of
 from jobs.photos import LIMITS
@@ -25,13 +23,12 @@ from pipeline.inference.engine import EngineOptions
 from pipeline.masks.encode import instances_to_objects, objects_to_dict
 from pipeline.types import DetectOptions, OutlineOptions
 
-Progress = Callable[[Iterable[Any]], Iterable[Any]]
 MMDET_SCORE_THRESHOLD = 0.05
 """The threshold of mmdet's test configuration; AP needs the low scores too."""
 
 
 def predict_with_engine(
-    model: str, options: EngineOptions, annotations: Annotations, progress: Progress = iter, white_level: int | None = None
+    model: str, options: EngineOptions, annotations: Annotations, white_level: int | None = None
 ) -> CocoResults:
     """Run the service's own pipeline in this process, photo by photo.
 
@@ -39,12 +36,11 @@ def predict_with_engine(
         model: embedded or official name, or a path.
         options: engine, precision, threads.
         annotations: whose photos to score.
-        progress: wraps the photos to show how far it is, such as `jobs.command_line.progress`.
         white_level: as in DecodeLimits.
     Raises:
         AnnotationsError: model and annotations share no label, or a photo cannot be read.
     """
-    truth = json.loads(annotations.coco_json.read_text())
+    truth = annotations.document()
     engine = load_engine(model, options)
     limits = replace(LIMITS, white_level=white_level)
     detect, outline = DetectOptions(score_threshold=MMDET_SCORE_THRESHOLD), OutlineOptions(mask_format="rle")
@@ -62,29 +58,36 @@ def predict_with_engine(
     return [result for image, answer in answers for result in results_of_image(image["id"], answer["boxes"], ids)]
 
 
-def predict_with_service(
-    url: str, annotations: Annotations, progress: Progress = iter, clients: int = 4, key: str | None = None
-) -> CocoResults:
+def predict_with_service(url: str, annotations: Annotations, clients: int = 4, key: str | None = None) -> CocoResults:
     """Score with a running service, over HTTP, as RLE, at mmdet's threshold; retries if it is busy or fails.
 
     Args:
         url: base URL, such as http://127.0.0.1:8000.
         annotations: whose photos to score.
-        progress: wraps the photos to show how far it is, such as `jobs.command_line.progress`.
         clients: requests in flight at once.
         key: bearer key of the service.
     Raises:
         AnnotationsError: service and annotations share no label; or the service does not answer, or refuses a photo.
     """
-    truth = json.loads(annotations.coco_json.read_text())
+    truth = annotations.document()
     client = ServiceClient(url, key, deadline_s=120, connections=clients)
-    classes = _classes_of(client)
+    try:
+        classes = tuple(client.info()["classes"])
+    except ServiceFault as error:
+        raise AnnotationsError(str(error)) from error
+    except KeyError as error:
+        raise AnnotationsError(f"{client.url}/info names no classes: is it this service?") from error
     ids = {classes[channel]: number for channel, number in category_ids_of(classes, truth).items()}
+    params = {"score_threshold": MMDET_SCORE_THRESHOLD, "max_detections": 100, "mask_format": "rle", "decimals": 9}
 
     def score(image: dict[str, Any]) -> CocoResults:
-        boxes = _ask(client, annotations.images / image["file_name"])
+        photo = annotations.images / image["file_name"]
         try:
-            return results_of_image(image["id"], boxes, ids)
+            (answer,) = client.score([base64.b64encode(photo.read_bytes()).decode()], params)
+        except (ServiceFault, OSError) as error:
+            raise AnnotationsError(f"{photo.name}: {error}") from error
+        try:
+            return results_of_image(image["id"], answer["boxes"], ids)
         except (KeyError, TypeError, ValueError) as error:
             raise AnnotationsError(f"{url} does not answer with masks as run lengths ({error!r}): is it this service?") from error
 
@@ -93,23 +96,3 @@ def predict_with_service(
         return [result for results in progress(pool.map(score, truth["images"])) for result in results]
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _classes_of(client: ServiceClient) -> tuple[str, ...]:
-    try:
-        classes = client.info()["classes"]
-    except ServiceFault as error:
-        raise AnnotationsError(str(error)) from error
-    except KeyError as error:
-        raise AnnotationsError(f"{client.url}/info names no classes: is it this service?") from error
-    return tuple(classes)
-
-
-def _ask(client: ServiceClient, photo: Path) -> list[dict[str, Any]]:
-    params = {"score_threshold": MMDET_SCORE_THRESHOLD, "max_detections": 100, "mask_format": "rle", "decimals": 9}
-    try:
-        (answer,) = client.score([base64.b64encode(photo.read_bytes()).decode()], params)
-    except (ServiceFault, OSError) as error:
-        raise AnnotationsError(f"{photo.name}: {error}") from error
-    boxes: list[dict[str, Any]] = answer["boxes"]
-    return boxes

@@ -120,14 +120,9 @@ def _checked(result: dict[str, Any], images: dict[Any, dict[str, Any]]) -> dict[
     outline, _ = read_outline(result["segmentation"], (image["height"], image["width"]))
     if not outline:
         raise ValueError("there is no outline in `segmentation`; results of masks are wanted")
-    rle = outline_to_rle(outline, (image["height"], image["width"]))
-    whole = {"size": [int(side) for side in rle["size"]], "counts": _text(rle["counts"])}
+    whole = outline_to_rle(outline, (image["height"], image["width"]))
     box = result["bbox"] if "bbox" in result else coco_mask.toBbox(whole).tolist()
     numbers = [result["score"], *box]
     if len(numbers) != 5 or not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
         raise ValueError(f"score {result['score']!r} and bbox {box!r} must be finite numbers, the bbox four of them")
     return result | {"image_id": image["id"], "bbox": box, "segmentation": whole}
-
-
-def _text(counts: str | bytes) -> str:
-    return counts.decode() if isinstance(counts, bytes) else counts

@@ -66,10 +66,11 @@ class Images:
             max_bytes = self._policy.max_bytes + 1
             if uri.startswith(FILE):
                 return read_file(Path(os.fsdecode(unquote_to_bytes(uri.removeprefix(FILE)))), max_bytes)
-            store, path = _store_and_path(uri)
-            if not store:
-                return read_file(Path(path), max_bytes)
-            if store not in self._filesystems:
+            scheme, separator, place = uri.partition("://")
+            if not separator:
+                return read_file(Path(uri), max_bytes)
+            bucket, _, path = place.partition("/")
+            if (store := f"{scheme}://{bucket}") not in self._filesystems:
                 self._filesystems[store] = filesystem_of(store)
             filesystem, root = self._filesystems[store]
             with filesystem.open_input_stream(f"{root}/{path}") as stream:
@@ -80,12 +81,3 @@ class Images:
                 raise FetchError(reason, code="image_not_readable") from error
             raise NoRow(f"{uri}: {reason}") from error
         return data
-
-
-def _store_and_path(uri: str) -> tuple[str, str]:
-    """`s3://bucket/a/b.jpg` to (`s3://bucket`, `a/b.jpg`); a local path to ("", path)."""
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
-        return "", uri
-    authority, _, path = rest.partition("/")
-    return f"{scheme}://{authority}", path

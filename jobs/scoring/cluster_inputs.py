@@ -27,7 +27,7 @@ from jobs.photos import OF_MACOS, photo_suffixes
 from jobs.scoring.batch_inputs import Source
 from jobs.scoring.tables import COLUMNS, InputsError, Unreadable
 
-ID, IMAGE, FILE_NAME, ROW = "id", "image", "file_name", "row_number_per_file"
+ID, IMAGE, FILE_NAME, ROW, PREDS = "id", "image", "file_name", "row_number_per_file", "preds"
 SCHEMA = pa.schema([(ID, pa.string()), (FILE_NAME, pa.string()), (ROW, pa.int64()), (IMAGE, pa.string())])
 ROWS_AT_ONCE = 10_000
 PENDING = ".pending.parquet"
@@ -176,18 +176,22 @@ def _parquet_source(source: str, files: Sequence[str]) -> Listed:
     """
     if odd := next((file for file in files if "?" in file), None):
         raise InputsError(f"{odd}: Ray Data takes what follows a ? for a query; rename it")
-    filesystem, _ = filesystem_of(source)
-    _check_no_photos_beside(source)
+    filesystem, folder = filesystem_of(source)
+    if filesystem.get_file_info(folder).type == pafs.FileType.Directory:
+        suffixes = photo_suffixes()
+        for file in filesystem.get_file_info(pafs.FileSelector(folder)):
+            if f".{file.extension.lower()}" in suffixes:
+                raise InputsError(f"{source} holds photos ({file.base_name}) and Parquet files: name one of them")
     seen, columns = list[pa.ChunkedArray](), set[tuple[str, str]]()
     for path in files:
-        with _naming_errors(path), pq.ParquetFile(path, filesystem=filesystem) as file:
-            names = file.schema_arrow.names
+        with _naming_errors(path), pq.ParquetFile(path, filesystem=filesystem) as table:
+            names = table.schema_arrow.names
             column = next((name for name in COLUMNS if name in names), None)
             if column is None or ID not in names:
                 missing = ", ".join(name for name, is_there in ((ID, ID in names), (IMAGE, column)) if not is_there)
                 raise InputsError(f"{path}: there is no column {missing}; the columns are {', '.join(names)}")
-            columns.add((column, _type_of(path, file.schema_arrow, column)))
-            seen.append(file.read(columns=[ID])[ID])
+            columns.add((column, _type_of(path, table.schema_arrow, column)))
+            seen.append(table.read(columns=[ID])[ID])
     if len(columns) > 1:
         found = " and ".join(f"{name} ({kind})" for name, kind in sorted(columns))
         raise InputsError(f"{source}: images are in {found}; all files must have the same column, of one type")
@@ -225,15 +229,6 @@ def _check_ids(source: str, seen: list[pa.ChunkedArray]) -> None:
     if len(ids.unique()) < len(ids):
         twice = next(row["values"] for row in ids.value_counts().to_pylist() if row["counts"] > 1)
         raise InputsError(f"{source}: {ID} {twice!r} is there more than once; each row needs one of its own")
-
-
-def _check_no_photos_beside(source: str) -> None:
-    filesystem, path = filesystem_of(source)
-    if filesystem.get_file_info(path).type == pafs.FileType.Directory:
-        suffixes = photo_suffixes()
-        for file in filesystem.get_file_info(pafs.FileSelector(path)):
-            if f".{file.extension.lower()}" in suffixes:
-                raise InputsError(f"{source} holds photos ({file.base_name}) and Parquet files: name one of them")
 
 
 @contextlib.contextmanager

@@ -23,9 +23,8 @@ from ray.data.checkpoint import CheckpointConfig
 from jobs.command_line import CommandFault
 from jobs.ray_session import connect
 from jobs.scoring.batch_output import in_use
-from jobs.scoring.cluster_coco import CocoWriter
 from jobs.scoring.cluster_inputs import ID, Listed, count_rows, filesystem_of, listed
-from jobs.scoring.cluster_output import MANIFEST, claimed, settings_of
+from jobs.scoring.cluster_output import MANIFEST, CocoWriter, claimed, settings_of
 from jobs.scoring.cluster_stages import Counts, Detect, Load, Outline, Tally
 from jobs.scoring.cluster_through import Through
 from jobs.scoring.tables import InputsError
@@ -126,7 +125,7 @@ def _run(args: argparse.Namespace, output: str, photos: Listed, stages: Stages, 
     progress = Progress(tally, photos.total, before)
     progress.start()
     try:
-        _write(_dataset(photos), stages, args.format, output, tally)
+        _write(photos, stages, args.format, output, tally)
     except KeyboardInterrupt as interrupt:
         raise type(interrupt)("interrupted; the same command continues from here") from interrupt
     except ray.exceptions.RayError as error:
@@ -163,12 +162,14 @@ def _set_up(output: str) -> None:
     )
 
 
-def _write(photos: Any, stages: Stages, row_format: str, output: str, tally: Any) -> None:
+def _write(photos: Listed, stages: Stages, row_format: str, output: str, tally: Any) -> None:
     """Score the photos and write their rows."""
     filesystem, folder = filesystem_of(output)
+    columns = None if photos.column is None else [ID, photos.column]
+    dataset = ray.data.read_parquet(list(photos.files), filesystem=photos.filesystem, columns=columns, num_cpus=TASK_CPUS)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # Ray 2.60 has no other way to give max_restarts
-        rows = stages(photos, tally)
+        rows = stages(dataset, tally)
     write = rows.write_parquet if row_format == "parquet" else rows.write_json
     write(f"{folder}/rows", filesystem=filesystem, ray_remote_args={"num_cpus": TASK_CPUS})
 
@@ -179,12 +180,6 @@ def _why(error: Exception) -> str:
     if ours := next((line for line in lines[::-1] if any(name in line for name in NAMED_ERRORS)), None):
         return ours.partition(": ")[2]
     return f"{lines[-1].strip()}. The same command goes on from here; the whole error is in Ray's logs (/tmp/ray/session_latest/logs)"
-
-
-def _dataset(photos: Listed) -> Any:
-    """A dataset of the photos."""
-    columns = None if photos.column is None else [ID, photos.column]
-    return ray.data.read_parquet(list(photos.files), filesystem=photos.filesystem, columns=columns, num_cpus=TASK_CPUS)
 
 
 def _staged(args: argparse.Namespace) -> tuple[Stages, dict[str, Any]]:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from jobs.command_line import reason_of
 from jobs.photos import LIMITS
 from jobs.scoring.cluster_images import Images, NoRow
-from jobs.scoring.cluster_inputs import FILE_NAME, ID, IMAGE, ROW
+from jobs.scoring.cluster_inputs import FILE_NAME, ID, IMAGE, PREDS, ROW
 from jobs.scoring.tables import COLUMNS, MAX_FAULTS
 from jobs.scoring.tiles import Grid, Tiled, cut, join
 from pipeline.errors import DecodersUnavailable, EngineLost, ServiceError, StageFailed
@@ -39,7 +39,7 @@ from pipeline.masks.encode import instances_to_rows, objects_to_json, rows_to_js
 from pipeline.types import DetectOptions, Instances, OutlineOptions
 
 Batch = dict[str, NDArray[Any]]
-WORK, PREDS = "work", "preds"
+WORK = "work"
 FETCH_RETRIES = 6
 """Retries of a URL whose host is not there; with their pauses 6 s."""
 log = logging.getLogger(__name__)

@@ -106,7 +106,11 @@ class ServiceClient:
     def _score(self, images: Sequence[str], params: dict[str, Any]) -> list[Answer]:
         table = {"columns": ["image"], "data": list(images)}
         answers = self._request("POST", "/score", orjson.dumps({"input_data": table, "params": params}))
-        if not isinstance(answers, list) or len(answers) != len(images) or not all(map(_is_answer, answers)):
+        if (
+            not isinstance(answers, list)
+            or len(answers) != len(images)
+            or not all(isinstance(answer, dict) and isinstance(answer.get("boxes"), list) for answer in answers)
+        ):
             raise ServiceFault(f"{self.url} did not answer with one result for each of {len(images)} images: is it this service?")
         return answers
 
@@ -169,10 +173,6 @@ def is_transient(answer: Answer) -> bool:
 def _code_of(answer: Answer) -> Any:
     """The error code of an image; None without an error."""
     return answer.get("error", {}).get("code")
-
-
-def _is_answer(answer: Any) -> bool:
-    return isinstance(answer, dict) and isinstance(answer.get("boxes"), list)
 
 
 def base_url(text: str) -> str:

@@ -79,6 +79,9 @@ def images_in(table: Path) -> Iterator[Path | str | Unreadable]:
     Raises:
         InputsError: it is no such table, or has no column of images.
     """
+    with table.open("rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise InputsError(f"{table}: it is UTF-16, as PowerShell and Excel write: save it as UTF-8")
     for cell in _jsonl_cells(table) if table.suffix.lower() == ".jsonl" else _csv_cells(table):
         yield cell if isinstance(cell, Unreadable) else image_of_cell(cell, table.parent)
 
@@ -100,7 +103,11 @@ def image_of_cell(cell: str | None, folder: Path) -> Path | str | Unreadable:
     if text[:5].lower() == "data:" or text[:8].lower().startswith(("http://", "https://")):
         return "".join(text.split()) if _is_utf8(text) else Unreadable("The URL is not UTF-8.")
     if scheme := _SCHEME.match(text):
-        return _of_scheme(scheme[1].lower(), text, folder)
+        if (kind := scheme[1].lower()) in AZUREML:
+            return _by_longest_suffix(text, folder)
+        return Unreadable(
+            f"The service fetches http:// and https:// only, not {kind}://; jobs.batch_ray reads s3://, gs:// and abfs://."
+        )
     return "".join(text.split()) if text.isascii() and looks_like_base64(text) else folder / text
 
 
@@ -160,14 +167,6 @@ def looks_like_base64(text: str) -> bool:
     return any(re.match(magic, start, re.DOTALL) for magic in FORMAT_MAGIC.values())
 
 
-def _of_scheme(scheme: str, text: str, folder: Path) -> Path | Unreadable:
-    if scheme in AZUREML:
-        return _by_longest_suffix(text, folder)
-    return Unreadable(
-        f"The service fetches http:// and https:// only, not {scheme}://; jobs.batch_ray reads s3://, gs:// and abfs://."
-    )
-
-
 def _by_longest_suffix(url: str, folder: Path) -> Path | Unreadable:
     """The file for a datastore URL: the longest end of its path that exists below the table's folder."""
     parts = [part for part in unquote(url.split("://", 1)[1]).split("/") if part not in ("", ".", "..")]
@@ -179,7 +178,6 @@ def _by_longest_suffix(url: str, folder: Path) -> Path | Unreadable:
 
 
 def _csv_cells(table: Path) -> Iterator[str | None]:
-    _refuse_utf16(table)
     csv.field_size_limit(MAX_CELL_CHARS)
     with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
         rows = csv.DictReader(lines, strict=True)  # else the photos after a quotation mark that is not closed are one cell
@@ -191,12 +189,6 @@ def _csv_cells(table: Path) -> Iterator[str | None]:
             raise InputsError(
                 f"{table}, line {rows.reader.line_num}: not CSV: {error}. Is a quotation mark missing before?"
             ) from error
-
-
-def _refuse_utf16(table: Path) -> None:
-    with table.open("rb") as file:
-        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            raise InputsError(f"{table}: it is UTF-16, as PowerShell and Excel write: save it as UTF-8")
 
 
 def _image_column(columns: list[str], table: Path) -> str:
@@ -211,7 +203,6 @@ def _image_column(columns: list[str], table: Path) -> str:
 
 
 def _jsonl_cells(table: Path) -> Iterator[str | Unreadable | None]:
-    _refuse_utf16(table)
     with table.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not (line := line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip():

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from jobs.annotations.outlines import outline_to_rle
 from pipeline.images.letterbox import fit, scale_to_fit
@@ -76,16 +75,11 @@ def cut(image: LoadedImage, grid: Grid) -> Tiled:
     """The parts of a photo that was loaded at `grid.side_px`."""
     height, width = image.letterbox.scaled_hw
     corners = tuple((x, y) for y in grid.starts(height) for x in grid.starts(width))
-    tiles = [image.pixels[y : y + grid.size, x : x + grid.size] for x, y in corners]
+    tiles = [np.ascontiguousarray(image.pixels[y : y + grid.size, x : x + grid.size]) for x, y in corners]
     letterbox = fit((height, width), grid.size)
     small = cv2.resize(image.pixels, letterbox.scaled_hw[::-1], interpolation=cv2.INTER_AREA)
     whole = LoadedImage(np.asarray(small, np.uint8), letterbox)
-    return Tiled(image.letterbox, corners, (whole, *(_as_loaded(pixels, grid.size) for pixels in tiles)))
-
-
-def _as_loaded(pixels: NDArray[np.uint8], size: int) -> LoadedImage:
-    height, width = pixels.shape[:2]
-    return scale_to_fit(np.ascontiguousarray(pixels), (height, width), size)
+    return Tiled(image.letterbox, corners, (whole, *(scale_to_fit(tile, tile.shape[:2], grid.size) for tile in tiles)))
 
 
 def join(photo: Tiled, classes: Sequence[str], options: OutlineOptions) -> list[SegmentedObject]:
@@ -156,7 +150,4 @@ def _rounded(item: SegmentedObject, decimals: int) -> SegmentedObject:
 def _as_rle(item: SegmentedObject, size_hw: tuple[int, int]) -> SegmentedObject:
     scale = np.array(size_hw[::-1])
     rle = outline_to_rle([(np.reshape(ring, (-1, 2)) * scale).ravel().tolist() for ring in item.polygon], size_hw)
-    counts = rle["counts"]
-    return replace(
-        item, polygon=[], rle={"size": list(size_hw), "counts": counts.decode() if isinstance(counts, bytes) else counts}
-    )
+    return replace(item, polygon=[], rle=rle)

@@ -1,1 +1,1 @@
-"""Parts of `jobs.sweep`: search_space (--vary) ─▶ trials, each a run of `jobs.finetune` ─▶ report, their table and plot."""
+"""Parts of `jobs.sweep`: search_space (--vary) ─▶ trials, each a run of `jobs.finetune`, their table and plot."""

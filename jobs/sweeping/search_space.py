@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 from jobs.training.options import flag_of, type_of
 from jobs.training.settings import FinetuneSettings, settings_from_args
 
+TABLE = "trials.csv"
 LOG_SCALE_FROM = 10
 """A range is on a logarithmic scale if its end is so many times its beginning."""
 VALS_A_RUN = 4

@@ -1,10 +1,11 @@
-"""The trials of a sweep, each jobs.finetune in a process of Ray Tune."""
+"""The trials of a sweep, each a training run in a process of Ray Tune; their table and plot, `trials.csv` and `trials.png`."""
 
 from __future__ import annotations
 
 from jobs.third_party import known_warnings_ignored  # isort: skip  (before mmdet)
 
 import argparse
+import csv
 import os
 import resource
 import signal
@@ -15,19 +16,25 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import matplotlib as mpl
 import ray
+from matplotlib.figure import Figure
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from ray import tune
+from ray.tune.result_grid import ResultGrid
 
 from jobs.atomic_write import atomic_file
 from jobs.command_line import Terminated
 from jobs.ray_session import connect
-from jobs.sweeping.report import COMPLETED, PLOT, TABLE, plot, rows_of, write_table
-from jobs.sweeping.search_space import Range, Values, checked_values, point_as_given, trial_settings
+from jobs.sweeping.search_space import LOG_SCALE_FROM, TABLE, Range, Values, checked_values, point_as_given, trial_settings
 from jobs.training.output.results import export
+from jobs.training.run import finetune
 from jobs.training.settings import FinetuneSettings
 
+PLOT = "trials.png"
+COMPLETED = "completed"
+"""`ended` of a trial that made all its steps."""
 ASHA_KEEPS = 3
 """ASHA's reduction factor: at each rung, the best third continues."""
 
@@ -51,10 +58,16 @@ class ReportToTune(Hook):
 
 
 def run_trials(
-    args: argparse.Namespace, of_finetune: Sequence[str], space: Mapping[str, Values], settings: FinetuneSettings
+    args: argparse.Namespace,
+    of_finetune: Sequence[str],
+    space: Mapping[str, Values],
+    settings: FinetuneSettings,
+    copies: Mapping[str, str],
 ) -> str | None:
     """Run them all, write the table and the plot; returns what to say of the best, None if none has found anything.
 
+    Args:
+        copies: of `jobs.training.run.read_sets`, so that the trials do not decode the photos again.
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM (Terminated) ended the trials; the table and the plot have those that there were.
     """
@@ -73,7 +86,8 @@ def run_trials(
     try:
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(_train, of_finetune=list(of_finetune), work_dir=work_dir, cwd=Path.cwd()), _resources(args)
+                tune.with_parameters(_train, of_finetune=list(of_finetune), work_dir=work_dir, cwd=Path.cwd(), copies=copies),
+                _resources(args),
             ),
             param_space={name: _domain(values) for name, values in space.items()},
             tune_config=_tune_config(args, of_finetune, space, as_given, settings),
@@ -86,8 +100,10 @@ def run_trials(
     rows = rows_of(results, metric, of_finetune, work_dir)
     if signals and not rows:
         raise _interrupt(signals[0], "interrupted before the first trial")
-    with atomic_file(work_dir / TABLE) as draft:
-        write_table(rows, draft)
+    with atomic_file(work_dir / TABLE) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
     with atomic_file(work_dir / PLOT) as draft:
         plot(results, rows, list(space), metric, draft)
     print(
@@ -129,16 +145,14 @@ def _interrupt(number: signal.Signals, *said: str) -> KeyboardInterrupt:
     return (Terminated if number == signal.SIGTERM else KeyboardInterrupt)(*said)
 
 
-def _train(config: dict[str, Any], of_finetune: list[str], work_dir: Path, cwd: Path) -> None:
+def _train(config: dict[str, Any], of_finetune: list[str], work_dir: Path, cwd: Path, copies: Mapping[str, str]) -> None:
     """A trial, in its own process. Tune starts it in a folder of the trial; relative paths are of the command's folder."""
-    from jobs.finetune import finetune
-
     if cwd.is_dir():
         os.chdir(cwd)
     settings = trial_settings(of_finetune, config)
     trial = tune.get_context().get_trial_id()
     with known_warnings_ignored():
-        finetune(replace(settings, work_dir=work_dir / trial), [ReportToTune(settings.best_metric)])
+        finetune(replace(settings, work_dir=work_dir / trial), [ReportToTune(settings.best_metric)], copies)
 
 
 def _domain(values: Values) -> Any:
@@ -195,6 +209,49 @@ def _resources(args: argparse.Namespace) -> dict[str, float]:
     )
     print(f"Each trial: {cpus:g} CPUs, {gpus:g} GPUs, {memory}; {room} at once.", flush=True)
     return {name: value for name, value in asked.items() if value}
+
+
+def rows_of(results: ResultGrid, metric: str, of_finetune: Sequence[str], work_dir: Path) -> list[dict[str, Any]]:
+    """A row for each trial, the best first."""
+    rows = []
+    for result in (results[number] for number in range(len(results))):
+        config, planned = result.config or {}, trial_settings(of_finetune, result.config or {}).steps or 0
+        history, last = result.metrics_dataframe, result.metrics or {}
+        measured = [] if history is None or metric not in history else history[metric].tolist()
+        error = str(result.error).strip().splitlines()[-1] if result.error else ""
+        rows.append(
+            {
+                "trial": last.get("trial_id", ""),
+                metric: max(measured, default=0.0),
+                **config,
+                "ended": error or ("stopped early" if last.get("step", 0) < planned else COMPLETED),
+                "steps": last.get("step", 0),
+                "seconds": round(last.get("time_total_s", 0)),
+                "peak_gb": round(last.get("peak_gb", 0), 2),
+                "work_dir": str(work_dir / last["trial_id"]) if "trial_id" in last else "",
+            }
+        )
+    return sorted(rows, key=lambda row: -row[metric])
+
+
+def plot(results: ResultGrid, rows: list[dict[str, Any]], names: list[str], metric: str, path: Path) -> None:
+    """The measurement over the steps of each trial; the best of each over each setting that was varied."""
+    figure = Figure(figsize=(4 * (1 + len(names)), 3.6), layout="constrained")
+    over_steps, *over_settings = figure.subplots(1, 1 + len(names), squeeze=False)[0]
+    for result in (results[number] for number in range(len(results))):
+        history = result.metrics_dataframe
+        if history is not None and metric in history:
+            over_steps.plot(history["step"], history[metric], marker=".", label=(result.metrics or {}).get("trial_id"))
+    over_steps.set(xlabel="step", ylabel=metric, title="trials")
+    for axes, name in zip(over_settings, names, strict=True):
+        values = [row[name] for row in rows]
+        numbers = all(isinstance(value, int | float) for value in values)
+        axes.plot(values if numbers else [str(value) for value in values], [row[metric] for row in rows], "o")
+        if numbers and min(values) > 0 and max(values) / min(values) >= LOG_SCALE_FROM:
+            axes.set_xscale("log")
+        axes.set(xlabel=name)
+    with mpl.rc_context({"savefig.dpi": 120}):
+        figure.savefig(path)
 
 
 def _best(rows: list[dict[str, Any]], metric: str, names: list[str], as_given: dict[str, Any] | None) -> str | None:

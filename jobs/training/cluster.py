@@ -1,6 +1,6 @@
 """Training in several processes on a Ray cluster: Ray Train starts, connects and replaces them.
 
-    jobs.finetune --processes N ─▶ TorchTrainer ─▶ N x jobs.finetune.finetune ─▶ one sequence of samples, gradients averaged each step
+    jobs.finetune --processes N ─▶ TorchTrainer ─▶ N x run.finetune ─▶ one sequence of samples, gradients averaged each step
                                        └─ a process is lost ─▶ all restart from the newest checkpoint in --work-dir
 
 All machines must share the work folder under the same path. mmdet's losses divide by counts over all processes, so N processes
@@ -24,6 +24,7 @@ from mmengine.dist import get_rank
 from torch import distributed
 
 from jobs.training.output.results import check_work_dir, claimed, newest_checkpoint
+from jobs.training.run import finetune
 from jobs.training.settings import FinetuneSettings
 
 MAX_LOSSES = 3
@@ -38,7 +39,7 @@ def quiet_unless_first() -> Iterator[None]:
 
 
 def finetune_on_cluster(settings: FinetuneSettings) -> None:
-    """Run `jobs.finetune.finetune` in `settings.processes` processes, on the cluster of RAY_ADDRESS or on this machine.
+    """Run `jobs.training.run.finetune` in `settings.processes` processes, on the cluster of RAY_ADDRESS or on this machine.
 
     Raises:
         ValueError: the work folder holds another run, or the training failed; with the message of the process.
@@ -63,9 +64,7 @@ def finetune_on_cluster(settings: FinetuneSettings) -> None:
         train_loop_config={"settings": settings},
         scaling_config=ScalingConfig(num_workers=settings.processes, use_gpu=on_cards),
         run_config=RunConfig(
-            name="ray",
-            storage_path=str(settings.work_dir),
-            failure_config=FailureConfig(max_failures=MAX_LOSSES),
+            name="ray", storage_path=str(settings.work_dir), failure_config=FailureConfig(max_failures=MAX_LOSSES)
         ),
     )
     with claimed(settings.work_dir):
@@ -93,8 +92,6 @@ def too_small(processes: int, resources: Mapping[str, float], kind: str) -> str:
 
 def _train(config: dict[str, Any]) -> None:
     """The function of each process: starts the run, or continues it after a loss."""
-    from jobs.finetune import finetune  # by name: the command that starts this is __main__, which cannot be sent
-
     settings: FinetuneSettings = config["settings"]
     if torch.cuda.is_available():
         from ray.train.torch import get_device

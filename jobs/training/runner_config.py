@@ -17,12 +17,12 @@ from mmengine.config import Config
 from jobs.annotations.datasets import Annotations
 from jobs.training.data import samples, seen_objects  # noqa: F401  (they register what is named below)
 from jobs.training.data.augment import LARGEST_MOSAIC, train_transforms
-from jobs.training.loop import interruption, saving, step_loop, stopping, validation  # noqa: F401  (as above)
-from jobs.training.network import divergence, layers  # noqa: F401  (as above)
+from jobs.training.loop import saving, step_loop, stopping, validation  # noqa: F401  (as above)
+from jobs.training.network import layers  # noqa: F401  (as above)
 from jobs.training.network.precision import optim_wrapper_type
 from jobs.training.output import console  # noqa: F401  (as above)
 from jobs.training.output.logs import log_backends
-from jobs.training.settings import EPOCHS, MAX_EMA, MIN_EMA, MIN_STEPS, MOST_VALIDATIONS, FinetuneSettings
+from jobs.training.settings import EPOCHS, MAX_EMA, MAX_VALIDATIONS, MIN_EMA, MIN_STEPS, FinetuneSettings
 from pipeline.model.spec import ModelSpec
 
 FINAL_LR_SHARE = 0.02
@@ -102,7 +102,7 @@ def training_steps(settings: FinetuneSettings, train: Annotations) -> int:
 
 def validation_interval(settings: FinetuneSettings, train: Annotations) -> int:
     """Steps between validations, if --val-every is left out."""
-    return max(steps_an_epoch(settings, train), math.ceil(training_steps(settings, train) / MOST_VALIDATIONS))
+    return max(steps_an_epoch(settings, train), math.ceil(training_steps(settings, train) / MAX_VALIDATIONS))
 
 
 def longest_side_px(settings: FinetuneSettings) -> float:
@@ -149,7 +149,7 @@ def lasting_settings(settings: FinetuneSettings, spec: ModelSpec, train: Annotat
 
 def fingerprint(part: Annotations) -> str:
     """Differs between sets of other photos, labels, boxes or areas, and not between files that write the same ones otherwise."""
-    document = json.loads(part.coco_json.read_text())
+    document = part.document()
     photos = {photo["id"]: Path(photo["file_name"]).name for photo in document["images"]}
     objects = (
         (photos[one["image_id"]], one["category_id"], one["iscrowd"], *(round(number) for number in (*one["bbox"], one["area"])))
@@ -219,7 +219,7 @@ def train_loader(settings: FinetuneSettings, spec: ModelSpec, train: Annotations
 
 def objects_by_label(annotations: Annotations) -> dict[str, int]:
     """Number of objects of each label, without crowds."""
-    coco = json.loads(annotations.coco_json.read_text())
+    coco = annotations.document()
     counts = Counter(found["category_id"] for found in coco["annotations"] if not found["iscrowd"])
     return {category["name"]: counts[category["id"]] for category in coco["categories"]}
 
@@ -277,7 +277,7 @@ def _custom_hooks(settings: FinetuneSettings, spec: ModelSpec, steps: int, lasti
     hooks: list[dict[str, Any]] = [
         {"type": "FreezeHook", "frozen": settings.freeze, "fixed_statistics": settings.fix_batch_norm},
         {"type": "RefuseDivergedWeights"},
-        {"type": "TellMeasurements", "best_metric": settings.best_metric},
+        {"type": "ReportMeasurements", "best_metric": settings.best_metric},
         {"type": "DescribeModelHook", "model_spec": json.dumps(model_spec), "lasting": json.dumps(lasting)},
     ]
     if momentum := ema_momentum(settings, steps):

@@ -28,7 +28,7 @@ AUTO_BATCH = 0
 METRICS = tuple(f"{kind}_{name}" for kind in ("mask", "box") for name in STATISTICS)
 EPOCHS, MIN_STEPS = 10, 600
 """Default length of a run. Ten epochs of few photos are too few steps for new classes (docs/TRAINING.md)."""
-MOST_VALIDATIONS = 25
+MAX_VALIDATIONS = 25
 """In a run of the default --val-every: where an epoch has few steps, validations would take longer than the training."""
 MIN_EMA, MAX_EMA = 0.002, 0.5
 """Momentum of the averaged weights: the smallest default, which averages over some 500 steps; and the largest that is allowed."""
@@ -66,7 +66,10 @@ class FinetuneSettings:
     val: Path | None = option(None, f"annotations to validate on: {ANNOTATIONS}")
     val_images: Path | None = option(None, "folder of their photos")
     val_share: float = option(
-        0.0, "validate on this share of the training photos instead of --val, 0..0.5; they are not trained on", least=0, most=0.5
+        0.0,
+        "validate on this share of the training photos instead of --val, 0..0.5; they are not trained on",
+        minimum=0,
+        maximum=0.5,
     )
     val_group: str | None = option(
         None,
@@ -86,70 +89,70 @@ class FinetuneSettings:
         "initial weights: a name from `python -m pipeline.model.zoo list`, or a .pth or .safetensors file; fitting layers are loaded, "
         f"class channels by name; {RANDOM_WEIGHTS}: random weights (default: the embedded model, or OpenMMLab's of this size)",
     )
-    image_size: int = option(640, "side of the square network input, px, a multiple of 32", least=32, step=32)
+    image_size: int = option(640, "side of the square network input, px, a multiple of 32", minimum=32, step=32)
     freeze: tuple[str, ...] = option((), "name prefixes of layers to freeze", metavar="LAYER")
     fix_batch_norm: tuple[str, ...] = option((), "layers that keep their batch-norm statistics", metavar="LAYER")
 
     # length and steps
     epochs: int | None = option(
-        None, f"passes over the training photos (default: {EPOCHS}, and at least {MIN_STEPS} steps)", least=1
+        None, f"passes over the training photos (default: {EPOCHS}, and at least {MIN_STEPS} steps)", minimum=1
     )
-    steps: int | None = option(None, "optimizer steps, instead of --epochs", least=1, instead_of="epochs")
+    steps: int | None = option(None, "optimizer steps, instead of --epochs", minimum=1, instead_of="epochs")
     batch_size: int = option(
         4,
         "photos per batch; auto: the largest power of two that fits into memory, found by trial steps",
-        parse=_batch_size,
+        type=_batch_size,
         metavar="N",
     )
-    accumulate: int = option(1, "batches per optimizer step (gradient accumulation)", least=1)
+    accumulate: int = option(1, "batches per optimizer step (gradient accumulation)", minimum=1)
     optimizer: str = option("adamw", "optimizer", choices=("adamw", "sgd"))
     lr: float = option(2e-3, "peak learning rate")
     lr_mult: tuple[tuple[str, float], ...] = option(
-        (), "learning rate of a part", parse=_prefix_and_factor, metavar="LAYER=FACTOR"
+        (), "learning rate of a part", type=_prefix_and_factor, metavar="LAYER=FACTOR"
     )
-    warmup: int = option(100, "steps of linear warm-up, at most half of the run", least=0)
+    warmup: int = option(100, "steps of linear warm-up, at most half of the run", minimum=0)
     scheduler: str = option(
         "cosine",
         "learning rate after the warm-up; step: a tenth at two thirds of the run and again at eight ninths",
         choices=("cosine", "linear", "step", "constant"),
     )
-    weight_decay: float = option(0.05, "not applied to norms and biases", least=0)
-    clip_grad: float = option(10.0, "largest gradient norm; 0 turns clipping off", least=0)
+    weight_decay: float = option(0.05, "not applied to norms and biases", minimum=0)
+    clip_grad: float = option(10.0, "largest gradient norm; 0 turns clipping off", minimum=0)
     ema: float | None = option(
         None,
         "share of each step's weights in the averaged weights, which are saved, such as 0.002 (not a decay, such as 0.998); 0 turns "
         f"averaging off (default: 10 over the run's steps, and at least {MIN_EMA:g}, so that the average is of the run's last tenth)",
-        least=0,
-        most=MAX_EMA,
+        minimum=0,
+        maximum=MAX_EMA,
     )
-    seed: int = option(0, "random seed", least=0, most=2**32 - 1)
+    seed: int = option(0, "random seed", minimum=0, maximum=2**32 - 1)
 
     # what the photos go through
-    white_level: int | None = option(None, WHITE_LEVEL_HELP, least=1)
-    mosaic: float = option(0.5, "share of samples that are mosaics of four photos, 0..1", least=0, most=1)
-    mosaic_until: float = option(0.7, "share of the run after which mosaics stop, 0..1", least=0, most=1)
+    white_level: int | None = option(None, WHITE_LEVEL_HELP, minimum=1)
+    mosaic: float = option(0.5, "share of samples that are mosaics of four photos, 0..1", minimum=0, maximum=1)
+    mosaic_until: float = option(0.7, "share of the run after which mosaics stop, 0..1", minimum=0, maximum=1)
     scale_jitter: tuple[float, float] = option((0.5, 2.0), "long side / image size", metavar=("MIN", "MAX"))
     no_flip: bool = option(False, "do not mirror photos: where left and right differ, such as text or traffic signs")
     repeat_rare: float = option(
         0.0,
         "show photos of rare classes more often: classes in less than this share of the photos; 0: every photo once an epoch "
         "(repeat factors of LVIS, which takes 0.001)",
-        least=0,
-        most=1,
+        minimum=0,
+        maximum=1,
         metavar="SHARE",
     )
 
     # measuring and saving
-    save_every: int = option(500, "steps between checkpoints", least=0)
+    save_every: int = option(500, "steps between checkpoints", minimum=0)
     val_every: int | None = option(
         None,
-        f"steps between validations on --val (default: one epoch, but at most {MOST_VALIDATIONS} in a run); 0: none",
-        least=0,
+        f"steps between validations on --val (default: one epoch, but at most {MAX_VALIDATIONS} in a run); 0: none",
+        minimum=0,
     )
     best_metric: str = option("mask_ap", "metric that selects the best checkpoint", choices=METRICS)
-    early_stopping: int = option(0, "stop after this many validations without a better one; 0: never", least=0)
+    early_stopping: int = option(0, "stop after this many validations without a better one; 0: never", minimum=0)
     resume: bool = option(False, "continue from the last checkpoint in --work-dir")
-    log_every: int = option(20, "steps between progress lines", least=1)
+    log_every: int = option(20, "steps between progress lines", minimum=1)
 
     log_to: tuple[str, ...] = option(
         (),
@@ -167,16 +170,15 @@ class FinetuneSettings:
     processes: int = option(
         1,
         "training processes on a Ray cluster (RAY_ADDRESS, or this machine), each with batches of --batch-size; --work-dir is shared",
-        least=1,
+        minimum=1,
     )
     sync_bn: bool = option(
         False, "batch norms over the photos of all processes (torch's SyncBatchNorm; on GPUs, --processes above 1)"
     )
     workers: int = option(
-        1,
+        default_workers,
         "loader processes of each training process (default: 1; on a machine with a GPU one for every core but one, at most 8)",
-        least=0,
-        default_factory=default_workers,
+        minimum=0,
     )
 
 
@@ -214,10 +216,6 @@ def _contradiction(settings: FinetuneSettings) -> str | None:
         return "--lr-mult gives a layer two factors."
     if not 0 < settings.scale_jitter[0] <= settings.scale_jitter[1] < math.inf:
         return "--scale-jitter must be two numbers above 0, the smaller one first."
-    return _missing_package(settings)
-
-
-def _missing_package(settings: FinetuneSettings) -> str | None:
     for name in settings.log_to:
         if importlib.util.find_spec(name) is None:
             return f"--log-to {name} needs the package {name}, which is not installed: pip install {name}"

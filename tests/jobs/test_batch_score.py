@@ -1,4 +1,4 @@
-"""The batch job against a stub service on a real socket."""
+"""The batch job against a stub service on a real socket; when its client tries again is tested in tests/test_retries.py."""
 
 import base64
 import errno
@@ -78,23 +78,6 @@ def test_a_second_run_continues_where_the_first_stopped(folder, tmp_path):
     assert len(lines_of(output)) == len(output.read_text().splitlines()) == 10
 
 
-def test_a_refused_request_is_retried_after_a_wait(folder, tmp_path, pauses):
-    """503, 429 and 500 are retried, not before Retry-After; so is a 404 of HAProxy, which has no application yet."""
-    with stub_service(statuses=[503, 429, 500, 404, 503]) as stub:
-        assert run(folder, stub.url, tmp_path / "preds.jsonl", "--concurrency", "1") == 0
-    assert len(pauses) == 5
-    assert sum(pause >= 1 for pause in pauses) >= 3
-    assert len(lines_of(tmp_path / "preds.jsonl")) == 10
-
-
-def test_a_404_that_persists_ends_the_run(folder, tmp_path, pauses, capsys):
-    """There is no such application behind the proxy."""
-    with stub_service(statuses=[404] * 50) as stub:
-        assert run(folder, stub.url, tmp_path / "preds.jsonl", "--concurrency", "1", "--images-per-request", "10") == 1
-    assert len(pauses) == service_client.TRIES - 1
-    assert "answered 404" in capsys.readouterr().err
-
-
 def test_a_bad_photo_has_an_error(tmp_path, capsys):
     """In its row, beside the others' answers; so has a file that is not there. A photo that is twice in a CSV has two rows."""
     (tmp_path / "good.png").write_bytes(b"good")
@@ -159,23 +142,6 @@ def test_images_with_an_error_of_the_service_are_retried(folder, tmp_path, pause
     assert len(stub.asked) == service_client.TRIES
     assert pauses
     assert lines_of(tmp_path / "preds.jsonl") == {}
-
-
-def test_a_url_whose_host_did_not_answer_is_asked_for_once_more(folder, tmp_path, pauses):
-    """Then its line contains the error."""
-    silent = {"boxes": [], "error": {"code": "fetch_timeout", "message": "The URL's host took too long to answer."}}
-    with stub_service(answer=silent) as stub:
-        assert run(folder, stub.url, tmp_path / "preds.jsonl", "--concurrency", "1", "--images-per-request", "64") == 1
-    assert len(stub.asked) == 2
-    assert len(pauses) == 1
-    assert all(line["preds"] == silent for line in lines_of(tmp_path / "preds.jsonl").values())
-
-
-def test_a_200_that_is_not_an_answer_is_a_failed_request(folder, tmp_path, capsys):
-    """A 200 that is no answer is a failed request."""
-    with stub_service(answer=["not an object"]) as stub:
-        assert run(folder, stub.url, tmp_path / "preds.jsonl") == 1
-    assert "is it this service?" in capsys.readouterr().err
 
 
 def test_an_interrupt_keeps_what_is_done(folder, tmp_path, capsys, monkeypatch):

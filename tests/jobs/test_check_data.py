@@ -13,7 +13,7 @@ from PIL import Image
 
 from jobs import check_data
 from jobs.annotations.datasets import read_annotations
-from jobs.annotations.statistics import odd_cases
+from jobs.check_data import odd_cases
 from jobs.sheets import sheets_of_annotations
 
 

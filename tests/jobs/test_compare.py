@@ -10,8 +10,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from jobs import compare, pictures
+from jobs.compare import page
 from jobs.comparison.matching import agreement, match
-from jobs.comparison.page import page
 from pipeline.types import SegmentedObject
 from tests.support.stub_service import stub_service
 

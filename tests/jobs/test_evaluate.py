@@ -13,9 +13,8 @@ from PIL import Image
 from jobs import evaluate
 from jobs.annotations.datasets import AnnotationsError, read_annotations
 from jobs.evaluation import predictions
-from jobs.evaluation.metrics_azureml import azureml_metrics
+from jobs.evaluation.metrics_azureml import azureml_metrics, voc_metrics
 from jobs.evaluation.metrics_coco import coco_metrics
-from jobs.evaluation.metrics_voc import voc_metrics
 from jobs.evaluation.predictions import category_ids_of, predict_with_mmdet
 from jobs.evaluation.results_file import read_results
 from pipeline.model.checkpoints import Checkpoint, load_checkpoint, save_safetensors
@@ -24,6 +23,23 @@ from tests.support.rectangles import SIZE, document, thing
 from tests.support.stub_service import stub_service
 
 PAIR = document(thing(0, 0, 40, 40), thing(50, 50, 40, 40))
+UNUSED_URL = ("--url", "http://127.0.0.1:9")
+
+
+@pytest.fixture
+def common(tiny_coco):
+    return ["--annotations", str(tiny_coco / "coco.json"), "--images", str(tiny_coco / "photos")]
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Reads these results as a file of them, for the annotations of PAIR or others."""
+
+    def of_file(results, truth=PAIR, encoding="utf-8"):
+        (tmp_path / "results.json").write_text(json.dumps(results), encoding)
+        return read_results(tmp_path / "results.json", truth)
+
+    return of_file
 
 
 def test_perfect_predictions_score_one():
@@ -63,6 +79,8 @@ def test_labels_that_only_one_side_has_are_reported(capsys):
     said = capsys.readouterr().err
     assert "annotations do not know, so they are not counted: fox" in said
     assert "the model does not know: dog" in said
+    with pytest.raises(AnnotationsError, match="none in common"):
+        category_ids_of(("bird",), document(names=("dog", "cat")))
 
 
 def test_voc_by_hand():
@@ -122,13 +140,6 @@ def test_measuring_changes_nothing():
     assert (PAIR, found) == before
 
 
-def test_categories_are_matched_by_name():
-    truth = document(names=("dog", "cat"))
-    assert category_ids_of(("cat", "bird"), truth) == {0: 2}
-    with pytest.raises(AnnotationsError, match="none in common"):
-        category_ids_of(("bird",), truth)
-
-
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory):
     """A nano model for the tiny data set, with fresh weights and an eager class branch."""
@@ -143,9 +154,8 @@ def model_file(tmp_path_factory):
     return path
 
 
-def test_command_line(tiny_coco, model_file, tmp_path, capsys):
+def test_command_line(common, model_file, tmp_path, capsys):
     """mmdet's path end to end: table, JSON on the last line, results file that measures the same again."""
-    common = ["--annotations", str(tiny_coco / "coco.json"), "--images", str(tiny_coco / "photos")]
     results = tmp_path / "results.json"
     assert evaluate.main([*common, "--checkpoint", str(model_file), "--save-results", str(results)]) == 0
     first = capsys.readouterr().out.splitlines()
@@ -155,7 +165,7 @@ def test_command_line(tiny_coco, model_file, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == first
 
 
-def test_predictions_are_saved_before_metrics_are_computed(tiny_coco, tmp_path, monkeypatch):
+def test_predictions_are_saved_before_metrics_are_computed(common, tmp_path, monkeypatch):
     """They are written to a new folder before anything is measured."""
 
     def fails(*_):
@@ -163,44 +173,39 @@ def test_predictions_are_saved_before_metrics_are_computed(tiny_coco, tmp_path, 
 
     monkeypatch.setattr(evaluate, "measure", fails)
     monkeypatch.setattr(evaluate, "_predict", lambda *_: [])
-    common = ["--annotations", str(tiny_coco / "coco.json"), "--images", str(tiny_coco / "photos"), "--url", "http://127.0.0.1:9"]
     with pytest.raises(ZeroDivisionError):
-        evaluate.main([*common, "--save-results", str(tmp_path / "new" / "results.json")])
+        evaluate.main([*common, *UNUSED_URL, "--save-results", str(tmp_path / "new" / "results.json")])
     assert (tmp_path / "new" / "results.json").read_text() == "[]"
 
 
-def test_a_confusion_plot(tiny_coco, tmp_path, monkeypatch):
+def test_a_confusion_plot(common, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "_predict", lambda *_: [])
-    common = ["--annotations", str(tiny_coco / "coco.json"), "--images", str(tiny_coco / "photos"), "--url", "http://127.0.0.1:9"]
-    assert evaluate.main([*common, "--plot", str(tmp_path / "new" / "confusion.png")]) == 0
+    assert evaluate.main([*common, *UNUSED_URL, "--plot", str(tmp_path / "new" / "confusion.png")]) == 0
     assert (tmp_path / "new" / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_invalid_output_is_refused_before_scoring(tiny_coco, tmp_path, monkeypatch, capsys):
+def test_an_invalid_output_is_refused_before_scoring(common, tmp_path, monkeypatch, capsys):
     """A folder that is a file."""
     (tmp_path / "file").touch()
     monkeypatch.setattr(evaluate, "_predict", lambda *_: pytest.fail("began to work"))
-    common = ["--annotations", str(tiny_coco / "coco.json"), "--images", str(tiny_coco / "photos"), "--url", "http://127.0.0.1:9"]
-    assert evaluate.main([*common, "--output", str(tmp_path / "file" / "metrics.json")]) == 2
+    assert evaluate.main([*common, *UNUSED_URL, "--output", str(tmp_path / "file" / "metrics.json")]) == 2
     assert str(tmp_path / "file") in capsys.readouterr().err
 
 
-def test_photos_that_cannot_be_decoded_are_named_before_the_work(tiny_coco, tmp_path, monkeypatch, capsys):
+def test_photos_that_cannot_be_decoded_are_named_before_the_work(tiny_coco, common, tmp_path, monkeypatch, capsys):
     """Not after hours, with the loss of all predictions."""
     monkeypatch.setattr(evaluate, "_predict", lambda *_: pytest.fail("began to work"))
     shutil.copytree(tiny_coco / "photos", tmp_path / "photos")
     (tmp_path / "photos" / "6.png").write_bytes((tiny_coco / "photos" / "6.png").read_bytes()[:100])
-    common = ["--annotations", str(tiny_coco / "coco.json"), "--images", str(tmp_path / "photos"), "--url", "http://127.0.0.1:9"]
-    assert evaluate.main(common) == 2
+    assert evaluate.main([*common, *UNUSED_URL, "--images", str(tmp_path / "photos")]) == 2
     assert re.search(r"coco\.json: 1 of 6 photos cannot be decoded, first: \S*6\.png: not a", capsys.readouterr().err)
 
 
-def test_missing_photos_are_named_before_the_work(tiny_coco, tmp_path, monkeypatch, capsys):
+def test_missing_photos_are_named_before_the_work(common, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "_predict", lambda *_: pytest.fail("began to work"))
     (tmp_path / "1.png").touch()
     (tmp_path / "2.PNG").touch()
-    common = ["--annotations", str(tiny_coco / "coco.json"), "--images", str(tmp_path), "--url", "http://127.0.0.1:9"]
-    assert evaluate.main(common) == 2
+    assert evaluate.main([*common, *UNUSED_URL, "--images", str(tmp_path)]) == 2
     assert "5 of 6 photos are missing in" in (said := capsys.readouterr().err)
     assert "2.PNG: capitals differ" in said
 
@@ -213,14 +218,6 @@ def test_a_photo_annotated_sideways_is_named():
         evaluate.measure(truth, [entry | {"score": 0.9} for entry in PAIR["annotations"]])
 
 
-def test_wrong_arguments_are_explained(tiny_coco, tmp_path, capsys):
-    broken = tmp_path / "broken.json"
-    broken.write_text('[{"image_id": 1}]')
-    common = ["--annotations", str(tiny_coco / "coco.json"), "--images", str(tiny_coco / "photos")]
-    assert evaluate.main([*common, "--results", str(broken)]) == 2
-    assert "not COCO results" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -229,9 +226,8 @@ def test_wrong_arguments_are_explained(tiny_coco, tmp_path, capsys):
         (["--precision", "bf16"], "--precision goes with --checkpoint and --engine openvino or torch"),
     ],
 )
-def test_options_that_would_not_be_used_are_refused(tiny_coco, capsys, more, said):
+def test_options_that_would_not_be_used_are_refused(common, capsys, more, said):
     """The numbers would be taken for those of another size or precision."""
-    common = ["--annotations", str(tiny_coco / "coco.json"), "--images", str(tiny_coco / "photos")]
     with pytest.raises(SystemExit, match="2"):
         evaluate.main([*common, "--checkpoint", "rtmdet-ins_nano_person", *more])
     assert said in capsys.readouterr().err
@@ -271,11 +267,12 @@ def test_mmdet_on_a_gpu_finds_what_it_finds_on_the_cpu(tiny_coco, model_file, tm
     assert len(on_gpu) == pytest.approx(len(predict_with_mmdet(model, annotations)), rel=0.05)
 
 
-def test_results_file_is_checked(tmp_path):
-    path = tmp_path / "results.json"
-    path.write_text('{"boxes": []}')
+@pytest.mark.parametrize("results", [{"boxes": []}, [{"image_id": 1}]], ids=["no list", "no results"])
+def test_results_file_is_checked(common, read, tmp_path, capsys, results):
     with pytest.raises(AnnotationsError, match="not COCO results"):
-        read_results(path, PAIR)
+        read(results)
+    assert evaluate.main([*common, "--results", str(tmp_path / "results.json")]) == 2
+    assert "not COCO results" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -289,57 +286,41 @@ def test_results_file_is_checked(tmp_path):
         ({"bbox": [1, 2, 3]}, "four of them"),
         ({"bbox": None}, "result 1 "),
         ({"segmentation": []}, "there is no outline"),
-        ({"segmentation": [[1, 2, 3]]}, "a polygon of 3 numbers"),
         ({"segmentation": [[1, 2]]}, "there is no outline"),
-        ({"segmentation": [[1, 1, 9, float("nan"), 9, 9]]}, "not a finite number"),
-        ({"segmentation": [[1, 1, 1e12, 1, 9, 9]]}, "more than 1000 pixels from its photo"),
-        ({"segmentation": {"size": [100, 100]}}, "no RLE"),
-        ({"segmentation": {"size": [100, 100], "counts": "zzz"}}, "counts are damaged"),
-        ({"segmentation": {"size": [100, 100], "counts": "14"}}, "do not add up to 100 x 100 pixels"),
-        ({"segmentation": "x"}, "neither polygons nor RLE"),
+        ({"segmentation": {"size": [100, 100]}}, "not RLE"),
     ],
 )
-def test_a_result_that_cannot_be_measured_is_named(tmp_path, changes, said):
-    """By its place in the file: no traceback, and no score that sorts anywhere."""
+def test_a_result_that_cannot_be_measured_is_named(read, changes, said):
+    """By its place in the file: no traceback, and no score that sorts anywhere. Outlines are read as in annotations."""
     good = thing(0, 0, 40, 40, score=0.9)
-    path = tmp_path / "results.json"
-    path.write_text(json.dumps([good, good | changes]))
     with pytest.raises(AnnotationsError, match=r"result 1 ") as caught:
-        read_results(path, PAIR)
+        read([good, good | changes])
     assert said in str(caught.value)
 
 
-def test_results_with_polygons_and_plain_run_lengths(tmp_path):
+def test_results_with_polygons_and_plain_run_lengths(read):
     """As other tools write them: the same masks."""
     polygon = [[0, 0, 40, 0, 40, 40, 0, 40]]
     plain = {"size": [SIZE, SIZE], "counts": [0, *[40, 60] * 39, 40, 60 + 60 * SIZE]}
     results = [thing(0, 0, 40, 40, score=0.9, segmentation=segmentation) for segmentation in (polygon, plain)]
-    path = tmp_path / "results.json"
-    path.write_text(json.dumps(results))
-    read = [result["segmentation"] for result in read_results(path, PAIR)]
-    assert read == [thing(0, 0, 40, 40)["segmentation"]] * 2
-    assert evaluate.measure(PAIR, read_results(path, PAIR))["coco"]["mask"]["ap"] > 0
+    assert [result["segmentation"] for result in read(results)] == [thing(0, 0, 40, 40)["segmentation"]] * 2
+    assert evaluate.measure(PAIR, read(results))["coco"]["mask"]["ap"] > 0
 
 
-def test_results_with_boxes_as_corners_are_refused(tmp_path):
+def test_results_with_boxes_as_corners_are_refused(read):
     """As most networks give them: a box AP of nearly 0 would look like that of a bad model."""
     right, corners = thing(20, 20, 40, 40, score=0.9), thing(20, 20, 40, 40, score=0.9, bbox=[20, 20, 60, 60])
-    path = tmp_path / "results.json"
-    path.write_text(json.dumps([right, corners, corners]))
     with pytest.raises(AnnotationsError, match="the bbox of 2 of 3 results is two corners, where COCO has x, y, width, height"):
-        read_results(path, PAIR)
-    path.write_text(json.dumps([right, right, corners]))
-    assert len(read_results(path, PAIR)) == 3
+        read([right, corners, corners])
+    assert len(read([right, right, corners])) == 3
 
 
-def test_results_with_a_bom_ids_as_text_and_no_box(tmp_path, capsys):
+def test_results_with_a_bom_ids_as_text_and_no_box(read, capsys):
     """COCO's own format of mask results has no box; that of the mask is as good."""
     whole = thing(0, 0, 40, 40, score=0.9)
     result = {key: value for key, value in whole.items() if key not in ("bbox", "id", "area")}
-    path = tmp_path / "results.json"
-    path.write_text(json.dumps([result | {"image_id": "1", "category_id": "1"}]), encoding="utf-8-sig")
-    (read,) = read_results(path, PAIR)
-    assert (read["image_id"], read["category_id"], read["bbox"]) == (1, 1, [0, 0, 40, 40])
+    (kept,) = read([result | {"image_id": "1", "category_id": "1"}], encoding="utf-8-sig")
+    assert (kept["image_id"], kept["category_id"], kept["bbox"]) == (1, 1, [0, 0, 40, 40])
     assert "1 of 1 results have no bbox" in capsys.readouterr().err
 
 
@@ -374,11 +355,8 @@ def test_without_predictions_ap_is_undefined_where_there_is_no_object():
     assert coco_metrics(document(), [])["box"]["ap"] is None
 
 
-def test_results_of_other_categories_are_reported(tmp_path, capsys):
-    """They are not counted, and this is reported."""
-    path = tmp_path / "results.json"
-    path.write_text(json.dumps([thing(0, 0, 40, 40, score=0.9), thing(0, 0, 40, 40, score=0.9, category_id=7)]))
-    assert len(read_results(path, PAIR)) == 1
+def test_results_of_other_categories_are_reported(read, capsys):
+    assert len(read([thing(0, 0, 40, 40, score=0.9), thing(0, 0, 40, 40, score=0.9, category_id=7)])) == 1
     assert (
         "1 of 2 results are of categories that the annotations do not know, so they are not counted: 7" in capsys.readouterr().err
     )
@@ -394,27 +372,21 @@ def test_results_of_other_categories_are_reported(tmp_path, capsys):
     ],
     ids=["per cent", "twice", "elsewhere", "a part"],
 )
-def test_results_that_are_valid_and_wrong_are_told(tmp_path, capsys, results, told):
+def test_results_that_are_valid_and_wrong_are_reported(read, capsys, results, told):
     """Their AP looks like that of a bad model."""
     other = thing(0, 0, 40, 40, image_id=2, score=0.7)
     truth = document(thing(0, 0, 40, 40, iscrowd=0), thing(0, 0, 40, 40, iscrowd=0, image_id=2))
     truth["images"] = [PAIR["images"][0] | {"id": number} for number in (1, 2, 3)]
-    path = tmp_path / "results.json"
-    path.write_text(json.dumps([thing(0, 0, 40, 40, score=0.9) | result for result in results] + [other] * (len(results) > 1)))
-    read_results(path, truth)
+    read([thing(0, 0, 40, 40, score=0.9) | result for result in results] + [other] * (len(results) > 1), truth)
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith(told)
 
 
-def test_results_whose_ids_are_off_by_one_are_refused(tmp_path):
+def test_results_whose_ids_are_off_by_one_are_refused(read):
     """Channels of a network, from 0 on, where the annotations' ids begin at 1."""
     truth = document(thing(0, 0, 40, 40), names=("cat", "dog"))
-    path = tmp_path / "results.json"
-    path.write_text(json.dumps([thing(0, 0, 40, 40, score=0.9, category_id=channel) for channel in (0, 1)]))
-    with pytest.raises(
-        AnnotationsError, match="each category_id of the results is one below an id of the categories, and 0 is none"
-    ):
-        read_results(path, truth)
+    with pytest.raises(AnnotationsError, match="category_id of the results is one below an id of the categories, and 0 is none"):
+        read([thing(0, 0, 40, 40, score=0.9, category_id=channel) for channel in (0, 1)], truth)
 
 
 def test_metrics_that_look_like_a_fault_are_doubted():
@@ -458,18 +430,9 @@ def test_confusion_by_hand():
 def test_image_level_by_hand():
     """Photos 1 and 2 have an object: one is found, beside a wrong one; in photo 3 only a wrong one."""
     truth = document(thing(0, 0, 20, 20), thing(0, 0, 20, 20, image_id=2), images=3)
-    found = [
-        thing(60, 60, 20, 20, score=0.9),
-        thing(0, 0, 20, 20, score=0.8),
-        thing(60, 60, 20, 20, image_id=3, score=0.7),
-    ]
+    found = [thing(60, 60, 20, 20, score=0.9), thing(0, 0, 20, 20, score=0.8), thing(60, 60, 20, 20, image_id=3, score=0.7)]
     level = azureml_metrics(truth, found)["box"]["image_level"]
     assert level == {"average_precision": 0.5, "precision": 0.5, "recall": 0.5}
-
-
-@pytest.fixture
-def common(tiny_coco):
-    return ["--annotations", str(tiny_coco / "coco.json"), "--images", str(tiny_coco / "photos")]
 
 
 def test_a_checkpoint_may_be_a_name(common, monkeypatch):
@@ -497,7 +460,7 @@ def test_ctrl_c_is_130(common, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluate, "_predict", interrupted)
-    assert evaluate.main([*common, "--url", "http://127.0.0.1:9"]) == 130
+    assert evaluate.main([*common, *UNUSED_URL]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "jobs.evaluate: interrupted"
     assert not scratch[0].exists()
 

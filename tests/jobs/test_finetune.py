@@ -27,6 +27,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 from jobs.annotations.datasets import Annotations
 from jobs.annotations.report import Report
 from jobs.third_party import known_warnings_ignored
+from jobs.training import run
 from jobs.training.data.photo_check import photo_files
 from jobs.training.data.samples import TrainingPhotos
 from jobs.training.data.seen_objects import SeenObjectsHook
@@ -36,6 +37,7 @@ from jobs.training.network.layers import RatesByLayer, check_layers, freeze
 from jobs.training.network.precision import choose_precision, optim_wrapper_type
 from jobs.training.output import console
 from jobs.training.output.console import ConciseRunner
+from jobs.training.run import read_sets
 from jobs.training.runner_config import lasting_settings, runner_config, training_steps, validation_interval
 from jobs.training.settings import FinetuneSettings, default_workers, settings_from_args
 from pipeline.model.checkpoints import Checkpoint, load_checkpoint, save_safetensors
@@ -78,18 +80,13 @@ def trained(tiny_coco, tmp_path_factory):
 
 
 def test_the_result_contains_classes_size_and_configuration(trained):
-    """The finished file holds classes, input size and configuration, and its network runs."""
+    """The finished file holds classes, input size and configuration, and its network runs; mmengine's own file can be loaded, too."""
     checkpoint = load_checkpoint(trained / "final.safetensors")
-    assert checkpoint.spec.classes == ("ball", "egg")
+    assert checkpoint.spec.classes == load_checkpoint(trained / "iter_4.pth").spec.classes == ("ball", "egg")
     assert checkpoint.spec.input_size == 64
     with torch.inference_mode():
         scores = checkpoint.network().bbox_head(checkpoint.network().extract_feat(torch.zeros(1, 3, 64, 64)))[0]
     assert scores[0].shape == (1, 2, 8, 8)
-
-
-def test_training_checkpoint_is_read_too(trained):
-    """mmengine's own file, with its log history and optimizer, passes the restricted loader."""
-    assert load_checkpoint(trained / "iter_4.pth").spec.classes == ("ball", "egg")
 
 
 def test_frozen_layers_stay(trained):
@@ -235,7 +232,7 @@ def test_runs_of_other_seeds_are_measured_on_the_same_photos(tiny_coco, tmp_path
     parts = []
     for seed in ("0", "7"):
         arguments_of_seed = arguments(tiny_coco, tmp_path / seed, "--val-share", "0.34", "--seed", seed)
-        train, val = finetune.read_sets(settings_from_args(arguments_of_seed))
+        train, val, _ = read_sets(settings_from_args(arguments_of_seed))
         parts.append([[path.name for path in photo_files(part)] for part in (train, val)])
     assert parts[0] == parts[1]
 
@@ -320,15 +317,6 @@ def test_auto_precision_is_what_the_device_computes_in(monkeypatch, gpu, instruc
     assert choose_precision("fp32")[0] == "fp32"
 
 
-def test_resume_continues_a_run(tiny_coco, trained, capsys):
-    """A run of 4 steps that came to step 2 makes the other two."""
-    (trained / "iter_4.pth").unlink()
-    (trained / "last_checkpoint").write_text(str(trained / "iter_2.pth"))
-    assert finetune.main(arguments(tiny_coco, trained, *SAME, *validated(tiny_coco), "--steps", "4", "--resume")) == 0
-    assert (trained / "iter_4.pth").is_file()
-    assert "after 4 steps" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("more", "told"),
     [
@@ -346,33 +334,38 @@ def test_resume_with_other_settings_is_refused(tiny_coco, trained, capsys, more,
     assert f"iter_4.pth is from a run with {told}. Use the same settings" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("which", ["--train", "--val"])
-def test_resume_with_other_data_is_refused(tiny_coco, trained, tmp_path, capsys, which):
-    """Of other photos, --val-share would hold back some that the model was trained on; other measurements choose another best."""
-    document = json.loads((tiny_coco / "coco.json").read_text())
-    fewer = document | {"images": document["images"][:-1]}  # the last one has no objects
-    (tmp_path / "fewer.json").write_text(json.dumps(fewer))
-    arguments_ = arguments(tiny_coco, trained, *SAME, *validated(tiny_coco), "--steps", "4", which, str(tmp_path / "fewer.json"))
-    assert finetune.main([*arguments_, "--resume"]) == 2
-    told = {"--train": "--train", "--val": "validation on"}[which]
-    assert f"from a run with {told} 6 photos, 5 objects (now 5 photos, 5 objects), " in capsys.readouterr().err
+def without_the_last(document):
+    """Which has no objects."""
+    document["images"].pop()
 
 
-@pytest.mark.parametrize("which", ["--train", "--val"])
-def test_resume_with_other_outlines_is_refused(tiny_coco, trained, tmp_path, capsys, which):
-    """As many as before: a part of the run would have learned, or was measured on, something else."""
-    document = json.loads((tiny_coco / "coco.json").read_text())
+def moved(document):
     found = document["annotations"][0]
     found |= {"segmentation": [[number + 9 for number in found["segmentation"][0]]], "bbox": None, "area": None}
-    (tmp_path / "corrected.json").write_text(json.dumps(document))
-    arguments_ = arguments(
-        tiny_coco, trained, *SAME, *validated(tiny_coco), "--steps", "4", which, str(tmp_path / "corrected.json")
-    )
-    assert finetune.main([*arguments_, "--resume"]) == 2
-    assert re.search(
-        f"from a run with objects of {which} fingerprint [0-9a-f]{{8}} .now fingerprint [0-9a-f]{{8}}.. Use the same",
-        capsys.readouterr().err,
-    )
+
+
+OTHER_COUNTS = r"6 photos, 5 objects \(now 5 photos, 5 objects\), "
+OTHER_OUTLINES = r"fingerprint [0-9a-f]{8} \(now fingerprint [0-9a-f]{8}\)\. Use the same"
+
+
+@pytest.mark.parametrize(
+    ("which", "change", "said"),
+    [
+        ("--train", without_the_last, f"--train {OTHER_COUNTS}"),
+        ("--val", without_the_last, f"validation on {OTHER_COUNTS}"),
+        ("--train", moved, f"objects of --train {OTHER_OUTLINES}"),
+        ("--val", moved, f"objects of --val {OTHER_OUTLINES}"),
+    ],
+)
+def test_resume_with_other_data_is_refused(tiny_coco, trained, tmp_path, capsys, which, change, said):
+    """Of other photos, --val-share would hold back some that the model was trained on; other measurements choose another best; of other
+    outlines, a part of the run would have learned, or was measured on, something else."""
+    document = json.loads((tiny_coco / "coco.json").read_text())
+    change(document)
+    (tmp_path / "other.json").write_text(json.dumps(document))
+    more = [*SAME, *validated(tiny_coco), "--steps", "4", which, str(tmp_path / "other.json"), "--resume"]
+    assert finetune.main(arguments(tiny_coco, trained, *more)) == 2
+    assert re.search(f"from a run with {said}", capsys.readouterr().err)
 
 
 def test_a_second_run_in_one_folder_is_refused(tiny_coco, tmp_path, capsys):
@@ -432,16 +425,11 @@ def test_a_full_disk_loses_no_checkpoint(tiny_coco, tmp_path, capsys, monkeypatc
     assert finetune.main(arguments(tiny_coco, tmp_path, *more, "--resume")) == 0
 
 
-def test_resume_without_a_checkpoint_is_refused(tiny_coco, tmp_path, capsys):
-    assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "2", "--resume")) == 2
-    assert "there is no checkpoint" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("workers", [None, "0", "1"])
 def test_broken_photo_is_named(tiny_coco, tmp_path, capsys, monkeypatch, workers):
     """In one line, before the first step; one that breaks later, from a loader process too."""
     if workers:
-        monkeypatch.setattr("jobs.finetune.check_photos", lambda *_: [])
+        monkeypatch.setattr("jobs.training.run.check_photos", lambda *_: [])
     shutil.copytree(tiny_coco / "photos", tmp_path / "photos")
     whole = (tmp_path / "photos" / "3.png").read_bytes()
     (tmp_path / "photos" / "3.png").write_bytes(whole[:100])  # its size can be read, no pixel can
@@ -617,7 +605,7 @@ def test_ctrl_c_outside_of_the_training_is_one_line(tiny_coco, tmp_path, capsys,
     def interrupted(*_args, **_how):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(finetune, "read_annotations", interrupted)
+    monkeypatch.setattr(run, "read_annotations", interrupted)
     assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "1")) == 128 + signal.SIGINT
     assert capsys.readouterr().err == "jobs.finetune: ended at once; nothing more was saved.\n"
 
@@ -717,14 +705,13 @@ def test_options_for_layers_add_up(tiny_coco, tmp_path):
     assert settings.lr_mult == (("bbox_head", 0.1), ("neck", 0.5))
 
 
-def test_something_must_be_left_to_train():
-    with pytest.raises(ValueError, match="nothing is left to train"):
-        freeze(build_network(nano_spec()), ["backbone", "neck", "bbox_head"])
-
-
-def test_unknown_layer_is_named():
-    with pytest.raises(ValueError, match=r"no such layer.*bbox_head\.mask_head"):
-        freeze(build_network(nano_spec()), ["head"])
+@pytest.mark.parametrize(
+    ("frozen", "said"),
+    [(["backbone", "neck", "bbox_head"], "nothing is left to train"), (["head"], r"no such layer.*bbox_head\.mask_head")],
+)
+def test_layers_that_cannot_be_frozen(frozen, said):
+    with pytest.raises(ValueError, match=said):
+        freeze(build_network(nano_spec()), frozen)
 
 
 def test_only_batch_norms_have_statistics_to_fix():
@@ -734,19 +721,22 @@ def test_only_batch_norms_have_statistics_to_fix():
         check_layers(build_network(nano_spec()), "--fix-batch-norm", ["backbone.stem.0.bn.weight"], batch_norms=True)
 
 
-def test_wrong_weights_are_named(tiny_coco, tmp_path, capsys):
-    """Weights of another network stop the run with one line."""
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--precision", "fp16"], "use bf16 or fp32"),
+        (["--resume"], "there is no checkpoint"),
+        (["--init-weights", "resnet.pth"], "0 of its 1 tensors fit this network, 0% of the backbone"),
+        (["--model", "rtmdet-ins_tiny", "--init-weights", "nano"], "or of another size. Is --model right?"),
+    ],
+    ids=["fp16 without a GPU", "nothing to resume", "another network", "another size"],
+)
+def test_runs_that_cannot_begin(tiny_coco, trained, tmp_path, capsys, more, said):
+    """In a line. A few layers of any RTMDet fit any other size; the rest would start from random numbers, unnoticed."""
     torch.save({"state_dict": {"fc.weight": torch.zeros(2, 2)}}, tmp_path / "resnet.pth")
-    more = ["--steps", "1", "--init-weights", str(tmp_path / "resnet.pth")]
-    assert finetune.main(arguments(tiny_coco, tmp_path / "run", *more)) == 2
-    assert "0 of its 1 tensors fit this network, 0% of the backbone" in capsys.readouterr().err
-
-
-def test_weights_of_another_size_are_named(tiny_coco, trained, tmp_path, capsys):
-    """A few layers of any RTMDet fit any other; the rest would start from random numbers, unnoticed."""
-    more = ["--steps", "1", "--model", "rtmdet-ins_tiny", "--init-weights", str(trained / "start.safetensors")]
-    assert finetune.main(arguments(tiny_coco, tmp_path / "run", *more)) == 2
-    assert "or of another size. Is --model right?" in capsys.readouterr().err
+    files = {"resnet.pth": str(tmp_path / "resnet.pth"), "nano": str(trained / "start.safetensors")}
+    assert finetune.main(arguments(tiny_coco, tmp_path / "run", "--steps", "1", *(files.get(one, one) for one in more))) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_gpu_gets_more_loaders(monkeypatch):
@@ -773,16 +763,11 @@ def test_only_fp16_scales_gradients(monkeypatch):
             torch.cuda.amp.GradScaler(enabled=False)
 
 
-def test_fp16_needs_a_gpu(tiny_coco, tmp_path, capsys):
-    assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "1", "--precision", "fp16")) == 2
-    assert "use bf16 or fp32" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("name", "said"), [("nope.pth", "there is no file nope.pth"), ("rtmdet-ins_x", "Did you mean rtmdet-ins_x_")]
 )
 def test_missing_weights_are_refused_before_anything_is_built(tiny_coco, tmp_path, name, said, monkeypatch, capsys):
-    monkeypatch.setattr(finetune, "read_annotations", lambda *_, **__: pytest.fail("began to work"))
+    monkeypatch.setattr(run, "read_annotations", lambda *_, **__: pytest.fail("began to work"))
     assert finetune.main(arguments(tiny_coco, tmp_path, "--init-weights", name)) == 2
     assert (told := capsys.readouterr().err).startswith("jobs.finetune: --init-weights: ")
     assert said in told

@@ -168,14 +168,6 @@ def test_results_need_annotations(folder, tmp_path, capsys):
     assert "--results are drawn beside --annotations" in capsys.readouterr().err
 
 
-def test_invalid_results_are_refused(folder, tmp_path, capsys):
-    path, _ = annotations_of(tmp_path, folder, thing(0, 0, 40, 40))
-    (tmp_path / "results.json").write_text("[1]")
-    arguments = ["--annotations", str(path), "--results", str(tmp_path / "results.json"), "--output", str(tmp_path / "out")]
-    assert pictures.main([str(folder), *arguments]) == 2
-    assert "not COCO results" in capsys.readouterr().err
-
-
 def test_long_names_and_deep_folders(folder, tmp_path):
     """A picture's name is cut to what file systems allow."""
     deep = folder / ("d" * 200)

@@ -2,15 +2,24 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 pytest.importorskip("pyarrow")
 
 from jobs.sweep import main
+from jobs.training.run import read_sets
+
+
+@pytest.fixture
+def base(tiny_coco, tmp_path):
+    common = ["--train", str(tiny_coco / "coco.json"), "--train-images", str(tiny_coco / "photos"), "--val-share", "0.34"]
+    return [*common, "--work-dir", str(tmp_path / "new")]
 
 
 @pytest.mark.parametrize(
@@ -27,31 +36,43 @@ from jobs.sweep import main
         (["--resume"], "--processes and --resume do not go with a sweep"),
     ],
 )
-def test_what_cannot_be_swept(tiny_coco, tmp_path, capsys, more, said):
+def test_what_cannot_be_swept(base, tmp_path, capsys, more, said):
     """Told before anything is started."""
-    base = ["--train", str(tiny_coco / "coco.json"), "--train-images", str(tiny_coco), "--val-share", "0.3"]
     with pytest.raises(SystemExit) as ended:
-        main([*base, "--work-dir", str(tmp_path / "new"), *more])
+        main([*base, *more])
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
-def test_a_fault_in_the_data_ends_the_sweep(tiny_coco, tmp_path, capsys, monkeypatch):
+def test_a_fault_in_the_data_ends_the_sweep(base, tmp_path, capsys, monkeypatch):
     """Before Ray starts, instead of each trial."""
     monkeypatch.setattr("jobs.sweeping.trials.run_trials", lambda *_: pytest.fail("began to work"))
-    base = ["--train", str(tiny_coco / "coco.json"), "--train-images", str(tmp_path), "--val-share", "0.3"]
-    assert main([*base, "--work-dir", str(tmp_path / "new")]) == 1
+    assert main([*base, "--train-images", str(tmp_path)]) == 1
     assert "jobs.sweep: coco.json: 6 of 6 photos are missing" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_that_holds_a_sweep(tiny_coco, tmp_path, capsys):
+def test_a_folder_that_holds_a_sweep(base, tmp_path, capsys):
     (tmp_path / "trials.csv").write_text("trial\n")
-    base = ["--train", str(tiny_coco / "coco.json"), "--train-images", str(tiny_coco), "--val-share", "0.3"]
     with pytest.raises(SystemExit):
         main([*base, "--work-dir", str(tmp_path)])
     assert "already holds a sweep" in capsys.readouterr().err
+
+
+def test_the_photos_are_decoded_once(tiny_coco, base, tmp_path, monkeypatch):
+    """By the sweep. Its trials get the copies that it found, so that they split the photos alike."""
+    ran = []
+    monkeypatch.setattr("jobs.sweeping.trials.run_trials", lambda *given: ran.append(given) or "best")
+    photos = shutil.copytree(tiny_coco / "photos", tmp_path / "photos")
+    shutil.copy(photos / "1.png", photos / "4.png")
+    assert main([*base, "--train-images", str(photos)]) == 0
+    *_, settings, copies = ran[0]
+    assert copies == {"4.png": "1.png"}
+    before = [part.document() for part in read_sets(settings)[:2]]
+    monkeypatch.setattr("jobs.photo_copies.read_stored", lambda *_: pytest.fail("a photo is decoded again"))
+    assert [part.document() for part in read_sets(settings, copies)[:2]] == before
+    read_sets(replace(settings, val_share=0, val=tiny_coco / "coco.json", val_images=photos), {})
 
 
 @pytest.mark.slow
@@ -82,51 +103,21 @@ def test_two_tiny_trials(tiny_coco, tmp_path, capsys, monkeypatch):
     pytest.importorskip("optuna")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.chdir(tiny_coco)
-    photos, truth = "photos", "coco.json"
-    arguments = [
-        "--train",
-        truth,
-        "--train-images",
-        photos,
-        "--val",
-        truth,
-        "--val-images",
-        photos,
-        "--work-dir",
-        str(tmp_path / "w"),
-    ]
-    arguments += [
-        "--steps",
-        "8",
-        "--batch-size",
-        "2",
-        "--image-size",
-        "160",
-        "--workers",
-        "0",
-        "--warmup",
-        "0",
-        "--precision",
-        "fp32",
-    ]
-    status = main(
-        [*arguments, "--trials", "2", "--search", "bayes", "--asha", "--vary", "lr=1e-3..4e-3", "--vary", "freeze=none,neck"]
+    data = "--train coco.json --train-images photos --val coco.json --val-images photos --steps 8 --batch-size 2 --image-size 160"
+    searched = (
+        "--trials 2 --search bayes --asha --vary lr=1e-3..4e-3 --vary freeze=none,neck --workers 0 --warmup 0 --precision fp32"
     )
+    status = main([*data.split(), *searched.split(), "--work-dir", str(tmp_path / "w")])
     said = capsys.readouterr().out
     rows = list(csv.DictReader((tmp_path / "w/trials.csv").read_text().splitlines()))
     assert len(rows) == 2
     assert all(0.001 <= float(row["lr"]) <= 0.004 and row["freeze"] in ("none", "neck") for row in rows)
     assert all(float(row["peak_gb"]) > 0.1 and row["ended"] in ("completed", "stopped early") for row in rows), rows
     for row in rows:
-        logs = [
-            json.loads(line)
-            for log in (tmp_path / "w" / row["trial"]).glob("*/vis_data/*.json")
-            for line in log.read_text().splitlines()
-        ]
+        files = (tmp_path / "w" / row["trial"]).glob("*/vis_data/*.json")
+        logs = [json.loads(line) for file in files for line in file.read_text().splitlines()]
         assert float(row["mask_ap"]) == pytest.approx(max(log["mask_ap"] for log in logs if "mask_ap" in log), abs=1e-3)
-    assert len(list((tmp_path / "w/ray").glob("*/progress.csv"))) == 2, (
-        "Tune's record of every measurement, which the table needs"
-    )
+    assert len(list((tmp_path / "w/ray").glob("*/progress.csv"))) == 2, "Tune's record of all measurements, which the table needs"
     assert (tmp_path / "w/trials.png").read_bytes().startswith(b"\x89PNG")
     assert "Each trial: " in said
     assert "The first trial has the settings as given: lr 0.002, freeze none." in said

@@ -3,27 +3,33 @@
     load (kept decoded in memory) ─▶ mosaic of 4, for the first part of the run ─▶ scale jitter ─▶ crop to the input
     square ─▶ colour jitter ─▶ mirror ─▶ pad
 
-`jobs.training.data.samples` decides the order of photos and which samples are mosaics.
+`jobs.training.data.samples` decides the order of photos and which samples are mosaics. The scale jitter has a large upper bound so that
+the model also learns persons who fill the photo.
 
-The scale jitter has a large upper bound so that the model also learns persons who fill the photo.
+mmdet's PolygonMasks moves, scales and clips each ring separately, and fills the union of all rings for the loss. Here rings overlap only if
+one is a hole in another (`jobs.annotations.outlines`), and filling uses the even-odd rule.
 """
 
 from __future__ import annotations
 
 import jobs.third_party  # isort: skip  # noqa: F401  (before mmdet)
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmcv.transforms import BaseTransform
-from mmdet.datasets.transforms import CachedMosaic
+from mmdet.datasets.transforms import CachedMosaic, LoadAnnotations
 from mmdet.registry import TRANSFORMS
+from mmdet.structures.mask import PolygonMasks
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
 
 from jobs.annotations.report import AnnotationsError
 from jobs.photos import PhotoError, read_photo
-from jobs.training.data import outline_masks  # noqa: F401  (registers LoadOutlines)
 from pipeline.images.letterbox import PAD_VALUE
+from pipeline.masks.rle import rle_to_mask
 
 JITTER = (0.5, 2.0)
 LARGEST_MOSAIC = 1.3
@@ -64,6 +70,49 @@ class LoadImageOnce(BaseTransform):
             self._bytes_left -= photo.nbytes
             self._photos[path] = photo
         return photo
+
+
+class OutlineMasks(PolygonMasks):
+    """PolygonMasks in which a ring inside another is a hole."""
+
+    def to_ndarray(self) -> NDArray[np.uint8]:
+        """(N, height, width) uint8, 1 is inside an odd number of rings."""
+        masks = np.zeros((len(self.masks), int(self.height), int(self.width)), np.uint8)
+        for mask, rings in zip(masks, self.masks, strict=True):
+            drawn = coco_mask.frPyObjects([ring.tolist() for ring in rings], *mask.shape)
+            mask[:] = np.bitwise_xor.reduce([rle_to_mask(rle) for rle in drawn])
+        return masks
+
+
+def _even_odd(masks: PolygonMasks) -> OutlineMasks:
+    return OutlineMasks(masks.masks, masks.height, masks.width)
+
+
+def _of_even_odd(name: str) -> Callable[..., OutlineMasks]:
+    """A method of PolygonMasks, which returns PolygonMasks, for OutlineMasks."""
+    return lambda self, *args, **kwargs: _even_odd(getattr(PolygonMasks, name)(self, *args, **kwargs))
+
+
+for _name in ("__getitem__", "rescale", "resize", "flip", "crop", "pad", "translate"):
+    setattr(OutlineMasks, _name, _of_even_odd(_name))
+
+
+@TRANSFORMS.register_module()
+class LoadOutlines(LoadAnnotations):
+    """mmdet's LoadAnnotations with boxes and OutlineMasks. Refuses run lengths, which mmdet would drop without a message.
+
+    Raises:
+        TypeError: an object or a crowd has run lengths instead of rings (`read_annotations(training=True)` makes rings).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(with_bbox=True, with_mask=True, poly2mask=False)
+
+    def _load_masks(self, results: dict[str, Any]) -> None:
+        if not all(isinstance(found["mask"], list) for found in results["instances"]):
+            raise TypeError(f"{results['img_path']}: an annotation has run lengths where training needs rings.")
+        super()._load_masks(results)
+        results["gt_masks"] = _even_odd(results["gt_masks"])
 
 
 @TRANSFORMS.register_module()
@@ -110,10 +159,7 @@ def train_transforms(
         {"type": "PackDetInputs"},
     ]
     return {
-        "load": [
-            {"type": "LoadImageOnce", "memory_mb": memory_mb, "white_level": white_level},
-            {"type": "LoadOutlines"},
-        ],
+        "load": [{"type": "LoadImageOnce", "memory_mb": memory_mb, "white_level": white_level}, {"type": "LoadOutlines"}],
         "mosaic": [
             {"type": "MosaicOfGiven", "img_scale": square, "pad_val": float(PAD_VALUE)},
             _resize((2 * size_px, 2 * size_px), (0.4, LARGEST_MOSAIC)),

@@ -6,7 +6,6 @@ photos ─▶ thumbnails ─▶ photos that cannot be decoded ─▶ Annotations
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -52,9 +51,10 @@ def copies_within(part: Annotations, white_level: int | None) -> tuple[dict[str,
     Raises:
         AnnotationsError: a photo is missing or cannot be decoded.
     """
-    if missing := missing_photos(_entries(part), part.images):
+    entries = part.document()["images"]
+    if missing := missing_photos(entries, part.images):
         raise AnnotationsError(f"{part.report.file}: {missing}.")
-    photos, names = photo_files(part), [photo["file_name"] for photo in _entries(part)]
+    photos, names = photo_files(part), [photo["file_name"] for photo in entries]
     found = _decoded(photos, white_level)
     place_of = originals(found.bgr)
     copies = {names[copy]: names[place_of[copy]] for copy in np.flatnonzero(place_of >= 0)}
@@ -67,12 +67,7 @@ def copies_within(part: Annotations, white_level: int | None) -> tuple[dict[str,
 
 def photo_files(part: Annotations) -> list[Path]:
     """The photo files of a set, in its order."""
-    return [part.images / photo["file_name"] for photo in _entries(part)]
-
-
-def _entries(part: Annotations) -> list[dict[str, str]]:
-    entries: list[dict[str, str]] = json.loads(part.coco_json.read_text())["images"]
-    return entries
+    return [part.images / photo["file_name"] for photo in part.document()["images"]]
 
 
 def _decoded(photos: Sequence[Path], white_level: int | None) -> Thumbnails:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import jobs.third_party  # isort: skip  # noqa: F401  (before mmdet)
 
-from collections.abc import Iterator
 from typing import Any
 
 from mmdet.registry import HOOKS
@@ -33,13 +32,19 @@ class SeenObjectsHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Compare the number of objects, and warn about objects smaller than a pixel."""
-        shown = list(_objects_of(runner.train_dataloader.dataset))
+        dataset = runner.train_dataloader.dataset
+        photos = map(dataset.get_data_info, range(len(dataset)))
+        shown = [(photo, found["bbox"]) for photo in photos for found in photo["instances"] if not found["ignore_flag"]]
         if len(shown) != self._objects:
             raise AnnotationsError(
                 f"the training set holds {len(shown):,} objects of the {self._objects:,} in the annotations: mmdet leaves the others out. "
                 "Please report this, with a few of the annotations."
             )
-        small = [(photo, box) for photo, box in shown if self._shorter_side_at_most(photo, box) < MIN_SIDE_PX]
+        small = []
+        for photo, box in shown:
+            scale = self._longest_side_px / max(photo["width"], photo["height"])
+            if scale * min(box[2] - box[0], box[3] - box[1]) < MIN_SIDE_PX:
+                small.append((photo, box))
         if len(small) == len(shown):
             raise AnnotationsError(
                 f"all {len(shown):,} objects are smaller than a pixel in the training samples: train with a larger --image-size, or on "
@@ -60,15 +65,3 @@ class SeenObjectsHook(Hook):
         self._seen = sum(len(sample.gt_instances) for sample in data_batch["data_samples"])
         if not self._seen and self._steps == PATIENCE_STEPS:
             raise AnnotationsError(f"the samples of the first {self._steps} training steps contain no object.")
-
-    def _shorter_side_at_most(self, photo: dict[str, Any], box: list[float]) -> float:
-        """Length of the shorter side of an object's box in its largest sample, pixels."""
-        scale = self._longest_side_px / max(photo["width"], photo["height"])
-        return float(scale * min(box[2] - box[0], box[3] - box[1]))
-
-
-def _objects_of(dataset: Any) -> Iterator[tuple[dict[str, Any], list[float]]]:
-    """Photo and box x1 y1 x2 y2 of each object, without crowds."""
-    for index in range(len(dataset)):
-        photo = dataset.get_data_info(index)
-        yield from ((photo, found["bbox"]) for found in photo["instances"] if not found["ignore_flag"])

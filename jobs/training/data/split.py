@@ -31,7 +31,7 @@ def split(
             each photo is its own group, but for `OF_ONE_PHOTO`; so is one that does not match.
         copies: names of photos that are copies of others, with the names of those; they are on the same side.
     Raises:
-        AnnotationsError: the pattern is no regular expression or matches no file name, or one of the two parts would be empty.
+        AnnotationsError: the pattern is not a regular expression or matches no file name, or one of the two parts would be empty.
     """
     files = [photo["file_name"] for photo in coco["images"]]
     matched = [_group_in(file, group or OF_ONE_PHOTO) for file in files]
@@ -54,7 +54,15 @@ def split(
             else f"--val-share: there is {len(chosen)} photo"
         )
         raise AnnotationsError(f"{why}, so none is left to train on.")
-    return _part(coco, lambda photo: photo not in chosen), _part(coco, lambda photo: photo in chosen)
+    train, val = (
+        coco
+        | {
+            "images": [photo for photo in coco["images"] if (photo["id"] in chosen) == held_back],
+            "annotations": [found for found in coco["annotations"] if (found["image_id"] in chosen) == held_back],
+        }
+        for held_back in (False, True)
+    )
+    return train, val
 
 
 def _joined(keys: dict[str, str], copies: Mapping[str, str]) -> dict[str, str]:
@@ -82,17 +90,11 @@ def _group_in(file_name: str, group: str) -> str | None:
     return (found[1] if found.re.groups else found[0]) if found else None
 
 
-def _part(coco: dict[str, Any], wanted: Any) -> dict[str, Any]:
-    images = [photo for photo in coco["images"] if wanted(photo["id"])]
-    annotations = [found for found in coco["annotations"] if wanted(found["image_id"])]
-    return coco | {"images": images, "annotations": annotations}
-
-
 def write_split(
     whole: Annotations, folder: Path, share: float, group: str | None, copies: Mapping[str, str]
 ) -> tuple[Path, Path]:
     """Split annotations and write train.json and val.json into a folder; arguments as `split`."""
-    parts = split(json.loads(whole.coco_json.read_text(encoding="utf-8")), share, group, copies)
+    parts = split(whole.document(), share, group, copies)
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "train.json", folder / "val.json"
     for path, part in zip(paths, parts, strict=True):

@@ -2,5 +2,5 @@
 
 before      allocator, batch_size (`--batch-size auto`)
 steps       step_loop ─▶ validation ─▶ saving
-end         stopping (without progress), interruption (by a signal)
+end         stopping (without progress, or by a signal)
 """

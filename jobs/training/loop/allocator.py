@@ -9,7 +9,6 @@ here (2 virtual cores, training RTMDet-Ins-nano at 480 px, batch 16): 1.65 s a s
 from __future__ import annotations
 
 import ctypes
-import sys
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # /usr/include/malloc.h
 NEVER_TRIM_BYTES = -1  # mallopt takes an int and uses it as a size: the largest there is
@@ -17,19 +16,16 @@ TOP_PAD_BYTES = 256 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to reuse freed memory. Call it at the start of a process that trains or runs networks on the CPU.
+    """Make glibc reuse freed memory. Call it at the start of a process that trains or runs networks on the CPU.
 
     The process then keeps its peak memory. Does nothing if the C library is not glibc.
 
     Returns:
         Whether glibc accepted all settings.
     """
-    if not sys.platform.startswith("linux"):
-        return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER_TRIM_BYTES), (M_TOP_PAD, TOP_PAD_BYTES), (M_ARENA_MAX, 1))
-    taken = [mallopt(option, value) == 1 for option, value in settings]
-    return all(taken)
+    return {mallopt(option, value) for option, value in settings} == {1}

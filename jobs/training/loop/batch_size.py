@@ -21,24 +21,24 @@ from torch import nn
 
 MARGIN = 0.85
 """Share of the free memory that a step may take: averaged weights, and photos with more objects than those that were tried, take some."""
-MOST_ON_CARD, MOST_ON_CPU = 64, 16
+MAX_ON_CARD, MAX_ON_CPU = 64, 16
 """Photos; a step on a CPU takes as much longer as it has photos, and batch norms need no more."""
 TRIED_ON_CPU = 4
 
 
-def largest_batch(peak_bytes: Callable[[int], int], free_bytes: int, most: int, tried: int) -> int:
-    """The largest power of two, `most` at most, whose step needs less than `MARGIN` of the free memory.
+def largest_batch(peak_bytes: Callable[[int], int], free_bytes: int, limit: int, tried: int) -> int:
+    """The largest power of two up to `limit` whose step needs less than `MARGIN` of the free memory.
 
     Args:
         peak_bytes: makes a step with so many photos and says how much memory it took; torch.OutOfMemoryError where it does not fit.
         free_bytes: memory that there is.
-        most: photos.
+        limit: photos.
         tried: sizes up to this one are tried; beyond, the memory for each photo is taken to stay as it was.
     Raises:
         ValueError: not even one photo fits.
     """
     batch, before, each = 0, 0, 0
-    while max(1, 2 * batch) <= most:
+    while max(1, 2 * batch) <= limit:
         larger = max(1, 2 * batch)
         if before + (larger - batch) * each > MARGIN * free_bytes:
             break
@@ -73,11 +73,11 @@ def choose_batch_size(network: nn.Module, dataset: dict[str, Any], optim_wrapper
     step = _Step(network, DATASETS.build(dataset), optim_wrapper)
     on_card = device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if on_card else available_bytes()
-    most, tried = (MOST_ON_CARD, MOST_ON_CARD) if on_card else (MOST_ON_CPU, TRIED_ON_CPU)
-    chosen = largest_batch(step.peak_on_card if on_card else step.peak_on_cpu, free, most, tried)
+    limit, tried = (MAX_ON_CARD, MAX_ON_CARD) if on_card else (MAX_ON_CPU, TRIED_ON_CPU)
+    chosen = largest_batch(step.peak_on_card if on_card else step.peak_on_cpu, free, limit, tried)
     return (
         chosen,
-        f"the largest power of two up to {most} whose step fits into {MARGIN:.0%} of {free / 2**30:.1f} GiB of free memory",
+        f"the largest power of two up to {limit} whose step fits into {MARGIN:.0%} of {free / 2**30:.1f} GiB of free memory",
     )
 
 
@@ -122,13 +122,13 @@ def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgr
         raise ValueError("--batch-size auto needs Linux or a GPU to know how much memory there is. Give a number of photos.")
     free = _kilobytes(proc / "meminfo", "MemAvailable") * 1024
     limit, used = cgroup / "memory.max", cgroup / "memory.current"
-    if limit.is_file() and used.is_file() and (most := limit.read_text().strip()).isdecimal():
-        free = min(free, int(most) - int(used.read_text()))
+    if limit.is_file() and used.is_file() and (allowed := limit.read_text().strip()).isdecimal():
+        free = min(free, int(allowed) - int(used.read_text()))
     return max(free, 0)
 
 
 def resident_bytes(field: str) -> int:
-    """Memory of this process: VmRSS, what it holds, or VmHWM, the most that it held."""
+    """Memory of this process: VmRSS, what it holds, or VmHWM, the peak."""
     return _kilobytes(Path("/proc/self/status"), field) * 1024
 
 

@@ -6,6 +6,7 @@ import jobs.third_party  # isort: skip  # noqa: F401  (before mmdet)
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -84,3 +85,9 @@ class DescribeModelHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         """Add the description to the checkpoint's `meta`."""
         checkpoint["meta"] |= self._described
+
+
+def step_of(checkpoint: str) -> int:
+    """The step of a checkpoint, from mmengine's file name; 0 if it contains none."""
+    found = re.search(r"iter_(\d+)\.pth$", checkpoint)
+    return int(found[1]) if found else 0

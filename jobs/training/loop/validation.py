@@ -28,6 +28,7 @@ from torch import nn
 
 from jobs.annotations.datasets import Annotations
 from jobs.annotations.report import AnnotationsError
+from jobs.evaluation.coco_results import CocoResults, coco_result
 from jobs.evaluation.metrics_coco import STATISTICS, coco_metrics
 from jobs.photos import LIMITS
 from jobs.training.network.layers import unwrapped
@@ -37,7 +38,7 @@ from pipeline.images.load import load_image
 from pipeline.inference.postprocess import PostProcessor
 from pipeline.masks.rle import mask_logits_to_rle
 from pipeline.model.rtmdet import RawNetwork
-from pipeline.types import DetectOptions, Instances, LoadedImage
+from pipeline.types import DetectOptions, LoadedImage
 
 OPTIONS = DetectOptions(score_threshold=0.05)
 """Score threshold of mmdet's test settings: AP also needs low scores."""
@@ -76,23 +77,21 @@ class ServedValLoop(BaseLoop):
         """Validate the network that mmengine's hooks have set: the averaged weights, if there are any."""
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
-        shared = [self._measure() if is_main_process() else {}]
+        shared: list[dict[str, Any]] = [{}]
+        if is_main_process():
+            photos = self._images, self._input_size, self._batch_size, self._threads, self._white_level
+            shared = [flat(coco_metrics(self._truth, predict(unwrapped(self.runner.model), self._truth, *photos)))]
         broadcast_object_list(shared)  # to the other processes, so that all choose the same best and stop together
         (measured,) = shared
         self.runner.call_hook("after_val_epoch", metrics=measured)
         self.runner.call_hook("after_val")
         return measured
 
-    def _measure(self) -> dict[str, Any]:
-        network = unwrapped(self.runner.model)
-        found = predict(network, self._truth, self._images, self._input_size, self._batch_size, self._threads, self._white_level)
-        return flat(coco_metrics(self._truth, found))
-
 
 def check_defined(metric: str, val: Annotations) -> None:
     """Raise AnnotationsError if the validation set has no object that a metric is of, such as no small one: no checkpoint would be best."""
     kind, _, name = metric.partition("_")
-    if coco_metrics(json.loads(val.coco_json.read_text()), [])[kind][name] is None:
+    if coco_metrics(val.document(), [])[kind][name] is None:
         raise AnnotationsError(f"--best-metric {metric}: {val.report.file} has no objects that it is of; name another one.")
 
 
@@ -111,7 +110,7 @@ def predict(
     batch_size: int = 1,
     threads: int = 1,
     white_level: int | None = None,
-) -> list[dict[str, Any]]:
+) -> CocoResults:
     """COCO results of a network in training, which is not modified.
 
     Args:
@@ -136,7 +135,7 @@ def predict(
         except (RequestError, OSError) as error:
             raise AnnotationsError(f"{photo['file_name']}: {error}") from error
 
-    results: list[dict[str, Any]] = []
+    results: CocoResults = []
     loaded = zip(truth["images"], ahead(load, truth["images"], threads), strict=True)
     while batch := list(islice(loaded, batch_size)):
         pixels = torch.from_numpy(pad_batch([image for _, image in batch], input_size)).to(device)
@@ -144,7 +143,12 @@ def predict(
             outputs = network(pixels)
             found = find(outputs, [image.letterbox for _, image in batch], [OPTIONS] * len(batch))
         for (photo, _), instances in zip(batch, found, strict=True):
-            results += to_results(photo["id"], instances)
+            results += [
+                coco_result(photo["id"], int(label) + 1, box, score, mask_logits_to_rle(logits, instances.letterbox))
+                for box, label, score, logits in zip(
+                    instances.boxes, instances.labels, instances.scores, instances.mask_logits, strict=True
+                )
+            ]
     return results
 
 
@@ -157,17 +161,3 @@ def ahead(load: Callable[[Any], Any], items: Iterable[Any], threads: int) -> Ite
             if len(waiting) > 2 * threads:
                 yield waiting.popleft().result()
         yield from (future.result() for future in waiting)
-
-
-def to_results(image_id: Any, found: Instances) -> list[dict[str, Any]]:
-    """The instances of a photo as COCO results, with RLE at the photo's size."""
-    return [
-        {
-            "image_id": image_id,
-            "category_id": int(label) + 1,
-            "bbox": [float(box[0]), float(box[1]), float(box[2] - box[0]), float(box[3] - box[1])],
-            "score": float(score),
-            "segmentation": mask_logits_to_rle(logits, found.letterbox),
-        }
-        for box, label, score, logits in zip(found.boxes, found.labels, found.scores, found.mask_logits, strict=True)
-    ]

@@ -6,7 +6,6 @@ Channels of classes that the file does not have begin as the mean of the file's 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,21 +20,7 @@ CLASS_LAYER = "bbox_head.rtm_cls."
 """Convolutions whose output channels are the classes, one per level of the pyramid."""
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """Result of loading initial weights.
-
-    Attributes:
-        summary: text: how many tensors were loaded, which parts start from scratch, which classes keep their channels and how the
-            others start.
-        fresh_classes: classes that the file does not have.
-    """
-
-    summary: str
-    fresh_classes: tuple[str, ...]
-
-
-def load_what_fits(network: nn.Module, path: Path, classes: Sequence[str]) -> Loaded:
+def load_what_fits(network: nn.Module, path: Path, classes: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     """Copy every weight of the file whose name and shape the network has, and class channels by name.
 
     Other classes get the mean of the file's class channels. Where the file has no class channels that fit, they stay as they are.
@@ -44,6 +29,9 @@ def load_what_fits(network: nn.Module, path: Path, classes: Sequence[str]) -> Lo
         network: mmdet's RTMDet-Ins, initialised.
         path: `.pth` or `.safetensors`, of a detector with or without masks.
         classes: names of the network's class channels, in their order.
+    Returns:
+        A summary: how many tensors were loaded, which parts start from scratch, which classes keep their channels and how the others
+        start. And the classes that the file does not have.
     Raises:
         ValueError: less than half of the backbone fits: the weights are of another network.
     """
@@ -63,7 +51,12 @@ def load_what_fits(network: nn.Module, path: Path, classes: Sequence[str]) -> Lo
     layers = f"{len(fitting) + len(copied)} of {len(own)} tensors loaded; fresh: {', '.join(layers_of(absent)) or 'none'}."
     kept = [name for name in classes if copied and name in (weights.classes or ())]
     fresh = tuple(name for name in classes if name not in kept)
-    return Loaded(f"{path.name}: {layers}\n{_summary_of_classes(weights.classes is not None, kept, fresh, bool(copied))}", fresh)
+    start = " (from the mean of the file's class channels)" if copied else ""
+    if weights.classes is None:
+        channels = f"all fresh{start}, the file does not say which classes its channels are"
+    else:
+        channels = f"{', '.join(kept) or 'none'} from the file by name; fresh: {', '.join(fresh) + start if fresh else 'none'}"
+    return f"{path.name}: {layers}\nClass channels: {channels}.", fresh
 
 
 def _class_channels(
@@ -71,7 +64,7 @@ def _class_channels(
 ) -> dict[str, Tensor]:
     """The network's class layers: rows of classes that the file has, too; the mean of the file's rows for the others.
 
-    The mean row already tells objects from background, and it has the right size for the features that it is multiplied by.
+    The mean row already separates objects from background, and it has the right size for the features that it is multiplied by.
     """
     layers = {}
     for name, fresh in own.items():
@@ -83,10 +76,3 @@ def _class_channels(
         mean = value.float().mean(dim=0)
         layers[name] = torch.stack([value[names.index(label)].float() if label in names else mean for label in classes])
     return layers
-
-
-def _summary_of_classes(named: bool, kept: Sequence[str], fresh: Sequence[str], from_mean: bool) -> str:
-    start = " (from the mean of the file's class channels)" if from_mean else ""
-    if not named:
-        return f"Class channels: all fresh{start}, the file does not say which classes its channels are."
-    return f"Class channels: {', '.join(kept) or 'none'} from the file by name; fresh: {', '.join(fresh) + start if fresh else 'none'}."

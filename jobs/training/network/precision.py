@@ -1,4 +1,4 @@
-"""Precision of training: mixed precision for the layers, float32 for the losses.
+"""Precision of training: mixed precision for the layers; a loss or weight that is not finite ends the run.
 
 bfloat16 has float32's range and needs no gradient scaling: autocast suffices, on GPUs and CPUs (AMX or AVX-512
 with bf16). mmengine's AmpOptimWrapper, which scales and refuses to run without an accelerator, is for fp16 only. Losses are
@@ -14,15 +14,31 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mmdet.registry import OPTIM_WRAPPERS
+from mmdet.registry import HOOKS, OPTIM_WRAPPERS
+from mmengine.hooks import Hook
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.runner import Runner
 from torch import nn
 
-from jobs.training.network.divergence import Diverged
 from pipeline.inference.devices import cpu_computes_bf16
 
 VOLTA, AMPERE = (7, 0), (8, 0)
 """CUDA compute capabilities from which GPUs have matrix units for fp16 and for bf16."""
+
+
+class Diverged(Exception):
+    """Training diverged: a loss or weight is not finite."""
+
+
+@HOOKS.register_module()
+class RefuseDivergedWeights(Hook):
+    """Refuses to save a checkpoint with weights that are not finite: it would replace a good one."""
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+        """Raise Diverged if a weight is NaN or infinite."""
+        for name, value in checkpoint["state_dict"].items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise Diverged(f"weight {name} is not finite")
 
 
 class _FiniteLoss:
@@ -101,23 +117,3 @@ def optim_wrapper_type(precision: str) -> dict[str, Any]:
     if precision == "fp16" and torch.cuda.is_available():
         return {"type": "Fp16OptimWrapper", "dtype": "float16"}
     raise ValueError(f"--precision {precision} needs a CUDA device; on a CPU use bf16 or fp32.")
-
-
-def keep_losses_in_fp32(network: Any) -> None:
-    """Make the head compute its losses in float32, regardless of the precision of its layers."""
-    head = network.bbox_head
-    loss_by_feat, device = head.loss_by_feat, next(network.parameters()).device.type
-
-    def loss_in_fp32(*feats: Any, **kwargs: Any) -> Any:
-        with torch.autocast(device, enabled=False):
-            return loss_by_feat(*_to_fp32(feats), **kwargs)
-
-    head.loss_by_feat = loss_in_fp32
-
-
-def _to_fp32(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.float() if value.is_floating_point() else value
-    if isinstance(value, (list, tuple)):
-        return type(value)(_to_fp32(part) for part in value)
-    return value

@@ -24,7 +24,7 @@ from mmengine.runner import Runner
 
 from jobs.annotations.datasets import Annotations
 from jobs.atomic_write import atomic_file
-from jobs.training.loop.stopping import step_of
+from jobs.training.loop.saving import step_of
 
 FOR_THE_FILE = re.compile(
     r"\s*-+\s*System environment|Config:|Hooks will be executed|Distributed training is not used|paramwise_options|Exp name|"
@@ -94,7 +94,7 @@ class KeepMeasured(Hook):
 
 
 @HOOKS.register_module()
-class TellMeasurements(Hook):
+class ReportMeasurements(Hook):
     """Prints one line per validation, and draws the curve of loss and AP so far.
 
     Args:
@@ -108,8 +108,8 @@ class TellMeasurements(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
         """Print box and mask AP in per cent, and the best so far."""
-        measured, told = metrics or {}, runner.message_hub.runtime_info
-        score, step = told.get("best_score", 0), step_of(told.get("best_ckpt", ""))
+        measured, recorded = metrics or {}, runner.message_hub.runtime_info
+        score, step = recorded.get("best_score", 0), step_of(recorded.get("best_ckpt", ""))
         best = f"best {self._best_metric} {per_cent(score)} at step {step}" if score > 0 else "nothing found yet"
         runner.logger.info(f"val: box {per_cent(measured.get('box_ap'))} mask {per_cent(measured.get('mask_ap'))}, {best}")
         draw_curve(runner.message_hub.log_scalars, runner.iter, Path(runner.work_dir) / CURVE_NAME)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from jobs.training.loop.stopping import step_of
+from jobs.training.loop.saving import step_of
 from jobs.training.output.console import by_label_table, per_cent
 from pipeline.model.checkpoints import load_checkpoint, save_safetensors
 from pipeline.model.unpickling import harmless_types_only
@@ -53,7 +53,7 @@ def claimed(work_dir: Path) -> Iterator[None]:
 def newest_checkpoint(work_dir: Path) -> Path | None:
     """A run's newest checkpoint, also if the folder was moved; None if there is none.
 
-    That of the most steps, if a full disk or a kill left mmengine's record of it empty.
+    That with the largest number of steps, if a full disk or a kill left mmengine's record of it empty.
     """
     pointer = work_dir / NEWEST_NAME
     newest = work_dir / Path(pointer.read_text().strip()).name if pointer.is_file() else None
@@ -100,17 +100,17 @@ def export(work_dir: Path) -> Path:
     if chosen is None:
         raise FileNotFoundError(f"{work_dir}: no checkpoint yet.")
     saved = _read(chosen)
-    told, lasting = saved.get("message_hub", {}).get("runtime_info", {}), saved.get("meta", {}).get("lasting", {})
-    best = work_dir / Path(told.get("best_ckpt", "")).name
-    if told.get("best_score", 0) > 0 and best.is_file():  # with 0 throughout the first one counts as the best
-        chosen, why = best, f", the best measured ({lasting.get('best metric', 'AP')} {per_cent(told['best_score'])})"
-        told = _read(best)["message_hub"]["runtime_info"]
+    recorded, lasting = saved.get("message_hub", {}).get("runtime_info", {}), saved.get("meta", {}).get("lasting", {})
+    best = work_dir / Path(recorded.get("best_ckpt", "")).name
+    if recorded.get("best_score", 0) > 0 and best.is_file():  # with 0 throughout the first one counts as the best
+        chosen, why = best, f", the best measured ({lasting.get('best metric', 'AP')} {per_cent(recorded['best_score'])})"
+        recorded = _read(best)["message_hub"]["runtime_info"]
     path = work_dir / FINAL_NAME
     save_safetensors(load_checkpoint(chosen), path)
     steps = step_of(chosen.name)
     print(f"{path}: written{f' after {steps} steps' if steps else ''}{why}.", flush=True)
-    if why and "measured" in told:
-        print(by_label_table(told["measured"]), flush=True)
+    if why and "measured" in recorded:
+        print(by_label_table(recorded["measured"]), flush=True)
     elif lasting.get("--val"):
         print("No validation has found any object so far: train for more steps, or with a higher --lr.", flush=True)
     return path

@@ -170,7 +170,7 @@ def test_a_few_polygons_in_pixels_are_left_out():
     good, odd = row()["label"], [{"label": "cat", "polygon": [[10, 10, 50, 10, 50, 50]]}]
     coco, report = converted([row() | {"label": good * 20 + odd}])
     assert len(coco["annotations"]) == 20
-    assert report.left_out["with coordinates that are no fractions of the photo"].count == 1
+    assert report.left_out["with coordinates that are not fractions of the photo"].count == 1
     with pytest.raises(AnnotationsError, match=r"polygon from 10 to 50: expected fractions .*, as 3 of 23 do"):
         converted([row() | {"label": good * 20 + odd * 3}])
 

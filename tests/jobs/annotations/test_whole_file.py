@@ -60,14 +60,8 @@ def test_ids_of_photos_that_are_left_out_are_no_shift(tmp_path):
 @pytest.mark.parametrize(
     ("odd", "told"),
     [
-        (
-            document(20, outline=lambda n: triangle(n, 40 - n, 50)),
-            "in the top left 22% of .* percentages, or of",
-        ),
-        (
-            document(20, outline=lambda n: triangle(3 * n, 40, 80)),
-            "in the top left 49% of .* coordinates of a",
-        ),
+        (document(20, outline=lambda n: triangle(n, 40 - n, 50)), "in the top left 22% of .* percentages, or of"),
+        (document(20, outline=lambda n: triangle(3 * n, 40, 80)), "in the top left 49% of .* coordinates of a"),
         (document(2, outline=lambda n: triangle(n, 40 - n, 50)), None),
         (
             document(10, outline=lambda n: [[14 * n, n, 14 * n + 9, n, 14 * n + 9, n + 20, 14 * n, n + 20]]),

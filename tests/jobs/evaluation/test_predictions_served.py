@@ -83,10 +83,7 @@ def test_a_busy_service_is_waited_for(annotations, pauses):
 
 
 def test_a_refused_photo_is_named(annotations):
-    with (
-        stub_service(statuses=[422]) as stub,
-        pytest.raises(AnnotationsError, match=r"photo\.png: the service answered 422"),
-    ):
+    with stub_service(statuses=[422]) as stub, pytest.raises(AnnotationsError, match=r"photo\.png: the service answered 422"):
         predict_with_service(stub.url, annotations)
 
 

@@ -2,11 +2,13 @@
 
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("pyarrow")
 
+from jobs.sweeping import trials
 from jobs.sweeping.search_space import read_variation
 from jobs.sweeping.trials import _domain, ending_on_signals
 
@@ -44,3 +46,13 @@ def test_a_signal_ends_the_trials_with_what_they_have(number):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_trial_gets_what_the_sweep_has_checked(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(trials, "finetune", lambda *arguments: given.append(arguments))
+    monkeypatch.setattr(trials.tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "a1"))
+    base = "--train a --train-images b --val-share 0.3 --work-dir c".split()
+    trials._train({"lr": 0.001}, base, tmp_path, tmp_path / "gone", {"b.png": "a.png"})
+    ((settings, _, copies),) = given
+    assert (settings.work_dir, settings.lr, copies) == (tmp_path / "a1", 0.001, {"b.png": "a.png"})

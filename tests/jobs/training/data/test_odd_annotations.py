@@ -18,8 +18,7 @@ from pycocotools import mask as coco_mask
 
 from jobs.annotations.coco_objects import enlarged_box_iou
 from jobs.annotations.datasets import AnnotationsError, read_annotations
-from jobs.training.data.augment import LoadImageOnce
-from jobs.training.data.outline_masks import LoadOutlines
+from jobs.training.data.augment import LoadImageOnce, LoadOutlines
 from tests.support.drawn_outlines import OUTLINES, PHOTO_HW, coco_file, drawn, to_rle
 
 HEIGHT, WIDTH = PHOTO_HW

@@ -29,14 +29,8 @@ def page_faults(mode):
     return int(done.stdout)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the allocator settings are glibc's")
 def test_big_blocks_are_not_faulted_in_again():
     """Five blocks of 64 MB, one after the other, cost next to no page faults instead of thousands each time."""
     if not allocator.keep_freed_memory():
         pytest.skip("this C library is not glibc")
     assert page_faults("kept") < page_faults("returned") / 10
-
-
-def test_other_systems_are_left_alone(monkeypatch):
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert allocator.keep_freed_memory() is False

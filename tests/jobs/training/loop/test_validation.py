@@ -15,7 +15,7 @@ from jobs.annotations.datasets import Annotations, AnnotationsError, read_annota
 from jobs.evaluation.metrics_coco import STATISTICS, coco_metrics
 from jobs.evaluation.predictions import predict_with_mmdet
 from jobs.training.loop.validation import ahead, check_defined, flat, predict
-from pipeline.model.checkpoints import load_checkpoint, save_safetensors
+from pipeline.model.checkpoints import load_checkpoint
 from pipeline.model.zoo import locate
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.cuda.amp.autocast", "ignore:torch.meshgrid", "ignore:__array__")
@@ -131,39 +131,3 @@ def test_memory_does_not_follow_the_size_of_the_photo(tmp_path):
     """100 masks of 12 megapixels would be 1.2 GB."""
     small, large = peak_kb(tmp_path / "small", 400, 300), peak_kb(tmp_path / "large", 4000, 3000)
     assert large < small + 100_000
-
-
-@pytest.mark.slow
-def test_a_run_that_measures_needs_no_more_memory(tmp_path):
-    """Two photos of 12 megapixels, 100 objects found in each: the peak of the training process with and without --val."""
-    checkpoint = load_checkpoint(locate(MODEL))
-    for name, value in checkpoint.state_dict.items():
-        if "rtm_cls" in name and name.endswith("bias"):
-            value += 6
-    save_safetensors(checkpoint, tmp_path / "eager.safetensors")
-    photos, objects = [], []
-    for number in (1, 2):
-        pixels = np.random.default_rng(number).integers(0, 255, (30, 40, 3), np.uint8)
-        cv2.imwrite(str(tmp_path / f"{number}.jpg"), cv2.resize(pixels, (4000, 3000)))
-        photos.append({"id": number, "file_name": f"{number}.jpg", "width": 4000, "height": 3000})
-        ring = [1000, 1000, 3000, 1000, 3000, 2500, 1000, 2500]
-        shape = {"bbox": [1000, 1000, 2000, 1500], "segmentation": [ring], "area": 3e6, "iscrowd": 0}
-        objects.append(shape | {"id": number, "image_id": number, "category_id": 1})
-    truth = {"images": photos, "annotations": objects, "categories": [{"id": 1, "name": "person"}]}
-    (tmp_path / "truth.json").write_text(json.dumps(truth))
-    data = [str(tmp_path / "truth.json"), str(tmp_path), str(tmp_path / "eager.safetensors")]
-    without, measured = (peak_of_training(*data, tmp_path / str(val), val=val) for val in (False, True))
-    assert measured < 1.1 * without
-
-
-def peak_of_training(annotations, photos, weights, work_dir, *, val):
-    """Peak memory of four steps, KB: of the largest process."""
-    data = ["--train", annotations, "--train-images", photos, "--work-dir", str(work_dir), "--init-weights", weights]
-    more = ["--val", annotations, "--val-images", photos, "--val-every", "2"] if val else []
-    short = ["--steps", "4", "--batch-size", "2", "--image-size", "320", "--lr", "1e-6", "--warmup", "0"]
-    program = (
-        "import resource, subprocess, sys; subprocess.run([sys.executable, '-m', 'jobs.finetune', *sys.argv[1:]], check=True, stdout=2); "
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    )
-    run = subprocess.run([sys.executable, "-c", program, *data, *more, *short], stdout=subprocess.PIPE, check=True, timeout=280)
-    return int(run.stdout)

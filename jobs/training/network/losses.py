@@ -1,7 +1,7 @@
-"""mmdet's mask loss with less memory and time. In photos of at most 64 positives, its numbers are the same.
+"""mmdet's losses, changed: crowds are not background, the mask loss needs less memory and time, all are computed in float32.
 
 A prior (mmdet's word) is a position of the network's grid. A positive is a prior that is assigned to an object; an object has up to 13, and
-each predicts the whole mask.
+each predicts the whole mask. In photos of at most 64 positives, the mask loss has mmdet's numbers.
 
 - At most 64 of a photo's positives are in the mask loss, as in mmdet's BoxInst. A photo of 50 objects has 300: without this limit
   their masks took three quarters of a training step at 640 px on a CPU.
@@ -61,18 +61,18 @@ def mask_loss(head: Any, features: Tensor, kernels: Tensor, assigned: list[Any],
     return loss
 
 
-def spread(owners: Tensor, most: int) -> Tensor:
-    """Indices of at most `most` positives, spread evenly over the objects; all of them, in order, where they are no more.
+def spread(owners: Tensor, limit: int) -> Tensor:
+    """Indices of at most `limit` positives, spread evenly over the objects; all of them, in order, if there are no more.
 
     Args:
         owners: (P,) index of each positive's object.
     Returns:
-        (min(P, most),) indices.
+        (min(P, limit),) indices.
     """
-    if len(owners) <= most:
+    if len(owners) <= limit:
         return torch.arange(len(owners), device=owners.device)
     by_object = owners.argsort(stable=True)
-    return by_object[torch.arange(most, device=owners.device) * len(owners) // most]
+    return by_object[torch.arange(limit, device=owners.device) * len(owners) // limit]
 
 
 def center_of_mass(masks: Tensor, eps: float = 1e-7) -> Tensor:
@@ -88,3 +88,53 @@ def center_of_mass(masks: Tensor, eps: float = 1e-7) -> Tensor:
     counts = [torch.from_numpy(masks.numpy().sum(axis=axis, dtype=np.int32)).long() for axis in (1, 2)]
     area = counts[0].sum(dim=1).float().clamp(min=eps)
     return torch.stack([(count * torch.arange(count.shape[1])).sum(dim=1) / area for count in counts], dim=1)
+
+
+def leave_crowds_out(network: Any) -> None:
+    """Set the class loss to 0 at priors (grid positions) inside an `iscrowd` region's box, unless they are assigned to an object."""
+    head = network.bbox_head
+    targets_single = head._get_targets_single
+
+    def targets_but_crowds(
+        scores: Tensor, boxes: Tensor, priors: Tensor, valid: Tensor, objects: Any, photo: Any, crowds: Any = None, **kwargs: Any
+    ) -> Any:
+        targets = targets_single(scores, boxes, priors, valid, objects, photo, crowds, **kwargs)
+        if crowds is not None and len(crowds) and targets[0] is not None:
+            _anchors, labels, weights, *_ = targets
+            weights[within(priors, crowds.bboxes) & (labels == head.num_classes)] = 0
+        return targets
+
+    head._get_targets_single = targets_but_crowds
+
+
+def within(points: Tensor, boxes: Tensor) -> Tensor:
+    """Which points are inside any of the boxes.
+
+    Args:
+        points: (N, 2 or more), x and y first.
+        boxes: (B, 4) left, top, right, bottom.
+    Returns:
+        (N,) bool.
+    """
+    x, y = points[:, :1], points[:, 1:2]
+    return ((x >= boxes[:, 0]) & (x <= boxes[:, 2]) & (y >= boxes[:, 1]) & (y <= boxes[:, 3])).any(dim=1)
+
+
+def keep_losses_in_fp32(network: Any) -> None:
+    """Make the head compute its losses in float32, regardless of the precision of its layers."""
+    head = network.bbox_head
+    loss_by_feat, device = head.loss_by_feat, next(network.parameters()).device.type
+
+    def loss_in_fp32(*feats: Any, **kwargs: Any) -> Any:
+        with torch.autocast(device, enabled=False):
+            return loss_by_feat(*_to_fp32(feats), **kwargs)
+
+    head.loss_by_feat = loss_in_fp32
+
+
+def _to_fp32(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.float() if value.is_floating_point() else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(_to_fp32(part) for part in value)
+    return value

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from jobs.training.network.checkpointing import recompute_backbone
+from jobs.training.network.layers import recompute_backbone
 from pipeline.model.spec import build_network, nano_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.cuda.amp.autocast")
