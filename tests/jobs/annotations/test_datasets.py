@@ -15,7 +15,7 @@ from tests.support.mask_examples import decode_rle
 
 def test_coco_is_taken_as_it_is(tiny_coco, tmp_path):
     found = read_annotations(tiny_coco / "coco.json", tiny_coco / "photos", tmp_path)
-    assert json.loads(found.coco_json.read_text()) == json.loads((tiny_coco / "coco.json").read_text())
+    assert found.document() == json.loads((tiny_coco / "coco.json").read_text())
     assert found.classes == ("ball", "egg")
     assert found.photo_count == 6
 
@@ -23,7 +23,7 @@ def test_coco_is_taken_as_it_is(tiny_coco, tmp_path):
 def test_azureml_equals_coco(tiny_coco, tmp_path):
     """The same objects written in AzureML's format give the same pixels, boxes, areas and labels."""
     found = read_annotations(tiny_coco / "azureml.jsonl", tiny_coco / "photos", tmp_path)
-    converted, original = json.loads(found.coco_json.read_text()), json.loads((tiny_coco / "coco.json").read_text())
+    converted, original = found.document(), json.loads((tiny_coco / "coco.json").read_text())
     assert converted["images"] == original["images"]
     assert converted["categories"] == original["categories"]
     for mine, theirs in zip(converted["annotations"], original["annotations"], strict=True):
@@ -115,48 +115,34 @@ def test_two_urls_with_one_name_are_refused(tmp_path):
         converted([row(), row()], tmp_path)
 
 
+DEEP, LONG = "[" * 100_000, '{"images": [' + "1" * 5000 + "]}"
+ODD_RING, IN_PIXELS = (
+    json.dumps(row(polygon=[ring])) for ring in ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], [10, 10, 50, 10, 50, 50])
+)
+
+
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("name", "content", "message"),
     [
-        ('{"image_url": "a.jpg"}', "label"),
-        ("{broken", "line 1: not JSON"),
-        (json.dumps(row(polygon=[[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]])), r"bad\.jsonl: line 1, a\.jpg: .* polygon of 7 numbers"),
-        (json.dumps(row(polygon=[[10, 10, 50, 10, 50, 50]])), "polygon from 10 to 50: expected fractions"),
-        ('["a"]', "not AzureML annotations"),
+        ("a.jsonl", '{"image_url": "a.jpg"}', "label"),
+        ("a.jsonl", "{broken", "line 1: not JSON"),
+        ("a.jsonl", ODD_RING, r"a\.jsonl: line 1, a\.jpg: .* polygon of 7 numbers"),
+        ("a.jsonl", IN_PIXELS, "polygon from 10 to 50: expected fractions"),
+        ("a.jsonl", '["a"]', "not AzureML annotations"),
+        *(("a.json", content, r"a\.json") for content in ("[]", '{"images": []}', "nothing")),
+        *((name, content, "not JSON") for name in ("a.json", "a.jsonl") for content in (DEEP, LONG)),
+        *((name, '{"images": "Müll"}'.encode("latin-1"), rf"{name}: not UTF-8") for name in ("a.json", "a.jsonl")),
+        ("a.json", gzip.compress(b"{}", mtime=0), "a.json: not UTF-8, but gzip: unpack it"),
+        ("a.json", "{}".encode("utf-16"), "a.json: not UTF-8, but UTF-16, as PowerShell"),
+        ("a.json", None, r"a\.json: no such file"),
     ],
-    ids=["no labels", "not JSON", "seven numbers", "pixels", "a list"],
+    ids=lambda value: repr(value[:20]) if value else "nothing",
 )
-def test_bad_jsonl_is_named(tmp_path, content, message):
-    path = tmp_path / "bad.jsonl"
-    path.write_text(content)
+def test_files_that_cannot_be_read(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(AnnotationsError, match=message):
-        read_annotations(path, tmp_path, tmp_path)
-
-
-@pytest.mark.parametrize("content", ["[]", '{"images": []}', "nothing"])
-def test_bad_coco_is_refused(tmp_path, content):
-    path = tmp_path / "bad.json"
-    path.write_text(content)
-    with pytest.raises(AnnotationsError, match=r"bad\.json"):
-        read_annotations(path, tmp_path, tmp_path)
-
-
-@pytest.mark.parametrize("name", ["bad.json", "bad.jsonl"])
-def test_another_encoding_is_named(tmp_path, name):
-    (tmp_path / name).write_bytes('{"images": "Müll"}'.encode("latin-1"))
-    with pytest.raises(AnnotationsError, match=rf"{name}: not UTF-8"):
         read_annotations(tmp_path / name, tmp_path, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [(gzip.compress(b"{}", mtime=0), "gzip: unpack it"), ("{}".encode("utf-16"), "UTF-16, as PowerShell")],
-    ids=["gzip", "utf-16"],
-)
-def test_files_of_another_kind_are_named(tmp_path, content, said):
-    (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(AnnotationsError, match=f"a.json: not UTF-8, but {said}"):
-        read_annotations(tmp_path / "a.json", tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=repr)
@@ -173,11 +159,6 @@ def test_a_few_polygons_in_pixels_are_left_out():
     assert report.left_out["with coordinates that are not fractions of the photo"].count == 1
     with pytest.raises(AnnotationsError, match=r"polygon from 10 to 50: expected fractions .*, as 3 of 23 do"):
         converted([row() | {"label": good * 20 + odd * 3}])
-
-
-def test_missing_file_is_named(tmp_path):
-    with pytest.raises(AnnotationsError, match=r"none\.json: no such file"):
-        read_annotations(tmp_path / "none.json", tmp_path, tmp_path)
 
 
 def test_an_mltable_that_lists_a_file_twice(tmp_path):

@@ -219,7 +219,14 @@ def test_mltables_that_cannot_be_read(tmp_path, text, said):
 
 
 @pytest.mark.parametrize(
-    ("line", "said"), [("{", "line 2: not JSON"), ('{"url": "x"}', "no `image_url` or `image`"), ("[]", "no `image_url`")]
+    ("line", "said"),
+    [
+        ("{", "line 2: not JSON"),
+        ("[" * 100_000, "line 2: not JSON"),
+        ('{"url": "x"}', "no `image_url` or"),
+        ("[]", "no `image_url`"),
+    ],
+    ids=["not JSON", "too deep", "no image", "no object"],
 )
 def test_a_broken_line_is_named(tmp_path, line, said):
     (tmp_path / "x.jsonl").write_text('{"image_url": "a.jpg"}\n' + line + "\n")
@@ -229,7 +236,12 @@ def test_a_broken_line_is_named(tmp_path, line, said):
 
 @pytest.mark.parametrize(
     ("place", "said"),
-    [("gone", "no such file"), ("s3://bucket/photos", "jobs.batch_ray"), ("notes.txt", "neither a folder nor a table")],
+    [
+        ("gone", "no such file"),
+        ("s3://bucket/photos", "jobs.batch_ray"),
+        ("notes.txt", "neither a folder nor a table"),
+        ("", "the source is empty"),  # a variable that is not set is not the current folder
+    ],
 )
 def test_invalid_sources_are_refused(tmp_path, monkeypatch, place, said):
     monkeypatch.chdir(tmp_path)
@@ -331,15 +343,3 @@ def test_rows_beside_their_tables_are_not_read(tmp_path, rows, run):
     source = Source(str(tmp_path))
     assert [photo.file_name for photo in source] == ["a.csv"]
     assert "1 rows of jobs.batch_score" in source.left_out()
-
-
-def test_an_empty_source_is_refused():
-    """A variable that is not set is not the current folder."""
-    with pytest.raises(InputsError, match="the source is empty"):
-        Source("")
-
-
-def test_a_line_that_python_cannot_hold(tmp_path):
-    (tmp_path / "a.jsonl").write_text("[" * 100_000)
-    with pytest.raises(InputsError, match="line 1: not JSON"):
-        list(Source(str(tmp_path / "a.jsonl")))
