@@ -60,24 +60,18 @@ def export_onnx(checkpoint: Checkpoint, output: Path, detections: int) -> None:
     fewest = sum((size // stride) ** 2 for stride in (8, 16, COARSEST_STRIDE_PX))
     if detections > fewest:
         raise CommandFault(f"--max-detections: {detections} is more than the {fewest} positions of a {size} px input.")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # that torchvision, which nothing here needs, is not installed
-    with atomic_file(output) as draft:
-        write_onnx(checkpoint, draft, size, detections, description(checkpoint))
-        print(check_onnx(draft, checkpoint, size, detections))
-    print(f"{output}: written, {size} px, {len(checkpoint.spec.classes)} labels, {detections} rows per image.")
-
-
-def description(checkpoint: Checkpoint) -> dict[str, str]:
-    """Metadata for users of the file: name to JSON."""
-    spec = checkpoint.spec
-    facts = {
-        "name": spec.name,
-        "labels": list(spec.classes),
+    description = {
+        "name": checkpoint.spec.name,
+        "labels": list(checkpoint.spec.classes),
         "input": "uint8 BGR, scaled to fit keeping the ratio, at the top left, padded; normalised within the model",
         "pad_value": PAD_VALUE,
         "mask_stride_px": MASK_STRIDE_PX,
     }
-    return {name: json.dumps(value) for name, value in facts.items()}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # that torchvision, which nothing here needs, is not installed
+    with atomic_file(output) as draft:
+        write_onnx(checkpoint, draft, size, detections, {name: json.dumps(value) for name, value in description.items()})
+        print(check_onnx(draft, checkpoint, size, detections))
+    print(f"{output}: written, {size} px, {len(checkpoint.spec.classes)} labels, {detections} rows per image.")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -23,6 +23,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from ray import tune
 from ray.tune.result_grid import ResultGrid
+from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from jobs.atomic_write import atomic_file
 from jobs.command_line import Terminated
@@ -174,15 +175,11 @@ def _tune_config(
     settings: FinetuneSettings,
 ) -> tune.TuneConfig:
     first_points = [as_given] if as_given else None
-    search: Any = None
+    search: Any = BasicVariantGenerator(random_state=settings.seed, points_to_evaluate=first_points)
     if args.search == "bayes":
         from ray.tune.search.optuna import OptunaSearch
 
         search = OptunaSearch(seed=settings.seed, points_to_evaluate=first_points)
-    else:
-        from ray.tune.search.basic_variant import BasicVariantGenerator
-
-        search = BasicVariantGenerator(random_state=settings.seed, points_to_evaluate=first_points)
     scheduler = None
     if args.asha:
         first = trial_settings(of_finetune, {})

@@ -61,8 +61,11 @@ def finetune(
         more_hooks: mmengine's.
         copies: of `read_sets`, where the photos are decoded already.
     """
-    if settings.processes == 1:
-        check_single_process()
+    if settings.processes == 1 and (started := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ValueError(
+            f"torchrun started {started} processes, which would all train the same: start it once, with plain python, and use "
+            "--processes."
+        )
     check_work_dir(settings.work_dir, resume=settings.resume)
     with claimed(settings.work_dir) if settings.processes == 1 else nullcontext():  # else the process that started them has
         return _finetune(settings, more_hooks, copies)
@@ -96,15 +99,6 @@ def _finetune(settings: FinetuneSettings, more_hooks: Sequence[Any], copies: Map
     so_far = f"after {runner.iter:,} of {runner.max_iters:,} steps. --resume continues"
     print(f"Stopped by {signals[0].name} {so_far if runner.iter else 'before the first step: nothing is saved'}.")
     return signals[0]
-
-
-def check_single_process() -> None:
-    """Raise ValueError under torchrun or mpirun: each of its processes would train the same run into the same folder."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            f"torchrun started {os.environ['WORLD_SIZE']} processes, which would all train the same: start it once, with plain "
-            "python, and use --processes."
-        )
 
 
 def initial_weights(settings: FinetuneSettings) -> Path | None:

@@ -57,6 +57,7 @@ def runner_config(
     Source: mmdet rtmdet-ins_l_8xb32-300e_coco.py, with the schedule in steps instead of 300 epochs.
     """
     steps = training_steps(settings, train)
+    longest_side_px = settings.image_size * max(settings.scale_jitter[1], LARGEST_MOSAIC if settings.mosaic else 0)
     config: dict[str, Any] = {
         "default_scope": "mmdet",
         "work_dir": str(settings.work_dir),
@@ -75,7 +76,7 @@ def runner_config(
         "custom_hooks": [
             *_custom_hooks(settings, spec, steps, lasting_settings(settings, spec, train, val)),
             {"type": "KeepMeasured", "objects": json.dumps(objects_by_label(train))},
-            {"type": "SeenObjectsHook", "objects": train.report.objects, "longest_side_px": longest_side_px(settings)},
+            {"type": "SeenObjectsHook", "objects": train.report.objects, "longest_side_px": longest_side_px},
         ],
         "log_processor": {"type": "LogProcessor", "by_epoch": False, "window_size": settings.log_every},
         "visualizer": {"type": "DetLocalVisualizer", "vis_backends": [{"type": "LocalVisBackend"}, *log_backends(settings)]},
@@ -103,11 +104,6 @@ def training_steps(settings: FinetuneSettings, train: Annotations) -> int:
 def validation_interval(settings: FinetuneSettings, train: Annotations) -> int:
     """Steps between validations, if --val-every is left out."""
     return max(steps_an_epoch(settings, train), math.ceil(training_steps(settings, train) / MAX_VALIDATIONS))
-
-
-def longest_side_px(settings: FinetuneSettings) -> float:
-    """Longest side of a photo in a training sample, at most, pixels."""
-    return settings.image_size * max(settings.scale_jitter[1], LARGEST_MOSAIC if settings.mosaic else 0)
 
 
 def ema_momentum(settings: FinetuneSettings, steps: int) -> float:

@@ -30,17 +30,7 @@ def annotations(tmp_path):
         width, height = photo.size
     truth = {
         "images": [{"id": 7, "file_name": "photo.png", "width": width, "height": height}],
-        "annotations": [
-            {
-                "id": 1,
-                "image_id": 7,
-                "category_id": 3,
-                "bbox": [0, 0, 9, 9],
-                "area": 81,
-                "iscrowd": 0,
-                "segmentation": [[0, 0, 9, 0, 9, 9]],
-            }
-        ],
+        "annotations": [{"id": 1, "image_id": 7, "category_id": 3, "segmentation": [[0, 0, 9, 0, 9, 9]]}],
         "categories": [{"id": 3, "name": "person"}],
     }
     (tmp_path / "truth.json").write_text(json.dumps(truth))

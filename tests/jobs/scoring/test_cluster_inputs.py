@@ -148,13 +148,6 @@ def test_files_of_macos_in_a_store_are_no_photos(listed):
     assert [row["file_name"] for row in listed("memory://macos").values()] == ["a.jpg"]
 
 
-@pytest.mark.parametrize(("columns", "missing"), [({"id": ["a"]}, "image"), ({"image": ["a"]}, "id"), ({"x": [1]}, "id, image")])
-def test_parquet_without_a_column(tmp_path, columns, missing):
-    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
-    with pytest.raises(InputsError, match=f"no column {missing}; the columns are {next(iter(columns))}"):
-        image_column(str(tmp_path / "a.parquet"))
-
-
 @pytest.mark.parametrize(
     ("files", "said"),
     [
@@ -167,28 +160,18 @@ def test_parquet_without_a_column(tmp_path, columns, missing):
         ([{"id": ["a"], "image": ["x"]}, {"id": ["b"]}], r"1.parquet: there is no column image; the columns are id"),
         ([{"id": [0.5], "image": ["x"]}], "column id is double, not text or whole numbers"),
         ([{"id": pa.array([], pa.string()), "image": pa.array([], pa.string())}], "there is no row"),
+        ([{"id": ["a"]}], "no column image; the columns are id"),
+        ([{"image": ["a"]}], "no column id; the columns are image"),
+        ([{"x": [1]}], "no column id, image; the columns are x"),
+        ([{"id": ["a"], "image": [3]}], "column image is int64, neither bytes nor text"),
+        ([{"id": ["a"], "image": [{"bytes": b"image", "path": None}]}], "as Hugging Face writes it: write its `bytes`"),
+        ([pa.table([["a"], [b"x"], [b"x"]], names=["id", "image", "image"])], "the column image is there 2 times"),
     ],
 )
-def test_parquet_whose_rows_cannot_be_distinguished(tmp_path, files, said):
-    """By its id a row that is done is left out when the job goes on."""
+def test_parquet_that_cannot_be_scored(tmp_path, files, said):
+    """Reported before Ray starts, instead of an error in each row. By its id a row that is done is left out when the job goes on."""
     for number, table in enumerate(files):
-        pq.write_table(pa.table(table), tmp_path / f"{number}.parquet")
-    with pytest.raises(InputsError, match=said):
-        image_column(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("columns", "said"),
-    [
-        ([[3]], "column image is int64, neither bytes nor text"),
-        ([[{"bytes": b"image", "path": None}]], "as Hugging Face writes it: write its `bytes`"),
-        ([[b"image"], [b"image"]], "the column image is there 2 times"),
-    ],
-)
-def test_columns_of_another_type(tmp_path, columns, said):
-    """Told before Ray starts, instead of an error in each row."""
-    arrays = [pa.array(values) for values in (["a"], *columns)]
-    pq.write_table(pa.table(arrays, names=["id", *["image"] * len(columns)]), tmp_path / "1.parquet")
+        pq.write_table(table if isinstance(table, pa.Table) else pa.table(table), tmp_path / f"{number}.parquet")
     with pytest.raises(InputsError, match=said):
         image_column(str(tmp_path))
 

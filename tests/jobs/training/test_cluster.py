@@ -32,14 +32,9 @@ def many(tmp_path_factory):
             outline = cv2.ellipse2Poly(centre, random.integers(18, 38, 2).tolist(), 0, 0, 360, 20)
             cv2.fillPoly(pixels, [outline], (60, 120, 240))
             x, y, width, height = cv2.boundingRect(outline)
-            found = {
-                "id": len(annotations) + 1,
-                "image_id": number,
-                "category_id": 1 + place % 2,
-                "iscrowd": 0,
-                "area": width * height,
-            }
-            annotations.append(found | {"bbox": [x, y, width, height], "segmentation": [outline.ravel().tolist()]})
+            found = {"id": len(annotations) + 1, "image_id": number, "category_id": 1 + place % 2, "iscrowd": 0}
+            shape = {"area": width * height, "bbox": [x, y, width, height], "segmentation": [outline.ravel().tolist()]}
+            annotations.append(found | shape)
         cv2.imwrite(str(folder / "photos" / f"{number}.png"), pixels)
         images.append({"id": number, "file_name": f"{number}.png", "width": SIDE, "height": SIDE})
     categories = [{"id": 1, "name": "ball"}, {"id": 2, "name": "egg"}]
