@@ -113,7 +113,7 @@ def test_what_fails_is_taken_back(deploy, capsys, how, said):
 
 
 def test_a_dashboard_that_goes_away(deploy, capsys):
-    """The file is put back all the same, and both outcomes are told."""
+    """The file is put back all the same, and both outcomes are reported."""
     status, applied, in_file = deploy(fails="no answer", dashboard_gone=True)
     assert (status, applied, in_file) == (1, [str(embedded_models()[MODEL].resolve())], MODEL)
     said = capsys.readouterr().err
@@ -168,7 +168,7 @@ GONE = requests.ConnectionError("Connection refused")
 
 
 def test_a_dashboard_that_is_started_again(serve_api):
-    """It is asked again until the time is over; then that is what is told."""
+    """It is asked again until the time is over; then that is what is reported."""
     serve_api(GONE, RuntimeError("status code 500"), {"status": "RUNNING"}).wait_until_running("app", 60)
     with pytest.raises(
         CommandFault, match=r"did not run within 0\.1 s .*dashboard at http://head:8265 does not answer \(ConnectionError"

@@ -60,7 +60,7 @@ def test_what_is_not_a_photo_is_named(content, tmp_path):
 
 
 def test_photos_larger_than_the_services_limits(tmp_path):
-    """They are the user's own: a 42-megapixel scan of 126 MB. What is too large is told without a setting of the service."""
+    """They are the user's own: a 42-megapixel scan of 126 MB. What is too large is reported without a setting of the service."""
     path = tmp_path / "scan.tif"
     Image.new("RGB", (7000, 6000), (10, 200, 30)).save(path)
     assert photos.read_photo(path).shape == (6000, 7000, 3)

@@ -57,7 +57,7 @@ def asked(monkeypatch):
 
 
 def test_a_bad_image_does_not_lose_the_others(asked, tmp_path, capsys):
-    """Each is told once, with its code; so is a file that is not there. The status says that there was one."""
+    """Each is reported once, with its code; so is a file that is not there. The status says that there was one."""
     (tmp_path / "a.jpg").write_bytes(b"photo")
     arguments = [str(tmp_path / "a.jpg"), str(tmp_path / "gone.jpg"), "https://bad/b.jpg"]
     assert score_by_handle.main(arguments) == 1

@@ -37,7 +37,7 @@ def base(tiny_coco, tmp_path):
     ],
 )
 def test_what_cannot_be_swept(base, tmp_path, capsys, more, said):
-    """Told before anything is started."""
+    """Reported before anything is started."""
     with pytest.raises(SystemExit) as ended:
         main([*base, *more])
     assert ended.value.code == 2

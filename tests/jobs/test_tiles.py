@@ -102,7 +102,7 @@ def test_what_is_refused(tiny_coco, tmp_path, capsys, more, said):
 
 
 def test_a_photo_that_is_missing(tiny_coco, tmp_path, capsys):
-    """Told in a line."""
+    """Reported in a line."""
     assert main([str(tiny_coco / "coco.json"), "--images", str(tmp_path), "--output", str(tmp_path / "new")]) == 2
     assert "1.png" in capsys.readouterr().err
 

@@ -181,7 +181,7 @@ def test_invalid_numbers_are_named(tmp_path, photos, fault, message):
     ("factor", "told"),
     [(1.02, None), (1.4, "check: 4 boxes fit their outlines loosely"), (1.8, "its bbox does not fit its outline, as 4 of 4 do")],
 )
-def test_boxes_of_another_size_than_their_outlines_are_told(tmp_path, photos, factor, told):
+def test_boxes_of_another_size_than_their_outlines_are_reported(tmp_path, photos, factor, told):
     """One of both is wrong, and which cannot be seen."""
     objects = [{"id": n, "segmentation": [SQUARE], "bbox": [10, 10, 20 * factor, 20 * factor]} for n in range(4)]
     if factor > 1.7:
@@ -197,7 +197,7 @@ def test_boxes_by_their_centres_are_taken_from_the_outline(tmp_path, photos):
     assert "repaired: 4 boxes taken from the outline" in read(tmp_path, photos, objects, training=True).summary
 
 
-def test_masks_of_cvat_are_told(tmp_path, photos):
+def test_masks_of_cvat_are_reported(tmp_path, photos):
     """CVAT marks all masks as crowds, which are neither trained on nor counted: without a word, a model learns to see nothing there."""
     rle = {"size": [48, 64], "counts": [10 * 48 + 10, *[20, 28] * 19, 20, 48 * 34 + 18]}
     mask, ring = {"segmentation": rle, "iscrowd": 1}, {"segmentation": [SQUARE]}
@@ -289,7 +289,7 @@ def test_two_photos_of_one_name_are_not_joined(tmp_path, photos, there):
         read_annotations(tmp_path / "twice.json", photos, tmp_path / "scratch")
 
 
-def test_objects_that_are_there_twice_are_told(tmp_path, photos):
+def test_objects_that_are_there_twice_are_reported(tmp_path, photos):
     """Of exports that were put together: an AP against them is half of what it is. Crowds may be alike, and other classes."""
     almost = [10.2, *SQUARE[1:]]
     objects = [{"segmentation": [ring]} for ring in (SQUARE, almost, SQUARE)]

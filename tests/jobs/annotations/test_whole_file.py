@@ -1,4 +1,4 @@
-"""Faults that only a whole file shows are refused or told by every command."""
+"""Faults that only a whole file shows are refused or reported by every command."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def test_the_notebooks_csv(tmp_path):
 
 
 def test_cells_of_every_kind(tmp_path):
-    """URLs and data: URLs as they are, paths from the table's folder, and what is none of these is told in its row."""
+    """URLs and data: URLs as they are, paths from the table's folder, and what is none of these is reported in its row."""
     (tmp_path / "a b.jpg").write_bytes(b"photo")
     cells = ["https://example.com/x.jpg", "data:image/png;base64,aGk=", "a b.jpg", "", "s3://bucket/x.jpg", "gone.jpg"]
     photos = list(Source(str(write_csv(tmp_path / "list.csv", *cells))))
@@ -274,7 +274,7 @@ def test_a_photo_says_where_it_is():
 
 @pytest.mark.parametrize("name", ["list.csv", "list.jsonl"])
 def test_lists_of_windows(tmp_path, name):
-    """A byte order mark and CRLF are read; UTF-16 is told."""
+    """A byte order mark and CRLF are read; UTF-16 is reported."""
     text = "image\r\na.jpg\r\n" if name == "list.csv" else '{"image": "a.jpg"}\r\n'
     (tmp_path / name).write_bytes(text.encode("utf-8-sig"))
     (photo,) = Source(str(tmp_path / name))

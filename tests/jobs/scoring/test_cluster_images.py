@@ -12,7 +12,7 @@ from pipeline.images.fetch import Fetcher, FetchPolicy
 
 
 async def test_a_host_that_is_silent():
-    """Told as such: a batch has no deadline."""
+    """Reported as such: a batch has no deadline."""
 
     async def never(*_):
         await asyncio.sleep(60)

@@ -121,7 +121,7 @@ def test_parquet_sources(tmp_path, column):
 
 
 def test_parquet_of_other_capitals_and_in_folders_below(tmp_path, capsys):
-    """The first is read; the second is told, instead of a batch without it."""
+    """The first is read; the second is reported, instead of a batch without it."""
     part, other, partitioned = tmp_path / "part", tmp_path / "other", tmp_path / "partitioned"
     for place in (
         part / "a.parquet",

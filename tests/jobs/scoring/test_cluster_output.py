@@ -109,7 +109,7 @@ def annotations(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("row_format", ["parquet", "jsonl"])
 def test_results_have_the_ids_of_the_annotations(tmp_path, annotations, row_format, encoding):
-    """Pixels and ids; a bad photo has none; a photo and a label that are not annotated are left out, and told."""
+    """Pixels and ids; a bad photo has none; a photo and a label that are not annotated are left out, and reported."""
     annotations.write_text(json.dumps(TRUTH), encoding)
     preds = {"a.jpg": [found("cat"), found("dog")], "b.jpg": [found("cat")], "bad.jpg": []}
     rows = [{"file_name": name, "preds": json.dumps({"boxes": boxes})} for name, boxes in preds.items()]

@@ -62,7 +62,7 @@ def test_what_determines_the_rows(tmp_path):
 
 
 def test_the_model_of_an_application(monkeypatch):
-    """As it says; one that does not is told."""
+    """As it says; one that does not is reported."""
     runs = [ModelInfo("mine", ("cat",), 640, "openvino", "bf16", "CPU", 1, 8), TimeoutError()]
 
     def result(**_):
@@ -83,7 +83,7 @@ def test_the_model_of_an_application(monkeypatch):
 
 
 def test_more_tiles_than_a_decoder_makes():
-    """Told before workers start, with the most there may be."""
+    """Reported before workers start, with the most there may be."""
     with pytest.raises(
         InputsError, match=r"--tiles 9 scales photos to 4736 px, and 4096 is the most: .* --overlap 0\.2, --tiles 7 is"
     ):

@@ -97,7 +97,7 @@ def test_a_lost_process_is_replaced(many, tmp_path, alone):
     assert losses(work_dir) == pytest.approx(alone, rel=1e-3)
 
 
-def test_a_cluster_without_room_is_told():
+def test_a_cluster_without_room_is_reported():
     """Ray waits for it without an end."""
     assert too_small(2, {"CPU": 2.0}, "CPU") == ""
     assert "needs 4 CPUs and the cluster has 2" in too_small(4, {"CPU": 2.0}, "CPU")

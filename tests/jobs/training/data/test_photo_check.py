@@ -1,4 +1,4 @@
-"""Photos are decoded before a training; copies and odd orientations are told."""
+"""Photos are decoded before a training; copies and odd orientations are reported."""
 
 from __future__ import annotations
 

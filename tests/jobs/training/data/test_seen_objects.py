@@ -34,7 +34,7 @@ def test_objects_that_mmdet_leaves_out_are_an_error():
         SeenObjectsHook(3, 640).before_train(runner_of([LARGE], [LARGE, CROWD]))
 
 
-def test_objects_too_small_for_the_samples_are_told():
+def test_objects_too_small_for_the_samples_are_reported():
     """4 px of a photo of 1,000 px are 0.8 px of one scaled to 200."""
     warned = []
     SeenObjectsHook(2, 200).before_train(runner_of([LARGE], [SMALL], warned=warned))

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process, where the C library can be told so."""
+"""Freed memory stays with the process, where the C library can be set so."""
 
 import subprocess
 import sys

@@ -59,13 +59,13 @@ def test_a_container_has_less(tmp_path, limit, free):
     assert available_bytes(tmp_path, tmp_path) == free
 
 
-def test_another_system_is_told(tmp_path):
+def test_another_system_is_reported(tmp_path):
     with pytest.raises(ValueError, match="needs Linux or a GPU"):
         available_bytes(tmp_path, tmp_path)
 
 
 def test_a_run_with_the_batch_that_fits(tiny_coco, tmp_path, monkeypatch, capsys):
-    """Told in the first lines; --resume keeps it, though there is more memory then."""
+    """Reported in the first lines; --resume keeps it, though there is more memory then."""
     tried = []
 
     def peak(_step, photos):

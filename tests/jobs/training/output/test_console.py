@@ -77,14 +77,14 @@ def test_a_curve_of_loss_and_ap(tmp_path):
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_too_little_learning_for_fresh_classes_is_told():
+def test_too_little_learning_for_fresh_classes_is_reported():
     """Only where classes start fresh."""
     assert "Train for 310 steps and more, or with a higher --lr" in too_little_movement(9.67e-5, 120, ["cat"])
     assert too_little_movement(9.67e-5, 120, []) is None
     assert too_little_movement(2e-3, 120, ["cat"]) is None
 
 
-def test_measurements_are_told_once():
+def test_measurements_are_reported_once():
     """mmengine's own line of them, and what it says of files, is for the log."""
     assert FOR_THE_FILE.match("Iter(val) [30/30]  mask_ap: 0.1")
     assert FOR_THE_FILE.match("The best checkpoint with 0.1")
