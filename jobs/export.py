@@ -53,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def export_onnx(checkpoint: Checkpoint, output: Path, detections: int) -> None:
     """Write the model, compare it with the engine and print the result; deletes the file if it differs."""
-    from jobs.exporting.onnx_check import check_onnx
-    from jobs.exporting.onnx_model import write_onnx
+    from jobs.exporting.onnx_model import check_onnx, write_onnx
 
     size = checkpoint.spec.input_size
     fewest = sum((size // stride) ** 2 for stride in (8, 16, COARSEST_STRIDE_PX))

@@ -1,1 +1,1 @@
-"""What `jobs.export` writes: an ONNX model with its check, and mmdet's files."""
+"""What `jobs.export` writes: an ONNX model, and mmdet's files."""

@@ -88,7 +88,7 @@ def test_any_batch(exported):
 @pytest.mark.slow
 def test_another_model_is_refused(exported):
     """The file must be of this checkpoint: a class bias away is too far."""
-    from jobs.exporting.onnx_check import check_onnx
+    from jobs.exporting.onnx_model import check_onnx
 
     path, checkpoint = exported
     changed = {
@@ -99,14 +99,14 @@ def test_another_model_is_refused(exported):
 
 
 def test_an_export_that_differs_is_deleted(tmp_path, monkeypatch):
-    from jobs.exporting import onnx_check, onnx_model
+    from jobs.exporting import onnx_model
 
     def differs(path, *_):
         assert path.read_text() == "model"
         raise CommandFault("differs")
 
     monkeypatch.setattr(onnx_model, "write_onnx", lambda _checkpoint, path, *_: path.write_text("model"))
-    monkeypatch.setattr(onnx_check, "check_onnx", differs)
+    monkeypatch.setattr(onnx_model, "check_onnx", differs)
     with pytest.raises(CommandFault, match="differs"):
         export.export_onnx(seeded_checkpoint("nano", SIZE), tmp_path / "mine.onnx", 100)
     assert list(tmp_path.iterdir()) == []
@@ -114,10 +114,9 @@ def test_an_export_that_differs_is_deleted(tmp_path, monkeypatch):
 
 def test_the_exported_network_finds_what_the_engine_finds():
     """The module that becomes the ONNX model, run by torch: fixed shapes, no threshold, any number of images."""
-    from jobs.exporting.onnx_check import agreement_of, picture
-
     pytest.importorskip("onnxscript")
-    from jobs.exporting.onnx_model import EndToEnd
+    pytest.importorskip("onnxruntime")
+    from jobs.exporting.onnx_model import EndToEnd, agreement_of, picture
 
     checkpoint = seeded_checkpoint("nano", SIZE)
     pictures = [picture(SIZE, seed) for seed in range(3)]
