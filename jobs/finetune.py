@@ -2,7 +2,7 @@
 
     python -m jobs.finetune --train train.json --train-images photos/ --val val.json --val-images photos/ --work-dir runs/mine
 
-Training uses mmdet's transforms and losses and mmengine's Runner; this file puts them together. The result is
+Training uses mmdet's transforms and losses and mmengine's Runner (`jobs.training.run`). The result is
 `<work-dir>/final.safetensors` (and mmengine's own `iter_*.pth`): averaged weights, classes and configuration in one file. With --val
 they are those of the best validation. Ctrl-C or SIGTERM ends a run early, with the same result and exit status 128 + signal; --resume
 continues it.
@@ -17,7 +17,6 @@ from collections.abc import Sequence
 
 import torch
 
-from jobs.annotations.report import AnnotationsError
 from jobs.command_line import print_any_name, reason_of, status_of
 from jobs.training.cluster import finetune_on_cluster
 from jobs.training.loop.allocator import keep_freed_memory
@@ -48,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    except (AnnotationsError, ServiceError, ValueError, OSError) as error:
+    except (ServiceError, ValueError, OSError) as error:
         reason = reason_of(error).rstrip().rsplit("\n", 1)[-1]  # a loader process sends its whole traceback in the message
         print(f"jobs.finetune: {reason.removeprefix('jobs.annotations.report.AnnotationsError: ')}", file=sys.stderr)
         return 2

@@ -13,8 +13,7 @@ import jobs.third_party  # isort: skip  # noqa: F401  (before mmengine)
 
 import contextlib
 import io
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,19 +22,12 @@ import torch
 from mmengine.dist import get_rank
 from torch import distributed
 
-from jobs.training.output.results import check_work_dir, claimed, newest_checkpoint
+from jobs.training.output.results import check_work_dir, claimed, newest_checkpoint, required_checkpoint
 from jobs.training.run import finetune
 from jobs.training.settings import FinetuneSettings
 
 MAX_LOSSES = 3
 """How often a run continues after losing a process."""
-
-
-@contextmanager
-def quiet_unless_first() -> Iterator[None]:
-    """Within: only the first process prints; the others would print the same."""
-    with contextlib.redirect_stdout(io.StringIO()) if get_rank() else contextlib.nullcontext():
-        yield
 
 
 def finetune_on_cluster(settings: FinetuneSettings) -> None:
@@ -53,10 +45,8 @@ def finetune_on_cluster(settings: FinetuneSettings) -> None:
     from jobs.ray_session import connect
 
     check_work_dir(settings.work_dir, resume=settings.resume)
-    if settings.resume and newest_checkpoint(settings.work_dir) is None:
-        raise ValueError(
-            f"--resume: there is no checkpoint in {settings.work_dir}. Leave --resume out to start from the beginning."
-        )
+    if settings.resume:
+        required_checkpoint(settings.work_dir)
     settings = _with_absolute_paths(settings)
     on_cards = torch.cuda.is_available()
     trainer = TorchTrainer(
@@ -99,7 +89,7 @@ def _train(config: dict[str, Any]) -> None:
         torch.cuda.set_device(get_device())
     going_on = newest_checkpoint(settings.work_dir) is not None
     distributed.barrier()  # no process writes before all have checked
-    with quiet_unless_first():
+    with contextlib.redirect_stdout(io.StringIO()) if get_rank() else contextlib.nullcontext():  # the others would print the same
         finetune(replace(settings, resume=going_on))
 
 

@@ -62,6 +62,13 @@ def newest_checkpoint(work_dir: Path) -> Path | None:
     return max(work_dir.glob("iter_*.pth"), key=lambda path: step_of(path.name), default=None)
 
 
+def required_checkpoint(work_dir: Path) -> Path:
+    """The newest checkpoint. Raises ValueError if there is none."""
+    if newest := newest_checkpoint(work_dir):
+        return newest
+    raise ValueError(f"--resume: there is no checkpoint in {work_dir}. Leave --resume out to start from the beginning.")
+
+
 def checkpoint_to_resume(work_dir: Path, lasting: dict[str, Any]) -> Path:
     """The newest checkpoint. It includes optimizer and learning rates, so only a run with the same settings can resume from it.
 
@@ -70,9 +77,7 @@ def checkpoint_to_resume(work_dir: Path, lasting: dict[str, Any]) -> Path:
     Raises:
         ValueError: there is no checkpoint, it cannot be read, or it is of a run with other settings.
     """
-    newest = newest_checkpoint(work_dir)
-    if newest is None:
-        raise ValueError(f"--resume: there is no checkpoint in {work_dir}. Leave --resume out to start from the beginning.")
+    newest = required_checkpoint(work_dir)
     before = _read(newest).get("meta", {}).get("lasting", lasting)
     changed = [
         f"{option} {_as_text(before.get(option))} (now {_as_text(now)})"
