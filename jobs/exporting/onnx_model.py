@@ -1,4 +1,4 @@
-"""RTMDet-Ins with its post-processing as one ONNX model, which must find what this project's own engine finds on generated pictures.
+"""RTMDet-Ins with its post-processing as one ONNX model, compared with this project's own engine.
 
     images ─▶ RawNetwork ─▶ boxes, scores ─▶ NMS ─▶ the best D ─▶ kernels, masks ─▶ dets, labels, masks
 

@@ -1,4 +1,4 @@
-"""The output folder of a batch on a cluster: the settings of its rows, one run at a time that writes it, its COCO results.
+"""The output folder of a batch on a cluster: settings of its rows, one run at a time, COCO results.
 
 OUTPUT/run.json            settings of the rows; a run with others is refused. On this machine's disks it is locked while a run writes
 OUTPUT/coco_results.json   the rows (with run lengths) with the ids of an annotation file: for pycocotools, jobs.evaluate --results

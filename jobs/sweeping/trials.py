@@ -1,4 +1,4 @@
-"""The trials of a sweep, each a training run in a process of Ray Tune; their table and plot, `trials.csv` and `trials.png`."""
+"""The trials of a sweep, each a training run in a process of Ray Tune; their table and plot."""
 
 from __future__ import annotations
 

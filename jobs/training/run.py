@@ -1,4 +1,4 @@
-"""One training run, from its settings to the exported model: puts together the parts of this package, mmdet and mmengine's Runner."""
+"""One training run, from its settings to the exported model; puts together the parts of this package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ends a training early, with a result: no progress; Ctrl-C or SIGTERM, also if its loader processes receive the signal too.
+"""Ends a training early, with a result: by early stopping, Ctrl-C or SIGTERM, loader processes included.
 
 first signal ─▶ ending_on_signals records it ─▶ StopOnSignal ends the loop after the current step or validation
 second       ─▶ default handling: ends the process at once

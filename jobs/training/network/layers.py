@@ -1,4 +1,4 @@
-"""Layers by name: which are frozen, learning rates by layer; and which keep no activations (gradient checkpointing)."""
+"""Layers by name: which are frozen, learning rates by layer, gradient checkpointing."""
 
 from __future__ import annotations
 

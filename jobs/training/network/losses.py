@@ -1,4 +1,4 @@
-"""mmdet's losses, changed: crowds are not background, the mask loss needs less memory and time, all are computed in float32.
+"""mmdet's losses, changed: without crowds, with less memory and time, in float32.
 
 A prior (mmdet's word) is a position of the network's grid. A positive is a prior that is assigned to an object; an object has up to 13, and
 each predicts the whole mask. In photos of at most 64 positives, the mask loss has mmdet's numbers.
