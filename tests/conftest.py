@@ -5,10 +5,12 @@ pytest --cuda    those marked `cuda`, and no others, on the GPU
 """
 
 import gc
+import logging
 import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -70,6 +72,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_finish() -> None:
     """Collecting garbage then leaves out all imported modules, which takes 0.4 s else."""
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _pipeline_logger() -> Iterator[None]:
+    """A stage gives this logger the handlers of Ray Serve's, for the life of its process."""
+    yield
+    logging.getLogger("pipeline").handlers = []
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

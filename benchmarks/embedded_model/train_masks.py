@@ -1,4 +1,4 @@
-"""jobs.finetune with what only the embedded model's runs 6 and 7 had: another mask loss, and an end by the clock.
+"""jobs.finetune with what only the embedded model's runs 6 to 8 had: another mask loss, and an end by the clock.
 
     END=04:53 WARMUP=40 MAX_MASKS=100 python -m benchmarks.embedded_model.train_masks <options of jobs.finetune>
 
@@ -27,7 +27,7 @@ from mmengine.hooks import Hook
 from torch import Tensor
 
 from jobs.training import runner_config
-from pipeline.model.rtmdet_nano import RTMDetInsDepthwiseHead
+from jobs.training.network import losses
 
 MAX_MASKS = int(os.environ.get("MAX_MASKS", "160"))
 """Mask samples of a step; more are left out at random."""
@@ -40,7 +40,7 @@ LAST_RATE = 0.02
 
 
 def loss_mask_by_feat(head: Any, mask_feats: Tensor, kernels: list[Tensor], sampled: list[Any], objects: list[Any]) -> Tensor:
-    """Replaces mmdet's method: Dice and cross entropy on averaged masks."""
+    """Replaces `losses.mask_loss`: Dice and cross entropy on averaged masks."""
     logits, masks = mask_samples(head, mask_feats, kernels, sampled, objects)
     if not logits:
         return mask_feats.sum() * 0
@@ -111,7 +111,7 @@ class CosineByClock(Hook):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; the options are those of jobs.finetune."""
-    RTMDetInsDepthwiseHead.loss_mask_by_feat = loss_mask_by_feat
+    losses.mask_loss = loss_mask_by_feat
     if os.environ.get("END"):
         hooks_of = runner_config._custom_hooks
         runner_config._custom_hooks = lambda *args: [*hooks_of(*args), {"type": "CosineByClock"}]
