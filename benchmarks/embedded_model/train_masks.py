@@ -39,16 +39,16 @@ MAX_ENTROPY = 5.0
 LAST_RATE = 0.02
 
 
-def loss_mask_by_feat(head: Any, mask_feats: Tensor, kernels: list[Tensor], sampled: list[Any], objects: list[Any]) -> Tensor:
+def mask_loss(head: Any, features: Tensor, kernels: Tensor, assigned: list[Any], objects: list[Any]) -> Tensor:
     """Replaces `losses.mask_loss`: Dice and cross entropy on averaged masks."""
-    logits, masks = mask_samples(head, mask_feats, kernels, sampled, objects)
+    logits, masks = mask_samples(head, features, kernels, assigned, objects)
     if not logits:
-        return mask_feats.sum() * 0
-    return mask_loss(torch.cat(logits), torch.cat(masks), head.prior_generator.strides[0][0])
+        return features.sum() * 0
+    return dice_and_entropy(torch.cat(logits), torch.cat(masks), head.prior_generator.strides[0][0])
 
 
 def mask_samples(
-    head: Any, mask_feats: Tensor, kernels: list[Tensor], sampled: list[Any], objects: list[Any]
+    head: Any, mask_feats: Tensor, kernels: Tensor, sampled: list[Any], objects: list[Any]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Logits (n, h, w) at the head's stride and averaged masks (n, H, W) at TARGET_STRIDE_PX, for each image that has any."""
     share = min(1.0, MAX_MASKS / max(sum(len(sample.pos_inds) for sample in sampled), 1))
@@ -71,7 +71,7 @@ def averaged(masks: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(shares)).float() / 255
 
 
-def mask_loss(logits: Tensor, masks: Tensor, stride_px: int) -> Tensor:
+def dice_and_entropy(logits: Tensor, masks: Tensor, stride_px: int) -> Tensor:
     """The mean loss of (n, h, w) logits against (n, H, W) averaged masks."""
     logits = F.interpolate(logits[:, None], scale_factor=stride_px // TARGET_STRIDE_PX, mode="bilinear", align_corners=False)[
         :, 0
@@ -111,7 +111,7 @@ class CosineByClock(Hook):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; the options are those of jobs.finetune."""
-    losses.mask_loss = loss_mask_by_feat
+    losses.mask_loss = mask_loss
     if os.environ.get("END"):
         hooks_of = runner_config._custom_hooks
         runner_config._custom_hooks = lambda *args: [*hooks_of(*args), {"type": "CosineByClock"}]
