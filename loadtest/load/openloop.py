@@ -106,10 +106,7 @@ class Summary:
 
 
 def percentile(values: Sequence[float], q: float) -> float | None:
-    """The q-th percentile by nearest rank: the smallest value that at least q % of the values do not exceed; None for no values.
-
-    So p99 is within a bound exactly if at most one value in a hundred is above it.
-    """
+    """The q-th percentile by nearest rank: the smallest value that at least q % of the values do not exceed; None for no values."""
     return float(np.percentile(values, q, method="inverted_cdf")) if values else None
 
 
