@@ -7,6 +7,7 @@ import ssl
 import threading
 import time
 from dataclasses import dataclass
+from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -125,16 +126,33 @@ def test_patience_ends_all_retries(client_of, monkeypatch, step):
     assert len(service.asked) == 1
 
 
-def test_retry_after_is_kept_to(client_of, monkeypatch):
+def in_seconds(count):
+    return count
+
+
+def as_a_date(count):
+    """As a gateway may send it. Dates have whole seconds: it is up to one second earlier."""
+    return formatdate(time.time() + count, usegmt=True)
+
+
+@pytest.mark.parametrize("after", [in_seconds, as_a_date])
+def test_retry_after_is_kept_to(client_of, monkeypatch, after):
     """Not tried again before; not waited for if it is after the patience."""
-    with scripted_service(error(503, "overloaded", retry_after=1), OK) as service:
+    with scripted_service(error(503, "overloaded", retry_after=after(2)), OK) as service:
         began = time.monotonic()
         assert client_of(service.url).score() == ""
-        assert time.monotonic() - began >= 1
+        assert time.monotonic() - began >= 0.9
     monkeypatch.setattr(service_client, "PATIENCE_S", 5.0)
-    with scripted_service(error(503, "overloaded", retry_after=9)) as service:
+    with scripted_service(error(503, "overloaded", retry_after=after(9))) as service:
         assert "(overloaded)" in client_of(service.url).score()
     assert len(service.asked) == 1
+
+
+@pytest.mark.parametrize("after", ["soon", "-3", "", "Mon, 01 Jan 2001 00:00:00 GMT"])
+def test_retry_after_that_says_no_time_to_wait_is_ignored(client_of, after):
+    with scripted_service(error(503, "overloaded", retry_after=after), OK) as service:
+        assert client_of(service.url).score() == ""
+    assert len(service.asked) == 2
 
 
 @pytest.mark.parametrize("step", [FULL, isolated("internal_error")], ids=["refused", "failed"])

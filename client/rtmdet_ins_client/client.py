@@ -24,6 +24,8 @@ from typing import Any, TypeVar
 import requests
 from PIL import Image
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import InvalidHeader
+from urllib3.util import Retry
 
 from rtmdet_ins_client.photo import Photo, bytes_of, file_of, is_url
 from rtmdet_ins_client.result import Result
@@ -264,8 +266,8 @@ def _refusal(response: requests.Response) -> _Refused:
         refused = _Refused(str(said["code"]), str(said["message"]), response.status_code)
     except NOT_OURS:
         refused = _Refused(NO_CODE, f"The answer was {response.status_code} {response.reason}.", response.status_code)
-    after = response.headers.get("retry-after", "")
-    refused.retry_after_s = float(after) if after.isdecimal() else 0.0
+    with suppress(InvalidHeader):
+        refused.retry_after_s = Retry().parse_retry_after(response.headers.get("retry-after", "0"))
     return refused
 
 

@@ -24,6 +24,8 @@ from urllib.parse import urlsplit
 import orjson
 import requests
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import InvalidHeader
+from urllib3.util import Retry
 
 Answer = dict[str, Any]
 """One image's object of the contract: `{"boxes": [...]}`, with `"error": {"code", "message"}` if it could not be scored."""
@@ -216,9 +218,11 @@ def pauses(count: int | None = None) -> Any:
 
 
 def _retry_after_s(answer: requests.Response) -> float:
-    """Seconds of the Retry-After header; 0 if it is missing or a date."""
-    text = answer.headers.get("retry-after", "")
-    return float(text) if text.isdecimal() else 0.0
+    """Seconds until the Retry-After header's time, seconds or a date; 0 if there is none."""
+    try:
+        return Retry().parse_retry_after(answer.headers.get("retry-after", "0"))
+    except InvalidHeader:
+        return 0.0
 
 
 def _of_the_proxy(answer: requests.Response) -> bool:
