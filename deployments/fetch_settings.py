@@ -44,7 +44,7 @@ class FetchSettings(StrictModel):
     total_timeout_s: float = Field(
         _FETCH.total_timeout_s, gt=0, description="Longest time for one URL, including redirects and retries, seconds."
     )
-    max_redirects: int = Field(_FETCH.max_redirects, ge=0, description="Most redirects that are followed.")
+    max_redirects: int = Field(_FETCH.max_redirects, ge=0, description="Maximum number of redirects that are followed.")
     retries: int = Field(_FETCH.retries, ge=0, description="Retries after a connection error or status 502, 503 or 504.")
     allowed_ports: tuple[Annotated[int, Field(ge=1, le=65_535)], ...] = Field(
         _FETCH.allowed_ports, description="TCP ports that URLs may use."

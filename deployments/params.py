@@ -18,14 +18,14 @@ class ScoreParams(BaseModel):
 
     score_threshold: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="Keep objects with a score above this.")
     max_detections: Annotated[int, Field(ge=1, le=100)] | None = Field(
-        None, description="Most objects per image, highest scores first."
+        None, description="Maximum number of objects per image, highest scores first."
     )
     labels: list[str] | None = Field(None, description="Keep only objects with these class names.")
     polygon_tolerance_px: Annotated[float, Field(ge=0, le=1e4)] | None = Field(
         None, description="Largest distance of the polygon from the mask's edge, pixels of the original image."
     )
     polygon_max_points: Annotated[int, Field(ge=3)] | None = Field(
-        None, description="Most points of one object's polygons, not counting repeated first points."
+        None, description="Maximum number of points of one object's polygons, not counting repeated first points."
     )
     decimals: Annotated[int, Field(ge=1, le=17)] | None = Field(None, description="Decimal places of the normalised coordinates.")
     holes: Literal["drop", "rings"] | None = Field(None, description="drop: fill holes. rings: return them in `holes`.")

@@ -59,15 +59,17 @@ class AuthSettings(StrictModel):
 class GroupSettings(StrictModel):
     """How images share the calls between the stages under load (deployments/scoring/grouping.py)."""
 
-    max_images: int = Field(8, ge=1, description="Most images in one call.")
+    max_images: int = Field(8, ge=1, description="Maximum number of images in one call.")
     max_mb: float = Field(
-        4.0, gt=0, description="Most MB (1e6 bytes, encoded) in a call of several images; a larger image gets a call of its own."
+        4.0,
+        gt=0,
+        description="Maximum size of a call of several images, MB (1e6 bytes, encoded); a larger image gets a call of its own.",
     )
     max_in_flight: int = Field(
         1,
         ge=1,
-        description="Most calls of grouped images in flight per ingress replica; images that arrive meanwhile form the next call. With "
-        "several keys, callers with none in flight get further ones. Calls of URLs and of single retried images are not counted.",
+        description="Maximum number of calls of grouped images in flight per ingress replica; images that arrive meanwhile form the next "
+        "call. With several keys, callers with none in flight get further ones. Calls of URLs and of single retried images do not count.",
     )
 
 
@@ -81,17 +83,17 @@ class IngressSettings(StrictModel):
     max_bodies_mb: float = Field(
         512.0,
         gt=0,
-        description="Most MB (1e6 bytes) of all request bodies in an ingress replica; beyond it, requests are refused at once. Bodies of "
-        "image files and forms count twice: the photos are copied out of them.",
+        description="Maximum size of all request bodies in an ingress replica together, MB (1e6 bytes); beyond it, requests are refused at "
+        "once. Bodies of image files and forms count twice: the photos are copied out of them.",
     )
     max_answer_mb: float = Field(
         32.0, gt=0, description="Largest answer to a request, MB (1e6 bytes); beyond it, the request fails with 413."
     )
-    max_images_per_request: int = Field(64, ge=1, description="Most images in one request.")
+    max_images_per_request: int = Field(64, ge=1, description="Maximum number of images in one request.")
     max_images_in_flight: int = Field(
         256,
         ge=1,
-        description="Most images in flight per ingress replica, URLs not counted; beyond it, requests are refused at once.",
+        description="Maximum number of images in flight per ingress replica, URLs not counted; beyond it, requests are refused at once.",
     )
     overload_status: Literal[429, 503] = Field(503, description="HTTP status of requests refused because of overload.")
     azureml_status_codes: bool = Field(
@@ -107,23 +109,25 @@ class IngressSettings(StrictModel):
     max_urls: int = Field(
         256,
         ge=1,
-        description="Most URLs per ingress replica, waiting ones included; beyond it, requests with URLs are refused at once.",
+        description="Maximum number of URLs per ingress replica, waiting ones included; beyond it, requests with URLs are refused at once.",
     )
     max_urls_in_flight: int = Field(
-        32, ge=1, description="Most URLs fetched and scored at a time, of max_urls; the others wait. Each occupies a call."
+        32,
+        ge=1,
+        description="Maximum number of URLs fetched and scored at a time, of max_urls; the others wait. Each occupies a call.",
     )
     max_large_images: int = Field(
         16,
         ge=1,
-        description="Most images per ingress replica that are too large or slow to be decoded with others, or whose answer is a picture; "
-        "they are scored one at a time.",
+        description="Maximum number of images per ingress replica that are too large or slow to be decoded with others, or whose answer is "
+        "a picture; they are scored one at a time.",
     )
     max_share_per_key: float = Field(
         0.5,
         gt=0,
         le=1,
-        description="Largest share of each of these limits, and of max_bodies_mb, that the requests of one key may hold, if there are "
-        "several keys.",
+        description="Largest share of max_images_in_flight, max_urls, max_large_images, max_urls_in_flight and max_bodies_mb that the "
+        "requests of one key may use, if there are several keys.",
     )
     groups: GroupSettings = GroupSettings()
     auth: AuthSettings = AuthSettings()
@@ -196,7 +200,7 @@ class DetectorSettings(StrictModel):
         _ENGINE.cuda_kernels,
         description="torch on CUDA: use this project's CUDA kernels, up to a third faster; they are compared with PyTorch at start.",
     )
-    max_batch: int = Field(_ENGINE.max_batch, ge=1, le=256, description="Most images in one pass of the network.")
+    max_batch: int = Field(_ENGINE.max_batch, ge=1, le=256, description="Maximum number of images in one pass of the network.")
     max_wait_ms: float = Field(
         2.0, ge=0, description="How long an idle detector waits for more images to form a batch, milliseconds."
     )
@@ -220,7 +224,9 @@ class PolygonizerSettings(StrictModel):
         ge=0,
         description="Largest distance of the polygon from the mask's edge, pixels of the original image.",
     )
-    max_points: int | None = Field(_OUTLINE.max_points, ge=3, description="Most points of one object's polygons; null: no limit.")
+    max_points: int | None = Field(
+        _OUTLINE.max_points, ge=3, description="Maximum number of points of one object's polygons; null: no limit."
+    )
     decimals: int | None = Field(
         _OUTLINE.decimals, ge=1, le=17, description="Decimal places of the normalised coordinates; null: float64."
     )

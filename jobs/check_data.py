@@ -22,7 +22,7 @@ import numpy as np
 
 from jobs import html_page
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
-from jobs.annotations.report import STRICT_HELP
+from jobs.annotations.report import ANNOTATIONS_HELP, STRICT_HELP
 from jobs.annotations.whole_file import is_box
 from jobs.atomic_write import write_atomically
 from jobs.command_line import check_outputs, cli_errors, count
@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.check_data", description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("annotations", type=Path, help="COCO JSON, AzureML annotations JSONL (*.jsonl), or the folder of an MLTable")
+    add("annotations", type=Path, help=ANNOTATIONS_HELP)
     add("--images", type=Path, required=True, help="folder of the photos")
     add("--strict", action="store_true", help=STRICT_HELP)
     add(
@@ -253,7 +253,12 @@ def _parser() -> argparse.ArgumentParser:
         default=640,
         help="side of the network's input that training will have, px (default: %(default)s)",
     )
-    add("--pictures", type=count, default=24, help="on the page, of odd cases and of others each (default: %(default)s)")
+    add(
+        "--pictures",
+        type=count,
+        default=24,
+        help="pictures on the page: at most this many of odd cases, and as many of others (default: %(default)s)",
+    )
     add("--output", type=Path, default=Path("check.html"), help="the page (default: %(default)s)")
     return parser
 

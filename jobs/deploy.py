@@ -152,17 +152,27 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.deploy", description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("checkpoint", type=Path, help=".safetensors or .pth, at a path that every node finds")
-    add("--config", type=Path, default=Path("serve_config.yaml"), help="what the service runs; changed (default: %(default)s)")
-    add("--application", default="rtmdet-ins", help="in that file (default: %(default)s)")
+    add(
+        "--config",
+        type=Path,
+        default=Path("serve_config.yaml"),
+        help="file that the service runs; model.name is changed in it (default: %(default)s)",
+    )
+    add("--application", default="rtmdet-ins", help="name of the application in that file (default: %(default)s)")
     add(
         "--address",
         default=os.environ.get("RAY_DASHBOARD_ADDRESS", "http://127.0.0.1:8265"),
         help="Ray's dashboard, as of `serve deploy` (default: $RAY_DASHBOARD_ADDRESS, else http://127.0.0.1:8265)",
     )
-    add("--url", type=base_url, help="of the service (default: the file's http_options)")
+    add("--url", type=base_url, help="base URL of the service (default: by the file's http_options)")
     add("--key-env", type=key_from, metavar="NAME", help="environment variable that holds the service's key")
-    add("--photo", type=Path, help="scored at the end (default: a portrait)")
-    add("--timeout-s", type=float, default=300, help="then the old model is put back (default: %(default)s)")
+    add("--photo", type=Path, help="photo that is scored at the end (default: a portrait)")
+    add(
+        "--timeout-s",
+        type=float,
+        default=300,
+        help="longest time until the new model runs, then the old one is put back (default: %(default)s)",
+    )
     return parser
 
 

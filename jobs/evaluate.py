@@ -22,7 +22,7 @@ from typing import Any, get_args
 import torch
 
 from jobs.annotations.datasets import Annotations, AnnotationsError, read_annotations
-from jobs.annotations.report import STRICT_HELP
+from jobs.annotations.report import ANNOTATIONS_HELP, STRICT_HELP
 from jobs.atomic_write import atomic_file, write_atomically
 from jobs.command_line import CommandFault, check_outputs, cli_errors, count, fraction
 from jobs.evaluation.coco_results import CocoResults
@@ -126,7 +126,7 @@ def _predict(options: argparse.Namespace, annotations: Annotations, truth: dict[
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.evaluate", description="Measure box and mask accuracy.")
     add = parser.add_argument
-    add("--annotations", type=Path, required=True, help="COCO JSON, or AzureML annotations JSONL (*.jsonl)")
+    add("--annotations", type=Path, required=True, help=ANNOTATIONS_HELP)
     add("--images", type=Path, required=True, help="folder of the photos")
     add("--strict", action="store_true", help=STRICT_HELP)
     source = parser.add_mutually_exclusive_group(required=True)

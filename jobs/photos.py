@@ -18,7 +18,7 @@ LIMITS = DecodeLimits(max_pixels=178_000_000, max_pixels_unscaled=178_000_000, m
 """Larger than the service's defaults, as the photos are the user's own. Pillow refuses 179 megapixels and more."""
 OF_MACOS = "._"
 """Beginning of the names of the files that macOS writes beside others in archives and on foreign disks, with any suffix."""
-WHITE_LEVEL_HELP = f"{WHITE_LEVEL.replace('null', 'Not given')} Give what image_loader.white_level is where the model is served."
+WHITE_LEVEL_HELP = f"{WHITE_LEVEL.replace('null', 'Not given')} Set the service's image_loader.white_level to the same."
 
 
 class PhotoError(CommandFault):

@@ -25,7 +25,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from jobs.annotations.datasets import AnnotationsError, read_annotations
-from jobs.annotations.report import STRICT_HELP
+from jobs.annotations.report import ANNOTATIONS_HELP, STRICT_HELP
 from jobs.atomic_write import write_atomically
 from jobs.command_line import cli_errors, count, fraction, progress
 from jobs.evaluation.results_file import read_results
@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     add("photos", help="folder of the photos; with --preds: the input of jobs.batch_score, which may be a table")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--preds", type=Path, help="output of jobs.batch_score")
-    source.add_argument("--annotations", type=Path, help="COCO JSON, or AzureML annotations JSONL (*.jsonl)")
+    source.add_argument("--annotations", type=Path, help=ANNOTATIONS_HELP)
     add("--strict", action="store_true", help=f"with --annotations: {STRICT_HELP}")
     add("--results", type=Path, help="with --annotations: COCO results JSON, such as that of jobs.evaluate --save-results")
     add("--score-threshold", type=fraction, default=0.3, help="with --results: leave out lower scores (default: %(default)s)")

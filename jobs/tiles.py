@@ -30,7 +30,7 @@ from pycocotools import mask as coco_mask
 
 from jobs.annotations.datasets import AnnotationsError, read_annotations
 from jobs.annotations.outlines import BoxMask, box_mask_to_rle, outline_to_rle, rle_to_box_mask
-from jobs.annotations.report import STRICT_HELP
+from jobs.annotations.report import ANNOTATIONS_HELP, STRICT_HELP
 from jobs.atomic_write import write_atomically
 from jobs.command_line import cli_errors, count, fraction, progress
 from jobs.photos import WHITE_LEVEL_HELP, PhotoError, read_photo
@@ -162,7 +162,7 @@ def parts_of(
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.tiles", description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("annotations", type=Path, help="COCO JSON, or AzureML annotations JSONL (*.jsonl)")
+    add("annotations", type=Path, help=ANNOTATIONS_HELP)
     add("--images", type=Path, required=True, help="folder of their photos")
     add("--output", type=Path, required=True, help="new folder: images/ and annotations.json")
     add("--tiles", type=count, default=2, help="along the long side (default: %(default)s)")

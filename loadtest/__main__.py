@@ -51,7 +51,7 @@ MEASUREMENTS: dict[str, tuple[Any, str]] = {
     "overload": (overload, "twice the limit: goodput, refusals, recovery"),
     "spike": (spike, "from one client to ten: do replicas follow"),
     "soak": (soak, "long: errors and memory, minute by minute"),
-    "costs": (costs, "CPU milliseconds an image by process, bytes by hop"),
+    "costs": (costs, "CPU milliseconds per image by process, bytes by hop"),
     "plan": (planner, "replicas, CPUs and GPUs for a rate and a bound, from costs"),
 }
 """Modules with `add_arguments(parser)` and `run(args)`, which returns the exit status; and their help texts."""

@@ -1,5 +1,4 @@
-"""Measures the cost of a lost replica or node: kills each one in turn with SIGKILL while requests run, or causes random faults for some
-minutes.
+"""Measures the cost of a lost replica or node: kills each in turn with SIGKILL while requests run, or causes random faults.
 
     python -m loadtest.chaos [--rounds 3] [--nodes] [--output results.json]
     python -m loadtest.chaos --minutes 10 [--every 10] [--rate R] [--seed 0]        (loadtest/measurements/faults.py)
@@ -173,7 +172,7 @@ def main() -> int:
     )
     parser.add_argument("--every", type=positive, default=10.0, help="seconds between random faults (default: %(default)s)")
     parser.add_argument(
-        "--rate", type=positive, help="queries a second under random faults (default: half of what a few clients get)"
+        "--rate", type=positive, help="queries per second under random faults (default: half of what a few clients get)"
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed of the faults")
     args = parser.parse_args()

@@ -151,7 +151,7 @@ def as_table(rows: list[Updated]) -> str:
 def main() -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.update", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rate", type=positive, default=3.0, help="requests a second (default: %(default)s)")
+    parser.add_argument("--rate", type=positive, default=3.0, help="requests per second (default: %(default)s)")
     parser.add_argument("--seconds", type=positive, default=45.0, help="length of the run for each change (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON here")
     args = parser.parse_args()

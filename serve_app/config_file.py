@@ -254,7 +254,7 @@ def _named_files(settings: Settings) -> list[Path]:
 def main() -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m serve_app.config_file", description=__doc__.splitlines()[0])
-    parser.add_argument("path", type=Path)
+    parser.add_argument("path", type=Path, help="a serve_config.yaml, or a KubeRay RayService")
     parser.add_argument(
         "--ports", action="store_true", help="also check that the ports the service needs are free on this machine"
     )

@@ -35,7 +35,7 @@ class FileKey(NamedTuple):
 
 
 def read_keys(path: Path) -> list[FileKey]:
-    """The keys of a file: one a line; blank lines and lines that begin with # are skipped.
+    """The keys of a file: one per line; blank lines and lines that begin with # are skipped.
 
     Raises:
         OSError, UnicodeDecodeError: the file cannot be read, or is not UTF-8.

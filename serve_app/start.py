@@ -21,7 +21,9 @@ from serve_app.config.ray_env import set_ray_env
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m serve_app.start", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("config", type=Path, nargs="?", default=Path("serve_config.yaml"))
+    parser.add_argument(
+        "config", type=Path, nargs="?", default=Path("serve_config.yaml"), help="configuration file (default: %(default)s)"
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="also show Ray's log")
     args = parser.parse_args(argv)
     print(f"Checking {args.config} …", flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
+ANNOTATIONS_HELP = "COCO JSON, AzureML annotations JSONL (*.jsonl), or the folder of an MLTable"
 STRICT_HELP = "exit with status 2 if anything would be left out of the annotations"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from jobs.annotations.report import STRICT_HELP
+from jobs.annotations.report import ANNOTATIONS_HELP, STRICT_HELP
 from jobs.evaluation.metrics_coco import STATISTICS
 from jobs.photos import WHITE_LEVEL_HELP
 from jobs.training.options import option, parse, parser_for
@@ -32,7 +32,6 @@ MAX_VALIDATIONS = 25
 """In a run of the default --val-every: where an epoch has few steps, validations would take longer than the training."""
 MIN_EMA, MAX_EMA = 0.002, 0.5
 """Momentum of the averaged weights: the smallest default, which averages over some 500 steps; and the largest that is allowed."""
-ANNOTATIONS = "COCO JSON, or AzureML annotations JSONL (*.jsonl)"
 
 
 def default_workers() -> int:
@@ -61,9 +60,9 @@ class FinetuneSettings:
     """One fine-tuning run. Lengths in optimizer steps or epochs, sizes in pixels."""
 
     # data
-    train: Path = option(..., f"annotations to train on: {ANNOTATIONS}")
+    train: Path = option(..., f"annotations to train on: {ANNOTATIONS_HELP}")
     train_images: Path = option(..., "folder of their photos")
-    val: Path | None = option(None, f"annotations to validate on: {ANNOTATIONS}")
+    val: Path | None = option(None, f"annotations to validate on: {ANNOTATIONS_HELP}")
     val_images: Path | None = option(None, "folder of their photos")
     val_share: float = option(
         0.0,
@@ -108,7 +107,7 @@ class FinetuneSettings:
     optimizer: str = option("adamw", "optimizer", choices=("adamw", "sgd"))
     lr: float = option(2e-3, "peak learning rate")
     lr_mult: tuple[tuple[str, float], ...] = option(
-        (), "learning rate of a part", type=_prefix_and_factor, metavar="LAYER=FACTOR"
+        (), "factors on the learning rate of layers, by prefix of their names", type=_prefix_and_factor, metavar="LAYER=FACTOR"
     )
     warmup: int = option(100, "steps of linear warm-up, at most half of the run", minimum=0)
     scheduler: str = option(
@@ -131,7 +130,9 @@ class FinetuneSettings:
     white_level: int | None = option(None, WHITE_LEVEL_HELP, minimum=1)
     mosaic: float = option(0.5, "share of samples that are mosaics of four photos, 0..1", minimum=0, maximum=1)
     mosaic_until: float = option(0.7, "share of the run after which mosaics stop, 0..1", minimum=0, maximum=1)
-    scale_jitter: tuple[float, float] = option((0.5, 2.0), "long side / image size", metavar=("MIN", "MAX"))
+    scale_jitter: tuple[float, float] = option(
+        (0.5, 2.0), "range of the random scale: long side of the photo / image size", metavar=("MIN", "MAX")
+    )
     no_flip: bool = option(False, "do not mirror photos: where left and right differ, such as text or traffic signs")
     repeat_rare: float = option(
         0.0,

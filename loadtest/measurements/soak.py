@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m loadtest soak`."""
-    parser.add_argument("--rate", type=positive, default=8.0, help="queries a second (default: %(default)s)")
+    parser.add_argument("--rate", type=positive, default=8.0, help="queries per second (default: %(default)s)")
     parser.add_argument("--minutes", type=count, default=15, help="length of the run (default: %(default)s)")
     parser.add_argument("--images", type=Path, help="folder of photos (default: generated 640x480 ones)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON here")

@@ -58,7 +58,7 @@ class Costs:
         net_cpu_ms: the same, without what the idle service uses.
         idle_cores: cores that each part uses while the service is idle.
         engine_ms: (batch, wall milliseconds a pass of the engine alone) for two batch sizes.
-        engine_cpu_ms: CPU milliseconds an image of the engine alone at the larger of these batches.
+        engine_cpu_ms: CPU milliseconds per image of the engine alone at the larger of these batches.
         hop_bytes: bytes an image by hop.
         images_per_s: of the loaded run.
         images: answered in it.
@@ -83,7 +83,7 @@ class Costs:
 
     @property
     def outside_engine_ms(self) -> float:
-        """Net CPU milliseconds an image of everything but the engine."""
+        """Net CPU milliseconds per image of everything but the engine."""
         return sum(self.net_cpu_ms.values()) - self.engine_cpu_ms
 
 

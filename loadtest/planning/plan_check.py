@@ -20,7 +20,7 @@ CHECK_STEP = Step(150.0, 30.0)
 BATCH = 8
 
 Predict = Callable[[Step, int, int, float], tuple[float, str]]
-"""(step, detectors, batch, CPU milliseconds an image of the client) → images/s, and what limits them."""
+"""(step, detectors, batch, CPU milliseconds per image of the client) → images/s, and what limits them."""
 
 
 def check(detectors: int, predict: Predict) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def cpu_ms(costs: Costs, stage: str) -> float:
 
 
 def host_cpu_ms(costs: Costs) -> float:
-    """CPU milliseconds an image of everything but the engine, Ray's own processes included."""
+    """CPU milliseconds per image of everything but the engine, Ray's own processes included."""
     return sum(costs.net_cpu_ms.values()) - costs.net_cpu_ms.get(DETECTOR, 0.0) + cpu_ms(costs, DETECTOR)
 
 

@@ -68,7 +68,7 @@ class Snapshot:
 
     Args:
         sizes, waits: images in a pass; milliseconds that images waited for theirs.
-        latencies, images: by stage: milliseconds an image, and images finished.
+        latencies, images: by stage: milliseconds per image, and images finished.
     """
 
     sizes: Histogram = Histogram()

@@ -59,7 +59,7 @@ _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
 
 
 WHITE_LEVEL = (
-    "Value of white in images with more than 8 bits per channel, such as 4095. null: for each image the smallest of 255, "
+    "value of white in images with more than 8 bits per channel, such as 4095. null: for each image the smallest of 255, "
     "4095 and 65535 that is not below its highest value, so the frames of a series may differ in brightness."
 )
 """What `white_level` means, for the settings of the service and the options of the jobs."""

@@ -218,7 +218,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipeline.model.zoo", description="List, download and check models.")
     parser.add_argument("action", choices=["list", "download", "verify", "import"])
     parser.add_argument("names", nargs="*", help="official config names; for import: the file")
-    parser.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE)
+    parser.add_argument(
+        "--cache-dir",
+        type=Path,
+        default=DEFAULT_CACHE,
+        help="folder of downloaded models, model.cache_dir (default: %(default)s)",
+    )
     parser.add_argument(
         "--labels",
         type=_labels,

@@ -65,8 +65,8 @@ class Rate:
 
     Args:
         name: of the part.
-        at_min: with the fewest replicas that the file configures.
-        at_max: with the most.
+        at_min: with `min_replicas`, or `num_replicas`.
+        at_max: with `max_replicas`.
         setting: the setting that raises it.
     """
 
@@ -118,7 +118,7 @@ def rates(
 
 
 def bottleneck(chain: list[Rate], *, at_max: bool) -> Rate:
-    """The part with the lowest rate, with the most replicas or with the fewest."""
+    """The part with the lowest rate, with `max_replicas` or with `min_replicas`."""
     return min(chain, key=lambda rate: rate.at_max if at_max else rate.at_min)
 
 
@@ -136,15 +136,15 @@ def as_lines(
             "python -m loadtest run --scenario server --config FILE"
         ]
     bodies, by_url = rates(settings, deployments, costs, step)
-    lines = [f"{'images/s at most':34}{'fewest replicas':>16}{'most':>8}"]
-    lines += [f"  {rate.name:32}{rate.at_min:16.0f}{rate.at_max:8.0f}" for rate in (*bodies, by_url[-1])]
+    lines = [f"{'images/s at most, with':34}{'min_replicas':>16}{'max_replicas':>14}"]
+    lines += [f"  {rate.name:32}{rate.at_min:16.0f}{rate.at_max:14.0f}" for rate in (*bodies, by_url[-1])]
     if step is None:
         lines.append(
             f"  {NETWORK:32}       unknown for {settings.model.name}: python -m loadtest costs --config FILE measures it"
         )
     for name, chain in (("images in the body", bodies), ("URLs", by_url)):
         few, many = bottleneck(chain, at_max=False), bottleneck(chain, at_max=True)
-        more = f"; with the most replicas {_named(many, many.at_max)}" if (few, few.at_min) != (many, many.at_max) else ""
+        more = f"; with max_replicas {_named(many, many.at_max)}" if (few, few.at_min) != (many, many.at_max) else ""
         lines.append(f"bottleneck for {name}: {_named(few, few.at_min)}{more}")
     network = f", a pass of the network {step.base_ms:.3g} + {step.per_image_ms:.3g} x batch" if step else ""
     lines.append(

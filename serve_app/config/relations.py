@@ -81,7 +81,7 @@ def _check_urls(deployments: dict[str, dict[str, Any]], settings: Settings) -> N
     if ingresses * settings.ingress.max_urls_in_flight >= calls:
         raise ConfigurationError(
             f"args.ingress.max_urls_in_flight ({settings.ingress.max_urls_in_flight}) with {ingresses} ingress replica(s) can occupy all "
-            f"{calls} calls that the ImageLoaders accept at a time (fewest replicas x max_ongoing_requests): slow URLs would block "
+            f"{calls} calls that the ImageLoaders accept at a time (min_replicas x max_ongoing_requests): slow URLs would block "
             "all other images"
         )
 

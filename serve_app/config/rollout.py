@@ -34,12 +34,14 @@ def room_for_update(deployments: Mapping[str, dict[str, Any]]) -> str:
     without = [name for name in ("Detector", "Ingress") if name in deployments and name not in surging]
     if not surging:
         return (
-            f"changing args stops the old {without[0]} before the new one starts (its max_surge_percent is 0)" if without else ""
+            f"a change of args stops the old {without[0]} before the new one starts (its max_surge_percent is 0)"
+            if without
+            else ""
         )
     need = " and ".join(f"{_room(entry)} for another {name}" for name, entry in surging.items())
     return (
-        f"changing args needs {need} free: without it the old replicas keep serving and the change waits; "
-        "changing deployments[Ingress].user_config restarts nothing"
+        f"a change of args needs {need}; until it is free, the old replicas keep serving. "
+        "A change of deployments[Ingress].user_config replaces no replica"
     )
 
 
