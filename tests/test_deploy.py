@@ -11,9 +11,7 @@ from pathlib import Path, PurePosixPath
 import jsonschema
 import pytest
 import yaml
-from ray.autoscaler._private.kuberay.autoscaling_config import (
-    _generate_available_node_types_from_ray_cr_spec,
-)  # what reads it on Kubernetes
+from ray.autoscaler._private.kuberay.autoscaling_config import _generate_available_node_types_from_ray_cr_spec
 
 from jobs import batch_ray
 from pipeline.images.fetch import FetchPolicy
@@ -109,9 +107,8 @@ def test_replicas_fit_into_the_pods():
     assert (
         gpu["resources"]["GPU"] * gpu["max_workers"] == most.pop("Detector") * stages["Detector"]["ray_actor_options"]["num_gpus"]
     )
-    assert (
-        gpu["resources"]["CPU"] == cpus["Detector"] == 0
-    )  # no other replica starts there first and keeps the GPU from a Detector
+    # No other replica starts there first and keeps the GPU from a Detector.
+    assert gpu["resources"]["CPU"] == cpus["Detector"] == 0
     assert all(cpus[name] for name in most)
     assert cpu["resources"]["CPU"] * cpu["max_workers"] >= sum(cpus[name] * count for name, count in most.items())
 

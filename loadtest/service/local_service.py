@@ -127,9 +127,8 @@ def local_service(
     """
     with ExitStack() as stack:
         stack.enter_context(unwound_by_sigterm())
-        folder = Path(
-            tempfile.mkdtemp(prefix="rt", dir="/tmp")
-        )  # short: Ray's socket names hang below it, 107 characters at most
+        # A short path: Ray's socket names hang below it, 107 characters at most.
+        folder = Path(tempfile.mkdtemp(prefix="rt", dir="/tmp"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         print_progress("starting the service, usually half a minute")
         port = free_port()

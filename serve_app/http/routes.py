@@ -179,9 +179,8 @@ async def _read_request(
     if kind not in (JSON, MULTIPART, *PHOTO_TYPES):
         raise UnsupportedMediaType(f"Content-Type must be {TYPES}, got {repr(kind[:80]) if kind else 'none'}.")
     may_be_urls = kind == JSON and declared_length(request.headers) <= limits.max_images_per_request * MAX_URL_CHARS
-    if (
-        answer_format == "json" and not may_be_urls
-    ):  # URLs, and photos to draw on, have room of their own, checked when they are admitted
+    # URLs, and photos to draw on, have room of their own, which is checked when they are admitted.
+    if answer_format == "json" and not may_be_urls:
         ingress.check_room(request.state.caller)
     body = await read_body(request, int(limits.max_body_mb * 1e6), timeout_s, hold)
     if kind == JSON:

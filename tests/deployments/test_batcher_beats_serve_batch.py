@@ -50,9 +50,7 @@ def test_closed_loop(handles: dict[str, DeploymentHandle]) -> None:
 
 def test_poisson(handles: dict[str, DeploymentHandle]) -> None:
     """At half the ceiling the greedy batcher keeps up; `serve.batch` queues for seconds what came in one."""
-    serve_batch, greedy = measure_both(
-        handles, "poisson", replace(LOAD, seconds=1.0)
-    )  # what serve.batch leaves queues for seconds
+    serve_batch, greedy = measure_both(handles, "poisson", replace(LOAD, seconds=1.0))
     assert serve_batch.p50_ms is not None
     assert greedy.p50_ms is not None
     assert greedy.p50_ms < serve_batch.p50_ms / 2

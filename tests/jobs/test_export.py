@@ -140,11 +140,11 @@ def test_official_sizes(tmp_path, size, capsys):
 
 
 @pytest.mark.parametrize("size", ["nano", pytest.param("tiny", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "hw", [(96, 192), (128, 128)]
-)  # where a side is rounded, mmdet's masks are a pixel narrower than the photo
+@pytest.mark.parametrize("hw", [(96, 192), (128, 128)])
 def test_mmdet_finds_the_same(tmp_path, size, hw, monkeypatch):
-    """Its own init_detector and inference_detector, from the written files alone."""
+    """Its own init_detector and inference_detector, from the written files alone. (Where a side is rounded, its masks are a pixel narrower
+    than the photo; not at these sizes.)
+    """
     monkeypatch.syspath_prepend(str(tmp_path))
     checkpoint = seeded_checkpoint(size, SIZE)
     weights, config, *_ = write_mmdet(checkpoint, tmp_path / "mine.pth")
