@@ -1,5 +1,6 @@
 """Long strings are cut out of JSON, and nothing else changes."""
 
+import itertools
 import json
 
 import orjson
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import InvalidRequest
 from serve_app.http import long_strings
-from serve_app.http.contract import parse_score_request
+from serve_app.http.contract import MAX_JSON_VALUES, parse_score_request
 from serve_app.http.long_strings import cut_out
 
 STRINGS = st.one_of(
@@ -35,13 +36,27 @@ def put_back(value, strings):
     return value
 
 
+def strings_in(value):
+    match value:
+        case str():
+            yield value
+        case list():
+            yield from itertools.chain.from_iterable(map(strings_in, value))
+        case dict():
+            yield from itertools.chain.from_iterable(map(strings_in, [*value, *value.values()]))
+
+
 @given(value=VALUES, ascii_only=st.booleans())
 def test_what_was_cut_out_stands_where_it_was(value, ascii_only):
-    """Whatever the document: strings with quotes, backslashes and letters of any script, long ones or short, keys too."""
+    """Whatever the document: strings with quotes, backslashes and letters of any script, long ones or short, keys too. And every long one
+    that is written without escapes is cut out."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(long_strings, "MIN_LENGTH", 32)
+        patch.setattr(long_strings, "MIN_LENGTH", 8)  # as short as what stands between strings
         text, strings = cut_out(bytearray(json.dumps(value, ensure_ascii=ascii_only).encode()))
-    assert put_back(orjson.loads(text), strings) == value
+    seen = orjson.loads(text)
+    assert put_back(seen, strings) == value
+    left = [one for one in strings_in(seen) if one not in strings]
+    assert not [one for one in left if len(one) >= 8 and one.isascii() and json.dumps(one) == f'"{one}"' and "\x7f" not in one]
 
 
 def test_the_parser_sees_little_of_a_large_body():
@@ -52,16 +67,20 @@ def test_the_parser_sees_little_of_a_large_body():
     assert set(strings.values()) == {"QUJD" * 120_000}
 
 
+LONG = MAX_JSON_VALUES
+"""Characters of a string that is cut out by `parse_score_request`, as its body is longer."""
+
+
 def test_a_message_shows_the_string_and_not_its_token():
     """As for a short one."""
     with pytest.raises(InvalidRequest, match=r"unknown key\(s\) 'k{40}…'"):
-        parse_score_request(b'{"input_data": {"' + b"k" * 5000 + b'": 1}}')
+        parse_score_request(b'{"input_data": {"' + b"k" * LONG + b'": 1}}')
 
 
 @pytest.mark.parametrize("between", [", ", ",\n "], ids=["in one line", "in lines"])
 def test_a_message_names_the_place_in_the_body(between):
     """And not in what the parser saw."""
-    body = (between.join(['{"a": "' + "x" * 5000 + '"', '"b": "' + "y" * 6000 + '"']) + " oops}").encode()
+    body = (between.join(['{"a": "' + "x" * LONG + '"', '"b": "' + "y" * LONG + '"']) + " oops}").encode()
     with pytest.raises(orjson.JSONDecodeError) as expected:
         orjson.loads(body)
     with pytest.raises(InvalidRequest) as caught:
@@ -72,7 +91,7 @@ def test_a_message_names_the_place_in_the_body(between):
 @pytest.mark.parametrize("bad", ["\n", "\x1f", "\\q"], ids=["line break", "control character", "unknown escape"])
 def test_strings_that_json_forbids_stay_forbidden(bad):
     """They are left to the parser, which refuses them."""
-    body = b'{"input_data": {"columns": ["image"], "data": ["' + b"QUJD" * 2000 + bad.encode() + b'"]}}'
+    body = b'{"input_data": {"columns": ["image"], "data": ["' + b"QUJD" * LONG + bad.encode() + b'"]}}'
     with pytest.raises(InvalidRequest, match="not valid JSON"):
         parse_score_request(body)
 
