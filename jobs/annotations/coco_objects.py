@@ -143,7 +143,7 @@ class ObjectReader:
                 self._suspect("its outline lies outside its photo", where)
                 return "outside their photo"
         *_, width, height = outline_box_xywh(outline, size_hw)
-        if width < 1 or height < 1 or not (_is_stout(outline) or mask_area(outline, size_hw) >= 1):
+        if width < 1 or height < 1 or not (_is_stout(outline, size_hw) or mask_area(outline, size_hw) >= 1):
             return "smaller than a pixel"
         return None
 
@@ -233,9 +233,9 @@ def _is_outside(rings: Sequence[Sequence[float]], size_hw: tuple[int, int]) -> b
     return bool((points.max(0) <= 0).any() or (points.min(0) >= size_hw[::-1]).any())
 
 
-def _is_stout(outline: Outline) -> bool:
-    """Whether a single ring certainly contains a pixel, by its mean thickness: twice its area over its length."""
-    if isinstance(outline, dict) or len(outline) > 1:
+def _is_stout(outline: Outline, size_hw: tuple[int, int]) -> bool:
+    """Whether a single ring within the photo certainly contains a pixel, by its mean thickness: twice its area over its length."""
+    if isinstance(outline, dict) or len(outline) > 1 or reach_beyond(outline, size_hw):
         return False
     points = np.reshape(outline[0], (-1, 2))
     following = np.roll(points, -1, axis=0)

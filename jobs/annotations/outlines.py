@@ -257,7 +257,7 @@ def outline_to_rings(outline: Outline, size_hw: tuple[int, int]) -> list[Ring]:
 
 
 def _rings_of(shape: shapely.Geometry) -> list[Ring]:
-    parts: Sequence[shapely.Geometry] = shapely.get_parts(shape).tolist()
+    parts: Sequence[shapely.Geometry] = [part for part in shapely.get_parts(shape).tolist() if not part.is_empty]
     if len(parts) == 1 and isinstance(parts[0], shapely.Polygon):
         return [shapely.get_coordinates(ring)[:-1].ravel().tolist() for ring in (parts[0].exterior, *parts[0].interiors)]
     several = [part for part in parts if isinstance(part, (shapely.Polygon, shapely.MultiPolygon))]

@@ -209,13 +209,14 @@ def test_masks_of_cvat_are_reported(tmp_path, photos):
 
 
 def test_a_single_odd_box_is_repaired(tmp_path, photos):
-    """The box is taken from the outline. An outline without width is left out."""
+    """The box is taken from the outline. An outline without width is left out, and one that passes a corner of the photo outside."""
     line = {"segmentation": [[9, 9, 9, 20, 9, 15]], "bbox": [9, 9, 0, 11]}
+    passing = {"segmentation": [[-30, 8, 8, -30, -30, -30]]}
     odd = {"segmentation": [[40, 30, 60, 30, 60, 44]], "bbox": [1, 2, 10, 10]}
     none, text = ({"segmentation": [SQUARE], "bbox": box} for box in ([0, 0, 0, 0], ["10", "10", "20", "20"]))
-    found = read(tmp_path, photos, [line, odd, none, text, *[{"segmentation": [SQUARE]}] * 2])
+    found = read(tmp_path, photos, [line, passing, odd, none, text, *[{"segmentation": [SQUARE]}] * 2])
     assert found.report.objects == 5
-    assert found.report.left_out["smaller than a pixel"].count == 1
+    assert found.report.left_out["smaller than a pixel"].count == 2
     assert found.report.repaired["boxes taken from the outline"].count == 1
     boxes = [entry["bbox"] for entry in found.document()["annotations"]]
     assert boxes == [[40, 30, 20, 14], *[[10, 10, 20, 20]] * 4]
