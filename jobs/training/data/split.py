@@ -26,7 +26,8 @@ def split(
 
     Args:
         coco: COCO annotations.
-        share: of the photos for validation, 0..1; approximate, because groups are not split.
+        share: of the photos for validation, 0..1; approximate, because groups are not split: at most half of a group more or less, or,
+            if all groups are too large for that, the smallest one.
         group: regular expression; what its first group (or all of it) matches in a file name says which photos belong together. None:
             each photo is its own group, but for `OF_ONE_PHOTO`; so is one that does not match.
         copies: names of photos that are copies of others, with the names of those; they are on the same side.
@@ -45,8 +46,10 @@ def split(
     random.Random(SPLIT_SEED).shuffle(names)
     wanted, chosen = share * len(coco["images"]), set[Any]()
     for name in names:
-        if len(chosen) + len(groups[name]) / 2 <= wanted or not chosen:
+        if len(chosen) + len(groups[name]) / 2 <= wanted:
             chosen |= set(groups[name])
+    if names and not chosen:
+        chosen = set(groups[min(names, key=lambda name: len(groups[name]))])
     if len(chosen) == len(coco["images"]):
         why = (
             f"--val-group {group}: all {len(chosen)} photos are one group"

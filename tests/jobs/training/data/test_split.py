@@ -20,7 +20,7 @@ def test_each_photo_is_on_one_side_with_its_objects(count, share):
     parts = split(coco, share, None)
     ids = [[photo["id"] for photo in part["images"]] for part in parts]
     assert sorted(ids[0] + ids[1]) == list(range(count))
-    assert abs(len(ids[1]) - share * count) <= 1
+    assert abs(len(ids[1]) - max(share * count, 1)) <= 0.5
     for part, own in zip(parts, ids, strict=True):
         assert sorted({found["image_id"] for found in part["annotations"]}) == sorted(own)
         assert len(part["annotations"]) == 2 * len(own)
@@ -28,11 +28,12 @@ def test_each_photo_is_on_one_side_with_its_objects(count, share):
     assert parts == split(coco, share, None)
 
 
-@given(st.integers(2, 8))
-def test_groups_stay_whole(groups):
-    """The photos of one building are trained on or measured on."""
-    names = [f"house{group}_{number}.jpg" for group in range(groups) for number in range(group + 1)]
-    train, val = split(document(names), 0.3, "^(house[0-9]+)_")
+@given(st.lists(st.integers(1, 12), min_size=2, max_size=8), st.floats(0.02, 0.5))
+def test_groups_stay_whole(sizes, share):
+    """The photos of one building are trained on or measured on. A large one is not measured on because it happens to come first."""
+    names = [f"house{group}_{number}.jpg" for group, size in enumerate(sizes) for number in range(size)]
+    train, val = split(document(names), share, "^(house[0-9]+)_")
+    assert abs(len(val["images"]) - share * len(names)) <= max(max(sizes) / 2, min(sizes))
     houses = [{photo["file_name"].split("_")[0] for photo in part["images"]} for part in (train, val)]
     assert not houses[0] & houses[1]
     assert houses[0]
