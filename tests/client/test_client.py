@@ -94,16 +94,16 @@ def test_coco_results_are_in_pixels(client):
     assert len(item["segmentation"][0]) == 18
 
 
+@pytest.mark.usefixtures("supervision")
 def test_supervision_gets_masks(client):
     """With holes; nothing found is empty."""
-    pytest.importorskip("supervision", reason="pip install './client[supervision]'")
     found = client.score(photo()).to_supervision()
     assert found.xyxy[0] == pytest.approx([20, 20, 80, 90])
     assert found.mask.shape == (2, 100, 200)
     assert found.mask[0][30, 50]
     assert not found.mask[0][50, 50]
     assert list(found.data["class_name"]) == ["person", "dog"]
-    assert list(found.class_id) == [1, 0]
+    assert (list(found.class_id), found.confidence.tolist()) == ([1, 0], pytest.approx([0.92, 0.71]))
     numbered = client.score(photo()).to_supervision({"dog": 17})
     assert (list(numbered.class_id), list(numbered.data["class_name"])) == ([17], ["dog"])
     nothing = client.score(photo()).to_supervision({})

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from matplotlib.path import Path as Path2D
-from PIL import Image
+from PIL import Image, ImageColor
 from pycocotools import mask as coco_mask
 from rtmdet_ins_client import Found, Result
 from rtmdet_ins_client import result as result_module
@@ -19,6 +19,7 @@ def test_run_lengths_are_masks(height_width):
         np.testing.assert_array_equal(np.asarray(decoded) > 0, mask > 0)
 
 
+@pytest.mark.usefixtures("supervision")
 def test_run_lengths_are_drawn_and_masks_for_supervision():
     """On a picture of another scale, too."""
     mask = np.zeros((100, 200), np.uint8)
@@ -28,7 +29,6 @@ def test_run_lengths_are_drawn_and_masks_for_supervision():
     drawn = np.asarray(Result([found], (200, 100)).draw(Image.new("RGB", (400, 200), (90, 90, 90))))
     assert tuple(drawn[180, 380]) != (90, 90, 90)
     assert tuple(drawn[180, 100]) == (90, 90, 90)
-    pytest.importorskip("supervision", reason="pip install './client[supervision]'")
     np.testing.assert_array_equal(Result([found], (200, 100)).to_supervision().mask[0], mask > 0)
 
 
@@ -36,7 +36,7 @@ def test_run_lengths_are_drawn_and_masks_for_supervision():
 def test_polygons_fill_the_pixels_whose_centres_they_hold(radius):
     """Neither more nor fewer, over the picture's edge too: matplotlib's test of each centre."""
     random = np.random.default_rng(radius)
-    for middle in ((50, 40), (2, 78)):
+    for middle in ((50, 40), (2, 78), (98, 1)):
         angles, distances = np.sort(random.random(14)) * 2 * np.pi, radius * (0.5 + random.random(14))
         ring = np.array(middle) + random.random(2) + np.column_stack([np.cos(angles), np.sin(angles)]) * distances[:, None]
         hole = np.array(middle) + (ring - ring.mean(axis=0)) / 3
@@ -55,6 +55,24 @@ def test_a_square_has_its_pixels():
     mask = np.asarray(Result([found], (100, 100))._mask(found)) > 0
     assert mask.sum() == 100
     assert mask[10:20, 10:20].all()
+
+
+def test_a_picture_has_outlines_and_tags():
+    """In the colour of each object, the one with the highest score on top; the tag of an object at the photo's edge is in the photo."""
+    rings = [[0.4, 0, 0.9, 0, 0.9, 0.5, 0.4, 0.5], [0.1, 0.3, 0.6, 0.3, 0.6, 0.8, 0.1, 0.8]]
+    first, second = (
+        Found("a", score, (*ring[:2], *ring[4:6]), [ring], []) for ring, score in zip(rings, (0.9, 0.8), strict=True)
+    )
+    drawn = Result([first, second], (200, 160)).draw(Image.new("RGB", (400, 320), (90, 90, 90)))
+    assert drawn.size == (400, 320)
+    colours = [ImageColor.getrgb(name) for name in result_module.COLOURS[:2]]
+    assert [drawn.getpixel(at) for at in ((360, 100), (160, 120), (40, 200))] == [colours[0], colours[0], colours[1]]
+    tags = [drawn.crop((*corner, corner[0] + 30, corner[1] + 10)) for corner in ((160, 0), (40, 96 - 14))]
+    for tag, colour in zip(tags, colours, strict=True):
+        assert dict(map(reversed, tag.getcolors()))[colour] > 50
+        assert np.asarray(tag).sum(axis=-1).min() < 150
+    alone = np.array(Result([first], (200, 160)).draw(Image.new("RGB", (400, 320), (90, 90, 90))))
+    np.testing.assert_array_equal(np.array(drawn)[:80, 160:], alone[:80, 160:])
 
 
 def test_an_unknown_size_is_reported():

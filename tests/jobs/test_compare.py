@@ -146,7 +146,7 @@ def test_the_best_overlap_matches_first():
     first = [item(0.1, 0.1), item(0.15, 0.1)]
     pairs = match(first, [item(0.14, 0.1, score=0.4)], (100, 100), 0.5)
     assert [(pair.first, pair.second) for pair in pairs] == [(1, 0)]
-    assert match(first, [item(0.6, 0.6)], (100, 100), 0.5) == []
+    assert match(first, [item(0.6, 0.6)], (100, 100), 0.5) == match(first, [item(0.6, 0.6)], (100, 100), 0.0) == []
     assert match([], first, (100, 100), 0.5) == []
 
 

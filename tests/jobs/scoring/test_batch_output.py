@@ -47,8 +47,10 @@ def test_the_notebooks_read_it(tmp_path):
     assert (first["filename"], first["boxes"]) == ("deep/a, b.jpg", FOUND["boxes"])
 
 
-def test_parquet(tmp_path):
-    """Whole at the end of each run; its rows are kept as lines, so that the next run goes on."""
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_parquet(tmp_path, monkeypatch, at_once):
+    """Whole at the end of each run, in however many parts; its rows are kept as lines, so that the next run goes on."""
+    monkeypatch.setattr("jobs.scoring.batch_output.PARQUET_ROWS_AT_ONCE", at_once)
     for rows in (ROWS[:1], ROWS[1:]):
         write(tmp_path / "preds.parquet", rows, "parquet")
     table = pd.read_parquet(tmp_path / "preds.parquet")
@@ -102,9 +104,10 @@ def test_rows_with_other_settings_are_refused(tmp_path):
     assert "nothing tells whether the rows" in write(path, [], model="tiny")
 
 
-def test_a_run_that_never_began_leaves_nothing(tmp_path):
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_a_run_that_never_began_leaves_nothing(tmp_path, form):
     """The service did not answer, say."""
-    BatchOutput(tmp_path / "preds.jsonl", "jsonl").close()
+    BatchOutput(tmp_path / f"preds.{form}", form).close()
     assert not list(tmp_path.iterdir())
 
 
