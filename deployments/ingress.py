@@ -159,8 +159,8 @@ class Ingress(TakesUserConfig):
         self._graph.admission.check_room(self._graph.admission.ordinary, 1, caller)
 
     def refusal(self) -> Overloaded:
-        """The error for a request that finds no room."""
-        return self._graph.admission.refusal()
+        """The error for a request whose body finds no room."""
+        return self._graph.admission.refusal(reason="ingress.max_bodies_mb")
 
     async def check_health(self) -> None:
         """Called by Ray every `health_check_period_s`. Also sets the gauges, which must be repeated (see deployments.telemetry.metrics).

@@ -24,6 +24,8 @@ from pipeline.errors import Overloaded
 from pipeline.fair_queue import FairSlots
 
 MAX_RETRY_AFTER_S = 60
+LIMIT_OF = {"ordinary": "max_images_in_flight", "url": "max_urls", "large": "max_large_images"}
+"""The setting of `ingress` that limits each lane."""
 
 STARTS_AT_ONCE, MAX_SPACING_S = 8, 0.025
 """Limits bursts in lanes that work on several images at a time: STARTS_AT_ONCE images may start together, the others follow at twice the
@@ -176,25 +178,27 @@ class Admission:
         self.check_room(lane, images, context.caller)
         expected_s = lane.expected_s(images, context.caller)
         if expected_s > context.remaining_s > 0:
-            raise self.refusal(expected_s)
+            raise self.refusal(expected_s, "the queue takes longer than the request's deadline")
 
     def check_room(self, lane: Lane, images: int, caller: str) -> None:
         """Raise Overloaded if there is no room for this many more images."""
         share = self._settings.max_share_per_key if caller else 1.0
         max_per_caller = max(int(share * lane.limit), min(lane.limit, self._settings.max_images_per_request))
         if images > lane.room(caller, max_per_caller):
-            raise self.refusal(lane.expected_s(0, caller))
+            of_key = "" if images > lane.limit - lane.admitted else "ingress.max_share_per_key of "
+            raise self.refusal(lane.expected_s(0, caller), f"{of_key}ingress.{LIMIT_OF[lane.name]}")
 
-    def refusal(self, expected_s: float = 0.0) -> Overloaded:
+    def refusal(self, expected_s: float = 0.0, reason: str = "a stage takes no more calls") -> Overloaded:
         """The error for an image that finds no room.
 
         Args:
             expected_s: seconds until the images ahead are done; becomes Retry-After. Up to half of it is added at random, so that clients
                 refused together do not retry together.
+            reason: the limit, for the message.
         """
         soonest_s = max(self._settings.retry_after_s, min(math.ceil(expected_s), MAX_RETRY_AFTER_S))
         return Overloaded(
-            "The service is at its limit; try again later.",
+            f"The service is at its limit ({reason}); try again later.",
             retry_after_s=random.randint(soonest_s, soonest_s + (soonest_s + 1) // 2),
             status=self._settings.overload_status,
         )

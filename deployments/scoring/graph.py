@@ -124,7 +124,7 @@ class ScoringGraph:
                 return info
         except TimeoutError as error:
             cancel(response)
-            raise self.admission.refusal() from error
+            raise self.admission.refusal(reason="the Detector does not answer") from error
         except Exception as error:
             raise to_service_error(error, self.admission.refusal) from error
 

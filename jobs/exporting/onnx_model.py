@@ -187,7 +187,7 @@ class Agreement:
     def __str__(self) -> str:
         return (
             f"{self.instances} instances compared with this project's torch engine in fp32: boxes differ by {self.box_px:.2g} px at most, "
-            f"scores by {self.score:.1g}, masks in {self.mask_share:.2%} of their cells; the exported model lacks {self.alone}."
+            f"scores by {self.score:.1g}, masks in {self.mask_share:.2%} of their cells; missing in the exported model: {self.alone}."
         )
 
 

@@ -203,6 +203,7 @@ async def test_live_settings_change_in_a_running_ingress(ingress):
         options = ingress.score_options(ScoreParams(), answer_format="json")
         assert (options.detect.score_threshold, options.outline.decimals) == (0.7, None)
         assert 30 <= ingress.refusal().retry_after_s <= 45
+        assert "max_bodies_mb" in ingress.refusal().message
         assert 6 < ingress.context().remaining_s <= 7
         ingress.check_room()
         ingress.reconfigure(None)

@@ -1,10 +1,15 @@
-"""Lanes without a graph: how the images of a class that works on several at a time start."""
+"""Lanes without a graph: how the images of a class that works on several at a time start, and what a refusal says."""
 
 import asyncio
 import time
 
+import pytest
+
 from deployments.scoring import admission
-from deployments.scoring.admission import Lane
+from deployments.scoring.admission import Admission, Lane
+from deployments.settings import IngressSettings
+from deployments.task import RequestContext
+from pipeline.errors import Overloaded
 from tests.support.event_loop import settle
 
 
@@ -52,3 +57,21 @@ async def test_images_cancelled_before_they_start_delay_no_others():
             task.cancel()
         await asyncio.gather(*burst, return_exceptions=True)
     assert (await start_together(lane, 1, 0.0))[0] < 1.0 + 20 * admission.STARTS_AT_ONCE * admission.MAX_SPACING_S
+
+
+@pytest.mark.parametrize(
+    ("lane", "images", "caller", "reason"),
+    [
+        ("ordinary", 257, "", "(ingress.max_images_in_flight)"),
+        ("url", 257, "a key", "(ingress.max_urls)"),
+        ("large", 17, "", "(ingress.max_large_images)"),
+        ("ordinary", 129, "a key", "(ingress.max_share_per_key of ingress.max_images_in_flight)"),
+        ("ordinary", 1, "", "(the queue takes longer than the request's deadline)"),
+    ],
+)
+def test_a_refusal_names_the_limit(lane, images, caller, reason):
+    """So that an operator need not guess it from the dashboard."""
+    lanes = Admission(IngressSettings(), lambda _images, _caller: 60.0)
+    with pytest.raises(Overloaded) as refused:
+        lanes.check(getattr(lanes, {"url": "urls"}.get(lane, lane)), images, RequestContext("id", time.time() + 5, caller))
+    assert reason in refused.value.message
