@@ -26,20 +26,26 @@ def by_name(chain):
 
 
 def test_every_part_has_its_rate():
-    """Worked out by hand: 2 ingresses, 2 loaders of 2 threads, 1 detector of 8 images in 18 ms, 2 polygonizers, 2 calls of 8 images."""
+    """Worked out by hand: 2 to 4 ingresses, 2 loaders of 2 threads, 1 detector of 8 images in 18 ms, 2 polygonizers, 2 calls of 8
+    images."""
     settings, deployments = read("serve_config.yaml")
+    deployments["Ingress"] |= {"num_replicas": "auto", "autoscaling_config": {"min_replicas": 2, "max_replicas": 4}}
     bodies, by_url = rates(settings, deployments, COSTS, Step(2, 2))
     assert by_name(bodies) == {
-        "HTTP (Ingress)": (500, 500),
+        "HTTP (Ingress)": (500, 1000),
         "other work (ImageLoader)": (1000, 1000),
         "decode": (2000, 2000),
         NETWORK: (444, 444),
         "outlines (Polygonizer)": (1000, 1000),
-        "calls in flight": (211, 211),  # 16 images in 8 x 5 + 2 x 18 ms
+        "calls in flight": (211, 421),  # 16 images in 8 x 5 + 2 x 18 ms
     }
-    assert by_name(by_url)["URLs in flight"] == (489, 489)  # 64 in 90 + 5 + 36 ms
+    assert by_name(by_url)["URLs in flight"] == (489, 977)  # 64 in 90 + 5 + 36 ms
     assert bottleneck(bodies, at_max=True).setting == "args.ingress.groups.max_in_flight"
     assert bottleneck(by_url, at_max=True).name == NETWORK
+    said = as_lines(settings, deployments, COSTS, Step(2, 2))
+    assert [line.split()[-2:] for line in said if "in flight  " in line] == [["211", "421"], ["489", "977"]]
+    assert "; with max_replicas calls in flight, 421/s" in next(line for line in said if "for images in the body" in line)
+    assert "max_replicas" not in next(line for line in said if "for URLs" in line)
 
 
 def test_without_a_step_the_network_is_left_out():

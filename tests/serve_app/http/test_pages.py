@@ -102,12 +102,11 @@ async def test_a_compressed_file_reaches_those_who_cannot_decompress(client):
 
 
 @pytest.mark.parametrize(
-    "path", ["/playground/none.js", "/playground/../pages.py", "/docs/%2e%2e/pages.py", "/docs/swagger-ui.css.gz"]
+    "path", ["/playground/none.js", "/playground/%2e%2e/keys.py", "/docs/%2e%2e/keys.py", "/docs/swagger-ui.css.gz"]
 )
 async def test_no_other_file_is_given_out(client, path):
     answer = await client.get(path)
-    assert answer.status_code in (401, 404)
-    assert answer.json()["code"] in ("not_found", "unauthorized")
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
 def test_licences_lie_beside_what_is_not_ours():
