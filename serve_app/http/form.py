@@ -26,9 +26,7 @@ MAX_BOUNDARY_CHARS = 70
 _SEARCHED_AT_ONCE = 2**20
 """Other threads can run between these steps."""
 _LINE_END = re.compile(rb"[ \t]{0,100}\r\n")
-_PARAMETER = re.compile(
-    rb"""[ \t]*;[ \t]*(?:([\w!#$%&'*+.^`|~-]+)[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^;"]*)))?""", re.ASCII | re.DOTALL
-)
+_PARAMETER = re.compile(rb"""[ \t]*;[ \t]*(?:([\w!#$%&'*+.^`|~-]+)[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^;"]*)))?""", re.DOTALL)
 
 
 def parse_form(

@@ -27,12 +27,12 @@ def test_tiles_cover_a_side(tiles, overlap, length):
     assert len(grid.starts(grid.side_px)) in (tiles, tiles + 1)
 
 
-def photo_with(*boxes):
-    """A photo of 1120 x 560 px at the grid's size, white rectangles on black; boxes in its scaled pixels."""
-    pixels = np.zeros((280, 560, 3), np.uint8)
+def photo_with(*boxes, size_hw=(280, 560)):
+    """A photo of twice this size at the grid's size, white rectangles on black; boxes in its scaled pixels."""
+    pixels = np.zeros((*size_hw, 3), np.uint8)
     for x1, y1, x2, y2 in boxes:
         pixels[y1:y2, x1:x2] = 255
-    return scale_to_fit(cv2.resize(pixels, (1120, 560), interpolation=cv2.INTER_NEAREST), (560, 1120), GRID.side_px)
+    return scale_to_fit(np.repeat(np.repeat(pixels, 2, axis=0), 2, axis=1), (2 * size_hw[0], 2 * size_hw[1]), GRID.side_px)
 
 
 def seen(part):
@@ -76,14 +76,16 @@ def test_parts_of_a_photo():
     [(40, 40, 120, 120), (440, 160, 520, 240), (250, 80, 310, 200), (40, 40, 520, 240), (0, 0, 80, 80)],
     ids=["first tile", "second tile", "both", "larger than a tile", "at the photo's edge"],
 )
-def test_objects_come_back_where_they_are(box):
+@pytest.mark.parametrize("turned", [False, True], ids=["landscape", "portrait"])
+def test_objects_come_back_where_they_are(box, turned):
     """Once each, in fractions of the photo."""
-    (item,) = found_in(photo_with(box))
-    assert np.allclose(item.box, np.array(box) / (560, 280, 560, 280), atol=0.01)
+    box, size_hw = ([*box[1::-1], *box[:1:-1]], (560, 280)) if turned else (box, (280, 560))
+    (item,) = found_in(photo_with(box, size_hw=size_hw))
+    assert np.allclose(item.box, np.array(box) / (size_hw[::-1] * 2), atol=0.01)
     ring = np.reshape(item.polygon[0], (-1, 2))
     assert np.allclose([*ring.min(0), *ring.max(0)], item.box, atol=0.04)
-    (exact,) = found_in(photo_with(box), mask_format="rle")
-    assert exact.rle["size"] == [560, 1120]
+    (exact,) = found_in(photo_with(box, size_hw=size_hw), mask_format="rle")
+    assert exact.rle["size"] == [2 * side for side in size_hw]
     area = decode_rle(exact.rle).mean()
     assert area == pytest.approx((box[2] - box[0]) * (box[3] - box[1]) / (560 * 280), rel=0.25)
 
