@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from pipeline.model.yapf_import import import_yapf
 
@@ -31,6 +32,10 @@ TEMPORARY = tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="r
 
 
 import_yapf()  # some tests import mmengine before the code they test does
+
+# On a busy machine a single example takes long to draw or to run.
+settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any speed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -44,7 +44,7 @@ def test_equals_mmdet_transforms() -> None:
         np.testing.assert_array_equal(pad_batch([scale_to_fit(noise(*hw), hw, 640)], 640)[0], results["img"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(1, 20_000), st.integers(1, 20_000), st.integers(32, 1280))
 def test_fit_rounds_as_mmcv(height: int, width: int, size: int) -> None:
     """Any size gives mmcv's scaled size, except that nothing rounds to zero."""
@@ -62,7 +62,7 @@ def test_extremely_thin(hw: tuple[int, int]) -> None:
     assert min(image.letterbox.scaled_hw) == 1
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(1, 20_000), st.integers(1, 20_000), st.sampled_from([64, 96, 320, 640, 1280]))
 def test_fitted_inputs_hold_their_image(height: int, width: int, size: int) -> None:
     """With a mask cell's strip of padding, unless it is the square; in whole strides."""

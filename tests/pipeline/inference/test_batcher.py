@@ -740,7 +740,7 @@ class TestAnyTraffic:
         drain=st.booleans(),
         roomy=st.booleans(),
     )
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     def test_everyone_gets_its_own_outcome_once(
         self, arrivals: list[Arrival], max_batch: int, max_wait_ms: int, drain: bool, roomy: bool
     ) -> None:

@@ -37,7 +37,7 @@ def test_they_equal_mmdets():
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1), count=st.integers(0, 5), height=st.integers(1, 40), width=st.integers(1, 40), data=st.data()
 )

@@ -54,7 +54,7 @@ def expected(logits, distances, thresholds, scaled_wh, max_detections, places=PL
     return rows[:max_detections]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10_000),
     classes=st.integers(1, 4),

@@ -68,7 +68,7 @@ def small_outlines(draw: st.DrawFn) -> Outline:
     return _outline(*rings, parents=tuple(parents))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(small_outlines())
 def test_untangled_is_valid(outline):
     """GEOS finds nothing wrong with it, and each ring lies in those that are around it."""
@@ -76,7 +76,7 @@ def test_untangled_is_valid(outline):
         assert to_shapely(outline).is_valid
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(small_outlines())
 def test_valid_is_untangled_or_touches(outline):
     """What GEOS finds valid is called tangled only where segments touch."""

@@ -83,7 +83,7 @@ def test_objects_round_trip_through_dicts(options):
     assert objects_from_dict(json.loads(objects_to_json(objects))) == objects
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     rough_masks(),
     st.sampled_from([1, 2, 4, 5, 6, 17, None]),

@@ -31,7 +31,7 @@ def _geometry(polygons: Polygons) -> shapely.Geometry:
     return geometry
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     rough_masks(),
     st.sampled_from([1, 2, 3, 4, 5, 8, 17, None]),
@@ -65,7 +65,7 @@ def test_any_budget_is_accepted(max_points):
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rough_masks(), st.integers(3, 60), st.sampled_from([2, 3, 5]))
 def test_budget_is_kept_when_rounded(example, max_points, decimals):
     """Snapping to a coarse grid adds no point over the budget."""

@@ -20,7 +20,7 @@ from tests.support.mask_examples import (
 VGA = letterbox_of(480, 640)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rough_masks())
 def test_equals_the_full_size_mask(example):
     """Any logits: the runs are those of the dense mask, wherever the logit is not 0 to within rounding; the text is pycocotools'."""
@@ -34,7 +34,7 @@ def test_equals_the_full_size_mask(example):
     assert rle["counts"] == coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(rough_masks())
 def test_runs_alternate_and_fill_the_image(example):
     """No empty run but the first, and their sum is the image."""

@@ -18,7 +18,7 @@ def _points(outline: shapely.Geometry) -> int:
     return sum(len(ring.coords) - 1 for part in shapely.get_parts(outline) for ring in (part.exterior, *part.interiors))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(rough_masks(), st.floats(0.1, 10))
 def test_stays_within_the_tolerance(example, tolerance_px):
     """No vertex is farther from the new outline than the tolerance, none is invented, no part is lost."""
@@ -35,7 +35,7 @@ def test_stays_within_the_tolerance(example, tolerance_px):
     assert shapely.get_num_geometries(simple) == shapely.get_num_geometries(outline)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(rough_masks(), st.integers(3, 60), st.sampled_from([0.0, 1.0]))
 def test_budget_is_kept(example, max_points, tolerance_px):
     """However rough the mask, its rings together have at most `max_points` vertices, and are valid."""
@@ -76,7 +76,7 @@ def test_an_outline_within_the_budget_is_left_alone():
     assert len(simplify_outline(greedy, 1.0, budget).points) <= budget < len(simplify_outline(greedy, 1.0).points)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(3, 40))
 def test_an_island_goes_with_the_hole_that_did_not_fit(max_points):
     """Rings in rings: whatever the budget leaves, no part lies in another."""

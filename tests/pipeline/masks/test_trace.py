@@ -27,7 +27,7 @@ from tests.support.mask_examples import (
 VGA = letterbox_of(480, 640)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rough_masks(), st.sampled_from([0.0, 0.5, 2.0, 20.0]))
 def test_any_logits_give_valid_rings_inside_the_image(example, tolerance_px):
     """Noise, exact zeros and saddles: rings are simple, hold their holes, do not cross, and stay in the image."""
@@ -55,7 +55,7 @@ def test_parts_that_touch_at_a_corner(corners):
     assert outline.area == pytest.approx(2 * 72 * 72, rel=0.15)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.tuples(*(st.floats(0, 80), st.floats(0, 60), st.floats(2, 30), st.floats(2, 30))),
     st.sampled_from([(480, 640), (1200, 1600), (375, 500), (64, 640), (640, 64)]),
@@ -157,7 +157,7 @@ def _trace(logits, letterbox, fill_holes=False):
     return to_shapely(trace_outline(logits, letterbox, fill_holes=fill_holes))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rough_masks())
 def test_filled_covers_the_outer_rings_and_no_more(example):
     """However rough the mask: no hole left, no part in another, and the same area as all outer rings together."""

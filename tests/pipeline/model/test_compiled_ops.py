@@ -61,7 +61,7 @@ def box_by_box(boxes, scores, iou_threshold, offset):
 COORDINATES = st.one_of(st.integers(0, 8).map(float), st.floats(0, 30, width=32), st.sampled_from([float("inf"), float("nan")]))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     boxes=st.lists(st.tuples(*[COORDINATES] * 4), max_size=30),
     scores=st.lists(st.sampled_from([0.1, 0.5, 0.9]), min_size=30, max_size=30),

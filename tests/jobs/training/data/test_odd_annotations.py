@@ -143,7 +143,7 @@ def seen_by_training(annotations):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.sampled_from(ODDITIES), st.integers(0, len(RINGS) - 1)), min_size=1, max_size=4), st.booleans())
 def test_an_error_with_its_place_or_masks_on_the_objects(plain, odd, everywhere):
     """One oddity or several, of one photo or of all."""
