@@ -96,13 +96,17 @@ def test_size_is_read_from_the_photo_where_it_is_missing(tiny_coco, details):
 
 
 def test_labels_without_an_outline_are_counted(tmp_path):
-    """A box alone teaches no mask; the others are kept."""
+    """A box alone teaches no mask: what is in it counts as a crowd. The others are kept."""
     path = tmp_path / "a.jsonl"
-    with_and_without = row()
-    with_and_without["label"].append({"label": "cat", "polygon": []})
+    with_and_without, box = row(), {"topX": 0, "topY": 0, "bottomX": 0.5, "bottomY": 1}
+    with_and_without["label"] += [
+        {"label": "cat", "polygon": []} | more for more in ({}, box, box | {"bottomX": 50}, box | {"topX": 0.5})
+    ]
     path.write_text(json.dumps(with_and_without))
     found = read_annotations(path, tmp_path, tmp_path)
-    assert found.summary == "a.jsonl: 1 photos, 1 objects\n  left out: 1 without an outline (first: line 1, a.jpg)"
+    assert [(one["iscrowd"], one["bbox"]) for one in found.document()["annotations"]][1:] == [(1, [0, 0, 50, 50])]
+    assert found.report.left_out["without an outline"].count == 3
+    assert (found.report.objects, found.report.crowds) == (1, 1)
 
 
 def test_two_urls_with_one_name_are_refused(tmp_path):
@@ -163,11 +167,11 @@ def test_a_few_polygons_in_pixels_are_left_out():
 
 def test_an_mltable_that_lists_a_file_twice(tmp_path):
     """By its name and by a pattern; and `folder`, as batches read it."""
-    (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "a.jsonl").write_text(json.dumps(row()))
-    for paths in ("  - file: ./set/a.jsonl\n  - pattern: set/*.jsonl\n", "  - folder: ./set\n"):
+    (tmp_path / "set" / "deep").mkdir(parents=True)
+    (tmp_path / "set" / "deep" / "a.jsonl").write_text(json.dumps(row()))
+    for paths in ("  - file: ./set/deep/a.jsonl\n  - pattern: '**/*.jsonl'\n", "  - folder: ./set/deep\n"):
         (tmp_path / "MLTable").write_text(f"paths:\n{paths}")
         assert read_annotations(tmp_path, tmp_path, tmp_path / "scratch").photo_count == 1
-    (tmp_path / "MLTable").write_text("paths:\n  - file: ./set/a.jsonl\n  - pattern: more*.jsonl\n")
+    (tmp_path / "MLTable").write_text("paths:\n  - file: ./set/deep/a.jsonl\n  - pattern: more*.jsonl\n")
     with pytest.raises(AnnotationsError, match=r"pattern more\*\.jsonl: there is no file"):
         read_annotations(tmp_path, tmp_path, tmp_path / "scratch")

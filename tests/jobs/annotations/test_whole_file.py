@@ -57,16 +57,19 @@ def test_ids_of_photos_that_are_left_out_are_no_shift(tmp_path):
     assert "left out: 4 of no photo in the file (first: annotation 4, image_id 3)" in read(tmp_path, part).summary
 
 
+def box(n):
+    return [[14 * n, n, 14 * n + 9, n, 14 * n + 9, n + 20, 14 * n, n + 20]]
+
+
 @pytest.mark.parametrize(
     ("odd", "told"),
     [
         (document(20, outline=lambda n: triangle(n, 40 - n, 50)), "in the top left 22% of .* percentages, or of"),
         (document(20, outline=lambda n: triangle(3 * n, 40, 80)), "in the top left 49% of .* coordinates of a"),
         (document(2, outline=lambda n: triangle(n, 40 - n, 50)), None),
-        (
-            document(10, outline=lambda n: [[14 * n, n, 14 * n + 9, n, 14 * n + 9, n + 20, 14 * n, n + 20]]),
-            "20 of 20 outlines are boxes",
-        ),
+        (document(10, outline=box), "20 of 20 outlines are boxes"),
+        (document(4, outline=box), None),
+        (document(10, outline=lambda n: box(n) if n % 2 else triangle(14 * n, 40, 80)), None),
         (document(1, 101), r"1 photos with more than 100 objects \(1\.jpg has 101\)"),
         (document(1, 100), None),
         (document(names=("cat", "Cat ")), "capitals or spaces alone: 'cat' and 'Cat '"),
@@ -79,6 +82,8 @@ def test_ids_of_photos_that_are_left_out_are_no_shift(tmp_path):
         "half the size",
         "few objects",
         "boxes",
+        "few boxes",
+        "some boxes",
         "dense",
         "not dense",
         "capitals",
