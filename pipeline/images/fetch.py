@@ -25,7 +25,7 @@ import httpx
 from pipeline.errors import ConfigurationError, DeadlineExceeded, FetchError, LargeImage
 from pipeline.images.address_policy import AddressPolicy, is_well_formed_host
 from pipeline.images.decode import check_byte_count
-from pipeline.images.network_guard import GuardedBackend, Resolver
+from pipeline.images.network_guard import GuardedBackend, GuardedStream, Resolver
 from pipeline.images.resolver import DnsResolver
 
 MAX_URL_CHARS = 8192
@@ -204,11 +204,14 @@ class Fetcher:
 
     async def _read(self, response: httpcore.Response, at_most: int | None) -> bytes:
         _check_head(response)
+        stream: GuardedStream = response.extensions["network_stream"]
+        stream.head_ends()
         length, body = _header(response, b"content-length") or b"", bytearray()
         self._check_length(int(length) if length.isdigit() else 0, at_most)
         try:
             async for chunk in response.aiter_stream():
                 body += chunk
+                stream.body_arrives(len(chunk))
                 self._check_length(len(body), at_most)
         except httpcore.TimeoutException as error:
             raise _timed_out() from error

@@ -396,7 +396,6 @@ BROKEN = {
     "closed at once": raw(b""),
     "negative length": raw(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\nabc"),
     "two lengths": raw(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc"),
-    "endless head": raw(b"HTTP/1.1 200 OK\r\n", b"X: " + b"y" * 60_000 + b"\r\n", repeat=50),
     "empty": answer(b""),
     "redirect without a place": answer(b"", REDIRECT),
 }
@@ -412,6 +411,63 @@ async def test_broken_answers(world: World, kind: str) -> None:
     with pytest.raises(FetchError) as caught:
         await world.fetcher().fetch("http://good.test/x")
     assert caught.value.code == ("fetch_failed" if kind in ANSWERED else "fetch_unavailable")
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+WASTEFUL = {
+    "endless head": raw(b"HTTP/1.1 200 OK\r\n", b"X: " + b"y" * 60_000 + b"\r\n", repeat=50),
+    "endless interim responses": raw(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000, repeat=1000),
+    "chunks of one byte": raw(CHUNKED, b"1\r\nx\r\n" * 1000, repeat=90),
+    "chunks of 30 bytes": raw(CHUNKED, (b"1e\r\n" + b"x" * 30 + b"\r\n") * 100, repeat=30),
+    "large chunks and small ones": raw(CHUNKED, b"800\r\n" + b"x" * 2048 + b"\r\n" + b"1\r\nx\r\n" * 1000, repeat=30),
+    "endless trailers": raw(CHUNKED, b"1\r\nx\r\n0\r\n", b"X: y\r\n" * 10_000, repeat=1),
+}
+
+
+@pytest.mark.parametrize("kind", WASTEFUL)
+async def test_a_host_that_makes_us_parse_much(world: World, kind: str) -> None:
+    """A response with little body for its bytes is given up for good: parsing it would keep all other images waiting."""
+    world.answers["/x"] = WASTEFUL[kind]
+    with pytest.raises(FetchError, match="very small pieces") as caught:
+        await world.fetcher().fetch("http://good.test/x")
+    assert caught.value.code == "fetch_failed"
+    assert len(world.requests) == 1
+
+
+async def test_tls_records_of_one_byte(world: World, tmp_path) -> None:
+    """They count as small pieces, too."""
+    cert, key = make_certificate(tmp_path, "good.test")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(cert, key)
+
+    async def write(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        for _n in range(5000):
+            writer.write(b"x")
+        writer.close()
+
+    world.answers["/x"] = write
+    async with listening(world.serve, ssl=context) as world.connector.server_port:
+        with pytest.raises(FetchError, match="very small pieces"):
+            await world.fetcher(FetchPolicy(ca_file=cert)).fetch("https://good.test/x")
+
+
+FRUGAL = {
+    "a head of 30 kB": answer(b"x" * 90_000, headers=f"X: {'y' * 30_000}\r\n"),
+    "chunks of 256 bytes": raw(CHUNKED, (b"100\r\n" + b"x" * 256 + b"\r\n") * 350, b"0\r\n\r\n"),
+    "some interim responses": raw(
+        b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 100, b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 90_000
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FRUGAL)
+async def test_small_pieces_that_occur(world: World, kind: str) -> None:
+    """Heads with many cookies and servers that send the lines of a file are read, again and again on one connection."""
+    world.answers["/x"] = FRUGAL[kind]
+    fetcher = world.fetcher()
+    for _ in range(3):
+        assert len(await fetcher.fetch("http://good.test/x")) >= 89_600
 
 
 class CancellingConnector(Connector):
