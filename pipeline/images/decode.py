@@ -19,7 +19,7 @@ from typing import BinaryIO, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from pipeline.errors import ConfigurationError, ImageError, LargeImage, LimitExceeded
 from pipeline.images.colours import image_to_bgr
@@ -56,7 +56,13 @@ TIFF_COMPRESSIONS = frozenset({"raw", "packbits", "tiff_lzw", "tiff_deflate", "t
 every damaged row, so one small file could fill a disk with logs."""
 
 _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
+_TIFF_PHOTOMETRIC, _TIFF_STRIP_BYTES, _TIFF_PLANAR = 262, 279, 284
+_YCBCR, _ONE_AFTER_THE_OTHER = 6, 2
 
+MAX_PNG_METADATA_BYTES = 4 * 2**20
+"""Largest compressed metadata of a PNG, decompressed. Above its own limit of 1 MB Pillow refuses the image, but ICC profiles of printers
+have up to 3 MB. All texts of a file together are limited by Pillow, to 64 MB."""
+PngImagePlugin.MAX_TEXT_CHUNK = MAX_PNG_METADATA_BYTES
 
 WHITE_LEVEL = (
     "value of white in images with more than 8 bits per channel, such as 4095. null: for each image the smallest of 255, "
@@ -269,6 +275,19 @@ def _check_tiff_structure(image: Image.Image, limits: DecodeLimits) -> None:
         raise ImageError(message, code="unsupported_image_format")
     tags = image.tag_v2  # type: ignore[attr-defined]
     check_pixel_count((tags.get(_TIFF_TILE_WIDTH, 1), tags.get(_TIFF_TILE_LENGTH, 1)), limits.max_pixels)
+    if compression == "raw":
+        _check_raw_tiff(image)
+
+
+def _check_raw_tiff(image: Image.Image) -> None:
+    """Refuse uncompressed TIFFs that Pillow reads without an error, but wrongly. Compressed ones are read by libtiff."""
+    tags, pixels = image.tag_v2, image.width * image.height  # type: ignore[attr-defined]
+    planes = len(image.getbands()) if tags.get(_TIFF_PLANAR) == _ONE_AFTER_THE_OTHER else 1
+    areas = ((right - left) * (bottom - top) for _, (left, top, right, bottom), *_ in image.tile)  # type: ignore[attr-defined]
+    if sum(areas) < pixels * planes:  # the rest would be black
+        raise ImageError("The TIFF's strips or tiles do not cover the whole image.")
+    if tags.get(_TIFF_PHOTOMETRIC) == _YCBCR and sum(tags.get(_TIFF_STRIP_BYTES, ())) < 3 * pixels:
+        raise ImageError("An uncompressed TIFF with subsampled colours is not read.", code="unsupported_image_format")
 
 
 def _decode(image: Image.Image, data: bytes, limits: DecodeLimits, target_size: int | None) -> StoredImage:

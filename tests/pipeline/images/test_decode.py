@@ -226,6 +226,30 @@ def test_truncated_files_are_refused(image_format: str, keep: float) -> None:
     assert caught.value.code in ("image_not_decodable", "unsupported_image_format")
 
 
+def with_tag(tiff: bytes, tag: int, before: int, after: int) -> bytes:
+    """A TIFF with another value in one of its tags, a SHORT or LONG."""
+    (kind,) = [kind for kind in (3, 4) if struct.pack("<HHII", tag, kind, 1, before) in tiff]
+    return tiff.replace(struct.pack("<HHII", tag, kind, 1, before), struct.pack("<HHII", tag, kind, 1, after))
+
+
+ROWS_PER_STRIP, STRIP_BYTES = 278, 279
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_tiff_with_too_few_strips_is_refused(mode: str) -> None:
+    """Pillow would leave the rest of the picture black."""
+    with pytest.raises(ImageError, match="do not cover the whole image"):
+        decode_image(with_tag(encode(photo().convert(mode), "TIFF"), ROWS_PER_STRIP, 64, 32), LIMITS)
+
+
+def test_a_raw_tiff_with_subsampled_colours_is_refused() -> None:
+    """Pillow would read three bytes for each pixel, also those behind the strip."""
+    size = 96 * 64 * 3
+    with pytest.raises(ImageError, match="subsampled colours") as caught:
+        decode_image(with_tag(encode(photo().convert("YCbCr"), "TIFF"), STRIP_BYTES, size, size // 2), LIMITS)
+    assert caught.value.code == "unsupported_image_format"
+
+
 OTHER_DATA = {"nothing": b"", "text": b"hello world", "PDF": b"%PDF-1.7\n", "SVG": b"<svg xmlns='http://www.w3.org/2000/svg'/>"}
 OTHER_DATA |= {"EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PPM": b"P6 1 1 255\nabc", "HTML": b"<!doctype html>"}
 OTHER_DATA |= {"PSD": encode(photo(), "PNG")[:0] + b"8BPS\0\1", "TGA": encode(photo(), "TGA"), "ICO": encode(photo(), "ICO")}
@@ -296,6 +320,15 @@ def test_too_many_pixels_cost_nothing(kind: str) -> None:
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
     assert caught.value.code == "too_many_pixels"
+
+
+@pytest.mark.parametrize("kind", [b"iCCP", b"zTXt"])
+def test_large_metadata_of_a_png(kind: bytes) -> None:
+    """The ICC profile of a printer has up to 3 MB; the picture is what counts."""
+    data, body = encode(photo(), "PNG"), b"name\0\0" + zlib.compress(bytes(3_000_000))
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    at = data.index(b"IDAT") - 4
+    np.testing.assert_array_equal(decode_rgb(data[:at] + chunk + data[at:]), np.asarray(photo()))
 
 
 def test_text_bomb_in_png() -> None:
