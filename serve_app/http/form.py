@@ -26,6 +26,8 @@ MAX_BOUNDARY_CHARS = 70
 _SEARCHED_AT_ONCE = 2**20
 """Other threads can run between these steps."""
 _LINE_END = re.compile(rb"[ \t]{0,100}\r\n")
+_FOLD = re.compile(rb"\r\n[ \t]+")
+"""A header that goes on in the next line (RFC 5322), as Python's `email` writes those of more than 78 characters."""
 _PARAMETER = re.compile(rb"""[ \t]*;[ \t]*(?:([\w!#$%&'*+.^`|~-]+)[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^;"]*)))?""", re.DOTALL)
 
 
@@ -96,7 +98,7 @@ def _find(body: bytes | bytearray, wanted: bytes, start: int, otherwise: str) ->
 
 def _name_of(headers: bytes) -> tuple[str, bool]:
     """The name of a part, and whether it is a file."""
-    for line in headers.split(b"\r\n"):
+    for line in _FOLD.sub(b" ", headers).split(b"\r\n"):
         label, colon, value = line.partition(b":")
         if not colon:
             raise _fault("a line of a part's headers has no colon")

@@ -40,6 +40,7 @@ def test_forms_of_python_clients(library):
         b'form-data; name="image"; filename="a.jpg"',
         b"form-data; name=image; filename=a.jpg; filename*=utf-8''a.jpg",  # .NET
         b"form-data; name=\"image\"; filename*=utf-8''gr%C3%B6%C3%9Fer.jpg",  # urllib3 before 1.25
+        b'form-data; name="image";\r\n filename="a.jpg"',  # Python's email
         b'form-data;name="image";filename=""',
         b'form-data; name="image"; filename="C:\\dir\\a.jpg"',
         b'form-data; name="image"; filename="a; name=\\"x\\";.jpg"',
