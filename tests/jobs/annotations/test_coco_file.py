@@ -359,29 +359,6 @@ def test_photos_of_another_size_are_named_before_training(tmp_path, photos):
         read(tmp_path, photos, object_, training=True)
 
 
-POINTS = [[10, 10], [30, 10], [30, 30], [10, 30]]
-
-
-@pytest.mark.parametrize(
-    "segmentation",
-    [
-        SQUARE,
-        POINTS,
-        [POINTS],
-        [[*POINTS, [5, 20]]],
-        [*POINTS, [5, 20]],
-        [{"x": x, "y": y} for x, y in POINTS],
-        [[str(value) for value in SQUARE]],
-    ],
-    ids=["flat", "points", "a list of points", "five in a list", "five points", "x and y", "text"],
-)
-def test_outlines_in_all_unambiguous_forms_are_read(tmp_path, photos, segmentation):
-    """Lists of points were trained wrongly in mosaics, and ended pictures and evaluation in a traceback."""
-    ((_, box, polygons),) = in_mmdet(read(tmp_path, photos, [{"segmentation": segmentation}], training=True))
-    assert polygons[0][:6] == SQUARE[:6]
-    assert box[1:] == [10, 30, 30]
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [
