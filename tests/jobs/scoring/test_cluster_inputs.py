@@ -19,8 +19,9 @@ from tests.support.s3_server import s3_server
 
 
 @pytest.fixture
-def listed(tmp_path):
-    """Lists a source, and gives its rows by id."""
+def listed(tmp_path, monkeypatch):
+    """Lists a source, in parts of two photos, and gives its rows by id."""
+    monkeypatch.setattr("jobs.scoring.cluster_inputs.ROWS_AT_ONCE", 2)
 
     def rows_of(source):
         manifest = tmp_path / "out" / "photos.parquet"
