@@ -82,19 +82,17 @@ def has_more_than(limit: int, marks: Sequence[bytes], body: bytes | bytearray) -
 
 
 def _closing_quote(body: bytes | bytearray, start: int) -> int:
-    """Position of the first unescaped quote; -1 if there is none, or none among the next `MAX_STRINGS` quotes."""
-    quote = start - 1
-    for _ in range(MAX_STRINGS):
-        quote = body.find(b'"', quote + 1)
-        if quote < 0 or body[quote - 1] != ord("\\"):
-            return quote
+    """Position of the first unescaped quote; -1 if there is none."""
+    quote = body.find(b'"', start)
+    while quote >= 0 and body[quote - 1] == ord("\\"):
         before = bytes(body[max(start, quote - 64) : quote])
         backslashes = len(before) - len(before.rstrip(b"\\"))
         if backslashes == len(before) and quote - start > len(before):
             return -1  # more backslashes than any valid request has: left to the parser
         if backslashes % 2 == 0:
-            return quote
-    return -1
+            break
+        quote = body.find(b'"', quote + 1)
+    return quote
 
 
 def _is_plain(body: bytes | bytearray, codes: np.ndarray, start: int, end: int) -> bool:

@@ -46,13 +46,13 @@ def strings_in(value):
             yield from itertools.chain.from_iterable(map(strings_in, [*value, *value.values()]))
 
 
-@given(value=VALUES, ascii_only=st.booleans())
-def test_what_was_cut_out_stands_where_it_was(value, ascii_only):
+@given(value=VALUES, ascii_only=st.booleans(), indent=st.sampled_from([None, 1]))
+def test_what_was_cut_out_stands_where_it_was(value, ascii_only, indent):
     """Whatever the document: strings with quotes, backslashes and letters of any script, long ones or short, keys too. And every long one
     that is written without escapes is cut out."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(long_strings, "MIN_LENGTH", 8)  # as short as what stands between strings
-        text, strings = cut_out(bytearray(json.dumps(value, ensure_ascii=ascii_only).encode()))
+        text, strings = cut_out(bytearray(json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode()))
     seen = orjson.loads(text)
     assert put_back(seen, strings) == value
     left = [one for one in strings_in(seen) if one not in strings]
