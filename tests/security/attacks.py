@@ -260,6 +260,7 @@ SPECIALS: dict[str, Callable[[str, str], tuple[int, str, float]]] = {
     "URL that falls silent": _url_trick("silence"),
     "URL without end": _url_trick("endless"),
     "URL of 10 GB by its header": _url_trick("ten-gigabytes"),
+    "URL in chunks of one byte": _url_trick("one-byte-chunks"),
     "URL of a gzip bomb": _url_trick("gzip-bomb"),
     "URL that redirects in a circle": _url_trick("loop"),
     "URL that redirects to metadata": _url_trick("to-metadata"),

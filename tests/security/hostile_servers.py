@@ -59,6 +59,11 @@ class Hostile(http.server.BaseHTTPRequestHandler):
         self._head(Content_Length="10000000000")
         self.wfile.write(CHUNK)
 
+    def _one_byte_chunks(self) -> None:
+        self._head(Transfer_Encoding="chunked")
+        while True:
+            self.wfile.write(b"1\r\n\xff\r\n" * 10_000)
+
     def _gzip_bomb(self) -> None:
         self._head(Content_Encoding="gzip", Content_Length=str(len(GZIP_BOMB)))
         self.wfile.write(GZIP_BOMB)
