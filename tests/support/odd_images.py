@@ -23,12 +23,12 @@ ORIENTATION = 0x0112
 
 @dataclass(frozen=True, slots=True)
 class OddImage:
-    """A file, what it shows, and how far from that a lossy format may be (mean absolute difference, grey levels)."""
+    """A file, what it shows, and how far from that any value may be (grey levels)."""
 
     suffix: str
     data: bytes
     rgb: np.ndarray
-    tolerance: float = 1.0
+    tolerance: int = 1
 
 
 def picture(width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
@@ -79,9 +79,9 @@ def with_alpha(mode: str) -> Image.Image:
     return image
 
 
-def as_lab() -> Image.Image:
+def as_lab(image: Image.Image) -> Image.Image:
     srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
-    return ImageCms.applyTransform(picture(), ImageCms.buildTransform(srgb, lab, "RGB", "LAB"))
+    return ImageCms.applyTransform(image, ImageCms.buildTransform(srgb, lab, "RGB", "LAB"))
 
 
 def _wide(factor: int, suffix: str, *options: int, alpha: bool = False) -> bytes:
@@ -175,6 +175,7 @@ def _colours() -> dict[str, OddImage]:
     rgb, grey = np.asarray(picture()), np.asarray(picture().convert("L"))
     grey_rgb = np.repeat(grey[..., None], 3, axis=2)
     palette = picture().quantize(64)
+    pale = Image.blend(picture(), Image.new("RGB", (WIDTH, HEIGHT), "grey"), 0.5)  # Lab's 8 bits are coarse for strong colours
     channels = [rgb[..., channel].astype("<u2") for channel in range(3)]
     to_32_bits = np.where(grey == grey.max(), 2**32 - 1, grey.astype(np.int64) * (2**32 // 256)).astype("<u4")
     cut_out = palette.copy()
@@ -194,10 +195,12 @@ def _colours() -> dict[str, OddImage]:
         "12 bits in a 16-bit RGB TIFF, LZW": OddImage(".tif", _wide(16, ".tiff", cv2.IMWRITE_TIFF_COMPRESSION, 5), rgb),
         "16-bit RGB TIFF, LZW": OddImage(".tif", _wide(257, ".tiff", cv2.IMWRITE_TIFF_COMPRESSION, 5), rgb),
         "RGBA PNG": OddImage(".png", encode(with_alpha("RGB"), "PNG"), on_white(with_alpha("RGB"))),
+        "RGBA TIFF": OddImage(".tif", encode(with_alpha("RGB"), "TIFF"), on_white(with_alpha("RGB"))),
+        "RGBA WebP": OddImage(".webp", encode(with_alpha("RGB"), "WEBP", lossless=True), on_white(with_alpha("RGB"))),
         "LA PNG": OddImage(".png", encode(with_alpha("L"), "PNG"), on_white(with_alpha("L"))),
         "palette with a transparent index": OddImage(".png", encode(cut_out, "PNG", transparency=5), seen),
         "CMYK JPEG": OddImage(".jpg", encode(picture().convert("CMYK"), "JPEG", quality=95), rgb, 3),
-        "LAB TIFF": OddImage(".tif", encode(as_lab(), "TIFF"), rgb, 6),
+        "LAB TIFF": OddImage(".tif", encode(as_lab(pale), "TIFF"), np.asarray(pale), 8),
         "16-bit RGB TIFF, channel by channel": OddImage(".tif", tiff([each * 257 for each in channels], 2, 2), rgb),
         "16-bit RGB TIFF, channel by channel, deflated": OddImage(
             ".tif", tiff([each * 257 for each in channels], 2, 2, deflated=True), rgb
@@ -218,16 +221,18 @@ def _orientations() -> dict[str, OddImage]:
     for image_format, suffix in {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "AVIF": ".avif"}.items():
         for value in range(10):  # 0 and 9 mean nothing
             data = stored_with(value, image_format, exif=exif_of(value))
-            odd[f"{image_format} EXIF {value}"] = OddImage(suffix, data, rgb, 4)
+            odd[f"{image_format} EXIF {value}"] = OddImage(suffix, data, rgb, 12)
     for value in (1, 6, 8):
-        odd[f"JPEG XMP {value}"] = OddImage(".jpg", stored_with(value, "JPEG", xmp=XMP.format(value).encode()), rgb, 4)
-        odd[f"WEBP XMP {value}"] = OddImage(".webp", stored_with(value, "WEBP", xmp=XMP.format(value).encode()), rgb, 4)
+        odd[f"JPEG XMP {value}"] = OddImage(".jpg", stored_with(value, "JPEG", xmp=XMP.format(value).encode()), rgb, 12)
+        odd[f"WEBP XMP {value}"] = OddImage(".webp", stored_with(value, "WEBP", xmp=XMP.format(value).encode()), rgb, 12)
         odd[f"TIFF XMP {value}"] = OddImage(".tif", stored_with(value, "TIFF", tiffinfo={700: XMP.format(value).encode()}), rgb)
         odd[f"PNG XMP {value}"] = OddImage(".png", _png_with_xmp(value), rgb)
         odd[f"PNG EXIF {value} behind the pixels"] = OddImage(".png", _png_with_late_exif(value), rgb)
-        odd[f"JPEG EXIF {value} as BYTE"] = OddImage(".jpg", stored_with(value, "JPEG", exif=exif_as_byte(value)), rgb, 4)
+        odd[f"JPEG EXIF {value} as BYTE"] = OddImage(".jpg", stored_with(value, "JPEG", exif=exif_as_byte(value)), rgb, 12)
         odd[f"TIFF {value} as BYTE"] = OddImage(".tif", _tiff_as_byte(value), rgb)
-    odd["JPEG EXIF 6 beats XMP 8"] = OddImage(".jpg", stored_with(6, "JPEG", exif=exif_of(6), xmp=XMP.format(8).encode()), rgb, 4)
+    odd["JPEG EXIF 6 beats XMP 8"] = OddImage(
+        ".jpg", stored_with(6, "JPEG", exif=exif_of(6), xmp=XMP.format(8).encode()), rgb, 12
+    )
     return odd
 
 

@@ -19,12 +19,14 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import ConfigurationError, ImageError, LargeImage, LimitExceeded
+from pipeline.images import colours
 from pipeline.images.colours import image_to_bgr
 from pipeline.images.decode import DecodeLimits, check_pixel_count, decode_image
-from tests.support.odd_images import as_lab, encode, exif_of, on_white, stored_with, with_alpha
+from tests.support.odd_images import encode, exif_of, odd_images, stored_with
 from tests.support.odd_images import picture as photo
 
 LIMITS = DecodeLimits(max_pixels=2_000_000)
+ODD = odd_images()
 IMAGES = Path(__file__).parents[4] / "shared" / "images"
 
 
@@ -69,14 +71,6 @@ def grey() -> Image.Image:
     return photo().convert("L")
 
 
-def sixteen_bit() -> Image.Image:
-    return Image.fromarray(np.asarray(grey()).astype(np.uint16) * 257)
-
-
-def twelve_in_sixteen_bit() -> Image.Image:
-    return Image.fromarray(np.asarray(grey()).astype(np.uint16) * 16)
-
-
 GREY_RGB = np.asarray(grey().convert("RGB"))
 BLACK_WHITE_RGB = np.asarray(grey().convert("1").convert("RGB"))
 RGB = np.asarray(photo())
@@ -84,38 +78,35 @@ MODES = {
     "grey PNG": (encode(grey(), "PNG"), GREY_RGB, 0),
     "grey JPEG": (encode(grey(), "JPEG", quality=95), GREY_RGB, 1),
     "1-bit PNG": (encode(grey().convert("1"), "PNG"), BLACK_WHITE_RGB, 0),
-    "1-bit TIFF": (
-        encode(grey().convert("1"), "TIFF"),
-        np.asarray(grey().convert("1").convert("RGB")),
-        0,
-    ),
+    "1-bit TIFF": (encode(grey().convert("1"), "TIFF"), BLACK_WHITE_RGB, 0),
     "palette PNG": (encode(photo().quantize(64), "PNG"), np.asarray(photo().quantize(64).convert("RGB")), 0),
     "palette GIF": (encode(photo().quantize(64), "GIF"), np.asarray(photo().quantize(64).convert("RGB")), 1),
-    "RGBA PNG": (encode(with_alpha("RGB"), "PNG"), on_white(with_alpha("RGB")), 0.6),
-    "LA PNG": (encode(with_alpha("L"), "PNG"), on_white(with_alpha("L")), 0.6),
-    "RGBA WebP": (encode(with_alpha("RGB"), "WEBP", lossless=True), on_white(with_alpha("RGB")), 2),
-    "RGBA TIFF": (encode(with_alpha("RGB"), "TIFF"), on_white(with_alpha("RGB")), 0.6),
-    "CMYK JPEG (Adobe, inverted)": (encode(photo().convert("CMYK"), "JPEG", quality=95), RGB, 3),
     "CMYK TIFF": (encode(photo().convert("CMYK"), "TIFF"), RGB, 1),
     "YCbCr TIFF": (encode(photo().convert("YCbCr"), "TIFF"), RGB, 2),
-    "Lab TIFF": (encode(as_lab(), "TIFF"), RGB, 6),
-    "16-bit PNG": (encode(sixteen_bit(), "PNG"), GREY_RGB, 0),
-    "16-bit TIFF": (encode(sixteen_bit(), "TIFF"), GREY_RGB, 0),
-    "12 bits in a 16-bit PNG": (encode(twelve_in_sixteen_bit(), "PNG"), GREY_RGB, 1),
-    "32-bit TIFF of 16-bit values": (encode(Image.fromarray(np.asarray(sixteen_bit()).astype(np.int32)), "TIFF"), GREY_RGB, 0),
+    "32-bit TIFF of 16-bit values": (encode(Image.fromarray(np.asarray(grey()).astype(np.int32) * 257), "TIFF"), GREY_RGB, 0),
     "32-bit TIFF of 8-bit values": (encode(Image.fromarray(np.asarray(grey()).astype(np.int32)), "TIFF"), GREY_RGB, 0),
-    "float TIFF 0..1": (encode(Image.fromarray(np.asarray(grey()).astype(np.float32) / 255), "TIFF"), GREY_RGB, 0),
     "float TIFF 0..255": (encode(Image.fromarray(np.asarray(grey()).astype(np.float32)), "TIFF"), GREY_RGB, 0),
 }
 
 
 @pytest.mark.parametrize("kind", MODES)
 def test_modes_have_right_colours(kind: str) -> None:
-    """Every mode gives the picture one would see, transparency on white, 16 bits scaled and not clipped."""
+    """Every mode gives the picture that one would see."""
     data, expected, tolerance = MODES[kind]
     rgb = decode_rgb(data)
     assert rgb.shape == expected.shape
     assert distance(rgb, expected) <= tolerance
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Colours, transparency on white, the right way up: all that a person sees, however few rows are converted at a time."""
+    odd, limits, strips = ODD[name], DecodeLimits(), colours._strips
+    bgr, _ = decode_image(odd.data, limits)
+    assert np.abs(bgr[..., ::-1].astype(int) - odd.rgb).max() <= odd.tolerance
+    monkeypatch.setattr(colours, "STRIP_PIXELS", 700)
+    monkeypatch.setattr(colours, "_strips", lambda image, _pixels=0: strips(image, 700))
+    np.testing.assert_array_equal(decode_image(odd.data, limits)[0], bgr)
 
 
 def test_palette_with_transparency_is_on_white() -> None:
@@ -163,15 +154,6 @@ def test_nan_and_negative_floats() -> None:
 
 
 # ---- orientation and scaled decoding --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
-@pytest.mark.parametrize("orientation", range(0, 10))
-def test_exif_orientation(orientation: int, image_format: str) -> None:
-    """All eight orientations come out upright with the upright size, senseless ones count as none."""
-    rgb = decode_rgb(stored_with(orientation, image_format, exif=exif_of(orientation)))
-    assert rgb.shape == RGB.shape
-    assert distance(rgb, RGB) < 4
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
