@@ -13,6 +13,7 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 
 import httpcore
 import httpx
@@ -20,6 +21,7 @@ import pytest
 
 from pipeline.errors import ConfigurationError, DeadlineExceeded, FetchError, LargeImage, LimitExceeded
 from pipeline.images.fetch import Fetcher, FetchPolicy, check_url
+from pipeline.images.network_guard import MAX_ADDRESSES_TRIED
 from tests.support.certificates import make_certificate
 from tests.support.hostile_urls import FORBIDDEN_NAMES, HOSTILE_URLS
 
@@ -323,6 +325,14 @@ async def test_second_address_is_tried(world: World) -> None:
     assert [address for address, _ in world.connector.connections] == [DEAD_ADDRESS, PUBLIC_ADDRESS]
 
 
+async def test_a_host_with_many_addresses(world: World) -> None:
+    """A name server cannot make the service try as many as it names."""
+    world.resolver.table["many.test"] = [DEAD_ADDRESS] * 100
+    with pytest.raises(FetchError):
+        await world.fetcher(replace(POLICY, retries=0)).fetch("http://many.test/x")
+    assert len(world.connector.connections) == MAX_ADDRESSES_TRIED
+
+
 CHUNK = b"%x\r\n" % 65536 + b"\0" * 65536 + b"\r\n"
 TOO_LARGE = {
     "10 GB Content-Length": answer(b"x" * 10, length=10 * 2**30),
@@ -510,6 +520,28 @@ async def test_a_cancelled_fetch_leaves_no_connection(world: World, moment: str)
             while open_ends:
                 await asyncio.sleep(0.01)
         assert fetcher._pool.connections == []
+
+
+async def test_a_cancelled_fetch_leaves_the_connections_of_others(world: World) -> None:
+    """Those that serve another fetch, and those that wait for the next one."""
+    world.answers["/x"] = answer(b"abc")
+    world.answers["/silent"] = TOO_SLOW["silent after the request"]
+    fetcher, going_on = world.fetcher(), asyncio.Event()
+
+    async def slow(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await going_on.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc")
+
+    world.answers["/slow"] = slow
+    other, cancelled = (asyncio.create_task(fetcher.fetch(f"http://good.test/{path}")) for path in ("slow", "silent"))
+    await fetcher.fetch("http://good.test/x")
+    while len(world.requests) < 3:
+        await asyncio.sleep(0.01)
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    going_on.set()
+    assert await other == await fetcher.fetch("http://good.test/x") == b"abc"
+    assert (len(world.connector.connections), world.requests.count("/slow")) == (3, 1)
 
 
 async def test_a_fetch_cancelled_while_it_releases_its_connection(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
