@@ -53,7 +53,8 @@ class Lane:
         self._by_caller: Counter[str] = Counter()
         self._slots, self._at_a_time = FairSlots(at_a_time), at_a_time
         self._starts_left, self._counted_at = float(STARTS_AT_ONCE), 0.0
-        self._pace, self._working = Pace(), 0
+        self._pace, self._full_pace, self._working = Pace(), Pace(), 0
+        """The pace now, and the pace with all slots of one caller in use."""
 
     def set_share(self, share: float) -> None:
         """Set the largest share of `at_a_time` of one caller, if there are several."""
@@ -81,16 +82,23 @@ class Lane:
             await self._start()
             if not self._working:
                 self._pace.begin()
-            self._working += 1
+                self._full_pace.begin()
+            self._work(1)
+            done = 1
             try:
                 yield
-            except Exception:
-                self._pace.done(1)
+            except (asyncio.CancelledError, GeneratorExit):
+                done = 0
                 raise
-            else:
-                self._pace.done(1)
             finally:
-                self._working -= 1
+                self._work(-1, done)
+
+    def _work(self, change: int, done: int = 0) -> None:
+        """The number of images that are worked on changes; some are done."""
+        self._full_pace.done(done, min(1.0, self._working / self._slots.max_per_caller))
+        if done:
+            self._pace.done(done)
+        self._working += change
 
     async def _start(self) -> None:
         """Wait until the next image may start; a token bucket of STARTS_AT_ONCE starts."""
@@ -109,7 +117,7 @@ class Lane:
     def _own_expectation_s(self, images: int, caller: str) -> float:
         waiting = self._slots.waiting
         ahead = self.admitted - len(waiting) + waiting.ahead_of(caller, images)
-        return (ahead + images) * self._pace.seconds_per_item if ahead else 0.0
+        return (ahead + images) * self._full_pace.seconds_per_item if ahead else 0.0
 
 
 class Place:

@@ -13,12 +13,12 @@ from pipeline.errors import Overloaded
 from tests.support.event_loop import settle
 
 
-async def start_together(lane, count, work_s):
+async def start_together(lane, count, work_s, caller=""):
     """Seconds after which each of `count` images that come together started."""
     began, started = time.monotonic(), []
 
     async def one():
-        async with lane.slot():
+        async with lane.slot(caller):
             started.append(time.monotonic() - began)
             await asyncio.sleep(work_s)
 
@@ -40,6 +40,24 @@ async def test_fast_images_start_fast(monkeypatch):
     lane = Lane("url", 256, at_a_time=32)
     await start_together(lane, 10, 0.001)
     assert (await start_together(lane, 20, 0.001))[-1] < 0.2
+
+
+async def test_a_lane_that_was_hardly_used_is_not_expected_to_be_slow():
+    """Ten URLs came one after the other; those of the next request are fetched together."""
+    lane = Lane("url", 256, at_a_time=32)
+    for _ in range(10):
+        await start_together(lane, 1, 0.05)
+    lane.count("", 1)
+    assert 0.05 < lane.expected_s(64, "") < 1.0
+
+
+async def test_a_caller_is_expected_to_have_its_share_only():
+    """Two of eight at a time."""
+    lane = Lane("url", 256, at_a_time=8)
+    lane.set_share(0.25)
+    await start_together(lane, 20, 0.05, "loud")
+    lane.count("loud", 1)
+    assert lane.expected_s(19, "loud") > 0.4
 
 
 async def test_one_at_a_time_is_not_spread():
