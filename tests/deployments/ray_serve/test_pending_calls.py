@@ -101,6 +101,20 @@ def test_a_call_that_is_not_timed_makes_nothing_silent(calls):
     calls.send("a large image", LOADER, is_timed=False)
     calls.send("load", LOADER)
     assert calls.silent_at(10.1)[0] == {"l"}
+    calls.complete("load")
+    assert calls.silent_at(60.0) == (set(), set())
+
+
+def test_calls_that_are_not_timed_do_not_lower_the_limit(calls):
+    for number in range(8):
+        calls.send(f"load {number}", LOADER)
+        calls.now += 2.0
+        calls.complete(f"load {number}")
+    for number in range(8):
+        calls.send(f"a slow URL {number}", LOADER, is_timed=False)
+        calls.complete(f"a slow URL {number}")
+    calls.send("load", LOADER)
+    assert calls.silent_at(calls.now + 5.9) == (set(), set())
 
 
 def test_two_calls_may_have_the_same_id(calls):
