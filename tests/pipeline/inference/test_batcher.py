@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pipeline.errors import ConfigurationError, DeadlineExceeded, EngineLost, EngineOutOfMemory, Overloaded, StageFailed
 from pipeline.inference.batch_queue import BatchLimit, BatchResult, DropReason
 from pipeline.inference.batcher import GreedyBatcher
+from tests.support.event_loop import settle
 
 SLACK_S = 0.5
 """How late a loaded two-core machine may wake a thread or a timer."""
@@ -120,6 +121,15 @@ class TestForming:
         async with running(model, max_wait_s=3600) as batcher, asyncio.timeout(5):
             assert await outcomes(submit_all(batcher, range(4))) == [0, 2, 4, 6]
         assert model.batches == [[0, 1, 2, 3]]
+
+    async def test_a_batch_that_becomes_full_starts_at_once(self) -> None:
+        """Its items come one after the other."""
+        async with running(lambda items: items, max_wait_s=3600) as batcher, asyncio.timeout(5):
+            tasks = []
+            for item in range(4):
+                tasks += submit_all(batcher, [item])
+                await settle()
+            assert await outcomes(tasks) == [0, 1, 2, 3]
 
     async def test_callers_take_turns(self) -> None:
         """Six items of one caller wait, then one of another comes: it is in the next batch, which has at most fair_batch items."""
@@ -323,6 +333,19 @@ class TestRoom:
             await until(lambda: model.batches == [[0], [1, 2, 3]])
             model.gate.set()
             assert await outcomes(tasks) == [0, 2, 4, 6]
+
+    async def test_an_idle_model_takes_any_number(self) -> None:
+        """Room for three or more was for beside the batch that has ended since."""
+        model = GatedModel()
+        async with running(model) as batcher, asyncio.timeout(5):
+            first = submit_all(batcher, [0])
+            await until(lambda: model.batches)
+            batcher.notify_capacity(3)
+            late = submit_all(batcher, [1])
+            await settle()
+            assert model.batches == [[0]]
+            model.gate.set()
+            assert await outcomes(first + late) == [0, 2]
 
     async def test_without_the_word_batches_run_one_at_a_time(self) -> None:
         """An item that came meanwhile waits for the end of the running batch."""
@@ -697,13 +720,15 @@ class TestReporting:
         with pytest.raises(ConfigurationError):
             GreedyBatcher(lambda items: items, **{"max_batch": 1, "max_wait_s": 0.0, **wrong})
 
-    def test_a_lowered_limit_climbs_back_by_doubling(self) -> None:
-        """16 → 2 → (after each pause) 4 → 8 → 16, never above."""
-        limit = BatchLimit(16, recover_s=1e-9)
+    def test_a_lowered_limit_climbs_back_by_doubling(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """16 → 2 → (every 30 s) 4 → 8 → 16, never above."""
+        now = [100]
+        monkeypatch.setattr("time.monotonic", lambda: now[0])
+        limit, seen = BatchLimit(16, recover_s=30), []
         limit.lower(2)
-        assert [limit.now() for _ in range(3)][-1] == 16
-        limit = BatchLimit(16, recover_s=3600)
-        limit.lower(2)
+        for now[0] in (100, 129, 130, 159, 160, 220):
+            seen.append(limit.now())
+        assert seen == [2, 2, 4, 4, 8, 16]
         limit.lower(0)
         assert limit.now() == 1
 
