@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import shapely
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pipeline.masks.crossings import find_crossings, find_misplaced, is_tangled
+from pipeline.masks.crossings import encloses, find_crossings, find_misplaced, is_tangled
 from pipeline.masks.outline import Outline, to_shapely
 
 SQUARE = [(0, 0), (8, 0), (8, 8), (0, 8)]
@@ -76,12 +78,65 @@ def test_untangled_is_valid(outline):
         assert to_shapely(outline).is_valid
 
 
-@settings(max_examples=200)
-@given(small_outlines())
-def test_valid_is_untangled_or_touches(outline):
-    """What GEOS finds valid is called tangled only where segments touch."""
-    geometry = to_shapely(outline)
-    if geometry.is_valid and is_tangled(outline):
-        rings = [ring for part in geometry.geoms for ring in (part.exterior, *part.interiors)]
-        apart = [shapely.distance(a, b) for i, a in enumerate(rings) for b in rings[:i]]
-        assert min(apart, default=0) < 1e-9 or len(find_misplaced(outline))
+GRID = st.tuples(st.integers(0, 9), st.integers(0, 9))
+RINGS_ON_GRID = st.lists(st.lists(GRID, min_size=3, max_size=6, unique=True), min_size=1, max_size=3)
+
+
+@settings(max_examples=100)
+@given(RINGS_ON_GRID)
+def test_segments_cross_where_geos_says(rings):
+    """Also those of one ring, whose ends lie on each other; consecutive ones only if they overlap."""
+    outline = _outline(*rings)
+    following = np.concatenate([np.roll(np.arange(*ends), -1) for ends in itertools.pairwise(outline.ends)])
+    segments = shapely.linestrings(np.stack([outline.points, outline.points[following]], axis=1))
+    meet = shapely.intersects(segments[:, None], segments)
+    for k, after in enumerate(following):
+        meet[k, after] = meet[after, k] = shapely.length(shapely.intersection(segments[k], segments[after])) > 0
+    np.fill_diagonal(meet, False)
+    np.testing.assert_array_equal(find_crossings(outline), meet.any(axis=1))
+
+
+@settings(max_examples=100)
+@given(RINGS_ON_GRID, GRID)
+def test_a_ring_encloses_what_geos_says(rings, cell):
+    """By the even-odd rule, as `make_valid`."""
+    point = shapely.Point(cell[0] + 0.51, cell[1] + 0.53)
+    for ring in rings:
+        assume(shapely.LinearRing(ring).distance(point) > 1e-6)
+        expected = shapely.make_valid(shapely.Polygon(ring)).contains(point)
+        assert encloses(np.array(ring, np.float64), point.x, point.y) == expected
+
+
+SHAPES = [[(-1, -1), (1, -1), (1, 1), (-1, 1)], [(0, -1), (1, 0), (0, 1), (-1, 0)], [(-1, -1), (1, 0), (0, 1)]]
+
+
+@st.composite
+def apart(draw: st.DrawFn) -> Outline:
+    """Rings that do not touch, one in another or beside it, with any parents."""
+    rings, parents, taken = [], [], shapely.Polygon()
+    for x, y, radius in draw(
+        st.lists(st.tuples(st.integers(0, 20), st.integers(0, 8), st.floats(0.5, 9)), min_size=1, max_size=8)
+    ):
+        corners = draw(st.sampled_from(SHAPES))
+        ring = [(x + radius * right, y + radius * down) for right, down in corners]
+        if not rings or shapely.LinearRing(ring).distance(taken) > 1e-6:
+            taken = taken.union(shapely.LinearRing(ring))
+            parents.append(draw(st.integers(-1, len(rings) - 1)))
+            rings.append(ring)
+    return _outline(*rings, parents=tuple(parents))
+
+
+@settings(max_examples=100)
+@given(apart())
+def test_rings_are_misplaced_where_geos_says(outline):
+    polygons = [shapely.Polygon(outline.points[slice(*ends)]) for ends in itertools.pairwise(outline.ends)]
+    around = [[]] * len(polygons)
+    for ring, parent in enumerate(outline.parents):
+        around[ring] = [] if parent < 0 else [parent, *around[parent]]
+    pairs = [
+        (ring, other)
+        for ring, other in itertools.permutations(range(len(polygons)), 2)
+        if polygons[other].contains(polygons[ring]) != (other in around[ring])
+    ]
+    assert not find_crossings(outline).any()
+    assert find_misplaced(outline) == pairs
