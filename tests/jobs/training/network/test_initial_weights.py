@@ -80,3 +80,21 @@ def test_a_file_whose_class_channels_do_not_fit(tmp_path):
     network, told = loaded(tmp_path / "bare.pth", CLASSES)
     assert network.bbox_head.rtm_cls[0].bias.tolist() == [-4.0] * 3
     assert "all fresh, the file" in told
+
+
+def test_what_the_file_does_not_have_stays_and_is_named(tmp_path):
+    """As of a detector without masks."""
+    state = build_network(nano_spec(CLASSES)).state_dict()
+    boxes = {name: value for name, value in state.items() if not name.startswith(("bbox_head.rtm_kernel", "bbox_head.mask_head"))}
+    torch.save(boxes, tmp_path / "boxes.pth")
+    network, told = loaded(tmp_path / "boxes.pth", CLASSES)
+    layers = "bbox_head.mask_head, bbox_head.rtm_kernel"
+    assert told.startswith(f"boxes.pth: {len(boxes)} of {len(state)} tensors loaded; fresh: {layers}.\n")
+    assert torch.equal(network.backbone.stem[0].conv.weight, state["backbone.stem.0.conv.weight"])
+
+
+def test_names_that_are_not_those_of_the_channels_are_refused(tmp_path):
+    state = build_network(nano_spec(CLASSES)).state_dict()
+    save_safetensors(Checkpoint(nano_spec(CLASSES[:2]), state), tmp_path / "two.safetensors")
+    with pytest.raises(ValueError, match=r"the file names 2 classes for the 3 channels of bbox_head\.rtm_cls"):
+        loaded(tmp_path / "two.safetensors", CLASSES)
