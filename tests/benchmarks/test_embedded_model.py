@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.embedded_model import merge, restore
+from benchmarks.embedded_model import merge, restore, soup
 from benchmarks.embedded_model.batch_norm import measure_batch_norms, restore_batch_norms
 from pipeline.errors import CheckpointError
 from pipeline.model.checkpoints import Checkpoint, load_checkpoint, save_safetensors
@@ -36,6 +36,20 @@ def test_command_line(tiny_coco, pair, tmp_path, capsys):
     torch.testing.assert_close(merged[name], 0.75 * base[name] + 0.25 * tuned[name], rtol=1e-2, atol=1e-3)
     torch.testing.assert_close(merged[kept], tuned[kept])
     assert not torch.equal(merged["backbone.stem.0.bn.running_mean"], tuned["backbone.stem.0.bn.running_mean"])
+
+
+def test_soup(pair, tmp_path):
+    """A quarter of one and three of the other, statistics too; scores lower than the average's."""
+    out = tmp_path / "soup.safetensors"
+    parts = [f"1:{pair[0]}", f"3:{pair[1]}"]
+    assert soup.main([*parts, "--class-bias", "-0.5", "--input-size", "96", "--out", str(out)]) == 0
+    first, second, mixed = (load_checkpoint(path) for path in (*pair, out))
+    assert mixed.spec.input_size == 96
+    for name, value in mixed.state_dict.items():
+        lower = 0.5 if "rtm_cls" in name and name.endswith("bias") else 0.0
+        expected = 0.25 * first.state_dict[name] + 0.75 * second.state_dict[name] - lower
+        if value.is_floating_point():
+            torch.testing.assert_close(value, expected, rtol=1e-2, atol=1e-3)
 
 
 def test_statistics_are_those_of_the_photos():
