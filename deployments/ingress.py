@@ -160,7 +160,7 @@ class Ingress(TakesUserConfig):
 
     def refusal(self) -> Overloaded:
         """The error for a request whose body finds no room."""
-        return self._graph.admission.refusal(reason="ingress.max_bodies_mb")
+        return self._graph.admission.refusal(reason="ingress.max_bodies_mb, or the key's share of it")
 
     async def check_health(self) -> None:
         """Called by Ray every `health_check_period_s`. Also sets the gauges, which must be repeated (see deployments.telemetry.metrics).
