@@ -27,6 +27,12 @@ class Calls(PendingCalls):
     def complete(self, name):
         self.completed(self._replicas[name], name)
 
+    def one_after_the_other(self, count, replica, took_s, *, is_timed=True):
+        for number in range(count):
+            self.send(f"{number} of {count}", replica, is_timed=is_timed)
+            self.now += took_s
+            self.complete(f"{number} of {count}")
+
     def silent_at(self, now):
         self.now = now
         replicas, nodes = self.silent()
@@ -68,10 +74,7 @@ def test_a_node_is_not_silent_if_another_replica_of_it_completes_calls(calls):
 
 def test_a_deployment_whose_calls_take_seconds_is_silent_later(calls):
     """After three times the median of its last calls; the calls of other deployments do not count."""
-    for number in range(5):
-        calls.send(f"detect {number}", DETECTOR)
-        calls.now += 2.0
-        calls.complete(f"detect {number}")
+    calls.one_after_the_other(5, DETECTOR, 2.0)
     calls.send("detect", DETECTOR_2)
     calls.send("load", LOADER, "another")
     assert calls.silent_at(15.9) == ({"l"}, {"another"})
@@ -80,10 +83,7 @@ def test_a_deployment_whose_calls_take_seconds_is_silent_later(calls):
 
 def test_calls_that_fail_together_hardly_raise_the_limit(calls):
     """Those of a lost replica, which Ray ends after 6 s."""
-    for number in range(32):
-        calls.send(f"detect {number}", DETECTOR)
-        calls.now += 0.05
-        calls.complete(f"detect {number}")
+    calls.one_after_the_other(32, DETECTOR, 0.05)
     for number in range(20):
         calls.send(f"lost {number}", DETECTOR)
     calls.now += 6.0
@@ -106,13 +106,8 @@ def test_a_call_that_is_not_timed_makes_nothing_silent(calls):
 
 
 def test_calls_that_are_not_timed_do_not_lower_the_limit(calls):
-    for number in range(8):
-        calls.send(f"load {number}", LOADER)
-        calls.now += 2.0
-        calls.complete(f"load {number}")
-    for number in range(8):
-        calls.send(f"a slow URL {number}", LOADER, is_timed=False)
-        calls.complete(f"a slow URL {number}")
+    calls.one_after_the_other(8, LOADER, 2.0)
+    calls.one_after_the_other(8, LOADER, 0.0, is_timed=False)
     calls.send("load", LOADER)
     assert calls.silent_at(calls.now + 5.9) == (set(), set())
 

@@ -31,7 +31,7 @@ def work(monkeypatch):
 @pytest.mark.parametrize("seconds_per_item", [0.002, 0.5, 1.5, 9.0])
 def test_the_pace_is_known_after_some_items(work, seconds_per_item):
     """Also that of a slow model, or of one Ingress among many."""
-    assert work.do(int(MIN_ITEMS) - 1, seconds_per_item) == 0
+    assert work.do(MIN_ITEMS - 1, seconds_per_item) == 0
     for items in (1, 100):
         assert work.do(items, seconds_per_item) == pytest.approx(seconds_per_item)
 
