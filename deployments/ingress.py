@@ -69,8 +69,8 @@ class Ingress(TakesUserConfig):
             self._detector,
             started(polygonizer),
             settings.ingress,
-            url_s=fetch_s + decode_s,
-            large_s=fetch_s + BACKGROUND_FACTOR * decode_s,
+            url_hang_s=fetch_s + decode_s,
+            large_hang_s=fetch_s + BACKGROUND_FACTOR * decode_s,
         )
         self._metrics = IngressMetrics()
         keep_off_stderr()

@@ -3,7 +3,7 @@
 ServiceError                                 unchanged
 TimeoutError, RequestCancelledError     ─▶   DeadlineExceeded
 BackPressureError, deployment missing   ─▶   Overloaded
-LOST_REPLICA                            ─▶   StageLost, which is retried
+LOST_REPLICA                            ─▶   ReplicaLost, which is retried
 anything else                           ─▶   StageFailed, and a line in the log
 """
 
@@ -19,7 +19,7 @@ from ray import exceptions as ray_exceptions
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException, RequestCancelledError
 from ray.serve.handle import DeploymentResponse
 
-from deployments.scoring.grouping import StageLost
+from deployments.scoring.grouping import ReplicaLost
 from deployments.stages.in_process import LocalResponse
 from pipeline.errors import DeadlineExceeded, Overloaded, ServiceError, StageFailed
 
@@ -69,6 +69,6 @@ def to_service_error(error: BaseException, refusal: Callable[[], Overloaded]) ->
     if isinstance(error, BackPressureError | DeploymentUnavailableError):
         return refusal()
     if isinstance(error, LOST_REPLICA):
-        return StageLost("A replica was lost while it worked on this image.")
+        return ReplicaLost("A replica was lost while it worked on this image.")
     logger.error("unexpected error in the scoring graph", exc_info=error)
     return StageFailed("The service failed on this image.")

@@ -4,7 +4,7 @@
     URLs ─▶ image_loader.fetch ──┘         (each result goes to the next stage by reference; the Ingress never fetches it)
 
 Images are batched, retried and failed independently; grouping (deployments.scoring.grouping) only shares the cost of a call. An image is
-retried when the replica that worked on it died or fell silent (CallHangs), and when it would have kept the others of its call waiting
+retried when the replica that worked on it died or fell silent (CallHung), and when it would have kept the others of its call waiting
 (RetryAlone). Scoring is idempotent.
 """
 
@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from deployments.scoring.admission import Admission, Place
 from deployments.scoring.calls import cancel, result, to_service_error
-from deployments.scoring.grouping import CallHangs, Grouper, StageLost
+from deployments.scoring.grouping import CallHung, Grouper, ReplicaLost
 from deployments.settings import IngressSettings
 from deployments.stages.in_process import LocalHandle, StageHandle
 from deployments.stages.retry_alone import RetryAlone
@@ -43,7 +44,7 @@ class ScoringGraph:
     Args:
         image_loader, detector, polygonizer: handles of the stages' deployments.
         settings: the section `ingress`.
-        url_s, large_s: how long a URL, and a large image, may take to be fetched and decoded; then its call is given up.
+        url_hang_s, large_hang_s: the call of a URL, and of a large image, does not count as hung before this time, seconds.
     Attributes:
         admission: the lanes of the admitted images.
     """
@@ -54,21 +55,21 @@ class ScoringGraph:
         detector: StageHandle,
         polygonizer: StageHandle,
         settings: IngressSettings,
-        url_s: float = math.inf,
-        large_s: float = math.inf,
+        url_hang_s: float = math.inf,
+        large_hang_s: float = math.inf,
     ) -> None:
         self._image_loader = image_loader
         self._detector = detector
         self._polygonizer = polygonizer
         # Another replica's device or decoders may work; with all stages in this process there is no other replica.
-        self._retried_errors: tuple[type[StageFailed], ...] = (StageLost, RetryAlone)
+        self._retried_errors: tuple[type[StageFailed], ...] = (ReplicaLost, RetryAlone)
         in_process = isinstance(detector, LocalHandle)
         if not in_process:
-            self._retried_errors += (CallHangs, EngineLost, DecodersUnavailable)
+            self._retried_errors += (CallHung, EngineLost, DecodersUnavailable)
         self._grouper: Grouper[ImageTask[ImageInput], Answer] = Grouper(self._chain, settings.groups)
         self._fetches: Grouper[ImageTask[ImageInput], ImageTask[ImageInput]] = Grouper(self._fetch, settings.groups)
         self.admission = Admission(settings, self._grouper.expected_s)
-        min_hang_s = (math.inf,) * 3 if in_process else (0.0, url_s, large_s)
+        min_hang_s = (math.inf,) * 3 if in_process else (0.0, url_hang_s, large_hang_s)
         self._min_hang_s = dict(zip(self.admission.lanes, min_hang_s, strict=True))
 
     async def score(
@@ -108,7 +109,8 @@ class ScoringGraph:
         Raises:
             ServiceError: they do not.
         """
-        await self._within_deadline(self._grouper.send(ImageTask(image, options, context), alone=True), context)
+        async with self._within_deadline(context):
+            await self._grouper.send(ImageTask(image, options, context), alone=True)
 
     async def model_info(self, timeout_s: float) -> ModelInfo:
         """Model, engine and device of the detector.
@@ -128,19 +130,19 @@ class ScoringGraph:
         except Exception as error:
             raise to_service_error(error, self.admission.refusal) from error
 
-    async def _within_deadline(self, work: Coroutine[Any, Any, Answer], context: RequestContext) -> Answer:
+    @asynccontextmanager
+    async def _within_deadline(self, context: RequestContext) -> AsyncIterator[None]:
+        """Raise DeadlineExceeded if the block does not end before the deadline."""
+        context.check("ingress")
         try:
-            context.check("ingress")
             async with asyncio.timeout(context.remaining_s):
-                return await work
+                yield
         except TimeoutError as error:
             raise to_service_error(error, self.admission.refusal) from error
-        finally:
-            work.close()  # if it never began
 
     async def _score_one(self, task: ImageTask[ImageInput], place: Place) -> Answer:
-        """`_send` within the deadline; makes its coroutine only when it runs: a request may be cancelled before."""
-        return await self._within_deadline(self._send(task, place), task.context)
+        async with self._within_deadline(task.context):
+            return await self._send(task, place)
 
     async def _send(self, task: ImageTask[ImageInput], place: Place) -> Answer:
         """Send one image through the stages; retry it, in a call of its own, if its replica was lost or it must be admitted as large."""

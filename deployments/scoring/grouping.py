@@ -11,7 +11,7 @@ another than its own. A caller with nothing in flight does not wait for the grou
 
 Items that may take long (a URL, or an item whose replica died) are sent alone and do not delay others. A group that takes longer than
 `COUNTED_FOR_S`, for example because its replica does not answer, no longer counts as in flight. If it does not return, it is cancelled
-and its senders get `CallHangs`. They need not wait for Ray, which takes 6 s to detect a silent node and 9 s for a silent replica.
+and its senders get `CallHung`. They need not wait for Ray, which takes 6 s to detect a silent node and 9 s for a silent replica.
 """
 
 from __future__ import annotations
@@ -41,26 +41,24 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class CallHangs(StageFailed):
+class CallHung(StageFailed):
     """A call does not return, or ended without a result. A retry may work, because another replica may take it."""
 
 
-class StageLost(StageFailed):
+class ReplicaLost(StageFailed):
     """The replica that worked on an image died. A retry may work."""
 
 
 @dataclass(slots=True, eq=False)
 class _Entry(Generic[Item, Result]):
-    """One sent item. `counted` is False if it is sent alone. The future holds the result, or the error to raise as its result."""
+    """One sent item. The result of the future is the item's result, or the error to raise."""
 
     item: Item
     size_bytes: int
     caller: str
-    counted: bool = True
     min_hang_s: float = 0.0
     future: asyncio.Future[Result | Exception] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    group: asyncio.Task[None] | None = None
-    began: float = 0.0
+    group: _Group[Item, Result] | None = None  # None while it waits
 
     @property
     def was_worked_on(self) -> bool:
@@ -70,11 +68,37 @@ class _Entry(Generic[Item, Result]):
     @property
     def was_lost(self) -> bool:
         """Whether its call did not return, or failed with the replica."""
-        return self._has_outcome and isinstance(self.future.result(), CallHangs | StageLost)
+        return self._has_outcome and isinstance(self.future.result(), CallHung | ReplicaLost)
 
     @property
     def _has_outcome(self) -> bool:
         return self.future.done() and not self.future.cancelled()
+
+
+@dataclass(slots=True, eq=False)
+class _Group(Generic[Item, Result]):
+    """Items that are sent in one call; `alone`: a single one, which is not counted against `max_in_flight`."""
+
+    entries: list[_Entry[Item, Result]]
+    alone: bool
+    began: float = field(default_factory=time.monotonic)
+    task: asyncio.Task[None] = field(init=False)
+
+    @property
+    def min_hang_s(self) -> float:
+        """The call does not count as hung before this time, seconds."""
+        return max(entry.min_hang_s for entry in self.entries)
+
+    @property
+    def is_of_single_items(self) -> bool:
+        """Whether no caller has more than one item in the group."""
+        return len({entry.caller for entry in self.entries}) == len(self.entries)
+
+    def give_up(self, reason: str) -> None:
+        """Raise CallHung to the senders that have no outcome."""
+        for entry in self.entries:
+            if not entry.future.done():
+                entry.future.set_result(CallHung(reason))
 
 
 class Grouper(Generic[Item, Result]):
@@ -92,12 +116,14 @@ class Grouper(Generic[Item, Result]):
         self._dispatch = dispatch
         self._limits = limits
         self._waiting: FairQueue[_Entry[Item, Result]] = FairQueue()
-        self._in_flight: dict[asyncio.Task[None], asyncio.TimerHandle] = {}
+        self._groups: set[_Group[Item, Result]] = set()
+        """All groups that have been sent and not ended."""
+        self._in_flight: dict[_Group[Item, Result], asyncio.TimerHandle] = {}
+        """Those that count against `max_in_flight`, with the timer that ends this."""
         self._filling = False
         self._pace = Pace()
-        self._groups: dict[asyncio.Task[None], list[_Entry[Item, Result]]] = {}
         self._took_s: deque[float] = deque(maxlen=MEASURED_GROUPS)
-        self._latest_done = 0.0
+        self._latest_done_began = 0.0
 
     async def send(
         self, item: Item, size_bytes: int = 0, *, caller: str = "", alone: bool = False, min_hang_s: float = 0.0
@@ -113,12 +139,12 @@ class Grouper(Generic[Item, Result]):
         Returns:
             The outcome that `dispatch` returned for the item.
         Raises:
-            CallHangs: the call does not return and was cancelled.
+            CallHung: the call does not return and was cancelled.
             Exception: the exception that `dispatch` returned for the item.
         """
-        entry: _Entry[Item, Result] = _Entry(item, size_bytes, caller, not alone, min_hang_s)
+        entry: _Entry[Item, Result] = _Entry(item, size_bytes, caller, min_hang_s)
         if alone:
-            self._start([entry])
+            self._start([entry], alone=True)
         else:
             self._waiting.append(entry, caller)
             self._fill_soon()
@@ -136,7 +162,7 @@ class Grouper(Generic[Item, Result]):
 
         Items sent alone are not counted: their time is no estimate for the others.
         """
-        ahead = self._waiting.ahead_of(caller, items) + sum(len(group) for group in self._groups.values() if group[0].counted)
+        ahead = self._waiting.ahead_of(caller, items) + sum(len(group.entries) for group in self._groups if not group.alone)
         return (ahead + items) * self._pace.seconds_per_item if ahead else 0.0
 
     def _fill_soon(self) -> None:
@@ -155,108 +181,100 @@ class Grouper(Generic[Item, Result]):
         limit = self._limits.max_in_flight
         while self._waiting and len(self._in_flight) < limit:
             self._start(self._next_group(self._waiting.callers[0]))
-        in_flight = {entry.caller for task in self._in_flight for entry in self._groups[task]}
+        in_flight = {entry.caller for group in self._in_flight for entry in group.entries}
         for caller in self._waiting.callers:
             single = self._waiting.count(caller) == 1
-            same_kind = sum(_is_of_single_items(self._groups[task]) == single for task in self._in_flight)
+            same_kind = sum(group.is_of_single_items == single for group in self._in_flight)
             if self._waiting.count(caller) and caller not in in_flight and same_kind < 2 * limit:
                 self._start(self._next_group(caller))
 
     def _next_group(self, caller: str) -> list[_Entry[Item, Result]]:
         """Waiting items of this caller; if it has only one, those of others that have only one, too."""
         waiting = self._waiting
-        alone = waiting.count(caller) > 1
-        group = [waiting.pop(caller)]
-        room = self._limits.max_mb * 1e6 - group[0].size_bytes
-        while len(group) < self._limits.max_images:
-            following = next((one for one in waiting.callers if (one == caller if alone else waiting.count(one) == 1)), None)
+        of_one_caller = waiting.count(caller) > 1
+        entries = [waiting.pop(caller)]
+        room = self._limits.max_mb * 1e6 - entries[0].size_bytes
+        while len(entries) < self._limits.max_images:
+            following = next(
+                (one for one in waiting.callers if (one == caller if of_one_caller else waiting.count(one) == 1)), None
+            )
             if following is None or waiting.first(following).size_bytes > room:
                 break
-            group.append(waiting.pop(following))
-            room -= group[-1].size_bytes
-        return group
+            entries.append(waiting.pop(following))
+            room -= entries[-1].size_bytes
+        return entries
 
-    def _start(self, entries: list[_Entry[Item, Result]]) -> None:
+    def _start(self, entries: list[_Entry[Item, Result]], *, alone: bool = False) -> None:
         """Send a group, in a new contextvars context: in a request's context, Ray would cancel the call when that request ends."""
-        loop, counted = asyncio.get_running_loop(), entries[0].counted
-        now = time.monotonic()
+        loop, group = asyncio.get_running_loop(), _Group(entries, alone)
         # Groups that hang for longer than MEMORY_S are ignored here: else idle time would count as work.
-        if counted and not any(group[0].counted and now - group[0].began < MEMORY_S for group in self._groups.values()):
+        if not alone and not any(not other.alone and group.began - other.began < MEMORY_S for other in self._groups):
             self._pace.begin()
-        task = loop.create_task(self._run(entries), context=contextvars.Context())
-        self._groups[task] = entries
-        if counted:
-            self._in_flight[task] = loop.call_later(COUNTED_FOR_S, self._make_room, task)
-        task.add_done_callback(self._ended)
         for entry in entries:
-            entry.group, entry.began = task, now
-        if entries[0].min_hang_s < math.inf:
-            self._watch(task)
+            entry.group = group
+        self._groups.add(group)
+        group.task = loop.create_task(self._run(group), context=contextvars.Context())
+        group.task.add_done_callback(lambda _: self._ended(group))
+        if not alone:
+            self._in_flight[group] = loop.call_later(COUNTED_FOR_S, self._make_room, group)
+        if group.min_hang_s < math.inf:
+            self._watch(group)
 
-    async def _run(self, entries: list[_Entry[Item, Result]]) -> None:
+    async def _run(self, group: _Group[Item, Result]) -> None:
         outcomes: Sequence[Result | Exception]
         try:
-            outcomes = await self._dispatch([entry.item for entry in entries])
+            outcomes = await self._dispatch([entry.item for entry in group.entries])
         except Exception as error:
-            outcomes = [error] * len(entries)
-        for entry, outcome in zip(entries, outcomes, strict=True):
+            outcomes = [error] * len(group.entries)
+        for entry, outcome in zip(group.entries, outcomes, strict=True):
             if not entry.future.done():
                 entry.future.set_result(outcome)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, group: _Group[Item, Result]) -> None:
         """A group is done or was cancelled, possibly before it began."""
-        entries = self._groups.pop(task)
-        for entry in entries:
-            if not entry.future.done():  # the call was cancelled, but not by us: Ray does so when it ends a replica
-                entry.future.set_result(CallHangs("The call ended without a result."))
-        if entries[0].counted and any(entry.was_lost for entry in entries):
+        self._groups.remove(group)
+        group.give_up("The call ended without a result.")  # it was cancelled, but not by us: Ray does so when it ends a replica
+        if not group.alone and any(entry.was_lost for entry in group.entries):
             self._pace.begin()  # the wait for a lost replica does not count for the pace
-        elif entries[0].counted:
-            self._pace.done(sum(entry.was_worked_on for entry in entries))
-        if not entries[0].min_hang_s and any(entry.was_worked_on for entry in entries):
-            self._took_s.append(time.monotonic() - entries[0].began)
-            self._latest_done = max(self._latest_done, entries[0].began)
-            for other, overtaken in list(self._groups.items()):
-                self._give_up_hanging(other, overtaken)
-        self._make_room(task)
+        elif not group.alone:
+            self._pace.done(sum(entry.was_worked_on for entry in group.entries))
+        if not group.min_hang_s and any(entry.was_worked_on for entry in group.entries):
+            self._took_s.append(time.monotonic() - group.began)
+            self._latest_done_began = max(self._latest_done_began, group.began)
+            for other in list(self._groups):
+                self._give_up_hanging(other)
+        self._make_room(group)
+        group.entries = []  # they refer to the group: images would stay in memory until Python looks for such cycles
 
-    def _watch(self, task: asyncio.Task[None]) -> None:
+    def _watch(self, group: _Group[Item, Result]) -> None:
         """Cancel a group that hangs; check again later otherwise."""
-        entries = self._groups.get(task)
-        if entries and not self._give_up_hanging(task, entries):
-            left_s = entries[0].began + self._hangs_after_s(entries[0], HANG_S) - time.monotonic()
-            asyncio.get_running_loop().call_later(min(max(left_s, 0.001), HANG_S), self._watch, task)
+        if group in self._groups and not self._give_up_hanging(group):
+            left_s = group.began + self._hangs_after_s(group, HANG_S) - time.monotonic()
+            asyncio.get_running_loop().call_later(min(max(left_s, 0.001), HANG_S), self._watch, group)
 
-    def _give_up_hanging(self, task: asyncio.Task[None], entries: list[_Entry[Item, Result]]) -> bool:
-        overtaken = entries[0].began < self._latest_done
-        limit_s = self._hangs_after_s(entries[0], HANG_IF_OVERTAKEN_S if overtaken else HANG_S)
-        if time.monotonic() - entries[0].began < limit_s:
+    def _give_up_hanging(self, group: _Group[Item, Result]) -> bool:
+        overtaken = group.began < self._latest_done_began
+        limit_s = self._hangs_after_s(group, HANG_IF_OVERTAKEN_S if overtaken else HANG_S)
+        if time.monotonic() - group.began < limit_s:
             return False
-        for entry in entries:
-            if not entry.future.done():
-                entry.future.set_result(CallHangs(f"The call did not return within {limit_s:.1f} s."))
-        task.cancel()
+        group.give_up(f"The call did not return within {limit_s:.1f} s.")
+        group.task.cancel()
         return True
 
-    def _hangs_after_s(self, entry: _Entry[Item, Result], least_s: float) -> float:
+    def _hangs_after_s(self, group: _Group[Item, Result], least_s: float) -> float:
         """Infinite until a group is done: the network may be compiled for the first batch."""
-        return max(entry.min_hang_s, least_s, HANG_FACTOR * max(self._took_s, default=math.inf))
+        return max(group.min_hang_s, least_s, HANG_FACTOR * max(self._took_s, default=math.inf))
 
-    def _make_room(self, task: asyncio.Task[None]) -> None:
+    def _make_room(self, group: _Group[Item, Result]) -> None:
         """A group ended, or took longer than COUNTED_FOR_S: the next one may start."""
-        overdue = self._in_flight.pop(task, None)
-        if overdue:
-            overdue.cancel()
+        timer = self._in_flight.pop(group, None)
+        if timer:
+            timer.cancel()
         self._fill_soon()
 
     def _leave(self, entry: _Entry[Item, Result]) -> None:
         """The sender was cancelled: remove the item if it waits, and cancel its group if no other sender waits for it."""
         if entry.group is None:
             self._waiting.remove(entry, entry.caller)
-        elif all(other.future.cancelled() for other in self._groups.get(entry.group, ())):
-            entry.group.cancel()
-
-
-def _is_of_single_items(group: Sequence[_Entry[Item, Result]]) -> bool:
-    """Whether no caller has more than one item in the group."""
-    return len({entry.caller for entry in group}) == len(group)
+        elif all(other.future.cancelled() for other in entry.group.entries):
+            entry.group.task.cancel()

@@ -7,7 +7,7 @@ from ray import exceptions as ray_exceptions
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException, RequestCancelledError
 
 from deployments.scoring.calls import cancel, result, to_service_error
-from deployments.scoring.grouping import StageLost
+from deployments.scoring.grouping import ReplicaLost
 from pipeline.errors import DeadlineExceeded, ImageError, Overloaded, StageFailed
 
 
@@ -51,11 +51,11 @@ def test_a_call_that_cannot_be_cancelled_does_not_keep_others():
         (RequestCancelledError("x"), DeadlineExceeded),
         (BackPressureError(5, 5), Overloaded),
         (DeploymentUnavailableError("x"), Overloaded),
-        (ray_exceptions.ActorDiedError(), StageLost),
-        (ray_exceptions.ActorUnavailableError("x", b"a" * 16), StageLost),
-        (ray_exceptions.OutOfMemoryError("killed"), StageLost),
-        (ray_exceptions.NodeDiedError("gone"), StageLost),
-        (RayServeException("upstream died"), StageLost),
+        (ray_exceptions.ActorDiedError(), ReplicaLost),
+        (ray_exceptions.ActorUnavailableError("x", b"a" * 16), ReplicaLost),
+        (ray_exceptions.OutOfMemoryError("killed"), ReplicaLost),
+        (ray_exceptions.NodeDiedError("gone"), ReplicaLost),
+        (RayServeException("upstream died"), ReplicaLost),
         (ValueError("/secret"), StageFailed),
         (asyncio.CancelledError(), StageFailed),
     ],

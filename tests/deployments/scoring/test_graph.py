@@ -12,7 +12,7 @@ from ray.serve.exceptions import BackPressureError
 from deployments.scoring import graph as scoring
 from deployments.scoring import grouping
 from deployments.scoring.graph import ScoringGraph
-from deployments.scoring.grouping import CallHangs
+from deployments.scoring.grouping import CallHung
 from deployments.settings import IngressSettings
 from deployments.stages.in_process import LocalHandle
 from deployments.stages.retry_alone import RetryAlone
@@ -156,7 +156,7 @@ async def test_a_lost_device_in_this_process_is_not_retried():
     """There is no other replica to try."""
     local = object.__new__(LocalHandle)
     graph = ScoringGraph(None, local, None, IngressSettings())
-    assert not {EngineLost, DecodersUnavailable, CallHangs} & set(graph._retried_errors)
+    assert not {EngineLost, DecodersUnavailable, CallHung} & set(graph._retried_errors)
 
 
 async def test_a_silent_replica_costs_seconds(monkeypatch):

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from deployments.scoring import grouping, pace
-from deployments.scoring.grouping import HANG_S, CallHangs, Grouper, StageLost
+from deployments.scoring.grouping import HANG_S, CallHung, Grouper, ReplicaLost
 from deployments.settings import GroupSettings, ImageLoaderSettings
 from pipeline.errors import DeadlineExceeded, Overloaded
 from tests.support.event_loop import settle
@@ -146,8 +146,8 @@ async def test_a_call_without_a_result_is_an_error_at_once(ending):
     grouper = Grouper(dispatch, GroupSettings())
     async with asyncio.timeout(1):
         outcomes = await asyncio.gather(*(grouper.send(item) for item in "ab"), return_exceptions=True)
-    assert isinstance(outcomes[-1], CallHangs)
-    assert isinstance(outcomes[0], CallHangs) == (ending == "cancelled by Ray")
+    assert isinstance(outcomes[-1], CallHung)
+    assert isinstance(outcomes[0], CallHung) == (ending == "cancelled by Ray")
 
 
 async def test_a_cancelled_waiting_item_is_not_sent():
@@ -270,12 +270,12 @@ async def test_waiting_for_a_lost_replica_does_not_count_for_the_pace():
 
     async def dispatch(items):
         await asyncio.sleep(0.3 if items[0] == "lost" else 0.002)
-        return [StageLost("The replica died.") if item == "lost" else item for item in items]
+        return [ReplicaLost("The replica died.") if item == "lost" else item for item in items]
 
     grouper = Grouper(dispatch, GroupSettings(max_images=1, max_in_flight=1))
     for number in range(20):
         await grouper.send(number)
-    with pytest.raises(StageLost):
+    with pytest.raises(ReplicaLost):
         await grouper.send("lost")
     senders = [asyncio.create_task(grouper.send(number)) for number in range(20)]
     await settle()
@@ -357,7 +357,7 @@ async def test_a_call_that_later_ones_overtake_is_cancelled(monkeypatch, alone):
     async with asyncio.timeout(5):
         assert await grouper.send("later") == "later"
         outcomes = await asyncio.gather(*hung, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [CallHangs, CallHangs]
+    assert [type(outcome) for outcome in outcomes] == [CallHung, CallHung]
     assert outcomes[0] is not outcomes[1]
     await asyncio.sleep(0)
     assert sorted(dispatch.given_up) == ["hung 1", "hung 2"]
@@ -372,7 +372,7 @@ async def test_a_hung_call_is_cancelled_later_if_no_other_is_done(monkeypatch, m
     grouper = Grouper(Silent(), GroupSettings())
     assert await grouper.send("first") == "first"
     began = time.monotonic()
-    with pytest.raises(CallHangs, match="did not return"):
+    with pytest.raises(CallHung, match="did not return"):
         async with asyncio.timeout(5):
             await grouper.send("hung", alone=bool(min_hang_s), min_hang_s=min_hang_s)
     assert time.monotonic() - began >= max(0.05, min_hang_s) - 0.01
