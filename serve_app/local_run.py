@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import quote
 
-import click
 import ray
 import requests
 from ray import serve
@@ -31,6 +31,7 @@ from serve_app.config_file import absent_files, check_document, check_ports, rea
 POLL_S, WATCH_EVERY_S = 0.3, 5.0
 CHANGE_AFTER_S, REMIND_AFTER_S = 4.0, 20.0
 """Shortest time between two lines of progress, if the status changed and if it did not."""
+LITTLE_SPACE_MB = 500
 FAILED_DEPLOYMENT = ("DEPLOY_FAILED", "UNHEALTHY")
 FAILED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 
@@ -95,19 +96,14 @@ class LocalRun:
     def _start(self) -> None:
         _interrupt_on_signals()
         level = logging.INFO if self._verbose else logging.ERROR
-        try:
+        with _one_line_if_it_fails("Ray"):
             ray.init(namespace="serve", log_to_driver=self._verbose, logging_level=level)
-        except Exception as error:  # Ray raises several kinds, also a plain Exception
-            reason = str(error).strip().partition("\n")[0]
-            raise ConfigurationError(f"Ray does not start: {reason} On a busy machine it may start at the next try.") from error
         _interrupt_on_signals()  # Ray's handler of SIGTERM prints a C++ stack trace
         if not self._verbose:
             logging.getLogger("ray.serve").setLevel(logging.WARNING)
         self._say("Ray is running. Starting the stages and loading the model …")
-        try:
+        with _one_line_if_it_fails("Ray Serve"):
             serve_run.main([str(self._config), "--non-blocking"], standalone_mode=False)
-        except (SystemExit, click.ClickException) as error:
-            raise ConfigurationError(f"Ray Serve does not start: {error or 'make serve ARGS=-v shows why'}") from error
 
     def _wait_until_ready(self, document: ServeDeploySchema) -> None:
         urls = {app.name: address_of(document, app.route_prefix or "/") for app in document.applications}
@@ -218,8 +214,27 @@ def _is_ready(url: str) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def _one_line_if_it_fails(what: str) -> Iterator[None]:
+    """Within: any exception of Ray, which raises many kinds, becomes one line with the reason and where to look."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        free_mb = shutil.disk_usage(_ray_folder()).free / 1e6
+        space = f" Only {free_mb:.0f} MB are free in {_ray_folder()}, where Ray writes." if free_mb < LITTLE_SPACE_MB else ""
+        raise ConfigurationError(
+            f"{what} does not start: {reason}.{space} On a busy machine it may start at the next try. "
+            f"`make serve ARGS=-v` shows Ray's log."
+        ) from error
+
+
+def _ray_folder() -> Path:
+    return Path(os.environ.get("RAY_TMPDIR") or "/tmp")
+
+
 def _log_folder() -> Path:
-    return Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray/session_latest/logs/serve"
+    return _ray_folder() / "ray/session_latest/logs/serve"
 
 
 def _interrupt_on_signals() -> None:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from ray.exceptions import GetTimeoutError
 from ray.serve.schema import (
     ApplicationStatus,
     ApplicationStatusOverview,
@@ -137,16 +138,23 @@ def test_ctrl_c_after_a_failed_start(monkeypatch, tmp_path):
         run._run(None)
 
 
-def test_a_ray_that_does_not_start_is_one_line(monkeypatch, tmp_path):
-    def fail(**_):
-        raise Exception("The current node timed out during startup.\nThis could happen because\n")
+@pytest.mark.parametrize(("part", "called"), [("Ray", (local_run.ray, "init")), ("Ray Serve", (local_run.serve_run, "main"))])
+@pytest.mark.parametrize("free_mb", [40, 40_000])
+@pytest.mark.parametrize("error", [Exception, SystemExit, GetTimeoutError])
+def test_a_start_that_fails_is_one_line(monkeypatch, tmp_path, part, called, free_mb, error):
+    """Whatever Ray raises; it says that the disk is full."""
 
-    monkeypatch.setattr(local_run.ray, "init", fail)
+    def fail(*_, **__):
+        raise error("The node timed out.\nThis could happen because\n")
+
+    monkeypatch.setattr(local_run.ray, "init", lambda **_: None)
+    monkeypatch.setattr(*called, fail)
+    monkeypatch.setattr(local_run.shutil, "disk_usage", lambda _: SimpleNamespace(free=free_mb * 1e6))
     monkeypatch.setattr(local_run, "_interrupt_on_signals", lambda: None)
-    with pytest.raises(
-        ConfigurationError, match=r"^Ray does not start: The current node timed out during startup\. On a busy .*\.$"
-    ):
+    with pytest.raises(ConfigurationError) as raised:
         LocalRun(tmp_path / "serve_config.yaml", verbose=False)._run(None)
+    space = " Only 40 MB are free in /tmp, where Ray writes." if free_mb == 40 else ""
+    assert raised.value.message.startswith(f"{part} does not start: The node timed out.{space} On a busy machine")
 
 
 @pytest.mark.parametrize(
