@@ -6,12 +6,12 @@ base64 ───────────────┼─▶ decode ─▶ scal
 bytes, ndarray ───────┘   (a process)
 
 URLs are fetched by separate calls (`fetch`), so that no image waits for a slow host; a fetched body is then loaded like one that came
-with the request. A body of more than `PASSED_BYTES` is not passed on: the call that decodes it fetches it again.
+with the request. A body of more than `MAX_PASSED_BYTES` is not passed on: the call that decodes it fetches it again.
 
 Files are decoded in separate processes (pipeline.images.decoder_pool): an image that crashes or blocks its decoder does not affect
 others. Arrays from Python callers need no decoder.
 
-A replica decodes `threads` images of up to `ORDINARY_MAX_PIXELS` at a time, and one larger one, in the background: it gets the cores when
+A replica decodes `threads` images of up to `MAX_ORDINARY_PIXELS` at a time, and one larger one, in the background: it gets the cores when
 nothing else needs them, with pauses if ordinary images come, and all replicas of a machine share `NodeSlots` for it. Decoding takes up to
 12 bytes of memory per pixel: by default 2 x 0.11 GB per replica, and 0.48 GB per machine of up to seven cores.
 """
@@ -20,10 +20,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,18 +46,22 @@ from pipeline.images.decoder_pool import DecoderLost, DecoderPool
 from pipeline.images.fetch import Fetcher, FetchPolicy
 from pipeline.images.load import load_image
 from pipeline.images.node_slots import NodeSlots
-from pipeline.images.source import Url, parse_source
+from pipeline.images.source import parse_source
 from pipeline.types import LoadedImage
 
 logger = logging.getLogger("ray.serve")
 
-ORDINARY_MAX_PIXELS = 9_000_000
+Result = TypeVar("Result")
+ImageData = bytes | NDArray[np.uint8]
+"""An image that is not text: an encoded file, or pixels of a Python caller."""
+
+MAX_ORDINARY_PIXELS = 9_000_000
 """Larger images that must be decoded at full size are decoded one at a time. A 4K picture (8.3 megapixels) is not; as a PNG it takes 0.2 s.
 A WebP of 40 megapixels of one colour can have 40 bytes."""
 ORDINARY_S, PAUSE_FACTOR, MAX_PAUSE_S = 2.0, 3.0, 2.0
 """If an ordinary image came in the last ORDINARY_S, a pause of PAUSE_FACTOR times its decoding time, at most MAX_PAUSE_S, follows each
 large image: while one was decoded, even by a process that only runs on idle cores, the network took 34 ms for a photo instead of 17."""
-PASSED_BYTES = 1_000_000
+MAX_PASSED_BYTES = 1_000_000
 """Longest body that is passed on, bytes; bounds the Ingress' memory (times `max_urls_in_flight`)."""
 MAX_FAILED_STARTS = 2
 """A single failed start may be temporary, for example a lack of memory."""
@@ -82,16 +87,16 @@ class ImageLoader(TakesUserConfig):
             exif_orientation=settings.exif_orientation,
             white_level=settings.white_level,
         )
-        self._input_size, self._count = input_size, settings.threads
+        self._input_size, self._decoder_count = input_size, settings.threads
         self._shares_decoding = settings.decode_timeout_s > SHARED_DECODE_S
         self._stage, self._fetching, self._metrics = StageRunner("image_loader"), StageRunner("fetch"), DecoderMetrics()
         self._fetcher = Fetcher(FetchPolicy(**settings.fetch.model_dump(), max_bytes=max_bytes))
         options = DecoderOptions(self._limits, input_size, settings.decode_timeout_s)
         self._decoders = DecoderPool(options, settings.threads)
-        self._background = replace(options, background=True)
-        self._large_decoders, self._large_slots = DecoderPool(self._background, 1), NodeSlots("large-images")
+        self._large_options = replace(options, background=True)
+        self._large_decoders, self._large_slots = DecoderPool(self._large_options, 1), NodeSlots("large-images")
         self._threads, self._large_thread = FairThreads(settings.threads, "decode"), FairThreads(1, "decode-large")
-        self._decoding, self._ordinary_at = 0.0, -ORDINARY_S
+        self._decoding, self._last_ordinary_at = 0.0, -ORDINARY_S
 
     async def check_health(self) -> None:
         """Called by Ray every `health_check_period_s`; Ray replaces a replica that raises.
@@ -113,13 +118,13 @@ class ImageLoader(TakesUserConfig):
 
         Returns:
             Each task with the body, with its error (FetchError, LimitExceeded, DeadlineExceeded), or unchanged if the body is longer than
-            PASSED_BYTES.
+            MAX_PASSED_BYTES.
         """
 
         async def fetch_one(url: str, task: ImageTask[str], timings: Timings) -> str | bytes:
             with timings.measure("fetch"):
                 try:
-                    return await self._read_source(url, task.context.deadline, PASSED_BYTES)
+                    return await self._read_source(url, task.context.deadline, MAX_PASSED_BYTES)
                 except LargeImage:
                     return url
 
@@ -133,25 +138,16 @@ class ImageLoader(TakesUserConfig):
             an image that must be admitted as a large one first.
         """
         canvases: dict[int, NDArray[np.uint8]] = {}
-        shared = SharedDecoding(self._count) if len(tasks) > 1 and self._shares_decoding else None
+        shared = SharedDecoding(self._decoder_count) if len(tasks) > 1 and self._shares_decoding else None
 
         async def load_one(image: ImageInput, task: ImageTask[ImageInput], timings: Timings) -> LoadedImage:
             with timings.measure("fetch"):
                 data = await self._read_source(image, task.context.deadline) if isinstance(image, str) else image
             with self._counted(1 / len(tasks)):
-                return await decode(data, task, timings)
-
-        async def decode(data: Any, task: ImageTask[ImageInput], timings: Timings) -> LoadedImage:
-            key, request_id = task.queue_key, task.context.request_id
-            try:
-                loaded = await self._threads.run(key, self._decode, data, shared, request_id, timings)
-                self._ordinary_at = time.monotonic()
-            except LargeImage as error:
-                if not task.large:
-                    raise RetryAlone(f"{error.message} It is decoded in a call of its own.") from error
-                loaded = await self._large_thread.run(key, self._decode_large, data, request_id, timings)
-            if task.options.draws:  # one at a time: it is decoded at full size
-                canvases[id(task)] = await self._large_thread.run(key, self._canvas, data, loaded, timings)
+                measured = partial(self._measured, timings, task.context.request_id)
+                loaded = await self._decode(data, task, measured, shared)
+                if task.options.draws:  # one at a time: it is decoded at full size
+                    canvases[id(task)] = await self._large_thread.run(task.queue_key, measured, self._make_canvas, data, loaded)
             return loaded
 
         done = await self._stage.each(load_one, tasks)
@@ -166,59 +162,61 @@ class ImageLoader(TakesUserConfig):
         finally:
             self._decoding -= share
 
-    def _canvas(self, data: bytes | NDArray[np.uint8], loaded: LoadedImage, timings: Timings) -> NDArray[np.uint8]:
-        """The image to draw on: (H, W, 3) uint8 BGR, scaled down to DRAWN_PX if larger. The time counts as decoding."""
-        size = min(max(loaded.letterbox.original_hw), DRAWN_PX)
-        with timings.measure("decode"):
-            canvas = self._decode_canvas(data, size) if isinstance(data, bytes) else load_image(data, self._limits, size)
-        return canvas.pixels
-
-    def _decode_canvas(self, data: bytes, size: int) -> LoadedImage:
-        try:
-            return self._decoders.load(data, None, ORDINARY_MAX_PIXELS, size)
-        except LargeImage:
-            return self._decode_in_background(data, size)
-
-    async def _read_source(self, text: str, deadline: float, at_most: int | None = None) -> bytes:
-        source = parse_source(text, self._limits.max_bytes)
-        return await self._fetcher.fetch(source.url, deadline, at_most) if isinstance(source, Url) else source.data
-
-    def _decode(
-        self, data: bytes | NDArray[np.uint8], shared: SharedDecoding | None, request_id: str, timings: Timings
+    async def _decode(
+        self, data: ImageData, task: ImageTask[ImageInput], measured: Callable[..., LoadedImage], shared: SharedDecoding | None
     ) -> LoadedImage:
-        """Decode one image; runs on a thread. There is one thread per decoder, so waiting for a decoder is not counted as decoding.
+        """Decode one image on a thread: an ordinary one, or in the background a large one that was admitted as such.
 
         Raises:
-            LargeImage: the image must be decoded in a call of its own.
-            RetryAlone: from `shared`.
+            RetryAlone: it must be admitted as a large image first, or from `shared`.
         """
-        with timings.measure("decode"), self._logging_lost(request_id):
-            if isinstance(data, np.ndarray):
-                return load_image(data, self._limits, self._input_size)
-            if shared is None:
-                return self._decoders.load(data, None, ORDINARY_MAX_PIXELS)
-            return shared.load(lambda limit_s: self._decoders.load(data, limit_s, ORDINARY_MAX_PIXELS))
+        try:
+            loaded = await self._threads.run(task.queue_key, measured, self._decode_ordinary, data, shared)
+        except LargeImage as error:
+            if not task.large:
+                raise RetryAlone(f"{error.message} It is decoded in a call of its own.") from error
+            return await self._large_thread.run(task.queue_key, measured, self._decode_large, data)
+        self._last_ordinary_at = time.monotonic()
+        return loaded
 
-    def _decode_large(self, data: Any, request_id: str, timings: Timings) -> LoadedImage:
-        with timings.measure("decode"), self._logging_lost(request_id):
-            return self._decode_in_background(data)
+    def _measured(self, timings: Timings, request_id: str, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Call `work(*arguments)`; its time counts as decoding. There is one thread per decoder, so no wait for a decoder is counted."""
+        with timings.measure("decode"):
+            try:
+                return work(*arguments)
+            except DecoderLost as error:
+                logger.warning("request %s: %s A new decoder takes its place.", request_id, error.message)
+                raise
 
-    def _decode_in_background(self, data: bytes, size: int | None = None) -> LoadedImage:
-        with self._large_slots.held(self._background.wall_timeout_s, self._pause_s):
+    def _decode_ordinary(self, data: ImageData, shared: SharedDecoding | None) -> LoadedImage:
+        """Raises LargeImage for an image of more than MAX_ORDINARY_PIXELS."""
+        if isinstance(data, np.ndarray):
+            return load_image(data, self._limits, self._input_size)
+        decode = partial(self._decoders.load, data, max_ordinary_pixels=MAX_ORDINARY_PIXELS)
+        return decode() if shared is None else shared.load(lambda limit_s: decode(timeout_s=limit_s))
+
+    def _decode_large(self, data: bytes, size: int | None = None) -> LoadedImage:
+        with self._large_slots.held(self._large_options.wall_timeout_s, self._pause_s):
             return self._large_decoders.load(data, size=size)
 
     def _pause_s(self, took_s: float) -> float:
         """How long no large image is decoded after one that took `took_s`."""
-        ordinary_come = time.monotonic() - self._ordinary_at < ORDINARY_S
+        ordinary_come = time.monotonic() - self._last_ordinary_at < ORDINARY_S
         return min(PAUSE_FACTOR * took_s, MAX_PAUSE_S) if ordinary_come else 0.0
 
-    @contextmanager
-    def _logging_lost(self, request_id: str) -> Iterator[None]:
+    def _make_canvas(self, data: ImageData, loaded: LoadedImage) -> NDArray[np.uint8]:
+        """The image to draw on: (H, W, 3) uint8 BGR, scaled down to DRAWN_PX if larger."""
+        size = min(max(loaded.letterbox.original_hw), DRAWN_PX)
+        if isinstance(data, np.ndarray):
+            return load_image(data, self._limits, size).pixels
         try:
-            yield
-        except DecoderLost as error:
-            logger.warning("request %s: %s A new decoder takes its place.", request_id, error.message)
-            raise
+            return self._decoders.load(data, max_ordinary_pixels=MAX_ORDINARY_PIXELS, size=size).pixels
+        except LargeImage:
+            return self._decode_large(data, size).pixels
+
+    async def _read_source(self, text: str, deadline: float, at_most: int | None = None) -> bytes:
+        source = parse_source(text, self._limits.max_bytes)
+        return await self._fetcher.fetch(source, deadline, at_most) if isinstance(source, str) else source
 
     def __del__(self) -> None:
         self.close()

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DeadlineExceeded, ServiceError
-from pipeline.images.source import looks_like_url
+from pipeline.images.source import is_url
 from pipeline.types import DetectOptions, OutlineOptions
 
 Payload = TypeVar("Payload")
@@ -25,11 +25,6 @@ ImageInput = str | bytes | NDArray[np.uint8]
 AnswerFormat = Literal["objects", "json", "png", "jpeg"]
 """Format of the answer for an image: ScoredImage, EncodedImage, or DrawnImage as PNG or JPEG."""
 PICTURE_FORMATS = ("png", "jpeg")
-
-
-def is_url(image: object) -> bool:
-    """Whether an image is a URL, which an ImageLoader fetches, and not base64 text, bytes or pixels."""
-    return isinstance(image, str) and looks_like_url(image)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,10 @@ from contextlib import asynccontextmanager, contextmanager
 
 from deployments.scoring.pace import Pace
 from deployments.settings import IngressSettings
-from deployments.task import ImageInput, RequestContext, is_url
+from deployments.task import ImageInput, RequestContext
 from pipeline.errors import Overloaded
 from pipeline.fair_queue import FairSlots
+from pipeline.images.source import is_url
 
 MAX_RETRY_AFTER_S = 60
 LIMIT_OF = {"ordinary": "max_images_in_flight", "url": "max_urls", "large": "max_large_images"}

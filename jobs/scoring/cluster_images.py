@@ -14,7 +14,7 @@ from jobs.scoring.service_client import pauses
 from jobs.scoring.tables import InputsError, is_of_the_photo, looks_like_base64, read_file
 from pipeline.errors import FetchError, ImageError, ServiceError
 from pipeline.images.fetch import Fetcher, FetchPolicy
-from pipeline.images.source import EncodedBytes, parse_source
+from pipeline.images.source import parse_source
 
 STORAGE_RETRIES = 7
 """Retries of a photo that its storage does not give; with their pauses about a minute."""
@@ -58,7 +58,7 @@ class Images:
         if is_web_url(text):
             return await fetcher.fetch(text)
         if looks_like_base64(text) or text[:5].lower() == "data:":  # before paths: a JPEG in base64 begins with a slash
-            return cast(EncodedBytes, parse_source(text, self._policy.max_bytes)).data
+            return cast(bytes, parse_source(text, self._policy.max_bytes))
         return await asyncio.to_thread(self._read_file, text)
 
     def _read_file(self, uri: str) -> bytes:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from jobs.annotations.outlines import outline_to_rle
-from pipeline.images.letterbox import fit, scale_to_fit
+from pipeline.images.letterbox import make_letterbox, scale_to_fit
 from pipeline.masks.encode import instances_to_objects
 from pipeline.model.compiled_ops import greedy_nms
 from pipeline.types import Instances, Letterbox, LoadedImage, OutlineOptions, SegmentedObject
@@ -76,7 +76,7 @@ def cut(image: LoadedImage, grid: Grid) -> Tiled:
     height, width = image.letterbox.scaled_hw
     corners = tuple((x, y) for y in grid.starts(height) for x in grid.starts(width))
     tiles = [np.ascontiguousarray(image.pixels[y : y + grid.size, x : x + grid.size]) for x, y in corners]
-    letterbox = fit((height, width), grid.size)
+    letterbox = make_letterbox((height, width), grid.size)
     small = cv2.resize(image.pixels, letterbox.scaled_hw[::-1], interpolation=cv2.INTER_AREA)
     whole = LoadedImage(np.asarray(small, np.uint8), letterbox)
     return Tiled(image.letterbox, corners, (whole, *(scale_to_fit(tile, tile.shape[:2], grid.size) for tile in tiles)))

@@ -24,7 +24,7 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from pipeline.errors import ConfigurationError, ImageError, LargeImage, LimitExceeded
 from pipeline.images.colours import image_to_bgr
 from pipeline.images.jpeg_scans import MAX_JPEG_SCANS, channels_of_first_scan, has_too_many_scans
-from pipeline.images.letterbox import fit
+from pipeline.images.letterbox import make_letterbox
 from pipeline.images.orientation import FIRST_SIDEWAYS, png_has_metadata, read_orientation, rotate_upright, rotated_hw
 from pipeline.images.sixteen_bit import correct_planar_tiff, is_sixteen_bit, lower_bytes
 from pipeline.images.webp import is_still_webp, still_webp_to_bgr
@@ -84,14 +84,14 @@ class DecodeLimits:
         exif_orientation: rotate images by their EXIF orientation. False leaves them as stored, as AzureML's scorer does (Pillow rotates
             a TIFF in both cases, also there).
         white_level: white of images with more than 8 bits per channel; None: see `pipeline.images.colours`.
-        max_pixels_at_once: raise LargeImage for an image with more pixels decoded at full size; None never does.
+        max_ordinary_pixels: raise LargeImage for an image with more pixels decoded at full size; None never does.
     """
 
     max_pixels: int = 64_000_000
     max_pixels_unscaled: int = 40_000_000
     max_bytes: int = 20_000_000
     formats: tuple[str, ...] = tuple(FORMAT_MAGIC)
-    max_pixels_at_once: int | None = None
+    max_ordinary_pixels: int | None = None
     exif_orientation: bool = True
     white_level: int | None = None
 
@@ -145,7 +145,7 @@ def decode_image(data: bytes, limits: DecodeLimits, target_size: int | None = No
         (H, W, 3) uint8 BGR, possibly reduced as above, and the full (height, width) of the image.
     Raises:
         ImageError: `image_not_decodable` or `unsupported_image_format`.
-        LimitExceeded: `image_too_large` (bytes) or `too_many_pixels`; LargeImage, see `max_pixels_at_once`.
+        LimitExceeded: `image_too_large` (bytes) or `too_many_pixels`; LargeImage, see `max_ordinary_pixels`.
     """
     stored = decode_stored(data, limits, target_size)
     return stored.upright_bgr, stored.upright_hw
@@ -198,7 +198,7 @@ def _check_pixels(image: Image.Image, limits: DecodeLimits, data: bytes = b"") -
             "(image_loader.max_megapixels_unscaled).",
             code="too_many_pixels",
         )
-    if limits.max_pixels_at_once is not None and unscaled > limits.max_pixels_at_once:
+    if limits.max_ordinary_pixels is not None and unscaled > limits.max_ordinary_pixels:
         raise LargeImage(f"The image of {image.width} x {image.height} is large.")
 
 
@@ -294,7 +294,7 @@ def _decode(image: Image.Image, data: bytes, limits: DecodeLimits, target_size: 
     full_hw = None
     if target_size is not None and image.format in ("JPEG", "MPO"):
         full_hw = image.height, image.width
-        scaled_h, scaled_w = fit(full_hw, target_size).scaled_hw
+        scaled_h, scaled_w = make_letterbox(full_hw, target_size).scaled_hw
         image.draft(image.mode, (scaled_w, scaled_h))
     if is_still_webp(image):
         bgr = still_webp_to_bgr(data)

@@ -8,8 +8,9 @@ import orjson
 
 from pipeline.errors import ConfigurationError
 from pipeline.images.decode import DecodeLimits
-from pipeline.images.shared_pixels import MAX_SIDE as MAX_SIDE  # for users of these options, too
 
+MAX_SIDE = 4096
+"""Largest size that an image can be scaled to, pixels."""
 BACKGROUND_FACTOR = 3
 """An image in the background may take this many times its CPU time."""
 

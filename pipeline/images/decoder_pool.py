@@ -33,7 +33,7 @@ from pipeline.errors import DecodersUnavailable, ImageError, LargeImage, LimitEx
 from pipeline.images.decode import check_pixel_count
 from pipeline.images.decoder_options import DecoderOptions
 from pipeline.images.decoder_worker import ANSWER_HEAD, REQUEST_HEAD
-from pipeline.images.letterbox import fit
+from pipeline.images.letterbox import make_letterbox
 from pipeline.images.sandbox import Sandbox
 from pipeline.images.shared_pixels import make_shared_pixels, map_shared_pixels
 from pipeline.types import Letterbox, LoadedImage
@@ -93,13 +93,13 @@ class DecoderPool:
         return [process.pid for process in self._processes]
 
     def load(
-        self, data: bytes, timeout_s: float | None = None, max_pixels_at_once: int | None = None, size: int | None = None
+        self, data: bytes, *, timeout_s: float | None = None, max_ordinary_pixels: int | None = None, size: int | None = None
     ) -> LoadedImage:
         """Decode and scale one image in a free process, see DecoderProcess.load. Blocks until one is free; that time does not count."""
         _, number = self._free.get()
         process = self._processes[number]
         try:
-            return process.load(data, timeout_s, max_pixels_at_once, size)
+            return process.load(data, timeout_s=timeout_s, max_ordinary_pixels=max_ordinary_pixels, size=size)
         finally:
             self._free.put((not process.is_ready, number))
 
@@ -146,14 +146,14 @@ class DecoderProcess:
         return self._process.pid
 
     def load(
-        self, data: bytes, timeout_s: float | None = None, max_pixels_at_once: int | None = None, size: int | None = None
+        self, data: bytes, *, timeout_s: float | None = None, max_ordinary_pixels: int | None = None, size: int | None = None
     ) -> LoadedImage:
         """Decode and scale one image.
 
         Args:
             data: an encoded image file.
             timeout_s: a shorter time limit than that of the options, seconds.
-            max_pixels_at_once: see `DecodeLimits`.
+            max_ordinary_pixels: see `DecodeLimits`.
             size: side of the square that the image is scaled to fit, pixels; None takes that of the options.
         Returns:
             The image, scaled.
@@ -167,7 +167,7 @@ class DecoderProcess:
         self._make_ready()
         limit_s = min(timeout_s or math.inf, self._options.wall_timeout_s)
         try:
-            head = REQUEST_HEAD.pack(len(data), max_pixels_at_once or 0, size or self._options.size)
+            head = REQUEST_HEAD.pack(len(data), max_ordinary_pixels or 0, size or self._options.size)
             letterbox, pixels = self._exchange(head, data, size or self._options.size, time.monotonic() + limit_s)
         except TimeoutError as error:
             self._replace()
@@ -236,7 +236,7 @@ class DecoderProcess:
             check_pixel_count((width, height), self._options.limits.max_pixels)
         except ServiceError as error:
             raise EOFError("invalid answer of a decoder process") from error
-        return fit((height, width), size)
+        return make_letterbox((height, width), size)
 
     def _receive(self, count: int, deadline: float) -> bytes:
         received = b""

@@ -2,7 +2,7 @@
 
     python -m pipeline.images.decoder_worker <socket's file descriptor> <that of the shared pixels> <JSON of DecoderOptions>
 
-    in    8 bytes each, big-endian: length, max_pixels_at_once of DecodeLimits or 0, size │ the encoded image
+    in    8 bytes each, big-endian: length, max_ordinary_pixels of DecodeLimits or 0, size │ the encoded image
     out   4 bytes: length, big-endian │ JSON: original_hw, or error; the pixels (h, w, 3) uint8 are in the shared memory
 
 First it sends one byte: the Sandbox in effect. No pickle in either direction: an attacker who takes over a decoder controls a process that
@@ -55,8 +55,8 @@ def serve(connection: socket.socket, shared: NDArray[np.uint8], options: Decoder
     connection.sendall(bytes([confine_process()]))
     with connection.makefile("rb") as requests:
         while head := requests.read(REQUEST_HEAD.size):
-            length, pixels_at_once, size = REQUEST_HEAD.unpack(head)
-            limits = replace(options.limits, max_pixels_at_once=pixels_at_once or None)
+            length, ordinary_pixels, size = REQUEST_HEAD.unpack(head)
+            limits = replace(options.limits, max_ordinary_pixels=ordinary_pixels or None)
             signal.setitimer(signal.ITIMER_PROF, options.timeout_s)  # CPU time; ends the process by SIGPROF
             # SIGALRM ends a hanging process even if its parent is gone and cannot kill it.
             signal.setitimer(signal.ITIMER_REAL, 2 * options.wall_timeout_s)

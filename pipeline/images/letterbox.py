@@ -1,6 +1,6 @@
 """Scales images into the network's square input, exactly as mmdet's Resize(keep_ratio=True) + Pad.
 
-    (H, W) --fit--> Letterbox      pixels --scale_to_fit--> LoadedImage      LoadedImages --pad_batch--> (B, S, S, 3)
+    (H, W) ─make_letterbox▶ Letterbox      pixels ─scale_to_fit▶ LoadedImage      LoadedImages ─pad_batch▶ (B, S, S, 3)
 
 Images are scaled after decoding and padded when the batch is assembled. An engine that takes images one by one pads less: to
 `fitted_input`.
@@ -25,8 +25,8 @@ SHORT_SIDES = (0.6, 0.8, 1.0)
 """Short sides of fitted inputs, as shares of the long side: for 16:9, for 4:3 and 3:2, and for all others. For 640: 384, 512, 640 px."""
 
 
-def fit(original_hw: tuple[int, int], size: int) -> Letterbox:
-    """Scale (height, width) to the largest size that fits a square of `size` pixels, keeping the ratio.
+def make_letterbox(original_hw: tuple[int, int], size: int) -> Letterbox:
+    """The letterbox of an image: (height, width) scaled to the largest size that fits a square of `size` pixels, keeping the ratio.
 
     Rounds as mmcv does, `int(x * scale + 0.5)`, but never to zero: mmcv fails on an image 1,300 times wider than high.
     Source: mmcv 2.1.0 `mmcv/image/geometric.py`, `rescale_size`.
@@ -45,12 +45,12 @@ def scale_to_fit(bgr: NDArray[np.uint8], original_hw: tuple[int, int], size: int
         original_hw: height and width of the full image, pixels, after EXIF orientation.
         size: side of the square network input, pixels.
     Returns:
-        The image at `fit(original_hw, size).scaled_hw`, not padded.
+        The image at `make_letterbox(original_hw, size).scaled_hw`, not padded.
     Raises:
         ShapeError: bgr is not uint8 (h, w, 3).
     """
     check_array("bgr", bgr, (None, None, 3), np.uint8)
-    letterbox = fit(original_hw, size)
+    letterbox = make_letterbox(original_hw, size)
     if bgr.shape[:2] == letterbox.scaled_hw:
         pixels = bgr
     elif _is_whole_reduction(bgr.shape[:2], original_hw):
@@ -87,7 +87,7 @@ def for_size(image: LoadedImage, size: int) -> LoadedImage:
     """
     if image.letterbox.size == size:
         return image
-    letterbox = fit(image.letterbox.original_hw, size)
+    letterbox = make_letterbox(image.letterbox.original_hw, size)
     pixels = cv2.resize(image.pixels, letterbox.scaled_hw[::-1], interpolation=cv2.INTER_LINEAR)
     return LoadedImage(pixels=np.asarray(pixels, np.uint8), letterbox=letterbox)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ImageError
 from pipeline.images.decode import DecodeLimits, check_pixel_count, decode_stored
-from pipeline.images.letterbox import fit, scale_to_fit
+from pipeline.images.letterbox import make_letterbox, scale_to_fit
 from pipeline.images.orientation import rotate_upright
 from pipeline.types import LoadedImage
 
@@ -34,7 +34,7 @@ def load_image(data: bytes | NDArray[np.uint8], limits: DecodeLimits, size: int)
     stored = decode_stored(data, limits, size)
     # Scaled before rotating: the partial blocks of a reduced JPEG are at its right and bottom edge.
     scaled = scale_to_fit(stored.bgr, stored.full_hw, size)
-    return LoadedImage(rotate_upright(scaled.pixels, stored.orientation), fit(stored.upright_hw, size))
+    return LoadedImage(rotate_upright(scaled.pixels, stored.orientation), make_letterbox(stored.upright_hw, size))
 
 
 def pixels_to_bgr(pixels: NDArray[Any], limits: DecodeLimits) -> NDArray[np.uint8]:

@@ -14,8 +14,8 @@ from io import FileIO
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_SIDE = 4096
-"""Largest size that an image can be scaled to, pixels."""
+from pipeline.images.decoder_options import MAX_SIDE
+
 _BYTES = MAX_SIDE * MAX_SIDE * 3
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import binascii
 import re
-from dataclasses import dataclass
-from typing import TypeAlias
 
 import pybase64
 
@@ -19,36 +17,21 @@ _DATA_URL = re.compile(
 _WHITE = " \t\r\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Url:
-    """An http or https URL, not yet checked against the fetch policy."""
-
-    url: str
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedBytes:
-    """An encoded image file (JPEG, PNG, ...), not yet decoded."""
-
-    data: bytes
-
-
-ImageSource: TypeAlias = Url | EncodedBytes
-
-
-def looks_like_url(text: str) -> bool:
-    """Whether `text` is a URL to fetch, by its scheme only."""
-    scheme = _SCHEME.match(text, 0, 64)
+def is_url(image: object) -> bool:
+    """Whether an image is a URL to fetch, by its scheme only, and not base64 text, bytes or pixels."""
+    scheme = _SCHEME.match(image, 0, 64) if isinstance(image, str) else None
     return scheme is not None and scheme[1].lower() != "data"
 
 
-def parse_source(text: str, max_bytes: int = DecodeLimits().max_bytes) -> ImageSource:
+def parse_source(text: str, max_bytes: int = DecodeLimits().max_bytes) -> str | bytes:
     """Tell a URL from base64, and decode the base64.
 
     Args:
         text: `http(s)://...` in any letter case, `data:image/...;base64,...` (or application/octet-stream or no type, which browsers
             write for files of a kind that they do not know), or base64 (standard alphabet, padded, line breaks allowed).
         max_bytes: most decoded bytes; checked before decoding.
+    Returns:
+        The http or https URL (str), not yet checked against the fetch policy, or the image file (bytes), not yet decoded.
     Raises:
         FetchError: `url_refused`, a URL of any other scheme.
         ImageError: `invalid_base64`.
@@ -56,13 +39,13 @@ def parse_source(text: str, max_bytes: int = DecodeLimits().max_bytes) -> ImageS
     """
     scheme = _SCHEME.match(text, 0, 64)
     if scheme is None:
-        return EncodedBytes(decode_base64(text, max_bytes))
+        return decode_base64(text, max_bytes)
     name = scheme[1].lower()
     if name in ("http", "https"):
-        return Url(text.strip())
+        return text.strip()
     data_url = _DATA_URL.match(text, 0, 256)
     if data_url is not None:
-        return EncodedBytes(decode_base64(text[data_url.end() :], max_bytes))
+        return decode_base64(text[data_url.end() :], max_bytes)
     if name == "data":
         raise FetchError("The URL is refused: a data: URL must begin with data:image/...;base64,", code="url_refused")
     raise FetchError("The URL is refused: only http and https are fetched.", code="url_refused")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import EngineLost, EngineOutOfMemory, ShapeError
-from pipeline.images.letterbox import fit
+from pipeline.images.letterbox import make_letterbox
 from pipeline.inference.devices import owned_cores
 from pipeline.inference.engine import EngineOptions, ModelInfo
 from pipeline.types import DetectOptions, Instances, LoadedImage
@@ -100,7 +100,7 @@ def torch_engine_info(spec: ModelSpec, options: EngineOptions, precision: str, d
 
 def grey_image(size: int) -> LoadedImage:
     """A grey image that fills the network's input."""
-    return LoadedImage(np.full((size, size, 3), 114, np.uint8), fit((size, size), size))
+    return LoadedImage(np.full((size, size, 3), 114, np.uint8), make_letterbox((size, size), size))
 
 
 @contextmanager

@@ -65,7 +65,7 @@ async def test_an_image_does_not_wait_for_all_those_of_another_caller(monkeypatc
         return "pixels"
 
     loader = ImageLoader.func_or_class(ImageLoaderSettings(threads=1), 320)
-    monkeypatch.setattr(loader, "_decode", decode)
+    monkeypatch.setattr(loader, "_decode_ordinary", decode)
 
     def task(caller):
         return ImageTask(
@@ -125,7 +125,7 @@ async def test_a_slow_image_does_not_delay_others_in_its_call(loader):
 
 async def test_large_images_are_returned_before_decoding(loader, monkeypatch):
     """A few bytes may be as many pixels as are allowed. JPEGs are decoded at a part of their size."""
-    monkeypatch.setattr(image_loader, "ORDINARY_MAX_PIXELS", 48 * 64 - 1)
+    monkeypatch.setattr(image_loader, "MAX_ORDINARY_PIXELS", 48 * 64 - 1)
     image = Image.fromarray(np.full((48, 64, 3), 90, np.uint8))
     image.save(file := io.BytesIO(), "PNG")
     large, good, broken = await load(loader, file.getvalue(), jpeg(), b"no image")
@@ -173,9 +173,9 @@ async def test_large_images_are_decoded_one_at_a_time(loader, monkeypatch, tmp_p
     """Each in a call of its own, three at each of two loaders: one takes memory at a time, and an ordinary image goes past them."""
     now, most, done = 0, 0, []
 
-    def decode(data, _timeout_s=None, max_pixels_at_once=None, **_):
+    def decode(data, *, max_ordinary_pixels=None, **_):
         nonlocal now, most
-        if data == b"large" and max_pixels_at_once is not None:
+        if data == b"large" and max_ordinary_pixels is not None:
             raise LargeImage("large")
         now += data == b"large"
         most = max(most, now)
@@ -203,13 +203,13 @@ async def test_large_images_leave_time_to_ordinary_ones(loader):
     assert isinstance((await load(loader, jpeg()))[0], LoadedImage)
     assert loader._pause_s(0.1) == pytest.approx(0.3)
     assert loader._pause_s(5.0) == image_loader.MAX_PAUSE_S
-    loader._ordinary_at -= image_loader.ORDINARY_S
+    loader._last_ordinary_at -= image_loader.ORDINARY_S
     assert loader._pause_s(0.1) == 0
 
 
 async def test_images_over_the_limit_are_refused_and_not_retried(loader, monkeypatch):
     """Also in a call with other images; it is not retried."""
-    monkeypatch.setattr(image_loader, "ORDINARY_MAX_PIXELS", 48 * 64 - 1)
+    monkeypatch.setattr(image_loader, "MAX_ORDINARY_PIXELS", 48 * 64 - 1)
     Image.new("1", (8_000, 8_000)).save(file := io.BytesIO(), "PNG")
     refused, good = await load(loader, file.getvalue(), jpeg())
     assert (type(refused), refused.code) == (LimitExceeded, "too_many_pixels")
@@ -221,7 +221,7 @@ async def test_fetching_for_a_later_call(loader, monkeypatch):
     """Bodies and errors come back, each with its time; a long body leaves the URL as it is. The later call keeps the time."""
 
     async def fetch(url, _deadline, at_most):
-        assert at_most == image_loader.PASSED_BYTES
+        assert at_most == image_loader.MAX_PASSED_BYTES
         if url.endswith("large"):
             raise LargeImage("long")
         if url.endswith("gone"):
@@ -249,7 +249,7 @@ async def test_waiting_for_urls_does_not_count_as_decoding(loader, monkeypatch):
         await silent.wait()
         return b"fetched"
 
-    def decode(*_):
+    def decode(*_, **__):
         release.wait(5)
         return LoadedImage(np.zeros((320, 320, 3), np.uint8), Letterbox((320, 320), (320, 320), 320))
 

@@ -26,7 +26,7 @@ from itertools import accumulate
 from typing import Any, TypeVar
 
 from pipeline.errors import EngineUnavailable
-from pipeline.images.letterbox import fit, fitted_input
+from pipeline.images.letterbox import fitted_input, make_letterbox
 from pipeline.inference.base import BatchEngine, grey_image, naming_failures
 from pipeline.inference.devices import owned_cores
 from pipeline.inference.engine import CapacityListener, EngineOptions, ModelInfo, ignore_capacity
@@ -103,7 +103,9 @@ class OpenVinoEngine(BatchEngine):
             self._find(self._alone, [grey_image(self._info.input_size)], [DetectOptions()])
         for original_hw in ((3, 4), (1, 1)):
             for streams in self._modes:
-                self._early_compiler.submit(self._prepare, self._input_of(fit(original_hw, self._info.input_size)), [streams])
+                self._early_compiler.submit(
+                    self._prepare, self._input_of(make_letterbox(original_hw, self._info.input_size)), [streams]
+                )
 
     def detect_leaving_room(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
         """See `Engine.detect_leaving_room`: each image on a stream, also if the others have nothing to do."""

@@ -450,7 +450,7 @@ def test_which_images_are_large(kind: str, options: dict, is_large: bool) -> Non
     """Those that take memory for each of their pixels; a baseline JPEG is reduced while it is decoded."""
     file = io.BytesIO()
     Image.new("RGB", (600, 500)).save(file, kind, **options)
-    limits = DecodeLimits(max_pixels_at_once=100_000)
+    limits = DecodeLimits(max_ordinary_pixels=100_000)
     with pytest.raises(LargeImage) if is_large else nullcontext():
         decode_image(file.getvalue(), limits, 320)
 
@@ -471,9 +471,9 @@ def test_a_jpeg_channel_by_channel_is_large() -> None:
     """Its decoder keeps the whole image's coefficients, as that of a progressive one."""
     data = jpeg_channel_by_channel(photo())
     assert distance(decode_rgb(data), RGB) < 3
-    assert decode_image(data, DecodeLimits(max_pixels_at_once=96 * 64 // 2))[1] == (64, 96)
+    assert decode_image(data, DecodeLimits(max_ordinary_pixels=96 * 64 // 2))[1] == (64, 96)
     with pytest.raises(LargeImage):
-        decode_image(data, DecodeLimits(max_pixels_at_once=96 * 64 // 2 - 1))
+        decode_image(data, DecodeLimits(max_ordinary_pixels=96 * 64 // 2 - 1))
 
 
 @pytest.mark.parametrize(("animated", "most"), [(False, 300_000), (True, 425_000)])

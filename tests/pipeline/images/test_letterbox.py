@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ShapeError
-from pipeline.images.letterbox import PAD_VALUE, fit, fitted_input, for_size, pad_batch, scale_to_fit
+from pipeline.images.letterbox import PAD_VALUE, fitted_input, for_size, make_letterbox, pad_batch, scale_to_fit
 
 SIZES_HW = [(480, 640), (640, 480), (333, 500), (1, 1), (640, 640), (639, 641), (375, 1280)]
 SIZES_HW += [(64, 640), (333, 5000), (1080, 1920), (7, 3)]
@@ -48,7 +48,7 @@ def test_equals_mmdet_transforms() -> None:
 @given(st.integers(1, 20_000), st.integers(1, 20_000), st.integers(32, 1280))
 def test_fit_rounds_as_mmcv(height: int, width: int, size: int) -> None:
     """Any size gives mmcv's scaled size, except that nothing rounds to zero."""
-    letterbox = fit((height, width), size)
+    letterbox = make_letterbox((height, width), size)
     expected_w, expected_h = mmcv.rescale_size((width, height), (size, size))
     assert letterbox.scaled_hw == (max(1, expected_h), max(1, expected_w))
     assert letterbox.original_hw == (height, width)
@@ -66,7 +66,7 @@ def test_extremely_thin(hw: tuple[int, int]) -> None:
 @given(st.integers(1, 20_000), st.integers(1, 20_000), st.sampled_from([64, 96, 320, 640, 1280]))
 def test_fitted_inputs_hold_their_image(height: int, width: int, size: int) -> None:
     """With a mask cell's strip of padding, unless it is the square; in whole strides."""
-    letterbox = fit((height, width), size)
+    letterbox = make_letterbox((height, width), size)
     input_hw = fitted_input(letterbox.scaled_hw, size)
     assert max(input_hw) == size
     assert all(side % 32 == 0 for side in input_hw)
@@ -91,7 +91,7 @@ def test_fitted_inputs_hold_their_image(height: int, width: int, size: int) -> N
 )
 def test_fitted_inputs_of_usual_photos(hw: tuple[int, int], input_hw: tuple[int, int]) -> None:
     """One of five."""
-    assert fitted_input(fit(hw, 640).scaled_hw, 640) == input_hw
+    assert fitted_input(make_letterbox(hw, 640).scaled_hw, 640) == input_hw
 
 
 def test_pad_batch_fills_a_fitted_input() -> None:
@@ -135,7 +135,7 @@ def test_reduced_decoding_keeps_places(hw: tuple[int, int], reduction: int) -> N
     rows, columns = (np.arange(-(-n // reduction)) * reduction + (reduction - 1) / 2 for n in hw)
     ramp = np.stack(np.broadcast_arrays(rows[:, None] / hw[0], columns[None] / hw[1], 0.5), axis=-1)
     image = scale_to_fit(np.rint(ramp * 200).astype(np.uint8), hw, 320)
-    assert image.letterbox.scaled_hw == fit(hw, 320).scaled_hw
+    assert image.letterbox.scaled_hw == make_letterbox(hw, 320).scaled_hw
     scaled_h, scaled_w = image.letterbox.scaled_hw
     expected_y = (np.arange(scaled_h) + 0.5) / scaled_h * 200
     expected_x = (np.arange(scaled_w) + 0.5) / scaled_w * 200

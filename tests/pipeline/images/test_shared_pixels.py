@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipeline.images.shared_pixels import MAX_SIDE, make_shared_pixels, map_shared_pixels
+from pipeline.images.decoder_options import MAX_SIDE
+from pipeline.images.shared_pixels import make_shared_pixels, map_shared_pixels
 
 
 def test_what_one_side_writes_the_other_reads():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.images.letterbox import fit, pad_batch
+from pipeline.images.letterbox import make_letterbox, pad_batch
 from pipeline.inference.cuda.postprocess import (
     LIMITS,
     MAX_CANDIDATES,
@@ -145,7 +145,7 @@ def test_boxes_in_the_padding_suppress_but_are_not_returned():
     in_padding, in_image = 32 * 20 + 2, 2
     reach = {in_padding: (8.0, 8.0, 8.0, 40.0), in_image: (8.0, 0.0, 40.0, 40.0)}
     outputs = made_up({in_padding: 3.0, in_image: 1.0}, reach)
-    expected, found, exact = Both(256, small_branch()).run(outputs, [fit((100, 256), 256)], [DetectOptions(0.3)])
+    expected, found, exact = Both(256, small_branch()).run(outputs, [make_letterbox((100, 256), 256)], [DetectOptions(0.3)])
     assert exact == [True]
     assert len(found[0]) == 1
     assert_same(expected[0], found[0])
@@ -155,7 +155,7 @@ def test_nan_takes_its_position_out():
     """A network that breaks says nothing rather than something, and its other positions are as they were."""
     outputs = made_up({5: 2.0, 90: 1.0, 400: 1.5}, dict.fromkeys((5, 90, 400), (8.0,) * 4))
     outputs.class_logits[0, 5, 1] = torch.nan
-    expected, found, exact = Both(256, small_branch()).run(outputs, [fit((256, 256), 256)], [DetectOptions(0.3)])
+    expected, found, exact = Both(256, small_branch()).run(outputs, [make_letterbox((256, 256), 256)], [DetectOptions(0.3)])
     assert exact == [True]
     assert len(expected[0]) == len(found[0]) == 2
     assert_same(expected[0], found[0])
@@ -164,7 +164,7 @@ def test_nan_takes_its_position_out():
 def test_boxes_without_area_are_nothing():
     """They neither count nor suppress."""
     outputs = made_up({100: 3.0, 101: 1.0}, {100: (0.0, 0.0, 0.0, 0.0), 101: (8.0,) * 4})
-    expected, found, exact = Both(256, small_branch()).run(outputs, [fit((256, 256), 256)], [DetectOptions(0.3)])
+    expected, found, exact = Both(256, small_branch()).run(outputs, [make_letterbox((256, 256), 256)], [DetectOptions(0.3)])
     assert exact == [True]
     assert len(found[0]) == 1
     assert_same(expected[0], found[0])
@@ -176,10 +176,10 @@ def test_too_many_candidates_are_reported():
     reach = {place: (place % 32 * 8.0, place // 32 * 8.0, 255.0 - place % 32 * 8, 255.0 - place // 32 * 8) for place in crowd}
     outputs = made_up(crowd, reach)
     run = Both(256, small_branch()).run
-    expected, found, exact = run(outputs, [fit((256, 256), 256)], [DetectOptions(0.3)])
+    expected, found, exact = run(outputs, [make_letterbox((256, 256), 256)], [DetectOptions(0.3)])
     assert exact == [False]
     assert len(expected[0]) == len(found[0]) == 1
-    _, found, exact = run(outputs, [fit((256, 256), 256)], [DetectOptions(0.3, 1)])
+    _, found, exact = run(outputs, [make_letterbox((256, 256), 256)], [DetectOptions(0.3, 1)])
     assert exact == [True]
     assert len(found[0]) == 1
 
@@ -189,7 +189,9 @@ def test_long_chains_of_overlaps_are_reported():
     for length, expected_exact in ((NMS_PASSES - 1, True), (NMS_PASSES + 10, False)):
         chain = {place: 3.0 - place / 100 for place in range(length)}
         reach = dict.fromkeys(chain, (0.0, 0.0, 36.0, 36.0))
-        _, _, exact = Both(256, small_branch()).run(made_up(chain, reach), [fit((256, 256), 256)], [DetectOptions(0.3)])
+        _, _, exact = Both(256, small_branch()).run(
+            made_up(chain, reach), [make_letterbox((256, 256), 256)], [DetectOptions(0.3)]
+        )
         assert exact == [expected_exact]
 
 
@@ -207,7 +209,7 @@ def test_more_than_there_is_room_for_is_cut():
 def test_wishes_are_written_where_told():
     """Into rows of a larger buffer, the others untouched."""
     out = np.full((3, CLASSES + LIMITS), -1, np.float32)
-    rows = encode_options([fit((300, 600), 256)], [DetectOptions(0.25, 9, frozenset({1}))], CLASSES, out=out)
+    rows = encode_options([make_letterbox((300, 600), 256)], [DetectOptions(0.25, 9, frozenset({1}))], CLASSES, out=out)
     np.testing.assert_allclose(out[0], [1.0, 0.25, 9, 256, 128, 600 / 256, 300 / 128, 600, 300, 32, 17])
     assert (out[1:] == -1).all()
     assert rows.base is out
