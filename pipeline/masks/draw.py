@@ -154,6 +154,6 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 
 
 def _readable_on(colour: _Colour) -> _Colour:
-    """Black or white, whichever has more contrast. Source: relative luminance, ITU-R BT.709."""
-    luminance = np.dot(colour, (0.2126, 0.7152, 0.0722))
-    return (0, 0, 0) if luminance > 125 else (255, 255, 255)
+    """Black or white, whichever has more contrast. Source: contrast ratio and relative luminance of WCAG 2."""
+    luminance = np.dot(np.divide(colour, 255) ** 2.2, (0.2126, 0.7152, 0.0722))
+    return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
