@@ -62,7 +62,10 @@ CASES = {
     "a request that is bad": Case([error(400, "invalid_request")] * 9, 1, "(invalid_request)"),
     "a wrong key": Case([error(401, "unauthorized")] * 9, 1, "(unauthorized)"),
     "a route that the service lacks": Case([error(404, "not_found")] * 9, 1, "(not_found)"),
-    "another service": Case([answer(200, {"healthy": True})] * 9, 1, "did not answer"),
+    **{
+        f"another service, {document}": Case([answer(200, document)] * 9, 1, "did not answer")
+        for document in ({"healthy": True}, [], [5], [{"healthy": True}], [{"boxes": 5}], [{"boxes": []}] * 2)
+    },
     "no JSON": Case([answer(200, "<html>")] * 9, 1, "did not answer"),
     "a redirect": Case([answer(307, "", location="http://127.0.0.1:9/score")] * 9, 1, "redirects to http://127.0.0.1:9/score"),
 }

@@ -5,6 +5,7 @@ import random
 import time
 from functools import partial
 
+import numpy as np
 import pytest
 from ray import exceptions as ray_exceptions
 from ray.serve.exceptions import BackPressureError
@@ -12,9 +13,7 @@ from ray.serve.exceptions import BackPressureError
 from deployments.scoring import graph as scoring
 from deployments.scoring import grouping
 from deployments.scoring.graph import ScoringGraph
-from deployments.scoring.grouping import CallHung
 from deployments.settings import IngressSettings
-from deployments.stages.in_process import LocalHandle
 from deployments.stages.retry_alone import RetryAlone
 from deployments.task import RequestContext, ScoreOptions
 from pipeline.errors import (
@@ -152,11 +151,14 @@ async def test_an_image_is_retried_if_another_replica_may_score_it(error):
     assert await graph(stages).score(["a"], options(), context()) == ["a"]
 
 
-async def test_a_lost_device_in_this_process_is_not_retried():
+@pytest.mark.parametrize("error", [EngineLost("gone"), DecodersUnavailable("none starts")], ids=["GPU", "decoders"])
+async def test_a_lost_device_in_this_process_is_not_retried(error, monkeypatch):
     """There is no other replica to try."""
-    local = object.__new__(LocalHandle)
-    graph = ScoringGraph(None, local, None, IngressSettings())
-    assert not {EngineLost, DecodersUnavailable, CallHung} & set(graph._retried_errors)
+    monkeypatch.setattr(scoring, "LocalHandle", FakeStages)
+    stages = FakeStages(lambda *_: error)
+    with pytest.raises(type(error)):
+        await graph(stages).score(["a"], options(), context())
+    assert stages.attempts["a"] == 1
 
 
 async def test_a_silent_replica_costs_seconds(monkeypatch):
@@ -180,23 +182,49 @@ async def test_a_silent_replica_costs_seconds(monkeypatch):
     assert all(response.cancelled for response in stages.responses[:3])
 
 
-async def test_the_last_try_waits_for_its_deadline(monkeypatch):
-    """Where a stage is away for long, its images are not lost before their deadline."""
-    monkeypatch.setattr(grouping, "HANG_S", 0.03)
-    stages = FakeStages(lambda image, _: asyncio.sleep(60) if image == "silent" else image)
-    scoring_graph = graph(stages)
-    await scoring_graph.score(["other"], options(), context())
-    with pytest.raises(DeadlineExceeded):
-        await scoring_graph.score(["silent"], options(), context(0.6))
-    assert stages.attempts["silent"] == 4
+@pytest.mark.parametrize(
+    ("image", "answer_format", "in_process", "tries_s"),
+    [
+        pytest.param("photo", "json", False, [0, 6, 12, 18], id="ordinary"),
+        pytest.param("https://example.com/1.jpg", "json", False, [0, 20, 40, 60], id="URL"),
+        pytest.param("photo", "png", False, [0, 40, 80, 120], id="large"),
+        pytest.param("https://example.com/1.jpg", "png", False, [0, 40, 80, 120], id="large URL"),
+        pytest.param("photo", "json", True, [0], id="ordinary, in process"),
+        pytest.param("https://example.com/1.jpg", "json", True, [0], id="URL, in process"),
+        pytest.param("photo", "png", True, [0], id="large, in process"),
+    ],
+)
+def test_a_silent_call_is_given_up_after_the_time_of_its_lane(image, answer_format, in_process, tries_s, monkeypatch):
+    """Only the last try waits for the deadline: where a stage is away for long, its images are not lost before it."""
+    if in_process:
+        monkeypatch.setattr(scoring, "LocalHandle", FakeStages)
+    tried_s = []
+
+    async def work():
+        def behave(image, _):
+            tried_s.append(time.monotonic() - began_s)
+            return image if image == "first" else asyncio.sleep(1e6)
+
+        stages = FakeStages(behave)
+        scoring_graph = ScoringGraph(stages, stages, stages, IngressSettings(), url_hang_s=20, large_hang_s=40)
+        began_s = time.monotonic()
+        await scoring_graph.score(["first"], options(), context())
+        with pytest.raises(DeadlineExceeded):
+            await scoring_graph.score([image], options(answer_format=answer_format), context(200))
+        assert time.monotonic() - began_s == pytest.approx(200)
+
+    virtual_time.run(work, monkeypatch)
+    assert tried_s[1:] == pytest.approx(tries_s, abs=0.1)
 
 
 async def test_model_info_of_a_detector_that_does_not_answer():
     """A detector that does not answer is a refusal in time; one that fails, an error of ours."""
 
+    silent = FakeResponse(lambda: asyncio.sleep(60))
+
     class Silent:
         def remote(self):
-            return FakeResponse(lambda: asyncio.sleep(60))
+            return silent
 
     class Lost:
         def remote(self):
@@ -209,6 +237,7 @@ async def test_model_info_of_a_detector_that_does_not_answer():
     stages.info = Silent()
     with pytest.raises(Overloaded):
         await graph(stages).model_info(0.01)
+    assert silent.cancelled
     stages.info = Lost()
     with pytest.raises(StageFailed):
         await graph(stages).model_info(1)
@@ -320,6 +349,14 @@ async def test_images_of_a_request_share_calls():
     assert ["https://example.com/1.jpg"] in stages.groups
 
 
+@pytest.mark.parametrize("image", [b"x" * 600, "x" * 600, np.zeros((10, 20, 3), np.uint8)], ids=["bytes", "base64", "pixels"])
+async def test_images_too_large_for_a_group_have_calls_of_their_own(image):
+    stages = FakeStages(None)
+    stages._answer = lambda _: asyncio.sleep(0, "answer")
+    await graph(stages, groups={"max_mb": 0.001}).score([image] * 4, options(), context())
+    assert [len(group) for group in stages.groups] == [1] * 4
+
+
 async def test_a_lost_group_is_tried_again_image_by_image():
     """So that an image that kills its replica does not affect the others twice."""
     stages = FakeStages(lambda image, _: ray_exceptions.ActorDiedError() if image == "c" else image)
@@ -353,6 +390,13 @@ async def test_slow_images_are_retried_one_at_a_time():
     assert stages.groups[0] == images
     assert all(len(group) == 1 for group in stages.groups[1:])
     assert most == 1
+
+
+async def test_the_first_of_several_faults_is_raised():
+    """It names all images that failed."""
+    with pytest.raises(ImageError, match="one") as caught:
+        await graph(FakeStages(lambda image, _: ImageError(image))).score(["one", "two"], options(), context())
+    assert [(fault.index, fault.message) for fault in caught.value.faults] == [(0, "one"), (1, "two")]
 
 
 async def test_errors_are_never_shared():
@@ -580,6 +624,22 @@ async def test_a_key_holds_at_most_its_share():
     assert not any(task.done() for task in [quiet, *alone])
     held.release.set()
     await asyncio.gather(quiet, *alone, *flood, return_exceptions=True)
+
+
+async def test_keys_take_turns_in_calls():
+    """An image of a second key does not wait for all that a first one sent before it."""
+    held = Held("busy")
+    stages = FakeStages(held)
+    busy = graph(stages, groups={"max_in_flight": 1, "max_images": 2})
+    requests = [
+        busy.score(images, options(), of(key))
+        for images, key in ((["busy"], "loud"), (["loud"] * 6, "loud"), (["quiet"], "quiet"))
+    ]
+    running = [asyncio.create_task(request) for request in requests]
+    await settle()
+    held.release.set()
+    await asyncio.gather(*running)
+    assert stages.groups.index(["quiet"]) <= 2
 
 
 async def test_slow_urls_of_one_key_do_not_block_those_of_another():
