@@ -81,7 +81,7 @@ class _Group(Generic[Item, Result]):
 
     entries: list[_Entry[Item, Result]]
     alone: bool
-    began: float = field(default_factory=time.monotonic)
+    began: float
     task: asyncio.Task[None] = field(init=False)
 
     @property
@@ -206,7 +206,7 @@ class Grouper(Generic[Item, Result]):
 
     def _start(self, entries: list[_Entry[Item, Result]], *, alone: bool = False) -> None:
         """Send a group, in a new contextvars context: in a request's context, Ray would cancel the call when that request ends."""
-        loop, group = asyncio.get_running_loop(), _Group(entries, alone)
+        loop, group = asyncio.get_running_loop(), _Group(entries, alone, time.monotonic())
         # Groups that hang for longer than MEMORY_S are ignored here: else idle time would count as work.
         if not alone and not any(not other.alone and group.began - other.began < MEMORY_S for other in self._groups):
             self._pace.begin()
