@@ -30,7 +30,7 @@ from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
 from pipeline.inference.create import load_engine
 from pipeline.inference.engine import EngineOptions
-from pipeline.masks.encode import instances_to_rows, rows_to_json, warm_up
+from pipeline.masks.encode import instances_to_json_objects, join_json_objects, warm_up
 from pipeline.model.zoo import DEFAULT_CACHE
 from pipeline.types import DetectOptions, OutlineOptions
 
@@ -76,7 +76,7 @@ def in_a_loop(folder: Path, count: int, threads: int) -> dict[str, float]:
     for first in range(0, count - BATCH + 1, BATCH):
         images = [load_image(file.read_bytes(), DecodeLimits(), engine.info.input_size) for file in files[first : first + BATCH]]
         for found in engine.detect(images, options):
-            rows_to_json(instances_to_rows(found, engine.info.classes, OutlineOptions()))
+            join_json_objects(instances_to_json_objects(found, engine.info.classes, OutlineOptions()))
     return {"network": network, "loop": count // BATCH * BATCH / (time.perf_counter() - began)}
 
 

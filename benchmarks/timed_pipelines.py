@@ -1,6 +1,6 @@
 """This pipeline and mmdet's, from an encoded photo to JSON bytes, with times by stage.
 
-    ours    load_image ─▶ Engine.detect (network │ post-processing) ─▶ instances_to_rows, on all cores ─▶ rows_to_json
+    ours    load_image ─▶ Engine.detect (network │ post-processing) ─▶ instances_to_json_objects, on all cores ─▶ join_json_objects
     mmdet   cv2.imdecode, mmdet's transforms ─▶ mmdet's network ─▶ mmdet's post-processing, full-size masks
             ─▶ cv2.findContours ─▶ the same rows, the same JSON encoder
 
@@ -27,7 +27,7 @@ from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
 from pipeline.inference.create import create_engine
 from pipeline.inference.engine import Engine, EngineOptions
-from pipeline.masks.encode import instances_to_rows, rows_to_json, split_instances
+from pipeline.masks.encode import instances_to_json_objects, join_json_objects, split_instances
 from pipeline.model.checkpoints import Checkpoint
 from pipeline.types import DetectOptions, Instances, OutlineOptions
 
@@ -120,14 +120,14 @@ class OurPipeline:
         image = clock.timed("decode", load_image)(photo, DecodeLimits(), info.input_size)
         (found,) = self.engine.detect([image], [self._detect])
         rows = clock.timed("outline", self._outline)(found)
-        json = clock.timed("outline", rows_to_json)(rows)
+        json = clock.timed("outline", join_json_objects)(rows)
         moved = {"encoded": len(photo), "pixels": image.pixels.nbytes, "masks": found.mask_logits.nbytes}
         return clock.finish(json, len(rows), moved)
 
     def _outline(self, found: Instances) -> list[bytes]:
         """As the Polygonizer does, with as many threads as the engine has."""
         parts = split_instances(found, self.engine.info.threads)
-        run = partial(instances_to_rows, classes=self.engine.info.classes, options=OutlineOptions())
+        run = partial(instances_to_json_objects, classes=self.engine.info.classes, options=OutlineOptions())
         return [row for rows in self._threads.map(run, parts) for row in rows]
 
 

@@ -27,7 +27,7 @@ from pipeline.errors import ConfigurationError, EngineLost
 from pipeline.images.letterbox import for_size
 from pipeline.inference.batcher import GreedyBatcher
 from pipeline.inference.create import load_engine
-from pipeline.inference.engine import EngineOptions, ModelInfo, SimulatedStep
+from pipeline.inference.engine import EngineInfo, EngineOptions, SimulatedStep
 from pipeline.inference.lost_device import end_process
 from pipeline.types import DetectOptions, Instances, LoadedImage
 
@@ -121,7 +121,7 @@ class Detector(TakesUserConfig):
         timings.add("detect", ran.run_s)
         return ran.result
 
-    async def info(self) -> ModelInfo:
+    async def info(self) -> EngineInfo:
         """Model, classes, input size, engine, precision and device of this replica."""
         return self._engine.info
 
@@ -146,7 +146,7 @@ def hung_after_s(max_batch: int, ran_s: Sequence[float]) -> float:
     return min(at_first, max(MIN_HUNG_S, HUNG_FACTOR * max(ran_s)))
 
 
-def fair_batch(info: ModelInfo) -> int:
+def fair_batch(info: EngineInfo) -> int:
     """Most images in a batch if the service has several keys.
 
     OpenVINO runs one image on each thread, so a batch of one image a thread costs as much an image as a larger one. On a GPU it would cost
@@ -155,7 +155,7 @@ def fair_batch(info: ModelInfo) -> int:
     return min(info.threads, info.max_batch) if info.engine == "openvino" else info.max_batch
 
 
-def max_per_caller(info: ModelInfo) -> int | None:
+def max_per_caller(info: EngineInfo) -> int | None:
     """Most images of a caller that run while there are other callers; None for no limit.
 
     OpenVINO keeps a thread for the next image of another caller: it need not wait for a network pass. On a GPU an idle part is lost.

@@ -21,7 +21,7 @@ from deployments.params import ScoreParams, check_image_count, check_images, par
 from deployments.probe import PROBE_IMAGE
 from deployments.scoring.graph import ScoringGraph
 from deployments.settings import Settings
-from deployments.stages.in_process import LocalHandle, StageHandle, StageInProcess, started
+from deployments.stages.in_process import LocalHandle, LocalStage, StageHandle, to_handle
 from deployments.task import PICTURE_FORMATS, AnswerFormat, ImageInput, RequestContext, ScoreOptions
 from deployments.telemetry.logs import keep_off_stderr
 from deployments.telemetry.metrics import IngressMetrics
@@ -29,7 +29,7 @@ from deployments.telemetry.tracing import record_stages
 from deployments.user_config import TakesUserConfig, with_live_settings
 from pipeline.errors import ImageFault, InvalidRequest, Overloaded, ServiceError, quoted
 from pipeline.images.decoder_options import BACKGROUND_FACTOR
-from pipeline.inference.engine import ModelInfo
+from pipeline.inference.engine import EngineInfo
 from pipeline.types import Answer, DetectOptions, OutlineOptions, ScoredImage
 
 MODEL_INFO_S = 10.0
@@ -52,9 +52,9 @@ class Ingress(TakesUserConfig):
 
     def __init__(
         self,
-        image_loader: StageHandle | StageInProcess,
-        detector: StageHandle | StageInProcess,
-        polygonizer: StageHandle | StageInProcess,
+        image_loader: StageHandle | LocalStage,
+        detector: StageHandle | LocalStage,
+        polygonizer: StageHandle | LocalStage,
         settings: Settings,
         classes: tuple[str, ...],
         make_http_app: Callable[[Ingress], Any],
@@ -62,19 +62,19 @@ class Ingress(TakesUserConfig):
         self._at_start = self.settings = settings
         self._classes = classes
         self._make_http_app = make_http_app
-        self._image_loader, self._detector = started(image_loader), started(detector)
+        self._image_loader, self._detector = to_handle(image_loader), to_handle(detector)
         fetch_s, decode_s = settings.image_loader.fetch.total_timeout_s, settings.image_loader.decode_timeout_s
         self._graph = ScoringGraph(
             self._image_loader,
             self._detector,
-            started(polygonizer),
+            to_handle(polygonizer),
             settings.ingress,
             url_hang_s=fetch_s + decode_s,
             large_hang_s=fetch_s + BACKGROUND_FACTOR * decode_s,
         )
         self._metrics = IngressMetrics()
         keep_off_stderr()
-        self._model: tuple[float, ModelInfo] | None = None
+        self._model: tuple[float, EngineInfo] | None = None
         self._readiness: tuple[float, ServiceError | None] | None = None
         self._probe_lock = asyncio.Lock()
 
@@ -244,7 +244,7 @@ class Ingress(TakesUserConfig):
             return error
         return None
 
-    async def model_info(self, timeout_s: float = 5.0) -> ModelInfo:
+    async def model_info(self, timeout_s: float = 5.0) -> EngineInfo:
         """Model, engine and device of the detector. Asked again after `MODEL_INFO_S`: the one that answers during an update may still have
         the old model. A detector that is busy then changes nothing.
 

@@ -22,7 +22,7 @@ from deployments.user_config import TakesUserConfig
 from pipeline.errors import ServiceError
 from pipeline.fair_queue import FairThreads
 from pipeline.masks.draw import draw_overlay, picture_to_file
-from pipeline.masks.encode import instances_to_objects, instances_to_rows, rows_to_json, split_instances, warm_up
+from pipeline.masks.encode import instances_to_json_objects, instances_to_objects, join_json_objects, split_instances, warm_up
 from pipeline.types import Answer, DrawnImage, EncodedImage, Instances, OutlineOptions, ScoredImage, SegmentedObject
 
 T = TypeVar("T")
@@ -58,8 +58,8 @@ class Polygonizer(TakesUserConfig):
         with timings.measure("polygonize"):
             drawn = task.options.draws and task.canvas is not None
             if not drawn and task.options.answer_format != "objects":
-                rows = await self._in_parts(instances_to_rows, instances, task)
-                return EncodedImage(rows_to_json(rows))
+                encoded = await self._in_parts(instances_to_json_objects, instances, task)
+                return EncodedImage(join_json_objects(encoded))
             objects = await self._in_parts(instances_to_objects, instances, task)
             if drawn:
                 return await self._threads.run(task.queue_key, _draw, task.canvas, objects, task.options.answer_format)

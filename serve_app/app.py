@@ -12,7 +12,7 @@ from ray.serve import Application
 
 from deployments.ingress import Ingress
 from deployments.settings import Settings
-from deployments.stages.in_process import StageInProcess
+from deployments.stages.in_process import LocalStage
 from pipeline.model.zoo import read_header
 from serve_app.http.exposure import http_app_unless_exposed
 
@@ -29,7 +29,7 @@ def build_app(settings: Settings) -> Application:
         SetupError: the model or the settings cannot be used; the message says what to change.
     """
     header = read_header(settings.model.name, settings.model.cache_dir.expanduser())
-    bind = _in_process if settings.layout == "together" else _bind
+    bind = _local if settings.layout == "together" else _bind
     return Ingress.bind(  # type: ignore[attr-defined, no-any-return]  # Ray types a decorated class as the class itself
         bind("deployments.image_loader", "ImageLoader", settings.image_loader, header.input_size),
         bind("deployments.detector", "Detector", settings.model, settings.detector),
@@ -45,5 +45,5 @@ def _bind(module: str, name: str, *arguments: Any) -> Application:
     return bound
 
 
-def _in_process(module: str, name: str, *arguments: Any) -> StageInProcess:
-    return StageInProcess(module, name, arguments)
+def _local(module: str, name: str, *arguments: Any) -> LocalStage:
+    return LocalStage(module, name, arguments)

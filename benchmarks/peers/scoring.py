@@ -20,7 +20,7 @@ from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
 from pipeline.inference.create import load_engine
 from pipeline.inference.engine import EngineOptions
-from pipeline.masks.encode import instances_to_rows, rows_to_json
+from pipeline.masks.encode import instances_to_json_objects, join_json_objects
 from pipeline.model.zoo import DEFAULT_CACHE
 from pipeline.types import DetectOptions, Instances, LoadedImage, OutlineOptions
 
@@ -52,7 +52,7 @@ class Scorer:
 
     def outline(self, found: Instances) -> bytes:
         """JSON of one image's result."""
-        return rows_to_json(instances_to_rows(found, self._engine.info.classes, OutlineOptions()))
+        return join_json_objects(instances_to_json_objects(found, self._engine.info.classes, OutlineOptions()))
 
 
 def images_in(body: bytes | bytearray | dict[str, Any]) -> list[str]:

@@ -28,7 +28,7 @@ from deployments.stages.in_process import LocalHandle, StageHandle
 from deployments.stages.retry_alone import RetryAlone
 from deployments.task import ImageInput, ImageTask, RequestContext, ScoreOptions
 from pipeline.errors import DeadlineExceeded, DecodersUnavailable, EngineLost, ImageFault, Overloaded, ServiceError, StageFailed
-from pipeline.inference.engine import ModelInfo
+from pipeline.inference.engine import EngineInfo
 from pipeline.types import Answer
 
 logger = logging.getLogger("ray.serve")
@@ -112,7 +112,7 @@ class ScoringGraph:
         async with self._within_deadline(context):
             await self._grouper.send(ImageTask(image, options, context), alone=True)
 
-    async def model_info(self, timeout_s: float) -> ModelInfo:
+    async def model_info(self, timeout_s: float) -> EngineInfo:
         """Model, engine and device of the detector.
 
         Raises:
@@ -122,7 +122,7 @@ class ScoringGraph:
         response: Any = self._detector.info.remote()
         try:
             async with asyncio.timeout(timeout_s):
-                info: ModelInfo = await result(response)
+                info: EngineInfo = await result(response)
                 return info
         except TimeoutError as error:
             cancel(response)

@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 
 @dataclass(frozen=True, slots=True)
-class StageInProcess:
+class LocalStage:
     """Names a stage to start in this process; bound in place of a deployment.
 
     Args:
@@ -28,11 +28,6 @@ class StageInProcess:
     module: str
     name: str
     arguments: tuple[Any, ...]
-
-    def start(self) -> LocalHandle:
-        """Construct the stage in this process."""
-        deployment = getattr(importlib.import_module(self.module), self.name)
-        return LocalHandle(deployment.func_or_class(*self.arguments))
 
 
 class LocalHandle:
@@ -75,6 +70,9 @@ StageHandle = DeploymentHandle[Any] | LocalHandle
 """A handle to a stage, in replicas of its own or in this process."""
 
 
-def started(stage: StageHandle | StageInProcess) -> StageHandle:
+def to_handle(stage: StageHandle | LocalStage) -> StageHandle:
     """The stage's handle; constructs a stage that runs in this process."""
-    return stage.start() if isinstance(stage, StageInProcess) else stage
+    if not isinstance(stage, LocalStage):
+        return stage
+    deployment = getattr(importlib.import_module(stage.module), stage.name)
+    return LocalHandle(deployment.func_or_class(*stage.arguments))

@@ -53,7 +53,7 @@ Work = Callable[[Payload, ImageTask[Payload], Timings], Awaitable[Result]]
 
 
 class StageRunner:
-    """One stage's name and metrics.
+    """Runs the work of one stage on the images of each call; measures, counts and logs it.
 
     Args:
         name: `fetch`, `image_loader`, `detector` or `polygonizer`; used in metrics, logs and messages.

@@ -160,9 +160,9 @@ class DecoderMetrics:
     def __init__(self) -> None:
         self._memory = metrics.Gauge("rtmdet_decoder_memory_bytes", "Resident memory of a replica's decoder processes, bytes.")
 
-    def memory(self, count: int) -> None:
-        """Set it, bytes; call it repeatedly, even if it did not change."""
-        self._memory.set(count)
+    def memory(self, resident_bytes: int) -> None:
+        """Set it; call it repeatedly, even if it did not change."""
+        self._memory.set(resident_bytes)
 
 
 class BatchMetrics:

@@ -1,6 +1,6 @@
 """RTMDet-Ins with its post-processing as one ONNX model, compared with this project's own engine.
 
-    images ─▶ RawNetwork ─▶ boxes, scores ─▶ NMS ─▶ the best D ─▶ kernels, masks ─▶ dets, labels, masks
+    images ─▶ RawNetwork ─▶ boxes, scores ─▶ NMS ─▶ the best D ─▶ mask parameters, masks ─▶ dets, labels, masks
 
 Every shape but the batch is fixed: D rows per image, whatever is found. There is no score threshold: greedy NMS keeps the same boxes above
 a threshold whether lower scores take part or not, so the threshold is the reader's to choose.
@@ -126,8 +126,8 @@ class EndToEnd(nn.Module):
         patches = features.gather(1, rows).view(-1, *around.shape[2:], features.shape[2])
         places = position.flatten()
         inside = (around >= 0).flatten(0, 1)
-        kernels = self.network.kernel_branch.of_any_level(patches, inside, self.levels[places])
-        return masks_of_batch(mask_features, kernels, self.points[places], self.strides[places])
+        parameters = self.network.kernel_branch.of_any_level(patches, inside, self.levels[places])
+        return masks_of_batch(mask_features, parameters, self.points[places], self.strides[places])
 
 
 def write_onnx(checkpoint: Checkpoint, path: Path, input_size: int, detections: int, metadata: dict[str, str]) -> None:

@@ -30,7 +30,7 @@ from jobs.scoring.cluster_through import Through
 from jobs.scoring.tables import InputsError
 from jobs.scoring.tiles import Grid
 from pipeline.images.decoder_options import MAX_SIDE
-from pipeline.inference.engine import EngineOptions, ModelInfo
+from pipeline.inference.engine import EngineInfo, EngineOptions
 from pipeline.model.zoo import DEFAULT_CACHE, ModelHeader, hash_of_file, read_header
 from pipeline.types import DetectOptions, OutlineOptions
 
@@ -251,7 +251,7 @@ def _through(args: argparse.Namespace) -> tuple[Stages, dict[str, Any]]:
         there = ", ".join(f"{other} ({found.status.value})" for other, found in applications.items()) or "none"
         raise InputsError(f"--through {args.through}: no such application runs in this cluster (RAY_ADDRESS); there is: {there}")
     try:
-        runs: ModelInfo = serve.get_app_handle(args.through).model_info.remote().result(timeout_s=MODEL_INFO_TIMEOUT_S)
+        runs: EngineInfo = serve.get_app_handle(args.through).model_info.remote().result(timeout_s=MODEL_INFO_TIMEOUT_S)
     except (ray.exceptions.RayError, TimeoutError) as error:
         raise InputsError(f"--through {args.through}: it does not say which model it runs ({type(error).__name__})") from error
     made_by = {"model": runs.model, "weights": None, "engine": runs.engine, "precision": runs.precision}

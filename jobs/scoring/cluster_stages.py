@@ -35,7 +35,7 @@ from pipeline.images.fetch import Fetcher, FetchPolicy
 from pipeline.inference.create import load_engine
 from pipeline.inference.engine import EngineOptions
 from pipeline.inference.lost_device import end_process
-from pipeline.masks.encode import instances_to_rows, objects_to_json, rows_to_json
+from pipeline.masks.encode import instances_to_json_objects, join_json_objects, objects_to_json
 from pipeline.types import DetectOptions, Instances, OutlineOptions
 
 Batch = dict[str, NDArray[Any]]
@@ -177,7 +177,7 @@ class Outline:
                 return item
             if isinstance(item, Tiled):
                 return objects_to_json(join(item, self._classes, self._outline))
-            return rows_to_json(instances_to_rows(item, self._classes, self._outline))
+            return join_json_objects(instances_to_json_objects(item, self._classes, self._outline))
         except Exception as error:
             return _unexpected(error)
 

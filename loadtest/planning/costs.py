@@ -41,7 +41,7 @@ from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
 from pipeline.inference.create import load_engine
 from pipeline.inference.engine import Engine
-from pipeline.masks.encode import instances_to_rows, rows_to_json
+from pipeline.masks.encode import instances_to_json_objects, join_json_objects
 from pipeline.types import DetectOptions, OutlineOptions
 from serve_app.config_file import check_config
 
@@ -199,7 +199,7 @@ def _engine_and_hops(engine: Engine, photos: Sequence[bytes]) -> tuple[list[tupl
         found = engine.detect([loaded[(images + n) % len(loaded)] for n in range(largest)], [DetectOptions()] * largest)
         images += largest
     engine_cpu_ms = (time.process_time() - began) / images * 1e3
-    answers = [rows_to_json(instances_to_rows(one, engine.info.classes, OutlineOptions())) for one in found]
+    answers = [join_json_objects(instances_to_json_objects(one, engine.info.classes, OutlineOptions())) for one in found]
     hops = {
         "client to Ingress": int(np.mean([len(body) for body in request_bodies(photos, 1)])),
         "Ingress to ImageLoader": int(np.mean([len(photo) * 4 / 3 for photo in photos])),

@@ -17,7 +17,7 @@ import torch
 from pipeline.errors import EngineLost, EngineOutOfMemory, ShapeError
 from pipeline.images.letterbox import make_letterbox
 from pipeline.inference.devices import owned_cores
-from pipeline.inference.engine import EngineOptions, ModelInfo
+from pipeline.inference.engine import EngineInfo, EngineOptions
 from pipeline.types import DetectOptions, Instances, LoadedImage
 
 if TYPE_CHECKING:
@@ -39,11 +39,11 @@ class BatchEngine(ABC):
         info: description of the engine.
     """
 
-    def __init__(self, info: ModelInfo) -> None:
+    def __init__(self, info: EngineInfo) -> None:
         self._info = info
 
     @property
-    def info(self) -> ModelInfo:
+    def info(self) -> EngineInfo:
         """Model, engine, precision and device."""
         return self._info
 
@@ -54,7 +54,7 @@ class BatchEngine(ABC):
         results: list[Instances] = []
         for first in range(0, len(images), self._info.max_batch):
             batch = slice(first, first + self._info.max_batch)
-            with naming_failures(len(images[batch])):
+            with mapped_errors(len(images[batch])):
                 results += self._run(images[batch], options[batch])
         return results
 
@@ -84,9 +84,9 @@ TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.flo
 """Dtypes by the names of precisions."""
 
 
-def torch_engine_info(spec: ModelSpec, options: EngineOptions, precision: str, device: str) -> ModelInfo:
-    """The ModelInfo of an engine that runs PyTorch on the device with this name."""
-    return ModelInfo(
+def torch_engine_info(spec: ModelSpec, options: EngineOptions, precision: str, device: str) -> EngineInfo:
+    """The EngineInfo of an engine that runs PyTorch on the device with this name."""
+    return EngineInfo(
         model=spec.name,
         classes=spec.classes,
         input_size=spec.input_size,
@@ -104,7 +104,7 @@ def grey_image(size: int) -> LoadedImage:
 
 
 @contextmanager
-def naming_failures(batch: int) -> Iterator[None]:
+def mapped_errors(batch: int) -> Iterator[None]:
     """Within: map the libraries' out-of-memory errors to EngineOutOfMemory, and device failures to EngineLost.
 
     EngineOutOfMemory is raised without its cause, whose frames would keep the tensors of the failed pass in memory.

@@ -18,13 +18,13 @@ class BatchObserver(Protocol):
     """Callbacks of a batcher. They run on the event loop and must return quickly; exceptions are logged and ignored."""
 
     def batch_ran(self, waits_s: Sequence[float], run_s: float) -> None:
-        """The model ran a batch in `run_s` seconds; `waits_s` has the seconds that each of its items waited since `submit`."""
+        """The engine ran a batch in `run_s` seconds; `waits_s` has the seconds that each of its items waited since `submit`."""
 
     def batch_split(self, size: int, out_of_memory: bool) -> None:
         """A batch of `size` items failed and is retried in halves."""
 
     def item_dropped(self, reason: DropReason) -> None:
-        """An item was removed from the queue before the model ran it."""
+        """An item was removed from the queue before the engine ran it."""
 
 
 class SilentObserver:
@@ -46,8 +46,8 @@ class BatchResult(Generic[Result]):
 
     Args:
         result: what `run_batch` returned for the item.
-        wait_s: time from `submit` until the model started on it, including failed tries, seconds.
-        run_s: time that the model took for its batch, seconds.
+        wait_s: time from `submit` until the engine started on it, including failed tries, seconds.
+        run_s: time that the engine took for its batch, seconds.
         batch_size: number of items in that batch.
     """
 

@@ -1,17 +1,17 @@
-"""Greedy dynamic batching: when the model can take a batch, all waiting items form one.
+"""Greedy dynamic batching: when the engine can take a batch, all waiting items form one.
 
     submit() ──▶ queue ──▶ batch ──▶ run_batch, on a thread of its own ──▶ each caller's own result
                    │                      │ raises: both halves are retried, until only the bad item fails
                    ▼                      ▼ out of memory: the same, and batches stay smaller for a while
-           deadline passed or      the next batch gathers meanwhile; it starts when the model reports capacity,
+           deadline passed or      the next batch gathers meanwhile; it starts when the engine reports capacity,
            cancelled: dropped      at the latest when this one is done
 
-An idle model waits `max_wait_s` for more items; a busy one does not wait, because items queue while it is busy. The queue is unbounded:
+An idle engine waits `max_wait_s` for more items; a busy one does not wait, because items queue while it is busy. The queue is unbounded:
 the Ingress bounds what it admits.
 
 Callers take turns:
 - if callers have names, batches have at most `fair_batch` items, so that nobody waits for a long batch of another, also not the first item
-  of a caller that comes while another keeps the model busy;
+  of a caller that comes while another keeps the engine busy;
 - while there are several callers, each has at most `max_per_caller` items running, except the one that asks for the least, so that its
   next item finds room.
 """
@@ -35,7 +35,7 @@ from pipeline.inference.batch_queue import BatchLimit, BatchObserver, BatchResul
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Args = ParamSpec("Args")
-Work = Callable[[list[Item]], Sequence[Result | Exception]]
+RunBatch = Callable[[list[Item]], Sequence[Result | Exception]]
 """Runs a batch, see GreedyBatcher."""
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ MAX_IN_FLIGHT = 2
 
 
 class GreedyBatcher(Generic[Item, Result]):
-    """Groups single items into batches for one blocking model.
+    """Groups single items into batches for an engine, or another blocking function.
 
     Args:
         run_batch: blocking; takes 1..max_batch items, returns one result for each in order. An exception returned in an item's place fails
@@ -56,7 +56,7 @@ class GreedyBatcher(Generic[Item, Result]):
             about as much an item as a full one.
         max_per_caller: most running items of a caller while there are others that had fewer; None for no limit.
         run_leaving_room: replaces `run_batch` while there are several callers.
-        max_wait_s: longest time that an idle model waits for more items after the first one, seconds.
+        max_wait_s: longest time that an idle engine waits for more items after the first one, seconds.
         observer: receives batches, splits and drops; None for no observer.
         oom_recover_s: seconds after running out of memory until the batch limit doubles again.
     Raises:
@@ -67,13 +67,13 @@ class GreedyBatcher(Generic[Item, Result]):
 
     def __init__(
         self,
-        run_batch: Work[Item, Result],
+        run_batch: RunBatch[Item, Result],
         *,
         max_batch: int,
         max_wait_s: float,
         fair_batch: int | None = None,
         max_per_caller: int | None = None,
-        run_leaving_room: Work[Item, Result] | None = None,
+        run_leaving_room: RunBatch[Item, Result] | None = None,
         observer: BatchObserver | None = None,
         oom_recover_s: float = 30.0,
     ) -> None:
@@ -89,11 +89,11 @@ class GreedyBatcher(Generic[Item, Result]):
         self._observer = observer or SilentObserver()
         self._queue: FairQueue[Entry[Item, Result]] = FairQueue()
         self._callers = RecentCallers()
-        self._threads = ThreadPoolExecutor(MAX_IN_FLIGHT, thread_name_prefix="model")
-        self._work: asyncio.Task[None] | None = None
+        self._threads = ThreadPoolExecutor(MAX_IN_FLIGHT, thread_name_prefix="engine")
+        self._starter: asyncio.Task[None] | None = None
         self._in_flight: dict[asyncio.Task[None], list[Entry[Item, Result]]] = {}
         self._running_since: dict[int, float] = {}  # by thread
-        self._min_items: int | None = 1  # that a batch must have to start; None: the model takes none now
+        self._min_items: int | None = 1  # that a batch must have to start; None: the engine takes none now
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_waiting = asyncio.Event()
         self._changed = asyncio.Event()
@@ -115,7 +115,7 @@ class GreedyBatcher(Generic[Item, Result]):
     ) -> BatchResult[Result]:
         """Run one item in a batch with other waiting items, and return its result.
 
-        Cancelling this call removes the item from the queue; if the model already runs it, its result is discarded.
+        Cancelling this call removes the item from the queue; if the engine already runs it, its result is discarded.
 
         Args:
             item: passed to `run_batch` unchanged.
@@ -123,12 +123,12 @@ class GreedyBatcher(Generic[Item, Result]):
             caller: name of the item's owner; empty if all items have the same owner. Waiting items take turns by caller.
             background: the item is to delay no others: its caller does not count as another one for them.
         Raises:
-            DeadlineExceeded: the deadline passed, before or while the model ran.
+            DeadlineExceeded: the deadline passed, before or while the engine ran.
             Overloaded: the batcher is closed.
             Exception: what `run_batch` raised or returned for this item.
         """
         if self._closed:
-            raise Overloaded("the model is shutting down")
+            raise Overloaded("the engine is shutting down")
         entry: Entry[Item, Result] = Entry(item, deadline, caller, asyncio.get_running_loop().create_future())
         if not background:
             self._callers.note(caller)
@@ -147,10 +147,10 @@ class GreedyBatcher(Generic[Item, Result]):
         return outcome
 
     def notify_capacity(self, min_items: int = 1) -> None:
-        """Report that the model can begin a second batch while one runs; called by an engine as its `CapacityListener`.
+        """Report that the engine can begin a second batch while one runs; called by an engine as its `CapacityListener`.
 
         Thread-safe. The waiting items become a batch on a second thread. Without such calls, batches run one at a time. An unnecessary call
-        is harmless: the batch just waits for the model on its thread.
+        is harmless: the batch just waits for the engine on its thread.
 
         Args:
             min_items: number of items that make a second batch worthwhile; fewer wait until the running batch is done.
@@ -167,11 +167,11 @@ class GreedyBatcher(Generic[Item, Result]):
         self._closed = True
         while self._queue and not drain:
             entry = self._queue.pop()
-            entry.resolve(Overloaded("the model is shutting down"))
+            entry.resolve(Overloaded("the engine is shutting down"))
             self._report(self._observer.item_dropped, "closed")
         self._stop_waiting.set()
-        if self._work is not None:
-            await asyncio.wait([self._work])
+        if self._starter is not None:
+            await asyncio.wait([self._starter])
         self._threads.shutdown()
 
     def _enqueue(self, entry: Entry[Item, Result]) -> None:
@@ -179,9 +179,9 @@ class GreedyBatcher(Generic[Item, Result]):
         self._changed.set()
         if len(self._queue) >= self._max_items():
             self._stop_waiting.set()
-        if self._work is None or self._work.done():
+        if self._starter is None or self._starter.done():
             self._loop = asyncio.get_running_loop()
-            self._work = self._loop.create_task(self._work_until_idle())
+            self._starter = self._loop.create_task(self._start_batches())
 
     def _max_items(self) -> int:
         """Most items of the next batch."""
@@ -202,7 +202,7 @@ class GreedyBatcher(Generic[Item, Result]):
         if not entry.started:
             self._report(self._observer.item_dropped, reason)
 
-    async def _work_until_idle(self) -> None:
+    async def _start_batches(self) -> None:
         await self._wait_for_more()
         while self._queue or self._in_flight:
             self._changed.clear()
@@ -223,8 +223,8 @@ class GreedyBatcher(Generic[Item, Result]):
             entries.append(self._queue.pop(caller))
             startable[caller] -= 1
         self._min_items = None
-        work = self._run_leaving_room if self._callers.any_others(entry.caller for entry in entries) else self._run_batch
-        task = asyncio.create_task(self._run(entries, work))
+        run = self._run_leaving_room if self._callers.any_others(entry.caller for entry in entries) else self._run_batch
+        task = asyncio.create_task(self._run(entries, run))
         self._in_flight[task] = entries
         task.add_done_callback(self._end_batch)
 
@@ -245,7 +245,7 @@ class GreedyBatcher(Generic[Item, Result]):
                 async with asyncio.timeout(self._max_wait_s):
                     await self._stop_waiting.wait()
 
-    async def _run(self, entries: list[Entry[Item, Result]], work: Work[Item, Result]) -> None:
+    async def _run(self, entries: list[Entry[Item, Result]], run: RunBatch[Item, Result]) -> None:
         """Run the entries that are still wanted; if the batch fails, run its halves, down to single items."""
         batch = [entry for entry in entries if entry.wanted]
         if not batch:
@@ -254,12 +254,12 @@ class GreedyBatcher(Generic[Item, Result]):
         for entry in batch:
             entry.started = True
         loop = asyncio.get_running_loop()
-        outcomes, run_s = await loop.run_in_executor(self._threads, self._timed_run, work, [entry.item for entry in batch])
+        outcomes, run_s = await loop.run_in_executor(self._threads, self._timed_run, run, [entry.item for entry in batch])
         if isinstance(outcomes, Exception) and not isinstance(outcomes, EngineLost) and len(batch) > 1:
             half = len(batch) // 2
             self._note_failure(outcomes, len(batch), half)
-            await self._run(batch[:half], work)
-            await self._run(batch[half:], work)
+            await self._run(batch[:half], run)
+            await self._run(batch[half:], run)
             return
         waits_s = [started_at - entry.submitted_at for entry in batch]
         for index, (entry, wait_s) in enumerate(zip(batch, waits_s, strict=True)):
@@ -267,18 +267,20 @@ class GreedyBatcher(Generic[Item, Result]):
             entry.resolve(outcome if isinstance(outcome, Exception) else BatchResult(outcome, wait_s, run_s, len(batch)))
         self._report(self._observer.batch_ran, waits_s, run_s)
 
-    def _timed_run(self, work: Work[Item, Result], items: list[Item]) -> tuple[Sequence[Result | Exception] | Exception, float]:
-        """Runs on a model thread: returns the results, or the exception that was raised, and the time, seconds."""
+    def _timed_run(
+        self, run: RunBatch[Item, Result], items: list[Item]
+    ) -> tuple[Sequence[Result | Exception] | Exception, float]:
+        """Runs on a thread of the engine: returns the results, or the exception that was raised, and the time, seconds."""
         started_at = self._running_since[threading.get_ident()] = time.perf_counter()
         outcomes: Sequence[Result | Exception] | Exception
         try:
-            outcomes = work(items)
+            outcomes = run(items)
             if len(outcomes) != len(items):
-                outcomes = StageFailed(f"the model returned {len(outcomes)} results for {len(items)} items")
+                outcomes = StageFailed(f"the engine returned {len(outcomes)} results for {len(items)} items")
         except Exception as error:
             outcomes = error
-        except BaseException as error:  # SystemExit in the model must not end the event loop
-            outcomes = StageFailed(f"the model raised {type(error).__name__}")
+        except BaseException as error:  # SystemExit in the engine must not end the event loop
+            outcomes = StageFailed(f"the engine raised {type(error).__name__}")
         finally:
             del self._running_since[threading.get_ident()]
         return outcomes, time.perf_counter() - started_at

@@ -71,8 +71,8 @@ class EngineOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """Description of an engine.
+class EngineInfo:
+    """Description of an engine and its model.
 
     Args:
         model: name of the model.
@@ -114,7 +114,7 @@ class Engine(Protocol):
     """Runs the network and its post-processing. `detect` may be called from several threads."""
 
     @property
-    def info(self) -> ModelInfo:
+    def info(self) -> EngineInfo:
         """Model, engine, precision and device."""
         ...
 

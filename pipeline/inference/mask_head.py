@@ -26,13 +26,13 @@ FLOAT16_MAX = 65504.0
 
 
 def packed_mask_logits(
-    features: Tensor, kernels: Tensor, points_xy: Tensor, strides: Tensor, counts: Tensor, grids_wh: Tensor
+    features: Tensor, parameters: Tensor, points_xy: Tensor, strides: Tensor, counts: Tensor, grids_wh: Tensor
 ) -> Tensor:
     """Compute the masks of the first `counts` of D instances of each of B images; no shape depends on the data.
 
     Args:
         features: (B, 8, H, W) float mask features.
-        kernels: (B * D, 169) float32 mask parameters, image after image.
+        parameters: (B * D, 169) float32 mask parameters, image after image.
         points_xy: (B * D, 2) float32, position of each instance, network pixels.
         strides: (B * D,) float32, stride of each instance's level, network pixels.
         counts: (B,) int64.
@@ -43,12 +43,12 @@ def packed_mask_logits(
     Source: mmdet 3.3.0 `rtmdet_ins_head.py::_mask_predict_by_feat_single`.
     """
     batch, _, height, width = features.shape
-    slots = len(kernels) // batch
+    slots = len(parameters) // batch
     masks = torch.empty(batch * slots * height * width + 1, dtype=torch.float16, device=features.device)
     slot, y, x = (torch.arange(count, device=features.device) for count in (slots, height, width))
     slot, y = slot[:, None, None], y[:, None]
     first = first_cells(counts, grids_wh)
-    for image, own in enumerate(zip(*(layer.split(slots) for layer in layers_of(kernels, points_xy, strides)), strict=True)):
+    for image, own in enumerate(zip(*(layer.split(slots) for layer in layers_of(parameters, points_xy, strides)), strict=True)):
         own_width, own_height = grids_wh[image]
         wanted = (slot < counts[image]) & (y < own_height) & (x < own_width)
         cell = torch.where(wanted, first[image] + (slot * own_height + y) * own_width + x, len(masks) - 1)
@@ -56,19 +56,19 @@ def packed_mask_logits(
     return masks[:-1]
 
 
-def masks_of_batch(features: Tensor, kernels: Tensor, points_xy: Tensor, strides: Tensor) -> Tensor:
+def masks_of_batch(features: Tensor, parameters: Tensor, points_xy: Tensor, strides: Tensor) -> Tensor:
     """Masks of D instances of each of B images on the whole grid; no shape but the batch depends on the data.
 
     Args:
         features: (B, 8, H, W) float mask features.
-        kernels, points_xy, strides: as for `packed_mask_logits`.
+        parameters, points_xy, strides: as for `packed_mask_logits`.
     Returns:
         (B, D, H, W) float32 mask logits.
     """
     batch, _, height, width = features.shape  # not len(): an int, where exporting keeps the batch open
     shared = _with_coordinates(features)
     first, second_bias, second, third_bias, third = (
-        layer.unflatten(0, (batch, -1)) for layer in layers_of(kernels, points_xy, strides)
+        layer.unflatten(0, (batch, -1)) for layer in layers_of(parameters, points_xy, strides)
     )
     hidden = torch.matmul(first.flatten(1, 2), shared).relu().unflatten(1, (-1, CHANNELS))
     hidden = (torch.matmul(second, hidden) + second_bias).relu()
@@ -106,9 +106,9 @@ def _with_coordinates(features: Tensor) -> Tensor:
     return torch.cat([features.float(), beside], -3).flatten(-2)
 
 
-def layers_of(kernels: Tensor, points_xy: Tensor, strides: Tensor) -> tuple[Tensor, ...]:
+def layers_of(parameters: Tensor, points_xy: Tensor, strides: Tensor) -> tuple[Tensor, ...]:
     """Split (n, 169) parameters into the first layer's (n, 8, 11) matrix, and bias and weight of the other two layers."""
-    w1, w2, w3, b1, b2, b3 = kernels.split(PARAMETER_COUNTS, dim=1)
+    w1, w2, w3, b1, b2, b3 = parameters.split(PARAMETER_COUNTS, dim=1)
     w1, b1 = w1.view(-1, CHANNELS, CHANNELS + 2), b1[..., None]
     of_cells = w1[..., :2] / (strides * MASK_STRIDE_PX)[:, None, None]
     of_point = of_cells @ points_xy[..., None]

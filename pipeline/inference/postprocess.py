@@ -1,6 +1,6 @@
 """Post-processing: turns the network's raw outputs into instances, for a whole batch.
 
-    RawOutputs ─▶ selection of each image's instances, on the host ─▶ kernels, masks ─▶ Instances
+    RawOutputs ─▶ selection of each image's instances, on the host ─▶ mask parameters, masks ─▶ Instances
 
 The steps are those of mmdet 3.3.0 (`base_dense_head.py`, `rtmdet_ins_head.py`) without its bugs: boxes are clipped to the image instead
 of the padded square (after NMS, as in mmdet), boxes that lie entirely in the padding are dropped, and x is scaled by the factor of the
@@ -144,17 +144,17 @@ def position_tables(input_hw: tuple[int, int], kernel_branch: KernelBranch, devi
         return PositionTables(*(table.to(device) for table in tables))
 
 
-def boxes_around(points: Tensor, reach: Tensor, size: int) -> Tensor:
+def boxes_around(points: Tensor, distances: Tensor, size: int) -> Tensor:
     """Boxes around points, clamped to the square of `size` pixels, as mmdet does before its NMS.
 
     Args:
         points: (..., 2) x y, network pixels.
-        reach: (..., 4) distances to the left, top, right and bottom, network pixels.
+        distances: (..., 4) to the left, top, right and bottom, network pixels.
         size: side of the network's square input, pixels.
     Returns:
         (..., 4) x1 y1 x2 y2, network pixels.
     """
-    return torch.cat([points - reach[..., :2], points + reach[..., 2:]], dim=-1).clamp_(0, size)
+    return torch.cat([points - distances[..., :2], points + distances[..., 2:]], dim=-1).clamp_(0, size)
 
 
 def _positions(levels_hw: Sequence[tuple[int, int]], strides: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.images.letterbox import pad_batch
 from pipeline.inference.base import BatchEngine
-from pipeline.inference.engine import EngineOptions, ModelInfo
+from pipeline.inference.engine import EngineInfo, EngineOptions
 from pipeline.types import DetectOptions, Instances, LoadedImage
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class SimulatedEngine(BatchEngine):
 
     def __init__(self, model: str, header: ModelHeader, options: EngineOptions) -> None:
         super().__init__(
-            ModelInfo(
+            EngineInfo(
                 model=model,
                 classes=header.classes,
                 input_size=header.input_size,

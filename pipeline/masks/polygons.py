@@ -1,7 +1,7 @@
 """Turns masks into polygons in fractions of the image, rounded to a few decimals, and valid after rounding. Of each mask:
 
 mask_logits ─▶ trace ─▶ simplify ─▶ / (W, H), rounded ─▶ tangled? ──no──────────────────────────────────────────▶ rings
-                           ▲                                 └─yes─▶ once more, untangled ─▶ still? GEOS snaps it ──▲
+                           ▲                                 └─yes─▶ preserving topology ─▶ still? GEOS snaps it ───▲
                            └───────────────────────────────────────────────┘
 """
 
@@ -133,8 +133,8 @@ def _outline(
 ) -> tuple[Outline, Outline, bool]:
     """The outline in fractions of the image, rounded; in original pixels; and whether the rounded one may be invalid."""
     traced = trace(logits, scaled_hw, original_hw, wanted.fill_holes)
-    for untangled in (False, True):  # as a constant, Numba would compile all that is called for each of them
-        simple = simplify(traced, wanted.tolerance, wanted.max_points, untangled)
+    for preserve_topology in (False, True):  # as a constant, Numba would compile all that is called for each of them
+        simple = simplify(traced, wanted.tolerance, wanted.max_points, preserve_topology)
         rounded = _to_fractions(simple, original_hw, wanted.decimals)
         if not is_tangled(rounded):
             return rounded, simple, False

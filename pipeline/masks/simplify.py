@@ -27,37 +27,37 @@ _SECOND_TRY = 0.25
 
 
 @compiled
-def simplify(outline: Outline, tolerance: float, max_points: int, untangled: bool) -> Outline:
+def simplify(outline: Outline, tolerance: float, max_points: int, preserve_topology: bool) -> Outline:
     """Simplify a valid outline.
 
     Args:
         tolerance: largest distance of a dropped point from the new outline, original pixels, less for small objects; 0 keeps all points.
         max_points: most points of all rings together, at least 3; `NO_BUDGET`: no limit. If there are more, the tolerance is raised step
             by step; if there are too many rings, the smallest are dropped.
-        untangled: the result is valid; without, it is faster, but may have crossings.
+        preserve_topology: the result is valid, as with shapely's option of this name; without, it is faster, but rings may cross.
     Source: Douglas & Peucker 1973.
     """
     if len(outline.points) == 0:
         return outline
     side, max_points = np.sqrt(mask_area(outline)), max(max_points, MIN_POINTS)
     tolerance *= min(1.0, side / _FULL_TOLERANCE_SIDE_PX)
-    simple = _within(outline, tolerance, untangled) if tolerance > 0 else outline
+    simple = _within(outline, tolerance, preserve_topology) if tolerance > 0 else outline
     tolerance = max(tolerance, _FIRST_BUDGET_SHARE * side)
     while len(simple.points) > max_points and tolerance < side:
-        simple = _within(outline, tolerance, untangled)
+        simple = _within(outline, tolerance, preserve_topology)
         tolerance *= _BUDGET_STEP
     return fit_rings(simple, max_points)
 
 
 @compiled
-def _within(outline: Outline, tolerance: float, untangled: bool) -> Outline:
+def _within(outline: Outline, tolerance: float, preserve_topology: bool) -> Outline:
     """Simplify the outline with this tolerance."""
     points, ends = _close(outline)
     kept = np.zeros(len(points), np.bool_)
     for ring in range(len(ends) - 1):
         _simplify_ring(points, ends[ring], ends[ring + 1] - 1, tolerance, kept)
     corners, corner_ends = _find_corners(kept, ends)
-    while untangled:
+    while preserve_topology:
         passed = np.empty_like(corners)  # the points at which the segments from the corners end
         passed[:-1], passed[-1] = corners[1:], len(points)
         passed[corner_ends[1:] - 1] -= 1

@@ -24,7 +24,7 @@ from deployments.settings import DetectorSettings, ModelSettings
 from deployments.stages.stage import StageRunner
 from deployments.task import ImageTask, RequestContext, ScoreOptions
 from pipeline.errors import EngineLost
-from pipeline.inference.engine import EngineOptions, ModelInfo
+from pipeline.inference.engine import EngineInfo, EngineOptions
 from pipeline.types import DetectOptions, Letterbox, LoadedImage, OutlineOptions
 
 
@@ -51,7 +51,7 @@ def test_auto_is_the_gpu_that_ray_granted(kind, device, gpus, expected):
 )
 def test_batches_are_short_only_where_that_is_as_fast(engine, threads, fair):
     """OpenVINO runs an image a thread; a GPU needs large batches, also with several callers."""
-    assert fair_batch(ModelInfo("m", ("person",), 640, engine, "bf16", "cpu", threads, 8)) == fair
+    assert fair_batch(EngineInfo("m", ("person",), 640, engine, "bf16", "cpu", threads, 8)) == fair
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_batches_are_short_only_where_that_is_as_fast(engine, threads, fair):
 )
 def test_a_thread_is_kept_for_other_callers_only_where_it_is_not_lost(engine, threads, most):
     """While several callers are here, nobody has all of OpenVINO's streams; on a GPU nothing is kept."""
-    assert max_per_caller(ModelInfo("m", ("person",), 640, engine, "bf16", "cpu", threads, 8)) == most
+    assert max_per_caller(EngineInfo("m", ("person",), 640, engine, "bf16", "cpu", threads, 8)) == most
 
 
 def lose(*_):

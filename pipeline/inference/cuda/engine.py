@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.errors import EngineOutOfMemory, EngineUnavailable
 from pipeline.images.letterbox import pad_batch
-from pipeline.inference.base import TORCH_DTYPES, BatchEngine, grey_image, naming_failures, torch_engine_info
+from pipeline.inference.base import TORCH_DTYPES, BatchEngine, grey_image, mapped_errors, torch_engine_info
 from pipeline.inference.cuda.graphs import BatchGraphs, cudnn_at_its_fastest, default_buckets
 from pipeline.inference.cuda.network import with_kernels
 from pipeline.inference.cuda.postprocess import (
@@ -97,10 +97,10 @@ class CudaEngine(BatchEngine):
 
     @contextmanager
     def _starting(self) -> Iterator[None]:
-        """Within: as `naming_failures`, and a lack of memory is reported with remedies."""
+        """Within: as `mapped_errors`, and a lack of memory is reported with remedies."""
         max_batch = self._info.max_batch
         try:
-            with naming_failures(max_batch):
+            with mapped_errors(max_batch):
                 yield
         except EngineOutOfMemory as error:
             remedy = f"lower detector.max_batch, now {max_batch}, or let nothing else use this GPU (num_gpus: 1)"

@@ -134,15 +134,15 @@ class CudaKernels:
         return out.permute(0, 3, 1, 2)
 
     def packed_mask_logits(
-        self, features: Tensor, kernels: Tensor, points_xy: Tensor, strides: Tensor, counts: Tensor, grids_wh: Tensor
+        self, features: Tensor, parameters: Tensor, points_xy: Tensor, strides: Tensor, counts: Tensor, grids_wh: Tensor
     ) -> Tensor:
         """As `pipeline.inference.mask_head.packed_mask_logits`, with the same arguments; a logit that is NaN counts as outside."""
         batch, _, height, width = features.shape
-        slots, cells = len(kernels) // batch, height * width
-        first, second_bias, second, third_bias, third = (part.contiguous() for part in layers_of(kernels, points_xy, strides))
-        masks = torch.empty(len(kernels) * cells, dtype=torch.float16, device=features.device)
+        slots, cells = len(parameters) // batch, height * width
+        first, second_bias, second, third_bias, third = (part.contiguous() for part in layers_of(parameters, points_xy, strides))
+        masks = torch.empty(len(parameters) * cells, dtype=torch.float16, device=features.device)
         cells_last = features.permute(0, 2, 3, 1).float().contiguous()
-        blocks = len(kernels), -(-cells // (MASK_THREADS * MASK_CELLS_PER_THREAD))
+        blocks = len(parameters), -(-cells // (MASK_THREADS * MASK_CELLS_PER_THREAD))
         sizes = _int(slots), _int(width), _int(cells), np.float32(MASK_STRIDE_PX)
         offsets, grids = first_cells(counts, grids_wh), grids_wh.contiguous()
         tensors = cells_last, first, second, second_bias, third, third_bias, counts, offsets, grids, masks

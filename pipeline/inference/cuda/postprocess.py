@@ -1,6 +1,6 @@
 """Post-processing with fixed shapes, so that it can be part of the network's CUDA graph.
 
-    RawOutputs ─▶ best 512 scores ─▶ boxes ─▶ NMS in 10 passes ─▶ first 100 kept ─▶ kernels, masks ─▶ FixedResults
+    RawOutputs ─▶ best 512 scores ─▶ boxes ─▶ NMS in 10 passes ─▶ first 100 kept ─▶ mask parameters, masks ─▶ FixedResults
     + image options of an image                                          packed                              one copy to the host
 
 `pipeline.inference.postprocess` has data-dependent shapes to avoid unnecessary work, and the host waits for the GPU at each of them. Here

@@ -27,11 +27,11 @@ from typing import Any, TypeVar
 
 from pipeline.errors import EngineUnavailable
 from pipeline.images.letterbox import fitted_input, make_letterbox
-from pipeline.inference.base import BatchEngine, grey_image, naming_failures
+from pipeline.inference.base import BatchEngine, grey_image, mapped_errors
 from pipeline.inference.devices import owned_cores
-from pipeline.inference.engine import CapacityListener, EngineOptions, ModelInfo, ignore_capacity
+from pipeline.inference.engine import CapacityListener, EngineInfo, EngineOptions, ignore_capacity
 from pipeline.inference.openvino.convert import CORE, ConvertedNetwork
-from pipeline.inference.openvino.streams import CompiledInputs, Stream
+from pipeline.inference.openvino.streams import CompiledNetworks, Stream
 from pipeline.inference.postprocess import PostProcessor
 from pipeline.model.head_outputs import RawOutputs
 from pipeline.types import DetectOptions, Instances, Letterbox, LoadedImage
@@ -55,7 +55,7 @@ class OpenVinoEngine(BatchEngine):
             raise EngineUnavailable(f"the openvino engine runs on `cpu`, not on {options.device!r}; use the torch engine there.")
         precision, threads = converted.precision, options.threads or owned_cores()
         super().__init__(
-            ModelInfo(
+            EngineInfo(
                 model=converted.name,
                 classes=converted.classes,
                 input_size=converted.input_size,
@@ -73,7 +73,7 @@ class OpenVinoEngine(BatchEngine):
         self._square = converted.input_size, converted.input_size
         self._fitted, self._kernel_branch = options.fitted, converted.kernel_branch
         self._postprocessors: dict[tuple[int, int], PostProcessor] = {}
-        self._compiled = CompiledInputs(converted, threads)
+        self._compiled = CompiledNetworks(converted, threads)
         largest = self._compiled.model(1, self._square)  # a network that cannot be compiled is known at once
         self._without_input: set[tuple[int, int]] = set()
         self._alone = Stream(self._compiled, 1, 1 if streams > 1 else options.max_batch, largest)
@@ -95,11 +95,11 @@ class OpenVinoEngine(BatchEngine):
 
     def run_network(self, batch: int) -> None:
         """Run the network without its post-processing on the first `batch` images of the last pass over squares; for benchmarks."""
-        self._spread(batch, lambda stream, part: stream.input(self._square).infer(part.stop - part.start))
+        self._spread(batch, lambda stream, part: stream.request(self._square).infer(part.stop - part.start))
 
     def warm_up(self) -> None:
         """Run a grey square; then compile in the background for the most common image shape, and for batches of squares."""
-        with naming_failures(1):
+        with mapped_errors(1):
             self._find(self._alone, [grey_image(self._info.input_size)], [DetectOptions()])
         for original_hw in ((3, 4), (1, 1)):
             for streams in self._modes:
@@ -109,7 +109,7 @@ class OpenVinoEngine(BatchEngine):
 
     def detect_leaving_room(self, images: Sequence[LoadedImage], options: Sequence[DetectOptions]) -> list[Instances]:
         """See `Engine.detect_leaving_room`: each image on a stream, also if the others have nothing to do."""
-        with naming_failures(len(images)):
+        with mapped_errors(len(images)):
             return self._run(images, options, leave_room=True)
 
     def _run(
@@ -142,7 +142,7 @@ class OpenVinoEngine(BatchEngine):
             indices_of.setdefault(self._input_of(image.letterbox), []).append(index)
         found: dict[int, Instances] = {}
         for input_hw, indices in indices_of.items():
-            outputs = stream.input(input_hw).infer_images([images[index] for index in indices], self._info.input_size)
+            outputs = stream.request(input_hw).infer_images([images[index] for index in indices], self._info.input_size)
             letterboxes, wanted = zip(*((images[index].letterbox, options[index]) for index in indices), strict=True)
             found |= zip(indices, self._postprocess(input_hw, outputs, letterboxes, wanted), strict=True)
         return [found[index] for index in range(len(images))]

@@ -20,7 +20,7 @@ from pipeline.types import LoadedImage
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
-class CompiledInputs:
+class CompiledNetworks:
     """The network for one image, compiled for an input shape when it is first asked for.
 
     Args:
@@ -59,25 +59,25 @@ class Stream:
         largest: compiled for the largest shape.
     """
 
-    def __init__(self, compiled: CompiledInputs, streams: int, max_images: int, largest: ov.CompiledModel) -> None:
+    def __init__(self, compiled: CompiledNetworks, streams: int, max_images: int, largest: ov.CompiledModel) -> None:
         self._compiled, self._streams, self._max_images = compiled, streams, max_images
         self._pixels = np.empty(max_images * math.prod(largest.input().shape), np.uint8)
         self._outputs = [np.empty(max_images * math.prod(output.shape), np.float32) for output in largest.outputs]
-        self._inputs: dict[tuple[int, int], Input] = {}
+        self._requests: dict[tuple[int, int], InferRequest] = {}
 
-    def input(self, input_hw: tuple[int, int]) -> Input:
+    def request(self, input_hw: tuple[int, int]) -> InferRequest:
         """For images of this shape; made for the first one."""
-        if input_hw not in self._inputs:
+        if input_hw not in self._requests:
             model = self._compiled.model(self._streams, input_hw)
             pixels, *outputs = (
                 flat[: self._max_images * math.prod(port.shape)].reshape(self._max_images, *port.shape[1:])
                 for flat, port in zip((self._pixels, *self._outputs), (model.input(), *model.outputs), strict=True)
             )
-            self._inputs[input_hw] = Input(model, pixels, outputs)
-        return self._inputs[input_hw]
+            self._requests[input_hw] = InferRequest(model, pixels, outputs)
+        return self._requests[input_hw]
 
 
-class Input:
+class InferRequest:
     """One infer request for one input shape.
 
     Args:

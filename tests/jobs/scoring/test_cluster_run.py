@@ -12,7 +12,7 @@ from jobs import batch_ray
 from jobs.scoring import cluster_run
 from jobs.scoring.cluster_run import Progress, _why
 from jobs.scoring.tables import InputsError
-from pipeline.inference.engine import ModelInfo
+from pipeline.inference.engine import EngineInfo
 from pipeline.model.checkpoints import load_checkpoint, save_safetensors
 from pipeline.model.zoo import embedded_models
 
@@ -63,7 +63,7 @@ def test_what_determines_the_rows(tmp_path):
 
 def test_the_model_of_an_application(monkeypatch):
     """As it says; one that does not is reported."""
-    runs = [ModelInfo("mine", ("cat",), 640, "openvino", "bf16", "CPU", 1, 8), TimeoutError()]
+    runs = [EngineInfo("mine", ("cat",), 640, "openvino", "bf16", "CPU", 1, 8), TimeoutError()]
 
     def result(**_):
         answer = runs.pop(0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.errors import EngineLost, EngineOutOfMemory
-from pipeline.inference.base import naming_failures
+from pipeline.inference.base import mapped_errors
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from pipeline.inference.base import naming_failures
 )
 def test_every_kind_of_running_out_of_memory_has_one_name(error):
     """The batcher recognises it and splits the batch; nothing holds the failed pass's tensors any more."""
-    with pytest.raises(EngineOutOfMemory, match="batch of 8") as caught, naming_failures(8):
+    with pytest.raises(EngineOutOfMemory, match="batch of 8") as caught, mapped_errors(8):
         raise error
     assert caught.value.__cause__ is None
 
@@ -28,11 +28,11 @@ def test_every_kind_of_running_out_of_memory_has_one_name(error):
 )
 def test_a_gpu_that_failed_is_lost(error):
     """Its replica must be replaced: every later call would fail as well."""
-    with pytest.raises(EngineLost), naming_failures(8):
+    with pytest.raises(EngineLost), mapped_errors(8):
         raise error
 
 
 def test_other_failures_keep_their_name():
     """Only out-of-memory errors are mapped."""
-    with pytest.raises(RuntimeError, match="shape"), naming_failures(8):
+    with pytest.raises(RuntimeError, match="shape"), mapped_errors(8):
         raise RuntimeError("shape mismatch")

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.masks.encode import (
+    instances_to_json_objects,
     instances_to_objects,
-    instances_to_rows,
+    join_json_objects,
     objects_from_dict,
     objects_to_dict,
     objects_to_json,
-    rows_to_json,
     split_instances,
 )
 from pipeline.types import Instances, OutlineOptions, SegmentedObject
@@ -97,8 +97,8 @@ def test_rows_are_the_json_of_the_objects(example, decimals, holes, mask_format,
     masks = np.stack([logits, np.full_like(logits, -1), -logits])
     instances = Instances(np.tile(np.float32([0, 0, 9, 9]), (3, 1)), np.ones(3, np.float32), np.arange(3), masks, letterbox)
     options = OutlineOptions(decimals=decimals, holes=holes, mask_format=mask_format, closed=closed)
-    rows = instances_to_rows(instances, ["a", "b", 'c"'], options)
-    assert rows_to_json(rows) == objects_to_json(instances_to_objects(instances, ["a", "b", 'c"'], options))
+    rows = instances_to_json_objects(instances, ["a", "b", 'c"'], options)
+    assert join_json_objects(rows) == objects_to_json(instances_to_objects(instances, ["a", "b", 'c"'], options))
 
 
 def test_rle_stands_beside_an_empty_polygon():

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from pipeline.errors import EngineLost, EngineOutOfMemory, EngineUnavailable
-from pipeline.inference.base import naming_failures
+from pipeline.inference.base import mapped_errors
 from pipeline.inference.cuda import engine as cuda_engine
 from pipeline.inference.cuda.engine import CudaEngine
 from pipeline.inference.cuda.graphs import default_buckets
@@ -352,7 +352,7 @@ def test_cudnn_without_memory_finds_no_algorithm(free, kind, monkeypatch):
     """The error has no reason; it counts as out of memory if the GPU is full."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 100))
-    with pytest.raises(kind), naming_failures(4):
+    with pytest.raises(kind), mapped_errors(4):
         raise RuntimeError("GET was unable to find an engine to execute this computation")
 
 
@@ -364,7 +364,7 @@ def test_a_lost_gpu_does_not_hide_cudnns_error(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", fail)
-    with pytest.raises(RuntimeError, match="unable to find an engine"), naming_failures(4):
+    with pytest.raises(RuntimeError, match="unable to find an engine"), mapped_errors(4):
         raise RuntimeError("GET was unable to find an engine to execute this computation")
 
 
