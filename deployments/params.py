@@ -1,4 +1,4 @@
-"""The `params` of a request: one type for the HTTP body and for handle calls."""
+"""The `params` of a request, one type for HTTP and handle calls; checks the number and types of its images."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ Callers take turns. A group has either several items of one caller, or single it
 another than its own. A caller with nothing in flight does not wait for the groups of others (`_fill`).
 
 Items that may take long (a URL, or an item whose replica died) are sent alone and do not delay others. A group that takes longer than
-`COUNTED_FOR_S`, for example because its replica does not answer, no longer counts as in flight. If it does not return, it is cancelled
-and its senders get `CallHung`. They need not wait for Ray, which takes 6 s to detect a silent node and 9 s for a silent replica.
+`COUNTED_FOR_S`, for example because its replica does not answer, no longer counts against `max_in_flight`. If it does not return, it is
+cancelled and its senders get `CallHung`. They need not wait for Ray, which takes 6 s to detect a silent node and 9 s for a silent replica.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ class StoredImage:
 
     @property
     def upright_bgr(self) -> NDArray[np.uint8]:
-        """The pixels after rotation."""
+        """(H, W, 3) uint8, the pixels after rotation."""
         return rotate_upright(self.bgr, self.orientation)
 
     @property

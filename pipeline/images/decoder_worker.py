@@ -48,7 +48,7 @@ Load = Callable[[bytes, DecodeLimits, int], LoadedImage]
 
 
 def serve(connection: socket.socket, shared: NDArray[np.uint8], options: DecoderOptions, load: Load = load_image) -> None:
-    """Decode images into `shared` until the other side closes the socket."""
+    """Decode images into `shared`, (bytes,) uint8, until the other side closes the socket."""
     _load_codecs(options, load)
     if options.background:
         _yield_to_others()

@@ -41,7 +41,7 @@ def mask_logits(
         points_xy: (n, 2) position of each instance, network pixels.
         strides: (n,) stride of each instance's level, network pixels.
     Returns:
-        (n, height, width) mask logits, inside is > 0.
+        (n, height, width) float16 mask logits, inside is > 0.
     Source: mmdet 3.3.0 `rtmdet_ins_head.py::_mask_predict_by_feat_single`.
     """
     height, width = grid_hw

@@ -62,9 +62,9 @@ def select(
     """Select the instances of one image.
 
     Args:
-        logits: (P, C) of all positions and classes. NaN takes its position out.
-        distances: (P, 4) from the position's point to the box's left, top, right and bottom, network pixels.
-        thresholds: (C,), only higher scores are kept; 1 keeps none.
+        logits: (P, C) float32, of all positions and classes. NaN takes its position out.
+        distances: (P, 4) float32, from the position's point to the box's left, top, right and bottom, network pixels.
+        thresholds: (C,) float32, only higher scores are kept; 1 keeps none.
         grid: the positions.
         size: side of the network's square input, pixels.
         scaled_wh: width and height of the image in it, network pixels.

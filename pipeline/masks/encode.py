@@ -220,7 +220,7 @@ def _write_rings(rings: Rings, decimals: int) -> tuple[NDArray[np.uint8], NDArra
             if number > 0:
                 text[end], end = _COMMA, end + 1
             text[end], end = _OPEN, end + 1
-            for at in range(ring_ends[ring], ring_ends[ring + 1]):
+            for at in range(2 * ring_ends[ring], 2 * ring_ends[ring + 1]):
                 end = _write_fraction(int(np.rint(values[at] * scale)), decimals, text, end)
                 text[end], end = _COMMA, end + 1
             text[end - 1] = _CLOSE  # instead of the last comma

@@ -37,7 +37,7 @@ class Rings(NamedTuple):
 
     Args:
         points: (P, 2) float64 x y in 0..1, ring after ring.
-        ends: (R + 1,) int64, ring k is points.ravel()[ends[k] : ends[k + 1]].
+        ends: (R + 1,) int64, ring k is points[ends[k] : ends[k + 1]].
         counts: (n, 2) int64, numbers of outer rings and holes of each mask.
     """
 
@@ -122,7 +122,7 @@ def _outline_all(
     point = ring = 0
     for points, ends in parts:
         all_points[point : point + len(points)] = points
-        all_ends[ring + 1 : ring + len(ends)] = 2 * point + ends[1:]
+        all_ends[ring + 1 : ring + len(ends)] = point + ends[1:]
         point, ring = point + len(points), ring + len(ends) - 1
     return Rings(all_points, all_ends, counts), tangled
 
@@ -184,14 +184,14 @@ def _snap(outline: Outline, decimals: int, fill_holes: bool) -> Outline:
 
 
 def _to_lists(points: NDArray[np.float64], ends: NDArray[np.int64]) -> list[list[float]]:
-    """Rings as flat lists."""
+    """Rings as flat lists x1 y1 x2 y2 ..."""
     flat = points.ravel().tolist()
-    return [flat[first:end] for first, end in itertools.pairwise(ends.tolist())]
+    return [flat[first:end] for first, end in itertools.pairwise((2 * ends).tolist())]
 
 
 @compiled
 def _arrange(outline: Outline, closed: bool) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
-    """The points with outer rings before holes, each largest first; the end of each ring in x y x y ...; the number of outer rings."""
+    """The points with outer rings before holes, each largest first; the ends of the rings; the number of outer rings."""
     holes = find_holes(outline.parents)
     points, ends = np.empty((len(outline.points) + closed * len(holes), 2)), np.zeros(len(holes) + 1, np.int64)
     order = np.argsort(-ring_areas(outline)) if len(holes) > 1 else np.arange(len(holes))
@@ -204,5 +204,5 @@ def _arrange(outline: Outline, closed: bool) -> tuple[NDArray[np.float64], NDArr
                     points[count, 0], points[count, 1] = outline.points[source, 0], outline.points[source, 1]
                     count += 1
                 ring += 1
-                ends[ring] = 2 * count
+                ends[ring] = count
     return points, ends, len(holes) - holes.sum()

@@ -153,12 +153,12 @@ def _add_score(app: FastAPI, ingress: Ingress, settings: Settings) -> Route:
     async def score(request: Request) -> Response:
         """Segment the images of a request."""
         with ExitStack() as held:
-            with ingress.errors_counted(request.state.caller):
+            with ingress.errors_counted(request.state.caller):  # score_images counts its own
                 hold = held.enter_context(budget.share(request.state.caller, ingress.settings.ingress.max_share_per_key))
                 context = ingress.context(requested_timeout_s(request), request.state.request_id, request.state.caller)
                 answer_format = requested_format(request)
                 scoring = await _read_request(request, answer_format, ingress, context.remaining_s, hold)
-                if scoring.draw:
+                if scoring.draw:  # a field of a form
                     answer_format = requested_format(request, scoring.draw)
                 check_drawable(answer_format, len(scoring.images))
             began = time.perf_counter()
