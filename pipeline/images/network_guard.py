@@ -97,8 +97,6 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
             if error.errno == socket.EAI_AGAIN:
                 raise httpcore.ConnectError from error
             return []
-        except (OSError, UnicodeError):
-            return []
 
     async def _connect_first(
         self,

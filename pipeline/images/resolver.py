@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 import aiodns
-from aiodns.error import ARES_ENODATA, ARES_ENOTFOUND, DNSError
+from aiodns.error import ARES_EBADNAME, ARES_ENODATA, ARES_ENOTFOUND, DNSError
 
 LOOKUP_TIMEOUT_S, LOOKUP_TRIES = 1.5, 2
 """Timeout of one query to one name server, seconds, and number of tries. The URL's `connect_timeout_s` bounds the whole look-up."""
@@ -54,7 +54,7 @@ class DnsResolver:
         try:
             found = await self._resolver.getaddrinfo(host, socket.AF_UNSPEC, port, type=socket.SOCK_STREAM)
         except DNSError as error:
-            missing = error.args[0] in (ARES_ENOTFOUND, ARES_ENODATA)
+            missing = error.args[0] in (ARES_ENOTFOUND, ARES_ENODATA, ARES_EBADNAME)
             raise socket.gaierror(socket.EAI_NONAME if missing else socket.EAI_AGAIN, error.args[-1]) from error
         return list(dict.fromkeys(node.addr[0].decode() for node in found.nodes))
 

@@ -224,6 +224,23 @@ def test_lies_are_not_believed(answer):
     process.close()
 
 
+@pytest.mark.parametrize(
+    ("size", "deed"),
+    [
+        pytest.param(8 * 2**20, "time.sleep(60)", id="reads nothing"),
+        pytest.param(1, "s.sendall(b'\\0\\0\\xff\\0'); [(s.sendall(b' '), time.sleep(0.1)) for _ in range(600)]", id="drips"),
+    ],
+)
+def test_a_compromised_decoder_holds_nobody_up(size, deed):
+    """Not by taking none of a long file, nor by answering byte after byte."""
+    script = f"import socket, sys, time; s = socket.socket(fileno=int(sys.argv[1])); s.sendall(b'\\1'); {deed}"
+    with closing(DecoderProcess(OPTIONS, (sys.executable, "-c", script))) as process:
+        began = time.monotonic()
+        with pytest.raises(DecoderTimeout, match=r"more than 0\.5 s"):
+            process.load(bytes(size), timeout_s=0.5)
+        assert time.monotonic() - began < 10
+
+
 def test_decoders_do_not_see_keys(monkeypatch):
     """The environment of the service, where keys may stand, does not reach them."""
     monkeypatch.setenv("PRIMARY_KEY", "sesame")

@@ -7,6 +7,7 @@ servers, so the policy is never loosened for the tests.
 import asyncio
 import contextlib
 import ipaddress
+import socket
 import ssl
 import sys
 import time
@@ -26,7 +27,7 @@ from tests.support.certificates import make_certificate
 from tests.support.hostile_urls import FORBIDDEN_NAMES, HOSTILE_URLS
 
 PUBLIC_ADDRESS = "93.184.216.34"
-DEAD_ADDRESS = "93.184.216.35"
+DEAD_ADDRESS, SILENT_ADDRESS = "93.184.216.35", "93.184.216.36"
 MAX_BYTES = 100_000
 POLICY = FetchPolicy(connect_timeout_s=10, read_timeout_s=10, total_timeout_s=20, max_bytes=MAX_BYTES)
 IMPATIENT = FetchPolicy(connect_timeout_s=0.5, read_timeout_s=0.4, total_timeout_s=0.8, max_bytes=MAX_BYTES)
@@ -35,7 +36,8 @@ Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Connector(httpcore.AsyncNetworkBackend):
-    """Leads PUBLIC_ADDRESS to a server on loopback, refuses DEAD_ADDRESS, and records where connections were made to."""
+    """Leads PUBLIC_ADDRESS to a server on loopback, and records where connections were made to. DEAD_ADDRESS refuses, SILENT_ADDRESS does
+    not answer."""
 
     def __init__(self, server_port: int) -> None:
         self.server_port = server_port
@@ -47,6 +49,9 @@ class Connector(httpcore.AsyncNetworkBackend):
         self.connections.append((host, port))
         if host == DEAD_ADDRESS and len(self.connections) <= self.dead_answers:
             raise httpcore.ConnectError
+        if host == SILENT_ADDRESS:
+            await asyncio.sleep(timeout)
+            raise httpcore.ConnectTimeout
         return await self._real.connect_tcp("127.0.0.1", self.server_port, timeout, local_address, socket_options)
 
 
@@ -65,7 +70,7 @@ class LoopbackConnector(httpcore.AsyncNetworkBackend):
 
 
 class FakeResolver:
-    """Names to address lists; a list of lists is given out one look-up after the other."""
+    """Names to address lists, or an error in one; a list of lists is given out one look-up after the other."""
 
     def __init__(self, table: dict[str, list]) -> None:
         self.table = table
@@ -76,6 +81,8 @@ class FakeResolver:
         found = self.table.get(host, [])
         if found and isinstance(found[0], list):
             return found.pop(0) if len(found) > 1 else found[0]
+        if found and isinstance(found[0], OSError):
+            raise found[0]
         return found
 
 
@@ -317,12 +324,41 @@ async def test_retries_end(world: World) -> None:
     assert world.requests == ["/x"] * 2
 
 
-async def test_second_address_is_tried(world: World) -> None:
-    """A host with one dead and one living address is reached."""
-    world.resolver.table["two.test"] = [DEAD_ADDRESS, PUBLIC_ADDRESS]
+@pytest.mark.parametrize("first", [DEAD_ADDRESS, SILENT_ADDRESS], ids=["dead", "silent"])
+async def test_second_address_is_tried(world: World, first: str) -> None:
+    """While there is time left to connect."""
+    world.resolver.table["two.test"] = [first, PUBLIC_ADDRESS]
     world.answers["/x"] = answer(b"ok")
-    assert await world.fetcher().fetch("http://two.test/x") == b"ok"
-    assert [address for address, _ in world.connector.connections] == [DEAD_ADDRESS, PUBLIC_ADDRESS]
+    policy = replace(POLICY, connect_timeout_s=1, retries=0)
+    assert await world.fetcher(policy).fetch("http://two.test/x") == b"ok"
+    assert [address for address, _ in world.connector.connections] == [first, PUBLIC_ADDRESS]
+
+
+async def test_a_connection_that_its_host_closed_is_not_used_again(world: World) -> None:
+    async def closes(reader, writer) -> None:
+        await answer(b"ok")(reader, writer)
+        writer.close()
+
+    world.answers["/x"] = closes
+    fetcher = world.fetcher(replace(POLICY, retries=0))
+    for _ in range(2):
+        assert await fetcher.fetch("http://good.test/x") == b"ok"
+        await asyncio.sleep(0.1)
+    assert len(world.connector.connections) == 2
+
+
+@pytest.mark.parametrize(
+    ("errno", "code", "times"),
+    [(socket.EAI_AGAIN, "fetch_unavailable", 2), (socket.EAI_NONAME, "url_refused", 1)],
+    ids=["no answer", "no such name"],
+)
+async def test_faults_of_the_name_server(world: World, errno: int, code: str, times: int) -> None:
+    """Only one that does not answer is asked again."""
+    world.resolver.table["good.test"] = [socket.gaierror(errno, "fault")]
+    with pytest.raises(FetchError) as caught:
+        await world.fetcher().fetch("http://good.test/x")
+    assert caught.value.code == code
+    assert world.resolver.lookups == ["good.test"] * times
 
 
 async def test_a_host_with_many_addresses(world: World) -> None:

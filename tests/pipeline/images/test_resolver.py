@@ -57,11 +57,12 @@ async def resolver(server):
 
 
 async def test_addresses_and_missing_names(resolver):
-    """Found, or said to be missing; a local name needs no name server."""
+    """Found, or said to be missing, as one that no name server would know; a local name needs none."""
     assert await resolver("photos.example", 80) == ["93.184.216.34"]
-    with pytest.raises(socket.gaierror) as missing:
-        await resolver("missing.example", 80)
-    assert missing.value.errno == socket.EAI_NONAME
+    for name in ("missing.example", f"{'a' * 64}.example", "a..example"):
+        with pytest.raises(socket.gaierror) as missing:
+            await resolver(name, 80)
+        assert missing.value.errno == socket.EAI_NONAME
     assert "127.0.0.1" in await resolver("localhost", 80)
 
 

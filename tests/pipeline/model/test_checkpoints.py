@@ -73,6 +73,7 @@ def test_safetensors_come_back(nano, tmp_path):
     save_safetensors(nano, path)
     again = load_checkpoint(path)
     assert again.spec == nano.spec
+    assert load_weights(path).classes == nano.spec.classes
     for name, value in again.state_dict.items():
         torch.testing.assert_close(value, nano.state_dict[name].to(value.dtype), rtol=1e-3, atol=1e-6)
     again.network()
@@ -86,7 +87,8 @@ def test_a_file_that_is_written_anew_stays_whole(nano, tmp_path, monkeypatch):
     save_safetensors(nano, path)
     assert path.stat().st_ino != before
 
-    def full(*_args):
+    def full(path, _):
+        path.touch()
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(type(path), "write_bytes", full)
@@ -233,9 +235,10 @@ def test_strange_tensors_are_refused(nano, tmp_path, strange):
         (pipeline_source(1333, 800), ("cat",), "its test size 1333 x 800 is not square"),
         (pipeline_source(320, 320), None, "does not contain the labels"),
         ("((((" * 10_000, ("cat",), "does not contain its test size"),
+        (pipeline_source(320, 320), ("cat", "dog"), "2 labels for 1 class channels"),
         (f"model = dict(data_preprocessor=dict(bgr_to_rgb=True))\n{pipeline_source(320, 320)}", ("cat",), "trained on RGB"),
     ],
-    ids=["no size", "no square", "no labels", "no Python", "RGB"],
+    ids=["no size", "no square", "no labels", "no Python", "other labels", "RGB"],
 )
 def test_what_the_file_does_not_say_is_asked_for(nano, tmp_path, source, classes, said):
     """Never guessed: a network at the wrong size finds worse in silence."""
@@ -327,10 +330,19 @@ def test_foreign_network_is_refused(tmp_path):
         load_checkpoint(saved({"state_dict": {"conv.weight": torch.zeros(3)}}, tmp_path / "resnet.pth"))
 
 
-def test_missing_weights_are_named(nano):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda state: state.pop("bbox_head.rtm_reg.0.weight"), r"1 missing .*rtm_reg.*, 0 unexpected"),
+        (lambda state: state.update(extra=torch.zeros(1)), r"0 missing .*, 1 unexpected .*extra"),
+        (lambda state: state.update({"bbox_head.rtm_reg.0.weight": torch.zeros(1)}), "size mismatch for bbox_head.rtm_reg"),
+    ],
+    ids=["missing", "unexpected", "shape"],
+)
+def test_weights_of_another_network_are_named(nano, change, said):
     state = dict(nano.state_dict)
-    del state["bbox_head.rtm_reg.0.weight"]
-    with pytest.raises(CheckpointError, match=r"1 missing.*rtm_reg"):
+    change(state)
+    with pytest.raises(CheckpointError, match=said):
         Checkpoint(nano.spec, state).network()
 
 
@@ -358,6 +370,36 @@ def test_numbers_that_are_not_finite(nano, tmp_path, suffix, value):
     for load in (load_checkpoint, load_weights):
         with pytest.raises(CheckpointError, match=r"diverged.*bbox_head\.rtm_cls\.0\.bias has values that are not finite"):
             load(path)
+
+
+DESCRIPTION = {"name": "n", "classes": ["person"], "input_size": 320, "config": nano_spec().config}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        (None, "format None, expected"),
+        ({"format": FORMAT}, "no model description"),
+        ({"format": FORMAT, "model_spec": "no JSON"}, "no model description"),
+        ({"format": FORMAT, "model_spec": "[1, 2]"}, "must have exactly"),
+        *(
+            ({"format": FORMAT, "model_spec": json.dumps(DESCRIPTION | change)}, said)
+            for change, said in (
+                ({"more": 1}, "must have exactly"),
+                ({"classes": 5}, "not usable"),
+                ({"input_size": "large"}, "not usable"),
+                ({"input_size": float("inf")}, "not usable"),
+                ({"classes": ["cat", "dog"]}, "2 class names for 1 class channels"),
+            )
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_headers_that_describe_no_model(nano, tmp_path, metadata, said):
+    path = tmp_path / "weights.safetensors"
+    save_file(nano.state_dict, path, metadata=metadata)
+    with pytest.raises(CheckpointError, match=said):
+        load_checkpoint(path).network()
 
 
 @pytest.mark.parametrize("described", ["no JSON", "[1, 2]", "3", '{"classes": 5}', '{"classes": {}}', "{}", "null"])
