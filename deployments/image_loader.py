@@ -43,7 +43,7 @@ from pipeline.fair_queue import FairThreads
 from pipeline.images.decode import DecodeLimits
 from pipeline.images.decoder_options import DecoderOptions
 from pipeline.images.decoder_pool import DecoderLost, DecoderPool
-from pipeline.images.fetch import Fetcher, FetchPolicy
+from pipeline.images.fetch import Fetcher, FetchPolicy, LongBody
 from pipeline.images.load import load_image
 from pipeline.images.node_slots import NodeSlots
 from pipeline.images.source import parse_source
@@ -125,7 +125,7 @@ class ImageLoader(TakesUserConfig):
             with timings.measure("fetch"):
                 try:
                     return await self._read_source(url, task.context.deadline, MAX_PASSED_BYTES)
-                except LargeImage:
+                except LongBody:
                     return url
 
         return await self._fetching.each(fetch_one, tasks)

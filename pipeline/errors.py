@@ -118,7 +118,7 @@ class LimitExceeded(RequestError):
 
 
 class LargeImage(LimitExceeded):
-    """Signal: this image is large to decode, or its body to fetch; work on it in a call of its own."""
+    """Signal: this image is large to decode; decode it in a call of its own."""
 
     code = "too_many_pixels"
 

@@ -22,7 +22,7 @@ import certifi
 import httpcore
 import httpx
 
-from pipeline.errors import ConfigurationError, DeadlineExceeded, FetchError, LargeImage
+from pipeline.errors import ConfigurationError, DeadlineExceeded, FetchError, LimitExceeded
 from pipeline.images.address_policy import AddressPolicy, is_well_formed_host
 from pipeline.images.decode import check_byte_count
 from pipeline.images.network_guard import GuardedBackend, GuardedStream, Resolver
@@ -89,6 +89,12 @@ class TransientFetchError(FetchError):
     code = "fetch_unavailable"
 
 
+class LongBody(LimitExceeded):
+    """Signal: a body is longer than the caller of `fetch` wants it."""
+
+    code = "image_too_large"
+
+
 class Fetcher:
     """Fetches URLs over a pool of keep-alive connections. For one event loop.
 
@@ -124,7 +130,7 @@ class Fetcher:
         Raises:
             FetchError: `url_refused` (by policy), `fetch_timeout`, `fetch_unavailable`, or `fetch_failed`.
             LimitExceeded: `image_too_large`.
-            LargeImage: the body is longer than `at_most`.
+            LongBody: the body is longer than `at_most`.
             DeadlineExceeded: the deadline passed before `total_timeout_s` did.
         """
         target = check_url(url, self._policy)
@@ -224,7 +230,7 @@ class Fetcher:
     def _check_length(self, byte_count: int, at_most: int | None) -> None:
         check_byte_count(byte_count, self._policy.max_bytes)
         if at_most is not None and byte_count > at_most:
-            raise LargeImage(f"The body of the URL is longer than {at_most} bytes.")
+            raise LongBody(f"The body of the URL is longer than {at_most} bytes.")
 
 
 def check_url(url: str, policy: FetchPolicy) -> httpx.URL:

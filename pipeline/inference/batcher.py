@@ -95,7 +95,6 @@ class GreedyBatcher(Generic[Item, Result]):
         self._running_since: dict[int, float] = {}  # by thread
         self._min_items: int | None = 1  # that a batch must have to start; None: the engine takes none now
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop_waiting = asyncio.Event()
         self._changed = asyncio.Event()
         self._closed = False
 
@@ -169,7 +168,7 @@ class GreedyBatcher(Generic[Item, Result]):
             entry = self._queue.pop()
             entry.resolve(Overloaded("the engine is shutting down"))
             self._report(self._observer.item_dropped, "closed")
-        self._stop_waiting.set()
+        self._changed.set()
         if self._starter is not None:
             await asyncio.wait([self._starter])
         self._threads.shutdown()
@@ -177,8 +176,6 @@ class GreedyBatcher(Generic[Item, Result]):
     def _enqueue(self, entry: Entry[Item, Result]) -> None:
         self._queue.append(entry, entry.caller)
         self._changed.set()
-        if len(self._queue) >= self._max_items():
-            self._stop_waiting.set()
         if self._starter is None or self._starter.done():
             self._loop = asyncio.get_running_loop()
             self._starter = self._loop.create_task(self._start_batches())
@@ -239,11 +236,11 @@ class GreedyBatcher(Generic[Item, Result]):
         self._changed.set()
 
     async def _wait_for_more(self) -> None:
-        if len(self._queue) < self._max_items() and not self._closed:
-            self._stop_waiting.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._max_wait_s):
-                    await self._stop_waiting.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._max_wait_s):
+                while len(self._queue) < self._max_items() and not self._closed:
+                    self._changed.clear()
+                    await self._changed.wait()
 
     async def _run(self, entries: list[Entry[Item, Result]], run: RunBatch[Item, Result]) -> None:
         """Run the entries that are still wanted; if the batch fails, run its halves, down to single items."""

@@ -21,6 +21,7 @@ from deployments.stages.retry_alone import RetryAlone, SharedDecoding
 from deployments.task import ImageTask, RequestContext, ScoreOptions
 from pipeline.errors import DecodersUnavailable, FetchError, ImageError, LargeImage, LimitExceeded
 from pipeline.images.decoder_pool import DecoderPool, DecoderTimeout
+from pipeline.images.fetch import LongBody
 from pipeline.images.node_slots import NodeSlots
 from pipeline.types import DetectOptions, Letterbox, LoadedImage, OutlineOptions
 
@@ -223,7 +224,7 @@ async def test_fetching_for_a_later_call(loader, monkeypatch):
     async def fetch(url, _deadline, at_most):
         assert at_most == image_loader.MAX_PASSED_BYTES
         if url.endswith("large"):
-            raise LargeImage("long")
+            raise LongBody("long")
         if url.endswith("gone"):
             raise FetchError("gone")
         await asyncio.sleep(0.01)

@@ -20,8 +20,8 @@ import httpcore
 import httpx
 import pytest
 
-from pipeline.errors import ConfigurationError, DeadlineExceeded, FetchError, LargeImage, LimitExceeded
-from pipeline.images.fetch import Fetcher, FetchPolicy, check_url
+from pipeline.errors import ConfigurationError, DeadlineExceeded, FetchError, LimitExceeded
+from pipeline.images.fetch import Fetcher, FetchPolicy, LongBody, check_url
 from pipeline.images.network_guard import MAX_ADDRESSES_TRIED
 from tests.support.certificates import make_certificate
 from tests.support.hostile_urls import FORBIDDEN_NAMES, HOSTILE_URLS
@@ -401,7 +401,7 @@ async def test_a_longer_body_than_asked_for(world: World, kind: str) -> None:
     with pytest.raises(LimitExceeded) as beyond:
         await fetcher.fetch("http://good.test/x", at_most=MAX_BYTES)
     assert beyond.value.code == "image_too_large"
-    with pytest.raises(LargeImage):
+    with pytest.raises(LongBody):
         await fetcher.fetch("http://good.test/y", at_most=MAX_BYTES - 2)
     assert len(await fetcher.fetch("http://good.test/y", at_most=MAX_BYTES - 1)) == MAX_BYTES - 1
 
