@@ -14,7 +14,7 @@ from typing import get_args
 from ray.serve import metrics
 
 from pipeline.errors import ServiceError, StageFailed
-from pipeline.inference.batch_queue import DropReason
+from pipeline.inference.batch_queue import BatchObserver, DropReason
 
 _LATENCY_MS: list[float] = [
     1,
@@ -165,8 +165,8 @@ class DecoderMetrics:
         self._memory.set(resident_bytes)
 
 
-class BatchMetrics:
-    """Sizes and times of the detector's batches; a `pipeline.inference.batch_queue.BatchObserver`."""
+class BatchMetrics(BatchObserver):
+    """Sizes and times of the detector's batches."""
 
     def __init__(self) -> None:
         self._size = metrics.Histogram("rtmdet_batch_size", "Images in one pass of the network.", _BATCH)
@@ -194,7 +194,7 @@ class BatchMetrics:
         """Record a batch that is retried in halves."""
         self._splits.inc(tags={"cause": "out_of_memory" if out_of_memory else "error"})
 
-    def item_dropped(self, reason: str) -> None:
+    def item_dropped(self, reason: DropReason) -> None:
         """Record an image dropped before the network ran (`deadline`, `cancelled` or `closed`)."""
         self._dropped.inc(tags={"reason": reason})
 

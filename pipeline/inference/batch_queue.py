@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -14,8 +14,8 @@ Result = TypeVar("Result")
 DropReason = Literal["deadline", "cancelled", "closed"]
 
 
-class BatchObserver(Protocol):
-    """Callbacks of a batcher. They run on the event loop and must return quickly; exceptions are logged and ignored."""
+class BatchObserver:
+    """Callbacks of a batcher, which here do nothing. They run on the event loop, so they must be quick; exceptions are only logged."""
 
     def batch_ran(self, waits_s: Sequence[float], run_s: float) -> None:
         """The engine ran a batch in `run_s` seconds; `waits_s` has the seconds that each of its items waited since `submit`."""
@@ -25,19 +25,6 @@ class BatchObserver(Protocol):
 
     def item_dropped(self, reason: DropReason) -> None:
         """An item was removed from the queue before the engine ran it."""
-
-
-class SilentObserver:
-    """An observer that does nothing."""
-
-    def batch_ran(self, waits_s: Sequence[float], run_s: float) -> None:
-        """Nothing."""
-
-    def batch_split(self, size: int, out_of_memory: bool) -> None:
-        """Nothing."""
-
-    def item_dropped(self, reason: DropReason) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from typing import Generic, ParamSpec, TypeVar
 
 from pipeline.errors import ConfigurationError, DeadlineExceeded, EngineLost, EngineOutOfMemory, Overloaded, StageFailed
 from pipeline.fair_queue import FairQueue, RecentCallers
-from pipeline.inference.batch_queue import BatchLimit, BatchObserver, BatchResult, DropReason, Entry, SilentObserver
+from pipeline.inference.batch_queue import BatchLimit, BatchObserver, BatchResult, DropReason, Entry
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -86,7 +86,7 @@ class GreedyBatcher(Generic[Item, Result]):
         self._max_per_caller = max_per_caller or 0
         self._limit, self._fair_batch = BatchLimit(max_batch, oom_recover_s), fair_batch or max_batch
         self._max_wait_s = max_wait_s
-        self._observer = observer or SilentObserver()
+        self._observer = observer or BatchObserver()
         self._queue: FairQueue[Entry[Item, Result]] = FairQueue()
         self._callers = RecentCallers()
         self._threads = ThreadPoolExecutor(MAX_IN_FLIGHT, thread_name_prefix="engine")

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigurationError, DeadlineExceeded, EngineLost, EngineOutOfMemory, Overloaded, StageFailed
-from pipeline.inference.batch_queue import BatchLimit, BatchResult, DropReason
+from pipeline.inference.batch_queue import BatchLimit, BatchObserver, BatchResult, DropReason
 from pipeline.inference.batcher import GreedyBatcher
 from tests.support.event_loop import settle
 
@@ -40,7 +40,7 @@ class GatedModel:
 
 
 @dataclass
-class Notes:
+class Notes(BatchObserver):
     """An observer that writes everything down."""
 
     sizes: list[int] = field(default_factory=list)
