@@ -114,7 +114,8 @@ class ObjectReader:
         if len(misfits) > MAJORITY * self._outlined:
             raise AnnotationsError(
                 f"{self._source}: {misfits[0]}: its bbox does not fit its outline, as {len(misfits)} of {self._outlined} do: one of "
-                "both is of another size or object. If the outlines are right, remove the boxes."
+                "both is of another size or object, or run lengths go along the rows, where COCO's go down the columns. If the outlines "
+                "are right, remove the boxes."
             )
         if len(self._loose) > MAJORITY * self._outlined:
             for _, where in self._loose:

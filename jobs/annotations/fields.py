@@ -71,9 +71,9 @@ def flag(value: Any) -> bool | None:
 
 def known_id(value: Any, known: Container[Hashable]) -> Any:
     """The id in `known` that is meant: 7, "7" and 7.0 are the same id. None if there is none."""
-    readings: list[Any] = [value] if isinstance(value, (int, float, str)) else []
+    readings: list[Any] = [value] if isinstance(value, (int, float, str)) and not isinstance(value, bool) else []
     if isinstance(value, str) and value.strip().lstrip("-").isdecimal():
         readings.append(int(value[:30]))
-    elif isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1:
+    elif readings and not isinstance(value, str) and value == value // 1:
         readings.append(str(int(value)))
     return next((reading for reading in readings if reading in known), None)

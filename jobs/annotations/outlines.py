@@ -19,6 +19,8 @@ import shapely
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from pipeline.masks.rle import counts_to_runs
+
 MIN_NUMBERS = 6
 """Fewest numbers of a ring: three points."""
 MAX_SIDES_BEYOND = 10
@@ -37,13 +39,14 @@ def read_outline(segmentation: Any, size_hw: tuple[int, int]) -> tuple[Outline, 
     """Parse the `segmentation` of an annotation.
 
     Args:
-        segmentation: one or several polygons, as flat lists or lists of points; or RLE.
+        segmentation: one or several polygons, as flat lists or lists of points; or RLE. Each may be alone in further lists.
         size_hw: of the upright photo, pixels.
     Returns:
         The outline, possibly without rings; and the number of rings left out because they have fewer than three points.
     Raises:
         OutlineError: it has none of these forms, or is for a photo of another size.
     """
+    segmentation = _unwrapped(segmentation)
     if segmentation and isinstance(segmentation, dict):
         return _checked_rle(segmentation, size_hw), 0
     rings = [_flat(ring) for ring in _split(segmentation)]
@@ -67,8 +70,20 @@ def _split(segmentation: Any) -> list[Any]:
         raise OutlineError(f"its segmentation is neither polygons nor RLE, but {type(segmentation).__name__}")
     if not any(isinstance(part, (list, dict)) for part in segmentation):
         return [segmentation]
-    one_ring = len(segmentation) >= MIN_NUMBERS / 2 and all(_is_point(part) for part in segmentation)
-    return [segmentation] if one_ring else segmentation
+    parts = [_unwrapped(part) for part in segmentation]
+    one_ring = len(parts) >= MIN_NUMBERS / 2 and all(_is_point(part) for part in parts)
+    return [parts] if one_ring else parts
+
+
+def _unwrapped(part: Any) -> Any:
+    """What lists of one item hold, as around each point of OpenCV's contours, or around RLE."""
+    while (
+        isinstance(part, list)
+        and len(part) == 1
+        and (isinstance(part[0], list) or (isinstance(part[0], dict) and not _is_point(part[0])))
+    ):
+        (part,) = part
+    return part
 
 
 def _is_point(part: Any) -> bool:
@@ -81,6 +96,7 @@ def _flat(ring: Any) -> Ring:
     """x y x y ... of a ring of numbers or of points, numbers as text too; null becomes NaN."""
     try:
         if isinstance(ring, list) and any(isinstance(point, (list, dict)) for point in ring):
+            ring = [_unwrapped(point) for point in ring]
             if not all(_is_point(point) for point in ring):
                 raise OutlineError("its segmentation mixes points with something else")
             ring = [point[axis] for point in ring for axis in (("x", "y") if isinstance(point, dict) else (0, 1))]
@@ -100,7 +116,7 @@ def _checked_rle(rle: dict[str, Any], size_hw: tuple[int, int]) -> dict[str, Any
     try:
         height, width = (int(side) for side in rle["size"])
         counts = rle["counts"]
-        runs = _runs(counts) if isinstance(counts, str) else np.asarray(counts, np.int64)
+        runs = counts_to_runs(counts) if isinstance(counts, str) else np.asarray(counts, np.int64)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise OutlineError(f"its segmentation is not RLE: {error!r}") from error
     if (height, width) != size_hw:
@@ -111,27 +127,6 @@ def _checked_rle(rle: dict[str, Any], size_hw: tuple[int, int]) -> dict[str, Any
     if runs.ndim != 1 or (runs < 0).any() or runs.sum() != height * width:
         raise OutlineError(f"the runs of its RLE do not add up to {height} x {width} pixels")
     return _compressed(runs, size_hw)
-
-
-def _runs(counts: str) -> NDArray[np.int64]:
-    """Compressed run lengths → runs of 0, 1, 0, ...
-
-    Source: the format of cocoapi's `maskApi.c`: 5 bits a character from 48 on, the sixth says that more follow; from the fourth run on,
-    the difference from the run before the last.
-    """
-    digits = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
-    if not digits.size or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
-        raise ValueError("counts are damaged")
-    last = np.flatnonzero(digits & 32 == 0)
-    lengths = np.diff(last, prepend=-1)
-    if lengths.max() > 12:
-        raise ValueError("counts are damaged")
-    first = last - lengths + 1
-    shifts = 5 * (np.arange(len(digits)) - np.repeat(first, lengths))
-    values = np.add.reduceat((digits & 31) << shifts, first)
-    values -= np.where(digits[last] & 16, 1 << (5 * lengths), 0)
-    values[1::2], values[2::2] = np.cumsum(values[1::2]), np.cumsum(values[2::2])
-    return values
 
 
 def outline_to_rle(outline: Any, size_hw: tuple[int, int]) -> dict[str, Any]:
@@ -194,7 +189,7 @@ def box_mask_to_rle(box: BoxMask, size_hw: tuple[int, int]) -> dict[str, Any]:
 def _changes(rle: dict[str, Any]) -> NDArray[np.int64]:
     """Where a mask, read column by column, changes between outside and inside; outside at first. Two at one place are none."""
     counts = rle["counts"]
-    ends: NDArray[np.int64] = np.cumsum(_runs(counts if isinstance(counts, str) else counts.decode("ascii")))
+    ends: NDArray[np.int64] = np.cumsum(counts_to_runs(counts if isinstance(counts, str) else counts.decode("ascii")))
     return ends[:-1]
 
 

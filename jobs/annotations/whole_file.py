@@ -77,7 +77,7 @@ def remarks_on(
         _more_than_are_found(photos, no_crowds),
         _boxes_as_outlines(no_crowds),
         _in_a_corner(photos, no_crowds),
-        _crowds_as_cvat_writes(entries),
+        _many_crowds(entries),
     )
     return [remark for check in checks for remark in check]
 
@@ -156,12 +156,11 @@ def _in_a_corner(photos: Sequence[Entry], objects: Sequence[Entry]) -> Iterator[
         yield f"all objects lie in the top left {share:.0%} of their photos: are the coordinates {meaning}of a smaller size?"
 
 
-def _crowds_as_cvat_writes(entries: Sequence[Entry]) -> Iterator[str]:
-    """Many crowds that are run lengths as numbers, the form of all masks in CVAT's exports."""
-    outlines = [entry.get("segmentation") for entry in entries if flag(entry.get("iscrowd"))]
-    masks = sum(isinstance(outline, dict) and isinstance(outline.get("counts"), list) for outline in outlines)
-    if masks > MAX_CROWDS * len(entries):
+def _many_crowds(entries: Sequence[Entry]) -> Iterator[str]:
+    """Many crowds: several tools mark each mask as one."""
+    crowds = sum(bool(flag(entry.get("iscrowd"))) for entry in entries)
+    if crowds > MAX_CROWDS * len(entries):
         yield (
-            f"{masks:,} of {len(entries):,} annotations are masks with iscrowd 1, so neither trained on nor counted. CVAT writes all its "
-            "masks so: where each is one object, set iscrowd to 0"
+            f"{crowds:,} of {len(entries):,} annotations have iscrowd 1, so they are neither trained on nor counted. CVAT and others mark "
+            "all masks so: where each is one object, set iscrowd to 0"
         )

@@ -59,6 +59,29 @@ def rle_to_mask(rle: dict[str, object]) -> NDArray[np.uint8]:
         return np.ascontiguousarray(coco_mask.decode(rle))
 
 
+def counts_to_runs(counts: str) -> NDArray[np.int64]:
+    """Compressed run lengths → runs of 0, 1, 0, ...
+
+    Raises:
+        ValueError: the counts are damaged.
+    Source: the format of cocoapi's `maskApi.c`: 5 bits a character from 48 on, the sixth says that more follow; from the fourth run on,
+    the difference from the run before the last.
+    """
+    digits = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
+    if not digits.size or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
+        raise ValueError("counts are damaged")
+    last = np.flatnonzero(digits & 32 == 0)
+    lengths = np.diff(last, prepend=-1)
+    if lengths.max() > 12:
+        raise ValueError("counts are damaged")
+    first = last - lengths + 1
+    shifts = 5 * (np.arange(len(digits)) - np.repeat(first, lengths))
+    values = np.add.reduceat((digits & 31) << shifts, first)
+    values -= np.where(digits[last] & 16, 1 << (5 * lengths), 0)
+    values[1::2], values[2::2] = np.cumsum(values[1::2]), np.cumsum(values[2::2])
+    return values
+
+
 @compiled
 def _find_runs(logits: NDArray[np.float32], scaled_hw: tuple[int, int], original_hw: tuple[int, int]) -> NDArray[np.int64]:
     """`mask_logits_to_runs` for finite logits."""

@@ -75,7 +75,7 @@ def test_run_lengths_train(tmp_path, photos, compressed):
     assert box == pytest.approx([10, 10, 30, 30])
     traced = decode_rle(coco_mask.merge(coco_mask.frPyObjects(polygons, 48, 64)))
     assert np.count_nonzero(traced & mask) / np.count_nonzero(traced | mask) > 0.9
-    metrics = read(tmp_path, photos, [{"id": 1, "segmentation": {"size": [48, 64], "counts": counts}}])
+    metrics = read(tmp_path, photos, [{"id": 1, "segmentation": [{"size": [48, 64], "counts": counts}]}])
     assert isinstance(metrics.document()["annotations"][0]["segmentation"], dict)
 
 
@@ -201,10 +201,11 @@ def test_masks_of_cvat_are_reported(tmp_path, photos):
     """CVAT marks all masks as crowds, which are neither trained on nor counted: without a word, a model learns to see nothing there."""
     rle = {"size": [48, 64], "counts": [10 * 48 + 10, *[20, 28] * 19, 20, 48 * 34 + 18]}
     mask, ring = {"segmentation": rle, "iscrowd": 1}, {"segmentation": [SQUARE]}
-    told = "masks with iscrowd 1, so neither trained on nor counted. CVAT writes all its masks so"
-    assert f"2 of 3 annotations are {told}" in read(tmp_path, photos, [mask, mask, ring], training=True).summary
-    with pytest.raises(AnnotationsError, match="1 of 1 annotations are masks with iscrowd 1"):
-        read(tmp_path, photos, [mask], training=True)
+    told = "have iscrowd 1, so they are neither trained on nor counted. CVAT and others mark all masks so"
+    assert f"2 of 3 annotations {told}" in read(tmp_path, photos, [mask, mask, ring], training=True).summary
+    for crowd in (mask, ring | {"iscrowd": 1}):
+        with pytest.raises(AnnotationsError, match="1 of 1 annotations have iscrowd 1"):
+            read(tmp_path, photos, [crowd], training=True)
     assert told not in read(tmp_path, photos, [mask, *[ring] * 9], training=True).summary
 
 

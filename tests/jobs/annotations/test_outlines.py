@@ -30,6 +30,8 @@ FORMS = {
     "text": lambda points: [str(number) for point in points for number in point],
     "points": lambda points: points,
     "x and y": lambda points: [{"x": x, "y": y} for x, y in points],
+    "OpenCV's contours": lambda points: [[point] for point in points],
+    "in a list more": lambda points: [points],
 }
 
 
