@@ -6,7 +6,6 @@ Results with a label that is not annotated are ignored and reported.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from pycocotools import mask as coco_mask
 
 from jobs.annotations.coco_objects import ELSEWHERE_IOU
 from jobs.annotations.datasets import AnnotationsError
-from jobs.annotations.fields import known_id, parse_json, read_text
+from jobs.annotations.fields import known_id, number, parse_json, read_text
 from jobs.annotations.outlines import outline_to_rle, read_outline
 from jobs.annotations.whole_file import refuse_shifted_ids
 from jobs.evaluation.coco_results import CocoResults
@@ -48,7 +47,7 @@ def read_results(path: Path, truth: dict[str, Any]) -> CocoResults:
     known = {category["id"] for category in truth["categories"]}
     unknown: Counter[str] = Counter()
     kept: CocoResults = []
-    if boxless := sum("bbox" not in result for result in results):
+    if boxless := sum(not result.get("bbox") for result in results):
         print(f"{boxless:,} of {len(results):,} results have no bbox; the box of their mask is taken", file=sys.stderr)
     for index, result in enumerate(results):
         try:
@@ -60,12 +59,17 @@ def read_results(path: Path, truth: dict[str, Any]) -> CocoResults:
             unknown[str(result["category_id"])] += 1
         else:
             kept.append(checked | {"category_id": category})
+    named = ", ".join(sorted(unknown)[:MAX_NAMED])
     if kept:
         _check_boxes(path, kept)
+    elif unknown:
+        raise AnnotationsError(
+            f"{path}: its results are of the categories {named}, the annotations have {', '.join(map(str, sorted(known, key=str)))}: none "
+            "in common."
+        )
     for remark in _remarks(kept, truth):
         print(remark, file=sys.stderr)
     if unknown:
-        named = ", ".join(sorted(unknown)[:MAX_NAMED])
         print(
             f"{unknown.total():,} of {len(results):,} results are of categories that the annotations do not know, so they are not "
             f"counted: {named}",
@@ -96,7 +100,7 @@ def _check_boxes(path: Path, results: CocoResults) -> None:
         raise AnnotationsError(
             f"{path}: the bbox of {better:,} of {len(results):,} results is two corners, where COCO has x, y, width, height."
         )
-    apart = int(((fit < ELSEWHERE_IOU) & (masks[:, 2:].min(1) > 0)).sum())
+    apart = int((fit < ELSEWHERE_IOU).sum())
     if 2 * apart > len(results):
         print(
             f"the bbox of {apart:,} of {len(results):,} results lies elsewhere than the mask: is one of them not in pixels of the upright "
@@ -121,8 +125,8 @@ def _checked(result: dict[str, Any], images: dict[Any, dict[str, Any]]) -> dict[
     if not outline:
         raise ValueError("there is no outline in `segmentation`; results of masks are wanted")
     whole = outline_to_rle(outline, (image["height"], image["width"]))
-    box = result["bbox"] if "bbox" in result else coco_mask.toBbox(whole).tolist()
-    numbers = [result["score"], *box]
-    if len(numbers) != 5 or not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+    box = result.get("bbox") or coco_mask.toBbox(whole).tolist()
+    numbers = [result["score"], *box] if isinstance(box, list) else []
+    if len(numbers) != 5 or not all(type(value) in (int, float) and number(value) is not None for value in numbers):
         raise ValueError(f"score {result['score']!r} and bbox {box!r} must be finite numbers, the bbox four of them")
     return result | {"image_id": image["id"], "bbox": box, "segmentation": whole}

@@ -284,7 +284,9 @@ def test_results_file_is_checked(common, read, tmp_path, capsys, results):
         ({"score": float("nan")}, "must be finite numbers"),
         ({"score": "0.9"}, "must be finite numbers"),
         ({"bbox": [1, 2, 3]}, "four of them"),
-        ({"bbox": None}, "result 1 "),
+        ({"score": True}, "must be finite numbers"),
+        ({"score": 10**400}, "must be finite numbers"),
+        ({"bbox": 7}, "four of them"),
         ({"segmentation": []}, "there is no outline"),
         ({"segmentation": [[1, 2]]}, "there is no outline"),
         ({"segmentation": {"size": [100, 100]}}, "not RLE"),
@@ -315,10 +317,11 @@ def test_results_with_boxes_as_corners_are_refused(read):
     assert len(read([right, right, corners])) == 3
 
 
-def test_results_with_a_bom_ids_as_text_and_no_box(read, capsys):
-    """COCO's own format of mask results has no box; that of the mask is as good."""
+@pytest.mark.parametrize("box", [{}, {"bbox": []}, {"bbox": None}], ids=str)
+def test_results_with_a_bom_ids_as_text_and_no_box(read, capsys, box):
+    """COCO's own format of mask results has no box, and pycocotools takes an empty one for none; that of the mask is as good."""
     whole = thing(0, 0, 40, 40, score=0.9)
-    result = {key: value for key, value in whole.items() if key not in ("bbox", "id", "area")}
+    result = {key: value for key, value in whole.items() if key not in ("bbox", "id", "area")} | box
     (kept,) = read([result | {"image_id": "1", "category_id": "1"}], encoding="utf-8-sig")
     assert (kept["image_id"], kept["category_id"], kept["bbox"]) == (1, 1, [0, 0, 40, 40])
     assert "1 of 1 results have no bbox" in capsys.readouterr().err
@@ -360,6 +363,9 @@ def test_results_of_other_categories_are_reported(read, capsys):
     assert (
         "1 of 2 results are of categories that the annotations do not know, so they are not counted: 7" in capsys.readouterr().err
     )
+    for other in (7, "cat", True):
+        with pytest.raises(AnnotationsError, match=f"are of the categories {other}, the annotations have 1: none in common"):
+            read([thing(0, 0, 40, 40, score=0.9, category_id=other)])
 
 
 @pytest.mark.parametrize(
@@ -368,9 +374,13 @@ def test_results_of_other_categories_are_reported(read, capsys):
         ([{"score": 90}, {"score": 0.5}], "1 of 3 scores are not between 0 and 1"),
         ([{}, {}, {"score": 0.8}], "1 of 4 results are there twice"),
         ([{"bbox": [60, 60, 20, 20]}, {"bbox": [61, 60, 20, 20]}], "the bbox of 2 of 3 results lies elsewhere than the mask"),
+        (
+            [{"segmentation": [[0.1, 0.1, 0.5, 0.1, 0.5, 0.5]], "score": score} for score in (0.5, 0.6)],
+            "the bbox of 2 of 3 results lies elsewhere than the mask",
+        ),
         ([{}], "1 of 2 photos with objects have no results"),
     ],
-    ids=["per cent", "twice", "elsewhere", "a part"],
+    ids=["per cent", "twice", "elsewhere", "fractions", "a part"],
 )
 def test_results_that_are_valid_and_wrong_are_reported(read, capsys, results, told):
     """Their AP looks like that of a bad model."""
