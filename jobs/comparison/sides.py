@@ -111,7 +111,12 @@ def _of_service(client: ServiceClient, options: SideOptions) -> Side:
 
 
 def _of_rows(path: Path, score_threshold: float) -> Side:
-    rows = {row.file_name: row.preds for row in read_rows(path)}
+    rows: dict[str, dict[str, Any]] = {}
+    for row in read_rows(path):
+        if rows.setdefault(row.file_name, row.preds) is not row.preds:
+            raise CommandFault(
+                f"{path} has several rows of {row.file_name}, so there is no one answer to compare: give the rows of one batch of a folder"
+            )
 
     def score(name: str, _: Path) -> Answer:
         return _answer(rows[name], score_threshold, None) if name in rows else Answer([], fault=f"{path} has no row for it")
@@ -159,8 +164,8 @@ def _of_mmdet(model: str, options: SideOptions) -> Side:
 
 
 def _answer(preds: dict[str, Any], score_threshold: float, took_ms: float | None) -> Answer:
-    if "error" in preds:
-        return Answer([], took_ms, str(preds["error"].get("message")))
+    if error := preds.get("error"):
+        return Answer([], took_ms, str(error.get("message") if isinstance(error, dict) else error))
     try:
         objects = [item for item in objects_from_dict(preds) if item.score > score_threshold]
     except (KeyError, TypeError, ValueError) as error:

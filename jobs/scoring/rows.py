@@ -108,10 +108,9 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises:
         InputsError: a line is not a row.
     """
-    formats = FORMATS["jsonl"], FORMATS["boxes"], FORMATS["csv"]
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            line_format = next(one for one in formats if line.startswith(one.start.encode()))
+            line_format = FORMATS["boxes" if line.startswith(b'{"filename"') else "jsonl" if line.startswith(b"{") else "csv"]
             ended = line.endswith(b"\n")
             try:
                 row = decode_row(line_format, line, f"{path}, line {number}: not a line of jobs.batch_score")
@@ -131,7 +130,8 @@ def decode_row(line_format: LineFormat, line: bytes, fault: str) -> Row:
     """
     try:
         row = line_format.decode(line.decode().rstrip("\r\n"))
-        if not isinstance(row.row_number_per_file, int) or not isinstance(row.preds["boxes"], list):
+        is_named = isinstance(row.file_name, str) and isinstance(row.row_number_per_file, int)
+        if not is_named or not isinstance(row.preds["boxes"], list):
             raise ValueError("not a row")
     except (ValueError, KeyError, IndexError, TypeError, StopIteration, AttributeError, csv.Error) as error:
         raise InputsError(f"{fault} ({error!r})") from error

@@ -10,7 +10,7 @@ break.
 from __future__ import annotations
 
 import itertools
-import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,7 +22,7 @@ from pycocotools import mask as coco_mask
 
 from pipeline.compiled import compile_in_child, compiled
 from pipeline.masks.polygons import Rings, masks_to_polygons, outline_masks
-from pipeline.masks.rle import mask_logits_to_rle
+from pipeline.masks.rle import counts_to_runs, mask_logits_to_rle
 from pipeline.types import Instances, Letterbox, OutlineOptions, SegmentedObject
 
 MIN_PER_THREAD, MAX_PER_PART = 16, 32
@@ -30,6 +30,8 @@ MIN_PER_THREAD, MAX_PER_PART = 16, 32
 
 _MAX_WRITTEN_DECIMALS = 5
 """Decimals: with more, orjson writes small numbers with an exponent."""
+_FARTHEST = 2.0
+"""Fractions of an image further away from 0 are not: pixels, say."""
 _OPEN, _CLOSE, _COMMA, _POINT, _ZERO = b"[],.0"
 
 
@@ -126,24 +128,43 @@ def objects_from_dict(answer: dict[str, Any]) -> list[SegmentedObject]:
     Raises:
         KeyError, TypeError, ValueError: a key of the contract is missing, or has another content.
     """
-    return [
-        SegmentedObject(
-            box=(item["box"]["topX"], item["box"]["topY"], item["box"]["bottomX"], item["box"]["bottomY"]),
-            label=item["label"],
-            score=item["score"],
-            polygon=_checked(item["polygon"]),
-            holes=item.get("holes"),
-            rle=item.get("rle"),
-        )
-        for item in answer["boxes"]
-    ]
+    return [_object_from_dict(item) for item in answer["boxes"]]
 
 
-def _checked(rings: list[list[float]]) -> list[list[float]]:
+def _object_from_dict(item: dict[str, Any]) -> SegmentedObject:
+    box, label, score, holes = item["box"], item["label"], item["score"], item.get("holes")
+    xyxy = box["topX"], box["topY"], box["bottomX"], box["bottomY"]
+    if not _are_numbers(xyxy, _FARTHEST):
+        raise ValueError("a box is not topX, topY, bottomX, bottomY, fractions of the image")
+    if not isinstance(label, str) or not _are_numbers([score]):
+        raise ValueError("a label is not text, or a score is not a finite number")
+    polygon, holes = _checked_rings(item["polygon"]), None if holes is None else _checked_rings(holes)
+    return SegmentedObject(xyxy, label, score, polygon, holes, _checked_rle(item.get("rle")))
+
+
+def _are_numbers(values: Sequence[Any], farthest: float = sys.float_info.max) -> bool:
+    """Whether all are finite numbers, no further from 0 than this."""
+    return all(isinstance(value, (int, float)) and abs(value) <= farthest for value in values)
+
+
+def _checked_rings(rings: list[list[float]]) -> list[list[float]]:
     for ring in rings:
-        if len(ring) % 2 or not all(isinstance(value, (int, float)) and math.isfinite(value) for value in ring):
-            raise ValueError("a ring of a polygon is not x y x y ..., finite numbers")
+        if len(ring) % 2 or not _are_numbers(ring, _FARTHEST):
+            raise ValueError("a ring of a polygon is not x y x y ..., fractions of the image")
     return rings
+
+
+def _checked_rle(rle: dict[str, Any] | None) -> dict[str, Any] | None:
+    """RLE whose runs fill its size; pycocotools reads or writes elsewhere with others."""
+    if rle is None:
+        return None
+    (height, width), counts = rle["size"], rle["counts"]
+    if not (isinstance(height, int) and isinstance(width, int) and isinstance(counts, str)):
+        raise ValueError("an rle is not of two whole numbers and compressed run lengths")
+    runs = counts_to_runs(counts)
+    if min(height, width, runs.min()) < 0 or runs.sum() != height * width:
+        raise ValueError(f"the runs of an rle do not add up to {height} x {width} pixels")
+    return rle
 
 
 def _object_to_dict(item: SegmentedObject) -> dict[str, Any]:

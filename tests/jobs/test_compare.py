@@ -76,14 +76,52 @@ def test_without_an_answer_nothing_is_compared(folder, capsys):
     assert json.loads(said.out.splitlines()[-1])["compared"] == 0
 
 
-@pytest.mark.parametrize("ring", [[0.1, 0.1, 0.5, None, 0.5, 0.5], [0.1, 0.1, 0.5], "abcd"])
-def test_invalid_rings_are_reported(folder, capsys, ring):
-    """In the rows of another program, say."""
-    rows = write(folder.parent / "new.jsonl", a=[square(0.1, 0.1) | {"polygon": [ring]}], b=[])
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        *(
+            ({"polygon": [ring]}, "a ring of a polygon is not x y x y")
+            for ring in ([0.1, 0.1, 0.5, None, 0.5, 0.5], [0.1, 0.1, 0.5], "abcd", [20, 10, 90, 10, 90, 50])
+        ),
+        ({"holes": [[0.1, 0.1, 0.5]]}, "a ring of a polygon is not x y x y"),
+        ({"box": {"topX": 20, "topY": 10, "bottomX": 90, "bottomY": 50}}, "a box is not topX, topY"),
+        ({"box": {"topX": None, "topY": 0, "bottomX": 1, "bottomY": 1}}, "a box is not topX, topY"),
+        ({"label": ["person"]}, "a label is not text"),
+        *(({"score": score}, "a score is not a finite number") for score in ("0.9", None, float("nan"), 10**400)),
+        *(
+            ({"rle": {"size": [100, 200], "counts": counts}}, "an rle")
+            for counts in ([20000], "11", "PPPPPPP0", coco_mask.encode(np.ones((9, 9), np.uint8, order="F"))["counts"].decode())
+        ),
+        ({"rle": {"size": [100, 200], "counts": "x~~~"}}, "counts are damaged"),
+        ({"rle": {"counts": "11"}}, "KeyError('size')"),
+    ],
+)
+def test_invalid_objects_are_reported(folder, capsys, odd, said):
+    """In the rows of another program, say: no traceback, and no object that matches nothing."""
+    rows = write(folder.parent / "new.jsonl", a=[square(0.1, 0.1) | odd], b=[])
     assert run(folder, rows) == 2
-    assert "an answer does not follow the contract: ValueError('a ring of a polygon is not x y x y" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "an answer does not follow the contract: " in told
+    assert said in told
     assert pictures.main([str(folder), "--preds", str(rows), "--output", str(folder.parent / "drawn")]) == 2
     assert "row 1: not a row of jobs.batch_score" in capsys.readouterr().err
+
+
+def test_two_rows_of_one_photo_are_refused(folder, capsys):
+    """Of files that were put together, say: the second would be compared as if it were the only one."""
+    rows = write(folder.parent / "new.jsonl", a=[square(0.1, 0.1)], b=[])
+    rows.write_text(rows.read_text() * 2)
+    assert run(folder, rows) == 2
+    assert "new.jsonl has several rows of a.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", ["not an image", {"message": "not an image"}, None], ids=str)
+def test_a_row_with_an_error_is_a_fault(folder, capsys, error):
+    """Also as text; null is none."""
+    row = {"row_number_per_file": 0, "preds": {"boxes": [square(0.1, 0.1)], "error": error}, "file_name": "a.png"}
+    (folder.parent / "new.jsonl").write_text(json.dumps(row))
+    run(folder, folder.parent / "new.jsonl")
+    assert ("jobs.compare: a.png: not an image" in capsys.readouterr().err) == bool(error)
 
 
 def test_the_same_rows_agree(folder, capsys):
