@@ -103,6 +103,8 @@ def _classes(categories: Sequence[Entry], objects: Sequence[Entry]) -> Iterator[
     used = {found["category_id"] for found in objects}
     if unused := [category["name"] for category in categories if category["id"] not in used]:
         yield f"no object of {', '.join(unused)}"
+    if odd := [category["name"] for category in categories if category["name"] != category["name"].strip()]:
+        yield f"classes with blanks or line breaks around their names, which answers will have: {', '.join(map(repr, odd))}"
     names: dict[str, list[str]] = defaultdict(list)
     for category in categories:
         names[alike(category["name"])].append(category["name"])

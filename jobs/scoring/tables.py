@@ -108,6 +108,8 @@ def image_of_cell(cell: str | None, folder: Path) -> Path | str | Unreadable:
         return Unreadable(
             f"The service fetches http:// and https:// only, not {kind}://; jobs.batch_ray reads s3://, gs:// and abfs://."
         )
+    if "\\" in text and not os.path.exists(folder / text):
+        text = text.replace("\\", "/")  # as Windows writes paths
     return "".join(text.split()) if text.isascii() and looks_like_base64(text) else folder / text
 
 

@@ -140,6 +140,15 @@ def test_cells_of_every_kind(tmp_path):
     assert [photo.row for photo in photos] == list(range(6))
 
 
+def test_paths_as_windows_writes_them(tmp_path):
+    """Unless a file is called so."""
+    (tmp_path / "part").mkdir()
+    for name in ("part/a.jpg", r"b\c.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    photos = Source(str(write_csv(tmp_path / "list.csv", r"part\a.jpg", r".\part\a.jpg", r"b\c.jpg")))
+    assert [photo.text() for photo in photos] == ["eA=="] * 3
+
+
 def test_a_csv_that_is_not_utf8(tmp_path):
     """Its paths are those of the files."""
     (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
