@@ -376,11 +376,15 @@ def test_results_of_other_categories_are_reported(read, capsys):
         ([{"bbox": [60, 60, 20, 20]}, {"bbox": [61, 60, 20, 20]}], "the bbox of 2 of 3 results lies elsewhere than the mask"),
         (
             [{"segmentation": [[0.1, 0.1, 0.5, 0.1, 0.5, 0.5]], "score": score} for score in (0.5, 0.6)],
-            "the bbox of 2 of 3 results lies elsewhere than the mask",
+            "the bbox of 2 of 3 results lies elsewhere than the mask, or the mask in the photo's corner",
+        ),
+        (
+            [{"segmentation": [[0.1, 0.1, 0.9, 0.1, 0.9, 0.9]], "bbox": [0, 0, 1, 1], "score": score} for score in (0.5, 0.6)],
+            "the bbox of 2",
         ),
         ([{}], "1 of 2 photos with objects have no results"),
     ],
-    ids=["per cent", "twice", "elsewhere", "fractions", "a part"],
+    ids=["per cent", "twice", "elsewhere", "fractions", "all in fractions", "a part"],
 )
 def test_results_that_are_valid_and_wrong_are_reported(read, capsys, results, told):
     """Their AP looks like that of a bad model."""
