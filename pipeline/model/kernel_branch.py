@@ -67,7 +67,7 @@ class KernelBranch(nn.Module):
         for index in range(len(self.strides)):
             rows = (level == index).nonzero().squeeze(1)
             if len(rows):
-                parameters[rows] = self._of_level(index, patches[rows], inside[rows])
+                parameters[rows] = self._of_level(index, patches.index_select(0, rows), inside.index_select(0, rows))
         return parameters
 
     def of_any_level(self, patches: Tensor, inside: Tensor, level: Tensor) -> Tensor:
