@@ -116,7 +116,7 @@ def local_service(
     """Run a configuration until the block ends or SIGTERM arrives; says on stderr that it starts.
 
     Args:
-        config: a serve_config.yaml; only its port is replaced.
+        config: a serve_config.yaml; it gets a free port of loopback and no keys, since the load is sent without one.
         change: edits the parsed file in place.
         env: further environment variables.
         nodes: 0: Ray as `serve run` starts it; else a cluster of so many nodes, with the HTTP proxy on its head.
@@ -191,7 +191,8 @@ def _write_config(config: Path, change: Edit | None, port: int, folder: Path, *,
         document["proxy_location"] = "HeadOnly"
     if namespaces:  # HAProxy on the head reaches the Ingresses by their nodes' addresses
         document["http_options"]["host"] = "0.0.0.0"  # in a network namespace of its own, see `bridge`
-        document["applications"][0]["args"].setdefault("ingress", {})["auth"] = {"allow_anonymous": True}
+    ingress = document["applications"][0].setdefault("args", {}).setdefault("ingress", {})
+    ingress["auth"] = {"allow_anonymous": namespaces}
     if change is not None:
         change(document)
     path = folder / "serve_config.yaml"
