@@ -33,6 +33,9 @@ MEDIA_TYPES: dict[AnswerFormat, str] = {"json": "application/json", "png": "imag
 DRAW = "draw"
 """The query parameter, or field of a form, that is not one of the `params`."""
 DRAW_VALUES = {"1": True, "true": True, "0": False, "false": False}
+ANYTHING = ("*/*", "application/*")
+"""Media ranges that JSON is in. Java's HttpURLConnection sends `text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2` if its caller sets
+nothing, so a picture beside one of them is no wish for pictures."""
 _WEIGHT = re.compile(r"q=(0(?:\.\d*)?|1(?:\.0*)?)")
 
 
@@ -60,7 +63,8 @@ def parse_photos(body: bytearray, headers: Mapping[str, str], query: Iterable[tu
 
 
 def requested_format(request: Request, fields: Iterable[str] = ()) -> AnswerFormat:
-    """The format of the answer: a picture or JSON as `draw` says, else what the Accept header prefers, else JSON.
+    """The format of the answer: a picture or JSON as `draw` says, else what the Accept header prefers, else JSON. JSON, too, if the header
+    accepts anything.
 
     Args:
         fields: the values of `draw` in a form; that of the query counts, too.
@@ -73,9 +77,9 @@ def requested_format(request: Request, fields: Iterable[str] = ()) -> AnswerForm
     draw = [DRAW_VALUES.get(value.lower()) for value in given]
     if None in draw:
         raise InvalidRequest("'draw' must be 1 or 0.")
-    if draw == [False]:
-        return "json"
     weights = _weights(",".join(request.headers.getlist("accept")))
+    if draw == [False] or (not draw and any(weights.get(kind) for kind in ANYTHING)):
+        return "json"
     formats = [kind for kind in MEDIA_TYPES if kind in PICTURE_FORMATS or not draw]
     return max(formats, key=lambda kind: weights.get(MEDIA_TYPES[kind], 0.0))
 

@@ -107,6 +107,9 @@ async def test_refusals_say_what_to_do(client, ingress, query, request_, status,
         pytest.param("", "image/png;q=0.1, image/jpeg;q=0.9", "jpeg", id="rather JPEG than PNG"),
         pytest.param("draw=1", "image/png;q=0.1, image/jpeg, application/json", "jpeg", id="draw, rather JPEG"),
         pytest.param("", "image/png;q=high", "png", id="no weight"),
+        pytest.param("", "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2", "json", id="Java"),
+        pytest.param("", "image/png, application/*;q=0.1", "json", id="any application type"),
+        pytest.param("", "image/png, */*;q=0", "png", id="nothing else"),
     ],
 )
 async def test_a_picture_is_asked_for_by_accept_or_draw(client, ingress, query, accept, form):
