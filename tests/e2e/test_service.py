@@ -119,6 +119,25 @@ def test_headers(score, photo):
     assert sum(times.values()) <= float(response.headers["x-ms-run-fn-exec-ms"]) + 1
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        pytest.param(
+            {
+                "connection": "Upgrade, HTTP2-Settings",
+                "upgrade": "h2c",
+                "http2-settings": "AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
+            },
+            id="HttpClient",
+        ),
+        pytest.param({"accept": "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2"}, id="HttpURLConnection"),
+    ],
+)
+def test_clients_in_java(score, photo, headers):
+    """Both of Java's clients get JSON: the first offers HTTP/2, the second asks for what browsers showed."""
+    assert score([photo], headers=headers).json()[0]["boxes"]
+
+
 def test_deadline_is_a_json_408(score, photo):
     """A request that cannot be done in its own time says so in our words."""
     response = score([photo] * 32, headers={"x-request-timeout-seconds": "0.05"})
