@@ -39,27 +39,17 @@ known."""
 
 
 class Lane:
-    """The admitted images of one lane.
+    """Counts the admitted images of one lane.
 
     Args:
         name: for metrics.
         limit: largest number of admitted images, waiting ones included.
-        at_a_time: how many of them are worked on at a time; the others wait in `slot`.
-        expected_s: estimates the waiting time, if the images are queued elsewhere; None uses this lane's own pace.
+        expected_s: estimates how long further images would take.
     """
 
-    def __init__(self, name: str, limit: int, at_a_time: int = 1, expected_s: ExpectedS | None = None) -> None:
-        self.name, self.limit = name, limit
-        self.expected_s = expected_s or self._own_expectation_s
+    def __init__(self, name: str, limit: int, expected_s: ExpectedS) -> None:
+        self.name, self.limit, self.expected_s = name, limit, expected_s
         self._by_caller: Counter[str] = Counter()
-        self._slots, self._at_a_time = FairSlots(at_a_time), at_a_time
-        self._starts_left, self._counted_at = float(STARTS_AT_ONCE), 0.0
-        self._pace, self._full_pace, self._working = Pace(), Pace(), 0
-        """The pace now, and the pace with all slots of one caller in use."""
-
-    def set_share(self, share: float) -> None:
-        """Set the largest share of `at_a_time` of one caller, if there are several."""
-        self._slots.max_per_caller = max(1, int(share * self._at_a_time))
 
     @property
     def admitted(self) -> int:
@@ -70,11 +60,31 @@ class Lane:
         """How many more images of this caller may be admitted."""
         return min(self.limit - self.admitted, max_per_caller - self._by_caller[caller])
 
-    def count(self, caller: str, change: int) -> None:
-        """Add images of a caller, or remove them (negative `change`)."""
-        self._by_caller[caller] += change
+    def add(self, caller: str, images: int) -> None:
+        """Add images of a caller, or remove them (a negative number)."""
+        self._by_caller[caller] += images
         if not self._by_caller[caller]:
             del self._by_caller[caller]
+
+
+class SlotLane(Lane):
+    """A lane whose images wait for one of its slots.
+
+    Args:
+        name, limit: as of every lane.
+        slots: how many images are worked on at a time.
+    """
+
+    def __init__(self, name: str, limit: int, slots: int = 1) -> None:
+        super().__init__(name, limit, self._expectation_s)
+        self._slots, self._slot_count = FairSlots(slots), slots
+        self._starts_left, self._counted_at = float(STARTS_AT_ONCE), 0.0
+        self._pace, self._full_pace, self._working = Pace(), Pace(), 0
+        """The pace now, and the pace with all slots of one caller in use."""
+
+    def set_share(self, share: float) -> None:
+        """Set the largest share of the slots of one caller, if there are several."""
+        self._slots.max_per_caller = max(1, int(share * self._slot_count))
 
     @asynccontextmanager
     async def slot(self, caller: str = "") -> AsyncIterator[None]:
@@ -103,7 +113,7 @@ class Lane:
 
     async def _start(self) -> None:
         """Wait until the next image may start; a token bucket of STARTS_AT_ONCE starts."""
-        if self._at_a_time == 1:
+        if self._slot_count == 1:
             return
         spacing_s = min(self._pace.seconds_per_item / 2 or MAX_SPACING_S, MAX_SPACING_S)
         now = asyncio.get_running_loop().time()
@@ -115,7 +125,7 @@ class Lane:
             self._starts_left += 1
             raise
 
-    def _own_expectation_s(self, images: int, caller: str) -> float:
+    def _expectation_s(self, images: int, caller: str) -> float:
         waiting = self._slots.waiting
         ahead = self.admitted - len(waiting) + waiting.ahead_of(caller, images)
         return (ahead + images) * self._full_pace.seconds_per_item if ahead else 0.0
@@ -126,17 +136,17 @@ class Place:
 
     def __init__(self, lane: Lane, caller: str) -> None:
         self.lane, self._caller = lane, caller
-        lane.count(caller, 1)
+        lane.add(caller, 1)
 
     def move(self, lane: Lane) -> None:
         """Move the image to another lane; the caller has checked that it has room."""
         self.leave()
         self.lane = lane
-        lane.count(self._caller, 1)
+        lane.add(self._caller, 1)
 
     def leave(self) -> None:
         """Give the place back: the image is done or cancelled."""
-        self.lane.count(self._caller, -1)
+        self.lane.add(self._caller, -1)
 
 
 class Admission:
@@ -149,10 +159,10 @@ class Admission:
 
     def __init__(self, settings: IngressSettings, ordinary_s: ExpectedS) -> None:
         self._settings = settings
-        self.ordinary = Lane("ordinary", settings.max_images_in_flight, expected_s=ordinary_s)
-        self.urls = Lane("url", settings.max_urls, settings.max_urls_in_flight)
-        self.large = Lane("large", settings.max_large_images)
-        self.lanes = (self.ordinary, self.urls, self.large)
+        self.ordinary = Lane("ordinary", settings.max_images_in_flight, ordinary_s)
+        self.urls = SlotLane("url", settings.max_urls, settings.max_urls_in_flight)
+        self.large = SlotLane("large", settings.max_large_images)
+        self.lanes: tuple[Lane, ...] = (self.ordinary, self.urls, self.large)
         self.urls.set_share(settings.max_share_per_key)
 
     def reconfigure(self, settings: IngressSettings) -> None:

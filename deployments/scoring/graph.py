@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from deployments.scoring.admission import Admission, Place
+from deployments.scoring.admission import Admission, Place, SlotLane
 from deployments.scoring.calls import cancel, result, to_service_error
 from deployments.scoring.grouping import CallHung, Grouper, ReplicaLost
 from deployments.settings import IngressSettings
@@ -168,7 +168,7 @@ class ScoringGraph:
         """
         lane = place.lane
         min_hang_s = math.inf if last else self._min_hang_s[lane]
-        if lane is self.admission.ordinary:
+        if not isinstance(lane, SlotLane):
             return await self._send_grouped(task, alone, min_hang_s)
         async with lane.slot(task.context.caller):
             if lane is self.admission.large:

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from deployments.scoring import admission
-from deployments.scoring.admission import Admission, Lane
+from deployments.scoring.admission import Admission, SlotLane
 from deployments.settings import IngressSettings
 from deployments.task import RequestContext
 from pipeline.errors import Overloaded
@@ -29,7 +29,7 @@ async def start_together(lane, count, work_s, caller=""):
 async def test_a_burst_is_spread(monkeypatch):
     """The first ones start at once, the others at intervals; so what ends together is not replaced together."""
     monkeypatch.setattr(admission, "MAX_SPACING_S", 0.02)
-    started = await start_together(Lane("url", 256, at_a_time=32), 20, 1.0)
+    started = await start_together(SlotLane("url", 256, slots=32), 20, 1.0)
     assert sum(at_s < 0.015 for at_s in started) <= admission.STARTS_AT_ONCE
     assert started[-1] >= 0.02 * (19 - admission.STARTS_AT_ONCE)
 
@@ -37,37 +37,37 @@ async def test_a_burst_is_spread(monkeypatch):
 async def test_fast_images_start_fast(monkeypatch):
     """Once their pace is known, they start at up to twice that."""
     monkeypatch.setattr(admission, "MAX_SPACING_S", 0.2)
-    lane = Lane("url", 256, at_a_time=32)
+    lane = SlotLane("url", 256, slots=32)
     await start_together(lane, 10, 0.001)
     assert (await start_together(lane, 20, 0.001))[-1] < 0.2
 
 
 async def test_a_lane_that_was_hardly_used_is_not_expected_to_be_slow():
     """Ten URLs came one after the other; those of the next request are fetched together."""
-    lane = Lane("url", 256, at_a_time=32)
+    lane = SlotLane("url", 256, slots=32)
     for _ in range(10):
         await start_together(lane, 1, 0.05)
-    lane.count("", 1)
+    lane.add("", 1)
     assert 0.05 < lane.expected_s(64, "") < 1.0
 
 
 async def test_a_caller_is_expected_to_have_its_share_only():
     """Two of eight at a time."""
-    lane = Lane("url", 256, at_a_time=8)
+    lane = SlotLane("url", 256, slots=8)
     lane.set_share(0.25)
     await start_together(lane, 20, 0.05, "loud")
-    lane.count("loud", 1)
+    lane.add("loud", 1)
     assert lane.expected_s(19, "loud") > 0.4
 
 
 async def test_one_at_a_time_is_not_spread():
     """Large images wait for each other anyway."""
-    assert (await start_together(Lane("large", 16), 12, 0.001))[-1] < 1.0
+    assert (await start_together(SlotLane("large", 16), 12, 0.001))[-1] < 1.0
 
 
 async def test_images_cancelled_before_they_start_delay_no_others():
     """As the URLs of a client that sends many and hangs up, again and again."""
-    lane = Lane("url", 256, at_a_time=32)
+    lane = SlotLane("url", 256, slots=32)
     for _ in range(20):
         burst = [asyncio.create_task(start_together(lane, 1, 1.0)) for _ in range(64)]
         await settle()
