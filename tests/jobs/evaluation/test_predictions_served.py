@@ -11,6 +11,7 @@ from PIL import Image
 from jobs.annotations.datasets import AnnotationsError, read_annotations
 from jobs.evaluation.predictions import predict_with_mmdet
 from jobs.evaluation.predictions_served import predict_with_engine, predict_with_service
+from jobs.training.loop import validation
 from pipeline.inference.engine import EngineOptions
 from pipeline.model.checkpoints import load_checkpoint
 from pipeline.model.zoo import locate
@@ -89,6 +90,28 @@ def test_a_broken_photo_is_named(annotations, predict):
     (annotations.images / "photo.png").write_bytes(b"\x89PNG, and no more")
     with pytest.raises(AnnotationsError, match=r"photo\.png"):
         predict(annotations)
+
+
+def _while_training(annotations, white_level):
+    return validation.predict(
+        load_checkpoint(locate(MODEL)).network(), annotations.document(), annotations.images, 320, white_level=white_level
+    )
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        pytest.param(partial(predict_with_mmdet, load_checkpoint(locate(MODEL)), input_size_px=320), id="mmdet"),
+        pytest.param(partial(predict_with_engine, MODEL, EngineOptions("torch", "fp32")), id="engine"),
+        pytest.param(_while_training, id="training"),
+    ],
+)
+def test_white_level_is_that_of_the_photos(annotations, measure):
+    """In a frame of 12 bits that is read as one of 16, the person is hard to see."""
+    with Image.open(annotations.images / "photo.png") as photo:
+        frame = np.asarray(photo.convert("L"), np.uint16) * 16
+    Image.fromarray(frame).save(annotations.images / "photo.png")
+    assert max(one["score"] for one in measure(annotations, white_level=65535)) < 0.7  # 0.86 in full light
 
 
 def test_a_silent_service_is_a_clear_error(annotations):
