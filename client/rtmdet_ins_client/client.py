@@ -17,7 +17,6 @@ from contextlib import suppress
 from functools import partial
 from itertools import islice
 from math import inf
-from pathlib import Path
 from threading import Event
 from typing import Any, TypeVar
 
@@ -141,7 +140,7 @@ class Client:
         Raises:
             TypeError, ValueError: `photos` is a single one; or `labels` is empty.
         """
-        if isinstance(photos, str | bytes | bytearray | memoryview | Path | Image.Image):
+        if isinstance(photos, Photo):
             raise TypeError(f"photos must be a list or another iterable of photos, not a single {type(photos).__name__}")
         return self._score_many(photos, in_flight, _plain(params))
 

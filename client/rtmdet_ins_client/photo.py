@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-Photo = str | Path | bytes | Image.Image
+Buffer = bytes | bytearray | memoryview
+Photo = str | Path | Buffer | Image.Image
 """A path, a URL that the service reads (http, https, data), the bytes of an image file, or an image."""
 
 LONGEST_PATH_CHARS = 4096
@@ -23,14 +24,14 @@ def is_url(text: str) -> bool:
     return text.lower().startswith(("http://", "https://"))
 
 
-def bytes_of(photo: str | Path | bytes | bytearray | memoryview) -> bytes:
+def bytes_of(photo: str | Path | Buffer) -> bytes:
     """The bytes of a photo that is neither a URL nor an image.
 
     Raises:
         OSError: there is no such file.
         TypeError, ValueError: it is not a photo; the message says what to give instead.
     """
-    if isinstance(photo, bytes | bytearray | memoryview):
+    if isinstance(photo, Buffer):
         return bytes(photo)
     if not isinstance(photo, str | PathLike):
         raise TypeError(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw
 
+from rtmdet_ins_client.photo import Buffer
 from rtmdet_ins_client.upright import as_seen
 
 if TYPE_CHECKING:
@@ -108,9 +109,9 @@ class Result:
             data=data,
         )
 
-    def draw(self, photo: str | Path | bytes | Image.Image) -> Image.Image:
+    def draw(self, photo: str | Path | Buffer | Image.Image) -> Image.Image:
         """A copy of the photo with outlines, labels and scores. (The service draws, too: `Accept: image/png`.)"""
-        file = io.BytesIO(photo) if isinstance(photo, bytes) else photo
+        file = io.BytesIO(photo) if isinstance(photo, Buffer) else photo
         picture = as_seen(file if isinstance(file, Image.Image) else Image.open(file), self.turned).convert("RGB")
         sized = Result(self.objects, picture.size)
         for index, item in reversed(list(enumerate(self.objects))):

@@ -73,7 +73,7 @@ def test_the_url_of_azureml(client):
 def test_the_size_is_that_of_the_upright_photo(client, name):
     """Of a file and of an image that Pillow opened; a picture of it is upright, too."""
     data = ORIENTED[name].data
-    for given in (data, Image.open(io.BytesIO(data))):
+    for given in (data, bytearray(data), memoryview(data), Image.open(io.BytesIO(data))):
         result = client.score(given)
         assert result.size == (WIDTH, HEIGHT)
         assert result.draw(given).size == (WIDTH, HEIGHT)
@@ -259,7 +259,7 @@ def test_photos_of_a_service_that_does_not_turn_them(not_turning, name):
     client, data, limits = Client(url), ORIENTED[name].data, DecodeLimits(exif_orientation=False)
     pixels, (height, width) = decode_image(data, limits)
     asked.clear()
-    for given in (data, Image.open(io.BytesIO(data))):
+    for given in (data, bytearray(data), memoryview(data), Image.open(io.BytesIO(data))):
         result = client.score(given)
         assert result.size == (width, height)
         sent, _ = decode_image(ingress.seen[-1][0][0], limits)
