@@ -101,7 +101,7 @@ class LocalRun:
         _interrupt_on_signals()  # Ray's handler of SIGTERM prints a C++ stack trace
         if not self._verbose:
             logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        self._say("Ray is running. Starting the stages and loading the model …")
+        self._say("Ray is running. Starting the stages and loading the model (the first start compiles for a minute) …")
         with _one_line_if_it_fails("Ray Serve"):
             serve_run.main([str(self._config), "--non-blocking"], standalone_mode=False)
 
