@@ -10,9 +10,7 @@ width. Every image has its own options. Its result does not depend on the batch,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
 from contextlib import contextmanager
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -25,9 +23,6 @@ from pipeline.inference.selection import Positions, Selected, select
 from pipeline.model.head_outputs import RawOutputs
 from pipeline.model.kernel_branch import KernelBranch, neighbours
 from pipeline.types import DetectOptions, Instances, Letterbox
-
-MAX_PER_PART = 32
-"""Instances that one of several threads computes at a time."""
 
 
 class PostProcessor:
@@ -44,12 +39,9 @@ class PostProcessor:
         points, strides, self._levels, self._around = position_tables(input_hw, kernel_branch, device)
         self._positions, self._strides = Positions(_on_host(points), self._levels.cpu().numpy()), _on_host(strides)
 
+    @torch.inference_mode()
     def __call__(
-        self,
-        outputs: RawOutputs,
-        letterboxes: Sequence[Letterbox],
-        options: Sequence[DetectOptions],
-        threads: Executor | None = None,
+        self, outputs: RawOutputs, letterboxes: Sequence[Letterbox], options: Sequence[DetectOptions]
     ) -> list[Instances]:
         """Find the instances of B images.
 
@@ -57,21 +49,16 @@ class PostProcessor:
             outputs: of the network for these images; rows beyond B are ignored.
             letterboxes: how each image lies in the network's input.
             options: what to keep of each image.
-            threads: to compute the masks on if there are many instances; None computes all on this thread.
         """
-        with torch.inference_mode(), _one_thread_on_cpu(outputs.class_logits.device):
-            return self._find(RawOutputs(*(part[: len(letterboxes)] for part in outputs)), letterboxes, options, threads)
+        with _one_thread_on_cpu(outputs.class_logits.device):
+            return self._find(outputs, letterboxes, options)
 
-    def _find(
-        self, outputs: RawOutputs, letterboxes: Sequence[Letterbox], options: Sequence[DetectOptions], threads: Executor | None
-    ) -> list[Instances]:
+    def _find(self, outputs: RawOutputs, letterboxes: Sequence[Letterbox], options: Sequence[DetectOptions]) -> list[Instances]:
+        outputs = RawOutputs(*(part[: len(letterboxes)] for part in outputs))
         logits, distances = _on_host(outputs.class_logits), _on_host(outputs.distances)
         thresholds = thresholds_of(options, logits.shape[-1])
         selected = [self._select(*own) for own in zip(logits, distances, thresholds, letterboxes, options, strict=True)]
-        parts = _parts(selected) if threads else [selected]
-        run = threads.map if threads and len(parts) > 1 else map
-        of_parts = list(run(partial(self._masks, outputs, letterboxes), parts))
-        masks = [np.concatenate(own) if len(own) > 1 else own[0] for own in zip(*of_parts, strict=True)]
+        masks = self._masks(outputs, selected, letterboxes)
         return [_to_instances(*own) for own in zip(selected, masks, letterboxes, strict=True)]
 
     def _select(
@@ -85,21 +72,18 @@ class PostProcessor:
         height, width = letterbox.scaled_hw
         return select(logits, distances, thresholds, self._positions, letterbox.size, (width, height), options.max_detections)
 
-    @torch.inference_mode()
     def _masks(
-        self, outputs: RawOutputs, letterboxes: Sequence[Letterbox], selected: Sequence[Selected]
-    ) -> list[NDArray[np.float16]]:
+        self, outputs: RawOutputs, selected: Sequence[Selected], letterboxes: Sequence[Letterbox]
+    ) -> Iterator[NDArray[np.float16]]:
         """For each image (count, h, w) mask logits on the part of the grid that covers it."""
         counts = [len(one.positions) for one in selected]
-        with _one_thread_on_cpu(outputs.features.device):
-            parameters = _on_host(self._parameters(outputs.features, counts, np.concatenate([one.positions for one in selected])))
-        first, masks = 0, []
+        parameters = _on_host(self._parameters(outputs.features, counts, np.concatenate([one.positions for one in selected])))
+        first = 0
         for features, letterbox, one in zip(_on_host(outputs.mask_features), letterboxes, selected, strict=True):
             own = parameters[first : first + len(one.positions)]
             first += len(own)
             points, strides = self._positions.points[one.positions], self._strides[one.positions]
-            masks.append(mask_logits(features, letterbox.mask_grid_hw, own, points, strides))
-        return masks
+            yield mask_logits(features, letterbox.mask_grid_hw, own, points, strides)
 
     def _parameters(self, features: Tensor, counts: Sequence[int], positions: NDArray[np.int64]) -> Tensor:
         """(n, 169) mask parameters of the instances at these positions, `counts` of each image."""
@@ -111,18 +95,6 @@ class PostProcessor:
         patches = features.flatten(0, 1).index_select(0, flat.flatten()).unflatten(0, flat.shape)
         parameters: Tensor = self._kernel_branch(patches, around >= 0, self._levels[position])
         return parameters
-
-
-def _parts(selected: Sequence[Selected]) -> list[list[Selected]]:
-    """The instances of all images in one or more parts of at most MAX_PER_PART, each with its share of every image's."""
-    parts = max(1, -(-sum(len(one.positions) for one in selected) // MAX_PER_PART))
-    return [
-        [Selected._make(field[_share(len(field), part, parts)] for field in one) for one in selected] for part in range(parts)
-    ]
-
-
-def _share(count: int, part: int, parts: int) -> slice:
-    return slice(count * part // parts, count * (part + 1) // parts)
 
 
 def _on_host(values: Tensor) -> NDArray[np.float32]:

@@ -21,7 +21,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -82,7 +82,6 @@ class OpenVinoEngine(BatchEngine):
             share = -(-options.max_batch // streams)
             self._idle.put(Stream(self._compiled, streams, share, largest) if streams > 1 else self._alone)
         self._threads = ThreadPoolExecutor(streams, thread_name_prefix="stream")
-        self._alone_threads = ThreadPoolExecutor(threads, thread_name_prefix="alone") if threads > 1 else None
         self._early_compiler = ThreadPoolExecutor(len(self._modes), thread_name_prefix="compile")
         self._call_lock = threading.Lock()
         self._running: list[Future[Any]] = []
@@ -93,8 +92,6 @@ class OpenVinoEngine(BatchEngine):
         self._closed = True
         self._early_compiler.shutdown()
         self._threads.shutdown()
-        if self._alone_threads is not None:
-            self._alone_threads.shutdown()
 
     def run_network(self, batch: int) -> None:
         """Run the network without its post-processing on the first `batch` images of the last pass over squares; for benchmarks."""
@@ -147,21 +144,15 @@ class OpenVinoEngine(BatchEngine):
         for input_hw, indices in indices_of.items():
             outputs = stream.request(input_hw).infer_images([images[index] for index in indices], self._info.input_size)
             letterboxes, wanted = zip(*((images[index].letterbox, options[index]) for index in indices), strict=True)
-            threads = self._alone_threads if stream is self._alone else None
-            found |= zip(indices, self._postprocess(input_hw, outputs, letterboxes, wanted, threads), strict=True)
+            found |= zip(indices, self._postprocess(input_hw, outputs, letterboxes, wanted), strict=True)
         return [found[index] for index in range(len(images))]
 
     def _postprocess(
-        self,
-        input_hw: tuple[int, int],
-        outputs: RawOutputs,
-        letterboxes: Sequence[Letterbox],
-        options: Sequence[DetectOptions],
-        threads: Executor | None,
+        self, input_hw: tuple[int, int], outputs: RawOutputs, letterboxes: Sequence[Letterbox], options: Sequence[DetectOptions]
     ) -> list[Instances]:
         if input_hw not in self._postprocessors:
             self._postprocessors[input_hw] = PostProcessor(input_hw, self._kernel_branch)
-        return self._postprocessors[input_hw](outputs, letterboxes, options, threads)
+        return self._postprocessors[input_hw](outputs, letterboxes, options)
 
     def _input_of(self, letterbox: Letterbox) -> tuple[int, int]:
         fitted = fitted_input(letterbox.scaled_hw, self._info.input_size) if self._fitted else self._square

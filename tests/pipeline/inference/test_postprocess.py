@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 
@@ -14,9 +12,7 @@ from torch.nn.functional import interpolate
 
 from benchmarks.mmdet_reference import MmdetReference, Reference
 from pipeline.images.letterbox import pad_batch
-from pipeline.inference import postprocess
-from pipeline.inference.instance_masks import mask_logits
-from pipeline.inference.postprocess import MAX_PER_PART, PostProcessor
+from pipeline.inference.postprocess import PostProcessor
 from pipeline.inference.selection import select
 from pipeline.model.rtmdet import RawNetwork
 from pipeline.types import DetectOptions, Instances, LoadedImage
@@ -34,10 +30,10 @@ class Pipeline:
         self.network = RawNetwork(checkpoint.network(), SIZE_PX)
         self.postprocess = PostProcessor((SIZE_PX, SIZE_PX), self.network.kernel_branch)
 
-    def detect(self, images: list[LoadedImage], options: list[DetectOptions], threads: Executor | None = None) -> list[Instances]:
+    def detect(self, images: list[LoadedImage], options: list[DetectOptions]) -> list[Instances]:
         with torch.inference_mode():
             outputs = self.network(torch.from_numpy(pad_batch(images, SIZE_PX)))
-        return self.postprocess(outputs, [image.letterbox for image in images], options, threads)
+        return self.postprocess(outputs, [image.letterbox for image in images], options)
 
 
 @cache
@@ -133,22 +129,6 @@ def test_eight_at_once_equal_eight_alone():
     assert min(map(len, alone)) > 0
     for one, other in zip(together, alone, strict=True):
         assert_same(one, other)
-
-
-@pytest.mark.parametrize("most", [0, 1, MAX_PER_PART, MAX_PER_PART + 1, 100])
-def test_masks_on_several_threads_are_those_of_one(most):
-    """In order, of each image; with 33 instances and more each thread gets a part of every image's."""
-    images = [loaded_photo(hw) for hw in ((480, 640), (100, 1000))]
-    options = [DetectOptions(0.05, most), DetectOptions(0.05, 5)]
-    seen: set[int] = set()
-    with ThreadPoolExecutor(2) as threads, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(postprocess, "mask_logits", lambda *args: (seen.add(threading.get_ident()), mask_logits(*args))[1])
-        found = pipeline("tiny").detect(images, options, threads)
-    assert (threading.get_ident() not in seen) == (most + 5 > MAX_PER_PART)
-    for one, other in zip(found, pipeline("tiny").detect(images, options), strict=True):
-        assert_same(one, other)
-        if len(one):
-            assert ious(one.mask_logits > 0, other.mask_logits > 0).min() > 0.9
 
 
 def test_options_hold_for_their_own_image():

@@ -20,7 +20,7 @@ from pipeline.inference.create import create_engine
 from pipeline.inference.engine import EngineOptions
 from pipeline.inference.openvino.convert import ConvertedNetwork
 from pipeline.inference.openvino.engine import _shares
-from pipeline.inference.postprocess import MAX_PER_PART, PostProcessor
+from pipeline.inference.postprocess import PostProcessor
 from pipeline.model.rtmdet import RawNetwork
 from pipeline.types import DetectOptions
 from tests.support.seeded import SIZE_PX, loaded_photo, seeded_checkpoint
@@ -55,21 +55,6 @@ def test_images_are_scored_on_the_input_that_fits_them(two_streams):
         np.testing.assert_allclose(found.scores, expected.scores, atol=0.001)
         np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.5)
         assert np.mean((found.mask_logits > 0) == (expected.mask_logits > 0)) > 0.999
-
-
-def test_the_masks_of_an_image_alone_are_computed_on_all_threads(two_streams, monkeypatch):
-    """As its network is; the images of a batch have a thread each."""
-    on: list[str] = []
-    masks = PostProcessor._masks
-    monkeypatch.setattr(PostProcessor, "_masks", lambda *args: (on.append(threading.current_thread().name), masks(*args))[1])
-    image = loaded_photo((480, 640))
-    (found,) = two_streams.detect([image], [LOW])
-    assert len(found) > MAX_PER_PART
-    assert len(on) > 1
-    assert {name.partition("_")[0] for name in on} == {"alone"}
-    on.clear()
-    two_streams.detect([image] * 2, [LOW] * 2)
-    assert {name.partition("_")[0] for name in on} == {"stream"}
 
 
 def test_calls_from_several_threads_keep_their_own_results(two_streams):
