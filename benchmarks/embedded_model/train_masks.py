@@ -1,4 +1,4 @@
-"""jobs.finetune with what only the embedded model's runs 6 to 8 had: another mask loss, and an end by the clock.
+"""jobs.finetune with what only the embedded model's runs 6 to 11 had: another mask loss, and an end by the clock.
 
     END=04:53 WARMUP=40 MAX_MASKS=100 python -m benchmarks.embedded_model.train_masks <options of jobs.finetune>
 
