@@ -75,8 +75,9 @@ def select(
     positions, labels, scores = positions[order], labels[order], scores[order]
     boxes = _boxes(distances, grid.points, positions, np.float32(size))
     inside = np.empty_like(boxes)
-    for side in range(4):
-        inside[:, side] = np.minimum(boxes[:, side], np.float32(scaled_wh[side % 2]))
+    for row in range(len(boxes)):
+        for side in range(4):
+            inside[row, side] = min(boxes[row, side], np.float32(scaled_wh[side % 2]))
     kept = _not_suppressed(boxes, inside, labels, max_detections)
     return Selected(positions[kept], labels[kept], scores[kept], inside[kept])
 
@@ -116,12 +117,10 @@ def _best_per_level(scores: NDArray[np.float32], levels: NDArray[np.int64]) -> N
     """Indices of the best candidates of each level, highest score first, ties in their order."""
     if len(scores) <= CANDIDATES_PER_LEVEL:
         return np.argsort(-scores, kind="mergesort")
-    lowest = np.zeros(levels.max() + 1, np.float32)
+    lowest = np.zeros(levels[-1] + 1, np.float32)
     for level in range(len(lowest)):
-        own = scores[levels == level]
-        if len(own) > CANDIDATES_PER_LEVEL:
-            lowest[level] = np.partition(own, len(own) - CANDIDATES_PER_LEVEL)[len(own) - CANDIDATES_PER_LEVEL]
-    eligible = np.flatnonzero(scores >= lowest[levels])  # with ties more than fit
+        lowest[level] = _reached_by_enough(scores[levels == level])
+    eligible = np.flatnonzero(scores >= lowest[levels])  # more than fit
     order = eligible[np.argsort(-scores[eligible], kind="mergesort")]
     count = np.zeros(len(lowest), np.int64)
     kept = np.zeros(len(order), np.bool_)
@@ -129,6 +128,26 @@ def _best_per_level(scores: NDArray[np.float32], levels: NDArray[np.int64]) -> N
         count[levels[candidate]] += 1
         kept[index] = count[levels[candidate]] <= CANDIDATES_PER_LEVEL
     return order[kept]
+
+
+@compiled
+def _reached_by_enough(scores: NDArray[np.float32]) -> np.float32:
+    """A score that CANDIDATES_PER_LEVEL of these scores reach, or few more; 0 if there are not so many. By bisection.
+
+    `np.partition` takes 5 s to compile.
+    """
+    low, high = np.float32(0), _ONE
+    while True:
+        middle = (low + high) / np.float32(2)
+        if not low < middle < high:  # neighbours in float32
+            return low
+        count = 0
+        for score in scores:
+            count += score >= middle
+        if count < CANDIDATES_PER_LEVEL:
+            high = middle
+        else:
+            low = middle
 
 
 @compiled

@@ -23,7 +23,8 @@ def find_crossings(outline: Outline) -> NDArray[np.bool_]:
     """(P,) bool: whether the segment from each point to the next of its ring crosses or touches another; a sweep from left to right."""
     xy, ends = outline.points, outline.ends
     following = np.arange(1, len(xy) + 1)
-    following[ends[1:] - 1] = ends[:-1]
+    for ring in range(len(ends) - 1):
+        following[ends[ring + 1] - 1] = ends[ring]
     left = np.empty(len(xy))
     for k, after in enumerate(following):
         left[k] = min(xy[k, 0], xy[after, 0])
@@ -49,10 +50,10 @@ def find_misplaced(outline: Outline) -> list[tuple[int, int]]:
     xy, ends, parents = outline
     boxes = np.empty((len(parents), 4))  # left, top, right, bottom of each ring
     for ring in range(len(parents)):
-        boxes[ring, :2], boxes[ring, 2:] = np.inf, -np.inf
+        left, top, right, bottom = np.inf, np.inf, -np.inf, -np.inf
         for k in range(ends[ring], ends[ring + 1]):
-            boxes[ring, 0], boxes[ring, 1] = min(boxes[ring, 0], xy[k, 0]), min(boxes[ring, 1], xy[k, 1])
-            boxes[ring, 2], boxes[ring, 3] = max(boxes[ring, 2], xy[k, 0]), max(boxes[ring, 3], xy[k, 1])
+            left, top, right, bottom = min(left, xy[k, 0]), min(top, xy[k, 1]), max(right, xy[k, 0]), max(bottom, xy[k, 1])
+        boxes[ring, 0], boxes[ring, 1], boxes[ring, 2], boxes[ring, 3] = left, top, right, bottom
     misplaced = [(0, 0) for _ in range(0)]  # an empty list whose element type Numba can infer
     for ring in range(len(parents)):
         for other in range(len(parents)):

@@ -106,13 +106,20 @@ def place_samples(first: int, end: int, step: int, image_end: int) -> NDArray[np
     Returns:
         (n,) float64, ascending.
     """
-    steps = np.arange(first * MASK_STRIDE_PX // step, end * MASK_STRIDE_PX // step)
-    middles: NDArray[np.float64] = (steps + np.float64(0.5)) * step
-    if end * MASK_STRIDE_PX >= image_end:
-        middles = np.append(middles[middles < image_end], float(image_end))
+    positions = np.empty((end - first) * MASK_STRIDE_PX // step + 2)
+    count = 0
     if first == 0:
-        middles = np.append(0.0, middles)
-    return middles
+        positions[0] = 0.0
+        count = 1
+    for cell in range(first * MASK_STRIDE_PX // step, end * MASK_STRIDE_PX // step):
+        middle = (cell + 0.5) * step
+        if middle < image_end:
+            positions[count] = middle
+            count += 1
+    if end * MASK_STRIDE_PX >= image_end:
+        positions[count] = image_end
+        count += 1
+    return positions[:count]
 
 
 @compiled

@@ -64,12 +64,14 @@ def keep_rings(outline: Outline, stays: NDArray[np.bool_]) -> Outline:
     for ring in range(len(stays)):
         parent = outline.parents[ring]
         if stays[ring] and (parent < 0 or number[parent] >= 0):
-            own = outline.points[outline.ends[ring] : outline.ends[ring + 1]]
             parents[count] = number[parent] if parent >= 0 else -1
-            ends[count + 1] = ends[count] + len(own)
-            points[ends[count] : ends[count + 1]] = own
             number[ring] = count
+            end = ends[count]
+            for k in range(outline.ends[ring], outline.ends[ring + 1]):
+                points[end, 0], points[end, 1] = outline.points[k, 0], outline.points[k, 1]
+                end += 1
             count += 1
+            ends[count] = end
     return Outline(points[: ends[count]], ends[: count + 1], parents[:count])
 
 
@@ -81,7 +83,7 @@ def fit_rings(outline: Outline, max_points: int) -> Outline:
     """
     if len(outline.points) <= max_points:
         return outline
-    order, sizes = np.argsort(-ring_areas(outline)), np.diff(outline.ends)
+    order, sizes = np.argsort(-ring_areas(outline)), outline.ends[1:] - outline.ends[:-1]
     if sizes[order[0]] > max_points:
         largest = outline.points[outline.ends[order[0]] : outline.ends[order[0] + 1]]
         return Outline(_widest_triangle(largest), np.array([0, MIN_POINTS]), np.array([-1]))

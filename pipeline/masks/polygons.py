@@ -116,13 +116,15 @@ def _outline_all(
     for mask in range(masks):
         rounded, _, tangled[mask] = _outline(logits[mask], scaled_hw, original_hw, wanted)
         points, ends, outer = _arrange(rounded, wanted.closed)
-        counts[mask] = outer, len(ends) - 1 - outer
+        counts[mask, 0], counts[mask, 1] = outer, len(ends) - 1 - outer
         parts.append((points, ends))
     all_points, all_ends = np.empty((sum([len(points) for points, _ in parts]), 2)), np.zeros(counts.sum() + 1, np.int64)
     point = ring = 0
     for points, ends in parts:
-        all_points[point : point + len(points)] = points
-        all_ends[ring + 1 : ring + len(ends)] = point + ends[1:]
+        for k in range(len(points)):
+            all_points[point + k, 0], all_points[point + k, 1] = points[k, 0], points[k, 1]
+        for k in range(1, len(ends)):
+            all_ends[ring + k] = point + ends[k]
         point, ring = point + len(points), ring + len(ends) - 1
     return Rings(all_points, all_ends, counts), tangled
 

@@ -99,7 +99,7 @@ def _find_runs(logits: NDArray[np.float32], scaled_hw: tuple[int, int], original
     if changes[count - 1] < height * width:
         changes[count] = height * width
         count += 1
-    return np.diff(changes[:count])
+    return changes[1:count] - changes[: count - 1]
 
 
 @compiled

@@ -59,8 +59,11 @@ def _within(outline: Outline, tolerance: float, preserve_topology: bool) -> Outl
     corners, corner_ends = _find_corners(kept, ends)
     while preserve_topology:
         passed = np.empty_like(corners)  # the points at which the segments from the corners end
-        passed[:-1], passed[-1] = corners[1:], len(points)
-        passed[corner_ends[1:] - 1] -= 1
+        for ring in range(len(ends) - 1):
+            last = corner_ends[ring + 1] - 1
+            for k in range(corner_ends[ring], last):
+                passed[k] = corners[k + 1]
+            passed[last] = ends[ring + 1] - 1
         conflicts = _find_conflicts(points, corners, passed, corner_ends, outline.parents) & (passed - corners > 1)
         if not conflicts.any():
             break

@@ -76,7 +76,7 @@ def _trace_rings(samples: NDArray[np.float32], x: NDArray[np.float64], y: NDArra
             if (samples[row, column + 1] > 0) == inside:
                 continue
             inside = not inside
-            ring = ring_at[row, column]
+            ring = int(ring_at[row, column])
             if ring < 0:
                 if fill_holes and around >= 0:
                     continue
@@ -117,7 +117,7 @@ def _follow(
         share = np.float64(outside) / (np.float64(outside) - np.float64(inside))
         point_x, point_y = x[column] + share * (x[other_column] - x[column]), y[row] + share * (y[other_row] - y[row])
         if end == first or point_x != points[end - 1, 0] or point_y != points[end - 1, 1]:
-            points[end] = point_x, point_y
+            points[end, 0], points[end, 1] = point_x, point_y
             end += 1
         ahead_left, ahead_right = samples[row + down, column + right], samples[other_row + down, other_column + right]
         # Added up by diagonals: so both ways through the four round alike, and a ring comes back to its start.
