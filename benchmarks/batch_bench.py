@@ -30,7 +30,7 @@ from pipeline.images.decode import DecodeLimits
 from pipeline.images.load import load_image
 from pipeline.inference.create import load_engine
 from pipeline.inference.engine import EngineOptions
-from pipeline.masks.encode import instances_to_json_objects, join_json_objects, warm_up
+from pipeline.masks.encode import instances_to_json_objects, join_json_objects, load_loops
 from pipeline.model.zoo import DEFAULT_CACHE
 from pipeline.types import DetectOptions, OutlineOptions
 
@@ -65,7 +65,7 @@ def in_a_loop(folder: Path, count: int, threads: int) -> dict[str, float]:
     """Photos a second of the network alone, and of all stages one after the other."""
     engine = load_engine(MODEL, EngineOptions("auto", "auto", threads=threads, max_batch=BATCH, cache_dir=DEFAULT_CACHE))
     files, options = sorted(folder.iterdir())[:count], [DetectOptions()] * BATCH
-    warm_up()
+    load_loops()
     loaded = [load_image(file.read_bytes(), DecodeLimits(), engine.info.input_size) for file in files[:BATCH]]
     engine.detect(loaded, options)
     began = time.perf_counter()

@@ -22,7 +22,7 @@ from deployments.user_config import TakesUserConfig
 from pipeline.errors import ServiceError
 from pipeline.fair_queue import FairThreads
 from pipeline.masks.draw import draw_overlay, picture_to_file
-from pipeline.masks.encode import instances_to_json_objects, instances_to_objects, join_json_objects, split_instances, warm_up
+from pipeline.masks.encode import instances_to_json_objects, instances_to_objects, join_json_objects, load_loops, split_instances
 from pipeline.types import Answer, DrawnImage, EncodedImage, Instances, OutlineOptions, ScoredImage, SegmentedObject
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class Polygonizer(TakesUserConfig):
     """
 
     def __init__(self, classes: tuple[str, ...], settings: PolygonizerSettings) -> None:
-        warm_up()
+        load_loops()
         self._classes = classes
         self._stage = StageRunner("polygonizer")
         self._metrics = ObjectMetrics()

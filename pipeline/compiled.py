@@ -52,12 +52,20 @@ def compile_in_child(package: str, call: str) -> None:
         package: such as `pipeline.masks`; its modules are imported.
         call: Python code that calls all its functions.
     """
-    functions = [function for function in _functions if function.__module__.startswith(f"{package}.")]
-    if all(function._cache.has_code for function in functions):
+    if is_cached(package):
         return
-    with FileLock(Path(functions[0].stats.cache_path, "compiling.lock")):
-        if not all(function._cache.has_code for function in functions):
+    with FileLock(Path(_functions_of(package)[0].stats.cache_path, "compiling.lock")):
+        if not is_cached(package):
             subprocess.run([sys.executable, "-c", call], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, check=False)
+
+
+def is_cached(package: str) -> bool:
+    """Whether the cache has the machine code of all functions in the imported modules of a package; also if there can be no cache."""
+    return all(function._cache.has_code for function in _functions_of(package))
+
+
+def _functions_of(package: str) -> list[Any]:
+    return [function for function in _functions if function.__module__.startswith(f"{package}.")]
 
 
 def _compiled(function: _Function, fastmath: bool | set[str]) -> _Function:

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -58,8 +59,9 @@ class LocalRun:
 
     def _run(self, document: ServeDeploySchema) -> None:
         try:
-            self._start()
-            self._wait_until_ready(document)
+            with _compiling():
+                self._start()
+                self._wait_until_ready(document)
             self._watch()
         except KeyboardInterrupt:
             self._stop()
@@ -101,7 +103,7 @@ class LocalRun:
         _interrupt_on_signals()  # Ray's handler of SIGTERM prints a C++ stack trace
         if not self._verbose:
             logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        self._say("Ray is running. Starting the stages and loading the model (the first start compiles for a minute) …")
+        self._say("Ray is running. Starting the stages and loading the model (the first start also compiles) …")
         with _one_line_if_it_fails("Ray Serve"):
             serve_run.main([str(self._config), "--non-blocking"], standalone_mode=False)
 
@@ -227,6 +229,19 @@ def _one_line_if_it_fails(what: str) -> Iterator[None]:
             f"{what} does not start: {reason}.{space} On a busy machine it may start at the next try. "
             f"`make serve ARGS=-v` shows Ray's log."
         ) from error
+
+
+@contextlib.contextmanager
+def _compiling() -> Iterator[None]:
+    """Within: a child process compiles the loops, unless they are cached. The replicas need them, and start seconds later."""
+    quiet = subprocess.DEVNULL  # where it cannot compile, the replicas do, and log it
+    child = subprocess.Popen([sys.executable, "-m", "pipeline.precompile"], stdout=quiet, stderr=quiet, start_new_session=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)  # with its own child
+        child.wait()
 
 
 def _ray_folder() -> Path:

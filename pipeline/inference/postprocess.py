@@ -9,6 +9,7 @@ width. Every image has its own options. Its result does not depend on the batch,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -18,11 +19,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.compiled import compile_in_child
 from pipeline.inference.instance_masks import mask_logits
+from pipeline.inference.mask_head import CHANNELS, PARAMETER_COUNTS
 from pipeline.inference.selection import Positions, Selected, select
 from pipeline.model.head_outputs import RawOutputs
 from pipeline.model.kernel_branch import KernelBranch, neighbours
 from pipeline.types import DetectOptions, Instances, Letterbox
+
+
+@functools.cache
+def load_loops() -> None:
+    """Load the compiled functions of this package from Numba's cache. If the cache lacks one, a child process compiles."""
+    compile_in_child("pipeline.inference", "from pipeline.inference.postprocess import call_loops; call_loops()")
+    call_loops()
+
+
+def call_loops() -> None:
+    """Call all compiled functions of this package once."""
+    none, point = np.zeros((1, 4), np.float32), np.zeros((1, 2), np.float32)
+    select(none[:, :1].copy(), none, np.ones(1, np.float32), Positions(point, np.zeros(1, np.int64)), 8, (8, 8), 1)
+    parameters, features = np.zeros((1, sum(PARAMETER_COUNTS)), np.float32), np.zeros((CHANNELS, 1, 1), np.float32)
+    mask_logits(features, (1, 1), parameters, point, np.ones(1, np.float32))
 
 
 class PostProcessor:
@@ -35,6 +53,7 @@ class PostProcessor:
     """
 
     def __init__(self, input_hw: tuple[int, int], kernel_branch: KernelBranch, device: torch.device | str = "cpu") -> None:
+        load_loops()
         self._kernel_branch = kernel_branch.to(device)
         points, strides, self._levels, self._around = position_tables(input_hw, kernel_branch, device)
         self._positions, self._strides = Positions(_on_host(points), self._levels.cpu().numpy()), _on_host(strides)

@@ -71,13 +71,13 @@ def join_json_objects(objects: Sequence[bytes]) -> bytes:
     return b'{"boxes":[' + b",".join(objects) + b"]}"
 
 
-def warm_up() -> None:
+def load_loops() -> None:
     """Load all compiled functions from Numba's cache, so that no image waits for it. If the cache lacks one, a child process compiles."""
-    compile_in_child("pipeline.masks", "from pipeline.masks.encode import call_all; call_all()")
-    call_all()
+    compile_in_child("pipeline.masks", "from pipeline.masks.encode import call_loops; call_loops()")
+    call_loops()
 
 
-def call_all() -> None:
+def call_loops() -> None:
     """Call all compiled functions of this package once."""
     letterbox = Letterbox((64, 64), (64, 64), 64)
     logits = np.full((1, *letterbox.mask_grid_hw), -1, np.float16)

@@ -61,8 +61,8 @@ def _within(outline: Outline, tolerance: float, preserve_topology: bool) -> Outl
         passed = np.empty_like(corners)  # the points at which the segments from the corners end
         for ring in range(len(ends) - 1):
             last = corner_ends[ring + 1] - 1
-            for k in range(corner_ends[ring], last):
-                passed[k] = corners[k + 1]
+            for corner in range(corner_ends[ring], last):
+                passed[corner] = corners[corner + 1]
             passed[last] = ends[ring + 1] - 1
         conflicts = _find_conflicts(points, corners, passed, corner_ends, outline.parents) & (passed - corners > 1)
         if not conflicts.any():

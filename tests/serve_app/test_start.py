@@ -2,9 +2,11 @@
 
 import re
 import textwrap
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import yaml
 from ray.exceptions import GetTimeoutError
@@ -155,6 +157,28 @@ def test_a_start_that_fails_is_one_line(monkeypatch, tmp_path, part, called, fre
         LocalRun(tmp_path / "serve_config.yaml", verbose=False)._run(None)
     space = " Only 40 MB are free in /tmp, where Ray writes." if free_mb == 40 else ""
     assert raised.value.message.startswith(f"{part} does not start: The node timed out.{space} On a busy machine")
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_a_child_compiles_until_the_service_is_ready(tmp_path, monkeypatch, error):
+    """It ends, and so does its own child, when the service is ready, or was interrupted before."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+
+    def waits(_self, _document):
+        nonlocal compilers
+        while len(compilers := psutil.Process().children(recursive=True)) < 2:  # the second when the first finds an empty cache
+            time.sleep(0.1)
+        if error:
+            raise error
+
+    compilers: list[psutil.Process] = []
+    monkeypatch.setattr(LocalRun, "_start", lambda _self: None)
+    monkeypatch.setattr(LocalRun, "_wait_until_ready", waits)
+    monkeypatch.setattr(LocalRun, "_watch", lambda _self: None)
+    monkeypatch.setattr(LocalRun, "_stop", lambda _self: None)
+    monkeypatch.setattr(local_run.ray, "shutdown", lambda: None)
+    LocalRun(tmp_path, verbose=False)._run(None)
+    assert [one.cmdline()[1:] for one in compilers if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.masks.encode import instances_to_objects, warm_up
+from pipeline.masks.encode import instances_to_objects, load_loops
 from pipeline.masks.polygons import Polygons
 from pipeline.types import Instances, Letterbox, OutlineOptions
 from tests.support.mask_examples import ellipse_logits, letterbox_of, mask_to_polygons, rough_masks
@@ -113,7 +113,7 @@ def _compiled() -> dict[str, int]:
 
 def test_nothing_is_compiled_after_the_warm_up():
     """Whatever comes: read-only arrays, slices, other options, masks that have to be repaired."""
-    warm_up()
+    load_loops()
     before = _compiled()
     assert sum(before.values()) >= 4  # what is called from Python; what these call is compiled with them
     rng = np.random.default_rng(0)
