@@ -14,11 +14,17 @@ BIN    := $(VENV)/bin
 .PHONY: lock locked serve demo test test-slow coverage check format bench loadtest clean
 .DEFAULT_GOAL := serve
 
+# Without an NVIDIA driver, PyTorch's CPU build: the default build for Linux brings gigabytes of CUDA.
+TORCH := $(shell sed -n 's/^ *"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
+CPU_TORCH = $(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 2 --index-url https://download.pytorch.org/whl/cpu
+
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || \
 		{ echo "Python 3.11 or 3.12 is needed; name it: make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Installing into $(VENV): some minutes the first time …"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@command -v nvidia-smi > /dev/null || $(CPU_TORCH) $(TORCH) 2> /dev/null || \
+		echo "https://download.pytorch.org does not offer $(TORCH) to this machine: installing the default build, gigabytes larger."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 

@@ -1,4 +1,4 @@
 """How the Ingress sends images through the stages.
 
-a request ─▶ admission (pace) ─▶ graph ─▶ grouping (pace) ─▶ calls of the stages
+a request ─▶ admission (pace, url_hosts) ─▶ graph ─▶ grouping (pace) ─▶ calls of the stages
 """

@@ -15,9 +15,10 @@ import math
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 
 from deployments.scoring.pace import Pace
+from deployments.scoring.url_hosts import UrlHosts
 from deployments.settings import IngressSettings
 from deployments.task import ImageInput, RequestContext
 from pipeline.errors import Overloaded
@@ -73,11 +74,13 @@ class SlotLane(Lane):
     Args:
         name, limit: as of every lane.
         slots: how many images are worked on at a time.
+    Attributes:
+        hosts: of the URLs that are fetched or wait.
     """
 
     def __init__(self, name: str, limit: int, slots: int = 1) -> None:
         super().__init__(name, limit, self._expectation_s)
-        self._slots, self._slot_count = FairSlots(slots), slots
+        self._slots, self._slot_count, self.hosts = FairSlots(slots), slots, UrlHosts()
         self._starts_left, self._counted_at = float(STARTS_AT_ONCE), 0.0
         self._pace, self._full_pace, self._working = Pace(), Pace(), 0
         """The pace now, and the pace with all slots of one caller in use."""
@@ -87,9 +90,16 @@ class SlotLane(Lane):
         self._slots.max_per_caller = max(1, int(share * self._slot_count))
 
     @asynccontextmanager
-    async def slot(self, caller: str = "") -> AsyncIterator[None]:
-        """Wait until an image of this caller may be worked on; the context is the work."""
-        async with self._slots.held(caller):
+    async def slot(self, caller: str = "", host: str = "") -> AsyncIterator[None]:
+        """Wait until an image of this caller may be worked on; the context is the work.
+
+        Args:
+            caller: the image's.
+            host: of a URL, as `url_host` names it.
+        Raises:
+            FetchError: the host does not answer.
+        """
+        async with self.hosts.turn(host) if host else nullcontext(), self._slots.held(caller):
             await self._start()
             if not self._working:
                 self._pace.begin()
@@ -127,7 +137,7 @@ class SlotLane(Lane):
 
     def _expectation_s(self, images: int, caller: str) -> float:
         waiting = self._slots.waiting
-        ahead = self.admitted - len(waiting) + waiting.ahead_of(caller, images)
+        ahead = self.admitted - self.hosts.waiting - len(waiting) + waiting.ahead_of(caller, images)
         return (ahead + images) * self._full_pace.seconds_per_item if ahead else 0.0
 
 

@@ -28,6 +28,7 @@ from deployments.stages.in_process import LocalHandle, StageHandle
 from deployments.stages.retry_alone import RetryAlone
 from deployments.task import ImageInput, ImageTask, RequestContext, ScoreOptions
 from pipeline.errors import DeadlineExceeded, DecodersUnavailable, EngineLost, ImageFault, Overloaded, ServiceError, StageFailed
+from pipeline.images.source import url_host
 from pipeline.inference.engine import EngineInfo
 from pipeline.types import Answer
 
@@ -170,11 +171,13 @@ class ScoringGraph:
         min_hang_s = math.inf if last else self._min_hang_s[lane]
         if not isinstance(lane, SlotLane):
             return await self._send_grouped(task, alone, min_hang_s)
-        async with lane.slot(task.context.caller):
+        host = url_host(task.payload) if isinstance(task.payload, str) and lane is self.admission.urls else ""
+        async with lane.slot(task.context.caller, host):
             if lane is self.admission.large:
                 return await self._grouper.send(replace(task, large=True), alone=True, min_hang_s=min_hang_s)
             if not alone:
                 task = await self._fetches.send(task, alone=True, min_hang_s=min_hang_s)
+                lane.hosts.answered(host)
             if not task.options.draws:
                 if isinstance(task.payload, bytes):  # as any other image from here on
                     return await self._send_grouped(task, False, self._min_hang_s[self.admission.ordinary])

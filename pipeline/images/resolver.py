@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 import aiodns
-from aiodns.error import ARES_EBADNAME, ARES_ENODATA, ARES_ENOTFOUND, DNSError
+from aiodns.error import ARES_EBADNAME, ARES_ENODATA, ARES_ENOTFOUND, ARES_ETIMEOUT, DNSError
 
 LOOKUP_TIMEOUT_S, LOOKUP_TRIES = 1.5, 2
 """Timeout of one query to one name server, seconds, and number of tries. The URL's `connect_timeout_s` bounds the whole look-up."""
@@ -33,7 +33,8 @@ class DnsResolver:
         """Return all addresses of a host, IPv4 and IPv6.
 
         Raises:
-            socket.gaierror: EAI_NONAME if the name has no address, EAI_AGAIN if no name server answered.
+            socket.gaierror: EAI_NONAME if the name has no address, EAI_AGAIN if the name servers have no answer.
+            TimeoutError: no name server answered.
         """
         domain = ".".join(host.lower().rstrip(".").rsplit(".", 2)[-2:])
         self._interested[domain] += 1
@@ -54,6 +55,8 @@ class DnsResolver:
         try:
             found = await self._resolver.getaddrinfo(host, socket.AF_UNSPEC, port, type=socket.SOCK_STREAM)
         except DNSError as error:
+            if error.args[0] == ARES_ETIMEOUT:
+                raise TimeoutError from error
             missing = error.args[0] in (ARES_ENOTFOUND, ARES_ENODATA, ARES_EBADNAME)
             raise socket.gaierror(socket.EAI_NONAME if missing else socket.EAI_AGAIN, error.args[-1]) from error
         return list(dict.fromkeys(node.addr[0].decode() for node in found.nodes))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import binascii
 import re
+from contextlib import suppress
+from urllib.parse import urlsplit
 
 import pybase64
 
@@ -21,6 +23,16 @@ def is_url(image: object) -> bool:
     """Whether an image is a URL to fetch, by its scheme only, and not base64 text, bytes or pixels."""
     scheme = _SCHEME.match(image, 0, 64) if isinstance(image, str) else None
     return scheme is not None and scheme[1].lower() != "data"
+
+
+def url_host(url: str) -> str:
+    """Domain (the last two labels of the name, or the address) and port of a URL, to tell hosts apart."""
+    with suppress(ValueError):
+        parts = urlsplit(url.strip())
+        name, port = (parts.hostname or "").rstrip("."), parts.port or parts.scheme
+        is_address = ":" in name or name.replace(".", "").isdigit()
+        return f"{name if is_address else '.'.join(name.rsplit('.', 2)[-2:])}:{port}"
+    return url  # malformed: refused when it is fetched
 
 
 def parse_source(text: str, max_bytes: int = DecodeLimits().max_bytes) -> str | bytes:

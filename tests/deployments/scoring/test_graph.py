@@ -452,6 +452,28 @@ async def test_slow_urls_do_not_block_other_images():
     assert await slow == urls
 
 
+async def test_urls_of_a_dead_host_do_not_delay_those_of_others():
+    """24 of them and one other share 12 slots; they fail together, when the first ones time out."""
+    gave_up = asyncio.Event()
+
+    async def dead():
+        await gave_up.wait()
+        return FetchError("too long", code="fetch_timeout")
+
+    stages = FakeStages(lambda image, _: image)
+    urls = [f"http://{number}.dead.test/a.jpg" for number in range(24)]
+    stages.fetch.bodies = {url: dead() for url in urls}
+    few = graph(stages, max_urls_in_flight=12)
+    slow = asyncio.create_task(few.score(urls, options(isolate=True), context()))
+    await settle()
+    assert await few.score(["http://photos.test/a.jpg"], options(), context(5)) == ["http://photos.test/a.jpg"]
+    assert not slow.done()
+    gave_up.set()
+    assert [fault.code for fault in await slow] == ["fetch_timeout"] * 24
+    for body in stages.fetch.bodies.values():
+        body.close()
+
+
 async def test_what_was_fetched_shares_calls():
     """Four URLs that are fetched while a call is under way share the next one; a slow one delays none, a failed one fails alone."""
     held, silent = Held("busy"), asyncio.Event()

@@ -93,6 +93,15 @@ async def test_a_lookup_ends_with_its_connection(resolver):
         await fetcher.aclose()
 
 
+async def test_a_name_server_that_does_not_answer(monkeypatch, server):
+    """Not worth another try at once, unlike one that says that it has no answer."""
+    monkeypatch.setattr("pipeline.images.resolver.LOOKUP_TIMEOUT_S", 0.05)
+    resolver = DnsResolver([f"127.0.0.1:{server.port}"])
+    with pytest.raises(TimeoutError):
+        await resolver("a.silent.example", 80)
+    await resolver.aclose()
+
+
 async def test_no_name_server_is_worth_another_try():
     """There is no server at that address."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from pipeline.errors import FetchError, ImageError, LimitExceeded
-from pipeline.images.source import parse_source
+from pipeline.images.source import parse_source, url_host
 
 DATA = bytes(range(256)) * 3 + b"!"
 
@@ -115,3 +115,20 @@ def test_long_strings_are_quick(text: str) -> None:
     with pytest.raises((LimitExceeded, ImageError)):
         parse_source(text, max_bytes=1_000_000)
     assert time.thread_time() - started < 0.5
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("http://photos.example.com/a.jpg", "example.com:http"),
+        (" HTTPS://user@A.Photos.Example.com.:8443/a.jpg?b", "example.com:8443"),
+        ("http://127.0.0.1:9000/a.jpg", "127.0.0.1:9000"),
+        ("http://[2001:db8::1]/a.jpg", "2001:db8::1:http"),
+        ("http://localhost/a.jpg", "localhost:http"),
+        ("http://a:b:c/", "http://a:b:c/"),
+        ("http://[", "http://["),
+    ],
+)
+def test_host_of_a_url(url, host):
+    """Whatever the form of the URL; one that is malformed is a host of its own."""
+    assert url_host(url) == host
