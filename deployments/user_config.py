@@ -40,10 +40,11 @@ def with_live_settings(settings: Settings, user_config: Any) -> Settings:
         if section not in LIVE or not isinstance(values, dict):
             raise ConfigurationError(f"{location}.{section}: expected one of the sections {', '.join(LIVE)}, with settings in it")
         if wrong := sorted(map(str, set(values) - LIVE[section])):
-            raise ConfigurationError(
-                f"{location}.{section}: {', '.join(wrong)} cannot change in running replicas; set it under args. "
-                f"Live settings: {', '.join(sorted(LIVE[section]))}"
-            )
+            unknown = [name for name in wrong if name not in document[section]]
+            fault = f"unknown key(s) {', '.join(unknown)}"
+            if not unknown:
+                fault = f"{', '.join(wrong)} cannot change in running replicas; set it under args"
+            raise ConfigurationError(f"{location}.{section}: {fault}. Live settings: {', '.join(sorted(LIVE[section]))}")
         document[section] |= values
     try:
         return Settings.model_validate(document)

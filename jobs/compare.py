@@ -155,9 +155,7 @@ def missed_thresholds(summary: dict[str, Any], args: argparse.Namespace) -> list
     if not summary["compared"]:
         failed.append("not one photo has an answer of both sides")
     if sum(summary["faults"]) > args.max_faults:
-        failed.append(
-            f"{sum(summary['faults'])} photos have no answer of one side; the limit is {args.max_faults} (--max-faults)"
-        )
+        failed.append(f"answers missing: {sum(summary['faults'])}; the limit is {args.max_faults} (--max-faults)")
     if any(summary["objects"]) and not summary["matched"]:
         failed += [
             f"no objects match, so {option} cannot be met"
@@ -227,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--min-matched", type=fraction, help="smallest share of the objects of both sides that must match")
     add("--min-mask-iou", type=fraction, help="smallest mean mask IoU of matched objects")
     add("--max-score-shift", type=fraction, help="largest mean absolute score difference of matched objects")
-    add("--max-faults", type=int, default=0, help="most photos without an answer (default: %(default)s)")
+    add("--max-faults", type=int, default=0, help="most missing answers, of both sides together (default: %(default)s)")
     add("--page", type=Path, help="write an HTML page with the photos that differ most")
     add("--most", type=count, default=20, help="most photos on the page (default: %(default)s)")
     return parser

@@ -205,13 +205,18 @@ def _info(url: str, headers: dict[str, str]) -> Any:
         return None
 
 
+ONLY_PRINTS = ("-h", "--help", "-V", "--version", "-l", "--list", "--show-task-ratio", "--show-task-ratio-json")
+"""Options with which Locust prints something and ends."""
+
+
 def run_locust(arguments: list[str]) -> int:
     """Run Locust with our locustfile; without -H or LOCUST_HOST it starts a local service that may fetch from the locustfile's image
     server."""
     if find_spec("locust") is None:
         raise CommandFault("locust is not installed: .venv/bin/pip install -e '.[load]'")
     command = [sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("locustfile.py")), *arguments]
-    if os.environ.get("LOCUST_HOST") or any(re.match(r"(-H|--host)", argument) for argument in arguments):
+    needs_no_service = any(re.match(r"(-H|--host)", argument) or argument in ONLY_PRINTS for argument in arguments)
+    if os.environ.get("LOCUST_HOST") or needs_no_service:
         return subprocess.run(command, check=False).returncode
     port = free_port()
 

@@ -254,7 +254,7 @@ def check_url(url: str, policy: FetchPolicy) -> httpx.URL:
         raise _refused("its host is not a plain name or address")
     port = _DEFAULT_PORTS[parsed.scheme] if parsed.port is None else parsed.port
     if port not in policy.allowed_ports:
-        raise _refused("its port is not allowed")
+        raise _refused("its port is not allowed (image_loader.fetch.allowed_ports)")
     return parsed
 
 

@@ -34,7 +34,9 @@ READ_COST = 16
 FIRST_READS_BYTES, LARGE_PIECE_BYTES = 4096, 1024
 """Most bytes of a read, until a piece of the body has so many bytes. What was read is parsed before other images get their turn."""
 
-REFUSED_HOST_MESSAGE = "The URL is refused: its host does not resolve to public addresses only."
+REFUSED_HOST_MESSAGE = (
+    "The URL is refused: its host does not resolve to public addresses only (image_loader.fetch.allowed_hosts)."
+)
 """The same message for private and for unknown hosts, so that it does not reveal the names of an internal network."""
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]

@@ -216,6 +216,7 @@ async def test_live_settings_change_in_a_running_ingress(ingress):
     ("user_config", "place"),
     [
         ({"detector": {"max_batch": 4}}, r"user_config\.detector: max_batch cannot change in running replicas"),
+        ({"ingress": {"max_imges": 4}}, r"user_config\.ingress: unknown key\(s\) max_imges\. Live settings: "),
         ({"image_loader": {"threads": 4}}, r"user_config\.image_loader: expected one of the sections"),
         ({"ingress": {"retry_after_s": 0}}, r"user_config\.ingress\.retry_after_s: .*greater than or equal to 1"),
         ({"ingress": {"max_images_in_flight": 1}}, "largest request could never be served"),

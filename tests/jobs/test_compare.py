@@ -160,7 +160,7 @@ def test_a_service_and_its_faults(folder, capsys):
     assert summary["median_ms"][1] > 0
     with stub_service(statuses=[422], answer={"boxes": []}) as stub:
         assert run(folder, stub.url) == 1
-    assert "1 photos have no answer of one side" in capsys.readouterr().err
+    assert "answers missing: 1; " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("second", "said"), [("nope", "nope"), ("nope.jsonl", "nope.jsonl")])

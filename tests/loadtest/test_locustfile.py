@@ -147,3 +147,11 @@ def test_a_host_in_the_environment_is_respected(monkeypatch):
     monkeypatch.setenv("LOCUST_HOST", "http://127.0.0.1:9")
     assert main.run_locust(["Base64User"]) == 0
     assert "--host" not in ran[0]
+
+
+@needs_locust
+@pytest.mark.parametrize("option", ["--help", "-l", "--version"])
+def test_an_option_that_only_prints_starts_no_service(option, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0))
+    monkeypatch.setattr(main, "local_service", lambda **_: pytest.fail("started a service"))
+    assert main.run_locust([option]) == 0
