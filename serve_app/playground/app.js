@@ -25,8 +25,9 @@ function swatch(fill) { // an attribute of SVG, because the page's security poli
 
 // --- input ---
 
-async function take(photo) {
+async function take(photo, more = 0) { // more: files that came with it; the page shows one photo
   if (!photo) return;
+  $("left-out").textContent = more ? `${more} more not sent: this page takes one photo at a time. For many: python -m jobs.batch_score` : "";
   Object.assign(state, { photo, objects: [], timing: null, hidden: new Set(), hovered: null, picked: null });
   for (const button of $("examples").querySelectorAll("button")) button.ariaPressed = String(button.dataset.file === photo.name);
   $("result").hidden = $("code").hidden = true;
@@ -222,13 +223,16 @@ function listen() {
     await greet();
     if (state.photo) take(state.photo);
   };
-  document.onpaste = (event) => take([...event.clipboardData.files].find((file) => file.type.startsWith("image/")));
+  document.onpaste = (event) => {
+    const photos = [...event.clipboardData.files].filter((file) => file.type.startsWith("image/"));
+    take(photos[0], photos.length - 1);
+  };
   document.ondragover = (event) => { event.preventDefault(); $("stage").classList.add("over"); };
   document.ondragleave = (event) => { if (!event.relatedTarget) $("stage").classList.remove("over"); };
   document.ondrop = (event) => {
     event.preventDefault();
     $("stage").classList.remove("over");
-    take(event.dataTransfer.files[0]);
+    take(event.dataTransfer.files[0], event.dataTransfer.files.length - 1);
   };
   listenToTabs();
 }

@@ -99,10 +99,10 @@ def test_an_example_photo_takes_one_click(page, service):
 
 
 def test_a_dropped_and_a_pasted_photo_are_scored(page, service):
-    """Both ways, the photo of the event."""
+    """Both ways, the first photo of the event; the page says that it leaves the others out."""
     script = """async ([kind, bytes]) => {
         const data = new DataTransfer();
-        data.items.add(new File([new Uint8Array(bytes)], "a.png", { type: "image/png" }));
+        for (const name of ["a.png", "b.png", "c.png"]) data.items.add(new File([new Uint8Array(bytes)], name, { type: "image/png" }));
         const event = kind === "drop" ? new DragEvent("drop", { dataTransfer: data, bubbles: true })
             : new ClipboardEvent("paste", { clipboardData: data, bubbles: true });
         document.body.dispatchEvent(event);
@@ -111,6 +111,7 @@ def test_a_dropped_and_a_pasted_photo_are_scored(page, service):
         page.evaluate(script, [kind, list(photo())])
         page.wait_for_function("() => !document.getElementById('result').hidden")
         assert len(service[1].seen) == count
+        assert text(page, "#left-out").startswith("2 more not sent: ")
         page.evaluate("() => { document.getElementById('result').hidden = true; }")
 
 
