@@ -224,7 +224,7 @@ def test_certificates_that_stay_wrong(client_of, tmp_path, monkeypatch):
     with scripted_service(OK) as service:
         monkeypatch.delenv("REQUESTS_CA_BUNDLE")
         said, asked = counted(client_of(service.url.replace("http://", "https://")))
-        assert ("WRONG_VERSION_NUMBER" in said, asked) == (True, 1)
+        assert ("WRONG_VERSION_NUMBER" in said, "use http://" in said, asked) == (True, True, 1)
 
 
 def test_a_handshake_that_is_cut_is_tried_again(client_of, monkeypatch):

@@ -43,9 +43,12 @@ MAX_CONNECTIONS = 100
 """Connections that are kept open for the next photos (requests keeps 10); more in flight make new ones each time."""
 GRACE_S = 5.0
 """Extra time after the deadline, seconds: until then the service has answered with 408 itself."""
-LASTING_TLS_FAULTS = ("CERTIFICATE", "WRONG_VERSION_NUMBER")
-"""Parts of OpenSSL's reasons that another try does not change: a certificate that is not trusted, missing or unreadable; no TLS at this
-port."""
+LASTING_TLS_FAULTS = {
+    "CERTIFICATE": "REQUESTS_CA_BUNDLE names a file of authorities of your own",
+    "WRONG_VERSION_NUMBER": "There is no TLS at this port: use http:// instead of https://",
+}
+"""Parts of OpenSSL's reasons that another try does not change, and what helps. The first is of a certificate that is not trusted, missing
+or unreadable."""
 
 _Answer = TypeVar("_Answer")
 _Photo = TypeVar("_Photo", bound=Photo)
@@ -221,8 +224,9 @@ class Client:
         except (ValueError, requests.exceptions.InvalidJSONError) as error:  # a wrong URL, proxy, header or param
             raise ScoringError("not_sent", f"The request cannot be sent: {error}") from error
         except requests.RequestException as error:
-            if isinstance(error, requests.exceptions.SSLError) and any(name in str(error) for name in LASTING_TLS_FAULTS):
-                message = f"The request cannot be sent: {error}. REQUESTS_CA_BUNDLE names a file of authorities of your own."
+            remedy = next((remedy for name, remedy in LASTING_TLS_FAULTS.items() if name in str(error)), None)
+            if isinstance(error, requests.exceptions.SSLError) and remedy:
+                message = f"The request cannot be sent: {error}. {remedy}."
                 raise ScoringError("not_sent", message) from error
             raise _Refused("no_connection", f"{self.url} does not answer: {error}") from error
         except OSError as error:  # REQUESTS_CA_BUNDLE names no file

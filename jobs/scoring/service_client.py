@@ -37,9 +37,12 @@ PATIENCE_S = 600.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 GRACE_S = 5.0
 """Extra time after the request's deadline, seconds: until then the service has answered with 408 itself."""
-LASTING_TLS_FAULTS = ("CERTIFICATE", "WRONG_VERSION_NUMBER")
-"""Parts of OpenSSL's reasons that another try does not change: a certificate that is not trusted, missing or unreadable; no TLS at this
-port."""
+LASTING_TLS_FAULTS = {
+    "CERTIFICATE": "REQUESTS_CA_BUNDLE names a file of authorities of your own",
+    "WRONG_VERSION_NUMBER": "There is no TLS at this port: use http:// instead of https://",
+}
+"""Parts of OpenSSL's reasons that another try does not change, and what helps. The first is of a certificate that is not trusted, missing
+or unreadable."""
 TRANSIENT_CODES = {"overloaded", "internal_error", "deadline_exceeded"}
 """Error codes of the service, not of a bad image."""
 OF_ALL_REQUESTS = {403, 404, 405}
@@ -127,8 +130,9 @@ class ServiceClient:
             except ValueError as error:  # requests' errors for a wrong URL, proxy or header are ValueErrors
                 raise Unavailable(f"the request cannot be sent: {error}") from error
             except requests.RequestException as error:
-                if isinstance(error, requests.exceptions.SSLError) and any(name in str(error) for name in LASTING_TLS_FAULTS):
-                    message = f"the request cannot be sent: {error}. REQUESTS_CA_BUNDLE names a file of authorities of your own"
+                remedy = next((remedy for name, remedy in LASTING_TLS_FAULTS.items() if name in str(error)), None)
+                if isinstance(error, requests.exceptions.SSLError) and remedy:
+                    message = f"the request cannot be sent: {error}. {remedy}"
                     raise Unavailable(message) from error
                 fault: ServiceFault = Unavailable(f"{self.url} does not answer: {error}")
             except OSError as error:  # REQUESTS_CA_BUNDLE names no file
