@@ -284,10 +284,10 @@ def _check_room(args: argparse.Namespace) -> None:
     workers = (args.loaders + (0 if args.through else args.outliners)) * args.worker_cpus
     cpus = workers + (0 if args.through else args.detectors * args.detector_cpus) + FILTER_CPUS + 2 * TASK_CPUS
     gpus = 0 if args.through else args.detectors * args.detector_gpus
+    lower = "lower --loaders, --outliners, --worker-cpus, --detectors, --detector-cpus or --detector-gpus, or add a node"
+    remedy = "add a node, or use jobs.batch_score, which needs none" if args.through else lower  # most of it is Ray Data's own
     for name, asked in (("CPU", cpus), ("GPU", gpus)):
         if asked > has.get(name, 0):
             raise InputsError(
-                f"the workers ask for {asked:g} {name}s and the cluster has {has.get(name, 0):g}{' left' if args.through else ''}: "
-                "lower --loaders, --outliners, "
-                "--worker-cpus, --detectors, --detector-cpus or --detector-gpus"
+                f"the workers ask for {asked:g} {name}s and the cluster has {has.get(name, 0):g}{' left' if args.through else ''}: {remedy}"
             )

@@ -96,3 +96,15 @@ def test_an_output_with_a_question_mark(capsys):
     with pytest.raises(SystemExit):
         batch_ray.main(["photos", "--output", "a?b"])
     assert "folder without one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"), [((), "lower --loaders"), (("--through", "app"), "add a node, or use jobs.batch_score")]
+)
+def test_a_cluster_without_room(options, remedy, monkeypatch):
+    """With --through nearly all is asked by Ray Data, so no option of the job helps."""
+    for name in ("available_resources", "cluster_resources"):
+        monkeypatch.setattr(cluster_run.ray, name, lambda: {"CPU": 0.6})
+    args = batch_ray._parser().parse_args(["photos", "--output", "scored", *options])
+    with pytest.raises(InputsError, match=f"CPUs and the cluster has 0.6.*: {remedy}"):
+        cluster_run._check_room(args)
