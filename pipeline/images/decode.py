@@ -38,7 +38,7 @@ FORMAT_MAGIC = {
     "GIF": rb"GIF8[79]a",
     "AVIF": rb"....ftyp(avif|avis|mif1)",
 }
-"""Formats that can be allowed, and a pattern for the first bytes of their files."""
+"""Accepted formats, by their names in Pillow, and a pattern for the first bytes of their files."""
 
 LONGEST_SIDE = 65_535
 """Pixels; the limit of JPEG. Long thin images are expensive as run-length masks: 29 s for 1 x 50,000,000 pixels."""
@@ -80,7 +80,6 @@ class DecodeLimits:
         max_pixels_unscaled: largest width x height of an image that is not a JPEG. Such images are always decoded at full size, which takes
             up to 12 bytes of memory per pixel. An animated WebP takes 17, so its pixels count as more.
         max_bytes: largest encoded image, bytes.
-        formats: names of Pillow formats, a subset of FORMAT_MAGIC.
         exif_orientation: rotate images by their EXIF orientation. False leaves them as stored, as AzureML's scorer does (Pillow rotates
             a TIFF in both cases, also there).
         white_level: white of images with more than 8 bits per channel; None: see `pipeline.images.colours`.
@@ -90,15 +89,11 @@ class DecodeLimits:
     max_pixels: int = 64_000_000
     max_pixels_unscaled: int = 40_000_000
     max_bytes: int = 20_000_000
-    formats: tuple[str, ...] = tuple(FORMAT_MAGIC)
     max_ordinary_pixels: int | None = None
     exif_orientation: bool = True
     white_level: int | None = None
 
     def __post_init__(self) -> None:
-        unknown = set(self.formats) - set(FORMAT_MAGIC)
-        if unknown or not self.formats:
-            raise ConfigurationError(f"formats: expected some of {', '.join(FORMAT_MAGIC)}, got {', '.join(self.formats)}")
         if min(self.max_pixels, self.max_pixels_unscaled, self.max_bytes) < 1:
             raise ConfigurationError("max_pixels, max_pixels_unscaled and max_bytes must be at least 1")
 
@@ -138,7 +133,7 @@ def decode_image(data: bytes, limits: DecodeLimits, target_size: int | None = No
 
     Args:
         data: an encoded image file.
-        limits: limits and allowed formats.
+        limits: limits and options.
         target_size: side of the square that the image will be scaled to fit, pixels. A JPEG at least twice as large is decoded at 1/2, 1/4
             or 1/8 of its size, but never smaller than needed. None decodes at full size.
     Returns:
@@ -240,23 +235,23 @@ def _too_many_pixels(max_pixels: int, size: str = "") -> LimitExceeded:
 
 def _open(file: BinaryIO, limits: DecodeLimits) -> Image.Image:
     try:
-        return Image.open(file, formats=limits.formats)
+        return Image.open(file, formats=tuple(FORMAT_MAGIC))
     except UnidentifiedImageError as error:
         file.seek(0)
-        _refuse_unidentified(file.read(16), limits, error)
+        _refuse_unidentified(file.read(16), error)
     except Image.DecompressionBombError as error:
         raise _too_many_pixels(limits.max_pixels) from error
     except Exception as error:  # a damaged header, in as many types as there are plugins
         raise ImageError("The image's header is damaged.") from error
 
 
-def _refuse_unidentified(beginning: bytes, limits: DecodeLimits, error: Exception) -> NoReturn:
-    for name in limits.formats:
-        if re.match(FORMAT_MAGIC[name], beginning, re.DOTALL):
+def _refuse_unidentified(beginning: bytes, error: Exception) -> NoReturn:
+    for name, magic in FORMAT_MAGIC.items():
+        if re.match(magic, beginning, re.DOTALL):
             raise ImageError(
                 f"The file begins like a {name} image, but its header is damaged or describes pixels that are not read."
             ) from error
-    message = f"The data is not an image in an accepted format. Accepted: {', '.join(limits.formats)}."
+    message = f"The data is not an image in an accepted format. Accepted: {', '.join(FORMAT_MAGIC)}."
     raise ImageError(message, code="unsupported_image_format") from error
 
 
@@ -300,7 +295,7 @@ def _decode(image: Image.Image, data: bytes, limits: DecodeLimits, target_size: 
         bgr = still_webp_to_bgr(data)
     else:
         correct_planar_tiff(image)
-        lower = functools.partial(lower_bytes, data, limits.formats) if is_sixteen_bit(image) else None
+        lower = functools.partial(lower_bytes, data) if is_sixteen_bit(image) else None
         bgr = image_to_bgr(image, limits.white_level, lower)
     # After decoding: Pillow rotates a TIFF while loading it, and then reports no orientation.
     return StoredImage(bgr, full_hw or bgr.shape[:2], read_orientation(image) if limits.exif_orientation else 1)

@@ -20,7 +20,7 @@ class DecoderOptions:
     """How images are decoded, and for how long.
 
     Args:
-        limits: limits on bytes and pixels, allowed formats.
+        limits: limits on bytes and pixels.
         size: side of the square network input, pixels.
         timeout_s: longest time for one image, seconds; then its decoder is killed.
         background: decode only while the cores have nothing else to do. Then `timeout_s` is CPU time.
@@ -48,5 +48,4 @@ class DecoderOptions:
     def from_json(cls, text: str) -> DecoderOptions:
         """The reverse of `as_json`."""
         document = orjson.loads(text)
-        limits = document.pop("limits")
-        return cls(DecodeLimits(**limits | {"formats": tuple(limits["formats"])}), **document)
+        return cls(**document | {"limits": DecodeLimits(**document["limits"])})

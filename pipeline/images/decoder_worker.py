@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image, MpoImagePlugin  # noqa: F401  (Pillow imports the second for a JPEG with several pictures)
 
 from pipeline.errors import ServiceError
-from pipeline.images.decode import DecodeLimits
+from pipeline.images.decode import FORMAT_MAGIC, DecodeLimits
 from pipeline.images.decoder_options import DecoderOptions
 from pipeline.images.load import load_image
 from pipeline.images.sandbox import confine_process
@@ -78,7 +78,7 @@ def _load_codecs(options: DecoderOptions, load: Load) -> None:
     """Decode a small image of each format, so that all modules are imported before the sandbox forbids opening files."""
     for encoding in METADATA_ENCODINGS:
         codecs.lookup(encoding)
-    for name in options.limits.formats:
+    for name in FORMAT_MAGIC:
         file = io.BytesIO()
         Image.new("RGB", (8, 8)).save(file, name, exif=Image.Exif().tobytes())
         load(file.getvalue(), options.limits, options.size)

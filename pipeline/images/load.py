@@ -20,7 +20,7 @@ def load_image(data: bytes | NDArray[np.uint8], limits: DecodeLimits, size: int)
 
     Args:
         data: an encoded image file, or pixels: uint8 (H, W, 3) RGB or (H, W) grey.
-        limits: limits and allowed formats; for arrays only `max_pixels`.
+        limits: limits and options; for arrays only `max_pixels`.
         size: side of the square network input, pixels.
     Returns:
         The scaled image, not padded.

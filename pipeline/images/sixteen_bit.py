@@ -29,6 +29,8 @@ _OTHER_BYTE = {
     for order in ("B", "L", "N")
 }
 """For each raw mode that reads the upper bytes, the one that reads the lower bytes; N (libtiff) is this machine's byte order."""
+_FORMATS = ("PNG", "TIFF")
+"""The accepted formats that can have such channels."""
 _GREY_AND_ALPHA, _ITS_FOUR_BYTES = "LA;16B", "RGBA"
 _TIFF_BITS, _TIFF_SAMPLES, _TIFF_PLANAR = 258, 277, 284
 _ONE_AFTER_THE_OTHER = 2
@@ -61,13 +63,13 @@ def is_sixteen_bit(image: Image.Image) -> bool:
     return _rawmode(image) in (*_OTHER_BYTE, _GREY_AND_ALPHA)
 
 
-def lower_bytes(data: bytes, formats: tuple[str, ...]) -> Image.Image:
+def lower_bytes(data: bytes) -> Image.Image:
     """The lower byte of each value of an image with 16 bits per channel: RGB, RGBA, or L if it is grey with alpha.
 
     Raises:
         ImageError: `unsupported_image_format`, a compressed TIFF with one channel after the other.
     """
-    with Image.open(io.BytesIO(data), formats=formats) as image:
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         if _is_planar_tiff(image) and image.use_load_libtiff:  # type: ignore[attr-defined]
             message = "A compressed TIFF of 16-bit channels, one after the other, is only read if its white is 65535."
             raise ImageError(message, code="unsupported_image_format")
