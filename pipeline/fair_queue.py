@@ -152,10 +152,6 @@ class FairThreads:
                 self._waiting.remove(waiting, caller)
             raise
 
-    def close(self) -> None:
-        """End the threads when their work is done."""
-        self._threads.shutdown()
-
     def _run_next(self) -> None:
         with self._lock:
             if not self._waiting:  # some were cancelled

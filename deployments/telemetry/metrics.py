@@ -190,12 +190,12 @@ class BatchMetrics(BatchObserver):
         for wait_s in waits_s:
             self._wait.observe(wait_s * 1e3)
 
-    def batch_split(self, size: int, out_of_memory: bool) -> None:  # noqa: ARG002 (the observer's interface)
+    def batch_split(self, out_of_memory: bool) -> None:
         """Record a batch that is retried in halves."""
         self._splits.inc(tags={"cause": "out_of_memory" if out_of_memory else "error"})
 
     def item_dropped(self, reason: DropReason) -> None:
-        """Record an image dropped before the network ran (`deadline`, `cancelled` or `closed`)."""
+        """Record an image dropped before the network ran (`deadline` or `cancelled`)."""
         self._dropped.inc(tags={"reason": reason})
 
 

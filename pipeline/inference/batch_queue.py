@@ -11,7 +11,7 @@ from typing import Generic, Literal, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-DropReason = Literal["deadline", "cancelled", "closed"]
+DropReason = Literal["deadline", "cancelled"]
 
 
 class BatchObserver:
@@ -20,8 +20,8 @@ class BatchObserver:
     def batch_ran(self, waits_s: Sequence[float], run_s: float) -> None:
         """The engine ran a batch in `run_s` seconds; `waits_s` has the seconds that each of its items waited since `submit`."""
 
-    def batch_split(self, size: int, out_of_memory: bool) -> None:
-        """A batch of `size` items failed and is retried in halves."""
+    def batch_split(self, out_of_memory: bool) -> None:
+        """A batch failed and is retried in halves."""
 
     def item_dropped(self, reason: DropReason) -> None:
         """An item was removed from the queue before the engine ran it."""
@@ -35,13 +35,11 @@ class BatchResult(Generic[Result]):
         result: what `run_batch` returned for the item.
         wait_s: time from `submit` until the engine started on it, including failed tries, seconds.
         run_s: time that the engine took for its batch, seconds.
-        batch_size: number of items in that batch.
     """
 
     result: Result
     wait_s: float
     run_s: float
-    batch_size: int
 
 
 @dataclass(slots=True, eq=False)

@@ -26,15 +26,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Generic, ParamSpec, TypeVar
+from typing import Generic, TypeVar
 
-from pipeline.errors import ConfigurationError, DeadlineExceeded, EngineLost, EngineOutOfMemory, Overloaded, StageFailed
+from pipeline.errors import ConfigurationError, DeadlineExceeded, EngineLost, EngineOutOfMemory, StageFailed
 from pipeline.fair_queue import FairQueue, RecentCallers
 from pipeline.inference.batch_queue import BatchLimit, BatchObserver, BatchResult, DropReason, Entry
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Args = ParamSpec("Args")
 RunBatch = Callable[[list[Item]], Sequence[Result | Exception]]
 """Runs a batch, see GreedyBatcher."""
 
@@ -62,7 +61,7 @@ class GreedyBatcher(Generic[Item, Result]):
     Raises:
         ConfigurationError: max_batch is below 1 or a time is negative.
 
-    For one event loop. Call `aclose` at the end: it stops the threads.
+    For one event loop.
     """
 
     def __init__(
@@ -96,7 +95,6 @@ class GreedyBatcher(Generic[Item, Result]):
         self._min_items: int | None = 1  # that a batch must have to start; None: the engine takes none now
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed = asyncio.Event()
-        self._closed = False
 
     @property
     def queue_length(self) -> int:
@@ -123,11 +121,8 @@ class GreedyBatcher(Generic[Item, Result]):
             background: the item is to delay no others: its caller does not count as another one for them.
         Raises:
             DeadlineExceeded: the deadline passed, before or while the engine ran.
-            Overloaded: the batcher is closed.
             Exception: what `run_batch` raised or returned for this item.
         """
-        if self._closed:
-            raise Overloaded("the engine is shutting down")
         entry: Entry[Item, Result] = Entry(item, deadline, caller, asyncio.get_running_loop().create_future())
         if not background:
             self._callers.note(caller)
@@ -156,22 +151,6 @@ class GreedyBatcher(Generic[Item, Result]):
         """
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._note_capacity, min_items)
-
-    async def aclose(self, *, drain: bool = True) -> None:
-        """Stop accepting items, finish, and stop the threads. May be called twice.
-
-        Args:
-            drain: True runs the waiting items, False fails them with Overloaded. Running batches are finished in both cases.
-        """
-        self._closed = True
-        while self._queue and not drain:
-            entry = self._queue.pop()
-            entry.resolve(Overloaded("the engine is shutting down"))
-            self._report(self._observer.item_dropped, "closed")
-        self._changed.set()
-        if self._starter is not None:
-            await asyncio.wait([self._starter])
-        self._threads.shutdown()
 
     def _enqueue(self, entry: Entry[Item, Result]) -> None:
         self._queue.append(entry, entry.caller)
@@ -238,7 +217,7 @@ class GreedyBatcher(Generic[Item, Result]):
     async def _wait_for_more(self) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._max_wait_s):
-                while len(self._queue) < self._max_items() and not self._closed:
+                while len(self._queue) < self._max_items():
                     self._changed.clear()
                     await self._changed.wait()
 
@@ -261,7 +240,7 @@ class GreedyBatcher(Generic[Item, Result]):
         waits_s = [started_at - entry.submitted_at for entry in batch]
         for index, (entry, wait_s) in enumerate(zip(batch, waits_s, strict=True)):
             outcome = outcomes if isinstance(outcomes, Exception) else outcomes[index]
-            entry.resolve(outcome if isinstance(outcome, Exception) else BatchResult(outcome, wait_s, run_s, len(batch)))
+            entry.resolve(outcome if isinstance(outcome, Exception) else BatchResult(outcome, wait_s, run_s))
         self._report(self._observer.batch_ran, waits_s, run_s)
 
     def _timed_run(
@@ -287,10 +266,10 @@ class GreedyBatcher(Generic[Item, Result]):
         if out_of_memory:
             self._limit.lower(half)
         logger.warning("a batch of %d failed, retrying its halves: %s: %s", size, type(error).__name__, error)
-        self._report(self._observer.batch_split, size, out_of_memory)
+        self._report(self._observer.batch_split, out_of_memory)
 
-    def _report(self, callback: Callable[Args, None], *args: Args.args, **kwargs: Args.kwargs) -> None:
+    def _report(self, callback: Callable[..., None], *arguments: object) -> None:
         try:
-            callback(*args, **kwargs)
+            callback(*arguments)
         except Exception:
             logger.exception("the batch observer failed")

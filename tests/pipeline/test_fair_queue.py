@@ -122,7 +122,7 @@ class TestFairThreads:
 
     def teardown_method(self) -> None:
         self.gate.set()
-        self.threads.close()
+        self.threads._threads.shutdown()
 
     def send(self, caller: str, count: int) -> list[asyncio.Task[None]]:
         return [asyncio.create_task(self.threads.run(caller, self.done.append, caller)) for _ in range(count)]

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import ConfigurationError, DeadlineExceeded, EngineLost, EngineOutOfMemory, Overloaded, StageFailed
+from pipeline.errors import ConfigurationError, DeadlineExceeded, EngineLost, EngineOutOfMemory, StageFailed
 from pipeline.inference.batch_queue import BatchLimit, BatchObserver, BatchResult, DropReason
 from pipeline.inference.batcher import GreedyBatcher
 from tests.support.event_loop import settle
@@ -45,7 +45,7 @@ class Notes(BatchObserver):
 
     sizes: list[int] = field(default_factory=list)
     waits_s: list[float] = field(default_factory=list)
-    splits: list[tuple[int, bool]] = field(default_factory=list)
+    splits: list[bool] = field(default_factory=list)
     drops: list[DropReason] = field(default_factory=list)
 
     def batch_ran(self, waits_s: Sequence[float], run_s: float) -> None:
@@ -53,8 +53,8 @@ class Notes(BatchObserver):
         self.sizes.append(len(waits_s))
         self.waits_s.extend(waits_s)
 
-    def batch_split(self, size: int, out_of_memory: bool) -> None:
-        self.splits.append((size, out_of_memory))
+    def batch_split(self, out_of_memory: bool) -> None:
+        self.splits.append(out_of_memory)
 
     def item_dropped(self, reason: DropReason) -> None:
         self.drops.append(reason)
@@ -68,7 +68,14 @@ async def running(model: Callable[[list[Any]], Any], **options: Any) -> AsyncIte
     finally:
         if isinstance(model, GatedModel):
             model.gate.set()
-        await batcher.aclose()
+        await idle(batcher)
+        batcher._threads.shutdown()
+
+
+async def idle(batcher: GreedyBatcher[Any, Any]) -> None:
+    """Wait until it has nothing left to run."""
+    if batcher._starter is not None:
+        await asyncio.wait([batcher._starter], timeout=5)
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -211,7 +218,7 @@ class TestForming:
         async with running(model, max_wait_s=0.05) as batcher:
             served = await batcher.submit(1)
         assert 0.045 <= served.wait_s < 0.05 + SLACK_S
-        assert served.batch_size == 1
+        assert model.batches == [[1]]
 
     async def test_company_within_max_wait_shares_the_batch(self) -> None:
         """Two items a few milliseconds apart run together on an idle model."""
@@ -494,8 +501,8 @@ class TestFailing:
             results = await outcomes(submit_all(batcher, range(16)))
         assert [one for one in results if isinstance(one, int)] == [n for n in range(16) if n != position]
         assert str(results[position]) == f"poison {position}"
-        assert len(calls) == 9
-        assert notes.splits == [(16, False), (8, False), (4, False), (2, False)]
+        assert sorted(calls, reverse=True) == [16, 8, 8, 4, 4, 2, 2, 1, 1]
+        assert notes.splits == [False] * 4
 
     async def test_a_fatal_error_reaches_every_caller_unchanged(self) -> None:
         """The model fails for every item: each caller gets the model's own exception, and the next item is tried again."""
@@ -555,7 +562,7 @@ class TestFailing:
             assert await outcomes(submit_all(batcher, range(8))) == list(range(8))
             assert await outcomes(submit_all(batcher, range(8))) == list(range(8))
             assert calls == [8, 4, 4, 4, 4]
-            assert notes.splits == [(8, True)]
+            assert notes.splits == [True]
             fits = 8
             await asyncio.sleep(0.25)
             assert await outcomes(submit_all(batcher, range(8))) == list(range(8))
@@ -628,63 +635,8 @@ class TestFailing:
             assert await outcomes(submit_all(batcher, range(9))) == list(range(9))
 
 
-class TestClosing:
-    """The end of a batcher."""
-
-    async def test_draining_serves_what_waits(self) -> None:
-        """Everything accepted before the close gets its result; nothing after it is accepted."""
-        model = GatedModel()
-        batcher = GreedyBatcher(model, max_batch=2, max_wait_s=0.0)
-        tasks = submit_all(batcher, range(5))
-        await until(lambda: batcher.queue_length == 3)
-        closing = asyncio.create_task(batcher.aclose())
-        await asyncio.sleep(0)
-        with pytest.raises(Overloaded):
-            await batcher.submit(9)
-        model.gate.set()
-        await closing
-        assert await outcomes(tasks) == [0, 2, 4, 6, 8]
-
-    async def test_closing_without_draining_fails_what_waits(self) -> None:
-        """The running batch is finished, the rest is refused in a way a client may retry."""
-        model, notes = GatedModel(), Notes()
-        batcher = GreedyBatcher(model, max_batch=2, max_wait_s=0.0, observer=notes)
-        tasks = submit_all(batcher, range(4))
-        await until(lambda: batcher.queue_length == 2)
-        closing = asyncio.create_task(batcher.aclose(drain=False))
-        await until(tasks[3].done)
-        model.gate.set()
-        await closing
-        results = await outcomes(tasks)
-        assert results[:2] == [0, 2]
-        assert [type(one) for one in results[2:]] == [Overloaded, Overloaded]
-        assert notes.drops == ["closed", "closed"]
-
-    async def test_closing_ends_the_wait_for_more_items(self) -> None:
-        """An item that would wait an hour for more items is served at once when the batcher closes."""
-        batcher = GreedyBatcher(lambda items: items, max_batch=4, max_wait_s=3600)
-        task = submit_all(batcher, [1])
-        await until(lambda: batcher.queue_length == 1)
-        async with asyncio.timeout(5):
-            await batcher.aclose()
-        assert await outcomes(task) == [1]
-
-    async def test_no_thread_and_no_task_stays_behind(self) -> None:
-        """After the close, and after a second one, only what was there before is there."""
-        before = set(threading.enumerate())
-        batcher = GreedyBatcher(lambda items: items, max_batch=4, max_wait_s=0.0)
-        await batcher.submit(1)
-        assert len(set(threading.enumerate()) - before) == 1
-        await batcher.aclose()
-        await batcher.aclose()
-        assert set(threading.enumerate()) <= before
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    async def test_one_never_used_closes(self) -> None:
-        """No work, no thread, nothing to wait for."""
-        before = set(threading.enumerate())
-        await GreedyBatcher(lambda items: items, max_batch=1, max_wait_s=0.0).aclose()
-        assert set(threading.enumerate()) <= before
+class TestIdle:
+    """What stays when there is nothing to do."""
 
     async def test_an_idle_batcher_keeps_no_task(self) -> None:
         """Between two bursts nothing runs and nothing polls."""
@@ -697,8 +649,8 @@ class TestClosing:
 class TestReporting:
     """What callers and observers get."""
 
-    async def test_a_served_item_knows_its_wait_its_run_and_its_batch(self) -> None:
-        """Seconds in the queue, seconds in the model, neighbours."""
+    async def test_a_served_item_knows_its_wait_and_its_run(self) -> None:
+        """Seconds in the queue, seconds in the model."""
 
         def nap(items: list[int]) -> list[int]:
             time.sleep(0.05)
@@ -707,7 +659,6 @@ class TestReporting:
         notes = Notes()
         async with running(nap, max_batch=2, observer=notes) as batcher:
             served = await asyncio.gather(*(batcher.submit(n) for n in range(3)))
-        assert [one.batch_size for one in served] == [2, 2, 1]
         assert all(0.05 <= one.run_s < 0.05 + SLACK_S for one in served)
         assert served[0].wait_s < SLACK_S
         assert 0.05 <= served[2].wait_s < 0.05 + 2 * SLACK_S
@@ -762,12 +713,11 @@ class TestAnyTraffic:
         arrivals=ARRIVALS,
         max_batch=st.integers(1, 6),
         max_wait_ms=st.sampled_from([0, 2]),
-        drain=st.booleans(),
         roomy=st.booleans(),
     )
     @settings(max_examples=60)
     def test_everyone_gets_its_own_outcome_once(
-        self, arrivals: list[Arrival], max_batch: int, max_wait_ms: int, drain: bool, roomy: bool
+        self, arrivals: list[Arrival], max_batch: int, max_wait_ms: int, roomy: bool
     ) -> None:
         """Good items return their own result, bad ones their own error, cancelled ones nothing; no item succeeds twice."""
         done: list[int] = []
@@ -803,24 +753,23 @@ class TestAnyTraffic:
                 if arrival.cancel_after_ms is not None:
                     asyncio.get_running_loop().call_later(arrival.cancel_after_ms / 1000, tasks[-1].cancel)
             async with asyncio.timeout(10):
-                await asyncio.sleep(0)
-                await batcher.aclose(drain=drain)
-                assert batcher.queue_length == 0
-                return await outcomes(tasks)
+                results = await outcomes(tasks)
+                await idle(batcher)
+            assert batcher.queue_length == 0
+            batcher._threads.shutdown()
+            return results
 
         threads = threading.active_count()
         for number, outcome in enumerate(asyncio.run(play())):
-            self._check(number, arrivals[number], outcome, drain)
+            self._check(number, arrivals[number], outcome)
         assert len(done) == len(set(done))
         assert threading.active_count() == threads
 
-    def _check(self, number: int, arrival: Arrival, outcome: Any, drain: bool) -> None:
+    def _check(self, number: int, arrival: Arrival, outcome: Any) -> None:
         if isinstance(outcome, asyncio.CancelledError):
             assert arrival.cancel_after_ms is not None
         elif isinstance(outcome, DeadlineExceeded):
             assert arrival.deadline_ms is not None
-        elif isinstance(outcome, Overloaded):
-            assert not drain
         elif arrival.kind == "bad":
             assert (type(outcome), outcome.args) == (KeyError, (number,))
         elif arrival.kind == "poison":
