@@ -82,7 +82,8 @@ def run_throughput(args: argparse.Namespace, _: Ceiling) -> dict[str, Any]:
 
 def run_cuda(args: argparse.Namespace, _: Ceiling) -> dict[str, object]:
     """A GPU, if there is one."""
-    return measure_and_print(args.rounds, args.seconds, photo=bench_photos(args.images, 1, SMALL_WH)[0])
+    (photo,) = bench_photos(args.images, 1, SMALL_WH)
+    return measure_and_print(photo, args.rounds, args.seconds)
 
 
 PARTS = {"compare": run_compare, "memory": run_memory, "peak": run_peak, "throughput": run_throughput, "cuda": run_cuda}

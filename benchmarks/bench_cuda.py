@@ -90,9 +90,9 @@ def measure_cuda(
     ceiling: Ceiling,
     rounds: int,
     seconds: float,
-    device: str = "cuda",
-    models: Sequence[str] = MODELS,
-    batches: Sequence[int] = BATCHES,
+    device: str,
+    models: Sequence[str],
+    batches: Sequence[int],
 ) -> Iterator[CudaRow | DoesNotFit]:
     """Models and batch sizes on the first GPU, one after the other.
 
@@ -108,7 +108,12 @@ def measure_cuda(
         ceiling.measure()
         checkpoint = load_model(model)
         for batch in batches:
-            yield _row(checkpoint, photo, batch, ceiling, rounds, seconds, device)
+            row: CudaRow | DoesNotFit
+            try:
+                row = _row(checkpoint, photo, batch, ceiling, rounds, seconds, device)
+            except (EngineOutOfMemory, torch.OutOfMemoryError) as error:
+                row = DoesNotFit(checkpoint.spec.name, batch, str(error).partition("\n")[0])
+            yield row
 
 
 @contextmanager
@@ -122,18 +127,7 @@ def mmdets_best_case() -> Iterator[None]:
         yield
 
 
-def _row(
-    checkpoint: Checkpoint, photo: bytes, batch: int, ceiling: Ceiling, rounds: int, seconds: float, device: str
-) -> CudaRow | DoesNotFit:
-    try:
-        return _measure_row(checkpoint, photo, batch, ceiling, rounds, seconds, device)
-    except (EngineOutOfMemory, torch.OutOfMemoryError) as error:
-        return DoesNotFit(checkpoint.spec.name, batch, str(error).partition("\n")[0])
-
-
-def _measure_row(
-    checkpoint: Checkpoint, photo: bytes, batch: int, ceiling: Ceiling, rounds: int, seconds: float, device: str
-) -> CudaRow:
+def _row(checkpoint: Checkpoint, photo: bytes, batch: int, ceiling: Ceiling, rounds: int, seconds: float, device: str) -> CudaRow:
     mmdet = mmdet_label()
     memory_mb: dict[str, float] = {}
     engine, memory_mb[OURS] = peak_mb(lambda: _OurBatch(checkpoint, photo, batch, device), CALLERS)
@@ -223,7 +217,7 @@ def mmdet_batch(reference: Any, bgr: np.ndarray, batch: int) -> Run:
 
 
 def measure_and_print(
-    rounds: int, seconds: float, models: Sequence[str] = MODELS, batches: Sequence[int] = BATCHES, photo: bytes | None = None
+    photo: bytes, rounds: int, seconds: float, models: Sequence[str] = MODELS, batches: Sequence[int] = BATCHES
 ) -> dict[str, object]:
     """Print the ceiling, then each row as it comes; returns everything as JSON-ready facts, or the reason that there is no GPU."""
     if reason := why_no_cuda():
@@ -232,7 +226,7 @@ def measure_and_print(
     ceiling, rows = Ceiling("cuda", SIDES), list[CudaRow | DoesNotFit]()
     ceiling.measure()
     print("", *ceiling.as_lines(), "", table(table_head(mmdet_label()), []), sep="\n", flush=True)
-    for row in measure_cuda(photo or bench_photos(None, 1, SMALL_WH)[0], ceiling, rounds, seconds, "cuda", models, batches):
+    for row in measure_cuda(photo, ceiling, rounds, seconds, "cuda", models, batches):
         rows.append(row)
         print(f"| {' | '.join(table_row(row))} |", flush=True)
     versions = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
@@ -262,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")  # mmdet's, many
     (photo,) = bench_photos(args.images, 1, SMALL_WH)
-    facts = measure_and_print(args.rounds, args.seconds, args.models, args.batches, photo)
+    facts = measure_and_print(photo, args.rounds, args.seconds, args.models, args.batches)
     finish("bench_cuda", facts, args.output)
     return 1 if "skipped" in facts else 0
 

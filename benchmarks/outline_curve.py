@@ -33,6 +33,7 @@ TOLERANCES_PX = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 DECIMALS: tuple[int | None, ...] = (3, 4, 5, 6, None)
 COCO_PERSON_VAL = Path(__file__).resolve().parents[2] / "shared/datasets/coco_person/val.json"
 _SMALLEST_MASK_PX = 3
+_INPUT_PX = 640
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +56,11 @@ def read_npz(path: Path) -> Iterator[tuple[NDArray[np.float16], Letterbox]]:
             yield data[f"mask_logits_{i}"], Letterbox((height, width), (rows, columns), int(data["size"]))
 
 
-def read_coco(path: Path, size: int = 640, scale: float = 1.0) -> Iterator[tuple[NDArray[np.float16], Letterbox]]:
+def read_coco(path: Path, scale: float) -> Iterator[tuple[NDArray[np.float16], Letterbox]]:
     """Ground-truth masks of each image, as the logits a perfect network would give; no photo is read.
 
     Args:
         path: COCO JSON.
-        size: network input, pixels.
         scale: pretend that the photos are this many times larger.
     """
     coco = json.loads(path.read_text())
@@ -68,9 +68,9 @@ def read_coco(path: Path, size: int = 640, scale: float = 1.0) -> Iterator[tuple
         shapes = [a for a in coco["annotations"] if a["image_id"] == image["id"] and not a.get("iscrowd")]
         if shapes:
             height, width = image["height"], image["width"]
-            factor = size / max(height, width)
+            factor = _INPUT_PX / max(height, width)
             scaled = int(height * factor + 0.5), int(width * factor + 0.5)
-            letterbox = Letterbox((round(height * scale), round(width * scale)), scaled, size)
+            letterbox = Letterbox((round(height * scale), round(width * scale)), scaled, _INPUT_PX)
             yield np.stack([_to_logits(_rasterise(a, height, width), letterbox) for a in shapes]), letterbox
 
 
@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--every", type=int, default=3, help="use every n-th image")
     parser.add_argument("--plot", type=Path, help="PNG to write")
     args = parser.parse_args(argv)
-    source = read_npz(args.logits) if args.logits else read_coco(args.coco, scale=args.scale)
+    source = read_npz(args.logits) if args.logits else read_coco(args.coco, args.scale)
     images = list(itertools.islice(source, 0, None, args.every))
     print(f"{sum(len(logits) for logits, _ in images)} masks of {len(images)} images; ceiling is tolerance 0 with all decimals")
     by_tolerance = [measure(images, OutlineOptions(tolerance_px=t, holes="rings")) for t in TOLERANCES_PX]

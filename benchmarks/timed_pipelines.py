@@ -142,11 +142,10 @@ class MmdetPipeline:
     Args:
         checkpoint: model and weights.
         detect: threshold and most instances.
-        device: where mmdet runs.
     """
 
-    def __init__(self, checkpoint: Checkpoint, detect: DetectOptions, device: str = "cpu") -> None:
-        self._reference: Any = MmdetReference(checkpoint, detect.score_threshold, detect.max_detections, device)
+    def __init__(self, checkpoint: Checkpoint, detect: DetectOptions) -> None:
+        self._reference: Any = MmdetReference(checkpoint, detect.score_threshold, detect.max_detections)
         self._classes, self._clock = checkpoint.spec.classes, Clock()
         head = self._reference._detector.bbox_head
         head.predict_by_feat = self._clock.timed("postprocess", head.predict_by_feat)

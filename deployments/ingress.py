@@ -34,6 +34,8 @@ from pipeline.types import Answer, DetectOptions, OutlineOptions, ScoredImage
 
 MODEL_INFO_S = 10.0
 """How long the description of the model is cached, seconds."""
+PROBE_TIMEOUT_S = 5.0
+"""How long the stages may take to answer a probe, or the detector to describe its model, seconds."""
 
 
 @serve.deployment(max_ongoing_requests=1000, graceful_shutdown_timeout_s=35)
@@ -222,7 +224,7 @@ class Ingress(TakesUserConfig):
             )
         return frozenset(labels)
 
-    async def check_ready(self, timeout_s: float = 5.0) -> None:
+    async def check_ready(self) -> None:
         """Send a tiny image through every stage. The outcome is cached for `ready_cache_s`; one probe runs at a time.
 
         Raises:
@@ -230,21 +232,21 @@ class Ingress(TakesUserConfig):
         """
         async with self._probe_lock:
             if self._readiness is None or time.monotonic() > self._readiness[0]:
-                error = await self._probe(timeout_s)
+                error = await self._probe()
                 self._readiness = (time.monotonic() + self.settings.ingress.ready_cache_s, error)
             error = self._readiness[1]
         if error is not None:
             raise error
 
-    async def _probe(self, timeout_s: float) -> ServiceError | None:
+    async def _probe(self) -> ServiceError | None:
         options = self.score_options(ScoreParams(), "json")
         try:
-            await self._graph.probe(PROBE_IMAGE, options, self.context(timeout_s, "readiness-probe"))
+            await self._graph.probe(PROBE_IMAGE, options, self.context(PROBE_TIMEOUT_S, "readiness-probe"))
         except ServiceError as error:
             return error
         return None
 
-    async def model_info(self, timeout_s: float = 5.0) -> EngineInfo:
+    async def model_info(self) -> EngineInfo:
         """Model, engine and device of the detector. Asked again after `MODEL_INFO_S`: the one that answers during an update may still have
         the old model. A detector that is busy then changes nothing.
 
@@ -253,7 +255,7 @@ class Ingress(TakesUserConfig):
         """
         if self._model is None or time.monotonic() > self._model[0]:
             try:
-                self._model = (time.monotonic() + MODEL_INFO_S, await self._graph.model_info(timeout_s))
+                self._model = (time.monotonic() + MODEL_INFO_S, await self._graph.model_info(PROBE_TIMEOUT_S))
             except Overloaded:
                 if self._model is None:
                     raise

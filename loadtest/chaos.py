@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +178,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.minutes:
         outcome = faults.measure(args.minutes, args.every, args.rate, args.seed)
-        _print(faults.as_table(outcome), {"random_faults": outcome}, args.output)
-        return 1 if outcome["hung"] or outcome["unexplained"] else 0
+        _print(faults.as_table(outcome), {"random_faults": asdict(outcome)}, args.output)
+        return 1 if outcome.hung or outcome.unexplained else 0
     losses = []
     for loss in _lose_nodes(args.rounds) if args.nodes else _lose_replicas(args.rounds):
         losses.append(loss)

@@ -44,11 +44,11 @@ class ImageFault:
     message: str
 
 
-def quoted(names: Iterable[object], limit: int = 5, chars: int = 40) -> str:
-    """Names from a caller, shortened for an error message: at most `limit` names of at most `chars` characters."""
+def quoted(names: Iterable[object]) -> str:
+    """Names from a caller, shortened for an error message: at most five, of at most 40 characters."""
     listed = sorted(map(str, names))
-    shown = [repr(name if len(name) <= chars else name[:chars] + "…") for name in listed[:limit]]
-    return ", ".join(shown) + (f" and {len(listed) - limit} more" if len(listed) > limit else "")
+    shown = [repr(name if len(name) <= 40 else name[:40] + "…") for name in listed[:5]]
+    return ", ".join(shown) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
 
 
 class ServiceError(Exception):

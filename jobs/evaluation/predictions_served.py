@@ -25,6 +25,8 @@ from pipeline.types import DetectOptions, OutlineOptions
 
 MMDET_SCORE_THRESHOLD = 0.05
 """The threshold of mmdet's test configuration; AP needs the low scores too."""
+CLIENTS = 4
+"""Requests in flight at once."""
 
 
 def predict_with_engine(
@@ -58,19 +60,18 @@ def predict_with_engine(
     return [result for image, answer in answers for result in results_of_image(image["id"], answer["boxes"], ids)]
 
 
-def predict_with_service(url: str, annotations: Annotations, clients: int = 4, key: str | None = None) -> CocoResults:
+def predict_with_service(url: str, annotations: Annotations, key: str | None = None) -> CocoResults:
     """Score with a running service, over HTTP, as RLE, at mmdet's threshold; retries if it is busy or fails.
 
     Args:
         url: base URL, such as http://127.0.0.1:8000.
         annotations: whose photos to score.
-        clients: requests in flight at once.
         key: bearer key of the service.
     Raises:
         AnnotationsError: service and annotations share no label; or the service does not answer, or refuses a photo.
     """
     truth = annotations.document()
-    client = ServiceClient(url, key, deadline_s=120, connections=clients)
+    client = ServiceClient(url, key, deadline_s=120, connections=CLIENTS)
     try:
         classes = tuple(client.info()["classes"])
     except ServiceFault as error:
@@ -91,7 +92,7 @@ def predict_with_service(url: str, annotations: Annotations, clients: int = 4, k
         except (KeyError, TypeError, ValueError) as error:
             raise AnnotationsError(f"{url} does not answer with masks as run lengths ({error!r}): is it this service?") from error
 
-    pool = ThreadPoolExecutor(clients)
+    pool = ThreadPoolExecutor(CLIENTS)
     try:
         return [result for results in progress(pool.map(score, truth["images"])) for result in results]
     finally:

@@ -42,7 +42,7 @@ Batch = dict[str, NDArray[Any]]
 WORK = "work"
 FETCH_RETRIES = 6
 """Retries of a URL whose host is not there; with their pauses 6 s."""
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Counts(NamedTuple):
@@ -95,15 +95,14 @@ class Load:
     Args:
         input_size: side of the network's square input, pixels.
         grid: how photos are cut into tiles; None: not at all.
-        threads: images decoded at a time.
         white_level: as in DecodeLimits.
     """
 
-    def __init__(self, input_size: int, grid: Grid | None = None, threads: int = 1, white_level: int | None = None) -> None:
+    def __init__(self, input_size: int, grid: Grid | None = None, white_level: int | None = None) -> None:
         limits = replace(LIMITS, white_level=white_level)
         policy = FetchPolicy(max_bytes=limits.max_bytes, retries=FETCH_RETRIES)
         self._images, self._policy, self._grid = Images(policy), policy, grid
-        self._decoders = DecoderPool(DecoderOptions(limits, grid.side_px if grid else input_size, 10.0), threads)
+        self._decoders = DecoderPool(DecoderOptions(limits, grid.side_px if grid else input_size, 10.0), 1)
 
     def __call__(self, batch: Batch) -> Batch:
         batch = as_listed(batch)
@@ -149,7 +148,7 @@ class Detect:
         try:
             found = iter(self._engine.detect(images, [self._detect] * len(images)))
         except EngineLost as error:  # Ray Data gives this batch to another worker; an exception would stop the whole job
-            end_process(error, log)
+            end_process(error, logger)
         for index, item in good.items():
             tiled = isinstance(item, Tiled)
             work[index] = replace(item, parts=tuple(islice(found, len(item.parts)))) if tiled else next(found)
@@ -184,7 +183,7 @@ class Outline:
 
 def _unexpected(error: Exception) -> ServiceError:
     """The error of a photo on which a stage fails: as an exception, it would stop the whole job at this photo, each time."""
-    log.error("a stage failed on a photo", exc_info=error)
+    logger.error("a stage failed on a photo", exc_info=error)
     return StageFailed(f"A stage of the job failed on this photo: {type(error).__name__}: {error}")
 
 

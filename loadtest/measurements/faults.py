@@ -20,7 +20,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
@@ -206,7 +206,7 @@ def spread_out(document: dict[str, Any]) -> None:
 async def load(service: LocalService, minutes: float, every_s: float, rate_per_s: float | None, seed: int) -> Outcome:
     """Offer a rate, by default half the measured limit, while the faults happen."""
     loop = asyncio.get_running_loop()
-    bodies = request_bodies(photos_from(None, size_wh=(640, 480)), 1)
+    bodies = request_bodies(photos_from(None), 1)
     async with Client(service.url, bodies, timeout_s=HUNG_S + 5) as client:
         rate_per_s = rate_per_s or await limit_per_s(client) / 2
         injector = FaultInjector(service, every_s, seed)
@@ -229,23 +229,23 @@ async def limit_per_s(client: Client) -> float:
     return sum(query.outcome == OK for query in queries) / WARM_UP_S
 
 
-def measure(minutes: float, every_s: float, rate_per_s: float | None, seed: int) -> dict[str, Any]:
-    """Start three nodes, cause faults, and summarise; JSON-ready."""
+def measure(minutes: float, every_s: float, rate_per_s: float | None, seed: int) -> Outcome:
+    """Start three nodes, cause faults, and summarise."""
     own_networks = may_make_networks()
     with local_service(change=spread_out, nodes=NODES, namespaces=own_networks, balanced=own_networks) as service:
-        return asdict(asyncio.run(load(service, minutes, every_s, rate_per_s, seed)))
+        return asyncio.run(load(service, minutes, every_s, rate_per_s, seed))
 
 
-def as_table(outcome: dict[str, Any]) -> str:
+def as_table(outcome: Outcome) -> str:
     """The result as a table."""
     lines = [f"{'fault':30}{'times':>6}{'queries':>9}{'slowest s':>11}  failed"]
-    for row in outcome["rows"]:
+    for row in outcome.rows:
         failed = ", ".join(f"{name} {count}" for name, count in row["failed"].items()) or "none"
         slowest = "-" if row["slowest_s"] is None else f"{row['slowest_s']:.1f}"
         lines.append(f"{row['fault']:30}{row['times']:6}{row['queries']:9}{slowest:>11}  {failed}")
-    p50, p99 = map(whole_ms, (outcome["p50_ms"], outcome["p99_ms"]))
+    p50, p99 = map(whole_ms, (outcome.p50_ms, outcome.p99_ms))
     lines.append(
-        f"{outcome['queries']} queries at {outcome['rate_per_s']:.1f}/s: {outcome['failed']} failed, {outcome['unexplained']} of them "
-        f"held by nothing that was killed or stopped; {outcome['hung']} hung beyond {HUNG_S:g} s; p50 {p50} ms, p99 {p99} ms"
+        f"{outcome.queries} queries at {outcome.rate_per_s:.1f}/s: {outcome.failed} failed, {outcome.unexplained} of them "
+        f"held by nothing that was killed or stopped; {outcome.hung} hung beyond {HUNG_S:g} s; p50 {p50} ms, p99 {p99} ms"
     )
     return "\n".join(lines)

@@ -116,7 +116,7 @@ def as_table(result: Overload) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; returns the exit status: 1 if nothing was answered in time at the limit."""
-    machine, bodies = describe_machine(), request_bodies(photos_from(args.images, size_wh=(640, 480)), 1)
+    machine, bodies = describe_machine(), request_bodies(photos_from(args.images), 1)
     with local_service() as service:
         result = asyncio.run(overload(service, bodies, Setup(p99_ms=args.p99_ms, seconds=args.seconds), args.rate))
     print(as_table(result))

@@ -77,7 +77,7 @@ def growth_of(memory: list[float], replicas: list[dict[str, int]]) -> float | No
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; returns the exit status: 1 if nothing was answered."""
-    machine, bodies = describe_machine(), request_bodies(photos_from(args.images, size_wh=(640, 480)), 1)
+    machine, bodies = describe_machine(), request_bodies(photos_from(args.images), 1)
     with local_service() as service:
         result = asyncio.run(soak(service, bodies, args.rate, args.minutes))
     growth = "-" if result.growth is None else f"{result.growth:+.1%}"

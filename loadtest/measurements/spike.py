@@ -190,7 +190,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print; returns 0, or 1 if the bound was not met again."""
     few, many = args.clients
     plan = [(clients, seconds) for clients, seconds in zip((few, many, few), args.seconds, strict=True)]
-    bodies = request_bodies(photos_from(args.images, size_wh=(640, 480)), 1)
+    bodies = request_bodies(photos_from(args.images), 1)
     machine = describe_machine()
 
     async def load(service: LocalService) -> tuple[list[Query], list[Sample]]:

@@ -245,7 +245,7 @@ def read_costs(path: Path) -> tuple[Costs, dict[str, Any]]:
 def run(args: argparse.Namespace) -> int:
     """Measure and print; returns the exit status."""
     machine = describe_machine()
-    photos = photos_from(args.images, size_wh=(640, 480))
+    photos = photos_from(args.images)
     print_progress("measuring for about a minute")
     try:
         costs = measure_costs(photos, args.clients, args.images_per_request, args.count, args.config, args.urls)

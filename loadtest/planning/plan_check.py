@@ -40,7 +40,7 @@ def check(detectors: int, predict: Predict) -> dict[str, Any]:
                 deployment |= {"num_replicas": detectors, "ray_actor_options": {"num_cpus": 0.1}}
 
     async def measure(url: str) -> tuple[float, float]:
-        async with Client(url, request_bodies(photos_from(None, size_wh=(640, 480)), 1)) as client:
+        async with Client(url, request_bodies(photos_from(None), 1)) as client:
             await run_single_stream(client, 3.0)
             images, before_s = 100 * detectors, time.process_time()
             result = await run_offline(client, Setup(offline_images=images))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ import torch
 from pipeline.errors import ConfigurationError, EngineUnavailable
 from pipeline.inference.engine import EngineOptions
 
-log = logging.getLogger(__name__)
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 

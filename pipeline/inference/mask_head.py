@@ -24,6 +24,9 @@ PARAMETER_COUNTS = ((CHANNELS + 2) * CHANNELS, CHANNELS * CHANNELS, CHANNELS, CH
 
 FLOAT16_MAX = 65504.0
 
+_CHUNK = 512
+"""Instances at a time, which bounds the memory."""
+
 
 def packed_mask_logits(
     features: Tensor, parameters: Tensor, points_xy: Tensor, strides: Tensor, counts: Tensor, grids_wh: Tensor
@@ -88,8 +91,7 @@ def _masks_of_image(
     height, width = features.shape[1:]
     shared = _with_coordinates(features)
     result = torch.empty((len(first), height * width), dtype=torch.float16, device=features.device)
-    chunk = _chunk_size(features.device)
-    for rows in (slice(start, start + chunk) for start in range(0, len(first), chunk)):
+    for rows in (slice(start, start + _CHUNK) for start in range(0, len(first), _CHUNK)):
         hidden = torch.mm(first[rows].flatten(0, 1), shared).relu_().view(-1, CHANNELS, height * width)
         hidden = torch.baddbmm(second_bias[rows], second[rows], hidden).relu_()
         logits = torch.baddbmm(third_bias[rows], third[rows], hidden).squeeze(1)
@@ -114,8 +116,3 @@ def layers_of(parameters: Tensor, points_xy: Tensor, strides: Tensor) -> tuple[T
     of_point = of_cells @ points_xy[..., None]
     first = torch.cat([w1[..., 2:], -of_cells, b1 + of_point], dim=2)
     return first, b2[..., None], w2.view(-1, CHANNELS, CHANNELS), b3[..., None], w3[:, None]
-
-
-def _chunk_size(device: torch.device) -> int:
-    """Instances at a time: two hidden layers fit into a CPU core's cache; on a GPU it bounds the memory."""
-    return 2 if device.type == "cpu" else 512

@@ -19,7 +19,7 @@ from pipeline.model.checkpoints import Checkpoint
 from pipeline.model.rtmdet import RawNetwork
 from pipeline.types import DetectOptions, Instances, LoadedImage
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class TorchEngine(BatchEngine):
@@ -76,5 +76,5 @@ def _choose_precision(asked: str) -> str:
         return asked
     if cpu_computes_bf16():
         return "bf16"
-    log.warning("this CPU has no bf16 instructions: the torch engine computes in fp32")
+    logger.warning("this CPU has no bf16 instructions: the torch engine computes in fp32")
     return "fp32"

@@ -35,7 +35,7 @@ from pipeline.model.spec import (
 )
 from pipeline.model.unpickling import other_kind, unpickle_tensors
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 FORMAT = "rtmdet-ins-serve/1"
 SPEC_KEYS = ("name", "classes", "input_size", "config")
 
@@ -211,7 +211,7 @@ def _spec_of_mmdet(
             f"{path.name}: trained on RGB (bgr_to_rgb=True); only networks for BGR images, mmdet's default, are supported."
         )
     if unserved := facts.unserved_settings():
-        log.warning("%s: these test settings of the file are not used: %s", path.name, ", ".join(unserved))
+        logger.warning("%s: these test settings of the file are not used: %s", path.name, ", ".join(unserved))
     config = spec.config | {"data_preprocessor": spec.config["data_preprocessor"] | preprocessor}
     settings = facts.test_settings or {}
     if settings.get("nms", {}).get("type", "nms") != "nms":

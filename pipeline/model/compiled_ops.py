@@ -26,7 +26,7 @@ from pipeline.model.yapf_import import import_yapf
 EXTENSION = "mmcv._ext"
 ROWS = 256
 """Boxes whose IoU with all others is computed at a time."""
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class CompiledOpMissing(NotImplementedError):
@@ -55,7 +55,7 @@ def _install_ops() -> bool:
     except ModuleNotFoundError:
         pass
     except ImportError as error:
-        log.warning("mmcv's compiled operators cannot be loaded (%s): using the stand-in. Rebuild mmcv for this torch.", error)
+        logger.warning("mmcv's compiled operators cannot be loaded (%s): using the stand-in. Rebuild mmcv for this torch.", error)
     else:
         return not isinstance(extension, StandInOps)
     sys.modules[EXTENSION] = StandInOps()

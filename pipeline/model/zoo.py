@@ -131,13 +131,13 @@ def read_header(name: str, cache_dir: Path = DEFAULT_CACHE) -> ModelHeader:
     return ModelHeader(spec.classes, spec.input_size)
 
 
-def hash_of_file(name: str, cache_dir: Path = DEFAULT_CACHE) -> str:
+def hash_of_file(name: str) -> str:
     """First 8 hex digits of the SHA-256 of a model's file; of an official one without a download.
 
     Raises:
         SetupError: as `locate`.
     """
-    return _hash_in(official_urls()[name]) if name in official_urls() else sha256_of(locate(name, cache_dir))[:8]
+    return _hash_in(official_urls()[name]) if name in official_urls() else sha256_of(locate(name))[:8]
 
 
 def _read_safetensors_header(path: Path) -> ModelHeader:

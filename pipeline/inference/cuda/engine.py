@@ -35,7 +35,7 @@ from pipeline.model.head_outputs import RawOutputs
 from pipeline.model.rtmdet import RawNetwork
 from pipeline.types import DetectOptions, Instances, Letterbox, LoadedImage
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 BF16_SINCE = (8, 0)
 """Compute capability: GPUs before Ampere have no bf16, although PyTorch reports it as supported (by emulation)."""
@@ -141,7 +141,7 @@ class CudaEngine(BatchEngine):
         options: Sequence[DetectOptions],
     ) -> list[Instances]:
         """Post-process some images of the slot's batch again, without bounds, because they exceed those of FixedPostProcessor."""
-        log.debug("%d images of %d go through the post-processing without bounds", len(places), count)
+        logger.debug("%d images of %d go through the post-processing without bounds", len(places), count)
         with self._computing:
             raw = self._graphs.run(slot, count)
             with self._graphs.stream(), torch.inference_mode():

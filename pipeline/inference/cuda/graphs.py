@@ -24,7 +24,7 @@ from pipeline.inference.cuda.slots import Slot
 from pipeline.inference.devices import switched
 from pipeline.model.head_outputs import RawOutputs
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 WARM_UP_RUNS = 3
 """Runs before recording: cuDNN picks its algorithms and libraries allocate their work space (PyTorch's CUDA graph notes)."""
 REPLAY_TOLERANCE = 0.1
@@ -147,7 +147,7 @@ class BatchGraphs:
                     return recorded
                 reason = f"its results are off by {difference:.3g} of themselves"
                 del recorded
-            log.warning("no CUDA graph for batches of %d (%s): they run slower, without a graph", count, reason)
+            logger.warning("no CUDA graph for batches of %d (%s): they run slower, without a graph", count, reason)
             with self.stream():
                 return self._uncaptured(pixels, image_options)
 

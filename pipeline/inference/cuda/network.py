@@ -43,7 +43,7 @@ from pipeline.inference.cuda.reference import INPUT_CHANNELS, Kernels, self_test
 from pipeline.model.fusion import ChainedPooling  # noqa: E402
 from pipeline.model.rtmdet import RawNetwork  # noqa: E402
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def with_kernels(
@@ -73,11 +73,11 @@ def with_kernels(
     except torch.OutOfMemoryError:
         raise
     except ImportError as error:
-        log.warning("cuda-core is not installed (%s): the network runs up to a third slower; pip install '.[cuda]'", error)
+        logger.warning("cuda-core is not installed (%s): the network runs up to a third slower; pip install '.[cuda]'", error)
     except Exception as error:  # whatever NVRTC, the driver or the proof says: nothing that PyTorch could not do without them
         reason = "; ".join(str(error).splitlines()[:3])
         _check_alive(device, reason)
-        log.warning("the CUDA kernels do not work here (%s): the network runs up to a third slower", reason)
+        logger.warning("the CUDA kernels do not work here (%s): the network runs up to a third slower", reason)
     else:
         return rewritten, kernels
     return network, None

@@ -31,7 +31,7 @@ from pipeline.model.kernel_branch import KernelBranch
 if TYPE_CHECKING:
     from pipeline.model.checkpoints import Checkpoint
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 CORE = ov.Core()
 """OpenVINO in this process, for its whole life.
@@ -89,7 +89,7 @@ def choose_precision(asked: str) -> str:
     if asked == "auto":
         if "BF16" in able:
             return "bf16"
-        log.warning("this CPU has no bf16 instructions: the openvino engine computes in fp32, at about half the speed")
+        logger.warning("this CPU has no bf16 instructions: the openvino engine computes in fp32, at about half the speed")
         return "fp32"
     if asked != "fp32" and asked.upper() not in able:
         raise EngineUnavailable(
@@ -141,7 +141,7 @@ def convert_cached(path: Path, precision: str, cache_dir: Path) -> ConvertedNetw
         try:
             return _read(folder)
         except _UNREADABLE as error:
-            log.warning("%s cannot be read, so the network is converted anew: %s", folder, _in_one_line(error))
+            logger.warning("%s cannot be read, so the network is converted anew: %s", folder, _in_one_line(error))
     from pipeline.model.checkpoints import load_checkpoint
 
     draft = _make_draft(folder)
@@ -160,7 +160,7 @@ def convert_cached(path: Path, precision: str, cache_dir: Path) -> ConvertedNetw
     try:
         return _read(folder)
     except _UNREADABLE as error:
-        log.warning("%s cannot be replaced, so each start converts the network. Delete it: %s", folder, _in_one_line(error))
+        logger.warning("%s cannot be replaced, so each start converts the network. Delete it: %s", folder, _in_one_line(error))
         return converted
 
 

@@ -36,7 +36,7 @@ from pipeline.inference.postprocess import PostProcessor
 from pipeline.model.head_outputs import RawOutputs
 from pipeline.types import DetectOptions, Instances, Letterbox, LoadedImage
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -130,7 +130,7 @@ class OpenVinoEngine(BatchEngine):
         except (MemoryError, RuntimeError):
             if input_hw == self._square:
                 raise
-            log.exception(
+            logger.exception(
                 "cannot compile for inputs of %d x %d pixels: such images are padded to %d x %d", *input_hw, *self._square
             )
             self._without_input.add(input_hw)
