@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from unittest import mock
 
 import pytest
+import requests
 
 
 @contextmanager
@@ -22,6 +23,9 @@ def s3_server(bucket: str = "bucket") -> Iterator[None]:
     keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
     try:
         with mock.patch.dict(os.environ, keys | {"AWS_ENDPOINT_URL": f"http://{host}:{port}"}):
+            requests.post(
+                f"http://{host}:{port}/moto-api/reset", timeout=10
+            )  # moto keeps its buckets for the life of the process
             fs.S3FileSystem(allow_bucket_creation=True, endpoint_override=f"{host}:{port}", scheme="http").create_dir(bucket)
             yield
     finally:
