@@ -29,6 +29,7 @@ from pipeline.inference.batcher import GreedyBatcher
 from pipeline.inference.create import load_engine
 from pipeline.inference.engine import EngineInfo, EngineOptions, SimulatedStep
 from pipeline.inference.lost_device import end_process
+from pipeline.model.zoo import hash_of_file
 from pipeline.types import DetectOptions, Instances, LoadedImage
 
 logger = logging.getLogger("ray.serve")
@@ -64,6 +65,7 @@ class Detector(TakesUserConfig):
         self._ran_s: deque[float] = deque(maxlen=MEASURED_BATCHES)
         options = on_granted_device(engine_options(model, settings), _granted_gpus())
         self._engine = load_engine(model.name, options, self._note_capacity)
+        self._weights = hash_of_file(model.name)
         self._batcher: GreedyBatcher[Item, Instances] = GreedyBatcher(
             partial(self._run, self._engine.detect),
             run_leaving_room=partial(self._run, self._engine.detect_leaving_room),
@@ -123,7 +125,7 @@ class Detector(TakesUserConfig):
 
     async def info(self) -> EngineInfo:
         """Model, classes, input size, engine, precision and device of this replica."""
-        return self._engine.info
+        return replace(self._engine.info, weights=self._weights)
 
 
 def detect_options(options: ScoreOptions, classes: Sequence[str]) -> DetectOptions:

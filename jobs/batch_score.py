@@ -27,7 +27,7 @@ from typing import Any
 from tqdm import tqdm
 
 from jobs.command_line import LINE_EVERY_S, amount, cli_errors, count, fraction, reason_of
-from jobs.scoring.batch_inputs import Source
+from jobs.scoring.batch_inputs import Photo, Source
 from jobs.scoring.batch_output import BatchOutput, facts_before
 from jobs.scoring.rows import FORMATS, PARQUET, format_of
 from jobs.scoring.scorer import Done, Scorer, score_all
@@ -52,11 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with closing(output):
         try:
             info = client.info()
-            facts = {key: info.get(key) for key in ("model", "precision")} | {
-                "params": params,
-                "source": str(source.path.resolve()),
-            }
-            note = output.made_by({"service": args.url} | facts | tables)
+            source_and_params = {"params": params, "source": str(source.path.resolve())}
+            note = output.made_by({"service": args.url} | _made_by(info, params) | source_and_params | tables)
         except InputsError as error:
             return _failed(error, 2)
         except ServiceFault as error:
@@ -64,6 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if note:
             print(f"jobs.batch_score: {note}", file=sys.stderr)
         return _run(args, client, info.get("limits") or {}, params, source, photos, output)
+
+
+def _made_by(info: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
+    """What determines the rows of a service, of its `/info`; what an older service does not say is left out."""
+    facts = {key: info.get(key) for key in ("model", "precision")}
+    facts |= {key: info[key] for key in ("weights", "exif_orientation") if key in info}
+    settings = ("max_detections",) if "score_threshold" in params else ("max_detections", "default_score_threshold")
+    limits = info.get("limits") or {}
+    return facts | {key: limits[key] for key in settings if key in limits}
 
 
 def _failed(error: Exception, status: int) -> int:
@@ -84,7 +90,7 @@ def _run(
     scorer = Scorer(client, params, int(limits.get("max_body_mb", 32) * 1e6))
     group = min(args.images_per_request, limits.get("max_images_per_request", args.images_per_request))
     tally = Tally(photos)
-    left = (photo for photo in source if not tally.is_done_before(output.has(photo.key)))
+    left = (photo for photo in source if not tally.is_done_before(photo, output))
     results = score_all(scorer, left, group, args.concurrency)
     with tqdm(total=photos, unit="photo", mininterval=0.1 if sys.stderr.isatty() else LINE_EVERY_S) as bar:
         try:
@@ -106,8 +112,9 @@ def _run(
             results.close()  # type: ignore[attr-defined]  # a generator: waits for what is in flight, starts nothing more
         bar.update(tally.done - bar.n)
     print(tally.summary())
-    if problem := tally.problem():
-        print(f"jobs.batch_score: {problem}", file=sys.stderr)
+    problem = tally.problem()
+    for message in filter(None, (tally.note(), problem)):
+        print(f"jobs.batch_score: {message}", file=sys.stderr)
     return 1 if tally.failed or problem else 0
 
 
@@ -121,6 +128,8 @@ class Tally:
 
     total: int
     before: int = 0
+    changed: int = 0
+    first_changed: str = ""
     scored: int = 0
     errors: int = 0
     failed: int = 0
@@ -132,10 +141,15 @@ class Tally:
         """Number of photos that have a row."""
         return self.before + self.scored + self.errors
 
-    def is_done_before(self, is_done: bool) -> bool:
-        """Count a photo if an earlier run has scored it; returns `is_done`."""
-        self.before += is_done
-        return is_done
+    def is_done_before(self, photo: Photo, output: BatchOutput) -> bool:
+        """Whether an earlier run has scored a photo; counts it then, and whether the file was changed since."""
+        if not output.has(photo.key):
+            return False
+        self.before += 1
+        if photo.changed_after(output.written_at):
+            self.changed += 1
+            self.first_changed = self.first_changed or str(photo)
+        return True
 
     def add(self, done: Done) -> None:
         """Count a group."""
@@ -150,6 +164,15 @@ class Tally:
         before = f"{self.before} done before" + (" (another --output scores them again)" if self.before else "")
         rate = (self.scored + self.errors) / (time.perf_counter() - self.began)
         return f"{self.scored} scored, {self.errors} errors, {before}, {self.total - self.done} not done; {rate:.1f} images/s"
+
+    def note(self) -> str:
+        """What to say of photos that were changed after they were scored; empty if there are none."""
+        if not self.changed:
+            return ""
+        return (
+            f"photos that were changed after their rows were written: {self.changed:,}, the first {self.first_changed}. Their rows are of "
+            "what was there before: delete these lines, or take another --output, to score them again"
+        )
 
     def problem(self) -> str:
         """A message if every row is an error, or photos have vanished; empty otherwise."""

@@ -48,6 +48,13 @@ class Photo:
         """Unique key of the photo in the batch."""
         return self.file_name, self.row
 
+    def changed_after(self, time_s: float) -> bool:
+        """Whether its file was written after this time, seconds since 1970."""
+        try:
+            return isinstance(self.image, Path) and self.image.stat().st_mtime > time_s
+        except OSError:
+            return False
+
     def __str__(self) -> str:
         return self.file_name if isinstance(self.image, Path) and self.row == 0 else f"{self.file_name}, row {self.row}"
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from io import FileIO
@@ -66,6 +68,7 @@ class BatchOutput:
         format_name: of `format_of`.
     Attributes:
         rows: the file that rows are appended to.
+        written_at: when the last row of an earlier run was written, seconds since 1970; infinite without one.
     Raises:
         InputsError: another run writes it, or it holds something else.
     """
@@ -80,6 +83,7 @@ class BatchOutput:
             if file.exists() and not file.is_file():  # of /dev/full, say, the first line never ends
                 raise InputsError(f"{file} is not a file: name one for --output, new or of an earlier run")
         path.parent.mkdir(parents=True, exist_ok=True)
+        self.written_at = self.rows.stat().st_mtime if self.rows.exists() else math.inf
         self._file: FileIO | None = None
         self._run_path = _run_path(path)
         self._run_file = self._run_path.open("ab+", buffering=0)
@@ -109,7 +113,7 @@ class BatchOutput:
             append_atomically(self._run_file, json.dumps(facts, indent=1).encode())
             has_rows = self.rows.exists() and self.rows.stat().st_size
             return f"without {self._run_path}, nothing tells whether the rows in {self.path} were made alike" if has_rows else ""
-        if changed := [key for key in {**earlier, **facts} if earlier.get(key) != facts.get(key)]:
+        if changed := [key for key in {**earlier, **facts} if earlier.get(key, facts.get(key)) != facts.get(key)]:
             changes = "; ".join(f"{key} was {earlier.get(key)!r}, is now {facts.get(key)!r}" for key in changed)
             raise InputsError(
                 f"{self.path} holds rows of a run with other settings: {changes}. Use another --output; or, to mix them in one file, "
@@ -123,7 +127,7 @@ class BatchOutput:
         done.execute("CREATE TABLE done (name TEXT, number INTEGER, PRIMARY KEY (name, number)) WITHOUT ROWID")
         if self.rows.exists():
             with self.rows.open("rb+") as lines:
-                complete_bytes = 0
+                complete_bytes, size = 0, os.fstat(lines.fileno()).st_size
                 for number, line in enumerate(lines, start=1):
                     fault = f"{self.rows}, line {number}: not a line of this job; take another --output"
                     if not line.endswith(b"\n"):
@@ -133,7 +137,8 @@ class BatchOutput:
                     row = decode_row(self._line_format, line, fault)
                     done.execute("INSERT OR IGNORE INTO done VALUES (?, ?)", (row.file_name, row.row_number_per_file))
                     complete_bytes += len(line)
-                lines.truncate(complete_bytes)
+                if complete_bytes < size:  # else it would only make the file look newer
+                    lines.truncate(complete_bytes)
         return done
 
     def has(self, key: tuple[str, int]) -> bool:

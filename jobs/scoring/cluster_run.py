@@ -254,7 +254,7 @@ def _through(args: argparse.Namespace) -> tuple[Stages, dict[str, Any]]:
         runs: EngineInfo = serve.get_app_handle(args.through).model_info.remote().result(timeout_s=MODEL_INFO_TIMEOUT_S)
     except (ray.exceptions.RayError, TimeoutError) as error:
         raise InputsError(f"--through {args.through}: it does not say which model it runs ({type(error).__name__})") from error
-    made_by = {"model": runs.model, "weights": None, "engine": runs.engine, "precision": runs.precision}
+    made_by = {"model": runs.model, "weights": runs.weights, "engine": runs.engine, "precision": runs.precision}
     return functools.partial(_by_application, args), made_by
 
 

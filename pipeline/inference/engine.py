@@ -84,6 +84,7 @@ class EngineInfo:
         threads: CPU threads of the engine.
         max_batch: most images in one pass.
         optimizations: what is in use of `fitted_input`, `cuda_kernels` and `cuda_graphs`; the last is complete after `warm_up`.
+        weights: in a service, the first 8 hex digits of the SHA-256 of the model's file: two trainings may have one name.
     """
 
     model: str
@@ -95,6 +96,7 @@ class EngineInfo:
     threads: int
     max_batch: int
     optimizations: tuple[str, ...] = ()
+    weights: str = ""
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready."""

@@ -10,6 +10,7 @@ import requests
 from pycocotools import mask as coco_mask
 from shapely.geometry import Polygon, box
 
+from pipeline.model.zoo import hash_of_file
 from tests.support.request_body import as_body
 
 JSON = {"content-type": "application/json"}
@@ -163,6 +164,7 @@ def test_routes(service):
     info = requests.get(f"{service.url}/info", timeout=10).json()
     assert info["model"] == "rtmdet-ins_nano_person"
     assert info["classes"] == ["person"]
+    assert info["weights"] == hash_of_file("rtmdet-ins_nano_person")
     assert info["engine"] in ("openvino", "torch")
     assert requests.get(f"{service.url}/swagger.json", timeout=10).json()["swagger"] == "2.0"
     assert requests.get(f"{service.url}/openapi.json", timeout=10).json()["openapi"].startswith("3.")

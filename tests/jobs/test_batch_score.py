@@ -388,6 +388,53 @@ def test_a_resume_with_another_threshold_is_refused(folder, tmp_path, capsys):
     assert "source was" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ({"weights": "0a"}, {"weights": "0b"}, "weights was '0a', is now '0b'"),
+        ({"exif_orientation": True}, {"exif_orientation": False}, "exif_orientation was True, is now False"),
+        ({"limits": {"max_detections": 100}}, {"limits": {"max_detections": 9}}, "max_detections was 100, is now 9"),
+        (
+            {"limits": {"default_score_threshold": 0.3}},
+            {"limits": {"default_score_threshold": 0.5}},
+            "default_score_threshold was 0.3",
+        ),
+    ],
+    ids=["weights of the same name", "orientation", "objects", "threshold"],
+)
+def test_a_service_that_answers_otherwise_now(folder, tmp_path, capsys, before, now, said):
+    """Its rows are not put beside the earlier ones. A threshold that is asked for makes the service's meaningless."""
+    output = tmp_path / "preds.jsonl"
+    with stub_service() as stub:
+        stub.info = before
+        assert run(folder, stub.url, output) == 0
+        stub.info = now
+        assert run(folder, stub.url, output) == 2
+        assert said in capsys.readouterr().err
+        stub.info = {}
+        assert run(folder, stub.url, tmp_path / "older.jsonl", "--score-threshold", "0.5") == 0
+        stub.info = {"weights": "0b", "limits": {"default_score_threshold": 0.5}}
+        assert run(folder, stub.url, tmp_path / "older.jsonl", "--score-threshold", "0.5") == 0, "an older service said less"
+
+
+def test_photos_that_were_changed_after_their_rows_are_reported(folder, tmp_path, capsys):
+    """Each time, until a row is added; new photos are none of them."""
+    output = tmp_path / "preds.jsonl"
+    with stub_service() as stub:
+        assert run(folder, stub.url, output) == 0
+        assert run(folder, stub.url, output) == 0
+        assert "changed after" not in capsys.readouterr().err
+        later = output.stat().st_mtime + 10
+        (folder / "4.JPG").write_bytes(b"another photo")
+        (folder / "new.jpg").write_bytes(b"new")
+        for name in ("4.JPG", "new.jpg"):
+            os.utime(folder / name, (later, later))
+        assert run(folder, stub.url, output) == 0
+    told = capsys.readouterr()
+    assert "changed after their rows were written: 1, the first 4.JPG" in told.err
+    assert told.out.splitlines()[-1].startswith("1 scored, 0 errors, 10 done before")
+
+
 def test_a_table_with_other_rows_is_refused(folder, tmp_path, capsys):
     """A row before those that are done gives their numbers to other photos. Rows at the end are scored, also in tables that are new."""
     tables, output = tmp_path / "tables", tmp_path / "preds.jsonl"

@@ -37,6 +37,7 @@ from jobs.training.network.layers import RatesByLayer, check_layers, freeze
 from jobs.training.network.precision import choose_precision, optim_wrapper_type
 from jobs.training.output import console
 from jobs.training.output.console import ConciseRunner
+from jobs.training.output.results import newest_checkpoint
 from jobs.training.run import read_sets
 from jobs.training.runner_config import lasting_settings, runner_config, training_steps, validation_interval
 from jobs.training.settings import FinetuneSettings, default_workers, settings_from_args
@@ -394,7 +395,21 @@ def test_an_incomplete_checkpoint_is_named(tiny_coco, trained, tmp_path, capsys)
     (tmp_path / "iter_4.pth").write_bytes((trained / "iter_4.pth").read_bytes()[:5000])
     (tmp_path / "last_checkpoint").write_text("iter_4.pth")
     assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "4", "--resume")) == 2
-    assert "iter_4.pth: not a whole checkpoint" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "iter_4.pth: not a whole checkpoint" in said
+    assert said.endswith("Start a new run in another folder.\n")
+
+
+def test_a_checkpoint_damaged_at_its_end_names_the_one_before(tiny_coco, trained, tmp_path, capsys):
+    """Moving it away, as the message says, lets the run continue there."""
+    whole = (trained / "iter_4.pth").read_bytes()
+    for name, content in (("iter_2.pth", whole), ("iter_10.pth", whole), ("iter_12.pth", whole[:-40])):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "last_checkpoint").write_text("iter_12.pth")
+    assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "4", "--resume")) == 2
+    assert capsys.readouterr().err.endswith("Move it away: --resume then continues from iter_10.pth.\n")
+    (tmp_path / "iter_12.pth").unlink()
+    assert newest_checkpoint(tmp_path) == tmp_path / "iter_10.pth"
 
 
 @pytest.mark.parametrize("ended_at", ["iter_2.pth", "best_mask_ap_iter_2.pth"])

@@ -27,6 +27,7 @@ class Stub(ThreadingHTTPServer):
         self.classes, self.model = classes, model
         self.limits = {"max_body_mb": 32, "max_images_per_request": 64} | (limits or {})
         self.asked, self.on_post = [], lambda: None
+        self.info = {}
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -50,7 +51,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         if not self._is_locked():
-            self._send(200, {"model": self.server.model, "classes": self.server.classes, "limits": self.server.limits})
+            info = {"model": self.server.model, "classes": self.server.classes, "limits": self.server.limits}
+            self._send(200, info | self.server.info | {"limits": self.server.limits | self.server.info.get("limits", {})})
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))

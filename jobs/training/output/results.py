@@ -130,4 +130,13 @@ def _read(path: Path) -> dict[str, Any]:
         with harmless_types_only():
             return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path}: not a whole checkpoint ({error}).") from error
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # torch seeks to before the beginning of a cut file
+            raise
+        others = sorted(
+            (other for other in path.parent.glob("iter_*.pth") if other != path), key=lambda other: step_of(other.name)
+        )
+        reason = str(error).partition("\n")[0]
+        remedy = (
+            f"Move it away: --resume then continues from {others[-1].name}" if others else "Start a new run in another folder"
+        )
+        raise ValueError(f"{path}: not a whole checkpoint ({reason}). {remedy}.") from error

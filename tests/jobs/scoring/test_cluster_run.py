@@ -63,7 +63,7 @@ def test_what_determines_the_rows(tmp_path):
 
 def test_the_model_of_an_application(monkeypatch):
     """As it says; one that does not is reported."""
-    runs = [EngineInfo("mine", ("cat",), 640, "openvino", "bf16", "CPU", 1, 8), TimeoutError()]
+    runs = [EngineInfo("mine", ("cat",), 640, "openvino", "bf16", "CPU", 1, 8, weights="0a1b2c3d"), TimeoutError()]
 
     def result(**_):
         answer = runs.pop(0)
@@ -77,7 +77,7 @@ def test_the_model_of_an_application(monkeypatch):
     monkeypatch.setattr(cluster_run.serve, "status", lambda: SimpleNamespace(applications={"app": running}))
     monkeypatch.setattr(cluster_run.serve, "get_app_handle", lambda _: handle)
     _, made_by = cluster_run._through(args_of("--through", "app"))
-    assert made_by == {"model": "mine", "weights": None, "engine": "openvino", "precision": "bf16"}
+    assert made_by == {"model": "mine", "weights": "0a1b2c3d", "engine": "openvino", "precision": "bf16"}
     with pytest.raises(InputsError, match="--through app: it does not say which model it runs"):
         cluster_run._through(args_of("--through", "app"))
 
