@@ -5,9 +5,9 @@
     seccomp     an allow-list of system calls: memory, threads, time, reading and writing open files. All others fail with EPERM, and so do
                 memory that the limit of a process does not count (shared, or growing as a stack does) and signals to other processes
 
-Both can only remove rights, need no privileges, and apply to all threads and children. Codecs are C code that reads untrusted bytes: an
-attacker who takes over a decoder can only answer on its socket. Needs x86-64 or arm64, and Linux 5.13 for Landlock; elsewhere the process
-runs without, and `confine_process` returns what is missing.
+Both can only remove rights, need no privileges, and apply to children; seccomp to all threads, Landlock to the calling one and those it
+starts. Codecs are C code that reads untrusted bytes: an attacker who takes over a decoder can only answer on its socket. Needs x86-64 or
+arm64, and Linux 5.13 for Landlock; elsewhere the process runs without, and `confine_process` returns what is in effect.
 
 Sources: Linux `include/uapi/linux/{landlock,seccomp,filter,audit}.h`, `Documentation/userspace-api/{landlock,seccomp_filter}.rst`.
 """
