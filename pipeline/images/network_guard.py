@@ -40,7 +40,8 @@ REFUSED_HOST_MESSAGE = (
 """The same message for private and for unknown hosts, so that it does not reveal the names of an internal network."""
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
-"""Takes host and port, returns the host's addresses; raises socket.gaierror, with EAI_AGAIN if a retry may work."""
+"""Takes host and port, returns the host's addresses; raises socket.gaierror, with EAI_AGAIN if a retry may work, or
+TimeoutError."""
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):

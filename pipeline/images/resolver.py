@@ -17,7 +17,12 @@ from aiodns.error import ARES_EBADNAME, ARES_ENODATA, ARES_ENOTFOUND, ARES_ETIME
 LOOKUP_TIMEOUT_S, LOOKUP_TRIES = 1.5, 2
 """Timeout of one query to one name server, seconds, and number of tries. The URL's `connect_timeout_s` bounds the whole look-up."""
 MAX_LOOKUPS_PER_DOMAIN = 8
-"""Concurrent look-ups per domain (the last two labels of a name); others wait."""
+"""Concurrent look-ups per domain; others wait."""
+
+
+def domain_of(name: str) -> str:
+    """The last two labels of a name, in lower case."""
+    return ".".join(name.lower().rstrip(".").rsplit(".", 2)[-2:])
 
 
 class DnsResolver:
@@ -36,7 +41,7 @@ class DnsResolver:
             socket.gaierror: EAI_NONAME if the name has no address, EAI_AGAIN if the name servers have no answer.
             TimeoutError: no name server answered.
         """
-        domain = ".".join(host.lower().rstrip(".").rsplit(".", 2)[-2:])
+        domain = domain_of(host)
         self._interested[domain] += 1
         try:
             async with self._turns.setdefault(domain, asyncio.Semaphore(MAX_LOOKUPS_PER_DOMAIN)):

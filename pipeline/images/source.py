@@ -11,6 +11,7 @@ import pybase64
 
 from pipeline.errors import FetchError, ImageError
 from pipeline.images.decode import DecodeLimits, check_byte_count
+from pipeline.images.resolver import domain_of
 
 _SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]*):", re.IGNORECASE)
 _DATA_URL = re.compile(
@@ -26,12 +27,12 @@ def is_url(image: object) -> bool:
 
 
 def url_host(url: str) -> str:
-    """Domain (the last two labels of the name, or the address) and port of a URL, to tell hosts apart."""
+    """Domain, or address, and port of a URL, to tell hosts apart."""
     with suppress(ValueError):
         parts = urlsplit(url.strip())
-        name, port = (parts.hostname or "").rstrip("."), parts.port or parts.scheme
+        name, port = parts.hostname or "", parts.port or parts.scheme
         is_address = ":" in name or name.replace(".", "").isdigit()
-        return f"{name if is_address else '.'.join(name.rsplit('.', 2)[-2:])}:{port}"
+        return f"{name if is_address else domain_of(name)}:{port}"
     return url  # malformed: refused when it is fetched
 
 
