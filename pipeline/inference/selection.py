@@ -132,10 +132,12 @@ def _best_per_level(scores: NDArray[np.float32], levels: NDArray[np.int64]) -> N
 
 @compiled
 def _reached_by_enough(scores: NDArray[np.float32]) -> np.float32:
-    """A score that CANDIDATES_PER_LEVEL of these scores reach, or few more; 0 if there are not so many. By bisection.
+    """A score that CANDIDATES_PER_LEVEL of these scores reach, or few more; 0 if there are not more. By bisection.
 
     `np.partition` takes 5 s to compile.
     """
+    if len(scores) <= CANDIDATES_PER_LEVEL:
+        return np.float32(0)
     low, high = np.float32(0), _ONE
     while True:
         middle = (low + high) / np.float32(2)
