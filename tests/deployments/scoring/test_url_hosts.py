@@ -133,3 +133,4 @@ async def test_nothing_is_left_of_any_traffic(seed):
     for task in fetches.tasks:
         task.cancel()
     await fetches.outcomes()
+    assert (fetches.hosts.waiting, fetches.hosts._hosts) == (0, {})
