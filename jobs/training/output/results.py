@@ -59,7 +59,12 @@ def newest_checkpoint(work_dir: Path) -> Path | None:
     newest = work_dir / Path(pointer.read_text().strip()).name if pointer.is_file() else None
     if newest and newest.is_file():
         return newest
-    return max(work_dir.glob("iter_*.pth"), key=lambda path: step_of(path.name), default=None)
+    return _last_saved(work_dir)
+
+
+def _last_saved(work_dir: Path, but: Path | None = None) -> Path | None:
+    """The checkpoint with the most steps, other than `but`."""
+    return max((path for path in work_dir.glob("iter_*.pth") if path != but), key=lambda path: step_of(path.name), default=None)
 
 
 def required_checkpoint(work_dir: Path) -> Path:
@@ -132,11 +137,6 @@ def _read(path: Path) -> dict[str, Any]:
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # torch seeks to before the beginning of a cut file
             raise
-        others = sorted(
-            (other for other in path.parent.glob("iter_*.pth") if other != path), key=lambda other: step_of(other.name)
-        )
-        reason = str(error).partition("\n")[0]
-        remedy = (
-            f"Move it away: --resume then continues from {others[-1].name}" if others else "Start a new run in another folder"
-        )
+        before, reason = _last_saved(path.parent, but=path), str(error).partition("\n")[0]
+        remedy = f"Move it away: --resume then continues from {before.name}" if before else "Start a new run in another folder"
         raise ValueError(f"{path}: not a whole checkpoint ({reason}). {remedy}.") from error
