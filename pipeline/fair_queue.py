@@ -27,8 +27,7 @@ class FairQueue(Generic[Item]):
 
     def __init__(self) -> None:
         self._queues: dict[str, deque[Item]] = {}  # none is empty
-        self._turns: dict[str, tuple[float, float]] = {}
-        """For each caller its turns, halved every HALF_LIFE_S, and the time of the last one."""
+        self._recent: dict[str, float] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))
@@ -43,9 +42,12 @@ class FairQueue(Generic[Item]):
         return tuple(sorted(self._queues, key=self.recent_turns))
 
     def recent_turns(self, caller: str) -> float:
-        """How many turns a caller had lately; older ones count less."""
-        turns, at = self._turns.get(caller, (0.0, 0.0))
-        return turns * math.exp2((at - time.monotonic()) / HALF_LIFE_S)
+        """How many turns a caller had lately, to compare with others': a turn counts half as much as one HALF_LIFE_S later.
+
+        It is log2 of the sum of 2 ** (time of the turn / HALF_LIFE_S), so it does not depend on when it is read ("forward decay", Cormode
+        et al. 2009). -inf without a turn.
+        """
+        return self._recent.get(caller, -math.inf)
 
     def count(self, caller: str) -> int:
         """Number of a caller's waiting items."""
@@ -58,7 +60,8 @@ class FairQueue(Generic[Item]):
     def pop(self, caller: str | None = None) -> Item:
         """Remove and return the next item, or a caller's next one."""
         caller = self.callers[0] if caller is None else caller
-        self._turns[caller] = self.recent_turns(caller) + 1, time.monotonic()
+        now = time.monotonic() / HALF_LIFE_S
+        self._recent[caller] = now + math.log2(1 + math.exp2(self.recent_turns(caller) - now))
         queue = self._queues[caller]
         item = queue.popleft()
         if not queue:
@@ -194,7 +197,7 @@ class RecentCallers:
 
         Args:
             caller: if it is not one of the recent callers, it must leave room for them.
-            recent_turns: returns how many turns a caller had lately.
+            recent_turns: `FairQueue.recent_turns`.
         """
         others = self.others_than(caller)
         return bool(others) and (
