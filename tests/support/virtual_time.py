@@ -1,14 +1,11 @@
-"""An event loop whose clock jumps to the next timer: minutes of waiting take milliseconds, and always go the same way."""
+"""An event loop whose clock jumps to the next timer: minutes of waiting take milliseconds, and always go the same way, however busy the
+machine is.
+"""
 
 import asyncio
 import selectors
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
-
-import pytest
-
-Result = TypeVar("Result")
+from unittest import mock
 
 
 class _JumpingSelector(selectors.DefaultSelector):
@@ -24,15 +21,16 @@ class _JumpingSelector(selectors.DefaultSelector):
         return ready
 
 
-def run(work: Callable[[], Coroutine[Any, Any, Result]], monkeypatch: pytest.MonkeyPatch) -> Result:
-    """Run a coroutine on such a loop; `time.time` and `time.monotonic` follow its clock."""
-    selector = _JumpingSelector()
-    loop = asyncio.SelectorEventLoop(selector)
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "time", lambda: selector.now)
-        for clock in ("time", "monotonic"):
-            patch.setattr(time, clock, lambda: selector.now)
-        try:
-            return loop.run_until_complete(work())
-        finally:
-            loop.close()
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """For code that runs on one thread and waits only for timers. While it runs, `time.time` and `time.monotonic` follow its clock."""
+
+    def __init__(self) -> None:
+        self._jumping = _JumpingSelector()
+        super().__init__(self._jumping)
+
+    def time(self) -> float:
+        return self._jumping.now
+
+    def run_forever(self) -> None:
+        with mock.patch.multiple(time, time=self.time, monotonic=self.time):
+            super().run_forever()

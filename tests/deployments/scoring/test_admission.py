@@ -5,8 +5,7 @@ import time
 
 import pytest
 
-from deployments.scoring import admission
-from deployments.scoring.admission import Admission, SlotLane
+from deployments.scoring.admission import MAX_SPACING_S, STARTS_AT_ONCE, Admission, SlotLane
 from deployments.settings import IngressSettings
 from deployments.task import RequestContext
 from pipeline.errors import Overloaded
@@ -26,20 +25,17 @@ async def start_together(lane, count, work_s, caller=""):
     return started
 
 
-async def test_a_burst_is_spread(monkeypatch):
+async def test_a_burst_is_spread():
     """The first ones start at once, the others at intervals; so what ends together is not replaced together."""
-    monkeypatch.setattr(admission, "MAX_SPACING_S", 0.02)
     started = await start_together(SlotLane("url", 256, slots=32), 20, 1.0)
-    assert sum(at_s < 0.015 for at_s in started) <= admission.STARTS_AT_ONCE
-    assert started[-1] >= 0.02 * (19 - admission.STARTS_AT_ONCE)
+    assert started == pytest.approx([max(0, place - STARTS_AT_ONCE + 1) * MAX_SPACING_S for place in range(20)])
 
 
-async def test_fast_images_start_fast(monkeypatch):
+async def test_fast_images_start_fast():
     """Once their pace is known, they start at up to twice that."""
-    monkeypatch.setattr(admission, "MAX_SPACING_S", 0.2)
     lane = SlotLane("url", 256, slots=32)
-    await start_together(lane, 10, 0.001)
-    assert (await start_together(lane, 20, 0.001))[-1] < 0.2
+    await start_together(lane, STARTS_AT_ONCE, 0.008)  # one a millisecond
+    assert (await start_together(lane, 20, 0.001))[-1] == pytest.approx((20 - STARTS_AT_ONCE) * 0.0005, rel=0.2)
 
 
 async def test_a_lane_that_was_hardly_used_is_not_expected_to_be_slow():
@@ -48,7 +44,7 @@ async def test_a_lane_that_was_hardly_used_is_not_expected_to_be_slow():
     for _ in range(10):
         await start_together(lane, 1, 0.05)
     lane.add("", 1)
-    assert 0.05 < lane.expected_s(64, "") < 1.0
+    assert lane.expected_s(64, "") == pytest.approx(65 / 32 * 0.05)
 
 
 async def test_a_caller_is_expected_to_have_its_share_only():
@@ -57,12 +53,12 @@ async def test_a_caller_is_expected_to_have_its_share_only():
     lane.set_share(0.25)
     await start_together(lane, 20, 0.05, "loud")
     lane.add("loud", 1)
-    assert lane.expected_s(19, "loud") > 0.4
+    assert lane.expected_s(19, "loud") == pytest.approx(20 / 2 * 0.05, rel=0.1)
 
 
 async def test_one_at_a_time_is_not_spread():
     """Large images wait for each other anyway."""
-    assert (await start_together(SlotLane("large", 16), 12, 0.001))[-1] < 1.0
+    assert await start_together(SlotLane("large", 16), 12, 0.001) == pytest.approx([place * 0.001 for place in range(12)])
 
 
 async def test_images_cancelled_before_they_start_delay_no_others():
@@ -74,7 +70,7 @@ async def test_images_cancelled_before_they_start_delay_no_others():
         for task in burst:
             task.cancel()
         await asyncio.gather(*burst, return_exceptions=True)
-    assert (await start_together(lane, 1, 0.0))[0] < 1.0 + 20 * admission.STARTS_AT_ONCE * admission.MAX_SPACING_S
+    assert (await start_together(lane, 1, 0.0))[0] < 1.0 + 20 * STARTS_AT_ONCE * MAX_SPACING_S
 
 
 @pytest.mark.parametrize(
