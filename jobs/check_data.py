@@ -88,9 +88,10 @@ def _decode_all(images: Path, document: dict[str, Any]) -> tuple[list[str], list
     names = [photo["file_name"] for photo in document["images"]]
     found = thumbnails([images / name for name in names])
     places = originals(found.bgr)
-    twins = [names[place] for copy in np.flatnonzero(places >= 0) for place in (places[copy], copy)]
+    twins = np.flatnonzero(places >= 0)
+    shown = dict.fromkeys(names[place] for copy in twins for place in (places[copy], copy))
     what = "photos that are copies of others, also in another size or format"
-    copies = [Odd(what, len(twins) // 2, tuple(twins[:4]))] if twins else []
+    copies = [Odd(what, len(twins), tuple(shown)[:4])] if twins.size else []
     rotated = [names[place] for place in np.flatnonzero(found.changed_unseen)]
     what = "photos rotated or mirrored by their EXIF orientation, of the same size as before: do the outlines fit?"
     return found.faults, [*copies, *([Odd(what, len(rotated), tuple(rotated[:4]))] if rotated else [])]

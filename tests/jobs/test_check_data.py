@@ -60,12 +60,12 @@ def test_photos_that_cannot_be_decoded_are_named(tiny_coco, tmp_path, capsys):
     whole = (tmp_path / "photos" / "3.png").read_bytes()
     for name in ("3.png", "4.png"):
         (tmp_path / "photos" / name).write_bytes(whole[:200])
-    shutil.copy(tmp_path / "photos" / "1.png", tmp_path / "photos" / "2.png")
-    shutil.copy(tmp_path / "photos" / "1.png", tmp_path / "photos" / "nobody's <b>.png")
+    for copy in ("2.png", "5.png", "nobody's <b>.png"):
+        shutil.copy(tmp_path / "photos" / "1.png", tmp_path / "photos" / copy)
     assert check(tmp_path, tiny_coco / "coco.json", tmp_path / "photos") == 1
     said = capsys.readouterr().out
     assert re.findall(r"cannot be decoded: \S*(\d\.png): not a readable photo", said) == ["3.png", "4.png"]
-    assert "1 photos that are copies of others, also in another size or format (first: 1.png, 2.png)" in said
+    assert "2 photos that are copies of others, also in another size or format (first: 1.png, 2.png, 5.png)" in said
     assert "1 photos in the folder that the annotations do not name (first: nobody's <b>.png)" in said
     assert "nobody's <b>" not in (tmp_path / "new" / "check.html").read_text(encoding="utf-8")
 
