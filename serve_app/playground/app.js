@@ -77,7 +77,8 @@ function tell(error) {
   const known = error instanceof ServiceError ? error : new ServiceError("page_error", String(error));
   $("error-code").textContent = known.code;
   $("error-status").textContent = known.status ? `HTTP ${known.status}` : "";
-  $("error-message").textContent = known.message + (known.requestId ? ` (request ${known.requestId})` : "");
+  const request = known.requestId ? ` (request ${known.requestId})` : "";
+  $("error-message").textContent = `${state.photo ? `${state.photo.name}: ` : ""}${known.message}${request}`;
   $("error-remedy").textContent = known.remedy;
   $("retry").hidden = !state.photo;
   $("error").hidden = false;

@@ -206,6 +206,7 @@ def test_an_error_has_code_and_remedy_and_can_be_tried_again(page, service):
     page.wait_for_selector("#error:not([hidden])")
     assert page.locator("#error").get_attribute("role") == "alert"
     assert text(page, "#error-code") == "image_not_decodable"
+    assert text(page, "#error-message").startswith("photo.png: The image's header is damaged.")
     assert "save it again as JPEG" in text(page, "#error-remedy")
     page.locator("#retry").click()
     page.wait_for_selector("#result:not([hidden])")
