@@ -63,9 +63,12 @@ def expected(logits, distances, thresholds, scaled_wh, max_detections, places=PL
     thresholds=st.lists(st.sampled_from([0.0, 0.05, 0.3, 0.9, 1.0]), min_size=4, max_size=4),
     scaled_wh=st.sampled_from([(SIZE, SIZE), (SIZE, 20), (7, SIZE)]),
     max_detections=st.sampled_from([1, 7, 300]),
+    step=st.sampled_from([1e-3, 8.0]),
 )
-def test_it_selects_what_the_definition_says(seed, classes, spread, thresholds, scaled_wh, max_detections):
+def test_it_selects_what_the_definition_says(seed, classes, spread, thresholds, scaled_wh, max_detections, step):
+    """Also with boxes on a coarse grid, of which many have exactly the IoU at which suppression begins."""
     logits, distances = outputs(seed, classes, spread)
+    distances = np.float32(step) * np.rint(distances / np.float32(step))
     limits = np.float32(thresholds[:classes])
     selected = select(logits, distances, limits, PLACES, SIZE, scaled_wh, max_detections)
     rows = expected(logits, distances, limits, scaled_wh, max_detections)
