@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from pipeline.compiled import compiled
 from pipeline.masks.field import FINE_CELLS, find_window, place_samples, sample_field
-from pipeline.masks.outline import Outline, find_holes, keep_rings, ring_areas
+from pipeline.masks.outline import Outline, keep_rings, ring_areas
 from pipeline.types import MASK_STRIDE_PX
 
-SMALLEST_PART_PX2 = 1.0
-"""Smaller parts are dropped: a pixel mask would not contain them either."""
+SMALLEST_RING_PX2 = 1.0
+"""Smaller parts and holes are dropped: a pixel mask would not contain them either."""
 
 
 @compiled
@@ -45,7 +45,7 @@ def trace(logits: NDArray[np.float32], scaled_hw: tuple[int, int], original_hw: 
     rings = _trace_rings(
         samples, _to_original(x, scaled_hw[1], original_hw[1]), _to_original(y, scaled_hw[0], original_hw[0]), fill_holes
     )
-    return keep_rings(rings, find_holes(rings.parents) | (ring_areas(rings) >= SMALLEST_PART_PX2))
+    return keep_rings(rings, ring_areas(rings) >= SMALLEST_RING_PX2)
 
 
 @compiled

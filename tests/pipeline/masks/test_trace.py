@@ -74,10 +74,15 @@ def test_blob_matches_the_full_size_mask(ellipse, hw):
     assert outline.area == pytest.approx(mask.sum(), abs=0.2 * network_pixel * outline.length + 2)
 
 
-def test_full_image_is_one_rectangle():
-    """A mask everywhere positive is the image itself, corner to corner."""
-    (ring,) = mask_logits_to_rings(np.full(VGA.mask_grid_hw, 3, np.float16), VGA, tolerance_px=0.5)
-    assert sorted(map(tuple, ring.points.tolist())) == [(0, 0), (0, 480), (640, 0), (640, 480)]
+@pytest.mark.parametrize("hw", [(480, 640), (312, 645), (315, 722)], ids=str)
+def test_full_image_is_one_rectangle(hw):
+    """A mask everywhere positive is the image itself, corner to corner, whatever rounding the scale causes; no point comes twice."""
+    letterbox, (height, width) = letterbox_of(*hw), hw
+    logits = np.full(letterbox.mask_grid_hw, 3, np.float16)
+    traced = trace_outline(logits, letterbox).points
+    assert len(traced) == len(np.unique(traced, axis=0))
+    (ring,) = mask_logits_to_rings(logits, letterbox, tolerance_px=0.5)
+    assert sorted(map(tuple, ring.points.tolist())) == [(0, 0), (0, height), (width, 0), (width, height)]
 
 
 @pytest.mark.parametrize("hw", [(480, 640), (3000, 4000), (333, 5000), (5000, 333), (100, 30)])
