@@ -67,18 +67,20 @@ def cli_errors(program: str, *more: type[Exception], status: int = 1) -> Callabl
 
 
 def check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | str | None]) -> None:
-    """Refuse to write over a file that the command reads, or to write two outputs to one file.
+    """Refuse to write over a file that the command reads, two outputs to one file, or a file where a folder is.
 
     Args:
         outputs: files to write, by argument; None for those not asked for.
         inputs: what the command reads, by argument; names that are not files are ignored.
     Raises:
-        CommandFault: two arguments are the same file, also by links.
+        CommandFault: two arguments are the same file, also by links, or an output is a folder.
     """
     seen = {Path(path).resolve(): name for name, path in inputs.items() if path is not None and Path(path).is_file()}
     for name, path in outputs.items():
         if path is None:
             continue
+        if path.is_dir():
+            raise CommandFault(f"{name}: {path} is a folder: name a file in it")
         other = seen.setdefault(path.resolve(), name)
         if other != name:
             raise CommandFault(

@@ -17,9 +17,10 @@ from collections.abc import Sequence
 
 import torch
 
-from jobs.command_line import print_any_name, reason_of, status_of
+from jobs.command_line import DISK_FULL, print_any_name, reason_of, status_of
 from jobs.training.cluster import finetune_on_cluster
 from jobs.training.loop.allocator import keep_freed_memory
+from jobs.training.output.results import newest_checkpoint
 from jobs.training.run import finetune
 from jobs.training.settings import settings_from_args
 from pipeline.errors import ServiceError
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except (ServiceError, ValueError, OSError) as error:
         reason = reason_of(error).rstrip().rsplit("\n", 1)[-1]  # a loader process sends its whole traceback in the message
+        if isinstance(error, OSError) and error.errno in DISK_FULL and newest_checkpoint(settings.work_dir):
+            reason += ", with --resume"
         print(f"jobs.finetune: {reason.removeprefix('jobs.annotations.report.AnnotationsError: ')}", file=sys.stderr)
         return 2
     return 128 + stopped_by if stopped_by else 0

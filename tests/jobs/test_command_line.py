@@ -98,6 +98,8 @@ def test_an_output_is_not_another_file_of_the_command(tmp_path):
     new = tmp_path / "new.json"
     with pytest.raises(CommandFault, match="--output and --save-results are the same file"):
         check_outputs({"--save-results": new, "--output": new}, inputs)
+    with pytest.raises(CommandFault, match=r"--output: .* is a folder"):
+        check_outputs({"--output": tmp_path}, inputs)
 
 
 @pytest.mark.parametrize(

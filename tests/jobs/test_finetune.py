@@ -1,5 +1,6 @@
 """A real training of a few steps on generated pictures."""
 
+import errno
 import itertools
 import json
 import os
@@ -438,6 +439,20 @@ def test_a_full_disk_loses_no_checkpoint(tiny_coco, tmp_path, capsys, monkeypatc
     (tmp_path / "last_checkpoint").write_text("")
     measured_as(monkeypatch, [0.4])
     assert finetune.main(arguments(tiny_coco, tmp_path, *more, "--resume")) == 0
+
+
+def test_the_command_to_give_after_a_full_disk_is_named(tiny_coco, tmp_path, capsys, monkeypatch):
+    """With --resume where there is a checkpoint: without it a folder that holds a run is refused."""
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device", "iter_2.pth")
+
+    monkeypatch.setattr(finetune, "finetune", full)
+    for files, command in (((), "the same command again\n"), (("iter_1.pth",), "the same command again, with --resume\n")):
+        for name in files:
+            (tmp_path / name).touch()
+        assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "2")) == 2
+        assert capsys.readouterr().err.endswith(f"give {command}")
 
 
 @pytest.mark.parametrize("workers", [None, "0", "1"])

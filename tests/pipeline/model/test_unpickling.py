@@ -91,6 +91,14 @@ def test_truncated_file_is_named(path):
         unpickle_tensors(path)
 
 
+@pytest.mark.parametrize("data", [b"abc" * 99, b"]a.", b"\x80\x02s."], ids=["text", "no mark", "empty stack"])
+def test_bytes_that_are_no_pickle_are_named(path, data):
+    """torch's unpickler raises IndexError and others on these."""
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"model\.pth"):
+        unpickle_tensors(path)
+
+
 def test_zip_without_pickle_is_named(path):
     """torch reads a zip file, but finds no pickle in it."""
     with zipfile.ZipFile(path, "w") as archive:
