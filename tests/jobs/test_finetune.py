@@ -441,6 +441,16 @@ def test_a_full_disk_loses_no_checkpoint(tiny_coco, tmp_path, capsys, monkeypatc
     assert finetune.main(arguments(tiny_coco, tmp_path, *more, "--resume")) == 0
 
 
+def test_a_run_killed_while_it_saves_a_better_checkpoint_keeps_the_best(tiny_coco, tmp_path, monkeypatch):
+    measured_as(monkeypatch, [0.4])
+    more = ["--steps", "1", "--val-every", "1", *validated(tiny_coco)]
+    assert finetune.main(arguments(tiny_coco, tmp_path, *more)) == 0
+    best = tmp_path / "best_mask_ap_iter_1.pth"
+    best.rename(best.with_suffix(".spare"))
+    assert finetune.main(arguments(tiny_coco, tmp_path, *more, "--resume")) == 0
+    assert best.is_file()
+
+
 def test_the_command_to_give_after_a_full_disk_is_named(tiny_coco, tmp_path, capsys, monkeypatch):
     """With --resume where there is a checkpoint: without it a folder that holds a run is refused."""
 

@@ -31,6 +31,9 @@ class SavingHook(CheckpointHook):
         super().before_train(runner)
         if self.save_best and self.best_ckpt_path:
             self.best_ckpt_path = str(Path(self.out_dir) / Path(self.best_ckpt_path).name)
+            spare = Path(self.best_ckpt_path).with_suffix(".spare")
+            if spare.exists() and is_main_process():  # the run was killed while it saved a better one
+                spare.replace(self.best_ckpt_path)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
         """mmengine deletes the best checkpoint before it saves the new one: where that fails, the old one comes back."""
