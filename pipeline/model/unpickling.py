@@ -39,9 +39,7 @@ def unpickle_tensors(path: Path) -> dict[str, Any]:
         refused = re.search(r"unsupported [^\n]*?(?= was not| whose|$)", str(error), re.IGNORECASE | re.MULTILINE)
         reason = refused[0] if refused else "its pickle is damaged"
         raise CheckpointError(f"{path.name}: refused, a checkpoint may only hold tensors and log history: {reason}") from error
-    except (
-        Exception
-    ) as error:  # torch's unpickler also raises IndexError, AssertionError and others where the bytes are no pickle
+    except Exception as error:  # of any type, where the bytes are no pickle
         reason = other_kind(path) or str(error) or type(error).__name__
         raise CheckpointError(f"{path.name}: not a readable PyTorch checkpoint ({reason}).") from error
     if not isinstance(content, dict):
