@@ -8,7 +8,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.masks.outline import mask_area, to_shapely
+from pipeline.masks.outline import Outline, mask_area, to_shapely
 from tests.support.mask_examples import ellipse_logits, letterbox_of, rough_masks, simplify_outline, trace_outline
 
 VGA = letterbox_of(480, 640)
@@ -57,6 +57,36 @@ def test_small_objects_keep_their_shape():
     """One pixel is a lot to a small blob: its tolerance shrinks with it."""
     outline = trace_outline(ellipse_logits(VGA, (40, 30, 1.5, 1.5)), VGA)
     assert mask_area(simplify_outline(outline, 1.0)) == pytest.approx(mask_area(outline), rel=0.02)
+
+
+def _rings(*rings: list[tuple[float, float]]) -> Outline:
+    """The first ring with the others as its holes."""
+    ends = np.cumsum([0, *map(len, rings)])
+    return Outline(np.concatenate(rings).astype(np.float64), ends, np.array([-1] + [0] * (len(rings) - 1)))
+
+
+@pytest.mark.parametrize(("side", "points"), [(400, 4), (200, 4), (100, 5)])
+def test_below_a_side_of_200_px_the_tolerance_shrinks_with_the_side(side, points):
+    """A corner that is 0.6 px high."""
+    roof = _rings([(0, 0), (side / 2, -0.6), (side, 0), (side, side), (0, side)])
+    assert len(simplify_outline(roof, 1.0).points) == points
+
+
+def test_a_ring_smaller_than_the_tolerance_keeps_three_points():
+    simple = simplify_outline(_rings(_square(0, 0, 400), _square(200, 200, 10)), 20.0)
+    assert len(simple.parents) == 2
+    assert np.diff(simple.ends).min() >= 3
+
+
+def test_a_hole_stays_inside():
+    """In a bump that is lower than the tolerance: without it no line would cross another, but the hole would lie outside."""
+    bump = _rings([(0, 0), (190, 0), (190, -15), (210, -15), (210, 0), (400, 0), (400, 400), (0, 400)], _square(199, -9, 4))
+    assert to_shapely(bump).is_valid
+    assert to_shapely(simplify_outline(bump, 20.0)).is_valid
+
+
+def _square(left: float, top: float, side: float) -> list[tuple[float, float]]:
+    return [(left, top), (left + side, top), (left + side, top + side), (left, top + side)]
 
 
 def test_a_larger_tolerance_gives_fewer_points():
