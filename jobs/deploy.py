@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status: 0 the new model serves, 1 it does not and what ran before does."""
     args = _parser().parse_args(argv)
+    if not args.checkpoint.is_file():
+        raise CommandFault(
+            f"there is no file {args.checkpoint}. (A model by its name: `model.name` in {args.config}, then `serve deploy`.)"
+        )
     checkpoint = load_checkpoint(args.checkpoint)
     checkpoint.network()  # raises where weights are missing or do not fit
     spec = checkpoint.spec

@@ -45,6 +45,11 @@ def test_configurations_without_a_place_for_it(text, said):
         with_model(text, "other", "/m.safetensors")
 
 
+def test_a_name_is_no_file(capsys):
+    assert main([MODEL, "--config", str(SHIPPED_CONFIG)]) == 1
+    assert f"there is no file {MODEL}. (A model by its name: `model.name` in" in capsys.readouterr().err
+
+
 def test_addresses_and_labels():
     assert address_of(CONFIG, "rtmdet-ins") == "http://127.0.0.1:8000"
     for host, told in (("0.0.0.0", "127.0.0.1"), ("'::1'", "[::1]")):

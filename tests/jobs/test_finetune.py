@@ -225,7 +225,7 @@ def test_a_share_of_the_photos_is_measured_on(tiny_coco, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "train.json: 4 photos" in told
     assert "val.json: 2 photos" in told
-    assert "val: box 0.0 mask 0.0, nothing found yet" in told
+    assert "val: box 0.0 mask 0.0, mask_ap 0 so far" in told
     assert "ERROR" not in told
     assert (tmp_path / "curve.png").stat().st_size > 1000
 
@@ -441,7 +441,8 @@ def test_a_full_disk_loses_no_checkpoint(tiny_coco, tmp_path, capsys, monkeypatc
     assert finetune.main(arguments(tiny_coco, tmp_path, *more, "--resume")) == 0
 
 
-def test_a_run_killed_while_it_saves_a_better_checkpoint_keeps_the_best(tiny_coco, tmp_path, monkeypatch):
+def test_a_run_killed_while_it_saves_a_better_checkpoint_keeps_the_best(tiny_coco, tmp_path, capsys, monkeypatch):
+    """Where that is gone for good, it is said."""
     measured_as(monkeypatch, [0.4])
     more = ["--steps", "1", "--val-every", "1", *validated(tiny_coco)]
     assert finetune.main(arguments(tiny_coco, tmp_path, *more)) == 0
@@ -449,6 +450,10 @@ def test_a_run_killed_while_it_saves_a_better_checkpoint_keeps_the_best(tiny_coc
     best.rename(best.with_suffix(".spare"))
     assert finetune.main(arguments(tiny_coco, tmp_path, *more, "--resume")) == 0
     assert best.is_file()
+    best.unlink()
+    capsys.readouterr()
+    assert finetune.main(arguments(tiny_coco, tmp_path, *more, "--resume")) == 0
+    assert f"{best}, the best measured, is gone" in capsys.readouterr().out
 
 
 def test_the_command_to_give_after_a_full_disk_is_named(tiny_coco, tmp_path, capsys, monkeypatch):
@@ -570,7 +575,7 @@ def test_without_any_ap_the_last_is_the_result(tiny_coco, tmp_path, capsys, monk
     assert finetune.main(arguments(tiny_coco, tmp_path, "--steps", "2", "--val-every", "1", *validated(tiny_coco))) == 0
     told = capsys.readouterr().out
     assert "written after 2 steps.\n" in told
-    assert "No validation has found any object" in told
+    assert "mask_ap is 0 so far: train for more steps" in told
 
 
 def test_a_moved_run_can_be_resumed(tiny_coco, tmp_path, capsys, monkeypatch):

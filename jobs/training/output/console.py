@@ -110,7 +110,7 @@ class ReportMeasurements(Hook):
         """Print box and mask AP in per cent, and the best so far."""
         measured, recorded = metrics or {}, runner.message_hub.runtime_info
         score, step = recorded.get("best_score", 0), step_of(recorded.get("best_ckpt", ""))
-        best = f"best {self._best_metric} {per_cent(score)} at step {step}" if score > 0 else "nothing found yet"
+        best = f"best {self._best_metric} {per_cent(score)} at step {step}" if score > 0 else f"{self._best_metric} 0 so far"
         runner.logger.info(f"val: box {per_cent(measured.get('box_ap'))} mask {per_cent(measured.get('mask_ap'))}, {best}")
         draw_curve(runner.message_hub.log_scalars, runner.iter, Path(runner.work_dir) / CURVE_NAME)
 

@@ -111,17 +111,21 @@ def export(work_dir: Path) -> Path:
     saved = _read(chosen)
     recorded, lasting = saved.get("message_hub", {}).get("runtime_info", {}), saved.get("meta", {}).get("lasting", {})
     best = work_dir / Path(recorded.get("best_ckpt", "")).name
+    metric = lasting.get("best metric", "AP")
     if recorded.get("best_score", 0) > 0 and best.is_file():  # with 0 throughout the first one counts as the best
-        chosen, why = best, f", the best measured ({lasting.get('best metric', 'AP')} {per_cent(recorded['best_score'])})"
+        chosen, why = best, f", the best measured ({metric} {per_cent(recorded['best_score'])})"
         recorded = _read(best)["message_hub"]["runtime_info"]
     path = work_dir / FINAL_NAME
     save_safetensors(load_checkpoint(chosen), path)
     steps = step_of(chosen.name)
     print(f"{path}: written{f' after {steps} steps' if steps else ''}{why}.", flush=True)
-    if why and "measured" in recorded:
-        print(by_label_table(recorded["measured"]), flush=True)
+    if why:
+        if "measured" in recorded:
+            print(by_label_table(recorded["measured"]), flush=True)
+    elif recorded.get("best_score", 0) > 0:
+        print(f"{best}, the best measured, is gone: these are the last weights.", flush=True)
     elif lasting.get("--val"):
-        print("No validation has found any object so far: train for more steps, or with a higher --lr.", flush=True)
+        print(f"{metric} is 0 so far: train for more steps, or with a higher --lr.", flush=True)
     return path
 
 
