@@ -31,9 +31,8 @@ class SavingHook(CheckpointHook):
         super().before_train(runner)
         if self.save_best and self.best_ckpt_path:
             self.best_ckpt_path = str(Path(self.out_dir) / Path(self.best_ckpt_path).name)
-            spare = Path(self.best_ckpt_path).with_suffix(".spare")
-            if spare.exists() and is_main_process():  # the run was killed while it saved a better one
-                spare.replace(self.best_ckpt_path)
+            if is_main_process():  # the run may have been killed while it saved a better one
+                _put_back(Path(self.best_ckpt_path))
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
         """mmengine deletes the best checkpoint before it saves the new one: where that fails, the old one comes back."""
@@ -59,17 +58,26 @@ def _kept(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    spare = path.with_suffix(".spare")
+    spare = _spare_of(path)
     with suppress(OSError):  # there is no such file, or its file system has no links
         os.link(path, spare)
     try:
         yield
     except OSError:
-        if spare.exists():
-            spare.replace(path)
+        _put_back(path)
         raise
     finally:
         spare.unlink(missing_ok=True)
+
+
+def _put_back(path: Path) -> None:
+    """From its spare, if there is one."""
+    with suppress(FileNotFoundError):
+        _spare_of(path).replace(path)
+
+
+def _spare_of(path: Path) -> Path:
+    return path.with_suffix(".spare")
 
 
 @HOOKS.register_module()
