@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import random
 import threading
 import time
@@ -57,6 +58,7 @@ def test_turns_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     assert drained(queue) == "AAAAAA"
     later = time.monotonic() + 20 * HALF_LIFE_S
     monkeypatch.setattr("time.monotonic", lambda: later)
+    assert queue.recent_turns("A") < later / HALF_LIFE_S + math.log2(0.001)
     for caller in "AABB":
         queue.append(caller, caller)
     assert drained(queue) == "BABA"

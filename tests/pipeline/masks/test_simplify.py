@@ -65,6 +65,10 @@ def _rings(*rings: list[tuple[float, float]]) -> Outline:
     return Outline(np.concatenate(rings).astype(np.float64), ends, np.array([-1] + [0] * (len(rings) - 1)))
 
 
+def _square(left: float, top: float, side: float) -> list[tuple[float, float]]:
+    return [(left, top), (left + side, top), (left + side, top + side), (left, top + side)]
+
+
 @pytest.mark.parametrize(("side", "points"), [(400, 4), (200, 4), (100, 5)])
 def test_below_a_side_of_200_px_the_tolerance_shrinks_with_the_side(side, points):
     """A corner that is 0.6 px high."""
@@ -83,10 +87,6 @@ def test_a_hole_stays_inside():
     bump = _rings([(0, 0), (190, 0), (190, -15), (210, -15), (210, 0), (400, 0), (400, 400), (0, 400)], _square(199, -9, 4))
     assert to_shapely(bump).is_valid
     assert to_shapely(simplify_outline(bump, 20.0)).is_valid
-
-
-def _square(left: float, top: float, side: float) -> list[tuple[float, float]]:
-    return [(left, top), (left + side, top), (left + side, top + side), (left, top + side)]
 
 
 def test_a_larger_tolerance_gives_fewer_points():
